@@ -1,0 +1,49 @@
+# Two commands do everything: `make run` and `make test`. Both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test hygiene bench lab readme lock clean
+
+help:   ## show these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+setup: $(VENV)/.installed   ## create .venv and install the locked dependencies and the package
+
+$(VENV)/.installed: $(LOCK) settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV) (once; later runs start at once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c "import nbdev.cli"
+	@touch $@
+
+run: setup   ## the main job on the shipped sample: forecasts, decisions, an HTML report
+	@$(BIN)/arcpoint report routing
+
+test: setup hygiene   ## notebook hygiene, nbdev_test, pytest
+	@$(BIN)/nbdev_test --n_workers 2
+	@$(BIN)/python -m pytest -n 2 -q tests
+
+hygiene: setup   ## export, clean and README leave no diff
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py
+
+bench: setup   ## speed, measured side by side in one run
+	@$(BIN)/arcpoint bench
+
+lab: setup   ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --ip 127.0.0.1 nbs
+
+readme: setup   ## README.md from nbs/index.ipynb
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py --readme
+
+lock: setup   ## resolve requirements.lock again
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o $(LOCK) > /dev/null
+
+clean:   ## remove .venv, reports and caches
+	@rm -rf $(VENV) reports/out build *.egg-info .pytest_cache .hypothesis
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

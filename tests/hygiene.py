@@ -1,0 +1,48 @@
+"""Notebook hygiene: export, clean and README must leave no diff.
+
+Usage: python tests/hygiene.py [--readme]      --readme only writes README.md from nbs/index.ipynb
+"""
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).parents[1]
+
+
+def readme() -> str:
+    "README.md as nbs/index.ipynb tells it, without its hidden cells."
+    nb = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    nb.cells = [c for c in nb.cells if not c.source.lstrip().startswith(("#| hide", "#| default_exp", "#|hide"))]
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    return "<!-- made from nbs/index.ipynb by `make readme` -->\n" + text.strip() + "\n"
+
+
+def state() -> dict[str, str]:
+    "Hash of every file that export, clean or readme may write."
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("reports/*.ipynb"), *ROOT.glob("arcpoint_ce/**/*.py"), ROOT / "README.md"]
+    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if ".ipynb_checkpoints" not in f.parts}
+
+
+def main() -> int:
+    if "--readme" in sys.argv[1:]:
+        (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+        return 0
+    before = state()
+    for command in (["nbdev_export"], ["nbdev_clean"], ["nbdev_clean", "--fname", "reports"]):
+        subprocess.run(command, cwd=ROOT, check=True)
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    after = state()
+    moved = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))
+    if moved:
+        print("export, clean or README changed these files; look at them and commit them:", *moved, sep="\n  ")
+    else:
+        print(f"hygiene: {len(after)} files, no diff after nbdev_export, nbdev_clean and README")
+    return bool(moved)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
