@@ -41,8 +41,10 @@ class BreakerConfig:
         for k in ("failure_rate", "slow_rate"): _check(self, k, 0., 1., above=True)
         for k in ("open_s", "max_open_s", "max_half_open_s"): _check(self, k, 0., above=True)
         _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
-        if self.min_calls > self.window: raise ValueError(f"BreakerConfig: min_calls {self.min_calls} does not fit the window of {self.window}; widen the window")
-        if self.max_open_s < self.open_s: raise ValueError(f"BreakerConfig: max_open_s {self.max_open_s} is below open_s {self.open_s}; raise it")
+        if self.min_calls > self.window:
+            raise ValueError(f"BreakerConfig: min_calls {self.min_calls} exceeds the window of {self.window}; widen the window")
+        if self.max_open_s < self.open_s:
+            raise ValueError(f"BreakerConfig: max_open_s {self.max_open_s} is below open_s {self.open_s}; raise it")
 
 # %% ../../nbs/routing/02_breaker.ipynb #2e5a4f42
 def _check(
@@ -57,8 +59,9 @@ def _check(
     v = getattr(config, name)
     kind = isinstance(v, int) if whole else isinstance(v, (int, float))
     if kind and not isinstance(v, bool) and low <= v <= high and v < inf and not (above and v == low): return
+    need = f"{'a whole number' if whole else 'a number'} {'above' if above else 'of at least'} {low:g}"
     most = f" and at most {high:g}" if high < inf else ""
-    raise ValueError(f"{type(config).__name__}: {name} must be {'a whole number' if whole else 'a number'} {'above' if above else 'of at least'} {low:g}{most}, got {v!r}")
+    raise ValueError(f"{type(config).__name__}: {name} must be {need}{most}, got {v!r}")
 
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
 class Window:
@@ -92,7 +95,8 @@ def counts(
 ) -> dict:                # the same as counts and rates, for people and for evidence
     "What a window holds, in words. Rates are None while it is empty."
     rate = lambda k: round(k/w.n, 4) if w.n else None
-    return dict(calls=w.n, failed=w.failed, slow=w.slow, failure_rate=rate(w.failed), slow_rate=rate(w.slow), consecutive=w.run)
+    return dict(calls=w.n, failed=w.failed, slow=w.slow, consecutive=w.run,
+                failure_rate=rate(w.failed), slow_rate=rate(w.slow))
 
 # %% ../../nbs/routing/02_breaker.ipynb #f3d74782
 def trouble(
@@ -133,7 +137,8 @@ class Clock:
 # %% ../../nbs/routing/02_breaker.ipynb #1dde705c
 class Ledger(Clock):
     "State and history of one breaker."
-    __slots__ = ("backend", "config", "window", "state", "forced", "since_s", "until_s", "era", "transitions", "late", "late_failed")
+    __slots__ = ("backend", "config", "window", "state", "forced", "since_s", "until_s", "era",
+                 "transitions", "late", "late_failed")
 
     def __init__(self, backend: str, config: BreakerConfig):
         super().__init__()
@@ -176,7 +181,8 @@ class Waits(Ledger):
         if calm or not self.opens: self.opens, self._base_s = 1, c.open_s
         else: self.opens, self._base_s = self.opens + 1, min(self._base_s*c.backoff, c.max_open_s)
         self.wait_s = self._base_s*(1. - c.jitter*self._random.random())
-        return self._move(OPEN, reason, {**evidence, "opens": self.opens, "wait_s": round(self.wait_s, 3)}, self._clock + self.wait_s)
+        evidence = {**evidence, "opens": self.opens, "wait_s": round(self.wait_s, 3)}
+        return self._move(OPEN, reason, evidence, self._clock + self.wait_s)
 
 # %% ../../nbs/routing/02_breaker.ipynb #c42a20a6
 class Trial(Waits):
@@ -232,10 +238,12 @@ class Timed(Judged):
         "Open to half-open after the wait; half-open to open where probes do not come back."
         at, c = self._at(now), self.config
         if at < self.until_s: return False
-        if self.state is OPEN: return self._try(f"waited {at - self.since_s:.1f} s; at most {c.probes} probes at a time may try it")
+        if self.state is OPEN:
+            return self._try(f"waited {at - self.since_s:.1f} s; at most {c.probes} probes at a time may try it")
         self.until_s = (self._busy_s if self.out else at) + c.max_half_open_s
         if at < self.until_s: return False
-        return self._open(f"{self.out} probes out for {c.max_half_open_s:g} s without a verdict", dict(good=self.good, slow=self.slow, failed=0, probes_out=self.out))
+        return self._open(f"{self.out} probes out for {c.max_half_open_s:g} s without a verdict",
+                          dict(good=self.good, slow=self.slow, failed=0, probes_out=self.out))
 
 # %% ../../nbs/routing/02_breaker.ipynb #7b0c5655
 class Forced(Timed):
@@ -249,11 +257,13 @@ class Forced(Timed):
         reason: str,                   # why, a few words for whoever asks later
     ) -> bool:                         # True if anything changed
         "Take over from the rules, or hand back to them. ValueError on an unknown state."
-        if state not in (None, CLOSED, OPEN, HALF_OPEN): raise ValueError(f"state must be {CLOSED!r}, {OPEN!r}, {HALF_OPEN!r} or None, got {state!r}")
+        if state not in (None, CLOSED, OPEN, HALF_OPEN):
+            raise ValueError(f"state must be {CLOSED!r}, {OPEN!r}, {HALF_OPEN!r} or None, got {state!r}")
         self._at(now)
         was, self.forced = self.forced, {CLOSED: CLOSED, OPEN: OPEN}.get(state)
         if state is None and was is None: return False
-        if state == HALF_OPEN or (state is None and was is OPEN): return self._try(f"{'on trial by hand' if state else 'no longer forced open'}: {reason}")
+        if state == HALF_OPEN: return self._try(f"on trial by hand: {reason}")
+        if state is None and was is OPEN: return self._try(f"no longer forced open: {reason}")
         if state == OPEN: return self._move(OPEN, f"forced open: {reason}", counts(self.window))
         return self._close(f"{'forced closed' if state else 'no longer forced closed'}: {reason}", counts(self.window))
 
@@ -265,9 +275,12 @@ class Told(Forced):
     def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
         "What people and programs ask for. Reads only."
         at, ends = max(self._clock, now) if now < inf else self._clock, self.until_s < inf
-        return dict(backend=self.backend, state=self.state, forced=self.forced, reason=self.reason, since_s=self.since_s, evidence=self.transitions[-1].evidence if self.transitions else {},
-                    until_s=self.until_s if ends else None, left_s=round(max(self.until_s - at, 0.), 3) if ends else None,
-                    window=counts(self.window), probes_out=self.out if self.state is HALF_OPEN else 0, late=self.late)
+        return dict(backend=self.backend, state=self.state, forced=self.forced,
+                    reason=self.reason, evidence=dict(self.transitions[-1].evidence) if self.transitions else {},
+                    since_s=self.since_s, until_s=self.until_s if ends else None,
+                    left_s=round(max(self.until_s - at, 0.), 3) if ends else None,
+                    window=counts(self.window), late=self.late,
+                    probes_out=self.out if self.state is HALF_OPEN else 0)
 
 # %% ../../nbs/routing/02_breaker.ipynb #2193077b
 class Breaker(Told):
@@ -293,7 +306,8 @@ class Breaker(Told):
 
     def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
         "An outcome while not closed, or from before the last change of state."
-        if probe and self.state is HALF_OPEN and self.out and (era is None or era == self.era): return self._verdict(ok, slow)
+        if probe and self.state is HALF_OPEN and self.out and (era is None or era == self.era):
+            return self._verdict(ok, slow)
         self.late += 1
         if not ok: self.late_failed += 1
         return False
@@ -325,7 +339,8 @@ class ShedConfig:
         for k in ("start", "floor", "cap"): _check(self, k, 0., 1., above=True)
         _check(self, "stop", 0., 1.); _check(self, "margin", 0., .5, above=True)
         for k in ("dwell_s", "lift"): _check(self, k, 0., above=True)
-        if self.stop >= self.start: raise ValueError(f"ShedConfig: stop {self.stop} must lie below start {self.start}, else it flaps")
+        if self.stop >= self.start:
+            raise ValueError(f"ShedConfig: stop {self.stop} must lie below start {self.start}, else it flaps")
 
 # %% ../../nbs/routing/02_breaker.ipynb #cb04cec6
 @dataclass(frozen=True, slots=True)
@@ -354,8 +369,8 @@ def room(
     config: ShedConfig,
 ) -> dict[str, float]:                 # capacity on offer, by clearly better backend
     "Who is forecast clearly better than `source`, and how much each can be asked to take."
-    better = {t: min((p[source] - q - config.margin)/config.margin, 1.) for t, q in p.items() if p[source] - q > config.margin}
-    return {t: k*capacity[t] for t, k in better.items() if capacity[t] > 0.}
+    least = p[source] - config.margin
+    return {t: min((least - q)/config.margin, 1.)*capacity[t] for t, q in p.items() if q < least and capacity[t] > 0.}
 
 # %% ../../nbs/routing/02_breaker.ipynb #4d7da4a3
 def flows(
@@ -414,8 +429,9 @@ class ShedLog(Clock):
     def describe(self, now: float) -> list[dict]:  # one entry per backend that sheds; fit for JSON
         "Who sheds now, how much, why, and until when at least."
         at = max(self._clock, now) if now < inf else self._clock
-        return [dict(backend=b, state=h.state, multiplier=round(h.multiplier, 4), p_held=round(h.held, 4), reason=h.reason, since_s=h.since_s,
-                     until_s=h.until_s, left_s=round(max(h.until_s - at, 0.), 3)) for b, h in self.holds.items() if h.state is SHEDDING]
+        return [dict(backend=b, state=h.state, multiplier=round(h.multiplier, 4), p_held=round(h.held, 4),
+                     reason=h.reason, since_s=h.since_s, until_s=h.until_s, left_s=round(max(h.until_s - at, 0.), 3))
+                for b, h in self.holds.items() if h.state is SHEDDING]
 
 # %% ../../nbs/routing/02_breaker.ipynb #74ddbb2a
 class ShedRules(ShedLog):
@@ -426,7 +442,8 @@ class ShedRules(ShedLog):
         "Take in who is new, end the shedding of whom no opinion is left, forget who has left."
         for b in size: self.holds.setdefault(b, Hold())
         for b in [b for b in self.holds if b not in p]:
-            why = "left the fleet" if b not in size else "no opinion about it any more" if size[b] else "no capacity left to shed from"
+            why = ("left the fleet" if b not in size else
+                   "no opinion about it any more" if size[b] else "no capacity left to shed from")
             if self.holds[b].state is SHEDDING: self._turn(b, FULL, why, {})
             if b not in size: del self.holds[b]
 
@@ -434,14 +451,17 @@ class ShedRules(ShedLog):
         "Whether one backend takes part this tick; an end of shedding is written down here."
         h = self.holds[name]; want, due = hold(h, q, dt_s, self.config), self._clock >= h.until_s
         if h.state is SHEDDING and due and not want:
-            self._turn(name, FULL, f"probability of a breach down to {q:.2f} (stop {self.config.stop:g})", {"p_breach": round(q, 4)})
+            why = f"probability of a breach down to {q:.2f} (stop {self.config.stop:g})"
+            self._turn(name, FULL, why, {"p_breach": round(q, 4)})
         return h.state is SHEDDING or (want and due)
 
     def _start(self, name: str, p: Mapping[str, float], size: Mapping[str, float]):
         "Write down a start, with the best of those it moves to."
         best, left = sorted(room(name, p, size, self.config), key=p.get)[:3], self.holds[name].multiplier
-        why = f"forecast to breach with probability {p[name]:.2f} (start {self.config.start:g}); {1 - left:.0%} of its weight moves to better ones"
-        self._turn(name, SHEDDING, why, dict(p_breach=round(p[name], 4), multiplier=round(left, 4), capacity=size[name], better={t: round(p[t], 4) for t in best}))
+        why = (f"forecast to breach with probability {p[name]:.2f} (start {self.config.start:g}); "
+               f"{1 - left:.0%} of its weight moves to better ones")
+        self._turn(name, SHEDDING, why, dict(p_breach=round(p[name], 4), multiplier=round(left, 4), capacity=size[name],
+                                             better={t: round(p[t], 4) for t in best}))
 
 # %% ../../nbs/routing/02_breaker.ipynb #01240389
 class Shedder(ShedRules):
