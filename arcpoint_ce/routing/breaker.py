@@ -138,7 +138,7 @@ class Clock:
 class Ledger(Clock):
     "State and history of one breaker."
     __slots__ = ("backend", "config", "window", "state", "forced", "since_s", "until_s", "era",
-                 "transitions", "late", "late_failed")
+                 "out", "good", "slow", "transitions", "late", "late_failed")
 
     def __init__(self, backend: str, config: BreakerConfig):
         super().__init__()
@@ -146,6 +146,7 @@ class Ledger(Clock):
         self.state, self.forced = CLOSED, None         # forced: OPEN or CLOSED while a person holds it there
         self.since_s, self.until_s = 0., inf           # when the state began; when it may change by itself
         self.era = self.late = self.late_failed = 0    # changes of state; outcomes that came too late to judge
+        self.out = self.good = self.slow = 0           # of the present or last trial: probes out, verdicts
         self.transitions = deque(maxlen=KEPT)
 
     def _move(self, new: str, reason: str, evidence: dict, until_s: float = inf) -> bool:
@@ -187,7 +188,7 @@ class Waits(Ledger):
 # %% ../../nbs/routing/02_breaker.ipynb #c42a20a6
 class Trial(Waits):
     "Half-open: a budget of probes that are out at the same time."
-    __slots__ = ("out", "good", "slow", "_busy_s")
+    __slots__ = ("_busy_s",)
 
     def _try(self, reason: str) -> bool:
         "Begin a trial: no probe out, no verdict yet."

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'RULES', 'RUN_FEATURES', 'JUMP', 'LATENCY_FEATURES', 'Curve', 'Season', 'level_weights', 'LoadWindow',
-           'run_vector', 'trend_requests', 'Scale', 'LatencyWindow', 'latency_vector']
+           'run_vector', 'trend_requests', 'Scale', 'SortedWindows', 'LatencyWindow', 'latency_vector']
 
 # %% ../../nbs/routing/01a_windows.ipynb #d7a23765
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log, log1p
 
 from .core import Step, quantile_ms
-from .features import middle
+from .features import middle, middle_sorted
 
 # %% ../../nbs/routing/01a_windows.ipynb #0b942cba
 @dataclass(frozen=True, slots=True)
@@ -114,14 +114,32 @@ LATENCY_FEATURES = ("lag0", "lag1", "lag2", "lag3", "mean3", "mean6", "mean12", 
                     "median3", "median6", "median12", "median24", "median72", "q25_36", "q75_36", "moves12", "moves36",
                     "p50", "p50_own", "p90", "p90_own", "p99", "p99_own")
 
-# %% ../../nbs/routing/01a_windows.ipynb #46d20778
+# %% ../../nbs/routing/01a_windows.ipynb #0c4b44e6
+class SortedWindows:
+    "The last 72 numbers, and a sorted copy of the last w of them for several widths w."
+    __slots__ = ("values", "ordered")
+
+    def __init__(self, widths: tuple[int, ...]):
+        self.values, self.ordered = deque(maxlen=KEEP), {w: [] for w in widths}
+
+    def push(self, x: float):
+        "Take in one number."
+        v = self.values; n = len(v)
+        for w, s in self.ordered.items():
+            if n >= w: del s[bisect_left(s, v[-w])]
+            insort(s, x)
+        v.append(x)
+
+    def median(self, w: int) -> float: return middle_sorted(self.ordered[w])
+
+# %% ../../nbs/routing/01a_windows.ipynb #2bf807f5
 class LatencyWindow:
     "Load-adjusted log latency of one backend: recent values, base, and distance from it."
-    __slots__ = ("scale", "values", "moves", "tails", "latency_ms", "seen")
+    __slots__ = ("scale", "window", "moves", "tails", "latency_ms", "seen")
 
     def __init__(self, scale: Scale = Scale()):
         self.scale, self.latency_ms, self.seen = scale, None, 0
-        self.values, self.moves = deque(maxlen=KEEP), deque(maxlen=36)
+        self.window, self.moves = SortedWindows((3, 6, 12, 24, 36, 72)), deque(maxlen=36)
         self.tails = {q: deque(maxlen=12) for q in (.5, .9, .99)}
 
     def push(self, step: Step):
@@ -130,20 +148,20 @@ class LatencyWindow:
         if not m: return
         self.latency_ms, self.seen = m, self.seen + 1
         a = log(m) - (log(self.scale.curve.at(step.n)) if self.scale.curve else 0.)
-        if self.values: self.moves.append(abs(a - self.values[-1]))
-        self.values.append(a)
+        if self.seen > 1: self.moves.append(abs(a - self.window.values[-1]))
+        self.window.push(a)
         for q, kept in self.tails.items():
             if x := quantile_ms(step, q): kept.append(log(x))
 
     @property
     def base(self) -> float:           # rolling median of the adjusted log latency
-        return middle(list(self.values)[-self.scale.base_steps:])
+        return self.window.median(self.scale.base_steps)
 
     @property
     def z(self) -> float:              # distance of the newest value from the base, units, cut at ±3
-        return max(min((self.values[-1] - self.base)/self.scale.unit, 3.), -3.)
+        return max(min((self.window.values[-1] - self.base)/self.scale.unit, 3.), -3.)
 
-# %% ../../nbs/routing/01a_windows.ipynb #0c4b44e6
+# %% ../../nbs/routing/01a_windows.ipynb #98784682
 def _tails(w: LatencyWindow, u: float) -> list[float]:
     "Each known quantile against the mean and against its own median; 0 where the source has none."
     out, now = [], log(w.latency_ms)
@@ -153,11 +171,13 @@ def _tails(w: LatencyWindow, u: float) -> list[float]:
 
 def latency_vector(w: LatencyWindow) -> list[float]:   # in the order of LATENCY_FEATURES, units
     "Lags, means, medians, quartiles and restlessness around the base."
-    a, u = list(w.values), w.scale.unit
-    half = {k: middle(a[-k:]) for k in (3, 6, 12, 24, 72)}
-    b, n = half[w.scale.base_steps], len(a)
-    lags = [(a[max(n - 1 - k, 0)] - b)/u for k in range(4)]
-    means = [(sum(a[-k:])/len(a[-k:]) - b)/u for k in half]
-    mid = sorted(a[-36:]); quart = [(middle(mid, q) - b)/u for q in (.25, .75)]
-    moves = [(sum(m)/len(m) if m else 0.)/u for m in (list(w.moves)[-12:], w.moves)]
-    return lags + means + [(m - b)/u for m in half.values()] + quart + moves + _tails(w, u)
+    a, u, order = list(w.window.values), w.scale.unit, w.window.ordered
+    half = {k: middle_sorted(order[k]) for k in (3, 6, 12, 24, 72)}
+    b, n, moves = half[w.scale.base_steps], len(a), list(w.moves)
+    out = [a[max(n - 1 - k, 0)] for k in range(4)]
+    for k in half: x = a[-k:]; out.append(sum(x)/len(x))
+    out += half.values()
+    out += (middle_sorted(order[36], .25), middle_sorted(order[36], .75))
+    out = [(x - b)/u for x in out]
+    for m in (moves[-12:], moves): out.append(sum(m)/len(m)/u if m else 0.)
+    return out + _tails(w, u)

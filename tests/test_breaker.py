@@ -1,0 +1,419 @@
+"Breaker and shedder: state machines against plain models, pybreaker as an oracle, known faults of peers."
+import json
+from collections import deque
+from datetime import datetime, timedelta, timezone
+from math import inf, isfinite, nan
+from unittest import mock
+
+import pybreaker
+import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from arcpoint_ce.routing.breaker import (CLOSED, FULL, HALF_OPEN, KEPT, OPEN, SHEDDING, Breaker, BreakerConfig,
+                                         ShedConfig, Shedder, flows, in_panic, wish)
+
+SMALL = BreakerConfig(window=8, min_calls=4, consecutive=3, open_s=10., max_open_s=40., probes=2, probe_success=2,
+                      max_half_open_s=15.)
+WEIRD = st.sampled_from([nan, inf, -inf])
+configs = st.builds(BreakerConfig, window=st.integers(4, 12), min_calls=st.integers(1, 4), consecutive=st.integers(1, 6),
+                    failure_rate=st.sampled_from([.25, .5, 1.]), slow_rate=st.sampled_from([.5, .8, 1.]),
+                    open_s=st.sampled_from([1., 10.]), max_open_s=st.sampled_from([10., 40.]),
+                    backoff=st.sampled_from([1., 2.]), jitter=st.sampled_from([0., .2]), probes=st.integers(1, 4),
+                    probe_success=st.integers(1, 4), max_half_open_s=st.sampled_from([5., 30.]))
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    "Any order of calls, clocks and people; a naive model beside it says what must happen."
+
+    @initialize(config=configs, seed=st.integers(0, 3))
+    def start(self, config, seed):
+        self.config, self.seed, self.b, self.log = config, seed, Breaker("x", config, seed), []
+        self.raw = self.latest = 1000.              # what the caller's clock shows; the latest time told
+        self.seen = deque(maxlen=config.window)     # the model's window
+        self.run = 0
+        self.probes, self.stale, self.busy_s = [], [], None   # eras of probes out; of earlier trials' probes
+        self.do("poll", 1000.)
+
+    def do(self, name, *args, **kw):
+        "One call, logged; then whatever holds for every call."
+        old, era, until = self.b.state, self.b.era, self.b.until_s
+        forced = self.b.forced
+        self.log.append((name, args, kw))
+        got = getattr(self.b, name)(*args, **kw)
+        now = args[0] if name in ("poll", "acquire", "release") else args[2] if name == "record" else args[1]
+        if isfinite(now): self.latest = max(self.latest, now)
+        moved = self.b.era != era
+        if name in ("record", "poll", "force"): assert got == moved
+        else: assert not moved and self.b.state == old
+        if moved: self.check_move(name, old, until, forced)
+        return got
+
+    def check_move(self, name, old, until, forced):
+        t = self.b.transitions[-1]
+        assert (t.old, t.new, t.backend, t.at_s, t.until_s) == (old, self.b.state, "x", self.latest, self.b.until_s)
+        assert t.reason and t.evidence and t.until_s > t.at_s
+        if name != "force":
+            assert forced is None
+            assert (old, t.new) in {(CLOSED, OPEN), (OPEN, HALF_OPEN), (HALF_OPEN, OPEN), (HALF_OPEN, CLOSED)}
+            if old == OPEN: assert self.latest >= until
+            if t.new == OPEN:
+                c = self.config
+                assert c.open_s*(1 - c.jitter) - 1e-9 <= t.until_s - t.at_s <= c.max_open_s + 1e-9
+        self.stale += self.probes
+        self.probes, self.busy_s, self.run = [], None, 0
+        self.seen.clear()
+
+    @rule(dt=st.floats(0., 60.))
+    def time_passes(self, dt): self.raw += dt
+
+    @rule(dt=st.floats(0., 500.))
+    def clock_jumps_back(self, dt): self.raw -= dt
+
+    @rule()
+    def clock_is_right_again(self): self.raw = max(self.raw, self.latest)
+
+    @rule(weird=st.none() | WEIRD)
+    def poll(self, weird):
+        self.do("poll", self.raw if weird is None else weird)
+        if self.b.state == HALF_OPEN and self.busy_s is not None:
+            assert self.latest < self.busy_s + self.config.max_half_open_s      # never stuck on probes that hang
+        if self.b.state == OPEN and self.b.forced is None: assert self.latest < self.b.until_s
+
+    @rule(weird=st.none() | WEIRD)
+    def acquire(self, weird):
+        state, got = self.b.state, self.do("acquire", self.raw if weird is None else weird)
+        if state == CLOSED: assert got
+        elif state == OPEN: assert not got
+        else:
+            assert got == (len(self.probes) < self.config.probes)
+            if got:
+                if not self.probes: self.busy_s = self.latest
+                self.probes.append(self.b.era)
+
+    @precondition(lambda self: self.probes)
+    @rule(ok=st.booleans(), slow=st.booleans(), told=st.booleans())
+    def probe_ends(self, ok, slow, told):
+        era = self.probes.pop()
+        if not self.probes: self.busy_s = None
+        good, slows = self.b.good + (ok and not slow), self.b.slow + (ok and slow)
+        n = self.config.probe_success
+        self.do("record", ok, slow, self.raw, True, era if told else None)
+        assert self.b.state == (OPEN if not ok else CLOSED if good >= n else OPEN if slows >= n else HALF_OPEN)
+
+    @precondition(lambda self: self.probes)
+    @rule()
+    def probe_cancelled(self):
+        era = self.probes.pop()
+        if not self.probes: self.busy_s = None
+        self.do("release", self.raw, era)
+
+    @precondition(lambda self: self.stale)
+    @rule(ok=st.booleans(), verdict=st.booleans())
+    def probe_of_an_earlier_trial_ends(self, ok, verdict):
+        era, good = self.stale.pop(), self.b.good
+        if verdict: assert not self.do("record", ok, False, self.raw, True, era)
+        else: self.do("release", self.raw, era)
+        assert self.b.good == good
+
+    @rule(ok=st.booleans(), slow=st.booleans(), weird=st.none() | WEIRD, told=st.booleans())
+    def call_ends(self, ok, slow, weird, told):
+        state, forced, c = self.b.state, self.b.forced, self.config
+        if state == CLOSED:
+            self.seen.append((not ok, slow)); self.run = 0 if ok else self.run + 1
+        n, fails, slows = len(self.seen), sum(f for f, _ in self.seen), sum(s for _, s in self.seen)
+        opens = self.run >= c.consecutive or (n >= c.min_calls and (fails >= c.failure_rate*n or slows >= c.slow_rate*n))
+        opens = state == CLOSED and forced is None and opens
+        got = self.do("record", ok, slow, self.raw if weird is None else weird, False, self.b.era if told else None)
+        assert got == opens
+        if not opens: assert self.b.state == state
+
+    @precondition(lambda self: self.b.era)
+    @rule(ok=st.booleans())
+    def call_from_before_the_last_change_ends(self, ok):
+        before = (self.b.window.n, self.b.window.run, self.b.late)
+        assert not self.do("record", ok, True, self.raw, False, self.b.era - 1)
+        assert (self.b.window.n, self.b.window.run, self.b.late) == (before[0], before[1], before[2] + 1)
+
+    @rule(state=st.sampled_from([None, None, CLOSED, OPEN, HALF_OPEN]))
+    def people(self, state):
+        was = self.b.forced
+        self.do("force", state, self.raw, "test")
+        assert self.b.forced == (state if state in (OPEN, CLOSED) else None)
+        if state: assert self.b.state == state
+        elif was == OPEN: assert self.b.state == HALF_OPEN
+
+    @invariant()
+    def told_plainly(self):
+        if not hasattr(self, "b"): return
+        assert self.b.until_s > self.latest or self.b.state != CLOSED
+        if self.b.state == CLOSED or self.b.forced: assert self.b.until_s == inf
+        if self.b.state == HALF_OPEN: assert self.b.out == len(self.probes) <= self.config.probes
+        told = json.loads(json.dumps(self.b.describe(self.raw), allow_nan=False))
+        assert told["state"] == self.b.state and told["reason"] == self.b.reason
+
+    def teardown(self):
+        if not hasattr(self, "b"): return
+        history = list(self.b.transitions)
+        for t, u in zip(history, history[1:]):
+            assert t.new == u.old and t.at_s <= u.at_s
+            if (u.old, u.new) == (OPEN, CLOSED): assert u.reason.startswith("forced closed")
+        again = Breaker("x", self.config, self.seed)
+        for name, args, kw in self.log: getattr(again, name)(*args, **kw)
+        assert list(again.transitions) == history and again.describe(self.raw) == self.b.describe(self.raw)
+
+
+BreakerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestBreakerMachine = BreakerMachine.TestCase
+
+BACKENDS = "abcde"
+p_values = st.floats(0., 1.) | st.sampled_from([None, nan, inf, -inf, -.1, 1.1, 0., .25, .5, 1.])
+forecasts = st.dictionaries(st.sampled_from(BACKENDS + "z"), p_values)
+fleets = st.dictionaries(st.sampled_from(BACKENDS), st.floats(.1, 50.) | st.sampled_from([0., 1., nan, inf]), max_size=5)
+shed_configs = st.builds(ShedConfig, start=st.sampled_from([.4, .5, .9]), stop=st.sampled_from([.1, .25]),
+                         dwell_s=st.sampled_from([10., 60.]), floor=st.sampled_from([.02, .3]), cap=st.sampled_from([.1, .5]),
+                         margin=st.sampled_from([.05, .1, .3]), lift=st.sampled_from([.5, 1., 5.]))
+
+
+class ShedderMachine(RuleBasedStateMachine):
+    "Any forecasts for any fleet at any time: the bounds hold, the log tells all."
+
+    @initialize(config=shed_configs)
+    def start(self, config):
+        self.config, self.s, self.now, self.log = config, Shedder(config), 1000., []
+
+    def has(self, p): return p is not None and 0. <= p <= 1.
+
+    @rule(p=forecasts, fleet=fleets, dt=st.floats(0., 50.) | st.sampled_from([-100., nan]))
+    def tick(self, p, fleet, dt):
+        now = nan if dt != dt else self.now + dt
+        if now > self.now: self.now = now
+        self.log.append((p, fleet, now))
+        left, c = self.s.update(p, fleet, now), self.config
+        real = {b: k for b, k in fleet.items() if 0. < k < inf}
+        sure = {b: p.get(b) for b in real if self.has(p.get(b))}
+        assert set(left) == set(fleet)
+        assert all(c.floor <= m <= 1. for m in left.values())
+        assert all(left[b] == 1. for b in fleet if b not in sure)
+        gone = {b: (1. - left[b])*real[b] for b in real}
+        assert sum(gone.values()) <= c.cap*sum(real.values()) + 1e-9
+        for b, k in gone.items():
+            if not k: continue
+            better = [t for t, q in sure.items() if q < sure[b] - c.margin]
+            assert better and k <= sum(real[t] for t in better) + 1e-9
+            assert self.s.holds[b].state == SHEDDING
+        targets = {t for b in gone if gone[b] for t, q in sure.items() if q < sure[b] - c.margin}
+        assert sum(gone.values()) <= c.lift*sum(real[t] for t in targets) + 1e-9
+        told = json.loads(json.dumps(self.s.describe(self.now), allow_nan=False))
+        assert {d["backend"] for d in told} >= {b for b in gone if gone[b]} and all(d["reason"] for d in told)
+        assert set(self.s.holds) == set(fleet)
+
+    def teardown(self):
+        if not hasattr(self, "s"): return
+        last = {}
+        for e in self.s.events:
+            assert e.reason and e.until_s == e.at_s + self.config.dwell_s and {e.old, e.new} == {FULL, SHEDDING}
+            before = last.get(e.backend)
+            if before:
+                assert before.new == e.old
+                early = e.at_s < before.until_s
+                if early and e.new == FULL: assert e.reason.startswith(("no opinion", "no capacity", "left"))
+                if early and e.new == SHEDDING: assert any(e.backend not in f for _, f, _ in self.log)   # came anew
+            if e.new == SHEDDING: assert e.evidence["p_breach"] >= self.config.start - 1e-4 and e.evidence["better"]
+            last[e.backend] = e
+        again = Shedder(self.config)
+        for p, fleet, now in self.log: again.update(p, fleet, now)
+        assert list(again.events) == list(self.s.events) and again.describe(self.now) == self.s.describe(self.now)
+
+
+ShedderMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestShedderMachine = ShedderMachine.TestCase
+
+
+class FakeTime:
+    "Stands in for `datetime` inside pybreaker."
+    def __init__(self): self.t = 0
+    def now(self, tz): return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=self.t)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fail_max=st.integers(1, 5), reset=st.integers(1, 20), threshold=st.integers(1, 4),
+       calls=st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
+def test_reactive_part_agrees_with_pybreaker(fail_max, reset, threshold, calls):
+    ours = Breaker("x", BreakerConfig(window=5, min_calls=5, failure_rate=1., consecutive=fail_max, open_s=reset, max_open_s=reset,
+                                      backoff=1., jitter=0., probes=1, probe_success=threshold, max_half_open_s=1e9))
+    time, ran = FakeTime(), []
+
+    def call(ok):
+        ran.append(ok)
+        if not ok: raise OSError
+    with mock.patch.object(pybreaker, "datetime", time):
+        theirs = pybreaker.CircuitBreaker(fail_max, reset, threshold, throw_new_error_on_trip=False)
+        for ok, dt in calls:
+            time.t += dt
+            ran.clear()
+            try: theirs.call(call, ok)
+            except (OSError, pybreaker.CircuitBreakerError): pass
+            ours.poll(time.t)
+            if allowed := ours.acquire(time.t): ours.record(ok, False, time.t, probe=ours.state == HALF_OPEN)
+            assert allowed == bool(ran)
+            assert ours.state == theirs.current_state.replace("-", "_")
+
+
+def opened(config=SMALL, at=100., seed=0):
+    b = Breaker("x", config, seed)
+    for _ in range(config.consecutive): b.record(False, False, at)
+    assert b.state == OPEN
+    return b
+
+
+def tried(config=SMALL, **kw):
+    b = opened(config, **kw)
+    assert b.poll(b.until_s) and b.state == HALF_OPEN
+    return b
+
+
+def test_probe_that_never_returns_does_not_leave_it_stuck():
+    "resilience4j: permitted calls in half-open that never end keep it there for ever."
+    b = tried(); t = b.since_s
+    assert b.acquire(t) and b.acquire(t + 1.) and not b.acquire(t + 2.)
+    assert not b.poll(t + 14.9) and b.poll(t + 15.) and b.state == OPEN
+    assert "without a verdict" in b.reason and b.until_s < inf
+    assert b.poll(b.until_s) and b.acquire(b.until_s) and b.acquire(b.until_s)      # and it gets its whole budget again
+
+
+def test_one_hanging_probe_among_good_ones_does_not_hold_it_up():
+    b = tried(); t = b.since_s
+    assert b.acquire(t)                                                             # hangs
+    for k in range(2): assert b.acquire(t + k) and b.record(True, False, t + k, probe=True) == (k == 1)
+    assert b.state == CLOSED
+
+
+def test_clock_that_jumps_back_shortens_no_wait_and_stops_nothing():
+    b = opened(at=1000.); until = b.until_s
+    for t in (0., 999., nan, -inf, inf, until - 1e-3): assert not b.poll(t) and not b.acquire(t)
+    assert b.poll(until)
+    c = Breaker("x", SMALL)
+    for t in (1000., nan, 5.): c.record(False, False, t)
+    assert c.state == OPEN and 1008. <= c.until_s <= 1010.
+
+
+def test_infinite_time_does_not_freeze_a_breaker():
+    b = Breaker("x", SMALL)
+    for _ in range(3): b.record(False, False, inf)
+    assert b.state == OPEN and b.until_s <= 10. and b.poll(10.)
+
+
+def test_late_time_outs_do_not_reopen_after_recovery():
+    b = tried(); hung = 0
+    for _ in range(2): b.acquire(200.); b.record(True, False, 200., probe=True)
+    assert b.state == CLOSED
+    for _ in range(20): assert not b.record(False, True, 260., era=hung)
+    assert b.state == CLOSED and b.window.n == 0 and b.late_failed == 20
+
+
+def test_backoff_is_forgotten_only_after_a_calm_time():
+    cfg = BreakerConfig(consecutive=1, open_s=10., max_open_s=300., jitter=0., probes=1, probe_success=1)
+    b, waits = Breaker("x", cfg), []
+    t = 0.
+    for _ in range(4):                                                              # closes, fails again at once
+        b.record(False, False, t); waits.append(b.wait_s); t = b.until_s
+        b.poll(t); b.acquire(t); b.record(True, False, t, probe=True)
+    assert waits == [10., 20., 40., 80.] and b.state == CLOSED
+    b.record(False, False, t + 79.9); assert b.wait_s == 160.
+    t = b.until_s; b.poll(t); b.acquire(t); b.record(True, False, t, probe=True)
+    b.record(False, False, t + 160.); assert b.wait_s == 10.
+
+
+def test_waits_stay_finite_and_the_history_bounded():
+    b = opened()
+    for _ in range(3000):
+        b.poll(b.until_s); b.acquire(b.since_s); b.record(False, False, b.since_s, probe=True)
+    assert b.wait_s <= 40. and len(b.transitions) == KEPT and b.opens == 3001
+
+
+def test_breakers_with_different_seeds_do_not_probe_together():
+    assert len({opened(seed=k).until_s for k in range(16)}) == 16
+
+
+def test_forced_breakers_stay_whatever_happens():
+    b = Breaker("x", SMALL)
+    b.force(CLOSED, 0., "false alarm")
+    for _ in range(50): assert not b.record(False, True, 1.)
+    assert b.acquire(1.) and b.force(None, 2., "checked") and b.state == CLOSED and b.window.n == 0
+    b.force(OPEN, 3., "maintenance")
+    assert not b.poll(1e12) and not b.acquire(1e12) and not b.record(True, False, 1e12, probe=True)
+    assert b.force(None, 1e12, "done") and b.state == HALF_OPEN
+
+
+@pytest.mark.parametrize("bad", [dict(window=0), dict(window=5), dict(min_calls=True), dict(failure_rate=0.), dict(failure_rate=1.1),
+                                 dict(slow_rate=nan), dict(open_s=inf), dict(open_s=-1.), dict(open_s=400.), dict(backoff=.5),
+                                 dict(jitter=1.5), dict(probes=0), dict(probe_success="3"), dict(max_half_open_s=0.)])
+def test_breaker_config_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad)) + r"|min_calls"): BreakerConfig(**bad)
+
+
+@pytest.mark.parametrize("bad", [dict(start=0.), dict(stop=.5), dict(stop=-.1), dict(dwell_s=0.), dict(floor=0.), dict(cap=1.5),
+                                 dict(margin=0.), dict(margin=nan), dict(lift=0.)])
+def test_shed_config_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))): ShedConfig(**bad)
+
+
+def test_unknown_parameters_raise():
+    with pytest.raises(TypeError): BreakerConfig(timeout=3)
+    with pytest.raises(TypeError): ShedConfig(treshold=.5)
+    with pytest.raises(ValueError, match="ajar"): Breaker("x").force("ajar", 0., "typo")
+
+
+@given(st.sampled_from([0., .3, .5, .9, 1.]), st.integers(2, 8))
+def test_where_everyone_is_as_bad_nobody_sheds(p, n):
+    fleet = {f"b{k}": 1. + k for k in range(n)}
+    assert set(Shedder().update(dict.fromkeys(fleet, p), fleet, 0.).values()) == {1.}
+
+
+@settings(deadline=None)
+@given(p=st.lists(st.floats(.3, 1.), min_size=2, max_size=6), who=st.integers(0, 5), up=st.booleans())
+def test_what_is_shed_follows_the_forecast_without_jumps(p, who, up):
+    "No swap of whole weights when two backends of nearly equal risk change their order."
+    cfg, names = ShedConfig(), "abcdef"[:len(p)]
+    near = list(p); near[who % len(p)] += 1e-7 if up else -1e-7
+    out = [flows({b: wish(q, cfg) for b, q in zip(names, x)}, dict(zip(names, x)), dict.fromkeys(names, 2.), cfg) for x in (p, near)]
+    assert all(abs(out[0][b] - out[1][b]) < 1e-4 for b in names)
+
+
+def test_a_wavering_forecast_does_not_flap():
+    s, fleet, left = Shedder(), dict(a=1., b=1.), []
+    for k in range(600): left.append(s.update(dict(a=.9 if k % 2 else .2, b=.05), fleet, float(k))["a"])
+    assert len(s.events) == 1
+    assert max(abs(x - y) for x, y in zip(left[2:], left[3:])) < .75 and min(left) < .2
+    calm = Shedder()
+    for k in range(600): calm.update(dict(a=.9 if k // 30 % 2 else .0, b=.05), fleet, float(k))
+    gaps = [f.at_s - e.at_s for e, f in zip(calm.events, list(calm.events)[1:])]
+    assert gaps and min(gaps) >= 60.
+
+
+def test_shedding_comes_back_gently():
+    "Bad news at once, good news no faster than from one to zero in a dwell time."
+    s, fleet = Shedder(), dict(a=1., b=9.)
+    left = [s.update(dict(a=1. if k < 10 else .3, b=0.), fleet, float(k))["a"] for k in range(60)]
+    assert left[0] == pytest.approx(.02) and max(y - x for x, y in zip(left, left[1:])) < .03
+    assert left[-1] > .9
+
+
+def test_no_opinion_is_no_target_and_no_source():
+    s = Shedder()
+    for q in (None, nan, inf, -1., 2.): assert s.update(dict(a=1., b=q), dict(a=1., b=1.), 0.) == dict(a=1., b=1.)
+    assert s.update(dict(a=1., b=0.), dict(a=1., b=0.), 0.) == dict(a=1., b=1.)                    # b's breaker is open
+    assert s.update(dict(a=1.), dict(a=1., b=1.), 0.) == dict(a=1., b=1.) and not s.events
+
+
+def test_a_forecast_alone_never_takes_more_than_the_cap():
+    fleet = {f"b{k}": float(1 + k % 3) for k in range(20)}
+    s = Shedder(ShedConfig(lift=100.))
+    left = s.update({b: 1. if k else 0. for k, b in enumerate(fleet)}, fleet, 0.)
+    assert sum((1 - left[b])*fleet[b] for b in fleet) == pytest.approx(.5*sum(fleet.values()))
+
+
+def test_panic_below_half_the_capacity():
+    assert [in_panic(a, 8.) for a in (8., 4., 3.9, 0.)] == [False, False, True, True]
+    assert in_panic(7., 8., share=.9) and not in_panic(0., 0.)
