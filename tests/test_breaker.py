@@ -42,7 +42,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.log.append((name, args, kw))
         got = getattr(self.b, name)(*args, **kw)
         now = args[0] if name in ("poll", "acquire", "release") else args[2] if name == "record" else args[1]
-        if isfinite(now): self.latest = max(self.latest, now)
+        if isfinite(now) and not (name == "acquire" and old == CLOSED): self.latest = max(self.latest, now)
         moved = self.b.era != era
         if name in ("record", "poll", "force"): assert got == moved
         else: assert not moved and self.b.state == old
@@ -163,7 +163,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert list(again.transitions) == history and again.describe(self.raw) == self.b.describe(self.raw)
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestBreakerMachine = BreakerMachine.TestCase
 
 BACKENDS = "abcde"
@@ -200,7 +200,7 @@ class ShedderMachine(RuleBasedStateMachine):
         for b, k in gone.items():
             if not k: continue
             better = [t for t, q in sure.items() if q < sure[b] - c.margin]
-            assert better and k <= sum(real[t] for t in better) + 1e-9
+            assert better and k <= c.lift*sum(real[t] for t in better) + 1e-9
             assert self.s.holds[b].state == SHEDDING
         targets = {t for b in gone if gone[b] for t, q in sure.items() if q < sure[b] - c.margin}
         assert sum(gone.values()) <= c.lift*sum(real[t] for t in targets) + 1e-9
@@ -387,7 +387,7 @@ def test_a_wavering_forecast_does_not_flap():
     assert len(s.events) == 1
     assert max(abs(x - y) for x, y in zip(left[2:], left[3:])) < .75 and min(left) < .2
     calm = Shedder()
-    for k in range(600): calm.update(dict(a=.9 if k // 30 % 2 else .0, b=.05), fleet, float(k))
+    for k in range(600): calm.update(dict(a=.9 if k // 50 % 2 else .0, b=.05), fleet, float(k))
     gaps = [f.at_s - e.at_s for e, f in zip(calm.events, list(calm.events)[1:])]
     assert gaps and min(gaps) >= 60.
 

@@ -245,13 +245,13 @@ def test_forged_arrays_never_reach_the_kernel(stored):
 
 
 def test_a_child_in_another_tree_is_refused(stored):
-    "Two trees exchange a pair of children: every node still has one parent."
+    "A leaf of the first tree takes the children of the second root, which becomes a leaf: one parent each, no cycle."
     made, path = stored
-    a = made.arrays(); left, (r, s) = a["left"].copy(), a["root"][:2]
-    deep = next(k for k in range(r + 1, s) if a["left"][k] != k); other = next(k for k in range(s + 1, a["root"][2]) if a["left"][k] != k)
-    left[deep], left[other] = left[other], left[deep]
-    forged(made, path, {"left": left})
-    refused(path, "before its parent|another tree")
+    a = made.arrays(); root = a["root"][1]
+    leaf = int(np.flatnonzero(a["left"][:root] == np.arange(root))[0])
+    forged(made, path, {"left": change(change(a["left"], leaf, a["left"][root]), root, root),
+                        "threshold": change(a["threshold"], root, np.inf), "feature": change(a["feature"], root, 1)})
+    refused(path, "another tree")
 
 
 def test_forged_shapes_types_and_facts_are_refused(stored):

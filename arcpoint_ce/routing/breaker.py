@@ -196,7 +196,7 @@ class Trial(Waits):
         return self._move(HALF_OPEN, reason, {"opens": self.opens}, self._clock + self.config.max_half_open_s)
 
     def acquire(self, now: float) -> bool:  # may a call go out
-        "Ask before a call: always when closed, never when open, on a slot of the budget when half-open."
+        "Ask before a call: closed yes (the clock is not even looked at), open no, half-open while slots last."
         if self.state is CLOSED: return True
         at = self._at(now)
         if self.state is OPEN or self.out >= self.config.probes: return False
@@ -384,7 +384,7 @@ def flows(
     out, got = {}, dict.fromkeys(p, 0.)
     for s, w in wishes.items():
         rooms = room(s, p, capacity, config); total = sum(rooms.values())
-        out[s] = min(w*capacity[s], total)
+        out[s] = min(w*capacity[s], config.lift*total)
         for t, k in rooms.items(): got[t] += out[s]*k/total
     scale = min([1.] + [config.lift*capacity[t]/g for t, g in got.items() if g > 0.])
     shed, limit = sum(out.values()), config.cap*sum(capacity.values())

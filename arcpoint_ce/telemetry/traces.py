@@ -6,8 +6,8 @@
 __all__ = ['RAW', 'PETSHOP', 'REGISTRY', 'FORMATS', 'EXTRAS', 'MAX_TOK', 'SURGE_MIN', 'GAP_MIN', 'EXERCISE_START', 'SAMPLE_START',
            'SAMPLE_BACKENDS', 'KNEE', 'SPREAD', 'FLEET_RPS', 'SAMPLED_1_IN', 'ANSWER_TOK', 'FetchError', 'fetch',
            'detect_format', 'load_arrivals', 'load_rates', 'draw_arrivals', 'exercise', 'exercise_floor',
-           'exercise_oracle', 'exercise_telemetry', 'fleet_latency_ms', 'sample_events', 'sample_fleet', 'write_sample',
-           'sample_path', 'sample_truth']
+           'exercise_oracle', 'exercise_telemetry', 'exercise_steps', 'fleet_latency_ms', 'sample_events',
+           'sample_fleet', 'write_sample', 'sample_path', 'sample_truth']
 
 # %% ../../nbs/telemetry/11_traces.ipynb #45f1e98b
 import json
@@ -378,6 +378,21 @@ def exercise_telemetry(
     d = exercise(n_minutes, seed, cycle_minutes, memoryless)
     out = pd.DataFrame({"ts": d.ts, "backend": "exercise", "requests": d.load, "latency_ms": d.latency_ms,
                         "p90_ms": np.nan, "error_rate": 0.})
+    out.attrs = d.attrs
+    return out
+
+# %% ../../nbs/telemetry/11_traces.ipynb #576203c1
+def exercise_steps(
+    n_minutes: int = 1000,        # length, minutes
+    seed: int = 0,                # seed of all draws
+    cycle_minutes: float = 500.,  # length of the slow cycle, minutes
+    memoryless: bool = False,     # which variant
+) -> pd.DataFrame:                # backend, start_s, n, n_err, n_lat, latency_us, tokens_in, tokens_out; one row a minute
+    "The exercise as steps of one backend. Synthetic."
+    d = exercise(n_minutes, seed, cycle_minutes, memoryless)
+    n, start = d.load.round().astype("int64"), int(EXERCISE_START.timestamp())
+    out = pd.DataFrame({"backend": "exercise", "start_s": start + 60*d.minute, "n": n, "n_err": 0, "n_lat": n,
+                        "latency_us": n*np.floor(d.latency_ms*1000 + .5).astype("int64"), "tokens_in": 0, "tokens_out": 0})
     out.attrs = d.attrs
     return out
 
