@@ -470,6 +470,14 @@ class Router(RouterRetries):
             for l in lanes: l.weight = left[l.backend.name]
             self.table = table; self._stamp += 1
 
+    def roll(self, now: float):
+        "Close the telemetry steps that have ended, on every backend; the ticker calls it."
+        with self._lock:
+            for l in self._lanes.values(): l.features.roll(int(now*1e6 + .5))
+
+    def feature_map(self) -> dict[str, BackendFeatures]:   # live features by backend
+        with self._lock: return {n: l.features for n, l in self._lanes.items()}
+
     def force(self, name: str, state: str | None, now: float, reason: str) -> bool:   # True if anything changed
         "Force a backend's breaker open, closed or on trial; None hands back to the rules. KeyError on an unknown backend."
         with self._lock:
