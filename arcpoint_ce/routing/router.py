@@ -475,6 +475,13 @@ class Router(RouterRetries):
         with self._lock:
             for l in self._lanes.values(): l.features.roll(int(now*1e6 + .5))
 
+    def health(self, name: str, now: float) -> tuple[str, float]:   # state of its breaker, share of its weight left by shedding
+        "How one backend stands. KeyError on an unknown one."
+        with self._lock:
+            lane = self._lanes[name]
+            if lane.breaker.poll(now): self._stamp += 1
+            return lane.breaker.state, lane.weight
+
     def feature_map(self) -> dict[str, BackendFeatures]:   # live features by backend
         with self._lock: return {n: l.features for n, l in self._lanes.items()}
 
