@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['level_path', 'best_rule', 'autocorrelation', 'centred_mean', 'phase_medians', 'smooth_circle', 'detrended', 'profile',
-           'held_out_rest', 'candidates', 'detect', 'grow', 'saves', 'Demand', 'replay_load', 'fit_demand', 'fit_curve']
+           'held_out_rest', 'candidates', 'detect', 'grow', 'cross_forecast', 'Demand', 'replay_load', 'held_season',
+           'honest_path', 'run_rows', 'fit_demand', 'fit_curve']
 
 # %% ../../nbs/learning/20a_demand.ipynb #7db4dcb3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
@@ -99,9 +100,9 @@ def detect(
     ahead: int,                # steps ahead
     most: int = 3,             # clocks looked for at most
     gain: float = .15,         # error that a clock must save, share
-) -> tuple[list[np.ndarray], np.ndarray]:   # (profiles from phase 0 at the first row, load without them)
-    "Clocks that pay for themselves on cycles they were not learned from."
-    rest, found = np.asarray(load, float), []
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:   # (profiles from phase 0 at the first row, load without them, held-out season)
+    "Clocks that pay for themselves on cycles they were not learned from; and what those others said, row by row."
+    rest, found, held = np.asarray(load, float), [], np.zeros(len(load))
     error = best_rule(rest, ahead)[1]
     for _ in range(most):
         tries = [(best_rule(held_out_rest(rest, p, s), ahead)[1], p, s) for p in candidates(rest)
@@ -109,8 +110,9 @@ def detect(
         if not tries or min(tries)[0] > (1 - gain)*error: break
         error, period, smooth = min(tries)
         found.append(profile(rest, period, smooth))
+        held += rest - held_out_rest(rest, period, smooth)
         rest = rest - found[-1][np.arange(len(rest)) % period]
-    return found, rest
+    return found, rest, held
 
 # %% ../../nbs/learning/20a_demand.ipynb #cd8b30b1
 def grow(X: np.ndarray, y: np.ndarray, trees: int, leaf: int, seed: int) -> CompiledForest:
@@ -118,19 +120,16 @@ def grow(X: np.ndarray, y: np.ndarray, trees: int, leaf: int, seed: int) -> Comp
     f = RandomForestRegressor(trees, min_samples_leaf=leaf, max_features=1., max_samples=.6, random_state=seed).fit(X, y)
     return CompiledForest.from_sklearn(f, "median", X, y)
 
-def saves(
+def cross_forecast(
     X: np.ndarray, y: np.ndarray,   # run features (n, 9) and what followed, in sigmas (n,)
-    rival: np.ndarray,              # the level rule's forecast of y, (n,)
     ahead: int, leaf: int, seed: int, folds: int = 4,
-) -> float:                         # error of the forest over the rival's, on blocks it has not seen
+) -> np.ndarray:                    # (n,): what a forest that has not seen the row's block says; nan where too few rows are left
     "Blocked cross-validation with a gap before and after each block."
-    k = np.arange(len(y)); fold = np.minimum(k*folds//len(y), folds - 1); own = other = 0.
+    k = np.arange(len(y)); fold, said = np.minimum(k*folds//len(y), folds - 1), np.full(len(y), np.nan)
     for f in range(folds):
         test = fold == f; lo, hi = k[test].min(), k[test].max(); train = (k < lo - ahead) | (k > hi + KEEP)
-        if train.sum() < 4*leaf: return np.inf
-        own += np.abs(grow(X[train], y[train], 30, leaf, seed).predict(X[test]) - y[test]).sum()
-        other += np.abs(rival[test] - y[test]).sum()
-    return own/max(other, 1e-12)
+        if train.sum() >= 4*leaf: said[test] = grow(X[train], y[train], 30, leaf, seed).predict(X[test])
+    return said
 
 # %% ../../nbs/learning/20a_demand.ipynb #2372bcfb
 @dataclass(frozen=True, slots=True)
@@ -164,27 +163,57 @@ def replay_load(demand: Demand, load: np.ndarray, index: int) -> np.ndarray:   #
     if demand.runs is not None: rest = rest + demand.runs.predict(np.array(runs))*demand.sigma
     return np.maximum(rest + np.array([demand.season.at(index + k + demand.ahead) for k in range(len(load))]), 0.)
 
-# %% ../../nbs/learning/20a_demand.ipynb #f56985e4
+# %% ../../nbs/learning/20a_demand.ipynb #e3f9091f
+def held_season(held: np.ndarray, season: Season, index: int, ahead: int) -> Season:
+    "A season that on the training rows says what other cycles taught, and behind them what all did."
+    n = len(held)
+    path = np.r_[held, [season.at(index + n + k) for k in range(ahead)]]
+    return Season((tuple(np.roll(path, index % len(path)).tolist()),))
+
+def honest_path(
+    demand: Demand, load: np.ndarray, index: int,
+    held: np.ndarray,          # season on each row, learned without the row's cycle, (n,)
+    cross: np.ndarray | None,  # run forecast of each row in sigmas, learned without its block; nan: not known, (n,)
+) -> np.ndarray:               # (n,): like `replay_load`, from what had not seen the row
+    "Demand forecasts on training rows by fits that had no part in them."
+    d = replace(demand, season=held_season(held, demand.season, index, demand.ahead))
+    path = replay_load(d, load, index)
+    if demand.runs is None or cross is None: return path
+    w, known = d.window(), np.isfinite(cross)
+    level = np.empty(len(load))
+    for k, n in enumerate(load): w.push(index + k, n); level[k] = w.run_level() + d.season.at(index + k + d.ahead)
+    path[known] = np.maximum(level + np.nan_to_num(cross)*d.sigma, 0.)[known]
+    return path
+
+# %% ../../nbs/learning/20a_demand.ipynb #4f7c798f
+def run_rows(demand: Demand, load: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Run features at each step (n, 9), what followed and what the level rule said of it, in sigmas (n,), nan where unknown."
+    w, X, level, rest = demand.window(), [], [], []
+    for k, n in enumerate(load): w.push(index + k, n); X.append(run_vector(w)); level.append(w.run_level()); rest.append(w.rest[-1])
+    level, rest = np.array(level), np.array(rest)
+    y = np.r_[rest[demand.ahead:], np.full(demand.ahead, np.nan)]
+    return np.array(X), (y - level)/demand.sigma, (level_path(rest, demand.rule, demand.ahead) - level)/demand.sigma
+
 def fit_demand(
     load: np.ndarray,          # requests per step, contiguous, (n,)
     index: int,                # number of the first step since the epoch
     ahead: int,                # horizon, steps
     seed: int = 0,
     trees: int = 100,          # of the run forest
-) -> Demand:
+) -> tuple[Demand, np.ndarray]:   # what was learned, and the honest path over these rows, requests per step (n,)
     "Learn clocks, level rule and, where load jumps, the run forest."
     load = np.asarray(load, float)
-    found, rest = detect(load, ahead)
+    found, rest, held = detect(load, ahead)
     season = Season(tuple(tuple(np.roll(p, index % len(p)).tolist()) for p in found))
     sigma = max(1.4826*float(np.median(np.abs(np.diff(rest)))) if len(rest) > 1 else 0., 1e-9)
-    plain = Demand(season, best_rule(rest, ahead)[0], sigma, ahead)
-    if len(load) < 300 or np.abs(np.diff(rest)).max() < JUMP*sigma: return plain
-    w, X, level = plain.window(), [], []
-    for k, n in enumerate(load): w.push(index + k, n); X.append(run_vector(w)); level.append(w.run_level())
-    X, level, leaf, use = np.array(X), np.array(level), 4*ahead, np.arange(KEEP, len(load) - ahead)
-    y, rival = (rest[use + ahead] - level[use])/sigma, (level_path(rest, plain.rule, ahead)[use] - level[use])/sigma
-    if saves(X[use], y, rival, ahead, leaf, seed) >= .93: return plain
-    return Demand(season, plain.rule, sigma, ahead, grow(X[use], y, trees, leaf, seed))
+    d, cross = Demand(season, best_rule(rest, ahead)[0], sigma, ahead), None
+    if len(load) >= 300 and np.abs(np.diff(rest)).max() >= JUMP*sigma:
+        X, y, rival = run_rows(d, load, index)
+        use, leaf, cross = np.arange(KEEP, len(load) - ahead), 4*ahead, np.full(len(load), np.nan)
+        cross[use] = cross_forecast(X[use], y[use], ahead, leaf, seed)
+        if np.abs(cross - y)[use].mean() < .93*np.abs(rival - y)[use].mean():
+            d = replace(d, runs=grow(X[use], y[use], trees, leaf, seed))
+    return d, honest_path(d, load, index, held, cross)
 
 # %% ../../nbs/learning/20a_demand.ipynb #02ef76e8
 def fit_curve(

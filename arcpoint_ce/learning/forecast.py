@@ -11,6 +11,7 @@ __all__ = ['ROW', 'WARM', 'TAIL', 'FORMAT', 'BackendModel', 'FleetWindows', 'pee
 
 # %% ../../nbs/learning/21_forecast.ipynb #ec7ebba1
 import json
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -156,12 +157,12 @@ def request_spread(c: Course) -> tuple[float, ...]:   # at LEVELS: log of one re
     order = np.argsort(logs); cum = np.cumsum(np.array(counts)[order])/sum(counts)
     return tuple(float(np.array(logs)[order][min(np.searchsorted(cum, q), len(logs) - 1)]) for q in LEVELS)
 
-def learn_backend(c: Course, number: int, ahead: int, seed: int) -> BackendModel:
+def learn_backend(c: Course, number: int, ahead: int, seed: int) -> tuple[BackendModel, np.ndarray]:   # and the honest plans
     "Everything but peers, trust and errors, which need the whole fleet."
-    demand, seen = fit_demand(c.load, c.index, ahead, seed), np.isfinite(c.latency_ms)
+    (demand, plan), seen = fit_demand(c.load, c.index, ahead, seed), np.isfinite(c.latency_ms)
     curve = fit_curve(c.load[seen], c.latency_ms[seen]) if seen.any() and np.ptp(c.load[seen]) > 0 else None
-    scale = choose_scale(c, curve, replay_load(demand, c.load, c.index), ahead)
-    return BackendModel(c.name, number, demand, curve, scale, float(np.median(c.load)), spread=request_spread(c))
+    scale = choose_scale(c, curve, plan, ahead)
+    return BackendModel(c.name, number, demand, curve, scale, float(np.median(c.load)), spread=request_spread(c)), plan
 
 # %% ../../nbs/learning/21_forecast.ipynb #8a7d246a
 @dataclass
@@ -215,15 +216,16 @@ TAIL = .1                              # each tail of the 80 % interval
 
 class Conformal:
     "Two-tailed adaptive conformal interval of one backend."
-    __slots__ = ("ahead", "rate", "errors", "low", "high", "due")
+    __slots__ = ("ahead", "rate", "errors", "ordered", "low", "high", "due")
 
     def __init__(self, errors: Iterable[float], ahead: int, rate: float = .003, window: int = 1000):
         self.ahead, self.rate, self.low, self.high = ahead, rate, TAIL, TAIL
         self.errors, self.due = deque(errors, maxlen=window), deque()
+        self.ordered = sorted(self.errors)
 
     def quantile(self, level: float) -> float:   # error quantile, shape units
         "Order statistic with conformal's finite-sample correction, outwards."
-        e = sorted(self.errors); n = len(e)
+        e, n = self.ordered, len(self.ordered)
         if not n: return -3. if level < .5 else 3.
         k = floor((n + 1)*level) - 1 if level < .5 else ceil((n + 1)*level) - 1
         return e[min(max(k, 0), n - 1)]
@@ -242,7 +244,12 @@ class Conformal:
             e = (log_latency - centre)/size
             self.low = min(max(self.low + self.rate*(TAIL - (e < lo)), .02), .25)
             self.high = min(max(self.high + self.rate*(TAIL - (e > hi)), .02), .25)
-            self.errors.append(e)
+            self.remember(e)
+
+    def remember(self, e: float):
+        "Keep one more error, in order of time and in order of size."
+        if len(self.errors) == self.errors.maxlen: del self.ordered[bisect_left(self.ordered, self.errors[0])]
+        self.errors.append(e); insort(self.ordered, e)
 
 # %% ../../nbs/learning/21_forecast.ipynb #2764da07
 def leaf_scatter(
@@ -313,9 +320,10 @@ def learn(f: Forecaster, table: pd.DataFrame) -> Forecaster:
     table = table.sort_values(["start_s", "backend"], kind="stable")
     known = [c for c in courses(table, f.step_s_) if np.isfinite(c.latency_ms).sum() >= 4*WARM and len(c.steps) > 2*f.ahead_ + 4*WARM]
     if not known: raise ValueError(f"no backend has enough measured steps to learn from ({4*WARM} and more, over {2*f.ahead_ + 4*WARM} steps); give a longer log")
-    f.models_ = {c.name: learn_backend(c, k, f.ahead_, f.seed) for k, c in enumerate(known)}
+    learned = [learn_backend(c, k, f.ahead_, f.seed) for k, c in enumerate(known)]
+    f.models_ = {m.name: m for m, _ in learned}
     f.prior_ = fleet_prior(list(f.models_.values()), f.ahead_)
-    plans = {(c.name, c.index + k): x for c in known for k, x in enumerate(replay_load(f.models_[c.name].demand, c.load, c.index))}
+    plans = {(c.name, c.index + k): x for c, (_, plan) in zip(known, learned) for k, x in enumerate(plan)}
     table = table[table["backend"].isin(f.models_)]
     truth = {(c.name, c.index + k): log(x) for c in known for k, x in enumerate(c.latency_ms) if x > 0}
     add_peers(f, replay(f.windows(), table, plans), truth)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Stage', 'make_stage', 'pseudo_requests', 'cell_at', 'late_share', 'Verdict', 'judge_moves', 'elsewhere',
            'always_moves', 'clairvoyant_moves', 'tables_over', 'Course', 'route', 'choose', 'outcome_of', 'onsets',
-           'leads', 'compare', 'over_limit']
+           'leads', 'compare', 'over_limit', 'Study', 'judged_rows', 'onset_table', 'study', 'exercise_trio',
+           'study_metrics']
 
 # %% ../../nbs/learning/21c_hindsight.ipynb #851e1178
 from collections.abc import Iterable, Mapping
@@ -17,12 +18,15 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from .forecast import Forecaster, Pulse
+from .forecast import Forecaster, Pulse, predict
 from ..routing.breaker import CLOSED, SHEDDING, BreakerConfig, ShedConfig
 from ..routing.core import Backend, ForecastTable, Outcome, Request
 from ..routing.policies import AdaptiveLeast, PredictedCost
 from ..routing.router import NoBackend, Router, RouterConfig
 from ..telemetry.frames import to_steps
+from ..telemetry.requests import RequestLog
+from ..telemetry.source import StepSource, table_sha256
+from ..telemetry.traces import exercise_steps
 
 # %% ../../nbs/learning/21c_hindsight.ipynb #348a513e
 @dataclass
@@ -266,3 +270,89 @@ def over_limit(s: Stage, tables: Mapping[int, ForecastTable]) -> np.ndarray:   #
     of = {k: np.array([float(n in t and t[n].ok() and t[n].p50_ms > x) for n, x in zip(s.backends, s.slo_ms)]) for k, t in tables.items()}
     none = np.zeros(len(s.backends))
     return np.array([of.get(k, none) for k in s.step.tolist()]).reshape(len(s.step), len(s.backends))
+
+# %% ../../nbs/learning/21c_hindsight.ipynb #75f77ecd
+@dataclass
+class Study:
+    "One log, judged."
+    source: StepSource
+    fleet: list[Backend]
+    forecaster: Forecaster
+    cut_s: float                       # start of the judged part, s
+    forecasts: pd.DataFrame            # as from `predict`, judged part
+    stage: Stage
+    verdicts: list[Verdict]
+    courses: dict[str, Course]         # of the two routed rules
+    onsets: pd.DataFrame               # backend, onset_s, lead_s (nan: not foreseen), reactive_s (breaker after the onset, nan: never)
+
+def judged_rows(source: StepSource, cut_s: float) -> pd.DataFrame:   # rows for `make_stage`
+    "Single requests where the source has them, else pseudo-requests."
+    if not isinstance(source.loaded, RequestLog): return pseudo_requests(source.steps[source.steps["start_s"] >= cut_s], source.step_s)
+    rows = source.loaded.df(["ts", "backend", "latency_ms", "ok", "tokens_in", "tokens_out"])
+    rows["ts_s"] = (pd.to_datetime(rows["ts"], utc=True) - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    return rows[rows["ts_s"] >= cut_s]
+
+# %% ../../nbs/learning/21c_hindsight.ipynb #dae24585
+def onset_table(s: Stage, table: pd.DataFrame, courses: Mapping[str, Course], cut_s: float, horizon_s: float) -> pd.DataFrame:
+    "Every onset of the judged part: how long before it weight was shed, how long after it the reactive breaker opened."
+    out, ours, opened = [], courses["predictive (ours)"].sheds, courses["reactive breaker"].transitions
+    for b, slo in zip(s.backends, s.slo_ms):
+        d = table[(table["backend"] == b) & (table["start_s"] >= cut_s)].sort_values("start_s")
+        mean = (d["latency_us"]/d["n_lat"].where(d["n_lat"] > 0)/1000.).to_numpy(float)
+        for k in onsets(mean, slo, max(1, int(horizon_s//s.step_s))):
+            at = float(d["start_s"].iloc[k])
+            after = [t.at_s - at for t in opened if t.backend == b and t.new == "open" and at <= t.at_s < at + 2*horizon_s]
+            out.append((b, at, leads(ours, b, at, horizon_s), after[0] if after else None))
+    return pd.DataFrame(out, columns=["backend", "onset_s", "lead_s", "reactive_s"]).astype({"lead_s": float, "reactive_s": float})
+
+# %% ../../nbs/learning/21c_hindsight.ipynb #f09e991d
+def study(
+    source: StepSource,
+    fleet: Iterable[Backend],
+    slo_ms: float = 300.,              # limit where a backend has none of its own, ms
+    train_share: float = 2/3,          # share of the steps to learn from
+    horizon_s: int = 300,
+    trees: int = 300,
+    seed: int = 0,
+    n_jobs: int | None = None,
+) -> Study:
+    "Learn, forecast, route, judge. ValueError where the source is too short or the fleet lacks a backend."
+    times = np.unique(source.steps["start_s"]); gap = -(-horizon_s//source.step_s)
+    split = int(train_share*len(times))
+    if not 0 < split < len(times) - gap: raise ValueError(f"train_share={train_share} leaves nothing to judge of {len(times)} steps; try 0.6")
+    f = Forecaster(horizon_s, trees=trees, seed=seed, n_jobs=n_jobs).fit(source.steps[source.steps["start_s"] < times[split]])
+    cut, fleet = float(times[split + gap]), list(fleet)
+    forecasts = predict(f, source.steps, since_s=cut)
+    stage = make_stage(judged_rows(source, cut), fleet, slo_ms, source.step_s)
+    curves = {n: m.curve for n, m in f.models_.items() if m.curve is not None}
+    verdicts, courses = compare(stage, fleet, tables_over(f, source.steps, cut), curves, seed=seed)
+    return Study(source, fleet, f, cut, forecasts, stage, verdicts, courses, onset_table(stage, source.steps, courses, cut, horizon_s))
+
+# %% ../../nbs/learning/21c_hindsight.ipynb #6813599d
+def exercise_trio(n_minutes: int = 2500, seed: int = 0, shift: int = 33) -> tuple[StepSource, list[Backend]]:
+    "Three exercise backends with shifted clocks, and their fleet. Synthetic."
+    parts = []
+    for k, name in enumerate(("exercise-a", "exercise-b", "exercise-c")):
+        d = exercise_steps(n_minutes + k*shift, seed=10*seed + k)
+        start = d["start_s"].iloc[0]; d = d.iloc[k*shift:].assign(backend=name)
+        parts.append(d.assign(start_s=d["start_s"] - d["start_s"].iloc[0] + start))
+    steps = pd.concat(parts).sort_values(["start_s", "backend"], kind="stable", ignore_index=True)
+    source = StepSource("exercise", "exercise", steps, 60, len(steps), 0, table_sha256(steps), True)
+    return source, [Backend(n, capacity=1.) for n in sorted(steps["backend"].unique())]
+
+# %% ../../nbs/learning/21c_hindsight.ipynb #3669b276
+def study_metrics(r: Study) -> dict:   # JSON values; counts are requests
+    "The figures of one study: ours first, then every rule."
+    by = {v.rule: v for v in r.verdicts}; ours, base = by["predictive (ours)"], by["no breaker"]
+    d = r.forecasts.dropna(subset=["actual_ms"]); mae = (d["p50_ms"] - d["actual_ms"]).abs().mean()
+    naive = (d["persistence_ms"] - d["actual_ms"]).abs().mean()
+    lead = r.onsets["lead_s"].dropna()
+    key = lambda rule: rule.split(" (")[0].replace(" ", "_")
+    rules = {key(v.rule): {k: getattr(v, k) for k in ("moved", "false", "breaches_low", "breaches_high", "avoided_low", "avoided_high", "cost_usd", "share")} for v in r.verdicts}
+    return dict(requests=float(r.stage.weight.sum()), breaches=base.breaches_low, breaches_avoided_low=ours.avoided_low,
+                breaches_avoided_high=ours.avoided_high, moved=ours.moved, false_reroutes=ours.false,
+                always_reroute_false=by["always reroute"].false, reactive_avoided_low=by["reactive breaker"].avoided_low,
+                reactive_avoided_high=by["reactive breaker"].avoided_high, reactive_false=by["reactive breaker"].false,
+                onsets=len(r.onsets), onsets_foreseen=len(lead), lead_time_s_median=float(lead.median()) if len(lead) else None,
+                mae_ms=float(mae), persistence_mae_ms=float(naive), skill=float(1 - mae/naive),
+                coverage_80=float(d["actual_ms"].between(d["p10_ms"], d["p90_ms"]).mean()), rules=rules)
