@@ -368,11 +368,13 @@ def grow_forest(f: Forecaster, r: Replay, truth: Mapping):
     scatter = leaf_scatter(leaves, y, drawn, inbag)
     f.scatter_ = CompiledForest(arrays | {"value": scatter}, **f.forest_.facts())
     said, wide = out_of_bag(leaves, drawn, inbag, scatter)
-    raw = np.array([truth[b, k + f.ahead_] - o for b, k, o in zip(names, np.array(r.index)[use], np.array(r.offset)[use])])/size
+    index, offset = np.array(r.index)[use], np.array(r.offset)[use]
+    came = np.array([truth[b, k + f.ahead_] for b, k in zip(names, index)]); raw = (came - offset)/size
     for b in f.models_:
         mine = (names == b) & np.isfinite(said)
         f.models_[b] = judge(f.models_[b], y[mine], raw[mine], said[mine], interval_size(wide[mine], f.shape))
-    f.n_rows_ = len(y)
+    trust = np.array([f.models_[b].trust for b in names])
+    f.n_rows_, f.oob_ = len(y), pd.DataFrame(dict(backend=names, index=index, said=offset + trust*np.nan_to_num(said)*size, truth=came))
     pooled = np.concatenate([m.errors for m in f.models_.values()])[-2000:] if f.models_ else []
     f.prior_ = replace(f.prior_, errors=tuple(2*pooled[:: max(1, len(pooled)//300)]))
 

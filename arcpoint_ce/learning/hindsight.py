@@ -246,7 +246,8 @@ def leads(
         if e.backend != backend or e.at_s > onset_s: continue
         if e.new == SHEDDING: start, end = e.at_s, None
         else: end = e.at_s
-    return onset_s - start if start is not None and (end is None or onset_s - end <= horizon_s) and onset_s > start else None
+    if start is None or onset_s <= start or (end is not None and onset_s - end > horizon_s): return None
+    return onset_s - start if onset_s - start <= 2*horizon_s else None
 
 # %% ../../nbs/learning/21c_hindsight.ipynb #75ecc33a
 def compare(

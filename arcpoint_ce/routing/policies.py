@@ -11,7 +11,7 @@ __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_d
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from math import exp, inf
 from typing import Callable, Protocol
 
@@ -78,23 +78,18 @@ def draw_two(
 def best_drawn_odds(
     weights: list[float],          # > 0 each
     scores: list[float],           # lower wins; of equals the one drawn first
-    k: int = 2,                    # how many are drawn, 1 to 3
 ) -> list[float]:                  # probability that each wins, sums to 1
-    "Exact odds of: draw k without replacement in proportion to weight, take the least score. O(n²)."
-    n, total = len(weights), sum(weights)
-    k, odds, better = min(k, n), [0.]*n, [0.]*n
-    if k == 1: return [w/total for w in weights]
-    for a in range(n):
-        for b in range(n):
-            if a == b: continue
-            p = weights[a]/total * weights[b]/(total - weights[a])
-            win = a if scores[a] <= scores[b] else b
-            if k == 2 or n == 2: odds[win] += p; continue
-            left = total - weights[a] - weights[b]
-            beat = sum(w for c, w in enumerate(weights) if scores[c] < scores[win]) if left > 0 else 0.
-            odds[win] += p*(1 - beat/left)
-            better[win] += p/left
-    return [o + sum(better[m]*weights[c] for m in range(n) if scores[c] < scores[m]) for c, o in enumerate(odds)] if k == 3 else odds
+    "Exact odds of: draw two by weight, take the lesser score. O(n log n)."
+    if len(weights) < 2: return [1.]*len(weights)
+    total, before = sum(weights), accumulate([0., *weights[:-1]])
+    after = [*accumulate([0., *weights[:0:-1]])][::-1]
+    rest = [a + b for a, b in zip(before, after)]              # what is left to draw from after each
+    out, worse, worse_first = [0.]*len(weights), 0., 0.
+    for _, tie in groupby(sorted(range(len(weights)), key=scores.__getitem__, reverse=True), scores.__getitem__):
+        tie = list(tie); own = sum(weights[i] for i in tie)
+        for i in tie: out[i] = weights[i]/total*((worse + own - weights[i])/rest[i] + worse_first)
+        worse += own; worse_first += sum(weights[i]/rest[i] for i in tie)
+    return out
 
 # %% ../../nbs/routing/03_policies.ipynb #f2f91eab
 class WeightedPlan:
@@ -120,7 +115,7 @@ class BestDrawnPlan:
 
     def scores(self, s, now): return [self.score(i, s, now) for i in range(len(self.weights))]
 
-    def probabilities(self, s, now): return best_drawn_odds(self.weights, self.scores(s, now), 2)
+    def probabilities(self, s, now): return best_drawn_odds(self.weights, self.scores(s, now))
 
 # %% ../../nbs/routing/03_policies.ipynb #d9520cee
 class LeastPlan(BestDrawnPlan):
@@ -194,9 +189,10 @@ class AdaptiveLeast:
 
     def plan(self, scene, s):
         cap = capacities(scene)
+        known = sorted(s.latency[k] for k in scene.slots if s.latency[k]); middle = known[len(known)//2] if known else 1.
         def load(i, s, now):
             k = scene.slots[i]
-            return (s.in_flight[k] + 1)/cap[i] * max(s.latency[k], 1.)**self.gamma * (1 + 4*s.error[k])
+            return (s.in_flight[k] + 1)/cap[i] * max(s.latency[k] or middle, 1.)**self.gamma * (1 + 4*s.error[k])
         return BestDrawnPlan(cap, load)
 
 # %% ../../nbs/routing/03_policies.ipynb #7b89eaf7
@@ -206,11 +202,12 @@ class Threshold:
     def __init__(self, cap: float = .5): self.cap = cap   # most capacity that may be avoided, share
 
     def plan(self, scene, s):
-        weights = capacities(scene); total, avoided = sum(weights), 0.
+        weights, total = capacities(scene), sum(b.capacity for b in scene.backends)
+        avoided = total - sum(weights)
         over = sorted((i for i, t in enumerate(scene.step_ms) if t is not None and t > scene.slo_ms[i]),
                       key=lambda i: -scene.step_ms[i]/scene.slo_ms[i])
         for i in over:
-            if (avoided + weights[i])/total > self.cap: continue
+            if avoided + weights[i] > self.cap*total: continue
             avoided += weights[i]; weights[i] = 1e-12
         return WeightedPlan(weights)
 
@@ -228,7 +225,7 @@ def filled_times(
 def head_room(scene: Scene, floor: float = .02) -> list[float]:  # usable capacity per backend, > 0
     "Capacity times the share in use times P(SLO met); where the forecast is missing, no better than the middle."
     met = sorted(1 - p for p in scene.p_slow if p is not None)
-    middle = met[len(met)//2] if met else 1.
+    middle = met[(len(met) - 1)//2] if met else 1.
     return [c*max(1 - p if p is not None else middle, floor) for c, p in zip(capacities(scene), scene.p_slow)]
 
 # %% ../../nbs/routing/03_policies.ipynb #3fae9c7b

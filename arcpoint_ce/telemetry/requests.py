@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DAY_MS', 'END_US', 'REQUEST_FIELDS', 'TELEMETRY_FIELDS', 'MAX_LINE', 'LINE', 'NONE', 'SPANS_SQL', 'ATTRIBUTES_SQL',
            'NO_MODEL_CALL', 'PRESETS', 'SQL_TYPE', 'EVENTS_SQL', 'BUCKET_SQL', 'STEPS_SQL', 'MAX_STEPS',
-           'TELEMETRY_PRESETS', 'ADDED', 'QUANTILES', 'Field', 'time_sql', 'value_sql', 'faults', 'scan_lines',
-           'line_fault', 'Source', 'quoted', 'csv_source', 'json_source', 'parquet_source', 'BadRows', 'field_texts',
-           'insert_sql', 'typed_null', 'rules_for', 'Intake', 'repair', 'take', 'file_kind', 'drop_repeats',
-           'find_lines', 'bad_rows', 'settle', 'find_files', 'hash_files', 'read_files', 'fold_hist', 'fold_steps',
-           'RequestLog', 'summary_html', 'load_requests', 'unfold', 'Telemetry', 'detect_step_s', 'telemetry_steps',
-           'load_edges', 'load_telemetry']
+           'TELEMETRY_PRESETS', 'ADDED', 'QUANTILES', 'Field', 'time_sql', 'value_sql', 'faults', 'number_fault',
+           'scan_lines', 'line_fault', 'Source', 'quoted', 'csv_source', 'json_source', 'parquet_source', 'BadRows',
+           'field_texts', 'insert_sql', 'typed_null', 'rules_for', 'Intake', 'repair', 'take', 'file_kind',
+           'drop_repeats', 'find_lines', 'visible', 'bad_rows', 'settle', 'find_files', 'hash_files', 'read_files',
+           'fold_hist', 'fold_steps', 'RequestLog', 'summary_html', 'load_requests', 'unfold', 'Telemetry',
+           'detect_step_s', 'telemetry_steps', 'load_edges', 'load_telemetry']
 
 # %% ../../nbs/telemetry/10_requests.ipynb #ae358af5
 import csv, gzip, hashlib, json, tempfile
@@ -58,11 +58,10 @@ def time_sql(
     x: str,               # SQL of a text: ISO 8601, or a number since the epoch in s, ms, µs or ns
 ) -> str:                 # SQL of whole µs since the epoch; NULL where it is no time
     "Text to microseconds: offsets are converted, naive times are UTC, halves of a µs go up."
-    d, whole = f"try_cast({x} AS DOUBLE)", "try_cast(floor({} + 0.5) AS BIGINT)".format
+    d = f"try_cast({x} AS DOUBLE)"
+    unit = f"CASE WHEN {d} < 1e11 THEN 1e6 WHEN {d} < 1e14 THEN 1e3 WHEN {d} < 1e17 THEN 1 END"
     return f"""CASE WHEN {x}[5] = '-' AND {x}[8] = '-' THEN epoch_us(try_cast({x} AS TIMESTAMPTZ))
-        WHEN {d} < 1e11 THEN {whole(d + ' * 1e6')} WHEN {d} < 1e14 THEN {whole(d + ' * 1e3')}
-        WHEN {d} < 1e17 THEN {whole(d)}
-        ELSE coalesce(try_cast({x} AS BIGINT) // 1000, {whole(d + ' / 1e3')}) END"""
+        ELSE coalesce(try_cast(floor({d} * {unit} + 0.5) AS BIGINT), try_cast({x} AS BIGINT) // 1000) END"""
 
 # %% ../../nbs/telemetry/10_requests.ipynb #742c5f03
 def value_sql(
@@ -88,12 +87,23 @@ def faults(
         if now_us is not None: out += [("lies in the future", f"{v} > {now_us}")]
     elif f.kind == "bool": out += [("is not true or false", f"{x} IS NOT NULL AND {v} IS NULL")]
     elif f.kind != "text":
-        out += [("is not a number", f"{x} IS NOT NULL AND {v} IS NULL"), ("is NaN", f"isnan({v})"),
-                ("is infinite", f"isinf({v})")]
-        if f.kind != "number": out += [("is negative", f"{v} < 0")]
-        if f.kind == "count": out += [("is not a whole number", f"{v} <> floor({v})")]
-        out += [(f"is above {f.hi:g}", f"{v} > {f.hi!r}")]
+        fine = f"{v} BETWEEN {-f.hi if f.kind == 'number' else 0} AND {f.hi!r}" + (f" AND {v} = floor({v})" if f.kind == "count" else "")
+        out += [("", f"{x} IS NOT NULL AND NOT coalesce({fine}, false)")]
     return out
+
+# %% ../../nbs/telemetry/10_requests.ipynb #ed3ac51d
+def number_fault(
+    f: Field,             # a field of numbers
+    raw: str,             # a text that is no good value of it
+) -> str:                 # why
+    "The reason for a bad number."
+    try: v = float(raw)
+    except ValueError: return "is not a number"
+    if v != v: return "is NaN"
+    if v in (float("inf"), float("-inf")): return "is infinite"
+    if v < 0 and f.kind != "number": return "is negative"
+    if v > f.hi: return f"is above {f.hi:g}"
+    return "is not a whole number" if f.kind == "count" and v != int(v) else "is not a number"
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e8952dcd
 MAX_LINE = 2_000_000                   # a longer line is malformed, bytes
@@ -104,15 +114,14 @@ def _open(path: Path):                 # a binary file, unpacked where its name 
 
 def scan_lines(
     path: Path,           # a text file, plain or .gz
-) -> tuple[int, bool]:    # lines in it; whether any line is blank or holds a stray CR or NUL
+) -> tuple[int, bool]:    # lines in it; whether a stray carriage return or NUL makes that doubtful
     "Count lines without any CSV parser. Reads in pieces that end at line ends."
     n, odd, last = 0, False, b"\n"
     with _open(path) as f:
         while s := f.read(1 << 20):
             if not s.endswith(b"\n"): s += f.readline()
             n += s.count(b"\n"); last = s[-1:]
-            odd = (odd or s.startswith((b"\n", b"\r\n")) or b"\n\n" in s or b"\n\r\n" in s or b"\0" in s
-                   or s.count(b"\r") != s.count(b"\r\n"))
+            odd = odd or b"\0" in s or b"\r" in s and s.count(b"\r") != s.count(b"\r\n")
     return n + (last != b"\n"), odd
 
 # %% ../../nbs/telemetry/10_requests.ipynb #76f53102
@@ -203,7 +212,7 @@ def json_source(
         rows = f"SELECT *, CASE WHEN good THEN j ELSE '{{}}' END AS s FROM ({rows})"
         if spans: rows = f"SELECT * EXCLUDE (s), unnest({SPANS_SQL}) AS s FROM ({rows})"
         more = f", {ATTRIBUTES_SQL}" if spans else ""
-        return f"(SELECT *, json_extract_string(s, [{ways}]) AS f{more} FROM ({rows}))"
+        return f"(SELECT *, json_extract_string(s, [{ways}]) AS f{more} FROM ({rows}) WHERE trim(j, ' \t\r\v\f') <> '')"
     return Source(path, read, get, names, sql, "NULL" if repaired else "j", "line::BIGINT" if repaired else "NULL",
                   "NOT coalesce(good, false)", kind="json", open_names=True)
 
@@ -213,13 +222,13 @@ ATTRIBUTES_SQL = ("json_extract_string(s, '$.attributes[*].key') AS ks, "
                   "json_extract_string(s, '$.attributes[*].value.*') AS vs")
 
 def _json_names(lines: list[bytes]) -> list[str]:
-    "Keys of the JSON objects among some lines, in order of appearance."
-    out: dict[str, None] = {}
+    "Keys of the JSON objects among some lines, in order of appearance; none from a single object: it may be the damaged one."
+    found = []
     for s in lines:
         try: d = json.loads(s)
         except ValueError: continue
-        if isinstance(d, dict): out |= dict.fromkeys(d)
-    return list(out)
+        if isinstance(d, dict): found.append(d)
+    return list(dict.fromkeys(k for d in found for k in d)) if len(found) > 1 else []
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e16ddd61
 def parquet_source(
@@ -322,21 +331,19 @@ def insert_sql(
     texts: dict[str, str],             # canonical -> SQL of its text, as from `field_texts`
     fields: tuple[Field, ...],         # canonical fields
     rules: list[tuple[str, str, str]], # (column, reason, condition): `bad` is the place in this list
-    every_key: bool = False,           # keep the key of good rows too
+    every_place: bool = False,         # keep the place of good rows too
 ) -> str:                              # the SELECT that makes rows of the table
     "The one pass over a file: parse, convert, judge."
     xs = ", ".join(f"{texts.get(f.name, NONE)} AS x_{f.name}" for f in fields)
     vs = ", ".join(f"{value_sql(f, 'x_' + f.name) if f.name in texts else typed_null(f)} AS {f.name}" for f in fields)
-    case = "CASE " + " ".join(f"WHEN {cond} THEN {i}" for i, (_, _, cond) in enumerate(rules)) + " END"
-    raw = "CASE " + " ".join(f"WHEN bad IN ({', '.join(str(i) for i, r in enumerate(rules) if r[0] == f.name)}) THEN x_{f.name}"
-                             for f in fields if any(r[0] == f.name for r in rules)) + " ELSE key_ END"
+    at = {f.name: [i for i, r in enumerate(rules) if r[0] == f.name] for f in fields if f.name in texts}
+    case = " ".join(f"WHEN {cond} THEN {i}" for i, (c, _, cond) in enumerate(rules) if c in at or c == "line")
+    raw = " ".join(f"WHEN bad BETWEEN {ns[0]} AND {ns[-1]} THEN x_{c}" for c, ns in at.items() if ns)
     skip = f" WHERE NOT coalesce({texts['skip']}, false)" if "skip" in texts else ""
     inner = f"SELECT {xs}, {src.line} AS line, {src.key} AS key_, {src.broken} AS broken FROM {src.sql()}{skip}"
-    kept = "true" if every_key else "bad IS NOT NULL"
-    judged = f"SELECT *, {case} AS bad FROM (SELECT *, {vs} FROM ({inner}))"
-    return (f"SELECT {', '.join(f.name for f in fields)}, {number} AS file, bad, "
-            f"CASE WHEN {kept} THEN line END AS line, CASE WHEN {kept} THEN key_ END AS key, "
-            f"CASE WHEN bad IS NOT NULL THEN {raw} END AS raw FROM ({judged})")
+    judged = f"SELECT *, CASE {case} END AS bad FROM (SELECT *, {vs} FROM ({inner}))"
+    place = f"CASE WHEN {every_place} OR bad IS NOT NULL THEN to_json([line::VARCHAR, key_, CASE {raw} ELSE key_ END])::VARCHAR END"
+    return f"SELECT {', '.join(at)}, {number} AS file, bad, {place} AS place FROM ({judged})"
 
 SQL_TYPE = {"time": "BIGINT", "text": "VARCHAR", "bool": "BOOLEAN"}
 
@@ -352,10 +359,10 @@ def rules_for(
     "All rules, in the order in which they are reported. Request logs add: a success has a latency."
     now_us = None if now is None else int(now*1e6 + .5)
     out = [("line", "is not a JSON object", "broken")]
-    for f in fields: out += [(f.name, why, cond) for why, cond in faults(f, f"x_{f.name}", f.name, now_us)]
-    if any(f.name == "ok" for f in fields):
-        out += [("latency_ms", "is missing though the request succeeded",
-                 "x_latency_ms IS NULL AND coalesce(ok, x_error IS NULL)")]
+    for f in fields:
+        out += [(f.name, why, cond) for why, cond in faults(f, f"x_{f.name}", f.name, now_us)]
+        if f.name == "latency_ms" and any(g.name == "ok" for g in fields):
+            out += [(f.name, "is missing though the request succeeded", "x_latency_ms IS NULL AND coalesce(ok, x_error IS NULL)")]
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #b5b280fa
@@ -378,8 +385,17 @@ class Intake:
         self.con = duckdb.connect(":memory:", config={"memory_limit": self.memory, "temp_directory": self.tmp.name,
                                                       "preserve_insertion_order": "false"})
         self.con.execute("SET TimeZone = 'UTC'")
-        cols = ", ".join(f"{f.name} {SQL_TYPE.get(f.kind, 'DOUBLE')}" for f in self.fields)
-        self.con.execute(f"CREATE TABLE rows ({cols}, file USMALLINT, bad UTINYINT, line BIGINT, key VARCHAR, raw VARCHAR)")
+        self.con.execute("CREATE TABLE rows (file USMALLINT, bad UTINYINT, place VARCHAR)")
+
+    def add_columns(self, names: set[str]):
+        "Make room for the canonical columns of one more file."
+        for f in self.fields:
+            if f.name in names: self.con.execute(f"ALTER TABLE rows ADD COLUMN IF NOT EXISTS {f.name} {SQL_TYPE.get(f.kind, 'DOUBLE')}")
+
+    def view_good(self):
+        "The good rows with every canonical column, whether or not a file had it."
+        cols = ", ".join(f.name if f.name in self.present else f"{typed_null(f)} AS {f.name}" for f in self.fields)
+        self.con.execute(f"CREATE OR REPLACE VIEW good AS SELECT {cols} FROM rows WHERE bad IS NULL")
 
     def close(self):
         "Give the memory and the scratch files back."
@@ -436,7 +452,8 @@ def _insert(intake: Intake, src: Source, number: int, columns: dict, preset, wan
     select = insert_sql(src, number, texts, intake.fields, intake.rules)
     con = intake.con.execute("BEGIN")
     try:
-        n = con.execute(f"INSERT INTO rows {select}").fetchone()[0]
+        intake.add_columns(set(texts))
+        n = con.execute(f"INSERT INTO rows BY NAME {select}").fetchone()[0]
         read, left_out = n, 0
         if "skip" in texts:
             read = con.execute(f"SELECT count(*) FROM {src.read}").fetchone()[0]
@@ -466,18 +483,18 @@ def drop_repeats(
 ):
     "Mark all but one row of each repeated id as bad, independent of the order of the files."
     con, some = intake.con, "bad IS NULL AND " + " AND ".join(f"{c} IS NOT NULL" for c in ids)
-    key, names = f"hash({', '.join(ids)})", ", ".join(f.name for f in intake.fields)
+    key, names = f"hash({', '.join(ids)})", ", ".join(f.name for f in intake.fields if f.name in intake.present)
     con.execute(f"CREATE TEMP TABLE twice AS SELECT {key} AS h FROM rows WHERE {some} GROUP BY 1 HAVING count(*) > 1")
     if con.execute("SELECT count(*) FROM twice").fetchone()[0] == 0: return
     suspect = f"{some} AND {key} IN (SELECT h FROM twice)"
-    again = " UNION ALL ".join(f"(SELECT * FROM ({insert_sql(*t, intake.fields, intake.rules, True)}) WHERE {suspect})"
+    again = " UNION ALL BY NAME ".join(f"(SELECT * FROM ({insert_sql(*t, intake.fields, intake.rules, True)}) WHERE {suspect})"
                                for t in intake.taken)
-    nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, line)"
+    nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, place)"
     con.execute(f"CREATE TEMP TABLE again AS SELECT *, {nth} AS nth FROM ({again})")
     con.execute(f"DELETE FROM rows WHERE {suspect}")
     intake.rules += [(ids[-1], f"repeats an earlier row (same {' and '.join(ids)})", "false")]
-    con.execute(f"""INSERT INTO rows SELECT {names}, file, CASE WHEN nth > 1 THEN {len(intake.rules) - 1} END,
-        line, CASE WHEN nth > 1 THEN key END, {ids[-1]}::VARCHAR FROM again""")
+    con.execute(f"""INSERT INTO rows BY NAME SELECT {names}, file, CASE WHEN nth > 1 THEN {len(intake.rules) - 1} END AS bad,
+        CASE WHEN nth > 1 THEN to_json([place->>0, place->>1, {ids[-1]}::VARCHAR])::VARCHAR END AS place FROM again""")
 
 # %% ../../nbs/telemetry/10_requests.ipynb #ad53157f
 def find_lines(
@@ -497,22 +514,28 @@ def find_lines(
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #fddbd1f5
+def visible(text: str | None) -> str | None:
+    "Control characters as escapes."
+    if text is None or text.isprintable(): return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 def bad_rows(
     intake: Intake,       # all rows are in and judged
 ) -> pd.DataFrame:        # file, line, column, reason, raw: sorted by file and line
     "Every bad row with its place."
-    bad = intake.con.execute("SELECT file, line, bad, key, raw FROM rows WHERE bad IS NOT NULL").fetchall()
-    line = [b[1] for b in bad]
+    bad = [(f, b, *json.loads(p)) for f, b, p in intake.con.execute("SELECT file, bad, place FROM rows WHERE bad IS NOT NULL").fetchall()]
+    line = [None if n is None else int(n) for _, _, n, _, _ in bad]
     for src, number, _ in intake.taken:
-        seek = [i for i, b in enumerate(bad) if b[0] == number and b[1] is None]
-        if not seek or src.kind == "parquet": continue
+        seek = [i for i, b in enumerate(bad) if b[0] == number and line[i] is None]
+        if not seek: continue
         found = find_lines(src, {bad[i][3] for i in seek})
         for i in seek:
             at = found.get(bad[i][3]) or [None]
             line[i] = at.pop() if len(at) > 1 else at[0]
-    rows = [(b[0], n, *intake.rules[b[2]][:2], b[4]) for b, n in zip(bad, line)]
+    kinds = {f.name: f for f in intake.fields}
+    rows = [(f, n, c, why or number_fault(kinds[c], raw), raw) for (f, b, _, _, raw), n in zip(bad, line) for c, why, _ in [intake.rules[b]]]
     rows += [(f, n, "line", why, text) for f, n, why, text in intake.lines]
-    rows.sort(key=lambda r: (r[0], r[1] or 0))
+    rows = [(*r[:4], visible(r[4])) for r in sorted(rows, key=lambda r: (r[0], r[1] or 0))]
     out = pd.DataFrame(rows, columns=["file", "line", "column", "reason", "raw"])
     out["file"] = [str(intake.files[f]) for f in out.file]
     return out.astype({"line": "Int64"})
@@ -582,12 +605,12 @@ def read_files(
 # %% ../../nbs/telemetry/10_requests.ipynb #4b1a7639
 EVENTS_SQL = """SELECT backend, ts, ok, tokens_in, tokens_out, ts + coalesce(us, 0) AS ended,
     CASE WHEN ok OR error = 'timeout' THEN us END AS lat
-    FROM (SELECT *, floor(latency_ms * 1000 + 0.5)::BIGINT AS us FROM good)"""
+    FROM (SELECT *, floor(latency_ms * 1000 + 0.5)::BIGINT AS us FROM log)"""
 
 BUCKET_SQL = ("(floor(log2(greatest(lat, 16)))::BIGINT * 16 + "
               "((greatest(lat, 16) >> (floor(log2(greatest(lat, 16)))::BIGINT - 4)) & 15))")
 
-STEPS_SQL = """WITH ev AS ({events}),
+STEPS_SQL = """WITH ev AS NOT MATERIALIZED ({events}),
     sums AS (SELECT backend, ended // {us} AS k, count(*) AS n, count(*) FILTER (NOT ok) AS n_err, count(lat) AS n_lat,
         sum(lat) AS latency_us, sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out FROM ev GROUP BY ALL),
     running AS (SELECT backend, k, count(*) AS in_flight, min(ts) AS first_us FROM (
@@ -602,24 +625,24 @@ STEPS_SQL = """WITH ev AS ({events}),
 
 # %% ../../nbs/telemetry/10_requests.ipynb #b45ce2c2
 def fold_hist(
-    con: duckdb.DuckDBPyConnection,    # holds the view `good`
+    con: duckdb.DuckDBPyConnection,    # holds the view `log`
     grid: pd.DataFrame,                # the steps, sorted by (start_s, backend)
     step_s: int,                       # length of a step, s
-    block: int = 4_000_000,            # rows at a time, about: bounds memory
+    block: int = 4_000_000,            # rows and twice the steps at a time: bounds memory and the size of a key
 ) -> list[dict[int, int]]:             # bucket -> count, for each row of the grid
     "Latency histograms of all steps."
     out: list[dict[int, int]] = [{} for _ in range(len(grid))]
     con.register("grid_", pd.DataFrame({"backend": grid.backend, "k": grid.start_s//step_s, "g": np.arange(len(grid))}))
-    part = np.cumsum(grid.n.to_numpy())//block
+    part = np.cumsum(grid.n.to_numpy() + 2)//block
     for p in np.unique(part):
         lo, hi = np.searchsorted(part, [p, p + 1])
-        keys = con.execute(f"""SELECT g * 1024 + {BUCKET_SQL} AS key FROM ({EVENTS_SQL}) AS ev JOIN grid_
+        keys = con.execute(f"""SELECT ((g - {lo}) * 1024 + {BUCKET_SQL})::INTEGER AS key FROM ({EVENTS_SQL}) AS ev JOIN grid_
             ON grid_.backend = ev.backend AND grid_.k = ev.ended // {step_s*10**6}
             WHERE lat IS NOT NULL AND g >= {lo} AND g < {hi}""").fetchnumpy()["key"]
-        keys, counts = np.unique(np.asarray(keys, dtype=np.int64), return_counts=True)
+        keys, counts = np.unique(np.asarray(keys, dtype=np.int32), return_counts=True)
         cuts = np.flatnonzero(np.diff(keys >> 10, prepend=-1)).tolist()
         for a, b in zip(cuts, [*cuts[1:], len(keys)]):
-            out[keys[a] >> 10] = dict(zip((keys[a:b] & 1023).tolist(), counts[a:b].tolist()))
+            out[lo + (keys[a] >> 10)] = dict(zip((keys[a:b] & 1023).tolist(), counts[a:b].tolist()))
     con.unregister("grid_")
     return out
 
@@ -627,14 +650,14 @@ def fold_hist(
 MAX_STEPS = 20_000_000                 # more steps than this are a mistake
 
 def fold_steps(
-    con: duckdb.DuckDBPyConnection,    # holds the view `good`
+    con: duckdb.DuckDBPyConnection,    # holds the view `log`
     step_s: int,                       # length of a step, whole s
 ) -> pd.DataFrame:                     # one row per backend and step, sorted by (start_s, backend)
     "Requests to steps. ValueError on a step that is no whole number of seconds, or far too many steps."
     if step_s != int(step_s) or step_s < 1: raise ValueError(f"step_s must be a whole number of seconds, 1 or more, got {step_s!r}")
     step_s = int(step_s); us = step_s*10**6
     cells, a, b = con.execute(f"""SELECT sum(b // {us} - a // {us} + 1), min(a) / 1e6, max(b) / 1e6 FROM (
-        SELECT min(ts) AS a, max(ts) AS b FROM good GROUP BY backend)""").fetchone()
+        SELECT min(ts) AS a, max(ts) AS b FROM log GROUP BY backend)""").fetchone()
     if cells and cells > MAX_STEPS:
         raise ValueError(f"{cells} steps of {step_s} s between {a:.0f} and {b:.0f} s since the epoch: check the times "
                          "at both ends of the log, or ask for longer steps (step_s)")
@@ -650,19 +673,20 @@ class RequestLog:
     def __init__(self, intake: Intake, quarantined: int, quarantine_path: Path | None, sha256: str):
         self.rows_in, self.quarantined, self.quarantine_path = intake.rows_in, quarantined, quarantine_path
         self.skipped, self.sha256, self.files, self._intake, self.con = intake.skipped, sha256, intake.files, intake, intake.con
-        self.columns = [f.name for f in intake.fields if f.name in intake.present]
-        self.con.execute("""CREATE VIEW good AS SELECT * EXCLUDE (file, bad, line, key, raw)
-            REPLACE (coalesce(ok, error IS NULL) AS ok) FROM rows WHERE bad IS NULL""")
+        intake.view_good()
+        filled = self.con.execute(f"SELECT {', '.join(f'count({f.name})' for f in intake.fields)} FROM good").fetchone()
+        self.columns = [f.name for f, n in zip(intake.fields, filled) if n or f.required]
+        self.con.execute("CREATE VIEW log AS SELECT * REPLACE (coalesce(ok, error IS NULL) AS ok) FROM good")
         self.rows, a, b = self.con.execute(f"SELECT count(*), min(ts) / 1e6, max(ended) / 1e6 FROM ({EVENTS_SQL})").fetchone()
         self.start_s, self.end_s, self.span_s = a, b, (b - a if self.rows else 0.)
-        self.backends = [r[0] for r in self.con.execute("SELECT DISTINCT backend FROM good ORDER BY 1").fetchall()]
+        self.backends = [r[0] for r in self.con.execute("SELECT DISTINCT backend FROM log ORDER BY 1").fetchall()]
 
     def df(self, columns: list[str] | None = None, limit: int | None = None) -> pd.DataFrame:
         "Rows sorted by time, `ts` in UTC: the columns that the files had, and `ok`. ValueError on unknown columns."
         names = columns or list(dict.fromkeys([*self.columns, "ok"]))
         every = [f.name for f in REQUEST_FIELDS]
         if strange := set(names) - set(every): raise ValueError(f"unknown column {sorted(strange)[0]!r}; known: {', '.join(every)}")
-        out = self.con.execute(f"""SELECT {', '.join(names)} FROM good ORDER BY {', '.join('good.' + c for c in every)}
+        out = self.con.execute(f"""SELECT {', '.join(names)} FROM log ORDER BY {', '.join('log.' + c for c in every)}
             {f'LIMIT {int(limit)}' if limit is not None else ''}""").df()
         if "ts" in out: out["ts"] = pd.to_datetime(out.ts, unit="us", utc=True)
         for c in {"tokens_in", "tokens_out"} & set(names): out[c] = out[c].astype("Int64")
@@ -715,8 +739,8 @@ def unfold(
     out: Path,            # long CSV: line, time, service, metric.statistic, ...
 ) -> list[tuple[int, str, str]]:   # (line, reason, text) of lines that are no rows
     "Wide to long, one row per line and service; a service without any value in a line gives none."
-    with _open(path) as f: lines = f.read().decode("utf-8-sig", "replace").splitlines()
-    rows = list(csv.reader(lines))
+    with _open(path) as f: lines = f.read().decode("utf-8-sig", "replace").split("\n")
+    rows = [next(csv.reader([s.rstrip("\r")]), []) for s in lines]
     if len(rows) < 4: raise ValueError(f"{path}: the petshop layout has three header rows (service, metric, statistic) and data below")
     stats = [f"{m}.{s}" for m, s in zip(rows[1][1:], rows[2][1:])]
     names, groups, bad = list(dict.fromkeys(stats)), defaultdict(dict), []
@@ -811,7 +835,8 @@ def load_telemetry(
         try:
             intake.lines += lost; intake.rows_in += len(lost); intake.files = files
             n, where = settle(intake, ("ts", "backend"), max_bad, quarantine, sha)
-            frame = intake.con.execute("SELECT * EXCLUDE (file, bad, line, key, raw) FROM rows WHERE bad IS NULL ORDER BY ts, backend").df()
+            intake.view_good()
+            frame = intake.con.execute("SELECT * FROM good ORDER BY ts, backend").df()
         finally: intake.close()
     frame["ts"] = pd.to_datetime(frame.ts, unit="us", utc=True)
     return Telemetry(frame, intake.rows_in, n, where, sha, step_s, load_edges(graph) if graph else None)
