@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arcpoint_ce.routing.breaker import (CLOSED, FULL, HALF_OPEN, KEPT, OPEN, SHEDDING, Breaker, BreakerConfig,
-                                         ShedConfig, Shedder, flows, in_panic, wish)
+                                         ShedConfig, Shedder, Window, flows, in_panic, wish)
 
 SMALL = BreakerConfig(window=8, min_calls=4, consecutive=3, open_s=10., max_open_s=40., probes=2, probe_success=2,
                       max_half_open_s=15.)
@@ -72,6 +72,18 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def clock_is_right_again(self): self.raw = max(self.raw, self.latest)
+
+    @precondition(lambda self: self.b.state == CLOSED and not self.b.forced)
+    @rule()
+    def outage(self):
+        for _ in range(self.config.consecutive):
+            if self.b.state == CLOSED: self.call_ends(False, False, None, False)
+
+    @precondition(lambda self: self.b.state == OPEN and not self.b.forced)
+    @rule()
+    def wait_is_over(self):
+        self.raw = self.b.until_s
+        assert self.do("poll", self.raw) and self.b.state == HALF_OPEN
 
     @rule(weird=st.none() | WEIRD)
     def poll(self, weird):
@@ -163,7 +175,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert list(again.transitions) == history and again.describe(self.raw) == self.b.describe(self.raw)
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestBreakerMachine = BreakerMachine.TestCase
 
 BACKENDS = "abcde"
@@ -282,6 +294,31 @@ def test_probe_that_never_returns_does_not_leave_it_stuck():
     assert b.poll(b.until_s) and b.acquire(b.until_s) and b.acquire(b.until_s)      # and it gets its whole budget again
 
 
+def test_counts_equal_a_recount_of_the_window():
+    w, seen = Window(7), deque(maxlen=7)
+    for k in range(400):
+        ok, slow = k*k % 11 > 3, k*k*k % 13 > 7
+        w.push(ok, slow); seen.append((not ok, slow))
+        assert (w.n, w.failed, w.slow) == (len(seen), sum(f for f, _ in seen), sum(s for _, s in seen))
+
+
+def test_slow_probes_reopen_and_slots_of_an_earlier_trial_do_not_count():
+    b = tried(); t, first = b.since_s, b.era
+    assert b.acquire(t) and not b.record(True, True, t, probe=True) and b.acquire(t)
+    assert b.acquire(t) and b.record(True, True, t, probe=True) and b.state == OPEN and "slower" in b.reason
+    t = b.until_s; b.poll(t)
+    assert b.acquire(t) and b.acquire(t)
+    b.release(t, era=first); assert not b.record(True, False, t, probe=True, era=first)
+    assert b.out == 2 and b.good == 0 and not b.acquire(t)
+
+
+def test_a_probe_sent_late_in_a_trial_gets_its_whole_time():
+    b = tried(); t = b.since_s
+    assert not b.poll(t + 15.) and b.acquire(t + 29.)                               # idle so far, then one goes out
+    assert not b.poll(t + 43.9) and b.state == HALF_OPEN
+    assert b.poll(t + 44.) and b.state == OPEN
+
+
 def test_one_hanging_probe_among_good_ones_does_not_hold_it_up():
     b = tried(); t = b.since_s
     assert b.acquire(t)                                                             # hangs
@@ -392,11 +429,33 @@ def test_a_wavering_forecast_does_not_flap():
     assert gaps and min(gaps) >= 60.
 
 
+def test_between_the_thresholds_it_stays_as_it_is():
+    s, fleet = Shedder(), dict(a=1., b=9.)
+    assert s.update(dict(a=.4, b=0.), fleet, 0.)["a"] == 1.
+    for k in range(1, 300): left = s.update(dict(a=.6 if k == 1 else .4, b=0.), fleet, float(k))
+    assert left["a"] == pytest.approx(1. - .98*.15/.75) and len(s.events) == 1
+    assert s.update(dict(a=.25, b=0.), fleet, 400.)["a"] == 1. and s.events[-1].new == FULL
+
+
+def test_weight_moves_to_a_target_only_as_it_is_clearly_better():
+    cap, cfg = dict(a=1., b=1.), ShedConfig(margin=.1)
+    sent = [flows({"a": .5}, dict(a=.9, b=.9 - d), cap, cfg)["a"] for d in (.05, .1, .1 + 1e-9, .12, .14, .2, .5)]
+    assert sent == pytest.approx([0., 0., 0., .2, .4, .5, .5], abs=1e-6)
+
+
+def test_shedding_ends_at_once_when_the_opinion_is_lost():
+    for lost, fleet in ((nan, dict(a=1., b=1.)), (None, dict(a=1., b=1.)), (.9, dict(a=0., b=1.)), (.9, dict(a=nan, b=1.))):
+        s = Shedder(); assert s.update(dict(a=.9, b=0.), dict(a=1., b=1.), 0.)["a"] < 1.
+        assert s.update(dict(a=lost, b=0.), fleet, 1.) == dict(a=1., b=1.) and s.events[-1].new == FULL
+        assert s.update(dict(a=.9, b=0.), dict(a=1., b=1.), 59.) == dict(a=1., b=1.)               # dwell time
+        assert s.update(dict(a=.9, b=0.), dict(a=1., b=1.), 61.)["a"] < 1.
+
+
 def test_shedding_comes_back_gently():
     "Bad news at once, good news no faster than from one to zero in a dwell time."
     s, fleet = Shedder(), dict(a=1., b=9.)
     left = [s.update(dict(a=1. if k < 10 else .3, b=0.), fleet, float(k))["a"] for k in range(60)]
-    assert left[0] == pytest.approx(.02) and max(y - x for x, y in zip(left, left[1:])) < .03
+    assert wish(1., ShedConfig()) == pytest.approx(.98) and left[0] == pytest.approx(.02) and max(y - x for x, y in zip(left, left[1:])) < .03
     assert left[-1] > .9
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.telemetry import traces as tr
+from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
 
 DATA = os.environ.get("ARCPOINT_DATA")
 
@@ -288,6 +289,18 @@ def test_last_third_holds_breaches_of_both_kinds(shipped):
         for e in tr.sample_truth()["events"]:
             if e["foreseeable"] is foreseeable: mark |= (slow.backend == e["backend"]) & (slow.ts >= e["start"]) & (slow.ts < e["end"])
         assert mark.sum() > 100, foreseeable
+
+
+def test_loaders_take_the_generated_data_whole(tmp_path, shipped):
+    "The project's own loaders find nothing to complain about, and lose nothing."
+    log = load_requests(tr.sample_path())
+    assert (log.rows, log.quarantined) == (len(shipped), 0) and set(log.backends) == set(tr.SAMPLE_BACKENDS)
+    path = tmp_path/"exercise.csv"; tr.exercise_telemetry(500, seed=3).to_csv(path, index=False)
+    t, mine = load_telemetry(path), tr.exercise_steps(500, seed=3)
+    assert (t.rows, t.quarantined, t.step_s, t.backends) == (500, 0, 60, ["exercise"])
+    steps = t.steps()
+    assert (steps.start_s.to_numpy() == mine.start_s.to_numpy()).all()
+    assert np.allclose(steps.latency_us/steps.n_lat, mine.latency_us/mine.n_lat, rtol=0, atol=1.)
 
 
 def test_other_seeds_and_lengths_work():

@@ -7,7 +7,8 @@ __all__ = ['TYPES', 'METRICS_SCHEMA', 'PAGE', 'ReportUsageError', 'ReportError',
            'Parameter', 'tagged_source', 'assigned', 'read_parameters', 'checked', 'parsed', 'settle', 'plain',
            'as_metrics', 'write_json', 'write_metrics', 'run_folder', 'point_latest', 'own_kernel', 'without_colour',
            'stopped_cell', 'mark_stopped', 'describe', 'in_words', 'utc_now', 'execute', 'title_of', 'write_html',
-           'git_state', 'record_of', 'ReportRun', 'finish', 'run_report', 'ReportInfo', 'ReportList', 'list_reports']
+           'git_state', 'record_of', 'shown', 'ReportRun', 'finish', 'run_report', 'ReportInfo', 'ReportList',
+           'list_reports']
 
 # %% ../../nbs/apps/50_report.ipynb #03581e62
 import ast, json, os, re, subprocess, sys
@@ -37,10 +38,11 @@ def unknown(
     what: str,            # kind of thing: "report", "parameter"
     name: str,            # what was asked for
     known,                # the names there are
+    labels=None,          # what to show of each; None: the names
 ) -> ReportUsageError:
     "An error that suggests the nearest name."
     near = get_close_matches(name, list(known), 1)
-    return ReportUsageError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known) or 'none'}")
+    return ReportUsageError(f"unknown {what} {name!r}{f', did you mean {near[0]!r}?' if near else '.'} Known: {', '.join(labels or known) or 'none'}")
 
 # %% ../../nbs/apps/50_report.ipynb #3d82d510
 def templates() -> dict[str, Path]:   # file by report name
@@ -137,7 +139,7 @@ def settle(
     mine = [n for n in known if n != "out_dir"]
     for name in given:
         if name == "out_dir": raise ReportUsageError("out_dir is filled in by the run; choose the folder with out= (--out)")
-        if name not in known: raise unknown("parameter", name, [f"{n} ({known[n].default!r})" for n in mine])
+        if name not in known: raise unknown("parameter", name, mine, [f"{n} ({known[n].default!r})" for n in mine])
     return {n: read(known[n], given[n]) if n in given else p.default for n, p in known.items()}
 
 # %% ../../nbs/apps/50_report.ipynb #36cec060
@@ -238,8 +240,8 @@ def mark_stopped(nb, at: int, error: BaseException):
     from nbformat.v4 import new_output
     cell = nb.cells[at]
     cell.metadata["papermill"] |= {"exception": True, "status": "failed"}
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if cell.cell_type == "code": cell.outputs.append(new_output("error", ename=type(error).__name__, evalue=lines[0], traceback=lines))
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    if cell.cell_type == "code": cell.outputs.append(new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines))
     for c in nb.cells[at + 1:]: c.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/50_report.ipynb #e526db8c
@@ -342,7 +344,14 @@ def record_of(name: str, template: Path, values: dict[str, object], now: datetim
                 **git_state(), python=sys.version.split()[0], template_sha256=sha256(template.read_bytes()).hexdigest(),
                 data_sha256=None, started_utc=now.isoformat(timespec="seconds"), ended_utc=None, seconds=None)
 
-# %% ../../nbs/apps/50_report.ipynb #4ff4cc8c
+# %% ../../nbs/apps/50_report.ipynb #7ac0e596
+def shown(x) -> str:
+    "A value for a person: four figures, all digits of large ones, a dash for nothing."
+    if x is None: return "–"
+    if isinstance(x, float) and isfinite(x): return f"{x:.0f}" if abs(x) < 1e15 and (x == int(x) or abs(x) >= 1e4) else f"{x:.4g}"
+    return str(x)
+
+# %% ../../nbs/apps/50_report.ipynb #dfaa5445
 @dataclass(frozen=True)
 class ReportRun:
     "A report that has run."
@@ -358,7 +367,7 @@ class ReportRun:
 
     def table(self) -> list[tuple[str, str]]:   # (metric, value)
         "The single values among the metrics, for a person."
-        return [(k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in self.metrics.items()
+        return [(k, shown(v)) for k, v in self.metrics.items()
                 if k not in ("schema_version", "not_finite") and not isinstance(v, (dict, list))]
 
     def _repr_html_(self) -> str:

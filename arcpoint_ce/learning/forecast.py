@@ -7,7 +7,8 @@ __all__ = ['ROW', 'WARM', 'TAIL', 'FORMAT', 'BackendModel', 'FleetWindows', 'pee
            'courses', 'filled', 'adjusted', 'choose_scale', 'request_spread', 'learn_backend', 'Replay', 'offset_of',
            'replay', 'learn_peers', 'Conformal', 'leaf_scatter', 'out_of_bag', 'Forecaster', 'learn', 'fleet_prior',
            'targets', 'add_peers', 'grow_forest', 'interval_size', 'judge', 'centres', 'what_if', 'step_quantiles',
-           'request_quantiles', 'Pulse', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Ticker']
+           'request_quantiles', 'Pulse', 'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load',
+           'Ticker']
 
 # %% ../../nbs/learning/21_forecast.ipynb #ec7ebba1
 import json
@@ -457,16 +458,21 @@ class Pulse:
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b
+def replayed(f: Forecaster, table: pd.DataFrame) -> tuple[list[Course], FleetWindows, Replay]:
+    "A step table through the windows of a fitted forecaster."
+    table = table.sort_values(["start_s", "backend"], kind="stable")
+    cs = courses(table, f.step_s_); w = f.windows()
+    plans = {(c.name, c.index + k): x for c in cs for k, x in enumerate(replay_load(w.model(c.name).demand, c.load, c.index))}
+    return cs, w, replay(w, table, plans)
+
 def predict(
     f: Forecaster,
     table: pd.DataFrame,           # a step table, the rows before included
     since_s: float = -inf,         # only forecasts made at the end of steps that start here or later are returned
 ) -> pd.DataFrame:                 # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned load
     "What the forecaster would have said at the end of every step, and what came. Intervals learn as they go."
-    table = table.sort_values(["start_s", "backend"], kind="stable")
-    cs = courses(table, f.step_s_); w = f.windows()
-    plans = {(c.name, c.index + k): x for c in cs for k, x in enumerate(replay_load(w.model(c.name).demand, c.load, c.index))}
-    r = replay(w, table, plans)
+    cs, w, r = replayed(f, table)
+    if not r.backend: raise ValueError(f"no backend has {WARM} measured steps in this table: nothing can be forecast yet")
     centre, size = centres(f, r.backend, np.array(r.offset), np.vstack(r.rows), w.models)
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     last = {(c.name, c.index + k): x for c in cs for k, x in enumerate(filled(c.latency_ms))}

@@ -43,6 +43,7 @@ class Stage:
     slo_ms: np.ndarray                 # limit per backend, (backends,)
     cost_usd: np.ndarray               # (requests, backends): price of each request everywhere
     cells: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)   # (backend, step) -> sorted latencies, inf where failed
+    load: dict[tuple[int, int], float] = field(default_factory=dict)         # (backend, step) -> requests that started there
 
     @property
     def late(self) -> np.ndarray:      # per request: was it a breach where the log sent it
@@ -69,7 +70,9 @@ def make_stage(
     order = np.lexsort((took, s.step, s.home)); key = np.stack([s.home, s.step], 1)[order]
     cuts = np.flatnonzero((key[1:] != key[:-1]).any(1)) + 1
     for part in np.split(order, cuts):
-        if len(part): s.cells[int(s.home[part[0]]), int(s.step[part[0]])] = took[part]
+        if not len(part): continue
+        at = int(s.home[part[0]]), int(s.step[part[0]])
+        s.cells[at], s.load[at] = took[part], float(s.weight[part].sum())
     return s
 
 # %% ../../nbs/learning/21c_hindsight.ipynb #ca39ad8a
@@ -128,8 +131,8 @@ def judge_moves(
     low = high = float((w*late)[~moved].sum())
     at, which = np.unique(np.stack([to[moved], s.step[moved]]), axis=1, return_inverse=True)
     added = np.bincount(which.ravel(), w[moved], minlength=at.shape[1])
-    for (b, k), extra in zip(at.T, added):
-        cell = cell_at(s, b, k); here = (s.home == b) & (s.step == k); load = float(w[here].sum())
+    for b, k, extra in zip(*at.tolist(), added.tolist()):
+        cell, load = cell_at(s, b, k), s.load.get((b, k), 0.)
         curve = grown.get(s.backends[b])
         stretch = curve.at(load + extra)/curve.at(load) if curve else (load + extra)/max(load, 1.)
         low += extra*late_share(cell, s.slo_ms[b]); high += extra*late_share(cell, s.slo_ms[b], max(stretch, 1.))

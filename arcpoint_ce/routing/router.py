@@ -38,7 +38,8 @@ class Budget:
     def left_tok(self, now: float) -> float: return self.tpm - (self.used_tok if self.counted(now) else 0)
 
     def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on a request of so many tokens fits, s
-        "`now` where it fits at once."
+        "`now` where it fits at once, inf where it never will."
+        if tokens > self.tpm: return inf
         if not self.counted(now): return now
         if now < self.minute_s: return self.minute_s
         if self.used + 1 > max(self.rpm, 1.) or self.used_tok + tokens > self.tpm: return self.minute_s + 60.
@@ -398,8 +399,8 @@ class RouterReservations(RouterViews):
         d.held = 0
 
     def _sweep(self, now: float):
-        "Release leases that have expired; their outcomes may still come and teach."
-        gone = []
+        "Release leases that have expired; their outcomes may still come and teach. OverflowError on an infinite time."
+        int(now); gone = []
         for d in self._leases.values():
             if d.until_s > now: break
             gone.append(d)

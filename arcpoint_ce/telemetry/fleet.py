@@ -131,11 +131,11 @@ def load_fleet(
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #67f892c3
 def seen_capacity(steps, step_s: int) -> dict[str, float]:
-    "95th percentile of concurrency per backend; relative (the smallest is 1) where less than one at a time was seen."
+    "Busy rate times usual latency per backend; relative (the smallest is 1) where less than one at a time was seen."
     out = {}
     for b, g in steps.groupby("backend"):
-        busy, counted = (float(np.quantile(v.astype(float).fillna(0.), .95)) for v in (g.latency_us/(step_s*1e6), g.in_flight))
-        out[b] = counted if counted >= 2 else busy
+        took_s = (g.latency_us/g.n_lat.where(g.n_lat > 0)).median()/1e6
+        out[b] = float(np.quantile(g.n/step_s, .95)*took_s) if took_s > 0 else 0.
     unit = min(1., min((v for v in out.values() if v > 0), default=1.))
     return {b: round(max(v/unit, 1.), 1) for b, v in out.items()}
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pandas as pd
-import pooch
 from scipy.stats import norm
 
 # %% ../../nbs/telemetry/11_traces.ipynb #15e7ad5c
@@ -73,6 +72,7 @@ def _check(
     entry: dict,        # its record
 ) -> Path:              # the same path
     "FetchError where the bytes are not those that the registry names."
+    import pooch                       # late: its progress bar warns wherever a notebook has no widgets
     found = pooch.file_hash(str(path), alg="sha256")
     if found == entry["sha256"]: return path
     raise FetchError(f"{path}: SHA-256 is {found}, expected {entry['sha256']}: not the registered {name!r}. "
@@ -91,6 +91,7 @@ def fetch(
     if folder := os.environ.get("ARCPOINT_DATA"):
         if (path := Path(folder)/entry["local"]).is_file(): return _check(path, name, entry)
     if entry["url"] is None: raise FetchError(f"{name!r} is not offered for download. {_where_to_put(name, entry)}")
+    import pooch
     home = Path(cache) if cache else pooch.os_cache("arcpoint_ce")
     target = home/f"{name}{Path(entry['local']).suffix}"
     if target.is_file(): return _check(target, name, entry)
