@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'DataName', 'Preset', 'RECENT_S', 'RECENT_STEPS', 'EXTRAS', 'text_table', 'root', 'join_pairs', 'split_pair',
-           'PairsCommand', 'print_reports', 'print_run', 'report', 'bench', 'fetch', 'learned', 'train', 'fleet_of',
-           'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for', 'print_decision', 'decide',
-           'answer', 'in_short', 'run', 'main']
+           'PairsCommand', 'print_reports', 'print_run', 'argument', 'option', 'report', 'bench', 'fetch', 'learned',
+           'train', 'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for',
+           'print_decision', 'answer', 'decide', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -46,7 +46,9 @@ def _version(asked: bool):
     raise typer.Exit()
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False):
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+):
     """Forecasts, minutes ahead, how every backend of a fleet will behave, and routes each request accordingly.
 
     \b
@@ -71,14 +73,16 @@ def join_pairs(
     while rest:
         out.append(rest.pop(0))
         if out[-1] != option or not rest: continue
-        name = rest.pop(0)
-        out.append(f"{name}={rest.pop(0)}" if name.isidentifier() and rest and not rest[0].startswith("--") and rest[0] != option else name)
+        out.append(rest.pop(0))
+        valued = rest and not rest[0].startswith("--") and rest[0] != option
+        if "=" not in out[-1] and valued: out[-1] += "=" + rest.pop(0)
     return out
 
 def split_pair(text: str) -> tuple[str, str]:
     "Name and value. ValueError where one is missing."
     name, sign, value = text.partition("=")
-    if not (sign and name.isidentifier()): raise ValueError(f"-p wants a name and a value, got {text!r}; for example: -p slo_ms 300")
+    if not (sign and name.isidentifier()):
+        raise ValueError(f"-p wants a name and a value, got {text!r}; for example: -p slo_ms 300")
     return name, value
 
 class PairsCommand(TyperCommand):
@@ -103,11 +107,16 @@ def print_run(run):
     typer.echo(f"notebook: {run.notebook}\npage: {run.html}" if run.failure else f"page: {run.html}")
 
 # %% ../../nbs/apps/54_cli.ipynb #7186afa1
+def argument(help: str): return typer.Argument(help=help, show_default=False)
+
+def option(help: str, *names: str, **kw): return typer.Option(*names, help=help, show_default=False, **kw)
+
+# %% ../../nbs/apps/54_cli.ipynb #d14e7cb4
 @app.command(cls=PairsCommand)
 def report(
-    name: Annotated[str | None, typer.Argument(help="A report's name (see --list), or the path of a template.", show_default=False)] = None,
-    p: Annotated[list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="A parameter; may be repeated.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="An empty or new folder for the result.  [default: reports/out/NAME/<UTC>_<hash>]", show_default=False)] = None,
+    name: Annotated[str | None, argument("A report's name (see --list), or the path of a template.")] = None,
+    p: Annotated[list[str] | None, option("A parameter; may be repeated.", "-p", metavar="NAME VALUE")] = None,
+    out: Annotated[Path | None, option("Folder for the result, empty or new.  [default: reports/out/NAME/<UTC>_<hash>]")] = None,
     timeout: Annotated[float, typer.Option(help="Time limit of the whole run, s; 0: none.")] = 3600.,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
     list_: Annotated[bool, typer.Option("--list", help="Show the reports, their parameters, types and defaults.")] = False,
@@ -129,7 +138,7 @@ def report(
 
 # %% ../../nbs/apps/54_cli.ipynb #78394743
 @app.command()
-def bench(json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.", show_default=False)] = None):
+def bench(json: Annotated[Path | None, option("Write the figures to this file as well.")] = None):
     """Measure the speed of forest, router, tick, log reading and import.
 
     \b
@@ -141,8 +150,9 @@ def bench(json: Annotated[Path | None, typer.Option(help="Write the figures to t
     typer.echo(text_table(["figure", "value"], [(k, v) for k, v in figures.items() if not isinstance(v, (dict, list))]))
     if json is not None: write_json(json, as_metrics({k: v for k, v in figures.items() if k != "schema_version"}))
 
+# %% ../../nbs/apps/54_cli.ipynb #43a190bd
 @app.command()
-def fetch(name: Annotated[str | None, typer.Argument(help="A data set; left out: list them.", show_default=False)] = None):
+def fetch(name: Annotated[str | None, argument("A data set; left out: list them.")] = None):
     """Download a public data set with a pinned checksum, or list them.
 
     \b
@@ -159,15 +169,18 @@ def fetch(name: Annotated[str | None, typer.Argument(help="A data set; left out:
 
 # %% ../../nbs/apps/54_cli.ipynb #8ff67562
 DataName = Annotated[str, typer.Argument(help="sample, exercise, or a file or glob of files.")]
-Preset = Annotated[str, typer.Option(help="Layout of the file: litellm, otel (request logs), telemetry, petshop (series).", show_default=False)]
+Preset = Annotated[str, option("Layout of the file: litellm, otel (request logs), telemetry, petshop (series).")]
 
 def learned(model) -> str:   # of a fitted Forecaster
     "What was learned, one line per backend."
-    minutes = lambda steps: shown(steps*model.step_s_/60)
-    rows = [(m.name, m.usual_load/model.step_s_, ", ".join(minutes(len(c)) for c in m.demand.season.profiles) or "none",
-             "yes" if m.scale.curve is not None else "no", float(minutes(m.scale.base_steps)), m.trust) for m in model.models_.values()]
-    return text_table(["backend", "usual load, rps", "clocks, min", "load explains latency", "measured from the last, min", "trust in the forest"], rows)
+    minutes = lambda steps: steps*model.step_s_/60
+    clocks = lambda m: ", ".join(shown(minutes(len(c))) for c in m.demand.season.profiles) or "none"
+    rows = [(m.name, m.usual_load/model.step_s_, clocks(m), "no" if m.scale.curve is None else "yes",
+             minutes(m.scale.base_steps), m.trust) for m in model.models_.values()]
+    return text_table(["backend", "usual load, rps", "clocks, min", "load explains latency", "measured from the last, min",
+                       "trust in the forest"], rows)
 
+# %% ../../nbs/apps/54_cli.ipynb #2a8a7854
 @app.command()
 def train(
     data: DataName = "sample",
@@ -186,7 +199,8 @@ def train(
     from arcpoint_ce.learning.forecast import Forecaster, save
     from arcpoint_ce.telemetry.source import load_steps
     source = load_steps(data, preset)
-    typer.echo(f"training on {source.title}: {len(source.backends)} backends, {len(source.steps)} steps of {source.step_s} s ...", err=True)
+    size = f"{len(source.backends)} backends, {len(source.steps)} steps of {source.step_s} s"
+    typer.echo(f"training on {source.title}: {size} ...", err=True)
     model = Forecaster(horizon_s=int(round(horizon_min*60))).fit(source.steps)
     save(model, out)
     typer.echo(learned(model))
@@ -206,6 +220,7 @@ def fleet_of(source, file: Path | None):   # a StepSource -> Fleet
     steps = source.steps if "in_flight" in source.steps else source.steps.assign(in_flight=float("nan"))
     return Fleet([Backend(n, c) for n, c in seen_capacity(steps, source.step_s).items()], source="inferred from the steps")
 
+# %% ../../nbs/apps/54_cli.ipynb #ee649171
 def recent_outcomes(source, now: float) -> list:
     "The outcomes of the last minutes in order of their ends; none where the data is no request log."
     import pandas as pd
@@ -215,10 +230,11 @@ def recent_outcomes(source, now: float) -> list:
     t["start_s"] = t["ts"].astype("datetime64[us, UTC]").astype("int64")/1e6
     t = t[t["start_s"] >= now - RECENT_S]
     known = lambda x: None if pd.isna(x) else x
-    out = [Outcome(r.backend, r.start_s, known(r.latency_ms), bool(r.ok), known(getattr(r, "error", None))) for r in t.itertuples()]
+    out = [Outcome(r.backend, r.start_s, known(r.latency_ms), bool(r.ok), known(getattr(r, "error", None)))
+           for r in t.itertuples()]
     return sorted(out, key=lambda o: o.ts_s + (o.latency_ms or 0.)/1000.)
 
-# %% ../../nbs/apps/54_cli.ipynb #07539c94
+# %% ../../nbs/apps/54_cli.ipynb #782bf46f
 def quick_model(source):   # a StepSource -> fitted Forecaster
     "A smaller forecaster on the newest steps, for one decision."
     from arcpoint_ce.learning.forecast import Forecaster
@@ -226,6 +242,7 @@ def quick_model(source):   # a StepSource -> fitted Forecaster
     start = source.steps["start_s"]
     return Forecaster(horizon_s, trees=60).fit(source.steps[start >= start.max() - 1500*source.step_s])
 
+# %% ../../nbs/apps/54_cli.ipynb #6d0c6007
 def router_at_end(source, fleet, model, policy: str, seed: int):   # -> (router, now)
     "A router as it stands at the end of the data."
     from arcpoint_ce.learning.forecast import Pulse
@@ -233,6 +250,7 @@ def router_at_end(source, fleet, model, policy: str, seed: int):   # -> (router,
     from arcpoint_ce.routing.policies import make_policy
     from arcpoint_ce.routing.router import Router, RouterConfig
     from arcpoint_ce.telemetry.frames import to_steps
+
     steps, step_s = source.steps.sort_values(["start_s", "backend"]), source.step_s
     now = float(steps["start_s"].max() + step_s)
     router = Router(fleet, make_policy(policy), tiers=fleet.tiers.values(), config=RouterConfig(step_s=step_s, seed=seed))
@@ -259,7 +277,8 @@ def model_for(source, folder: Path | None):   # -> fitted Forecaster
         typer.echo(f"no --model-dir: training a quick model on the newest steps of {source.title} ...", err=True)
         return quick_model(source)
     model = load(folder)
-    if model.step_s_ != source.step_s: raise ValueError(f"{folder} was trained on steps of {model.step_s_} s, {source.name} has {source.step_s} s: train on it")
+    if model.step_s_ != source.step_s:
+        raise ValueError(f"{folder} was trained on steps of {model.step_s_} s, {source.name} has {source.step_s} s: train on it")
     return model
 
 # %% ../../nbs/apps/54_cli.ipynb #c837cf48
@@ -268,21 +287,36 @@ def print_decision(decision, ranking, now: float, fleet):
     when = datetime.fromtimestamp(now, timezone.utc)
     typer.echo(f"at {when:%Y-%m-%d %H:%M:%S} UTC, fleet: {fleet.source or 'given'}\n\n-> {decision.backend}   ({decision.mode})")
     for why in decision.reasons: typer.echo(f"   {why}")
-    rows = [(c.backend, None if c.score == float("inf") else float(c.score), f"{c.probability:.1%}",
-             None if c.p_slow is None else round(c.p_slow, 4), c.p50_ms, f"{c.error_rate:.1%}", c.cost_usd, c.reason) for c in ranking]
+    known = lambda x: None if x is None or x == float("inf") else round(float(x), 4)
+    rows = [(c.backend, known(c.score), f"{c.probability:.1%}", known(c.p_slow), known(c.p50_ms),
+             f"{c.error_rate:.1%}", c.cost_usd, c.reason) for c in ranking]
     typer.echo("\n" + text_table(["backend", "score", "odds", "P(slow)", "p50, ms", "errors", "cost, USD", "why"], rows))
 
 # %% ../../nbs/apps/54_cli.ipynb #9629c603
+def answer(data: str, preset: str, file: Path | None, model_dir: Path | None, request, policy: str, seed: int):
+    "The work behind `decide`."
+    from arcpoint_ce.telemetry.source import load_steps
+    source = load_steps(data, preset)
+    fleet = fleet_of(source, file)
+    check_choice("tier", request.tier, fleet.tiers)
+    for what in ("model", "task"):
+        served = [getattr(b, f"{what}s") for b in fleet]
+        if all(served): check_choice(what, getattr(request, what), sorted(set().union(*served)))
+    router, now = router_at_end(source, fleet, model_for(source, model_dir), policy, seed)
+    ranking = router.rank(request, now)
+    print_decision(router.decide(request, now), ranking, now, fleet)
+
+# %% ../../nbs/apps/54_cli.ipynb #30a01854
 @app.command()
 def decide(
     data: DataName = "sample",
     preset: Preset = "",
-    fleet: Annotated[Path | None, typer.Option(help="A fleet file (see data/fleet.toml); left out: inferred from the data.", show_default=False)] = None,
-    model_dir: Annotated[Path | None, typer.Option(help="A model of `arcpoint train`; left out: a quick one is trained.", show_default=False)] = None,
-    tier: Annotated[str | None, typer.Option(help="SLA tier of the caller.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="Model wanted.", show_default=False)] = None,
-    task: Annotated[str | None, typer.Option(help="Task wanted.", show_default=False)] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="Latency limit, ms.", show_default=False)] = None,
+    fleet: Annotated[Path | None, option("A fleet file (see data/fleet.toml); left out: inferred from the data.")] = None,
+    model_dir: Annotated[Path | None, option("A model of `arcpoint train`; left out: a quick one is trained.")] = None,
+    tier: Annotated[str | None, option("SLA tier of the caller.")] = None,
+    model: Annotated[str | None, option("Model wanted.")] = None,
+    task: Annotated[str | None, option("Task wanted.")] = None,
+    slo_ms: Annotated[float | None, option("Latency limit, ms.")] = None,
     tokens_in: Annotated[int, typer.Option(help="Input tokens.")] = 0,
     tokens_out: Annotated[int, typer.Option(help="Expected output tokens.")] = 0,
     policy: Annotated[str, typer.Option(help="Routing rule.")] = "predicted_cost",
@@ -299,21 +333,8 @@ def decide(
     check_choice("policy", policy, POLICIES)
     if slo_ms is not None and not 0 < slo_ms < float("inf"): raise ValueError(f"--slo-ms must be positive, got {slo_ms:g}")
     if min(tokens_in, tokens_out) < 0: raise ValueError("--tokens-in and --tokens-out must be 0 or more")
-    request = Request(model=model, task=task, tier=tier, slo_ms=slo_ms, tokens_in=tokens_in, tokens_out=tokens_out)
+    request = Request("", model, task, tier, slo_ms, tokens_in, tokens_out)
     answer(data, preset, fleet, model_dir, request, policy, seed)
-
-def answer(data: str, preset: str, file: Path | None, model_dir: Path | None, request, policy: str, seed: int):
-    "The work behind `decide`."
-    from arcpoint_ce.telemetry.source import load_steps
-    source = load_steps(data, preset)
-    fleet = fleet_of(source, file)
-    check_choice("tier", request.tier, fleet.tiers)
-    for what in ("model", "task"):
-        served = [getattr(b, f"{what}s") for b in fleet]
-        if all(served): check_choice(what, getattr(request, what), sorted(set().union(*served)))
-    router, now = router_at_end(source, fleet, model_for(source, model_dir), policy, seed)
-    ranking = router.rank(request, now)
-    print_decision(router.decide(request, now), ranking, now, fleet)
 
 # %% ../../nbs/apps/54_cli.ipynb #0d37c5a4
 EXTRAS = {"anthropic": "agent", "fastapi": "service", "uvicorn": "service", "mcp": "service", "streamlit": "dashboard",
@@ -323,7 +344,8 @@ def in_short(e: BaseException) -> tuple[int, str]:   # exit code, message
     "What to tell a person about an error."
     if isinstance(e, ModuleNotFoundError):
         extra = EXTRAS.get((e.name or "").partition(".")[0])
-        return 1, f"this needs the package {e.name!r}, which is not installed: pip install 'arcpoint_ce{f'[{extra}]' if extra else ''}'"
+        name = f"arcpoint_ce[{extra}]" if extra else "arcpoint_ce"
+        return 1, f"this needs the package {e.name!r}, which is not installed: pip install '{name}'"
     if isinstance(e, FileNotFoundError) and e.filename: return 2, f"{e.filename}: no such file or folder"
     if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or ''}: {e.strerror.lower()}".lstrip(": ")
     if isinstance(e, (ValueError, OSError)): return 2, str(e)

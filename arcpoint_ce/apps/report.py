@@ -42,7 +42,8 @@ def unknown(
 ) -> ReportUsageError:
     "An error that suggests the nearest name."
     near = get_close_matches(name, list(known), 1)
-    return ReportUsageError(f"unknown {what} {name!r}{f', did you mean {near[0]!r}?' if near else '.'} Known: {', '.join(labels or known) or 'none'}")
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return ReportUsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(labels or known) or 'none'}")
 
 # %% ../../nbs/apps/50_report.ipynb #3d82d510
 def templates() -> dict[str, Path]:   # file by report name
@@ -78,7 +79,8 @@ def tagged_source(nb) -> str | None:   # None: there is no such cell
 def assigned(source: str) -> list[str]:
     "Names that a parameters cell sets."
     tree = ast.parse(source).body
-    return [t.id for x in tree for t in (x.targets if isinstance(x, ast.Assign) else [x.target] if isinstance(x, ast.AnnAssign) else [])]
+    targets = [t for x in tree if isinstance(x, (ast.Assign, ast.AnnAssign)) for t in getattr(x, "targets", None) or [x.target]]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 # %% ../../nbs/apps/50_report.ipynb #6ca8b2c6
 def read_parameters(
@@ -92,8 +94,8 @@ def read_parameters(
         raise ReportUsageError(f"{template}: no cell is tagged `parameters`; tag the one that holds the defaults")
     found = inspect_notebook(nb)
     if lost := [n for n in assigned(source) if n not in found]:
-        raise ReportUsageError(f"{template}: papermill cannot read parameter {', '.join(lost)}; write `name: type = value  # help`, "
-                               "without `=` in the comment and `|` in the type")
+        raise ReportUsageError(f"{template}: papermill cannot read parameter {', '.join(lost)}; write "
+                               "`name: type = value  # help`, without `=` in the comment and `|` in the type")
     out = {}
     for n, p in found.items():
         default = ast.literal_eval(p["default"])
@@ -117,6 +119,7 @@ def checked(
         raise ReportUsageError(f"parameter {p.name!r} must be {p.type}, got {value!r}; its default is {p.default!r}")
     return value
 
+# %% ../../nbs/apps/50_report.ipynb #8f3043c4
 def parsed(
     p: Parameter,
     text: str,            # as typed on a command line
@@ -157,11 +160,13 @@ def plain(value, at: str, lost: dict[str, str]):   # a JSON value
     if isinstance(value, (Path, datetime)): return str(value)
     raise TypeError(f"metric {at!r} is a {type(value).__name__}; give numbers, text, lists or dicts of them")
 
+# %% ../../nbs/apps/50_report.ipynb #2d377ed2
 def as_metrics(
     metrics: Mapping[str, object],
 ) -> dict[str, object]:   # the same as JSON values, with the schema's version and what was not finite
     "ValueError on names that the file itself uses."
-    if used := {"schema_version", "not_finite"} & set(metrics): raise ValueError(f"metrics must not be named {', '.join(sorted(used))}")
+    used = {"schema_version", "not_finite"} & set(metrics)
+    if used: raise ValueError(f"metrics must not be named {', '.join(sorted(used))}")
     lost: dict[str, str] = {}
     values = plain(metrics, "", lost)
     return {"schema_version": METRICS_SCHEMA, **values, **({"not_finite": lost} if lost else {})}
@@ -241,7 +246,8 @@ def mark_stopped(nb, at: int, error: BaseException):
     cell = nb.cells[at]
     cell.metadata["papermill"] |= {"exception": True, "status": "failed"}
     lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    if cell.cell_type == "code": cell.outputs.append(new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines))
+    shown = new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines)
+    if cell.cell_type == "code": cell.outputs.append(shown)
     for c in nb.cells[at + 1:]: c.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/50_report.ipynb #e526db8c
@@ -265,13 +271,15 @@ def describe(
 def in_words(failure: Mapping[str, object] | None) -> str | None:
     "One line about a failure."
     if failure is None: return None
-    return f"{failure['error']} (cell {failure['cell']}: {str(failure['source'])[:60]})" if failure["cell"] else str(failure["error"])
+    where = f" (cell {failure['cell']}: {str(failure['source'])[:60]})" if failure["cell"] else ""
+    return f"{failure['error']}{where}"
 
 # %% ../../nbs/apps/50_report.ipynb #891ca7b5
 def utc_now() -> datetime:
     "The wall clock, UTC."
     return datetime.now(timezone.utc)
 
+# %% ../../nbs/apps/50_report.ipynb #b760066c
 def execute(
     template: Path,
     notebook: Path,                     # where the executed notebook goes
@@ -311,6 +319,7 @@ details.code > summary { cursor: pointer; color: #777; font: 12px sans-serif; pa
 {%- block input_group -%}<details class="code"><summary>code</summary>{{ super() }}</details>{%- endblock -%}
 """
 
+# %% ../../nbs/apps/50_report.ipynb #f6a469aa
 def title_of(nb, otherwise: str) -> str:
     "The first heading of a notebook."
     heads = (re.search(r"^#\s+(.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown")
@@ -324,8 +333,10 @@ def write_html(
     import nbformat
     from nbconvert import HTMLExporter
     nb = nbformat.read(notebook, 4)
-    exporter = HTMLExporter(raw_template=PAGE, embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
-    text, _ = exporter.from_notebook_node(nb, resources={"metadata": {"name": title_of(nb, notebook.parent.name), "path": str(notebook.parent)}})
+    exporter = HTMLExporter(raw_template=PAGE, embed_images=True, exclude_input_prompt=True,
+                            exclude_output_prompt=True, exclude_anchor_links=True)
+    about = {"name": title_of(nb, notebook.parent.name), "path": str(notebook.parent)}
+    text, _ = exporter.from_notebook_node(nb, resources={"metadata": about})
     page.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/apps/50_report.ipynb #0cde1023
@@ -337,6 +348,7 @@ def git_state() -> dict[str, object]:   # git_sha and git_dirty, None outside a 
     except (OSError, subprocess.TimeoutExpired): found = ""
     return dict(git_sha=found.removesuffix("-dirty") or None, git_dirty=found.endswith("-dirty") if found else None)
 
+# %% ../../nbs/apps/50_report.ipynb #3f3bce37
 def record_of(name: str, template: Path, values: dict[str, object], now: datetime) -> dict[str, object]:
     "The record of a run that begins."
     from arcpoint_ce import __version__
@@ -391,9 +403,11 @@ def finish(
     if failure is None and not numbers.exists(): write_metrics(str(folder), {})
     metrics = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {}
     seconds, status = (ended - began).total_seconds(), "failed" if failure else "ok"
-    write_json(folder/"params.json", record | dict(status=status, failure=failure, data_sha256=metrics.get("data_sha256"),
-                                                   ended_utc=ended.isoformat(timespec="seconds"), seconds=round(seconds, 3)))
-    return ReportRun(name, folder, status, metrics, page, notebook, seconds, in_words(failure), tuple(failure["lines"]) if failure else ())
+    end = dict(status=status, failure=failure, data_sha256=metrics.get("data_sha256"),
+               ended_utc=ended.isoformat(timespec="seconds"), seconds=round(seconds, 3))
+    write_json(folder/"params.json", record | end)
+    lines = tuple(failure["lines"]) if failure else ()
+    return ReportRun(name, folder, status, metrics, page, notebook, seconds, in_words(failure), lines)
 
 # %% ../../nbs/apps/50_report.ipynb #e59abf88
 def run_report(
@@ -411,8 +425,8 @@ def run_report(
     template = find_template(name).absolute()
     values, began, stem = settle(read_parameters(template), params), clock(), template.stem
     record = record_of(stem, template, values, began)
-    told = json.dumps({k: v for k, v in record.items() if k in ("parameters", "template_sha256", "package_version", "git_sha")}, sort_keys=True, default=str)
-    folder = run_folder(stem, out, began, sha256(told.encode()).hexdigest()[:8])
+    told = [record[k] for k in ("parameters", "template_sha256", "package_version", "git_sha")]
+    folder = run_folder(stem, out, began, sha256(repr(told).encode()).hexdigest()[:8])
     if "out_dir" in values: values["out_dir"] = str(folder)
     write_json(folder/"params.json", record)
     failure = dict(cell=None, source="", error="interrupted", lines=[])
@@ -442,5 +456,5 @@ class ReportList(list):
 def list_reports() -> ReportList:
     "All shipped reports. ReportUsageError names a template that cannot be read."
     import nbformat
-    return ReportList(ReportInfo(n, title_of(nbformat.read(p, 4), n), {k: v for k, v in read_parameters(p).items() if k != "out_dir"})
-                      for n, p in templates().items())
+    own = lambda p: {k: v for k, v in read_parameters(p).items() if k != "out_dir"}
+    return ReportList(ReportInfo(n, title_of(nbformat.read(p, 4), n), own(p)) for n, p in templates().items())

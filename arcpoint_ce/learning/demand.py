@@ -145,7 +145,7 @@ class Demand:
 
     def expect(self, windows: list[LoadWindow], index: int) -> np.ndarray:   # requests in the step `ahead` later, (len,) >= 0
         "Forecast from windows whose newest step is number `index`; all windows must be of this demand."
-        if self.runs is None: rest = [w.level(level_weights(self.rule, self.ahead)) for w in windows]
+        if self.runs is None: weights = level_weights(self.rule, self.ahead); rest = [w.level(weights) for w in windows]
         else:
             deep = self.runs.predict(np.array([run_vector(w) for w in windows]))
             rest = [w.run_level() + d*self.sigma for w, d in zip(windows, deep)]
@@ -194,6 +194,7 @@ def run_rows(demand: Demand, load: np.ndarray, index: int) -> tuple[np.ndarray, 
     y = np.r_[rest[demand.ahead:], np.full(demand.ahead, np.nan)]
     return np.array(X), (y - level)/demand.sigma, (level_path(rest, demand.rule, demand.ahead) - level)/demand.sigma
 
+# %% ../../nbs/learning/20a_demand.ipynb #7f3d76ad
 def fit_demand(
     load: np.ndarray,          # requests per step, contiguous, (n,)
     index: int,                # number of the first step since the epoch

@@ -20,9 +20,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 from scipy.sparse.csgraph import connected_components
 from sklearn.ensemble import RandomForestRegressor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from .forecast import ROW, Course, Forecaster, centres, courses, predict, replayed
+from .forecast import ROW, Course, Forecaster, courses, predict, replayed
 from ..telemetry.frames import rolling_origin, step_length_s
 from ..telemetry.traces import exercise, exercise_floor, exercise_oracle, exercise_steps
 
@@ -128,6 +128,7 @@ def rule_rows(
     if forest: out["three_feature_forest"] = three_feature_forest(c, until, f.ahead_, f.seed)
     return out[out.start_s.between(fold.test_from_s, fold.test_to_s)]
 
+# %% ../../nbs/learning/21b_skill.ipynb #0f832630
 def fold_forecasts(f: Forecaster, table: pd.DataFrame, fold: Fold, forest: bool = True) -> pd.DataFrame:
     "Fit on one fold and lay all forecasts of its test side by side."
     f.fit(table[table["start_s"] < fold.train_end_s])
@@ -178,6 +179,7 @@ def block_sums(rows: pd.DataFrame, rule: str, block_s: int) -> tuple[list[str], 
     own, base = (e[k].unstack(fill_value=0.) for k in ("own", "base"))
     return list(own.index), own.to_numpy(), base.to_numpy()
 
+# %% ../../nbs/learning/21b_skill.ipynb #6e4a0a24
 def bootstrap_ratio(
     rows: pd.DataFrame, rule: str,
     block_s: int,              # length of a block, s
@@ -350,22 +352,26 @@ GROUPS = {"newest values": ("lag0", "lag1", "lag2", "lag3"), "means, 3 to 72 ste
           "p50, p90, p99 of requests": ("p50", "p50_own", "p90", "p90_own", "p99", "p99_own"), "recent load": ("requests_now", "requests_mean3"),
           "peers": ("peers", "peer_first", "peer_strength"), "expected load": ("plan",), "which backend": ("number", "log_unit")}
 
+# %% ../../nbs/learning/21b_skill.ipynb #4f12f99f
 def importances(
     f: Forecaster,             # fitted
     table: pd.DataFrame,       # a step table, training rows included
     since_s: float,            # only forecasts made from here on, s: held-out rows
     repeats: int = 3, seed: int = 0,
+    most: int = 3000,          # rows judged at most, drawn at random
 ) -> pd.DataFrame:             # group, and by how much the geometric mean of MAE grows without it (0.1: 10 %), mean and spread
     "Permutation importances of feature groups on held-out rows (Breiman, 2001)."
     cs, w, r = replayed(f, table[table["backend"].isin(f.models_)])
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     names, k, X = np.array(r.backend), np.array(r.index), np.vstack(r.rows)
     came = np.array([truth.get((b, i + f.ahead_), np.nan) for b, i in zip(names, k)])
-    use = (k*f.step_s_ >= since_s) & np.isfinite(came)
+    use = np.flatnonzero((k*f.step_s_ >= since_s) & np.isfinite(came))
+    if len(use) > most: use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
     names, X, came, plan, offset = names[use], X[use], came[use], np.array(r.plan)[use], np.array(r.offset)[use]
     curve = lambda load: np.array([0. if (c := w.models[b].scale.curve) is None else np.log(max(c.at(x), 1e-9)) for b, x in zip(names, load)])
+    scale = np.array([w.models[b].scale.unit*w.models[b].trust for b in names])
     def error(X, offset):
-        e = pd.Series(np.abs(np.exp(centres(f, names, offset, X, w.models)[0]) - came)).groupby(names).mean()
+        e = pd.Series(np.abs(np.exp(offset + scale*f.forest_.predict(X)) - came)).groupby(names).mean()
         return np.log(np.maximum(e, 1e-12)).mean()
     rng, plain, planned, out = np.random.default_rng(seed), error(X, offset), curve(plan), []
     for group, columns in GROUPS.items():
@@ -376,6 +382,7 @@ def importances(
         out.append((group, float(np.mean(grown)), float(np.std(grown))))
     return pd.DataFrame(out, columns=["group", "importance", "spread"]).sort_values("importance", ascending=False, ignore_index=True)
 
+# %% ../../nbs/learning/21b_skill.ipynb #810d6ae8
 def shuffled_within(names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "A shuffled order of rows that keeps every backend's rows among themselves."
     order = np.arange(len(names))
@@ -442,6 +449,7 @@ class ExerciseEvaluation:
 
     def _repr_html_(self) -> str: return self.mean().T.round(3).to_html()
 
+# %% ../../nbs/learning/21b_skill.ipynb #c687ecc6
 def evaluate_exercise(
     seeds: int = 5,                    # 0 .. seeds-1, or first_seed on
     *, first_seed: int = 0, parts: tuple[str, ...] = tuple(PARTS), trees: int = 300, horizon_min: int = 5,
