@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .forecast import ROW, Course, Forecaster, courses, predict, replayed
 from ..telemetry.frames import rolling_origin, step_length_s
+from ..telemetry.source import table_sha256
 from ..telemetry.traces import exercise, exercise_floor, exercise_oracle, exercise_steps
 
 # %% ../../nbs/learning/21b_skill.ipynb #28f741c8
@@ -416,7 +417,7 @@ def exercise_part(
     e = evaluate(steps, Forecaster(60*horizon_min, trees=trees, seed=seed, n_jobs=1), **kw, limit_ms=limit_ms, forest_rule=forest_rule, draws=0, progress=False)
     best = pd.Series(exercise_oracle(data, horizon_min, memoryless=wild).best_ms.to_numpy(), index=steps.start_s)
     rows = e.forecasts.assign(part=part, seed=seed, oracle=best.reindex(e.forecasts.start_s).to_numpy())
-    return dict(part=part, seed=seed, **e.metrics, oracle_mae_ms=rule_scores(rows, "oracle")["mae_ms"], floor_ms=exercise_floor(horizon_min, memoryless=wild)), rows
+    return dict(part=part, seed=seed, data_sha256=table_sha256(steps), **e.metrics, oracle_mae_ms=rule_scores(rows, "oracle")["mae_ms"], floor_ms=exercise_floor(horizon_min, memoryless=wild)), rows
 
 # %% ../../nbs/learning/21b_skill.ipynb #ac743c0f
 @dataclass
@@ -425,7 +426,10 @@ class ExerciseEvaluation:
     table: pd.DataFrame                # part, seed, metrics
     forecasts: pd.DataFrame            # all rows, with part and seed
 
-    def mean(self) -> pd.DataFrame: return self.table.drop(columns="seed").groupby("part", sort=False).mean()
+    def scores(self):                  # by part, without what single seeds have no interval for
+        return self.table.drop(columns=["seed", "mae_ratio_geomean_low", "mae_ratio_geomean_high", "n_series"]).groupby("part", sort=False)
+
+    def mean(self) -> pd.DataFrame: return self.scores().mean(numeric_only=True)
 
     def rows(self, part: str) -> pd.DataFrame:   # one series per seed
         return self.forecasts[self.forecasts.part == part].assign(backend=lambda q: "seed " + q.seed.astype(str))
@@ -441,7 +445,7 @@ class ExerciseEvaluation:
     @property
     def metrics(self) -> dict:         # flat; plain names are the rolling protocol's
         "Means over seeds; `*_sd` is the spread over seeds."
-        m, sd = self.mean(), self.table.drop(columns="seed").groupby("part").std(ddof=1)
+        m, sd = self.mean(), self.scores().std(ddof=1, numeric_only=True)
         out = {}
         for part, prefix in (("rolling", ""), ("published", "published_"), ("memoryless", "memoryless_")):
             if part in m.index: out |= {prefix + k: v for k, v in m.loc[part].items()} | {f"{prefix}mae_ms_sd": sd.loc[part, "mae_ms"]}
