@@ -181,13 +181,20 @@ def offset_of(m: BackendModel, w: LatencyWindow, plan: float) -> float:   # log 
     return w.base + (log(max(m.scale.curve.at(plan), 1e-9)) if m.scale.curve else 0.)
 
 # %% ../../nbs/learning/21_forecast.ipynb #9ba17f86
-def replay(w: FleetWindows, table: pd.DataFrame, plans: Mapping[tuple[str, int], float]) -> Replay:
-    "Push every step; gather a row per warm backend at the end of each. `plans`: expected load by (backend, step number)."
+def replay(
+    w: FleetWindows, table: pd.DataFrame,
+    plans: Mapping[tuple[str, int], float],   # expected load by (backend, step number)
+    since: float = -inf,       # step number from which on rows are gathered
+    rows: bool = True,         # False: everything but the rows themselves
+) -> Replay:
+    "Push every step; gather a row per warm backend at the end of each."
     r, now = Replay(), None
     def flush():
+        if now < since: return
         names = [n for n in w.warm() if w.index[n] == now]
         plan = {n: plans[n, now] for n in names}
-        r.rows.append(rows_of(w, names, plan)); r.z.append({n: w.latency[n].z for n in names})
+        if rows: r.rows.append(rows_of(w, names, plan))
+        r.z.append({n: w.latency[n].z for n in names})
         for n in names:
             r.backend.append(n); r.index.append(now); r.plan.append(plan[n])
             r.offset.append(offset_of(w.models[n], w.latency[n], plan[n]))
@@ -338,7 +345,7 @@ def learn(f: Forecaster, table: pd.DataFrame) -> Forecaster:
     plans = {(c.name, c.index + k): x for c, (_, plan) in zip(known, learned) for k, x in enumerate(plan)}
     table = table[table["backend"].isin(f.models_)]
     truth = {(c.name, c.index + k): log(x) for c in known for k, x in enumerate(c.latency_ms) if x > 0}
-    add_peers(f, replay(f.windows(), table, plans), truth)
+    add_peers(f, replay(f.windows(), table, plans, rows=False), truth)
     grow_forest(f, replay(f.windows(), table, plans), truth)
     f.data_sha256_ = data_sha256(np.concatenate([np.c_[c.load, np.nan_to_num(c.latency_ms, nan=-1.)] for c in known]))
     return f
@@ -488,12 +495,12 @@ class Pulse:
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b
-def replayed(f: Forecaster, table: pd.DataFrame) -> tuple[list[Course], FleetWindows, Replay]:
-    "A step table through the windows of a fitted forecaster."
+def replayed(f: Forecaster, table: pd.DataFrame, since_s: float = -inf) -> tuple[list[Course], FleetWindows, Replay]:
+    "A step table through the windows of a fitted forecaster; rows from `since_s` on."
     table = table.sort_values(["start_s", "backend"], kind="stable")
     cs = courses(table, f.step_s_); w = f.windows()
     plans = {(c.name, c.index + k): x for c in cs for k, x in enumerate(replay_load(w.model(c.name).demand, c.load, c.index))}
-    return cs, w, replay(w, table, plans)
+    return cs, w, replay(w, table, plans, since_s/f.step_s_)
 
 def predict(
     f: Forecaster,
@@ -501,25 +508,24 @@ def predict(
     since_s: float = -inf,         # only forecasts made at the end of steps that start here or later are returned
 ) -> pd.DataFrame:                 # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned load
     "What the forecaster would have said at the end of every step, and what came. Intervals learn as they go."
-    cs, w, r = replayed(f, table)
+    cs, w, r = replayed(f, table, since_s)
     if not r.backend: raise ValueError(f"no backend has {WARM} measured steps in this table: nothing can be forecast yet")
     centre, size = centres(f, r.backend, np.array(r.offset), np.vstack(r.rows), w.models)
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     last = {(c.name, c.index + k): x for c in cs for k, x in enumerate(filled(c.latency_ms))}
-    return judged(f, w, r, centre, size, truth, last, since_s)
+    return judged(f, w, r, centre, size, truth, last)
 
 # %% ../../nbs/learning/21_forecast.ipynb #7a8d5914
-def judged(f, w, r, centre, size, truth, last, since_s) -> pd.DataFrame:
+def judged(f, w, r, centre, size, truth, last) -> pd.DataFrame:
     "Intervals in time order, and the truth beside every forecast."
     bands, out = {}, []
     for b, k, plan, c, s in zip(r.backend, r.index, r.plan, centre.tolist(), size.tolist()):
         band = bands.get(b) or bands.setdefault(b, f.interval(w.models[b]))
         now = truth.get((b, k), np.nan); start = k*f.step_s_
-        if start >= since_s:
-            band.mature(k, log(now) if now > 0 else None)
-            q = step_quantiles(band, c, s)
-            out.append((b, start, start + f.horizon_s, truth.get((b, k + f.ahead_), np.nan), last[b, k], *map(exp, q), plan/f.step_s_))
-            band.promise(k, c, s)
+        band.mature(k, log(now) if now > 0 else None)
+        q = step_quantiles(band, c, s)
+        out.append((b, start, start + f.horizon_s, truth.get((b, k + f.ahead_), np.nan), last[b, k], *map(exp, q), plan/f.step_s_))
+        band.promise(k, c, s)
     return pd.DataFrame(out, columns=["backend", "start_s", "about_s", "actual_ms", "persistence_ms",
                                       *(f"p{int(100*q):02d}_ms" for q in LEVELS), "planned_rps"])
 

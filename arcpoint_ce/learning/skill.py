@@ -362,11 +362,11 @@ def importances(
     most: int = 3000,          # rows judged at most, drawn at random
 ) -> pd.DataFrame:             # group, and by how much the geometric mean of MAE grows without it (0.1: 10 %), mean and spread
     "Permutation importances of feature groups on held-out rows (Breiman, 2001)."
-    cs, w, r = replayed(f, table[table["backend"].isin(f.models_)])
+    cs, w, r = replayed(f, table[table["backend"].isin(f.models_)], since_s)
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     names, k, X = np.array(r.backend), np.array(r.index), np.vstack(r.rows)
     came = np.array([truth.get((b, i + f.ahead_), np.nan) for b, i in zip(names, k)])
-    use = np.flatnonzero((k*f.step_s_ >= since_s) & np.isfinite(came))
+    use = np.flatnonzero(np.isfinite(came))
     if len(use) > most: use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
     names, X, came, plan, offset = names[use], X[use], came[use], np.array(r.plan)[use], np.array(r.offset)[use]
     curve = lambda load: np.array([0. if (c := w.models[b].scale.curve) is None else np.log(max(c.at(x), 1e-9)) for b, x in zip(names, load)])

@@ -188,7 +188,7 @@ def exceedance(
     limit_ms: float,                   # the limit, ms, > 0
 ) -> float:                            # P(latency > limit), 0..1
     "Tail probability from quantiles: linear in log latency between them, exponential tails beyond."
-    if not all(isfinite(q) and q > 0 for q in quantiles_ms): return 1.
+    if not (isfinite(sum(quantiles_ms)) and min(quantiles_ms) > 0): return 1.
     x = log(limit_ms); i = bisect_left(quantiles_ms, limit_ms)
     if 0 < i < len(LEVELS):
         a, b = log(quantiles_ms[i-1]), log(quantiles_ms[i])
@@ -210,7 +210,8 @@ class Forecast:
 
     def ok(self) -> bool:              # whether it may be used at all
         "NaN, infinite or non-positive quantiles mean: no opinion."
-        return all(isfinite(q) and q > 0 for q in self.step_ms) and all(isfinite(q) and q > 0 for q in self.request_ms)
+        a, b = self.step_ms, self.request_ms
+        return isfinite(sum(a) + sum(b)) and min(a) > 0 and min(b) > 0
 
     @property
     def p50_ms(self) -> float: return self.step_ms[3]

@@ -236,10 +236,13 @@ def take_forecast(lane: Lane, table: ForecastTable, now: float):
 
 def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: float) -> Forecast | None:
     "The worst forecast about now or the near future; the nearest one if all speak of later. None where the table is stale."
-    if not lane.coming or table.usable(lane.backend.name, now) is None: return None
-    about = [(g.made_s + g.horizon_s, g) for g in lane.coming]
-    near = [g for end, g in about if end - step_s - act_s <= now < end]
-    return max(near, key=lambda g: g.step_ms[3]) if near else min(about, key=lambda x: x[0])[1]
+    if not lane.coming or table.age_s(now) > table.max_age_s: return None
+    worst = first = None
+    for g in lane.coming:
+        end = g.made_s + g.horizon_s
+        if first is None or end < first.made_s + first.horizon_s: first = g
+        if end - step_s - act_s <= now < end and (worst is None or g.step_ms[3] > worst.step_ms[3]): worst = g
+    return worst or first
 
 # %% ../../nbs/routing/04_router.ipynb #98aa7284
 def probe_due(b: Breaker, now: float) -> bool:   # whether a request may test it
