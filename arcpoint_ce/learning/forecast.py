@@ -7,8 +7,8 @@ __all__ = ['ROW', 'WARM', 'TAIL', 'SHRINK', 'FORMAT', 'BackendModel', 'FleetWind
            'Course', 'courses', 'filled', 'adjusted', 'choose_scale', 'request_spread', 'learn_backend', 'Replay',
            'offset_of', 'replay', 'learn_peers', 'from_grid', 'Conformal', 'leaf_scatter', 'out_of_bag', 'Forecaster',
            'learn', 'fleet_prior', 'targets', 'add_peers', 'grow_forest', 'interval_size', 'judge', 'walk_both',
-           'centres', 'what_if', 'step_quantiles', 'request_quantiles', 'one_forecast', 'Pulse', 'replayed', 'predict',
-           'judged', 'plain_model', 'model_from', 'save', 'load', 'Ticker']
+           'centres', 'what_if', 'step_quantiles', 'request_quantiles', 'one_forecast', 'PulseWindows', 'Pulse',
+           'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Ticker']
 
 # %% ../../nbs/learning/21_forecast.ipynb #ec7ebba1
 import json
@@ -454,11 +454,12 @@ def one_forecast(m: BackendModel, band: Conformal, made_s: float, horizon_s: flo
     return Forecast(m.name, made_s, horizon_s, tuple(map(exp, step)), tuple(map(exp, request_quantiles(step, m.spread))), load_rps)
 
 # %% ../../nbs/learning/21_forecast.ipynb #75679531
-class Pulse:
-    "A fitted forecaster, running: windows, matured errors, forecasts."
+class PulseWindows:
+    "What a pulse keeps: windows, intervals, and who is due for a new forecast."
     def __init__(self, f: Forecaster):
         self.forecaster, self.windows, self.intervals = f, f.windows(), {}
-        self.made: dict[str, Forecast] | None = None   # forecasts since the newest step; None: not made yet
+        self.made: dict[str, Forecast] = {}            # newest forecast by backend
+        self.due: dict[str, None] = {}                 # backends with a newer step than their forecast, oldest first
 
     def interval(self, name: str) -> Conformal:
         if name not in self.intervals:
@@ -467,31 +468,44 @@ class Pulse:
 
     def push(self, name: str, step: Step):
         "A step of one backend has closed: update its windows, and let forecasts about it mature."
-        self.made = None
+        self.due[name] = None
         self.windows.push(name, step)
         m = step.mean_ms
         self.interval(name).mature(self.windows.index[name], log(m) if m else None)
 
+    def forget(self, name: str):
+        "A backend has left the fleet."
+        for kept in (self.made, self.due, self.intervals, self.windows.load, self.windows.latency, self.windows.index): kept.pop(name, None)
+
+# %% ../../nbs/learning/21_forecast.ipynb #a21f5a1c
+class Pulse(PulseWindows):
+    "A fitted forecaster, running: windows, matured errors, forecasts."
     def forecast(
         self,
         planned: Mapping[str, float] | None = None,   # what-if: load per step at the horizon, requests, by backend
         promise: bool = True,                         # let the intervals learn from these forecasts
+        most: int | None = None,                      # new forecasts at most; the others keep their last one
     ) -> dict[str, Forecast]:                         # by backend; cold ones are missing
         "Forecast every warm backend from its newest closed step."
-        if self.made is not None and promise and not planned: return dict(self.made)
-        w, f = self.windows, self.forecaster
-        names = w.warm()
-        if not names: return {}
+        asked, w = planned is not None or not promise, self.windows
+        names = w.warm() if asked else [n for n in self.due if w.latency[n].seen >= WARM][:most]
+        out = self.compute(names, planned or {}, not asked) if names else {}
+        if asked: return out
+        self.made |= out
+        for n in names: del self.due[n]
+        return dict(self.made)
+
+    def compute(self, names: list[str], planned: Mapping[str, float], promise: bool) -> dict[str, Forecast]:
+        "One batch through the forest."
+        w, f, out = self.windows, self.forecaster, {}
         expected = expected_load(w, names)
         offset = np.array([offset_of(w.models[n], w.latency[n], expected[n]) for n in names])
         centre, size = centres(f, names, offset, rows_of(w, names, expected), w.models)
-        out = {}
         for n, c, s in zip(names, centre.tolist(), size.tolist()):
             band, k, m = self.interval(n), w.index[n], w.models[n]
-            if promise and (not band.due or band.due[-1][0] < k + f.ahead_): band.promise(k, c, s)
-            load = (planned or {}).get(n, expected[n])
+            if promise: band.promise(k, c, s)
+            load = planned.get(n, expected[n])
             out[n] = one_forecast(m, band, float((k + 1)*w.step_s), f.horizon_s, c + what_if(m, expected[n], load), s, load/w.step_s)
-        if promise and not planned: self.made = dict(out)
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b
@@ -585,22 +599,33 @@ def load(folder: str | Path) -> Forecaster:   # a folder that `save` wrote
 class Ticker:
     "Turns a router's telemetry into forecast tables. Call `tick` every few seconds from one thread."
     def __init__(self, forecaster: Forecaster, router, max_age_s: float = 60.):
-        self.pulse, self.router, self.max_age_s, self.version = Pulse(forecaster), router, max_age_s, 0
+        self.pulse, self.router, self.max_age_s, self.version, self.last_s = Pulse(forecaster), router, max_age_s, 0, None
         self.waiting: deque[tuple[str, Step]] = deque()
-        self.hooked: set[str] = set()
+        self.hooked: dict[str, object] = {}            # the features listened to, by backend
 
     def hook(self):
-        "Listen to backends that have joined since the last tick."
-        for name, features in self.router.feature_map().items():
-            if name not in self.hooked: features.listeners.append(lambda step, name=name: self.waiting.append((name, step)))
-        self.hooked = set(self.router.feature_map())
+        "Listen to backends that have joined since the last tick, forget those that have left."
+        here = self.router.feature_map()
+        for name, features in self.hooked.items():
+            if here.get(name) is not features: self.pulse.forget(name)
+        for name, features in here.items():
+            if self.hooked.get(name) is not features: features.listeners.append(lambda step, name=name: self.waiting.append((name, step)))
+        self.hooked = here
+
+    def share(self, now: float) -> int | None:   # new forecasts per tick; None: all
+        "A quarter of the fleet where ticks are much more frequent than steps, so that no tick is a long one."
+        dt, self.last_s = now - self.last_s if self.last_s is not None else 0., now
+        ticks = min(int(self.pulse.forecaster.step_s_/(3*dt)), 4) if dt > 0 else 1
+        return -(-len(self.hooked)//ticks) if ticks > 1 else None
 
     def tick(self, now: float) -> ForecastTable:   # the table that was installed
-        "Close steps that have ended, forecast every warm backend, hand the table to the router."
+        "Close steps that have ended, forecast warm backends, hand the table to the router."
         self.hook()
         self.router.roll(now)
-        while self.waiting: self.pulse.push(*self.waiting.popleft())
+        while self.waiting:
+            name, step = self.waiting.popleft()
+            if name in self.hooked: self.pulse.push(name, step)
         self.version += 1
-        table = ForecastTable(self.version, now, self.max_age_s, self.pulse.forecast(), "forest")
+        table = ForecastTable(self.version, now, self.max_age_s, self.pulse.forecast(most=self.share(now)), "forest")
         self.router.swap(table, now)
         return table

@@ -11,7 +11,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log, log1p
+from operator import mul
 
 from .core import Step, quantile_ms
 from .features import middle, middle_sorted
@@ -47,15 +49,16 @@ class Season:
 KEEP = 72                              # steps that a window remembers
 RULES = (("mean", 1), ("mean", 3), ("mean", 6), ("mean", 12), ("mean", 30), ("mean", 72), ("trend", 30), ("trend", 72))
 
+@lru_cache(256)
 def level_weights(
     rule: tuple[str, int],             # one of RULES: kind and width in steps
     ahead: int,                        # how many steps ahead
-) -> list[float]:                      # one per step, oldest first; they sum to 1
+) -> tuple[float, ...]:                # one per step, oldest first; they sum to 1
     "A level rule as a weighted sum of the last values."
     kind, w = rule
-    if kind == "mean": return [1/w]*w
+    if kind == "mean": return (1/w,)*w
     mid = (w - 1)/2; norm = w*(w*w - 1)/12
-    return [1/w + (k - mid)*(mid + ahead)/norm for k in range(w)]
+    return tuple(1/w + (k - mid)*(mid + ahead)/norm for k in range(w))
 
 # %% ../../nbs/routing/01a_windows.ipynb #a6448fe9
 RUN_FEATURES = ("age", "jump", "before", "now", "mean3", "median72", "mean30", "mean12", "age_before")
@@ -84,10 +87,10 @@ class LoadWindow:
     def run_level(self) -> float:      # mean of the last steps since the jump, requests
         return sum(self.run)/len(self.run)
 
-    def level(self, weights: list[float]) -> float:   # requests per step, clock not included
+    def level(self, weights: tuple[float, ...]) -> float:   # requests per step, clock not included
         "A level rule applied; a plain mean while the window is filling."
         r = list(self.rest)[-len(weights):]
-        return sum(a*b for a, b in zip(r, weights)) if len(r) == len(weights) else sum(r)/len(r)
+        return sum(map(mul, r, weights)) if len(r) == len(weights) else sum(r)/len(r)
 
 # %% ../../nbs/routing/01a_windows.ipynb #0b824a1d
 def run_vector(w: LoadWindow) -> list[float]:   # in the order of RUN_FEATURES
