@@ -3,6 +3,7 @@
 Usage: python tests/hygiene.py [--readme]      --readme only writes README.md from nbs/index.ipynb
 """
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def readme() -> str:
-    "README.md as nbs/index.ipynb tells it, without its hidden cells."
+    "README.md as nbs/index.ipynb tells it: without hidden cells, and without the code of `#| echo: false` cells."
     nb = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
-    nb.cells = [c for c in nb.cells if not c.source.lstrip().startswith(("#| hide", "#| default_exp", "#|hide"))]
+    nb.cells = [c for c in nb.cells if not c.source.lstrip().startswith("#| hide")]
+    nb.metadata["language_info"] = {"name": "python"}
+    silent = {c.id for c in nb.cells if c.source.lstrip().startswith("#| echo: false")}
+    for c in nb.cells:
+        for o in c.get("outputs", []):
+            if "text/markdown" in o.get("data", {}): o["data"] = {"text/markdown": o["data"]["text/markdown"]}
+            else: o.get("data", {}).pop("text/html", None)
+        if c.id in silent: c.source = ""
     text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"```(python)?\n\s*```\n*", "", text)      # what is left of silent cells
+    text = re.sub(r"\n{3,}", "\n\n", text)
     return "<!-- made from nbs/index.ipynb by `make readme` -->\n" + text.strip() + "\n"
 
 

@@ -225,7 +225,7 @@ class Forecast:
     def p_slow(self, slo_ms: float) -> float: return exceedance(self.request_ms, slo_ms)
 
 # %% ../../nbs/routing/00_core.ipynb #2228b2ed
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ForecastTable(Mapping):
     "The forecasts of one tick, by backend. Immutable: swapped whole, never changed."
     version: int = 0                   # grows with every tick
@@ -244,6 +244,10 @@ class ForecastTable(Mapping):
         "The forecast of one backend, if it may be acted on."
         f = self.forecasts.get(name)
         return f if f is not None and self.age_s(now) <= self.max_age_s and f.ok() else None
+
+    def __repr__(self) -> str:
+        lines = [f"\n  {n}: {f.p50_ms:.0f} ms, 80 % interval {f.interval_ms[0]:.0f} to {f.interval_ms[1]:.0f}" for n, f in self.items()]
+        return f"ForecastTable {self.version} by {self.model!r}, made at {self.made_s:.0f} s, {len(self)} backends" + "".join(lines)
 
     def _repr_html_(self) -> str:
         "A table for the notebook: median and 80 % interval per backend."

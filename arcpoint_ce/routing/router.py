@@ -137,6 +137,9 @@ def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
 # %% ../../nbs/routing/04_router.ipynb #f795a264
 class Ranking(list):
     "Candidates in order; a table in the notebook."
+    def __repr__(self):
+        return "\n".join(f"{c.backend}: drawn with probability {c.probability:.3f}; {c.reason}" for c in self) or "Ranking()"
+
     def _repr_html_(self):
         cells = lambda c: (c.backend, f"{c.score:.3g}", f"{c.probability:.1%}", c.in_flight, f"{c.error_rate:.0%}",
                            "–" if c.p_slow is None else f"{c.p_slow:.2f}", "–" if c.p50_ms is None else f"{c.p50_ms:.0f}", c.reason)
