@@ -96,7 +96,8 @@ def test_log_and_live_are_one(tmp_path, seed, step_s):
     unread = {(b, s.start_s): names(s) for b, s in live(rows, step_s, reading=False)[1]}
     assert unread == {k: v for k, v in said.items() if k in unread} and len(unread) > .9*len(said)
     flat = [f for f in got.values()]
-    for k in FEATURES: assert any(f[k] is not None for f in flat), f"{k} was never known: the test is too short"
+    for k in FEATURES:   # the phase needs a clock, which nobody detects here
+        assert k == "cycle_phase" or any(f[k] is not None for f in flat), f"{k} was never known: the test is too short"
     assert max(f["in_flight"] for f in flat) > 1 and any(f["oldest_ms"] and f["oldest_ms"] > 1000*step_s for f in flat)
 
 

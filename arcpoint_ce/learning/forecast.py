@@ -609,7 +609,10 @@ class Ticker:
         for name, features in self.hooked.items():
             if here.get(name) is not features: self.pulse.forget(name)
         for name, features in here.items():
-            if self.hooked.get(name) is not features: features.listeners.append(lambda step, name=name: self.waiting.append((name, step)))
+            if self.hooked.get(name) is features: continue
+            features.listeners.append(lambda step, name=name: self.waiting.append((name, step)))
+            clocks = self.pulse.windows.model(name).demand.season.profiles
+            features.history.period_steps = len(clocks[0]) if clocks else None
         self.hooked = here
 
     def share(self, now: float) -> int | None:   # new forecasts per tick; None: all

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_SLO_MS', 'SUB_BITS', 'FLOOR_US', 'STEP_S', 'LEVELS', 'Backend', 'Request', 'serves', 'Tier', 'Outcome',
-           'to_us', 'bucket_of', 'bucket_edges_us', 'Step', 'quantile_ms', 'exceedance', 'Forecast', 'ForecastTable']
+           'to_us', 'bucket_of', 'bucket_edges_us', 'Step', 'quantile_ms', 'exceedance', 'at_level', 'Forecast',
+           'ForecastTable']
 
 # %% ../../nbs/routing/00_core.ipynb #4ba69847
 from bisect import bisect_left
@@ -198,6 +199,16 @@ def exceedance(
     return 1. - tail if i == 0 else tail
 
 # %% ../../nbs/routing/00_core.ipynb #a68988fe
+def at_level(
+    quantiles_ms: tuple[float, ...],   # values at LEVELS, ms, > 0
+    level: float,                      # between the first and the last of LEVELS
+) -> float:                            # the quantile there, ms
+    "A quantile between the given ones, linear in log latency. ValueError outside of LEVELS."
+    if not LEVELS[0] <= level <= LEVELS[-1]: raise ValueError(f"level must be between {LEVELS[0]} and {LEVELS[-1]}, got {level!r}")
+    i = max(bisect_left(LEVELS, level), 1); a, b = LEVELS[i-1], LEVELS[i]
+    return exp(log(quantiles_ms[i-1]) + (log(quantiles_ms[i]) - log(quantiles_ms[i-1]))*(level - a)/(b - a))
+
+# %% ../../nbs/routing/00_core.ipynb #e2262f91
 @dataclass(frozen=True, slots=True)
 class Forecast:
     "One backend's latency at the horizon: of the step statistic, and of a single request."
@@ -215,6 +226,12 @@ class Forecast:
 
     @property
     def p50_ms(self) -> float: return self.step_ms[3]
+
+    @property
+    def p80_ms(self) -> float: return at_level(self.step_ms, .8)
+
+    @property
+    def p90_ms(self) -> float: return self.step_ms[5]
 
     @property
     def interval_ms(self) -> tuple[float, float]:  # the 80 % interval [p10, p90], ms

@@ -69,10 +69,10 @@ SHORT, LONG = 5, 30                    # windows of the moving averages, steps
 
 class History:
     "The last closed steps of one backend, as far as features need them."
-    __slots__ = ("step_s", "latency_ms", "load_rps", "errors", "last", "seen")
+    __slots__ = ("step_s", "latency_ms", "load_rps", "errors", "last", "seen", "period_steps")
 
     def __init__(self, step_s: int = STEP_S):
-        self.step_s, self.last, self.seen = step_s, None, 0
+        self.step_s, self.last, self.seen, self.period_steps = step_s, None, 0, None   # period: of a detected clock, the ticker sets it
         self.latency_ms, self.load_rps, self.errors = (deque(maxlen=LONG) for _ in range(3))
 
     def push(self, step: Step):
@@ -100,7 +100,7 @@ def middle(xs, q: float = .5) -> float:
 # %% ../../nbs/routing/01_features.ipynb #29e75321
 FEATURES = ("load_rps", "load_rps_5", "load_rps_30", "latency_ms", "latency_ms_5", "latency_ms_30", "latency_slope_ms",
             "spike_ratio", "latency_per_load", "latency_median_ms", "latency_spread_ms", "p50_ms", "p90_ms", "p99_ms",
-            "error_rate", "tokens_rps", "in_flight", "oldest_ms", "age_s")
+            "error_rate", "tokens_rps", "in_flight", "oldest_ms", "age_s", "cycle_phase")
 
 def load_features(h: History) -> dict[str, float | None]:
     "How much is asked of the backend."
@@ -133,6 +133,7 @@ def features(h: History, now_s: float, in_flight: int | None = None, oldest_ms: 
     out = {**load_features(h), **latency_features(h), **step_features(h), "in_flight": in_flight, "oldest_ms": oldest_ms}
     out["latency_per_load"] = out["latency_ms"]/out["load_rps"] if out["latency_ms"] and out["load_rps"] else None
     out["age_s"] = now_s - (h.last.start_s + h.step_s) if h.last else None
+    out["cycle_phase"] = now_s/h.step_s % h.period_steps/h.period_steps if h.period_steps else None
     return {k: out[k] for k in FEATURES}
 
 # %% ../../nbs/routing/01_features.ipynb #818cd74e
