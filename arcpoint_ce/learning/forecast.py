@@ -437,8 +437,8 @@ def step_quantiles(c: Conformal, centre: float, size: float) -> list[float]:   #
     lo, hi = c.low/TAIL, c.high/TAIL
     levels = [LEVELS[0]*lo, c.low, min(LEVELS[2]*lo, .45), None, 1 - min(.25*hi, .45), 1 - c.high, 1 - (1 - LEVELS[6])*hi]
     q = [centre if l is None else centre + size*c.quantile(l) for l in levels]
-    for i in (2, 1, 0): q[i] = min(q[i], q[i + 1])
-    for i in (4, 5, 6): q[i] = max(q[i], q[i - 1])
+    for i in (2, 1, 0): q[i] = min(q[i], q[i + 1] - 1e-9)      # never of no width: log and exp round
+    for i in (4, 5, 6): q[i] = max(q[i], q[i - 1] + 1e-9)
     return q
 
 def request_quantiles(step: list[float], spread: tuple[float, ...]) -> list[float]:   # log ms at LEVELS

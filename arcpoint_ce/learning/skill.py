@@ -195,6 +195,7 @@ def bootstrap_ratio(
     _, member = np.unique([cluster.get(n, -1 - i) for i, n in enumerate(names)], return_inverse=True); k = member.max() + 1
     v = rng.multinomial(k, np.full(k, 1/k), draws)[:, member].T*np.isfinite(ratio)
     mean = (v*np.where(np.isfinite(ratio), ratio, 0.)).sum(0)/np.maximum(v.sum(0), 1)
+    if not (v.sum(0) > 0).any(): return float("nan"), float("nan")      # persistence erred nowhere: no ratio
     return tuple(float(np.exp(q)) for q in np.quantile(mean[v.sum(0) > 0], (.025, .975)))
 
 # %% ../../nbs/learning/21b_skill.ipynb #ac1a1a0c
@@ -212,6 +213,7 @@ def onset_table(
     limit: float, ahead: int, tolerance: int = 1,
 ) -> pd.DataFrame:             # one row per onset: step, kind (actual or forecast), hit, lead_steps (of hit actual ones)
     "Onsets that came and onsets that were foretold, matched. Only steps whose whole calm before is known on both sides count."
+    tolerance = min(tolerance, ahead - 1)        # a warning must come before the onset, whatever the step
     known = pd.Series(np.isfinite(actual) & np.isfinite(said)).rolling(ahead + 1).sum().to_numpy() == ahead + 1
     a, b = (np.array([k for k in onset_steps(x, limit, ahead) if known[k]], int) for x in (actual, said))
     rows = []
@@ -252,6 +254,8 @@ def interval_table(rows: pd.DataFrame, low: str = "p10_ms", high: str = "p90_ms"
 def interval_scores(rows: pd.DataFrame) -> dict:   # the names of metrics.json
     "Coverage over all rows, per backend at the extremes, mean width and score, and the rival's."
     t = interval_table(rows); w = t.n/t.n.sum()
+    if not len(t): return dict.fromkeys(("coverage_80", "coverage_80_min", "coverage_80_max", "tail_low", "tail_high",
+                                         "width_80_over_persistence", "interval_score", "interval_score_split"), float("nan"))
     rival = min(interval_table(rows, f"{k}_low_ms", f"{k}_high_ms").score.mean() for k in ("split", "logsplit"))
     return dict(coverage_80=float((w*t.coverage).sum()), coverage_80_min=float(t.coverage.min()), coverage_80_max=float(t.coverage.max()),
                 tail_low=float((w*t.below).sum()), tail_high=float((w*t.above).sum()), width_80_over_persistence=float(t.width.mean()),
@@ -272,8 +276,9 @@ class Evaluation:
     def _repr_html_(self) -> str: return self.skill.round(3).to_html(index=False) + self.onsets.round(3).to_html(index=False)
 
 def measured_backends(table: pd.DataFrame, least: float) -> tuple[pd.DataFrame, list[str]]:   # rows kept, names left out
-    "Backends with a latency in at least this share of all steps. ValueError where none is left."
-    share = (table["n_lat"] > 0).groupby(table["backend"]).sum()/table["start_s"].nunique()
+    "Backends with a latency in at least this share of the steps in which anything was measured. ValueError where none is left."
+    seen = table[table["n_lat"] > 0]
+    share = (seen.groupby("backend").size()/max(seen["start_s"].nunique(), 1)).reindex(table["backend"].unique(), fill_value=0.)
     keep = share[share >= least].index
     if not len(keep): raise ValueError(f"no backend has a latency in {least:.0%} of the steps; the fullest has {share.max():.0%}: lower min_coverage")
     return table[table["backend"].isin(keep)], sorted(set(share.index) - set(keep))

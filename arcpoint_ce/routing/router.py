@@ -243,6 +243,7 @@ def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: f
     worst = first = None
     for g in lane.coming:
         end = g.made_s + g.horizon_s
+        if end <= now: continue                # it spoke of a time that is over
         if first is None or end < first.made_s + first.horizon_s: first = g
         if end - step_s - act_s <= now < end and (worst is None or g.step_ms[3] > worst.step_ms[3]): worst = g
     return worst or first

@@ -9,6 +9,7 @@ __all__ = ['REMEDY', 'Fleet', 'TierEntry', 'BackendEntry', 'FleetFile', 'line_of
 # %% ../../nbs/telemetry/10a_fleet.ipynb #e25fe76f
 import re, tomllib
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -152,17 +153,19 @@ def fit_prices(rows) -> tuple[float, float]:
 def infer_fleet(
     log,                  # a RequestLog or a Telemetry
     sample: int = 100_000,   # rows that prices and models are taken from
+    until_s: float = inf,    # only what was known before this time, s; the rest of the log has no say
 ) -> Fleet:
     "The fleet that a log shows. Capacities are what was seen, so lower bounds. ValueError where there is nothing."
     if not log.backends: raise ValueError("no backend to infer a fleet from: the log holds no valid row")
-    if not hasattr(log, "df"): capacity, rows = seen_capacity(log.steps(), log.step_s), None
-    else:
-        capacity = seen_capacity(log.steps(60), 60)
-        rows = log.df(["backend", "model", "task", "tokens_in", "tokens_out", "cost_usd"], limit=sample)
+    single = hasattr(log, "df")
+    step_s = 60 if single else log.step_s; steps = log.steps(60) if single else log.steps()
+    capacity = seen_capacity(steps[steps.start_s + step_s <= until_s], step_s)
+    rows = log.df(["ts", "backend", "model", "task", "tokens_in", "tokens_out", "cost_usd"], limit=sample) if single else None
+    if single: rows = rows[rows.ts.astype("datetime64[us, UTC]").astype("int64") < until_s*1e6]
     out = []
     for name in log.backends:
         mine = rows[rows.backend == name] if rows is not None else None
         prices = fit_prices(mine.dropna(subset="cost_usd")) if mine is not None else (0., 0.)
         served = {k: tuple(sorted(mine[c].dropna().unique())) for k, c in (("models", "model"), ("tasks", "task"))} if mine is not None else {}
-        out.append(Backend(name, capacity[name], price_in=prices[0], price_out=prices[1], **served))
+        out.append(Backend(name, capacity.get(name, 1.), price_in=prices[0], price_out=prices[1], **served))
     return Fleet(out, source="inferred from what was observed")

@@ -729,7 +729,7 @@ def _petshop(get: Callable[[str], str]) -> dict[str, str]:
     def ms(c): return NONE if get(c) == NONE else f"coalesce((try_cast({get(c)} AS DOUBLE) * 1e3)::VARCHAR, {get(c)})"
     up = get("availability.Average")
     rate = NONE if up == NONE else f"coalesce(round(1 - try_cast({up} AS DOUBLE) / 100, 9)::VARCHAR, {up})"
-    return {"ts": get("time"), "backend": get("service"), "requests": get("requests.Sum"), "latency_ms": ms("latency.Average"),
+    return {"ts": get("time"), "backend": get("service"), "requests": f"coalesce({get('requests.Sum')}, '0')", "latency_ms": ms("latency.Average"),
             "p50_ms": ms("latency.p50"), "p90_ms": ms("latency.p90"), "p99_ms": ms("latency.p99"), "error_rate": rate}
 
 TELEMETRY_PRESETS = {"petshop": (_petshop, ("service", "requests.Sum", "latency.Average"))}
