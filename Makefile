@@ -35,7 +35,7 @@ bench: setup   ## speed, measured side by side in one run
 	@$(BIN)/arcpoint bench
 
 lab: setup   ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --ip 127.0.0.1 nbs
+	@$(BIN)/jupyter lab --ip 127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs
 
 readme: setup   ## README.md from nbs/index.ipynb
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py --readme

@@ -355,7 +355,7 @@ def study(
     "Learn, forecast, route, judge. ValueError where the source is too short or the fleet lacks a backend."
     times = np.unique(source.steps["start_s"]); gap = -(-horizon_s//source.step_s)
     split = int(train_share*len(times))
-    if not 0 < split < len(times) - gap: raise ValueError(f"train_share={train_share} leaves nothing to judge of {len(times)} steps; try 0.6")
+    if not 0 < split < len(times) - gap: raise ValueError(f"{len(times)} steps of {source.step_s} s are too few to learn from a share of {train_share:g} and judge the rest after a gap of {gap}: give a longer log")
     f = Forecaster(horizon_s, trees=trees, seed=seed, n_jobs=n_jobs).fit(source.steps[source.steps["start_s"] < times[split]])
     cut, fleet = float(times[split + gap]), list(fleet)
     forecasts = predict(f, source.steps, since_s=cut)

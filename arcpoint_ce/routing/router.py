@@ -138,7 +138,7 @@ def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
 class Ranking(list):
     "Candidates in order; a table in the notebook."
     def __repr__(self):
-        return "\n".join(f"{c.backend}: drawn with probability {c.probability:.3f}; {c.reason}" for c in self) or "Ranking()"
+        return "\n".join(f"{c.backend}: score {c.score:.3g}, drawn with probability {c.probability:.3f}; {c.reason}" for c in self) or "Ranking()"
 
     def _repr_html_(self):
         cells = lambda c: (c.backend, f"{c.score:.3g}", f"{c.probability:.1%}", c.in_flight, f"{c.error_rate:.0%}",
@@ -264,7 +264,7 @@ def standing(lane: Lane, request: Request, now: float, panic: bool) -> str | Non
     tokens, b = request.tokens_in + request.tokens_out, lane.breaker
     if lane.budget and tokens > lane.budget.tpm: return f"request of {tokens} tok exceeds its {lane.budget.tpm:.0f} per minute"
     if (ready := lane.ready_s(now, tokens)) > now: return f"rate limit is spent until {ready - now:.1f} s from now"
-    if b.state == CLOSED or (panic and only_slow(b)): return None
+    if b.state == CLOSED or (panic and only_slow(b) and not probe_due(b, now)): return None     # a probe that is due goes first
     return f"breaker {b.state}: {b.reason}"
 
 def slow_start(lane: Lane, now: float, window_s: float) -> float:   # share of its capacity a newcomer may use
