@@ -190,6 +190,11 @@ class Trial(Waits):
     "Half-open: a budget of probes that are out at the same time."
     __slots__ = ("_busy_s",)
 
+    def _open(self, reason: str, evidence: dict) -> bool:
+        "Open; probes that are still out belong to a trial that is over, and will be late."
+        self.out = 0
+        return super()._open(reason, evidence)
+
     def _try(self, reason: str) -> bool:
         "Begin a trial: no probe out, no verdict yet."
         self.out = self.good = self.slow = 0
