@@ -417,9 +417,9 @@ def test_a_clock_that_jumps_back_does_no_harm():
     assert r.decide(Request(), 1000.).at_s == 1000.                        # the future was a mistake: no wait for it
     r = Router([Backend("a"), Backend("b")]); r.decide(Request(), 1e9 - 40)
     r.add(Backend("c"), 1000.)
-    r.decide(Request(), 1000.); first = r._views[None, None, None, None]
+    r.decide(Request(), 1000.); first = r._views[None, None, None, None, 0.]
     r.decide(Request(), 990.)
-    assert r._views[None, None, None, None] is not first                   # a view from the future is not used
+    assert r._views[None, None, None, None, 0.] is not first                   # a view from the future is not used
 
 
 @settings(max_examples=150, deadline=None)

@@ -29,6 +29,7 @@ class Backend:
     context_tok: int | None = None     # longest input it takes, tokens
     rpm: float | None = None           # rate limit, requests per minute
     tpm: float | None = None           # rate limit, tokens per minute
+    quality: float | None = None       # expected share of right answers, 0..1
 
     def __post_init__(self):
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
@@ -36,6 +37,7 @@ class Backend:
         for k in ("capacity", "slo_ms", "context_tok", "rpm", "tpm"):
             v = getattr(self, k)
             if v is not None and not (isfinite(v) and v > 0): raise ValueError(f"Backend {self.name!r}: {k} must be positive, got {v!r}")
+        if self.quality is not None and not 0 <= self.quality <= 1: raise ValueError(f"Backend {self.name!r}: quality must be within 0..1, got {self.quality!r}")
         for k in ("price_in", "price_out"):
             v = getattr(self, k)
             if not (isfinite(v) and v >= 0): raise ValueError(f"Backend {self.name!r}: {k} must be 0 or more, got {v!r}")
@@ -54,6 +56,7 @@ class Request:
     tokens_in: int = 0                 # input tokens
     tokens_out: int = 0                # expected output tokens
     max_cost_usd: float = inf          # never pay more than this for the request, USD
+    min_quality: float = 0.            # never a backend of less quality than this, 0..1; an unknown quality does not pass
 
     def cost_usd(self, backend: Backend) -> float:  # price of this request there, USD
         "What serving this request on `backend` would cost at list price."
@@ -69,6 +72,7 @@ def serves(
     if request.task and backend.tasks and request.task not in backend.tasks: return f"does not serve task {request.task}"
     if request.tier and backend.tiers and request.tier not in backend.tiers: return f"does not serve tier {request.tier}"
     if backend.context_tok is not None and request.tokens_in > backend.context_tok: return f"input of {request.tokens_in} tok exceeds its {backend.context_tok}"
+    if request.min_quality > 0 and (backend.quality is None or backend.quality < request.min_quality): return f"quality {'unknown' if backend.quality is None else format(backend.quality, '.2f')}, under the floor of {request.min_quality:.2f}"
     if request.cost_usd(backend) > request.max_cost_usd: return f"costs {request.cost_usd(backend):.4f} USD, over the limit of {request.max_cost_usd:.4f}"
     return None
 
@@ -218,6 +222,8 @@ class Forecast:
     step_ms: tuple[float, ...]         # quantiles of the step statistic at LEVELS, ms
     request_ms: tuple[float, ...]      # quantiles of one request's latency at LEVELS, ms
     load_rps: float | None = None      # the load it supposes, requests/s
+    occupied: float | None = None      # requests of others that will run there, the worst until the horizon
+    most: float | None = None          # requests in all with which it still meets its limit; given together with `occupied`
 
     def ok(self) -> bool:              # whether it may be used at all
         "NaN, infinite or non-positive quantiles mean: no opinion."

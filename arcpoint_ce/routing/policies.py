@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan', 'BestDrawnPlan',
            'LeastPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin', 'PeakEwma',
            'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost', 'PredictedPlan',
-           'make_policy']
+           'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -30,6 +30,8 @@ class Scene:
     cost_usd: tuple[float, ...]        # price of this request there, USD
     slo_ms: tuple[float, ...]          # the latency limit that applies there, ms
     confidence: float = .9             # asked probability of meeting it
+    occupied: tuple[float | None, ...] = ()   # requests of others foreseen there; (): nothing is known of any
+    most: tuple[float | None, ...] = ()       # requests in all with which the limit is still met
 
 @dataclass(slots=True)
 class Signals:
@@ -40,8 +42,8 @@ class Signals:
     stamp: list[float] = field(default_factory=list)      # when that was last moved, s
     turn: int = 0                                         # decisions made so far
 
-    def copy(self) -> "Signals":
-        return Signals(self.in_flight[:], self.error[:], self.latency[:], self.stamp[:], self.turn)
+    def copy(self) -> "Signals":           # frozen: tuples instead of lists
+        return Signals(tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn)
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
@@ -283,8 +285,79 @@ class PredictedPlan:
         for i, p in zip(self.mix, best_drawn_odds(self.room, [scores[i] for i in self.mix])): odds[i] = p
         return odds
 
+# %% ../../nbs/routing/03_policies.ipynb #079affb2
+def drawn_odds(
+    weights: list[float],          # > 0 each
+    scores: list[float],           # lower wins; equals share by weight
+    draws: int,                    # candidates drawn, with replacement
+) -> list[float]:                  # probability that each wins, sums to 1
+    "Exact odds of: draw some by weight, with replacement, take the least score. O(n log n)."
+    total, out, left = sum(weights), [0.]*len(weights), 1.
+    for _, tie in groupby(sorted(range(len(weights)), key=scores.__getitem__), scores.__getitem__):
+        tie = list(tie); own = sum(weights[i] for i in tie)/total
+        won = left**draws - max(left - own, 0.)**draws; left = max(left - own, 0.)
+        for i in tie: out[i] = won*weights[i]/total/own
+    return out
+
+# %% ../../nbs/routing/03_policies.ipynb #3b35882b
+class HeadRoom:
+    "A few candidates drawn by head-room; the one that will be least full wins."
+    name, peak = "head_room", False
+    def __init__(
+        self,
+        draws: int = 3,              # candidates per request, with replacement
+        floor: float = .02,          # least head-room of a backend, share of what it can hold
+        thrift: float = 0.,          # fill the cheapest backends to this share first, 0..1; 0: price never counts
+        spare: float = 4.,           # requests in flight to be prepared for beyond those that are, where thrift counts
+    ): self.draws, self.floor, self.thrift, self.spare = draws, floor, thrift, spare
+
+    def plan(self, scene, s):
+        n = len(scene.backends); cap = capacities(scene)
+        known = [m is not None for m in scene.most] if scene.most else [False]*n
+        most = [max(scene.most[i], 1e-3)*min(scene.weight[i], 1.) + 1e-9 if known[i] else cap[i] for i in range(n)]
+        held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
+        return RoomPlan(self, scene, s, most, held)
+
+# %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
+class RoomPlan:
+    "Head-room made ready: who may be drawn, by which weight, and how full each will be."
+    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float]):
+        room = [max(m - h, rule.floor*m) for m, h in zip(most, held)]
+        self.mix = self.cheapest(rule, scene, s, room, most, held) if rule.thrift else list(range(len(room)))
+        self.draws, self.all, self.slots = rule.draws, (scene.slots, most, held), [scene.slots[i] for i in self.mix]
+        self.held, self.per = [held[i] + 1. for i in self.mix], [1/most[i] for i in self.mix]
+        self.room = [room[i] for i in self.mix]; self.cum = list(accumulate(self.room))
+
+    def cheapest(self, rule, scene, s, room, most, held) -> list[int]:
+        "Positions in the order of price until they hold what is needed."
+        need, mix, price = rule.spare + sum(s.in_flight[k] for k in scene.slots), [], None
+        for i in sorted(range(len(room)), key=lambda i: scene.cost_usd[i]):
+            if need <= 0 and scene.cost_usd[i] != price: break
+            mix.append(i); price = scene.cost_usd[i]; need -= max(rule.thrift*most[i] - held[i], 0.)
+        return mix
+
+    def choose(self, random, s, now):
+        cum, slots, held, per, n, e = self.cum, self.slots, self.held, self.per, s.in_flight, s.error
+        last = len(cum) - 1; total = cum[last]; best = min(bisect_right(cum, random()*total), last)
+        if last:
+            k = slots[best]; least = (held[best] + n[k])*per[best]*(1. + 4.*e[k])
+            for _ in range(self.draws - 1):
+                i = bisect_right(cum, random()*total)
+                if i == best or i > last: continue
+                k = slots[i]; x = (held[i] + n[k])*per[i]*(1. + 4.*e[k])
+                if x < least: best, least = i, x
+        return self.mix[best]
+
+    def scores(self, s, now):
+        return [(h + 1. + s.in_flight[k])/m*(1. + 4.*s.error[k]) for k, m, h in zip(*self.all)]
+
+    def probabilities(self, s, now):
+        scores = self.scores(s, now); odds = [0.]*len(scores)
+        for i, p in zip(self.mix, drawn_odds(self.room, [scores[i] for i in self.mix], self.draws)): odds[i] = p
+        return odds
+
 # %% ../../nbs/routing/03_policies.ipynb #e764a95a
-POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost)}
+POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom)}
 
 def make_policy(
     name: str,           # one of POLICIES

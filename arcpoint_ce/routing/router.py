@@ -125,6 +125,7 @@ def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
     for i, lane in enumerate(view.lanes):
         p, k = sc.p_slow[i], lane.slot
         why = f"P(latency > {sc.slo_ms[i]:.0f} ms) = {p:.2f}" if p is not None else "no usable forecast, judged by own measurements"
+        if sc.most and sc.most[i] is not None: why = f"{sc.occupied[i]:.1f} requests of others where {sc.most[i]:.1f} in all meet the limit; " + why
         if sc.weight[i] < 1: why += f"; weight {sc.weight[i]:.0%} (shed before a breach, or starting slowly)"
         out.append(Candidate(lane.backend.name, score[i], chance[i], s.in_flight[k], s.error[k], p, sc.p50_ms[i],
                              request.cost_usd(lane.backend), why))
@@ -157,7 +158,7 @@ class Drawn:
         self.id, self.request, self.backend, self.at_s, self.until_s = id, request, backend, at_s, until_s
         self.view, self.place, self.signals = view, place, signals
         self.again = ()                    # of further attempts: (view, place, signals, time)
-        self.lanes, self.eras = [], []     # per attempt: where it runs, the breaker's era when it started
+        self.lanes = self.eras = ()        # per attempt: where it runs, the breaker's era when it started
         self.open = self.held = self.probes = 0   # a bit per attempt: not ended; still reserved; got a probe slot
 
     def attempt_probability(self, attempt: int) -> float:    # 0 is the first try; IndexError where there was none
@@ -235,7 +236,9 @@ class NoBackend(RuntimeError):
 def take_forecast(lane: Lane, table: ForecastTable, now: float):
     "Keep what a new table says of this lane beside what is still to come. A table that is silent ends all belief."
     f = table.usable(lane.backend.name, now)
-    lane.coming = [] if f is None else [g for g in lane.coming if g.made_s + g.horizon_s > now and g.made_s != f.made_s] + [f]
+    if f is None: lane.coming = []
+    elif f.most is not None: lane.coming = [f]             # it speaks of all the time until its horizon
+    else: lane.coming = [g for g in lane.coming if g.made_s + g.horizon_s > now and g.made_s != f.made_s and g.most is None] + [f]
 
 def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: float) -> Forecast | None:
     "The worst forecast about now or the near future; the nearest one if all speak of later. None where the table is stale."
@@ -284,13 +287,15 @@ def make_scene(lanes, request: Request, now: float, fs: list[Forecast | None], l
         p_slow=tuple(f.p_slow(x) if f else None for f, x in zip(fs, slo)),
         step_ms=tuple(f.step_ms[3] if f else None for f in fs),
         cost_usd=tuple(typical.cost_usd(l.backend) for l in lanes), slo_ms=slo,
-        confidence=tier.confidence if tier else .9)
+        confidence=tier.confidence if tier else .9,
+        occupied=tuple(f.occupied if f else None for f in fs), most=tuple(f.most if f else None for f in fs))
 
 # %% ../../nbs/routing/04_router.ipynb #bf12ed83
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     "How a router behaves. Unknown names raise."
     slo_ms: float = DEFAULT_SLO_MS     # latency limit where neither request, tier nor backend names one, ms
+    slo_tok_ms: float = 0.             # and this much more for every output token, ms
     lease_s: float = 600.              # a reservation nobody ends is released after this, s
     act_s: float = 120.                # a forecast is acted on this long before the step it speaks of, s
     explore: float = .01               # share of requests drawn by capacity alone
@@ -304,6 +309,7 @@ class RouterConfig:
 
     def __post_init__(self):
         "ValueError on values that make no sense."
+        if not 0 <= self.slo_tok_ms < inf: raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
         for k in ("slo_ms", "lease_s", "refresh_s", "step_s"):
             if not getattr(self, k) > 0: raise ValueError(f"RouterConfig.{k} must be positive, got {getattr(self, k)!r}")
         for k in ("explore", "probe_share", "panic_share", "smoothing"):
@@ -330,7 +336,10 @@ class RouterState:
     def limit_ms(self, backend: Backend, request: Request) -> float:   # the latency limit that applies, ms
         "The request's own limit, else its tier's, the backend's, the default."
         tier = self.tiers.get(request.tier)
-        return request.slo_ms or (tier.slo_ms if tier else None) or backend.slo_ms or self.config.slo_ms
+        return (request.slo_ms or (tier.slo_ms if tier else None) or backend.slo_ms or self.config.slo_ms) + self.config.slo_tok_ms*request.tokens_out
+
+    def in_flight(self) -> dict[str, int]:   # own requests running, by backend
+        with self._lock: return {n: self._signals.in_flight[l.slot] for n, l in self._lanes.items()}
 
 # %% ../../nbs/routing/04_router.ipynb #2e9438e4
 class RouterPlaces(RouterState):
@@ -403,14 +412,13 @@ class RouterTaking(RouterViews):
         "Reserve one attempt: in-flight count, probe slot, rate-limit budget."
         now_us, attempt, breaker = int(now*1e6 + .5), len(d.lanes), lane.breaker
         bit = 1 << attempt
-        d.lanes.append(lane)
+        d.lanes += lane,; d.eras += breaker.era,
         d.open |= bit; d.held |= bit
         self._signals.in_flight[lane.slot] += 1
         lane.features.begin(d.id << 4 | attempt, now_us)
-        if breaker.state != CLOSED and breaker.acquire(now):
+        if breaker.state is not CLOSED and breaker.acquire(now):
             d.probes |= bit
             if breaker.out >= breaker.config.probes: self._stamp += 1
-        d.eras.append(breaker.era)
         if lane.budget and lane.budget.spend(d.request.tokens_in + d.request.tokens_out, now): self._stamp += 1
 
 # %% ../../nbs/routing/04_router.ipynb #8f2aad1a
@@ -491,7 +499,8 @@ class RouterLearning(RouterMatching):
             else: latency_us = int(took*1000. + .5); end_s += took/1000.
             lane.features.observe(key, ts_us + latency_us, latency_us if counts else None, ok, o.tokens_in, o.tokens_out)
             if held: s.in_flight[slot] -= 1
-            if lane.breaker.record(ok, counts and took > lane.slow_ms, end_s, probe, era) or probe: self._stamp += 1
+            slow = counts and took > lane.slow_ms + self.config.slo_tok_ms*o.tokens_out
+            if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
             if lane.owner:
                 a = self.config.smoothing
                 s.error[slot] += a*((0. if ok else 1.) - s.error[slot])
@@ -529,7 +538,7 @@ class RouterDeciding(RouterRanking):
         "Choose and reserve. Never blocks. NoBackend if nothing may serve the request."
         with self._lock:
             if now >= self._sweep_s: self._sweep(now)
-            key = (request.model, request.task, request.tier, request.slo_ms)
+            key = (request.model, request.task, request.tier, request.slo_ms, request.min_quality)
             view = self._views.get(key)
             if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or request.tokens_in > view.context_tok
                     or request.tokens_in + request.tokens_out > view.spare_tok or request.max_cost_usd < inf):
@@ -574,7 +583,7 @@ class RouterTicking(RouterRetries):
             lanes = self._lanes.values()
             for l in lanes: take_forecast(l, table, now)
             fs = {l.backend.name: belief(l, table, now, self.config.act_s, self.config.step_s) for l in lanes}
-            risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := fs[l.backend.name]) else None for l in lanes}
+            risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := fs[l.backend.name]) and f.most is None else None for l in lanes}
             room = {l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0. for l in lanes}
             left = self.shedder.update(risk, room, now)
             for l in lanes: l.weight = left[l.backend.name]
