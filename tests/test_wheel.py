@@ -61,7 +61,7 @@ def test_contents(wheel):
     for p in ROOT.glob("reports/*.ipynb"): assert f"arcpoint_ce/templates/{p.name}" in names
     for p in ("sample.parquet", "sample_truth.json", "fleet.toml"): assert f"arcpoint_ce/sample/{p}" in names
     for p in ROOT.glob("arcpoint_ce/**/*.py"): assert str(p.relative_to(ROOT)) in names
-    strays = [n for n in names if "/out/" in n or "quarantine" in n or not n.startswith(("arcpoint_ce/", "arcpoint_ce-")) or "test" in n or "__pycache__" in n]
+    strays = [n for n in names if "/out/" in n or "quarantine" in n or not n.startswith(("arcpoint_ce/", "arcpoint_ce-")) or "tests/" in n or "/test_" in n or "__pycache__" in n]
     assert strays == []
     assert {n.split("/")[1] for n in names if n.endswith(".ipynb")} == {"templates"}
 

@@ -1,0 +1,135 @@
+"`arcpoint simulate`: what it prints, what it refuses, and that it is the same run twice."
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from arcpoint_ce.apps import cli
+from arcpoint_ce.apps import simulate as S
+from arcpoint_ce.lab.faults import SCENARIOS
+
+FLEET = """[tiers.fast]
+slo_ms = 200
+[tiers.slow]
+slo_ms = 800
+[[backend]]
+name = "one"
+capacity = 16
+[[backend]]
+name = "two"
+capacity = 24
+[[backend]]
+name = "three"
+capacity = 12
+"""
+FAULTS = """name = "night"
+[[faults]]
+kind = "fast_errors"
+target = "two"
+start_s = 40
+duration_s = 30
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    (tmp_path/"fleet.toml").write_text(FLEET)
+    (tmp_path/"night.toml").write_text(FAULTS)
+    return tmp_path
+
+
+def said(capsys, *args) -> tuple[int, str, str]:
+    code = cli.run(["simulate", *map(str, args)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def shell(*args, cwd) -> subprocess.CompletedProcess:
+    code = "from arcpoint_ce.apps.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, "simulate", *map(str, args)], capture_output=True, text=True, cwd=cwd, env=dict(os.environ))
+
+
+def test_a_run_from_the_shell(here):
+    done = shell("--fleet", "fleet.toml", "--scenario", "backend_down", "--requests", 1500, cwd=here)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    out = done.stdout
+    assert "3 backends of fleet.toml, 1500 requests" in out and "simulated" in out
+    rows = re.findall(r"^ *(\d+)s +[\d.]+ +[\d.]+% +\d+ ", out, re.M)
+    assert len(rows) > 8 and [int(x) for x in rows[:4]] == [10, 20, 30, 40]
+    news = [l for l in out.splitlines() if "s   * " in l]
+    begins, opens, ends = (next(i for i, l in enumerate(news) if x in l) for x in ("fault begins: backend_down on one", "one: closed to open", "fault is over: backend_down on one"))
+    assert begins < ends and opens < ends
+    assert re.search(r"^\s+\d+s .*OPEN", out, re.M) and "ours (the real router)" in out and "p2c (two choices)" in out
+
+
+def test_a_fault_file_hits_whom_it_names(capsys, here):
+    code, out, err = said(capsys, "--fleet", here/"fleet.toml", "--faults", here/"night.toml", "--requests", 1200)
+    assert code == 0 and out.startswith("night:") and "40s   * fault begins: fast_errors on two, for 30 s" in out and "70s   * fault is over" in out
+    assert "two: closed to open" in out and "one: closed to open" not in out
+
+
+def test_the_same_words_tell_the_same_story(capsys, here):
+    args = ("--fleet", here/"fleet.toml", "--scenario", "flapping", "--requests", 800)
+    first = said(capsys, *args)
+    assert first == said(capsys, *args) and first[1] != said(capsys, *args, "--seed", 1)[1]
+
+
+def test_without_a_fleet_the_shipped_one(capsys):
+    code, out, _ = said(capsys, "--scenario", "latency_spike", "--requests", 500)
+    assert code == 0 and "atlas-large" in out and "5 backends" in out
+
+
+def test_a_family_brings_its_own_fleet(capsys, here):
+    code, out, _ = said(capsys, "--scenario", "step_failure", "--requests", 400, "--every-s", 60)
+    assert code == 0 and "family's own" in out and "* fault begins: backend_down on b" in out
+    code, _, err = said(capsys, "--scenario", "step_failure", "--fleet", here/"fleet.toml")
+    assert code == 2 and "leave --fleet out" in err
+
+
+def test_list_and_help(capsys):
+    code, out, _ = said(capsys, "--list")
+    assert code == 0 and all(n in out for n in SCENARIOS) and "scheduled_surge" in out
+    code, out, _ = said(capsys, "--help")
+    assert code == 0 and "arcpoint simulate --fleet data/fleet.toml --scenario backend_down" in out and 'kind = "latency_spike"' in out
+
+
+@pytest.mark.parametrize("args, says", [
+    ((), "--list"), (("--scenario", "backend_dwon"), "did you mean 'backend_down'"), (("--scenario", "doom"), "--list"),
+    (("--scenario", "flapping", "--fleet", "none.toml"), "none.toml"), (("--faults", "none.toml"), "none.toml"),
+    (("--scenario", "flapping", "--faults", "night.toml"), "not both"), (("--faults", "night.toml"), "no backend 'two'"),
+    (("--scenario", "flapping", "--speed", "-1"), "--speed"), (("--scenario", "flapping", "--requests", "3"), "--requests"),
+    (("--scenario", "flapping", "--load", "0"), "--load"), (("--scenario", "flapping", "--every-s", "0"), "--every-s"),
+    (("--faults", "late.toml"), "raise --requests"), (("--faults", "far.toml"), "counted from 0"), (("--faults", "bad.toml"), "bad.toml: fault 1")])
+def test_what_is_refused(capsys, here, monkeypatch, args, says):
+    monkeypatch.chdir(here)
+    (here/"late.toml").write_text(FAULTS.replace('"two"', '"*"').replace("= 40", "= 99999"))
+    (here/"far.toml").write_text(FAULTS.replace('"two"', "7"))
+    (here/"bad.toml").write_text(FAULTS.replace("fast_errors", "slow_errors"))
+    code, out, err = said(capsys, *args)
+    assert code == 2 and says in err and err.count("\n") == 1 and "Traceback" not in err + out, err
+
+
+def test_speed_holds_it_back_and_changes_nothing():
+    stage, slept, fast, paced = S.make_stage(None, "partition", None, requests=600), [], [], []
+    S.Show(stage, 10., 0., fast.append, sleep=lambda s: pytest.fail("slept")).run()
+    S.Show(stage, 10., 5., paced.append, clock=lambda: 0., sleep=slept.append).run()
+    assert fast == paced and slept[:3] == pytest.approx([2., 4., 6.]) and len(slept) >= 5
+
+
+def test_every_request_is_told_once(capsys, here):
+    stage = S.make_stage(here/"fleet.toml", "rolling_restart", None, requests=700)
+    lines = []
+    record, _ = S.Show(stage, 10., 0., lines.append).run()
+    rows = [l.split() for l in lines if re.match(r" *\d+s +[\d.]+ ", l)]
+    assert len(record) == 700 and sum(float(r[1]) for r in rows)*10 == pytest.approx(700, rel=.05)
+    assert sum(int(r[3]) for r in rows) == (~record.ok).sum()
+
+
+def test_a_crowd_of_backends_stays_readable(here):
+    many = "".join(f'[[backend]]\nname = "b{k}"\ncapacity = 8\n' for k in range(20))
+    (here/"many.toml").write_text(many)
+    lines = []
+    S.Show(S.make_stage(here/"many.toml", "gray_failure", None, requests=500), 20., 0., lines.append).run()
+    assert "(+12 more)" in lines[0] and max(map(len, lines)) < 200
