@@ -42,7 +42,7 @@ readme: setup   ## README.md from nbs/index.ipynb
 
 lock: setup   ## resolve requirements.lock again
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
-	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o $(LOCK) > /dev/null
+	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q --refresh-package arcpoint_ce -o $(LOCK) > /dev/null
 
 clean:   ## remove .venv, reports and caches
 	@rm -rf $(VENV) reports/out build *.egg-info .pytest_cache .hypothesis
