@@ -295,7 +295,7 @@ class RoomTicker:
         gate: Gate | None = None,      # None: the forecast is never judged
         cap: float = .5,               # most that foreseen changes may take from the room of the nowcast, share
         max_age_s: float = 15.,        # a table older than this is stale, s
-        trusted: float = 1.4,          # no backend is believed to hold more than this, nominal capacities
+        trusted: float = 2.,           # no backend is believed to hold more than this, nominal capacities
         trace: list | None = None,     # where to write (now, beliefs) at every tick, for study
     ):
         self.backends, self.model, self.tpot_ms, self.ahead_s, self.gate, self.cap, self.max_age_s, self.trusted, self.trace = backends, model, tpot_ms, ahead_s, gate, cap, max_age_s, trusted, trace
