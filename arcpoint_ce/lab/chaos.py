@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestRegressor
 from .baselines import PEERS, make_peer
 from .choosers import Policy
 from .contest import ours
-from .curves import load_curves
+from .curves import synthetic_curves
 from .families import REF_PREFILL_MS, REF_TPOT_MS, fitted
 from .faults import Ledger, Scenario, make_scenario
 from .fleet import Fleet, Record, SimBackend
@@ -66,7 +66,7 @@ class SiteFleet(Site):
 
     @property
     def sims(self) -> tuple[SimBackend, ...]:
-        kinds = list(load_curves().values())
+        kinds = list(synthetic_curves().values())
         return tuple(SimBackend(b, fitted(kinds[i % len(kinds)], b.capacity, REF_TPOT_MS)) for i, b in enumerate(self.backends))
 
     @property
