@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf, isfinite, log
+from typing import NamedTuple
 
 # %% ../../nbs/routing/00_core.ipynb #c0f5f99d
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,7 @@ class Backend:
 # %% ../../nbs/routing/00_core.ipynb #6af81724
 DEFAULT_SLO_MS = 300.
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     "What a caller asks for. Empty fields constrain nothing."
     id: str = ""                       # the caller's own id, for joining; not interpreted
     model: str | None = None           # model wanted

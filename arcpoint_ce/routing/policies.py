@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan', 'BestDrawnPlan',
-           'LeastPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin', 'PeakEwma',
-           'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost', 'PredictedPlan',
-           'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
+           'LeastPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'FewestPlan', 'TwoChoices', 'RoundRobin',
+           'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost',
+           'PredictedPlan', 'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -42,8 +42,8 @@ class Signals:
     stamp: list[float] = field(default_factory=list)      # when that was last moved, s
     turn: int = 0                                         # decisions made so far
 
-    def copy(self) -> "Signals":           # frozen: tuples instead of lists
-        return Signals(tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn)
+    def frozen(self) -> tuple:             # as of now; `Signals(*frozen)` reads like these did
+        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
@@ -151,12 +151,26 @@ class LeastInFlight:
         cap = capacities(scene)
         return LeastPlan(cap, lambda i, s, now: (s.in_flight[scene.slots[i]] + 1)/cap[i])
 
+class FewestPlan(BestDrawnPlan):
+    "Two at random, all alike; the one with fewer own requests per capacity wins."
+    def __init__(self, slots: tuple[int, ...], cap: list[float]):
+        super().__init__([1.]*len(cap), lambda i, s, now: (s.in_flight[slots[i]] + 1)/cap[i])
+        self.slots, self.cap = slots, cap
+
+    def choose(self, random, s, now):
+        n, slots, cap = s.in_flight, self.slots, self.cap
+        last = len(cap) - 1; i = int(random()*(last + 1))
+        if not last: return i
+        j = int(random()*last)         # any but i
+        if j >= i: j += 1
+        return i if (n[slots[i]] + 1)/cap[i] <= (n[slots[j]] + 1)/cap[j] else j
+
 class TwoChoices:
     "Power of two choices over own requests in flight (P2C; Mitzenmacher, 2001)."
     name, peak = "p2c", False
     def plan(self, scene, s):
         cap = capacities(scene)
-        return BestDrawnPlan([1.]*len(cap), lambda i, s, now: (s.in_flight[scene.slots[i]] + 1)/cap[i])
+        return FewestPlan(scene.slots, cap)
 
 # %% ../../nbs/routing/03_policies.ipynb #d519047d
 class RoundRobin:
