@@ -245,9 +245,13 @@ class Seats(Station):
 
     def ends(self) -> float:           # when the next job leaves, s; inf: none
         heap = self.heap
-        while heap and not heap[0][2].alive: heappop(heap)
-        if not heap or not self.rate: return inf
-        left = heap[0][0] - self.v
+        while heap:
+            v, _, job = heap[0]
+            if job.alive: break
+            heappop(heap)
+        else: return inf
+        if not self.rate: return inf
+        left = v - self.v
         return self.at_s + left/self.rate if left > 0. else self.at_s
 
     def seat(self, job: Job, now: float, number: int):
@@ -351,11 +355,11 @@ class Tally:
         self.latency_s, self.cost_usd, self.hist = 0., 0., {}   # sums over all requests; bucket -> count
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
-        took = now - call.born_s
+        took, hist = now - call.born_s, self.hist
         self.n += 1; self.attempts += len(call.tried); self.latency_s += took; self.cost_usd += call.cost_usd
-        if not ok: self.failed += 1
-        if not ok or took > call.slo_s: self.violated += 1
-        b = bucket_of(int(took*1e6)); self.hist[b] = self.hist.get(b, 0) + 1
+        if not ok: self.failed += 1; self.violated += 1
+        elif took > call.slo_s: self.violated += 1
+        b = bucket_of(int(took*1e6)); hist[b] = hist.get(b, 0) + 1
 
     def done(self) -> "Tally": return self
 
@@ -381,6 +385,7 @@ class FleetClock:
         self.running, self.hedges = {}, deque()            # attempts in order of their start; those that may be hedged
         self.sweeping = self.hedging = self.begun = False  # is a look at them scheduled; are gauges and ticks
         self.open, self.born, self.sink = 0, 0, None       # calls still open; calls so far; who keeps what came of them
+        self.rows = self.coming = None                     # the rest of the chunk of the workload; its next request
 
     def at(self, t: float, do: Callable[["FleetClock", float], None]):   # t in s; a time that has passed means now
         "Call `do(fleet, now)` at that time."
@@ -480,10 +485,10 @@ class FleetJobs(FleetScaling):
     "How attempts start."
     def try_at(self, call: Call, place: int, now: float):
         "Send an attempt to a backend."
-        tried = call.tried; job = Job(call, len(tried), place, now)
+        tried, s = call.tried, self.stations[place]
+        job = Job(call, len(tried), place, now)
         tried.append(place); call.open += 1
-        s, number = self.stations[place], self.number + 1
-        self.number, self.running[job] = number, None
+        number = self.number = self.number + 1; self.running[job] = None
         if s.easy or (why := s.trouble(job, now, self.random)) is None: self.nexts[place] = s.enter(job, now, number)
         elif why != "hang": self.reply(s, job, now, s.now_is.error_ms, False, why)
         if not self.sweeping: self.sweeping = True; self.at(now + self.timeout_s, lambda f, t: f.sweep(t))
@@ -587,15 +592,15 @@ class FleetArrivals(FleetCloses):
     "Where requests come from, and where they go."
     def arrive(self):
         "The next request comes in."
-        now = self.now = self.due
-        i, k, g = self.i, self.born, 0
-        if len(self.gateways) > 1: g = (k*2654435761 >> 9) % len(self.gateways)
-        call = Call(k, self.tokens_in[i], self.tokens_out[i], self.tiers[self.tier[i]], self.slo_s[i], now, g)
-        self.born = k + 1; self.open += 1
-        i = self.i = i + 1
-        if i < self.size: self.due = now + (self.at_s[i] - self.at_s[i-1])/self.pace
-        else: self.chunk(self.at_s[i-1], now)
-        place = self.gateways[g].send(call, now)
+        now, k, gateways, g = self.due, self.born, self.gateways, 0
+        if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
+        last_s, tokens_in, tokens_out, tier, slo_s = self.coming
+        call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
+        self.now, self.born = now, k + 1; self.open += 1
+        coming = self.coming = next(self.rows, None)
+        if coming is None: self.chunk(last_s, now)
+        else: self.due = now + (coming[0] - last_s)/self.pace
+        place = gateways[g].send(call, now)
         if place >= 0: self.try_at(call, place, now)
         else: self.retry(call, None, now, "refused")
 
@@ -603,11 +608,11 @@ class FleetArrivals(FleetCloses):
         "Take the next requests in; the first of them comes as long after `now` as its time is after `last_s`."
         w = next((w for w in self.source if len(w)), None)
         if w is None: self.due = inf; return
-        columns = (w.at_s, w.slo_s, w.tier, w.tokens_in, w.tokens_out)
-        self.at_s, self.slo_s, self.tier, self.tokens_in, self.tokens_out = (x.tolist() for x in columns)
-        self.tiers, self.size, self.i = w.tiers, len(self.at_s), 0
-        if self.at_s[0] < last_s: raise ValueError(f"a chunk of the workload starts at {self.at_s[0]} s, before {last_s} s: sort them by time")
-        self.due = now + (self.at_s[0] - last_s)/self.pace
+        tiers = [w.tiers[t] for t in w.tier.tolist()]
+        self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist())
+        self.coming = next(self.rows); first_s = self.coming[0]
+        if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
+        self.due = now + (first_s - last_s)/self.pace
 
 # %% ../../nbs/lab/30_fleet.ipynb #fb750c5f
 class FleetDepartures(FleetArrivals):
@@ -669,8 +674,8 @@ class Fleet(FleetTicks):
         "One event after the other."
         nexts, later, arrive, depart, over = self.nexts, self.later, self.arrive, self.depart, []
         if until_s < inf: self.at(until_s, lambda f, t: over.append(t))
-        while (self.due < inf or self.open) and not over:
-            t, due, other = min(nexts), self.due, later[0][0]
+        while ((due := self.due) < inf or self.open) and not over:
+            t, other = min(nexts), later[0][0]
             if due <= t and due <= other: arrive()
             elif t <= other: depart(t)
             else:

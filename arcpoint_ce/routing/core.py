@@ -127,8 +127,8 @@ def bucket_of(
 ) -> int:                 # its bucket
     "The histogram bucket of a latency: exponent and leading bits of its integer, as in HdrHistogram."
     if us < FLOOR_US: us = FLOOR_US
-    e = us.bit_length() - 1
-    return (e << SUB_BITS) | ((us >> (e - SUB_BITS)) & (FLOOR_US - 1))
+    cut = us.bit_length() - 1 - SUB_BITS   # trailing bits that do not count; the first of the others is a 1
+    return (cut + SUB_BITS - 1 << SUB_BITS) + (us >> cut)
 
 def bucket_edges_us(
     bucket: int,          # a bucket, as from `bucket_of`

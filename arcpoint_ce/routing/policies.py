@@ -155,11 +155,11 @@ class FewestPlan(BestDrawnPlan):
     "Two at random, all alike; the one with fewer own requests per capacity wins."
     def __init__(self, slots: tuple[int, ...], cap: list[float]):
         super().__init__([1.]*len(cap), lambda i, s, now: (s.in_flight[slots[i]] + 1)/cap[i])
-        self.slots, self.cap = slots, cap
+        self.slots, self.cap, self.last = slots, cap, len(cap) - 1
 
     def choose(self, random, s, now):
-        n, slots, cap = s.in_flight, self.slots, self.cap
-        last = len(cap) - 1; i = int(random()*(last + 1))
+        n, slots, cap, last = s.in_flight, self.slots, self.cap, self.last
+        i = int(random()*(last + 1))
         if not last: return i
         j = int(random()*last)         # any but i
         if j >= i: j += 1

@@ -6,8 +6,8 @@
 __all__ = ['LEAD_S', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candidate', 'ranking', 'Ranking', 'Drawn', 'Told', 'Decision',
            'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'only_slow', 'standing', 'slow_start',
            'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks', 'RouterStandings', 'RouterViews',
-           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterMatching', 'RouterLearning', 'RouterRanking',
-           'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
+           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterObserving',
+           'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
 from collections import deque
@@ -327,7 +327,7 @@ class RouterState:
         self._lock, self._random = Lock(), Random(config.seed).random
         self._lanes, self._signals, self._retired = {}, Signals(), []
         self._views, self._stamp = {}, 0
-        self._leases, self._lapsed, self._next_id, self._sweep_s = {}, {}, 1, inf
+        self._leases, self._lapsed, self._sweep_s = {}, {}, inf
         self._gone_events = deque(maxlen=1000)
         for b in backends: self.add(b, -inf)
 
@@ -410,11 +410,9 @@ class RouterViews(RouterStandings):
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
     "What is reserved, for whom."
-    def _take(self, d: Decision, attempt: int, now: float, now_us: int):
-        "Reserve one attempt: in-flight count, probe slot, rate-limit budget."
+    def _ration(self, d: Decision, attempt: int, now: float):
+        "Reserve what one attempt needs where it is scarce: probe slot, rate-limit budget."
         lane = d.lanes[attempt]; breaker = lane.breaker
-        self._signals.in_flight[lane.slot] += 1
-        lane.features.begin(d.id << 4 | attempt, now_us)
         if breaker.state is not CLOSED and breaker.acquire(now):
             d.probes |= 1 << attempt
             if breaker.out >= breaker.config.probes: self._stamp += 1
@@ -457,59 +455,57 @@ class RouterReservations(RouterReleasing):
             return True
 
 # %% ../../nbs/routing/04_router.ipynb #183f85be
-class RouterMatching(RouterReservations):
-    "Outcomes and the attempts that they end."
-    def _match(self, o: Outcome) -> tuple[Lane | None, int, bool, bool, int | None]:
-        "Lane and key of the attempt, whether it was a probe still out, the breaker's era when it started. No lane: a duplicate or unknown."
-        id, k = o.decision, o.attempt
-        if id is None: return self._lanes.get(o.backend), -1, False, None
-        d = self._leases.get(id) or self._lapsed.get(id)
-        if d is None or k < 0 or not d.open >> k & 1: return None, 0, False, None
-        lane, bit = d.lanes[k], 1 << k
-        if lane.backend.name != o.backend:
-            raise ValueError(f"outcome of decision {id}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}")
-        held = d.held & bit; d.open ^= bit; d.held ^= held
-        if held: self._signals.in_flight[lane.slot] -= 1
-        else: self.counts["late"] += 1
-        if not d.open: self._leases.pop(id, None) or self._lapsed.pop(id)
-        return lane, id << 4 | k, held and d.probes & bit, d.eras[k]
-
-    def _learn(self, slot: int, ok: bool, latency_ms: float | None, end_s: float):
-        "Move the averages of one backend; `latency_ms` is None where it does not count."
-        s, a = self._signals, self.config.smoothing
-        s.error[slot] += a*((0. if ok else 1.) - s.error[slot])
-        if latency_ms is None: return
-        old = s.latency[slot]
-        if self.policy.peak:
-            a = 1. if latency_ms > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
-        s.latency[slot] = old + a*(latency_ms - old) if old else latency_ms
+class RouterLearning(RouterReservations):
+    "What outcomes teach."
+    def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
+        "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
+        config, ok, took, end_s, slow, counted_us = self.config, o.ok, o.latency_ms, o.ts_s, False, None   # counted_us: the latency, where it counts
+        if took is not None:
+            us = int(took*1000. + .5); end_us += us; end_s += took/1000.
+            if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
+        lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
+        if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
+        self.counts["observed"] += 1
+        if not lane.owner: return
+        s, slot, a = self._signals, lane.slot, config.smoothing
+        error, old = s.error[slot], s.latency[slot]
+        if error or not ok: s.error[slot] = error + a*((0. if ok else 1.) - error)
+        if counted_us is None: return
+        if self.policy.peak: a = 1. if took > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
+        s.latency[slot] = old + a*(took - old) if old else took
         if end_s > s.stamp[slot]: s.stamp[slot] = end_s
 
+    def _stray(self, o: Outcome, ts_us: int) -> bool:
+        "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
+        if o.decision is not None: self.counts["ignored"] += 1; return False
+        lane = self._lanes.get(o.backend)
+        if lane is None: raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
+        self._learn(o, lane, -1, 0, None, ts_us)
+        return True
+
 # %% ../../nbs/routing/04_router.ipynb #c2e2a4b1
-class RouterLearning(RouterMatching):
-    "What outcomes teach."
+class RouterObserving(RouterLearning):
+    "Outcomes and the attempts that they end."
     def observe(self, o: Outcome) -> bool:   # False: a duplicate or unknown outcome, counted and otherwise ignored
         "Take in how an attempt ended. ValueError if it names a backend that it cannot have run on."
-        with self._lock:
-            end_s, took, ok, end_us = o.ts_s, o.latency_ms, o.ok, int(o.ts_s*1e6 + .5)
-            lane, key, probe, era = self._match(o)
-            if lane is None:
-                if o.decision is None: raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
-                self.counts["ignored"] += 1
-                return False
-            slow, counted_us = False, None     # the latency, where it counts
-            if took is not None:
-                us = int(took*1000. + .5); end_us += us; end_s += took/1000.
-                if ok or o.error == "timeout": counted_us = us; slow = took > lane.slow_ms + self.config.slo_tok_ms*o.tokens_out
-                else: took = None
-            lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-            if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
-            if lane.owner: self._learn(lane.slot, ok, took, end_s)
-            self.counts["observed"] += 1
+        self._lock.acquire()               # half the price of `with`; here and in `decide` only, where every request pays it
+        try:
+            id, k, ts_us = o.decision, o.attempt, int(o.ts_s*1e6 + .5)
+            d = self._leases.get(id) or self._lapsed.get(id)
+            if d is None or k < 0 or not d.open >> k & 1: return self._stray(o, ts_us)
+            lane, bit = d.lanes[k], 1 << k
+            if lane.backend.name != o.backend:
+                raise ValueError(f"outcome of decision {id}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}")
+            held = d.held & bit; d.open ^= bit
+            if held: d.held ^= bit; self._signals.in_flight[lane.slot] -= 1
+            else: self.counts["late"] += 1
+            if not d.open: self._leases.pop(id, None) or self._lapsed.pop(id)
+            self._learn(o, lane, id << 4 | k, held & d.probes, d.eras[k], ts_us)
             return True
+        finally: self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #83002661
-class RouterRanking(RouterLearning):
+class RouterRanking(RouterObserving):
     "Views as they are needed, and what they say to whoever asks."
     def _fresh_view(self, key: tuple, request: Request, now: float) -> View:
         for lane in self._lanes.values():
@@ -536,24 +532,29 @@ class RouterDeciding(RouterRanking):
     "Where the next attempt goes."
     def decide(self, request: Request, now: float) -> Decision:   # `now` in s, on the same clock as outcomes
         "Choose and reserve. Never blocks. NoBackend if nothing may serve the request."
-        with self._lock:
+        self._lock.acquire()
+        try:
             if now >= self._sweep_s: self._sweep(now)
-            key = (request.model, request.task, request.tier, request.slo_ms, request.min_quality)
+            _, model, task, tier, slo_ms, tokens_in, tokens_out, max_cost_usd, min_quality = request
+            key = model, task, tier, slo_ms, min_quality
             view = self._views.get(key)
-            if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or request.max_cost_usd < inf
-                    or view.limited and (request.tokens_in > view.context_tok or request.tokens_in + request.tokens_out > view.spare_tok)):
+            if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or max_cost_usd < inf
+                    or view.limited and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)):
                 view = self._fresh_view(key, request, now)
-            random, lanes, s, id = self._random, view.lanes, self._signals, self._next_id
-            if view.probing and (not lanes or random() < view.probe_share): place = len(lanes) + int(random()*len(view.probing))
-            else: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now)
-            lane = lanes[place] if place < len(lanes) else view.probing[place - len(lanes)]
-            now_us, until = int(now*1e6 + .5), now + self.config.lease_s   # an infinite time raises here, with nothing reserved
+            random, lanes, probing, s = self._random, view.lanes, view.probing, self._signals
+            if probing and (not lanes or random() < view.probe_share):
+                k = int(random()*len(probing)); place, lane = len(lanes) + k, probing[k]
+            else:
+                place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
+            now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
             d = self._leases[id] = Decision(id, request, lane, now, until, view, place, s.frozen())
-            self._take(d, 0, now, now_us)
-            self._next_id = id + 1; s.turn += 1
+            s.turn = id; s.in_flight[lane.slot] += 1
+            lane.features.begin(id << 4, now_us)
+            if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
             if until < self._sweep_s: self._sweep_s = until
-            self.counts["decided"] += 1
+            self.counts["decided"] = id
             return d
+        finally: self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #9e00e92c
 class RouterRetries(RouterDeciding):
@@ -569,7 +570,9 @@ class RouterRetries(RouterDeciding):
             lane, now_us = view.lanes[place], int(now*1e6 + .5)
             d.again += (view, place, s.frozen(), now),; d.lanes += lane,; d.eras += lane.breaker.era,
             d.open |= 1 << attempt; d.held |= 1 << attempt
-            self._take(d, attempt, now, now_us)
+            s.in_flight[lane.slot] += 1
+            lane.features.begin(d.id << 4 | attempt, now_us)
+            self._ration(d, attempt, now)
             d.until_s = now + self.config.lease_s
             self._leases.pop(d.id, None); self._lapsed.pop(d.id, None)
             self._leases[d.id] = d
