@@ -120,7 +120,8 @@ class Call:
                  "memo", "retried", "jobs")
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway):
-        self.k, self.tokens_in, self.tokens_out, self.tier, self.slo_s = k, tokens_in, tokens_out, tier, slo_s
+        self.k, self.tokens_in, self.tokens_out = k, tokens_in, tokens_out
+        self.tier, self.slo_s = tier, slo_s
         self.born_s, self.gateway = born_s, gateway       # when it came, s; which gateway got it
         self.tried, self.open, self.ended = [], 0, False  # places of its attempts; attempts still running; is it over
         self.cost_usd, self.memo = 0., None               # billed so far; whatever its gateway wants to keep until the end
@@ -131,7 +132,8 @@ class Job:
     __slots__ = ("call", "attempt", "place", "start_s", "ttft_s", "alive", "seated")
 
     def __init__(self, call, attempt, place, start_s):
-        self.call, self.attempt, self.place, self.start_s = call, attempt, place, start_s
+        self.call, self.attempt = call, attempt
+        self.place, self.start_s = place, start_s
         self.ttft_s, self.alive = None, True   # time to first token once known, s; has it not ended yet
         self.seated = 0                        # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
@@ -245,13 +247,9 @@ class Seats(Station):
 
     def ends(self) -> float:           # when the next job leaves, s; inf: none
         heap = self.heap
-        while heap:
-            v, _, job = heap[0]
-            if job.alive: break
-            heappop(heap)
-        else: return inf
-        if not self.rate: return inf
-        left = v - self.v
+        while heap and not heap[0][2].alive: heappop(heap)
+        if not heap or not self.rate: return inf
+        left = heap[0][0] - self.v
         return self.at_s + left/self.rate if left > 0. else self.at_s
 
     def seat(self, job: Job, now: float, number: int):
@@ -592,7 +590,7 @@ class FleetArrivals(FleetCloses):
     "Where requests come from, and where they go."
     def arrive(self):
         "The next request comes in."
-        now, k, gateways, g = self.due, self.born, self.gateways, 0
+        now, k, g = self.due, self.born, 0; gateways = self.gateways
         if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
         last_s, tokens_in, tokens_out, tier, slo_s = self.coming
         call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)

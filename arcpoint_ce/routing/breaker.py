@@ -74,8 +74,7 @@ class Window:
 
     def clear(self):
         self.ring = bytearray(self.size)
-        self.at = self.n = self.failed = self.slow = self.run = 0
-        self.calm = False              # full, and all is well: one more of these changes nothing
+        self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
 
     def push(self, ok: bool, slow: bool) -> int:  # how many in it failed or were slow; 0: all is well
         "Take in one outcome, forget the oldest."

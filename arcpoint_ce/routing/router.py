@@ -6,7 +6,7 @@
 __all__ = ['LEAD_S', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candidate', 'ranking', 'Ranking', 'Drawn', 'Told', 'Decision',
            'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'only_slow', 'standing', 'slow_start',
            'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks', 'RouterStandings', 'RouterViews',
-           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterObserving',
+           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterStrays', 'RouterObserving',
            'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
@@ -156,11 +156,15 @@ class Drawn:
                  "lanes", "eras", "open", "held", "probes")
 
     def __init__(self, id, request, lane, at_s, until_s, view, place, known):
-        self.id, self.request, self.backend, self.at_s, self.until_s = id, request, lane.backend.name, at_s, until_s
+        self.id, self.request, self.backend = id, request, lane.backend.name
+        self.at_s, self.until_s = at_s, until_s
         self.view, self.place, self.known = view, place, known    # known: the signals then, as `Signals.frozen` gives them
         self.again = ()                    # of further attempts: (view, place, known, time)
         self.lanes, self.eras = (lane,), (lane.breaker.era,)      # per attempt: where it runs, the breaker's era when it started
         self.open = self.held = 1; self.probes = 0   # a bit per attempt: not ended; still reserved; got a probe slot
+
+    @property
+    def signals(self) -> Signals: return Signals(*self.known)   # what this gateway knew of its own at the first draw
 
     def attempt_probability(self, attempt: int) -> float:    # 0 is the first try; IndexError where there was none
         "The exact chance that this attempt went where it went, given those before it."
@@ -196,7 +200,7 @@ class Decision(Told):
     __slots__ = ()
 
     @property
-    def candidates(self) -> Ranking: return ranking(self.view, self.request, Signals(*self.known), self.at_s)
+    def candidates(self) -> Ranking: return ranking(self.view, self.request, self.signals, self.at_s)
 
     @property
     def probability(self) -> float: return self.attempt_probability(0)   # the propensity of the first draw
@@ -459,7 +463,8 @@ class RouterLearning(RouterReservations):
     "What outcomes teach."
     def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
         "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
-        config, ok, took, end_s, slow, counted_us = self.config, o.ok, o.latency_ms, o.ts_s, False, None   # counted_us: the latency, where it counts
+        config, slow, counted_us = self.config, False, None   # counted_us: the latency, where it counts
+        ok, took, end_s = o.ok, o.latency_ms, o.ts_s
         if took is not None:
             us = int(took*1000. + .5); end_us += us; end_s += took/1000.
             if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
@@ -475,6 +480,9 @@ class RouterLearning(RouterReservations):
         s.latency[slot] = old + a*(took - old) if old else took
         if end_s > s.stamp[slot]: s.stamp[slot] = end_s
 
+# %% ../../nbs/routing/04_router.ipynb #b82d94e6
+class RouterStrays(RouterLearning):
+    "Outcomes without an attempt of ours."
     def _stray(self, o: Outcome, ts_us: int) -> bool:
         "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
         if o.decision is not None: self.counts["ignored"] += 1; return False
@@ -484,7 +492,7 @@ class RouterLearning(RouterReservations):
         return True
 
 # %% ../../nbs/routing/04_router.ipynb #c2e2a4b1
-class RouterObserving(RouterLearning):
+class RouterObserving(RouterStrays):
     "Outcomes and the attempts that they end."
     def observe(self, o: Outcome) -> bool:   # False: a duplicate or unknown outcome, counted and otherwise ignored
         "Take in how an attempt ended. ValueError if it names a backend that it cannot have run on."
@@ -541,11 +549,10 @@ class RouterDeciding(RouterRanking):
             if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or max_cost_usd < inf
                     or view.limited and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)):
                 view = self._fresh_view(key, request, now)
-            random, lanes, probing, s = self._random, view.lanes, view.probing, self._signals
+            random, s = self._random, self._signals; lanes, probing = view.lanes, view.probing
             if probing and (not lanes or random() < view.probe_share):
                 k = int(random()*len(probing)); place, lane = len(lanes) + k, probing[k]
-            else:
-                place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
+            else: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
             now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
             d = self._leases[id] = Decision(id, request, lane, now, until, view, place, s.frozen())
             s.turn = id; s.in_flight[lane.slot] += 1
