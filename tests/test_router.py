@@ -180,7 +180,7 @@ class RouterMachine(RuleBasedStateMachine):
     def do(self, name, *args):
         "One call, recorded with its result; leases may end by time only."
         before = {d.id: d.until_s for d in self.r._leases.values()}
-        try: got = getattr(self.r, name)(*[self.decisions[a[0]] if isinstance(a, tuple) else a for a in args])
+        try: got = getattr(self.r, name)(*[self.decisions[a[0]] if type(a) is tuple else a for a in args])
         except NoBackend as e: got = e
         self.log.append((name, args, said(got)))
         for id, until in before.items():
@@ -303,7 +303,7 @@ class RouterMachine(RuleBasedStateMachine):
         if not hasattr(self, "r"): return
         again, decisions = self.make(), {}
         for name, args, want in self.log:
-            try: got = getattr(again, name)(*[decisions[a[0]] if isinstance(a, tuple) else a for a in args])
+            try: got = getattr(again, name)(*[decisions[a[0]] if type(a) is tuple else a for a in args])
             except NoBackend as e: got = e
             if isinstance(got, Drawn): decisions[got.id] = got
             assert said(got) == want
@@ -451,7 +451,7 @@ def test_retries_are_drawn_too_with_the_odds_they_claim():
     seen, want = Counter(), Counter()
     for _ in range(6_000):
         d = r.decide(Request(), 1.); second = r.retry(d, 1.)
-        view, place, signals, at = d.again[0]
+        view, place, known, at = d.again[0]; signals = Signals(*known)
         for i, l in enumerate(view.lanes): want[l.backend.name] += ((1 - view.explore)*view.plan.probabilities(signals, at)[i] + view.explore/5)
         assert view.lanes[place].backend.name == second != d.backend and 0 < d.attempt_probability(1) < .9
         seen[second] += 1; r.cancel(d, 1.)

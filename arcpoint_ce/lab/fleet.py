@@ -120,7 +120,8 @@ class Call:
                  "memo", "retried", "jobs")
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway):
-        self.k, self.tokens_in, self.tokens_out, self.tier, self.slo_s = k, tokens_in, tokens_out, tier, slo_s
+        self.k, self.tokens_in, self.tokens_out = k, tokens_in, tokens_out
+        self.tier, self.slo_s = tier, slo_s
         self.born_s, self.gateway = born_s, gateway       # when it came, s; which gateway got it
         self.tried, self.open, self.ended = [], 0, False  # places of its attempts; attempts still running; is it over
         self.cost_usd, self.memo = 0., None               # billed so far; whatever its gateway wants to keep until the end
@@ -131,7 +132,8 @@ class Job:
     __slots__ = ("call", "attempt", "place", "start_s", "ttft_s", "alive", "seated")
 
     def __init__(self, call, attempt, place, start_s):
-        self.call, self.attempt, self.place, self.start_s = call, attempt, place, start_s
+        self.call, self.attempt = call, attempt
+        self.place, self.start_s = place, start_s
         self.ttft_s, self.alive = None, True   # time to first token once known, s; has it not ended yet
         self.seated = 0                        # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
@@ -351,11 +353,11 @@ class Tally:
         self.latency_s, self.cost_usd, self.hist = 0., 0., {}   # sums over all requests; bucket -> count
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
-        took = now - call.born_s
+        took, hist = now - call.born_s, self.hist
         self.n += 1; self.attempts += len(call.tried); self.latency_s += took; self.cost_usd += call.cost_usd
-        if not ok: self.failed += 1
-        if not ok or took > call.slo_s: self.violated += 1
-        b = bucket_of(int(took*1e6)); self.hist[b] = self.hist.get(b, 0) + 1
+        if not ok: self.failed += 1; self.violated += 1
+        elif took > call.slo_s: self.violated += 1
+        b = bucket_of(int(took*1e6)); hist[b] = hist.get(b, 0) + 1
 
     def done(self) -> "Tally": return self
 
@@ -381,6 +383,7 @@ class FleetClock:
         self.running, self.hedges = {}, deque()            # attempts in order of their start; those that may be hedged
         self.sweeping = self.hedging = self.begun = False  # is a look at them scheduled; are gauges and ticks
         self.open, self.born, self.sink = 0, 0, None       # calls still open; calls so far; who keeps what came of them
+        self.rows = self.coming = None                     # the rest of the chunk of the workload; its next request
 
     def at(self, t: float, do: Callable[["FleetClock", float], None]):   # t in s; a time that has passed means now
         "Call `do(fleet, now)` at that time."
@@ -480,10 +483,10 @@ class FleetJobs(FleetScaling):
     "How attempts start."
     def try_at(self, call: Call, place: int, now: float):
         "Send an attempt to a backend."
-        tried = call.tried; job = Job(call, len(tried), place, now)
+        tried, s = call.tried, self.stations[place]
+        job = Job(call, len(tried), place, now)
         tried.append(place); call.open += 1
-        s, number = self.stations[place], self.number + 1
-        self.number, self.running[job] = number, None
+        number = self.number = self.number + 1; self.running[job] = None
         if s.easy or (why := s.trouble(job, now, self.random)) is None: self.nexts[place] = s.enter(job, now, number)
         elif why != "hang": self.reply(s, job, now, s.now_is.error_ms, False, why)
         if not self.sweeping: self.sweeping = True; self.at(now + self.timeout_s, lambda f, t: f.sweep(t))
@@ -587,15 +590,15 @@ class FleetArrivals(FleetCloses):
     "Where requests come from, and where they go."
     def arrive(self):
         "The next request comes in."
-        now = self.now = self.due
-        i, k, g = self.i, self.born, 0
-        if len(self.gateways) > 1: g = (k*2654435761 >> 9) % len(self.gateways)
-        call = Call(k, self.tokens_in[i], self.tokens_out[i], self.tiers[self.tier[i]], self.slo_s[i], now, g)
-        self.born = k + 1; self.open += 1
-        i = self.i = i + 1
-        if i < self.size: self.due = now + (self.at_s[i] - self.at_s[i-1])/self.pace
-        else: self.chunk(self.at_s[i-1], now)
-        place = self.gateways[g].send(call, now)
+        now, k, g = self.due, self.born, 0; gateways = self.gateways
+        if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
+        last_s, tokens_in, tokens_out, tier, slo_s = self.coming
+        call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
+        self.now, self.born = now, k + 1; self.open += 1
+        coming = self.coming = next(self.rows, None)
+        if coming is None: self.chunk(last_s, now)
+        else: self.due = now + (coming[0] - last_s)/self.pace
+        place = gateways[g].send(call, now)
         if place >= 0: self.try_at(call, place, now)
         else: self.retry(call, None, now, "refused")
 
@@ -603,11 +606,11 @@ class FleetArrivals(FleetCloses):
         "Take the next requests in; the first of them comes as long after `now` as its time is after `last_s`."
         w = next((w for w in self.source if len(w)), None)
         if w is None: self.due = inf; return
-        columns = (w.at_s, w.slo_s, w.tier, w.tokens_in, w.tokens_out)
-        self.at_s, self.slo_s, self.tier, self.tokens_in, self.tokens_out = (x.tolist() for x in columns)
-        self.tiers, self.size, self.i = w.tiers, len(self.at_s), 0
-        if self.at_s[0] < last_s: raise ValueError(f"a chunk of the workload starts at {self.at_s[0]} s, before {last_s} s: sort them by time")
-        self.due = now + (self.at_s[0] - last_s)/self.pace
+        tiers = [w.tiers[t] for t in w.tier.tolist()]
+        self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist())
+        self.coming = next(self.rows); first_s = self.coming[0]
+        if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
+        self.due = now + (first_s - last_s)/self.pace
 
 # %% ../../nbs/lab/30_fleet.ipynb #fb750c5f
 class FleetDepartures(FleetArrivals):
@@ -669,8 +672,8 @@ class Fleet(FleetTicks):
         "One event after the other."
         nexts, later, arrive, depart, over = self.nexts, self.later, self.arrive, self.depart, []
         if until_s < inf: self.at(until_s, lambda f, t: over.append(t))
-        while (self.due < inf or self.open) and not over:
-            t, due, other = min(nexts), self.due, later[0][0]
+        while ((due := self.due) < inf or self.open) and not over:
+            t, other = min(nexts), later[0][0]
             if due <= t and due <= other: arrive()
             elif t <= other: depart(t)
             else:

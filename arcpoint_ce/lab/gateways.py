@@ -58,6 +58,7 @@ class RouterGateway:
         self.rooms = self.make_rooms(backends) if self.make_rooms else None
         self.names = [b.name for b in backends]; self.places = {n: i for i, n in enumerate(self.names)}
         self.own, self.length = [0]*len(backends), 256.
+        self.watched = self.rooms is not None or self.journal is not None   # does anybody else want to know of answers
 
 # %% ../../nbs/lab/30c_gateways.ipynb #0b6ad956
 class SendingGateway(RouterGateway):
@@ -85,12 +86,12 @@ class SendingGateway(RouterGateway):
 class RoomGateway(SendingGateway):
     "The real router, with or without belief about head-room."
     def end(self, job: Job, now: float, ok: bool, error: str | None):
-        call, place = job.call, job.place
+        call, place, start_s = job.call, job.place, job.start_s
         self.own[place] -= 1
         tokens = call.tokens_out if ok else 0
-        self.router.observe(Outcome(self.names[place], job.start_s, (now - job.start_s)*1000., ok, error, call.memo.id, job.attempt, call.tokens_in, tokens))
+        self.router.observe(Outcome(self.names[place], start_s, (now - start_s)*1000., ok, error, call.memo.id, job.attempt, call.tokens_in, tokens))
         if ok: self.length += .01*(tokens - self.length)
-        if ok or error == "timeout":
+        if self.watched and (ok or error == "timeout"):
             if self.rooms: self.rooms.answer(place, job.start_s, now, tokens)
             if self.journal is not None: self.journal.answers.append((place, job.start_s, now, tokens))
 

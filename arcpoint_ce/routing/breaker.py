@@ -66,7 +66,7 @@ def _check(
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
 class Window:
     "The newest outcomes of one backend: a ring of bytes with running counts."
-    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run")
+    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "calm")
 
     def __init__(self, size: int):     # how many outcomes it holds
         self.size = size
@@ -74,7 +74,7 @@ class Window:
 
     def clear(self):
         self.ring = bytearray(self.size)
-        self.at = self.n = self.failed = self.slow = self.run = 0
+        self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
 
     def push(self, ok: bool, slow: bool) -> int:  # how many in it failed or were slow; 0: all is well
         "Take in one outcome, forget the oldest."
@@ -87,7 +87,8 @@ class Window:
         self.at = at if at < self.size else 0
         if self.n < self.size: self.n += 1
         self.run = 0 if ok else self.run + 1
-        return self.failed or self.slow
+        bad = self.failed or self.slow; self.calm = not bad and self.n == self.size
+        return bad
 
 # %% ../../nbs/routing/02_breaker.ipynb #59a88d7e
 def counts(
@@ -304,6 +305,7 @@ class Breaker(Told):
         "One call has ended. Closed: counted and judged. Half-open: only probes judge. Open: late."
         if self._clock < now < inf: self._clock = now
         if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
+        if ok and not slow and self.window.calm: return False
         return self.window.push(ok, slow) > 0 and self._judge()
 
     def _judge(self) -> bool:

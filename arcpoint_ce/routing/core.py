@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf, isfinite, log
+from typing import NamedTuple
 
 # %% ../../nbs/routing/00_core.ipynb #c0f5f99d
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,7 @@ class Backend:
 # %% ../../nbs/routing/00_core.ipynb #6af81724
 DEFAULT_SLO_MS = 300.
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     "What a caller asks for. Empty fields constrain nothing."
     id: str = ""                       # the caller's own id, for joining; not interpreted
     model: str | None = None           # model wanted
@@ -127,8 +127,8 @@ def bucket_of(
 ) -> int:                 # its bucket
     "The histogram bucket of a latency: exponent and leading bits of its integer, as in HdrHistogram."
     if us < FLOOR_US: us = FLOOR_US
-    e = us.bit_length() - 1
-    return (e << SUB_BITS) | ((us >> (e - SUB_BITS)) & (FLOOR_US - 1))
+    cut = us.bit_length() - 1 - SUB_BITS   # trailing bits that do not count; the first of the others is a 1
+    return (cut + SUB_BITS - 1 << SUB_BITS) + (us >> cut)
 
 def bucket_edges_us(
     bucket: int,          # a bucket, as from `bucket_of`

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan', 'BestDrawnPlan',
-           'LeastPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin', 'PeakEwma',
-           'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost', 'PredictedPlan',
-           'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
+           'LeastPlan', 'FewestPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin',
+           'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost',
+           'PredictedPlan', 'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -42,8 +42,8 @@ class Signals:
     stamp: list[float] = field(default_factory=list)      # when that was last moved, s
     turn: int = 0                                         # decisions made so far
 
-    def copy(self) -> "Signals":           # frozen: tuples instead of lists
-        return Signals(tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn)
+    def frozen(self) -> tuple:             # as of now; `Signals(*frozen)` reads like these did
+        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
@@ -134,6 +134,21 @@ class LeastPlan(BestDrawnPlan):
         ties = self._ties(s, now)
         return [1/len(ties) if i in ties else 0. for i in range(len(self.weights))]
 
+# %% ../../nbs/routing/03_policies.ipynb #d2906b3c
+class FewestPlan(BestDrawnPlan):
+    "Two at random, all alike; the one with fewer own requests per capacity wins."
+    def __init__(self, slots: tuple[int, ...], cap: list[float]):
+        super().__init__([1.]*len(cap), lambda i, s, now: (s.in_flight[slots[i]] + 1)/cap[i])
+        self.slots, self.cap, self.last = slots, cap, len(cap) - 1
+
+    def choose(self, random, s, now):
+        slots, cap, last = self.slots, self.cap, self.last
+        n = s.in_flight; i = int(random()*(last + 1))
+        if not last: return i
+        j = int(random()*last)         # any but i
+        if j >= i: j += 1
+        return i if (n[slots[i]] + 1)/cap[i] <= (n[slots[j]] + 1)/cap[j] else j
+
 # %% ../../nbs/routing/03_policies.ipynb #cce23c61
 def capacities(scene: Scene) -> list[float]:  # nominal capacity times the share in use, > 0 each
     "What the reactive rules weigh by."
@@ -156,7 +171,7 @@ class TwoChoices:
     name, peak = "p2c", False
     def plan(self, scene, s):
         cap = capacities(scene)
-        return BestDrawnPlan([1.]*len(cap), lambda i, s, now: (s.in_flight[scene.slots[i]] + 1)/cap[i])
+        return FewestPlan(scene.slots, cap)
 
 # %% ../../nbs/routing/03_policies.ipynb #d519047d
 class RoundRobin:
@@ -337,7 +352,8 @@ class RoomPlan:
         return mix
 
     def choose(self, random, s, now):
-        cum, slots, held, per, n, e = self.cum, self.slots, self.held, self.per, s.in_flight, s.error
+        cum, slots, held = self.cum, self.slots, self.held
+        per, n, e = self.per, s.in_flight, s.error
         last = len(cum) - 1; total = cum[last]; best = min(bisect_right(cum, random()*total), last)
         if last:
             k = slots[best]; least = (held[best] + n[k])*per[best]*(1. + 4.*e[k])

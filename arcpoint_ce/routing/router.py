@@ -6,8 +6,8 @@
 __all__ = ['LEAD_S', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candidate', 'ranking', 'Ranking', 'Drawn', 'Told', 'Decision',
            'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'only_slow', 'standing', 'slow_start',
            'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks', 'RouterStandings', 'RouterViews',
-           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterMatching', 'RouterLearning', 'RouterRanking',
-           'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
+           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterStrays', 'RouterObserving',
+           'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
 from collections import deque
@@ -91,6 +91,7 @@ class View:
     mode: str                          # "predictive", "reactive" (no usable forecast) or "panic"
     context_tok: float                 # inputs up to this length may use the view, tokens
     spare_tok: float                   # requests up to this size in all fit every rate limit in it, tokens
+    limited: bool                      # is either of them finite
     explore: float                     # chance of a draw by capacity alone
     probe_share: float                 # chance that a probe is given, where one is due
 
@@ -151,21 +152,25 @@ class Ranking(list):
 # %% ../../nbs/routing/04_router.ipynb #eb355fb9
 class Drawn:
     "What a decision keeps: its first draw, and per attempt where it runs and what it still holds."
-    __slots__ = ("id", "request", "backend", "at_s", "until_s", "view", "place", "signals", "again",
+    __slots__ = ("id", "request", "backend", "at_s", "until_s", "view", "place", "known", "again",
                  "lanes", "eras", "open", "held", "probes")
 
-    def __init__(self, id, request, backend, at_s, until_s, view, place, signals):
-        self.id, self.request, self.backend, self.at_s, self.until_s = id, request, backend, at_s, until_s
-        self.view, self.place, self.signals = view, place, signals
-        self.again = ()                    # of further attempts: (view, place, signals, time)
-        self.lanes = self.eras = ()        # per attempt: where it runs, the breaker's era when it started
-        self.open = self.held = self.probes = 0   # a bit per attempt: not ended; still reserved; got a probe slot
+    def __init__(self, id, request, lane, at_s, until_s, view, place, known):
+        self.id, self.request, self.backend = id, request, lane.backend.name
+        self.at_s, self.until_s = at_s, until_s
+        self.view, self.place, self.known = view, place, known    # known: the signals then, as `Signals.frozen` gives them
+        self.again = ()                    # of further attempts: (view, place, known, time)
+        self.lanes, self.eras = (lane,), (lane.breaker.era,)      # per attempt: where it runs, the breaker's era when it started
+        self.open = self.held = 1; self.probes = 0   # a bit per attempt: not ended; still reserved; got a probe slot
+
+    @property
+    def signals(self) -> Signals: return Signals(*self.known)   # what this gateway knew of its own at the first draw
 
     def attempt_probability(self, attempt: int) -> float:    # 0 is the first try; IndexError where there was none
         "The exact chance that this attempt went where it went, given those before it."
-        draws = [(self.view, self.place, self.signals, self.at_s), *self.again]
-        view, place, signals, at_s = draws[attempt]
-        return odds(view, signals, at_s)[place]
+        draws = [(self.view, self.place, self.known, self.at_s), *self.again]
+        view, place, known, at_s = draws[attempt]
+        return odds(view, Signals(*known), at_s)[place]
 
 # %% ../../nbs/routing/04_router.ipynb #5f2db985
 class Told(Drawn):
@@ -326,7 +331,7 @@ class RouterState:
         self._lock, self._random = Lock(), Random(config.seed).random
         self._lanes, self._signals, self._retired = {}, Signals(), []
         self._views, self._stamp = {}, 0
-        self._leases, self._lapsed, self._next_id, self._sweep_s = {}, {}, 1, inf
+        self._leases, self._lapsed, self._sweep_s = {}, {}, inf
         self._gone_events = deque(maxlen=1000)
         for b in backends: self.add(b, -inf)
 
@@ -399,25 +404,21 @@ class RouterViews(RouterStandings):
         scene = make_scene(free, request, now, fs, self.limit_ms, self.tiers.get(request.tier), c.slow_start_s, panic)
         mode = "panic" if panic else "predictive" if any(p is not None for p in scene.p_slow) else "reactive"
         stale_s = self.table.made_s + self.table.max_age_s
+        context_tok = min([inf, *(l.backend.context_tok for l in lanes if l.backend.context_tok)])
+        spare_tok = min([inf, *(l.budget.left_tok(now)/2 for l in (*free, *probing) if l.budget)])
         until = min([now + c.refresh_s, *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now)])
         return View(self._stamp, now, min(until, stale_s) if stale_s >= now else until, free, tuple(probing), scene, self.policy.plan(scene, self._signals),
             WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]), tuple((n, w) for n, w in why.items() if w and n not in names),
-            self.table, mode, min([inf, *(l.backend.context_tok for l in lanes if l.backend.context_tok)]),
-            min([inf, *(l.budget.left_tok(now)/2 for l in (*free, *probing) if l.budget)]), c.explore, c.probe_share)
+            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, c.probe_share)
 
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
     "What is reserved, for whom."
-    def _take(self, d: Decision, lane: Lane, now: float):
-        "Reserve one attempt: in-flight count, probe slot, rate-limit budget."
-        now_us, attempt, breaker = int(now*1e6 + .5), len(d.lanes), lane.breaker
-        bit = 1 << attempt
-        d.lanes += lane,; d.eras += breaker.era,
-        d.open |= bit; d.held |= bit
-        self._signals.in_flight[lane.slot] += 1
-        lane.features.begin(d.id << 4 | attempt, now_us)
+    def _ration(self, d: Decision, attempt: int, now: float):
+        "Reserve what one attempt needs where it is scarce: probe slot, rate-limit budget."
+        lane = d.lanes[attempt]; breaker = lane.breaker
         if breaker.state is not CLOSED and breaker.acquire(now):
-            d.probes |= bit
+            d.probes |= 1 << attempt
             if breaker.out >= breaker.config.probes: self._stamp += 1
         if lane.budget and lane.budget.spend(d.request.tokens_in + d.request.tokens_out, now): self._stamp += 1
 
@@ -458,58 +459,61 @@ class RouterReservations(RouterReleasing):
             return True
 
 # %% ../../nbs/routing/04_router.ipynb #183f85be
-class RouterMatching(RouterReservations):
-    "Outcomes and the attempts that they end."
-    def _match(self, o: Outcome) -> tuple[Lane | None, int, bool, bool, int]:
-        "Lane and key of the attempt, whether it still held its reservation, whether it was a probe, the breaker's era then."
-        d, k = self._leases.get(o.decision) or self._lapsed.get(o.decision), o.attempt
-        if d is None or not (0 <= k < len(d.lanes) and d.open >> k & 1): return None, 0, False, False, 0
-        lane = d.lanes[k]
-        if lane.backend.name != o.backend:
-            raise ValueError(f"outcome of decision {o.decision}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}")
-        held = bool(d.held >> k & 1)
-        d.open &= ~(1 << k); d.held &= d.open
-        if not held: self.counts["late"] += 1
-        if not d.open: self._leases.pop(d.id, None) or self._lapsed.pop(d.id)
-        return lane, d.id << 4 | k, held, held and bool(d.probes >> k & 1), d.eras[k]
-
-    def _learn_latency(self, slot: int, latency_ms: float, end_s: float, a: float):
-        s = self._signals; old = s.latency[slot]
-        if self.policy.peak:
-            a = 1. if latency_ms > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
-        s.latency[slot] = old + a*(latency_ms - old) if old else latency_ms
+class RouterLearning(RouterReservations):
+    "What outcomes teach."
+    def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
+        "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
+        config, slow, counted_us = self.config, False, None   # counted_us: the latency, where it counts
+        ok, took, end_s = o.ok, o.latency_ms, o.ts_s
+        if took is not None:
+            us = int(took*1000. + .5); end_us += us; end_s += took/1000.
+            if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
+        lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
+        if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
+        self.counts["observed"] += 1
+        if not lane.owner: return
+        s, slot, a = self._signals, lane.slot, config.smoothing
+        error, old = s.error[slot], s.latency[slot]
+        if error or not ok: s.error[slot] = error + a*((0. if ok else 1.) - error)
+        if counted_us is None: return
+        if self.policy.peak: a = 1. if took > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
+        s.latency[slot] = old + a*(took - old) if old else took
         if end_s > s.stamp[slot]: s.stamp[slot] = end_s
 
+# %% ../../nbs/routing/04_router.ipynb #b82d94e6
+class RouterStrays(RouterLearning):
+    "Outcomes without an attempt of ours."
+    def _stray(self, o: Outcome, ts_us: int) -> bool:
+        "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
+        if o.decision is not None: self.counts["ignored"] += 1; return False
+        lane = self._lanes.get(o.backend)
+        if lane is None: raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
+        self._learn(o, lane, -1, 0, None, ts_us)
+        return True
+
 # %% ../../nbs/routing/04_router.ipynb #c2e2a4b1
-class RouterLearning(RouterMatching):
-    "What outcomes teach."
+class RouterObserving(RouterStrays):
+    "Outcomes and the attempts that they end."
     def observe(self, o: Outcome) -> bool:   # False: a duplicate or unknown outcome, counted and otherwise ignored
         "Take in how an attempt ended. ValueError if it names a backend that it cannot have run on."
-        with self._lock:
-            ts_us, end_s = int(o.ts_s*1e6 + .5), o.ts_s
-            if o.decision is None: lane, key, held, probe, era = self._lanes.get(o.backend), -1, False, False, None
-            else: lane, key, held, probe, era = self._match(o)
-            if lane is None:
-                if o.decision is None: raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
-                self.counts["ignored"] += 1
-                return False
-            took, ok, s, slot = o.latency_ms, o.ok, self._signals, lane.slot
-            counts = took is not None and (ok or o.error == "timeout")
-            if took is None: latency_us = 0
-            else: latency_us = int(took*1000. + .5); end_s += took/1000.
-            lane.features.observe(key, ts_us + latency_us, latency_us if counts else None, ok, o.tokens_in, o.tokens_out)
-            if held: s.in_flight[slot] -= 1
-            slow = counts and took > lane.slow_ms + self.config.slo_tok_ms*o.tokens_out
-            if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
-            if lane.owner:
-                a = self.config.smoothing
-                s.error[slot] += a*((0. if ok else 1.) - s.error[slot])
-                if counts: self._learn_latency(slot, took, end_s, a)
-            self.counts["observed"] += 1
+        self._lock.acquire()               # half the price of `with`; here and in `decide` only, where every request pays it
+        try:
+            id, k, ts_us = o.decision, o.attempt, int(o.ts_s*1e6 + .5)
+            d = self._leases.get(id) or self._lapsed.get(id)
+            if d is None or k < 0 or not d.open >> k & 1: return self._stray(o, ts_us)
+            lane, bit = d.lanes[k], 1 << k
+            if lane.backend.name != o.backend:
+                raise ValueError(f"outcome of decision {id}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}")
+            held = d.held & bit; d.open ^= bit
+            if held: d.held ^= bit; self._signals.in_flight[lane.slot] -= 1
+            else: self.counts["late"] += 1
+            if not d.open: self._leases.pop(id, None) or self._lapsed.pop(id)
+            self._learn(o, lane, id << 4 | k, held & d.probes, d.eras[k], ts_us)
             return True
+        finally: self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #83002661
-class RouterRanking(RouterLearning):
+class RouterRanking(RouterObserving):
     "Views as they are needed, and what they say to whoever asks."
     def _fresh_view(self, key: tuple, request: Request, now: float) -> View:
         for lane in self._lanes.values():
@@ -529,30 +533,35 @@ class RouterRanking(RouterLearning):
         with self._lock:
             view = self._view(request, now)
             if not view.lanes and not view.probing: raise NoBackend(view.excluded)
-            return ranking(view, request, self._signals.copy(), now)
+            return ranking(view, request, self._signals, now)
 
 # %% ../../nbs/routing/04_router.ipynb #92b83458
 class RouterDeciding(RouterRanking):
     "Where the next attempt goes."
     def decide(self, request: Request, now: float) -> Decision:   # `now` in s, on the same clock as outcomes
         "Choose and reserve. Never blocks. NoBackend if nothing may serve the request."
-        with self._lock:
+        self._lock.acquire()
+        try:
             if now >= self._sweep_s: self._sweep(now)
-            key = (request.model, request.task, request.tier, request.slo_ms, request.min_quality)
+            _, model, task, tier, slo_ms, tokens_in, tokens_out, max_cost_usd, min_quality = request
+            key = model, task, tier, slo_ms, min_quality
             view = self._views.get(key)
-            if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or request.tokens_in > view.context_tok
-                    or request.tokens_in + request.tokens_out > view.spare_tok or request.max_cost_usd < inf):
+            if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or max_cost_usd < inf
+                    or view.limited and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)):
                 view = self._fresh_view(key, request, now)
-            random, n, s, id = self._random, len(view.lanes), self._signals, self._next_id
-            if view.probing and (not n or random() < view.probe_share): place = n + int(random()*len(view.probing))
-            else: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now)
-            lane, until = view.lanes[place] if place < n else view.probing[place - n], now + self.config.lease_s
-            d = Decision(id, request, lane.backend.name, now, until, view, place, s.copy())
-            self._take(d, lane, now)
-            self._leases[id] = d; self._next_id = id + 1; s.turn += 1
+            random, s = self._random, self._signals; lanes, probing = view.lanes, view.probing
+            if probing and (not lanes or random() < view.probe_share):
+                k = int(random()*len(probing)); place, lane = len(lanes) + k, probing[k]
+            else: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
+            now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
+            d = self._leases[id] = Decision(id, request, lane, now, until, view, place, s.frozen())
+            s.turn = id; s.in_flight[lane.slot] += 1
+            lane.features.begin(id << 4, now_us)
+            if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
             if until < self._sweep_s: self._sweep_s = until
-            self.counts["decided"] += 1
+            self.counts["decided"] = id
             return d
+        finally: self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #9e00e92c
 class RouterRetries(RouterDeciding):
@@ -564,14 +573,18 @@ class RouterRetries(RouterDeciding):
             view = replace(self._view(d.request, now, tuple(l.backend.name for l in d.lanes)), probing=())
             if not view.lanes: return None
             random, s = self._random, self._signals
-            place, seen = (view.plain if random() < view.explore else view.plan).choose(random, s, now), s.copy()
-            self._take(d, view.lanes[place], now)
-            d.again = (*d.again, (view, place, seen, now))
+            place, attempt = (view.plain if random() < view.explore else view.plan).choose(random, s, now), len(d.lanes)
+            lane, now_us = view.lanes[place], int(now*1e6 + .5)
+            d.again += (view, place, s.frozen(), now),; d.lanes += lane,; d.eras += lane.breaker.era,
+            d.open |= 1 << attempt; d.held |= 1 << attempt
+            s.in_flight[lane.slot] += 1
+            lane.features.begin(d.id << 4 | attempt, now_us)
+            self._ration(d, attempt, now)
             d.until_s = now + self.config.lease_s
             self._leases.pop(d.id, None); self._lapsed.pop(d.id, None)
             self._leases[d.id] = d
             if d.until_s < self._sweep_s: self._sweep_s = d.until_s
-            return d.lanes[-1].backend.name
+            return lane.backend.name
 
 # %% ../../nbs/routing/04_router.ipynb #006987a5
 class RouterTicking(RouterRetries):
