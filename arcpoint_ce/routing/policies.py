@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan', 'BestDrawnPlan',
            'LeastPlan', 'FewestPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin',
            'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost',
-           'PredictedPlan', 'drawn_odds', 'HeadRoom', 'RoomPlan', 'make_policy']
+           'PredictedPlan', 'drawn_odds', 'overload', 'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -314,6 +314,14 @@ def drawn_odds(
         for i in tie: out[i] = won*weights[i]/total/own
     return out
 
+# %% ../../nbs/routing/03_policies.ipynb #b2e94c07
+def overload(
+    full: float,         # requests over what meets the limit, > 1
+    burst: float,        # fuller than this is worse again, >= 1
+) -> float:              # score, > 1; lower wins
+    "How places rank that are full already: the fullest first, up to a bound."
+    return full + burst if full >= burst else 1. + burst - full
+
 # %% ../../nbs/routing/03_policies.ipynb #3b35882b
 class HeadRoom:
     "A few candidates drawn by head-room; the one that will be least full wins."
@@ -324,22 +332,25 @@ class HeadRoom:
         floor: float = .02,          # least head-room of a backend, share of what it can hold
         thrift: float = 0.,          # fill the cheapest backends to this share first, 0..1; 0: price never counts
         spare: float = 4.,           # requests in flight to be prepared for beyond those that are, where thrift counts
-    ): self.draws, self.floor, self.thrift, self.spare = draws, floor, thrift, spare
+        over: float = 1.2,           # a fleet fuller than this does not share its overload evenly
+        burst: float = 5.,           # how full a place may get then; 1: overload is always shared
+    ): self.draws, self.floor, self.thrift, self.spare, self.burst, self.over = draws, floor, thrift, spare, burst, over
 
     def plan(self, scene, s):
         n = len(scene.backends); cap = capacities(scene)
         known = [m is not None for m in scene.most] if scene.most else [False]*n
         most = [max(scene.most[i], 1e-3)*min(scene.weight[i], 1.) + 1e-9 if known[i] else cap[i] for i in range(n)]
         held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
-        return RoomPlan(self, scene, s, most, held)
+        load = (sum(held) + sum(s.in_flight[k] for k in scene.slots))/max(sum(most), 1e-9)
+        return RoomPlan(self, scene, s, most, held, self.burst if any(known) and load > self.over else 1.)
 
 # %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
 class RoomPlan:
     "Head-room made ready: who may be drawn, by which weight, and how full each will be."
-    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float]):
+    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], burst: float):
         room = [max(m - h, rule.floor*m) for m, h in zip(most, held)]
         self.mix = self.cheapest(rule, scene, s, room, most, held) if rule.thrift else list(range(len(room)))
-        self.draws, self.all, self.slots = rule.draws, (scene.slots, most, held), [scene.slots[i] for i in self.mix]
+        self.draws, self.burst, self.all, self.slots = rule.draws, burst, (scene.slots, most, held), [scene.slots[i] for i in self.mix]
         self.held, self.per = [held[i] + 1. for i in self.mix], [1/most[i] for i in self.mix]
         self.room = [room[i] for i in self.mix]; self.cum = list(accumulate(self.room))
 
@@ -356,16 +367,21 @@ class RoomPlan:
         per, n, e = self.per, s.in_flight, s.error
         last = len(cum) - 1; total = cum[last]; best = min(bisect_right(cum, random()*total), last)
         if last:
-            k = slots[best]; least = (held[best] + n[k])*per[best]*(1. + 4.*e[k])
+            k, burst = slots[best], self.burst; least = (held[best] + n[k])*per[best]
+            if least > 1.: least = overload(least, burst)
+            least *= 1. + 4.*e[k]
             for _ in range(self.draws - 1):
                 i = bisect_right(cum, random()*total)
                 if i == best or i > last: continue
-                k = slots[i]; x = (held[i] + n[k])*per[i]*(1. + 4.*e[k])
+                k = slots[i]; x = (held[i] + n[k])*per[i]
+                if x > 1.: x = overload(x, burst)
+                x *= 1. + 4.*e[k]
                 if x < least: best, least = i, x
         return self.mix[best]
 
     def scores(self, s, now):
-        return [(h + 1. + s.in_flight[k])/m*(1. + 4.*s.error[k]) for k, m, h in zip(*self.all)]
+        full = ((h + 1. + s.in_flight[k])*(1/m) for k, m, h in zip(*self.all))
+        return [(x if x <= 1. else overload(x, self.burst))*(1. + 4.*s.error[k]) for x, k in zip(full, self.all[0])]
 
     def probabilities(self, s, now):
         scores = self.scores(s, now); odds = [0.]*len(scores)
