@@ -111,7 +111,7 @@ class Sensor:
         self,
         response: Response,
         usual: float,                  # requests of others that are normal there
-        top: float = inf,              # no more of them are told apart: a slower pace looks like these
+        top: float,                    # no more of them are told apart: an even slower pace looks the same
         fade_s: float = 8.,            # of the pace of our own answers, s
     ):
         self.response, self.usual, self.top, self.pace = response, usual, top, Pace(fade_s)

@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan', 'BestDrawnPlan',
            'LeastPlan', 'FewestPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices', 'RoundRobin',
            'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix', 'PredictedCost',
-           'PredictedPlan', 'drawn_odds', 'overload', 'HeadRoom', 'RoomPlan', 'make_policy']
+           'PredictedPlan', 'drawn_odds', 'overload', 'cheapest_first', 'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -322,6 +322,19 @@ def overload(
     "How places rank that are full already: the fullest first, up to a bound."
     return full + burst if full >= burst else 1. + burst - full
 
+# %% ../../nbs/routing/03_policies.ipynb #4b7e19aa
+def cheapest_first(
+    cost_usd: tuple[float, ...],   # price of this request, per position, USD
+    free: list[float],             # requests that each may still take; less than 0 counts as 0
+    need: float,                   # requests that have to find a place
+) -> list[int]:                    # positions
+    "Positions in the order of price until they hold what is needed; equal prices stay together."
+    mix, price = [], None
+    for i in sorted(range(len(free)), key=cost_usd.__getitem__):
+        if need <= 0 and cost_usd[i] != price: break
+        mix.append(i); price = cost_usd[i]; need -= max(free[i], 0.)
+    return mix
+
 # %% ../../nbs/routing/03_policies.ipynb #3b35882b
 class HeadRoom:
     "A few candidates drawn by head-room; the one that will be least full wins."
@@ -349,18 +362,11 @@ class RoomPlan:
     "Head-room made ready: who may be drawn, by which weight, and how full each will be."
     def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], burst: float):
         room = [max(m - h, rule.floor*m) for m, h in zip(most, held)]
-        self.mix = self.cheapest(rule, scene, s, room, most, held) if rule.thrift else list(range(len(room)))
+        free = [rule.thrift*m - h for m, h in zip(most, held)]
+        self.mix = cheapest_first(scene.cost_usd, free, rule.spare + sum(s.in_flight[k] for k in scene.slots)) if rule.thrift else list(range(len(room)))
         self.draws, self.burst, self.all, self.slots = rule.draws, burst, (scene.slots, most, held), [scene.slots[i] for i in self.mix]
         self.held, self.per = [held[i] + 1. for i in self.mix], [1/most[i] for i in self.mix]
         self.room = [room[i] for i in self.mix]; self.cum = list(accumulate(self.room))
-
-    def cheapest(self, rule, scene, s, room, most, held) -> list[int]:
-        "Positions in the order of price until they hold what is needed."
-        need, mix, price = rule.spare + sum(s.in_flight[k] for k in scene.slots), [], None
-        for i in sorted(range(len(room)), key=lambda i: scene.cost_usd[i]):
-            if need <= 0 and scene.cost_usd[i] != price: break
-            mix.append(i); price = scene.cost_usd[i]; need -= max(rule.thrift*most[i] - held[i], 0.)
-        return mix
 
     def choose(self, random, s, now):
         cum, slots, held = self.cum, self.slots, self.held
