@@ -423,6 +423,7 @@ def experiment(
     curves: Annotated[Path | None, option("Measured service curves: a CSV table, or a folder of them.")] = None,
     policies: Annotated[str, option("Contenders beyond those that always run, as NAME,NAME.")] = "",
     requests: Annotated[int | None, option("Requests per run.  [default: 20000, quick 4000]")] = None,
+    until: Annotated[float | None, option("Where nothing can be foreseen: more worlds (100 at most) until the interval's half-width is this.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
@@ -436,14 +437,14 @@ def experiment(
     from arcpoint_ce.apps.experiment import run_experiment
     from arcpoint_ce.lab.study import TEN
     asked = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, forecast=forecast, arrivals=arrivals, curves=curves)
-    typer.echo(run_experiment(families_of(family, TEN), seeds, quick, **asked, out=out, policies=names(policies), n=requests, n_jobs=jobs, progress=progress))
+    typer.echo(run_experiment(families_of(family, TEN), seeds, quick, **asked, out=out, policies=names(policies), n=requests, n_jobs=jobs, progress=progress, until=until))
 
 # %% ../../nbs/apps/54_cli.ipynb #254e46cc
 @app.command()
 def tune(
     out: Annotated[Path, option("File of the result (JSON); families that it holds are kept.")],
     family: Annotated[str, option("Families, as NAME,NAME.  [default: every one]")] = "all",
-    seeds: Annotated[int, typer.Option(help="Tuning worlds of each family.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Tuning worlds of each family.")] = 8,
     requests: Annotated[int, typer.Option(help="Requests per run.")] = 4000,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,

@@ -168,18 +168,20 @@ def run_experiment(
     policies: Sequence[str] | None = None,   # contenders beyond those that always run
     n: int | None = None,              # requests per run; None: 20,000, quick 4,000
     n_jobs: int = 2, progress: bool = True,
+    until: float | None = None,        # families that nobody can foresee: more worlds until their half-width is this, 100 at most
 ) -> ExperimentRun:
     "Compare policies and write OUT/results.parquet and OUT/metrics.json. ValueError or FileNotFoundError on a wrong call."
     families = known_names("family", family, FAMILIES); known_names("forecast", [forecast], FORECASTS)
     more = known_names("policy", policies, CONTENDERS) if policies else ()
     worlds, (files, hashes) = seeds_of(seeds, quick), own_files(arrivals, curves)
     n = n if n is not None else 4_000 if quick else 20_000
+    if until is not None and not until > 0: raise ValueError(f"until must be a positive half-width, got {until!r}")
     Setting(families[0], n=n)
     o = world_options(families[0], files, request_s=request_s, gateways=gateways, staleness_s=staleness_s)
     asked, folder = Asked(tuple(o.items()), n, forecast, more, tuple(hashes.items())), Path(out)
     for f in families: tuned(f)
     claim(folder, asked); shapes.cache_clear()
-    table, metrics = study(families, worlds, n, o, forecast, more, folder/"rows", n_jobs, progress)
+    table, metrics = study(families, worlds, n, o, forecast, more, folder/"rows", n_jobs, progress, until)
     write_results(table, folder/"results.parquet")
     write_json(folder/"metrics.json", found := record_of(metrics, asked, families, worlds, quick))
     return ExperimentRun(folder, found)

@@ -21,8 +21,7 @@ from sklearn.ensemble import RandomForestRegressor
 from .baselines import PEERS, make_peer
 from .choosers import Policy
 from .contest import ours
-from .curves import synthetic_curves
-from .families import REF_PREFILL_MS, REF_TPOT_MS, fitted
+from .families import REF_PREFILL_MS, REF_TPOT_MS, fitted, shapes
 from .faults import Ledger, Scenario, make_scenario
 from .fleet import Fleet, Record, SimBackend
 from .gateways import RoomGateway
@@ -47,6 +46,7 @@ class Site:
     retries: int = 2                   # further attempts of the callers
     timeout_s: float = 20.             # callers give an attempt up after this, s
     staleness_s: float = 1.            # gauges are seen this late, s
+    curves: str | None = None          # measured service curves, a CSV table or a folder of them; None: synthetic ones
 
     def __post_init__(self):
         if not self.backends: raise ValueError("a site needs at least one backend")
@@ -66,8 +66,8 @@ class SiteFleet(Site):
 
     @property
     def sims(self) -> tuple[SimBackend, ...]:
-        kinds = list(synthetic_curves().values())
-        return tuple(SimBackend(b, fitted(kinds[i % len(kinds)], b.capacity, REF_TPOT_MS)) for i, b in enumerate(self.backends))
+        kinds = shapes(self.curves)
+        return tuple(SimBackend(b, fitted(kinds[i % len(kinds)][1], b.capacity, REF_TPOT_MS)) for i, b in enumerate(self.backends))
 
     @property
     def rate_rps(self) -> float:
@@ -105,15 +105,15 @@ def site_of(fleet: Iterable[Backend], **amounts) -> World:   # a telemetry.fleet
 
 # %% ../../nbs/lab/34_chaos.ipynb #12f7dc29
 @lru_cache(16)
-def _quiet(backends: tuple, n: int, load: float, request_s: float, slack: float) -> RoomModel:
-    past = World(backends, n, 987_654_321, load, request_s, slack)
+def _quiet(backends: tuple, n: int, load: float, request_s: float, slack: float, curves: str | None) -> RoomModel:
+    past = World(backends, n, 987_654_321, load, request_s, slack, curves=curves)
     journal = Journal()
     past.fleet([ours(past, untaught(backends, REF_TPOT_MS), gate=False, journal=journal, explore=.05)]).run(past.workload)
     return learn_rooms(journal, backends, ahead_s=2*request_s)
 
 def quiet_past(site: Site) -> RoomModel:
     "What one gateway learns of a site while nothing is wrong."
-    return _quiet(site.backends, min(site.n, 4000), site.load, site.request_s, site.slack)
+    return _quiet(site.backends, min(site.n, 4000), site.load, site.request_s, site.slack, site.curves)
 
 def ours_at(site: Site) -> RoomGateway: return ours(site, quiet_past(site))
 
