@@ -105,7 +105,7 @@ class Pace:
 # %% ../../nbs/learning/21d_headroom.ipynb #b6ca7d94
 class Sensor:
     "The nowcast of one backend: what others occupy, how fast it works, and when that was."
-    __slots__ = ("response", "usual", "top", "pace", "occupied", "speed", "tpot_ms", "at_s", "share")
+    __slots__ = ("response", "usual", "top", "pace", "occupied", "speed", "tpot_ms", "at_s", "share", "gauge_s", "gap_s", "heard_s")
 
     def __init__(
         self,
@@ -117,8 +117,21 @@ class Sensor:
         self.response, self.usual, self.top, self.pace = response, usual, top, Pace(fade_s)
         self.occupied, self.speed, self.tpot_ms, self.at_s = usual, 1., 0., -inf
         self.share = 1.                # replicas that are ready, beside those that the response was learned with
+        self.gauge_s, self.gap_s, self.heard_s = -inf, 1.5, -inf   # newest gauge; usual time between two; last sign of life, s
 
-    def answer(self, start_s: float, end_s: float, tokens: float): self.pace.answer(start_s, end_s, tokens, self.tpot_ms)
+    def answer(self, start_s: float, end_s: float, tokens: float):
+        if tokens: self.heard_s = max(end_s, self.heard_s)
+        self.pace.answer(start_s, end_s, tokens, self.tpot_ms)
+
+    def look(self, now: float, at_s: float):
+        "Gauges of `at_s` are to be seen now."
+        if at_s <= self.gauge_s: return
+        if self.gauge_s > -inf: self.gap_s += .1*(at_s - self.gauge_s - self.gap_s)
+        self.gauge_s = at_s; self.heard_s = max(now, self.heard_s)
+
+    def silent(self, now: float) -> bool:   # as good as gone
+        "It used to publish gauges, and of late there is neither a new one nor an answer."
+        return self.gauge_s > -inf and now - self.heard_s > 4*self.gap_s
 
     def gauge(self, at_s: float, running: float, waiting: float, tpot_ms: float):
         "Its own gauges. Ours are taken off; its pace is held against the response curve."
@@ -268,6 +281,7 @@ def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int], stal
     "One look at the fleet. A gauge that has not moved for `stale_s` is no gauge."
     for s, g, n in zip(sensors, gauges, own):
         s.pace.count(now, n)
+        if g: s.look(now, g[0])
         if g and now - g[0] < stale_s: s.gauge(*g)
         else: s.infer(now)
 
@@ -324,6 +338,7 @@ class RoomTicker:
     def room(self, place: int, now: float, occupied: float, slow: float) -> tuple[float, float]:   # requests of others, requests in all
         "`occupied` and log slowness on top of the nowcast."
         s = self.sensors[place]; most = s.share*s.response.most(self.tpot_ms*s.speed/s.doubt(now)*exp(-slow))
+        if s.silent(now): most *= .01
         return max(s.occupied + occupied, 0.), min(most, self.trusted*s.share*self.backends[place].capacity)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #67db451d
@@ -335,7 +350,7 @@ class RoomJudge(RoomTicker):
         fresh = now >= self.promised + min(self.ahead_s/4, 5.)
         if fresh: self.promised = now
         for i, (b, s, f) in enumerate(zip(self.backends, self.sensors, self.model.foresight)):
-            if s.at_s == -inf: continue
+            if s.at_s == -inf or s.silent(now): continue
             o, m = self.room(i, now, 0., 0.); plain = m - o
             self.gate.mature(b.name, s.at_s, plain)
             if f is None or not fresh: continue

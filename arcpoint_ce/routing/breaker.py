@@ -26,11 +26,12 @@ class BreakerConfig:
     window: int = 50                   # outcomes looked at, the newest ones
     min_calls: int = 10                # fewer outcomes than this have no rate
     failure_rate: float = .5           # opens at this share of failed calls, 0..1
-    slow_rate: float = .8              # opens at this share of calls slower than the SLO, 0..1
+    slow_rate: float = .8              # opens at this share of calls slower than the SLO; above 1: never
     consecutive: int = 5               # opens at this many failures in a row
     open_s: float = 10.                # first wait, s
     backoff: float = 2.                # each further wait is this many times longer
     max_open_s: float = 300.           # no wait is longer, s
+    patient_s: float = 0.              # while others have room, waits may grow to this instead, s
     jitter: float = .2                 # up to this share of a wait is left out, at random
     probes: int = 3                    # probes out at the same time, at most
     probe_success: int = 3             # good probes that close it; as many slow ones reopen it
@@ -38,9 +39,9 @@ class BreakerConfig:
 
     def __post_init__(self):
         for k in ("window", "min_calls", "consecutive", "probes", "probe_success"): _check(self, k, 1, whole=True)
-        for k in ("failure_rate", "slow_rate"): _check(self, k, 0., 1., above=True)
+        _check(self, "failure_rate", 0., 1., above=True); _check(self, "slow_rate", 0., above=True)
         for k in ("open_s", "max_open_s", "max_half_open_s"): _check(self, k, 0., above=True)
-        _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
+        _check(self, "patient_s", 0.); _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
         if self.min_calls > self.window:
             raise ValueError(f"BreakerConfig: min_calls {self.min_calls} exceeds the window of {self.window}; widen the window")
         if self.max_open_s < self.open_s:
@@ -66,7 +67,7 @@ def _check(
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
 class Window:
     "The newest outcomes of one backend: a ring of bytes with running counts."
-    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "calm")
+    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "run_s", "calm")
 
     def __init__(self, size: int):     # how many outcomes it holds
         self.size = size
@@ -75,9 +76,10 @@ class Window:
     def clear(self):
         self.ring = bytearray(self.size)
         self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
+        self.run_s = inf                   # when the first of the failures in a row was sent, s
 
-    def push(self, ok: bool, slow: bool) -> int:  # how many in it failed or were slow; 0: all is well
-        "Take in one outcome, forget the oldest."
+    def push(self, ok: bool, slow: bool, sent_s: float = inf) -> int:  # how many in it failed or were slow; 0: all is well
+        "Take in one outcome, forget the oldest. What was sent before a run of failures began does not end it."
         at, ring = self.at, self.ring
         old, new = ring[at], (0 if ok else 1) | (2 if slow else 0)
         if new != old:
@@ -86,7 +88,10 @@ class Window:
         at += 1
         self.at = at if at < self.size else 0
         if self.n < self.size: self.n += 1
-        self.run = 0 if ok else self.run + 1
+        if not ok:
+            if not self.run or sent_s < self.run_s: self.run_s = sent_s
+            self.run += 1
+        elif sent_s >= self.run_s: self.run, self.run_s = 0, inf
         bad = self.failed or self.slow; self.calm = not bad and self.n == self.size
         return bad
 
@@ -165,7 +170,7 @@ class Ledger(Clock):
 # %% ../../nbs/routing/02_breaker.ipynb #6a92817a
 class Waits(Ledger):
     "Opens, for a time that grows as long as the trouble lasts."
-    __slots__ = ("opens", "wait_s", "_base_s", "_random")
+    __slots__ = ("opens", "opened_s", "wait_s", "_base_s", "_random")
 
     def __init__(
         self,
@@ -174,7 +179,7 @@ class Waits(Ledger):
         seed: int = 0,                            # of the jitter; give each breaker its own
     ):
         super().__init__(backend, config)
-        self.opens, self.wait_s, self._base_s, self._random = 0, 0., 0., Random(seed)
+        self.opens, self.opened_s, self.wait_s, self._base_s, self._random = 0, 0., 0., 0., Random(seed)
 
     def _open(self, reason: str, evidence: dict) -> bool:
         "Open with back-off and jitter (as in Finagle's failure accrual)."
@@ -182,9 +187,14 @@ class Waits(Ledger):
         calm = self.state is CLOSED and self._clock - self.since_s >= self.wait_s
         if calm or not self.opens: self.opens, self._base_s = 1, c.open_s
         else: self.opens, self._base_s = self.opens + 1, min(self._base_s*c.backoff, c.max_open_s)
-        self.wait_s = self._base_s*(1. - c.jitter*self._random.random())
+        self.opened_s, self.wait_s = self._clock, self._base_s*(1. - c.jitter*self._random.random())
         evidence = {**evidence, "opens": self.opens, "wait_s": round(self.wait_s, 3)}
         return self._move(OPEN, reason, evidence, self._clock + self.wait_s)
+
+    @property
+    def patient_until_s(self) -> float:  # until then it need not be tried as long as others have room, s
+        c = self.config; grown_s = c.open_s*c.backoff**min(self.opens - 1, 30)
+        return self.opened_s + min(grown_s, c.patient_s)*self.wait_s/self._base_s if self.opens else 0.
 
 # %% ../../nbs/routing/02_breaker.ipynb #c42a20a6
 class Trial(Waits):
@@ -301,12 +311,13 @@ class Breaker(Told):
         now: float,                               # s from 0 up; time never goes back inside
         probe: bool = False,                      # did it go out on a slot of a trial
         era: int | None = None,                   # `era` when the call started; None: as of now
+        sent_s: float = inf,                      # when the call started, s; inf: not told
     ) -> bool:                                    # True if the state changed
         "One call has ended. Closed: counted and judged. Half-open: only probes judge. Open: late."
         if self._clock < now < inf: self._clock = now
         if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
         if ok and not slow and self.window.calm: return False
-        return self.window.push(ok, slow) > 0 and self._judge()
+        return self.window.push(ok, slow, sent_s) > 0 and self._judge()
 
     def _judge(self) -> bool:
         why = trouble(self.window, self.config) if self.forced is None else None

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAD_S', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candidate', 'ranking', 'Ranking', 'Drawn', 'Told', 'Decision',
-           'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'only_slow', 'standing', 'slow_start',
-           'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks', 'RouterStandings', 'RouterViews',
-           'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterStrays', 'RouterObserving',
-           'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
+           'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'has_room', 'only_slow', 'standing',
+           'slow_start', 'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks', 'RouterStandings',
+           'RouterViews', 'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning', 'RouterStrays',
+           'RouterObserving', 'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
 from collections import deque
@@ -63,16 +63,17 @@ class Budget(Spent):
 # %% ../../nbs/routing/04_router.ipynb #39a13a08
 class Lane:
     "The router's books on one backend."
-    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget")
+    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s")
 
     def __init__(self, backend: Backend, slot: int, breaker: Breaker, features: BackendFeatures, joined_s: float, slow_ms: float):
         self.backend, self.slot, self.breaker, self.features = backend, slot, breaker, features
         self.owner = True                  # the slot in the signals is its own; False once a newcomer has got it
         self.joined_s, self.slow_ms, self.weight, self.coming = joined_s, slow_ms, 1., []
         self.budget = Budget(backend.rpm, backend.tpm) if backend.rpm or backend.tpm else None
+        self.held_s = -inf                 # it said that its rate limit is spent: nothing is sent before, s
 
     def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on another request fits its rate limits, s
-        return self.budget.ready_s(now, tokens) if self.budget else now
+        return max(self.budget.ready_s(now, tokens) if self.budget else now, self.held_s)
 
 # %% ../../nbs/routing/04_router.ipynb #ba9718ff
 @dataclass(frozen=True, slots=True)
@@ -257,9 +258,15 @@ def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: f
     return worst or first
 
 # %% ../../nbs/routing/04_router.ipynb #98aa7284
-def probe_due(b: Breaker, now: float) -> bool:   # whether a request may test it
-    "Half-open with a probe to give, or open with the wait over. Changes nothing."
+def probe_due(b: Breaker, now: float, roomy: bool = False) -> bool:   # whether a request may test it
+    "Half-open with a probe to give, or open with the wait over; the first one waits longer where others are `roomy`. Changes nothing."
+    if roomy and now < b.patient_until_s and not (b.state == HALF_OPEN and (b.out or b.good or b.slow)): return False
     return b.out < b.config.probes if b.state == HALF_OPEN else b.state == OPEN and now >= b.until_s
+
+def has_room(lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], share: float) -> bool:
+    "Is more than a share of what these lanes can hold still free? Not where nobody knows."
+    known = [(f.most, max(f.most - f.occupied - in_flight[l.slot], 0.)) for l, f in zip(lanes, fs) if f and f.most is not None]
+    return sum(free for _, free in known) > share*sum(most for most, _ in known)
 
 def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
     "Opened for slow calls, at most a tenth of them failed, and held open by no person."
@@ -306,18 +313,20 @@ class RouterConfig:
     explore: float = .01               # share of requests drawn by capacity alone
     probe_share: float = .1            # share of requests given to a half-open backend while probes are due
     panic_share: float = .5            # below this share of healthy capacity, soft health signals are ignored
+    room_share: float = .3             # with more than this share of the others' room free, a breaker may wait longer (`patient_s`)
     slow_start_s: float = 30.          # a newcomer's weight grows over this time, s
     refresh_s: float = 1.              # a view is made again after this at the latest, s
     smoothing: float = .1              # weight of one outcome in the error and latency averages
+    forget_s: float = 60.              # an error rate that nothing confirms fades to 1/e in this time, s
     step_s: int = STEP_S               # length of a telemetry step, s
     seed: int = 0                      # for draws and breaker jitter
 
     def __post_init__(self):
         "ValueError on values that make no sense."
         if not 0 <= self.slo_tok_ms < inf: raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
-        for k in ("slo_ms", "lease_s", "refresh_s", "step_s"):
+        for k in ("slo_ms", "lease_s", "refresh_s", "forget_s", "step_s"):
             if not getattr(self, k) > 0: raise ValueError(f"RouterConfig.{k} must be positive, got {getattr(self, k)!r}")
-        for k in ("explore", "probe_share", "panic_share", "smoothing"):
+        for k in ("explore", "probe_share", "panic_share", "room_share", "smoothing"):
             if not 0 <= getattr(self, k) <= 1: raise ValueError(f"RouterConfig.{k} must be between 0 and 1, got {getattr(self, k)!r}")
 
 # %% ../../nbs/routing/04_router.ipynb #bd44af6c
@@ -330,7 +339,7 @@ class RouterState:
         self.counts = {"decided": 0, "observed": 0, "cancelled": 0, "expired": 0, "late": 0, "ignored": 0}
         self._lock, self._random = Lock(), Random(config.seed).random
         self._lanes, self._signals, self._retired = {}, Signals(), []
-        self._views, self._stamp = {}, 0
+        self._views, self._stamp, self._faded_s = {}, 0, -inf
         self._leases, self._lapsed, self._sweep_s = {}, {}, inf
         self._gone_events = deque(maxlen=1000)
         for b in backends: self.add(b, -inf)
@@ -382,6 +391,8 @@ class RouterBooks(RouterPlaces):
 # %% ../../nbs/routing/04_router.ipynb #35c6a9ae
 class RouterStandings(RouterBooks):
     "Who may serve which kind of request, and who may be probed."
+    def _belief(self, lane: Lane, now: float) -> Forecast | None: return belief(lane, self.table, now, self.config.act_s, self.config.step_s)
+
     def _standings(self, request: Request, now: float, tried: tuple[str, ...]) -> tuple[dict[str, str | None], list[Lane], bool]:
         "Why each backend may not serve (None: may), who may be probed, and whether this is a panic."
         why = {n: serves(l.backend, request) for n, l in self._lanes.items()}
@@ -389,7 +400,9 @@ class RouterStandings(RouterBooks):
         healthy = sum(l.backend.capacity for l in able if l.breaker.state == CLOSED)
         panic = in_panic(healthy, sum(l.backend.capacity for l in able), self.config.panic_share)
         for l in able: why[l.backend.name] = "was tried already" if l.backend.name in tried else standing(l, request, now, panic)
-        probing = [l for l in able if why[l.backend.name] and l.backend.name not in tried and probe_due(l.breaker, now)
+        well = [l for l in able if l.breaker.state == CLOSED]
+        roomy = len(well) < len(able) and has_room(well, [self._belief(l, now) for l in well], self._signals.in_flight, self.config.room_share)
+        probing = [l for l in able if why[l.backend.name] and l.backend.name not in tried and probe_due(l.breaker, now, roomy)
                    and l.ready_s(now, request.tokens_in + request.tokens_out) <= now]
         return why, probing, panic
 
@@ -400,7 +413,7 @@ class RouterViews(RouterStandings):
         why, probing, panic = self._standings(request, now, tried)
         lanes, c, names = list(self._lanes.values()), self.config, {l.backend.name for l in probing}
         free = tuple(l for l in lanes if why[l.backend.name] is None)
-        fs = [belief(l, self.table, now, c.act_s, c.step_s) for l in free]
+        fs = [self._belief(l, now) for l in free]
         scene = make_scene(free, request, now, fs, self.limit_ms, self.tiers.get(request.tier), c.slow_start_s, panic)
         mode = "panic" if panic else "predictive" if any(p is not None for p in scene.p_slow) else "reactive"
         stale_s = self.table.made_s + self.table.max_age_s
@@ -469,12 +482,15 @@ class RouterLearning(RouterReservations):
             us = int(took*1000. + .5); end_us += us; end_s += took/1000.
             if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-        if lane.breaker.record(ok, slow, end_s, probe, era) or probe: self._stamp += 1
+        changed = lane.breaker.record(ok, slow, end_s, probe, era, o.ts_s)
+        if changed or probe: self._stamp += 1
+        if o.error == "rate_limited": lane.held_s = end_s - end_s % 60. + 60.; self._stamp += 1
         self.counts["observed"] += 1
         if not lane.owner: return
         s, slot, a = self._signals, lane.slot, config.smoothing
         error, old = s.error[slot], s.latency[slot]
-        if error or not ok: s.error[slot] = error + a*((0. if ok else 1.) - error)
+        if changed and lane.breaker.state is CLOSED: s.error[slot] = 0.      # on trial and well: what was before is over
+        elif error or not ok: s.error[slot] = error + a*((0. if ok else 1.) - error)
         if counted_us is None: return
         if self.policy.peak: a = 1. if took > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
         s.latency[slot] = old + a*(took - old) if old else took
@@ -515,7 +531,13 @@ class RouterObserving(RouterStrays):
 # %% ../../nbs/routing/04_router.ipynb #83002661
 class RouterRanking(RouterObserving):
     "Views as they are needed, and what they say to whoever asks."
+    def _fade(self, now: float):
+        "Old errors count for less and less, or a backend that nobody sends to would be shunned for good."
+        s, dt = self._signals, now - self._faded_s
+        if dt >= 1.: self._faded_s, s.error = now, [e*exp(-dt/self.config.forget_s) if e > 1e-3 else 0. for e in s.error]
+
     def _fresh_view(self, key: tuple, request: Request, now: float) -> View:
+        self._fade(now)
         for lane in self._lanes.values():
             if lane.breaker.poll(now): self._stamp += 1
         view = self._view(request, now)
@@ -595,12 +617,12 @@ class RouterTicking(RouterRetries):
             if now >= self._sweep_s: self._sweep(now)
             lanes = self._lanes.values()
             for l in lanes: take_forecast(l, table, now)
-            fs = {l.backend.name: belief(l, table, now, self.config.act_s, self.config.step_s) for l in lanes}
+            self.table = table; fs = {l.backend.name: self._belief(l, now) for l in lanes}
             risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := fs[l.backend.name]) and f.most is None else None for l in lanes}
             room = {l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0. for l in lanes}
             left = self.shedder.update(risk, room, now)
             for l in lanes: l.weight = left[l.backend.name]
-            self.table = table; self._stamp += 1
+            self._stamp += 1
 
     def roll(self, now: float):
         "Release expired leases and close the telemetry steps that have ended, on every backend; the ticker calls it."
