@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLOSED', 'OPEN', 'HALF_OPEN', 'KEPT', 'FULL', 'SHEDDING', 'BreakerConfig', 'Window', 'counts', 'trouble',
-           'Transition', 'Clock', 'Ledger', 'Waits', 'Trial', 'Judged', 'Timed', 'Forced', 'Told', 'Breaker',
+           'Transition', 'Clock', 'Ledger', 'Waits', 'Trial', 'Judged', 'Timed', 'Forced', 'Told', 'Judging', 'Breaker',
            'in_panic', 'ShedConfig', 'Shed', 'opinion', 'wish', 'room', 'flows', 'Hold', 'hold', 'ShedLog', 'ShedRules',
            'Shedder']
 
@@ -299,8 +299,25 @@ class Told(Forced):
                     window=counts(self.window), late=self.late,
                     probes_out=self.out if self.state is HALF_OPEN else 0)
 
+# %% ../../nbs/routing/02_breaker.ipynb #4e8d20c7
+class Judging(Told):
+    "What an outcome proves."
+    __slots__ = ()
+
+    def _judge(self) -> bool:
+        why = trouble(self.window, self.config) if self.forced is None else None
+        return why is not None and self._open(why, counts(self.window))
+
+    def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
+        "An outcome while not closed, or from before the last change of state."
+        if probe and self.state is HALF_OPEN and self.out and (era is None or era == self.era):
+            return self._verdict(ok, slow)
+        self.late += 1
+        if not ok: self.late_failed += 1
+        return False
+
 # %% ../../nbs/routing/02_breaker.ipynb #2193077b
-class Breaker(Told):
+class Breaker(Judging):
     "Circuit breaker of one backend: closed, open, half-open (Nygard 2007; rules as in resilience4j)."
     __slots__ = ()
 
@@ -318,18 +335,6 @@ class Breaker(Told):
         if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
         if ok and not slow and self.window.calm: return False
         return self.window.push(ok, slow, sent_s) > 0 and self._judge()
-
-    def _judge(self) -> bool:
-        why = trouble(self.window, self.config) if self.forced is None else None
-        return why is not None and self._open(why, counts(self.window))
-
-    def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
-        "An outcome while not closed, or from before the last change of state."
-        if probe and self.state is HALF_OPEN and self.out and (era is None or era == self.era):
-            return self._verdict(ok, slow)
-        self.late += 1
-        if not ok: self.late_failed += 1
-        return False
 
 # %% ../../nbs/routing/02_breaker.ipynb #f80b52f2
 def in_panic(

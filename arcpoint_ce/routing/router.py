@@ -617,12 +617,11 @@ class RouterTicking(RouterRetries):
             if now >= self._sweep_s: self._sweep(now)
             lanes = self._lanes.values()
             for l in lanes: take_forecast(l, table, now)
-            self.table = table; fs = {l.backend.name: self._belief(l, now) for l in lanes}
-            risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := fs[l.backend.name]) and f.most is None else None for l in lanes}
+            self.table = table; self._stamp += 1
+            risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := self._belief(l, now)) and f.most is None else None for l in lanes}
             room = {l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0. for l in lanes}
             left = self.shedder.update(risk, room, now)
             for l in lanes: l.weight = left[l.backend.name]
-            self._stamp += 1
 
     def roll(self, now: float):
         "Release expired leases and close the telemetry steps that have ended, on every backend; the ticker calls it."
