@@ -128,8 +128,7 @@ class Signs:
     ):
         self.response, self.usual, self.top, self.pace = response, usual, top, Pace(fade_s)
         self.occupied, self.speed, self.tpot_ms, self.at_s = usual, 1., 0., -inf
-        self.known = 0.                # answers of ours that the nowcast rests on; inf: gauges
-        self.share = 1.                # replicas that are ready, beside those that the response was learned with
+        self.known, self.share = 0., 1.   # answers of ours that the nowcast rests on, inf: gauges; replicas ready over those it was learned with
         self.gauge_s, self.gap_s, self.heard_s = -inf, 1.5, -inf   # newest gauge; usual time between two; last sign of life, s
 
     def answer(self, start_s: float, end_s: float, tokens: float):
@@ -160,8 +159,7 @@ class Sensor(Signs):
 
     def infer(self, now: float):
         "Without gauges: the batch that would explain the pace of our own answers, less ours. In silence, back to the usual."
-        p = self.pace
-        if not p.took: return
+        if not (p := self.pace).took: return
         n = self.share*self.response.most(p.tpot_ms(now)) if p.tokens > 0 else inf
         known = exp(-max(now - p.stamp, 0.)/(10*p.fade_s)); self.known = known*p.took/p.life_s
         seen = min(max(n - p.busy/p.took, 0.), self.top*self.share)
