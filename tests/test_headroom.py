@@ -1,4 +1,5 @@
 "The belief about head-room: its bounds, whatever gauges, answers and clocks say."
+from dataclasses import replace
 from math import inf, isfinite
 
 import numpy as np
@@ -90,3 +91,35 @@ def test_noise_has_no_clock():
 def test_nothing_to_learn_from():
     with pytest.raises(ValueError, match="fit_response"): fit_response(np.array([]), np.array([]))
     assert untaught(FLEET).foresight == (None,)*3
+
+
+def test_a_backend_without_gauges_can_be_seen_full():
+    "A crowd that the response curve has never seen: its slowness still says that nothing is left."
+    backends = [Backend("a", capacity=20.)]; rooms = Rooms(backends, untaught(backends), tpot_ms=59., ahead_s=8.)
+    for t in range(0, 120, 2):
+        rooms.answer(0, t - 60., float(t), 100)                            # 600 ms per token: many times the limit
+        table = rooms.tick(float(t), [None], [4])
+    assert table["a"].occupied >= table["a"].most
+
+
+def test_silence_ends_belief_and_a_sign_of_life_brings_it_back():
+    backends = [Backend("a", capacity=20.)]; rooms = Rooms(backends, untaught(backends), tpot_ms=59., ahead_s=8.)
+    for t in range(0, 40): table = rooms.tick(float(t), [(float(t), 4., 0, 27.)], [2])
+    assert table["a"].most - table["a"].occupied > 10
+    for t in range(40, 60): table = rooms.tick(float(t), [(39., 4., 0, 27.)], [2])
+    assert table["a"].most < 1.
+    rooms.answer(0, 55., 60., 100)
+    assert rooms.tick(60., [(39., 4., 0, 27.)], [2])["a"].most > 10
+
+
+def test_thin_news_judges_nobody():
+    "Without gauges and with hardly an answer there is no truth to hold a forecast to."
+    backends = [Backend("a", capacity=20.)]
+    wave = Foresight(10., occupied=((0., 0., 10., 10., 0., 0.),)); model = replace(untaught(backends), foresight=(wave,))
+    def settled(gap_s):
+        rooms = Rooms(backends, model, tpot_ms=59., ahead_s=16., gate=Gate())
+        for t in range(0, 600, 2):
+            if t % gap_s == 0: rooms.answer(0, t - 8., float(t), 300)
+            rooms.tick(float(t), [None], [1])
+        return rooms.gate.settled
+    assert settled(40) == 0 < settled(2)

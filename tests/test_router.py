@@ -594,3 +594,64 @@ def test_two_hundred_backends():
     seen = Counter(r.decide(Request(), 1. + k/1000).backend for k in range(3_000))
     assert len(seen) > 150 and max(seen.values()) < 60
     assert len(r.rank(Request(), 5.)) == 200 and isfinite(r.decide(Request(), 5.).probability)
+
+
+def fail(r, name, now, error="error", sent=None):
+    r.observe(Outcome(name, now if sent is None else sent, 0. if sent is None else (now - sent)*1000., False, error))
+
+
+def test_who_says_that_its_limit_is_spent_gets_nothing_until_the_next_minute():
+    r = busy(2); fail(r, "b0", 70., "rate_limited")
+    assert {brief(r, 70. + k*.4).backend for k in range(120)} == {"b1"}
+    assert "rate limit" in next(c.reason for c in r.rank(Request(), 100.) if c.backend == "b0")
+    assert {r.decide(Request(), 121. + k*.1).backend for k in range(40)} == {"b0", "b1"}
+
+
+def test_errors_that_nothing_confirms_are_forgotten():
+    r = busy(2, config=RouterConfig(forget_s=60.)); fail(r, "b0", 1.); rate = lambda: r.status(1.)[0]["error_rate"]
+    first = rate()
+    for t in range(1, 123, 2): brief(r, float(t))
+    assert first == pytest.approx(.1) and rate() == pytest.approx(.1*2.718281828**-2, rel=.1)
+
+
+def test_a_trial_that_ends_well_ends_the_error_rate():
+    r = busy(2, breaker=BreakerConfig(open_s=1., jitter=0., probes=1, probe_success=1))
+    for k in range(5): fail(r, "b0", 1. + k/10)
+    assert r.status(2.)[0]["state"] == OPEN and r.status(2.)[0]["error_rate"] > .4
+    for k in range(200):
+        d = r.decide(Request(), 5. + k/100)
+        if d.is_probe: break
+    r.observe(Outcome("b0", d.at_s, 10., decision=d.id))
+    assert r.status(8.)[0]["state"] == CLOSED and r.status(8.)[0]["error_rate"] == 0.
+
+
+def test_late_successes_do_not_hide_that_a_backend_fails_now():
+    r = busy(2)
+    for k in range(4): fail(r, "b0", 10. + k/10); r.observe(Outcome("b0", 5., 5000. + 100*k))     # sent before it began to fail
+    assert r.status(11.)[0]["state"] == CLOSED
+    fail(r, "b0", 10.5)
+    assert r.status(11.)[0]["state"] == OPEN and "in a row" in r.status(11.)[0]["reason"]
+    for k in range(4): fail(r, "b1", 10. + k/10); r.observe(Outcome("b1", 10. + k/10 + .01, 20.))  # sent since: it does answer
+    assert r.status(11.)[1]["state"] == CLOSED
+
+
+def brief(r, now):
+    "A request that is over at once."
+    d = r.decide(Request(), now); r.cancel(d, now)
+    return d
+
+
+def head_room(now, **rooms):
+    return ForecastTable(1, now, 1e9, {n: Forecast(n, now, 1e6, (1.,)*7, (1.,)*7, None, held, most) for n, (held, most) in rooms.items()})
+
+
+@pytest.mark.parametrize("held, waits", [(0., True), (9., False)])
+def test_probes_wait_while_others_have_room(held, waits):
+    r = busy(2, breaker=BreakerConfig(open_s=1., max_open_s=1., patient_s=50., backoff=100., jitter=0., probes=1))
+    r.swap(head_room(0., b0=(0., 10.), b1=(held, 10.)), 0.)
+    for k in range(5): fail(r, "b0", 1. + k/10)
+    r.health("b0", 2.5); d = next(d for d in (r.decide(Request(), 2.5 + k/1000) for k in range(500)) if d.is_probe or not r.cancel(d, 2.6))   # the first wait is short for all
+    r.observe(Outcome("b0", d.at_s, 0., False, "error", decision=d.id)); opened = d.at_s
+    early = [brief(r, opened + 2. + k/1000).is_probe for k in range(300)]
+    assert any(early) is not waits
+    assert any(brief(r, opened + 51. + k/1000).is_probe for k in range(300))

@@ -534,7 +534,9 @@ class RouterRanking(RouterObserving):
     def _fade(self, now: float):
         "Old errors count for less and less, or a backend that nobody sends to would be shunned for good."
         s, dt = self._signals, now - self._faded_s
-        if dt >= 1.: self._faded_s, s.error = now, [e*exp(-dt/self.config.forget_s) if e > 1e-3 else 0. for e in s.error]
+        if dt < 1.: return
+        keep, self._faded_s = exp(-dt/self.config.forget_s) if dt < inf else 1., now
+        s.error = [e*keep if e > 1e-3 else 0. for e in s.error]
 
     def _fresh_view(self, key: tuple, request: Request, now: float) -> View:
         self._fade(now)
