@@ -68,7 +68,8 @@ def verdict(table: pd.DataFrame, family: str, settled: Mapping, mine: str = "our
                 cost_ratio=pooled(t, mine, "cost_usd")/max(pooled(t, settled["best"], "cost_usd"), 1e-9), best_reactive=settled["best"],
                 violations_reactive=missed(settled["best"]), violations_ours=missed(mine), violations_clairvoyant=missed(seer),
                 violations_off=missed("ours_off"), clairvoyant=seer, load=settled["load"], foreseeable=FAMILIES[family].foreseeable,
-                no_room=bool(out["clairvoyant_ratio"] is not None and out["clairvoyant_ratio"] > .7))
+                no_room=bool(out["clairvoyant_ratio"] is not None and out["clairvoyant_ratio"] > .7),
+                missed={p: missed(p) for p in sorted(t["policy"].unique())})
     own = t[(t.policy == mine)]
     if "lead_s" in own and own["lead_s"].notna().any():
         out |= dict(lead_s_median=float(own["lead_s"].median()), onsets=int(own["onsets"].sum()), shed_before=float(own["shed_before"].sum()/max(own["onsets"].sum(), 1)),
