@@ -625,16 +625,6 @@ def test_a_trial_that_ends_well_ends_the_error_rate():
     assert r.status(8.)[0]["state"] == CLOSED and r.status(8.)[0]["error_rate"] == 0.
 
 
-def test_late_successes_do_not_hide_that_a_backend_fails_now():
-    r = busy(2)
-    for k in range(4): fail(r, "b0", 10. + k/10); r.observe(Outcome("b0", 5., 5000. + 100*k))     # sent before it began to fail
-    assert r.status(11.)[0]["state"] == CLOSED
-    fail(r, "b0", 10.5)
-    assert r.status(11.)[0]["state"] == OPEN and "in a row" in r.status(11.)[0]["reason"]
-    for k in range(4): fail(r, "b1", 10. + k/10); r.observe(Outcome("b1", 10. + k/10 + .01, 20.))  # sent since: it does answer
-    assert r.status(11.)[1]["state"] == CLOSED
-
-
 def brief(r, now):
     "A request that is over at once."
     d = r.decide(Request(), now); r.cancel(d, now)

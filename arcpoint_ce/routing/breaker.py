@@ -67,7 +67,7 @@ def _check(
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
 class Window:
     "The newest outcomes of one backend: a ring of bytes with running counts."
-    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "run_s", "calm")
+    __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "calm")
 
     def __init__(self, size: int):     # how many outcomes it holds
         self.size = size
@@ -76,10 +76,9 @@ class Window:
     def clear(self):
         self.ring = bytearray(self.size)
         self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
-        self.run_s = inf                   # when the first of the failures in a row was sent, s
 
-    def push(self, ok: bool, slow: bool, sent_s: float = inf) -> int:  # how many in it failed or were slow; 0: all is well
-        "Take in one outcome, forget the oldest. What was sent before a run of failures began does not end it."
+    def push(self, ok: bool, slow: bool) -> int:  # how many in it failed or were slow; 0: all is well
+        "Take in one outcome, forget the oldest."
         at, ring = self.at, self.ring
         old, new = ring[at], (0 if ok else 1) | (2 if slow else 0)
         if new != old:
@@ -88,10 +87,7 @@ class Window:
         at += 1
         self.at = at if at < self.size else 0
         if self.n < self.size: self.n += 1
-        if not ok:
-            if not self.run or sent_s < self.run_s: self.run_s = sent_s
-            self.run += 1
-        elif sent_s >= self.run_s: self.run, self.run_s = 0, inf
+        self.run = 0 if ok else self.run + 1
         bad = self.failed or self.slow; self.calm = not bad and self.n == self.size
         return bad
 
@@ -328,13 +324,12 @@ class Breaker(Judging):
         now: float,                               # s from 0 up; time never goes back inside
         probe: bool = False,                      # did it go out on a slot of a trial
         era: int | None = None,                   # `era` when the call started; None: as of now
-        sent_s: float = inf,                      # when the call started, s; inf: not told
     ) -> bool:                                    # True if the state changed
         "One call has ended. Closed: counted and judged. Half-open: only probes judge. Open: late."
         if self._clock < now < inf: self._clock = now
         if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
         if ok and not slow and self.window.calm: return False
-        return self.window.push(ok, slow, sent_s) > 0 and self._judge()
+        return self.window.push(ok, slow) > 0 and self._judge()
 
 # %% ../../nbs/routing/02_breaker.ipynb #f80b52f2
 def in_panic(

@@ -325,7 +325,7 @@ def strain(
     burst: float,        # among the full ones the fuller comes first, up to this; 1: the less full does
 ) -> float:              # score; lower wins; above 1 where it is full
     "What a request suffers at one place."
-    if full <= 1.: return max(full, full + (NEAR - full)*min(shun*error, 1.))
+    if full <= 1.: return max(full*(1. + 4.*error), full + (NEAR - full)*min(shun*error, 1.))
     return shun*error + (full + burst if full >= burst else 1. + burst - full)
 
 # %% ../../nbs/routing/03_policies.ipynb #4b7e19aa
@@ -368,7 +368,7 @@ class HeadRoom:
 class RoomPlan:
     "Head-room made ready: who may be drawn, by which weight, and how full each will be."
     def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], burst: float):
-        room = [max((m - h)*(1. - s.error[k])**8, rule.floor*m) for m, h, k in zip(most, held, scene.slots)]
+        room = [max((m - h)*(1. - s.error[k])**4, rule.floor*m) for m, h, k in zip(most, held, scene.slots)]
         free = [rule.thrift*m - h for m, h in zip(most, held)]
         self.mix = cheapest_first(scene.cost_usd, free, rule.spare + sum(s.in_flight[k] for k in scene.slots)) if rule.thrift else list(range(len(room)))
         self.draws, self.burst, self.shun, self.all, self.slots = rule.draws, burst, rule.shun, (scene.slots, most, held), [scene.slots[i] for i in self.mix]

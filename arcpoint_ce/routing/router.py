@@ -482,7 +482,7 @@ class RouterLearning(RouterReservations):
             us = int(took*1000. + .5); end_us += us; end_s += took/1000.
             if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-        changed = lane.breaker.record(ok, slow, end_s, probe, era, o.ts_s)
+        changed = lane.breaker.record(ok, slow, end_s, probe, era)
         if changed or probe: self._stamp += 1
         if o.error == "rate_limited": lane.held_s = end_s - end_s % 60. + 60.; self._stamp += 1
         self.counts["observed"] += 1
