@@ -141,6 +141,10 @@ class Signs:
         if self.gauge_s > -inf: self.gap_s += .1*(at_s - self.gauge_s - self.gap_s)
         self.gauge_s = at_s; self.heard_s = max(now, self.heard_s)
 
+    def fresh(self, now: float, at_s: float) -> bool:
+        "Do gauges of `at_s` tell more than our own answers? Those are half a life old and come as they end."
+        return now - at_s < (max(1.25*self.pace.life_s, 3*self.gap_s) if self.pace.took else 45.)
+
     def silent(self, now: float) -> bool:   # as good as gone
         "It used to publish gauges, and of late there is neither a new one nor an answer."
         return self.gauge_s > -inf and now - self.heard_s > 4*self.gap_s
@@ -293,12 +297,12 @@ def replay_sensors(journal: Journal, sensors: Sequence[Sensor], step_s: float) -
         out.append(grid)
     return tuple(out)
 
-def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int], stale_s: float = 45.):
-    "One look at the fleet. A gauge that has not moved for `stale_s` is no gauge."
+def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int]):
+    "One look at the fleet. Gauges that are older than what our own answers tell are none."
     for s, g, n in zip(sensors, gauges, own):
         s.pace.count(now, n)
         if g: s.look(now, g[0])
-        if g and now - g[0] < stale_s: s.gauge(*g)
+        if g and s.fresh(now, g[0]): s.gauge(*g)
         else: s.infer(now)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #258590c7
