@@ -35,7 +35,7 @@ def ours(
     board: Board | None = None,        # shared counts
     journal: Journal | None = None,
     trace: list | None = None,         # belief of every tick
-    policy: Callable = HeadRoom,
+    policy: Callable = HeadRoom,       # takes `gateways`
     every_s: float = 2.,               # between ticks, s
     lives: float = 2.,                 # how far to look ahead, mean request lives
     explore: float = .01,              # share of requests drawn by capacity alone
@@ -44,7 +44,7 @@ def ours(
     s = world.setting
     rooms = lambda backends: Rooms(backends, model, world.limit_tpot_ms, lives*s.request_s, gate=Gate() if gate else None, trace=trace)
     config = RouterConfig(slo_ms=s.slack*REF_PREFILL_MS*500., slo_tok_ms=s.slack*REF_TPOT_MS, explore=explore, lease_s=20*s.request_s)
-    return RoomGateway(policy, rooms=rooms, config=config, breaker=BreakerConfig(slow_rate=2., open_s=5., max_open_s=10., patient_s=60., probes=1, probe_success=2), every_s=every_s, journal=journal, board=board)
+    return RoomGateway(partial(policy, gateways=1 if board else s.gateways), rooms=rooms, config=config, breaker=BreakerConfig(slow_rate=2., open_s=5., max_open_s=10., patient_s=60., probes=1, probe_success=2), every_s=every_s, journal=journal, board=board)
 
 @lru_cache(4)
 def taught(setting: Setting) -> RoomModel:
