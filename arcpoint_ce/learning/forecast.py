@@ -480,6 +480,8 @@ class PulseWindows:
 # %% ../../nbs/learning/21_forecast.ipynb #a21f5a1c
 class Pulse(PulseWindows):
     "A fitted forecaster, running: windows, matured errors, forecasts."
+    adjust = None                      # (backend, log centre, size, expected load, row) -> log centre, size: how an online learner corrects
+
     def forecast(
         self,
         planned: Mapping[str, float] | None = None,   # what-if: load per step at the horizon, requests, by backend
@@ -500,9 +502,10 @@ class Pulse(PulseWindows):
         w, f, out = self.windows, self.forecaster, {}
         expected = expected_load(w, names)
         offset = np.array([offset_of(w.models[n], w.latency[n], expected[n]) for n in names])
-        centre, size = centres(f, names, offset, rows_of(w, names, expected), w.models)
-        for n, c, s in zip(names, centre.tolist(), size.tolist()):
+        centre, size = centres(f, names, offset, rows := rows_of(w, names, expected), w.models)
+        for n, c, s, row in zip(names, centre.tolist(), size.tolist(), rows):
             band, k, m = self.interval(n), w.index[n], w.models[n]
+            if self.adjust: c, s = self.adjust(n, c, s, expected[n], row)
             if promise: band.promise(k, c, s)
             load = planned.get(n, expected[n])
             out[n] = one_forecast(m, band, float((k + 1)*w.step_s), f.horizon_s, c + what_if(m, expected[n], load), s, load/w.step_s)
