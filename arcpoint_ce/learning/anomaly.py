@@ -118,7 +118,7 @@ class Tail:
         if rate >= self.share: return float(self.sorted[max(len(self.sorted) - int(round(rate*self.n)), 0)])
         return self.edge + float(genpareto.isf(rate/self.share, self.shape, 0., self.scale))
 
-# %% ../../nbs/learning/24_anomaly.ipynb #318168e1
+# %% ../../nbs/learning/24_anomaly.ipynb #2b55366f
 class Anomaly(NamedTuple):
     "A window that healthy telemetry would rarely show."
     at_s: float
@@ -128,6 +128,7 @@ class Anomaly(NamedTuple):
     rate: float                # false alarms per healthy window
     why: dict[str, tuple[float, float, float]]   # feature -> value, normal from, normal to; the oddest first
 
+# %% ../../nbs/learning/24_anomaly.ipynb #973dac8d
 class AnomalyFit(Oddness):
     "Fitting and calibration."
     def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyFit":   # (n, features) in order of time; (n,) what was flagged

@@ -33,9 +33,8 @@ def counter(name: str, says: str, values: dict, *labels: str) -> Metric:
     for key, v in values.items(): out.add_metric(key, v)
     return out
 
-# %% ../../nbs/learning/27a_metrics.ipynb #4492d24a
+# %% ../../nbs/learning/27a_metrics.ipynb #ecb26efe
 STATES = ("closed", "half_open", "open")
-
 def backend_families(s: dict) -> Iterator[Metric]:   # an engine's status
     "What is known of every backend."
     b = {x["backend"]: x for x in s["backends"]}
@@ -48,6 +47,7 @@ def backend_families(s: dict) -> Iterator[Metric]:   # an engine's status
     yield gauge("forecast_skill", "1 - MAE/MAE of persistence, over the newest matured forecasts.", {(n,): x["skill"] for n, x in f.items()}, "backend")
     yield gauge("interval_coverage", "Share of truths inside of the 80 % interval.", {(n,): x["coverage"] for n, x in f.items()}, "backend")
 
+# %% ../../nbs/learning/27a_metrics.ipynb #f3266905
 def engine_families(s: dict) -> Iterator[Metric]:
     "What is known of the engine itself."
     yield counter("decisions", "Decisions made.", {tuple(k.split("/", 1)): v for k, v in s["decisions"].items()}, "reason", "backend")

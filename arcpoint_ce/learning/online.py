@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ONLINE_FEATURES', 'VOICES', 'online_vector', 'river_learner', 'RecursiveLeastSquares', 'prequential', 'OnlineConfig',
-           'Mixture', 'BackendOnline', 'Matured', 'Pending', 'LiveVoices', 'LivePulse', 'follow', 'shifted',
-           'adaptation']
+           'Mixture', 'BackendOnline', 'OnlineLearning', 'Matured', 'Pending', 'LiveVoices', 'LiveTruths', 'LivePulse',
+           'follow', 'shifted', 'adaptation']
 
 # %% ../../nbs/learning/22_online.ipynb #8a4156a3
 from collections import deque
@@ -119,7 +119,7 @@ class Mixture:
         c = self.config
         for i, x in enumerate(losses): lead = c.prior if i else 0.; self.losses[i] = lead + c.fade*(self.losses[i] - lead) + min(x, 3.)
 
-# %% ../../nbs/learning/22_online.ipynb #79399d7e
+# %% ../../nbs/learning/22_online.ipynb #96612cd1
 class BackendOnline:
     "The voices of one backend, and what each has learned."
     def __init__(self, config: OnlineConfig, usual: float, unit: float):   # usual latency, log ms; usual change over a horizon, log
@@ -139,6 +139,9 @@ class BackendOnline:
 
     def blend(self, voices: Sequence[float]) -> float: return sum(w*v for w, v in zip(self.mixture.weights(), voices))
 
+# %% ../../nbs/learning/22_online.ipynb #118d4411
+class OnlineLearning(BackendOnline):
+    "How the voices of one backend learn."
     def learn(self, voices: Sequence[float], x: Sequence[float], truth: float):   # log ms
         "A forecast has matured."
         self.mixture.learn([abs(truth - v)/self.unit for v in voices])
@@ -169,7 +172,7 @@ class Pending(NamedTuple):
     x: list[float]
     persistence_ms: float
 
-# %% ../../nbs/learning/22_online.ipynb #feda956e
+# %% ../../nbs/learning/22_online.ipynb #167d7455
 class LiveVoices(Pulse):
     "A pulse whose forecasts are corrected online."
     def __init__(self, f: Forecaster, config: OnlineConfig = OnlineConfig()):
@@ -178,11 +181,11 @@ class LiveVoices(Pulse):
         self.widen: dict[str, float] = {}          # factor on the interval, by backend
         self.adjust = self._correct
 
-    def backend(self, name: str) -> BackendOnline:
+    def backend(self, name: str) -> OnlineLearning:
         if name not in self.online:
             m = self.windows.model(name)
             usual = log(max(m.curve.at(m.usual_load), 1e-3)) if m.curve else 0.
-            self.online[name] = BackendOnline(self.config, usual, m.scale.unit)
+            self.online[name] = OnlineLearning(self.config, usual, m.scale.unit)
         return self.online[name]
 
     def curve_ms(self, name: str, load: float) -> float:   # ms; 1 where no response was learned
@@ -196,9 +199,9 @@ class LiveVoices(Pulse):
         self.pending.setdefault(name, deque(maxlen=256)).append(Pending(self.windows.index[name] + self.forecaster.ahead_, voices, x, self.windows.latency[name].latency_ms))
         return b.blend(voices), size*self.widen.get(name, 1.)
 
-# %% ../../nbs/learning/22_online.ipynb #0fe36175
-class LivePulse(LiveVoices):
-    "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
+# %% ../../nbs/learning/22_online.ipynb #06434197
+class LiveTruths(LiveVoices):
+    "What becomes of corrected forecasts."
     def __init__(self, f: Forecaster, config: OnlineConfig = OnlineConfig()):
         super().__init__(f, config)
         self.said: dict[tuple[str, int], Forecast] = {}; self.matured: deque[Matured] = deque(maxlen=10_000)
@@ -214,6 +217,9 @@ class LivePulse(LiveVoices):
             self.backend(name).learn(p.voices, p.x, log(latency_ms))
             self.matured.append(Matured(name, step.start_s, f, exp(p.voices[0]), p.persistence_ms, latency_ms))
 
+# %% ../../nbs/learning/22_online.ipynb #4d87ecb6
+class LivePulse(LiveTruths):
+    "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
     def compute(self, names, planned, promise):
         "As in `Pulse`; what-if questions are not remembered."
         before = {n: len(self.pending.get(n, ())) for n in names}
