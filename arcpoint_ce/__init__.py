@@ -5,7 +5,7 @@ from importlib import import_module
 
 _HOME = {
     "Backend": "routing.core", "Request": "routing.core", "Outcome": "routing.core", "Decision": "routing.router",
-    "Router": "routing.router", "load_requests": "telemetry.requests", "run_report": "apps.report",
+    "Router": "routing.router", "ContextEngine": "learning.engine", "load_requests": "telemetry.requests", "run_report": "apps.report",
 }
 __all__ = [*_HOME, "__version__"]
 
