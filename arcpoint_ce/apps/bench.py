@@ -6,7 +6,7 @@
 __all__ = ['PEAK', 'GROWTH', 'LOG', 'SIM_CURVE', 'IMPORT', 'timed', 'held_router', 'bench_decide', 'child', 'bench_growth',
            'synthetic_steps', 'between_ticks', 'bench_tick', 'write_log', 'bench_log', 'sim_work', 'sim_fleet',
            'sim_router', 'InTurn', 'sim_mean_s', 'best_rate', 'SimpyBackend', 'simpy_mean_s', 'bench_sim',
-           'bench_import', 'machine', 'parts', 'run_bench']
+           'bench_import', 'machine', 'bench_loop_store', 'parts', 'run_bench']
 
 # %% ../../nbs/apps/53b_bench.ipynb #b419bda8
 import gc
@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from random import Random
 from statistics import median
-from time import perf_counter_ns, process_time
+from time import perf_counter, perf_counter_ns, process_time
 
 import duckdb
 import numpy as np
@@ -32,8 +32,11 @@ from tqdm.auto import tqdm
 from ..lab.fleet import FixedChoice, Fleet, ServiceCurve, SimBackend, Tally, rare_collections
 from ..lab.gateways import RoomGateway
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
+from ..learning.anomaly import bench_anomaly
+from ..learning.feedback import bench_store
 from ..learning.forecast import Forecaster, Ticker
 from ..learning.forest import bench_forest
+from ..learning.online import bench_online
 from ..routing.core import Backend, Forecast, ForecastTable, Outcome, Request
 from ..routing.policies import TwoChoices
 from ..routing.router import Router, RouterConfig
@@ -291,6 +294,10 @@ def machine() -> dict:             # facts that times depend on
     return {"cpu_count": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
             "gc_enabled": gc.isenabled()}
 
+def bench_loop_store(n: int) -> dict:   # records
+    "The feedback store on a SQLite file in a temporary folder."
+    with tempfile.TemporaryDirectory() as folder: return bench_store(folder, perf_counter, n)
+
 def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the order of running
     "What is measured."
     calls, f = (20_000 if quick else 60_000), (lambda full, less: less if quick else full)
@@ -302,6 +309,9 @@ def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the ord
         "memory of observe": lambda: bench_growth(*f((10_000_000, 500_000), (100_000, 50_000))),
         "forest": lambda: bench_forest(**f({}, dict(repeats=20, n_rows=1000))),
         "simulated fleet": lambda: bench_sim(*f((40_000, 7), (10_000, 3))),
+        "feedback store": lambda: bench_loop_store(f(40_000, 10_000)),
+        "online learning": lambda: bench_online(perf_counter, f(3000, 500)),
+        "anomalies": lambda: bench_anomaly(perf_counter, f(2000, 300)),
         "tick": lambda: bench_tick(**f({}, dict(minutes=110, ticks=120))),
     }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONLINE_FEATURES', 'VOICES', 'online_vector', 'river_learner', 'RecursiveLeastSquares', 'prequential', 'OnlineConfig',
            'Mixture', 'BackendOnline', 'OnlineLearning', 'Matured', 'Pending', 'LiveVoices', 'LiveTruths', 'LivePulse',
-           'follow', 'shifted', 'adaptation']
+           'follow', 'shifted', 'adaptation', 'bench_online']
 
 # %% ../../nbs/learning/22_online.ipynb #8a4156a3
 from collections import deque
@@ -260,3 +260,14 @@ def adaptation(
     "Samples until the mean error of the following window is at most `factor` times the twin's, and stays so."
     ok = [err[k:k + window].mean() <= factor*twin[k:k + window].mean() for k in range(len(err) - window + 1)]
     return next((k for k in range(len(ok) - stays) if all(ok[k:k + stays + 1])), None)
+
+# %% ../../nbs/learning/22_online.ipynb #4fdc6a07
+def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:   # clock in s
+    "Median time of one prediction and one update: River's scaled linear model, and recursive least squares."
+    rng = np.random.default_rng(0); X, sgd, rls = rng.normal(size=(n, len(ONLINE_FEATURES))).tolist(), river_learner("sgd"), RecursiveLeastSquares(len(ONLINE_FEATURES))
+    took = {"online": [], "rls": []}
+    for row in X:
+        x, y = dict(zip(ONLINE_FEATURES, row)), row[0] - row[1]
+        t = clock(); sgd.predict_one(x); sgd.learn_one(x, y); took["online"].append(clock() - t)
+        t = clock(); rls.predict(row); rls.learn(row, y); took["rls"].append(clock() - t)
+    return {f"{k}_p50_us": 1e6*sorted(v)[n//2] for k, v in took.items()} | {"online_n": n}
