@@ -59,7 +59,10 @@ class Site:
 class SiteFleet(Site):
     "What follows from a site's amounts."
     @property
-    def setting(self): return self     # where `contest.ours` looks for slack and request_s
+    def setting(self): return self     # where `contest.ours` looks for slack, request_s and gateways
+
+    @property
+    def gateways(self) -> int: return 1
 
     @property
     def limit_tpot_ms(self) -> float: return .95*self.slack*REF_TPOT_MS   # a little is kept back for the prompt
