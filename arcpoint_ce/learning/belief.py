@@ -91,26 +91,16 @@ class LiveLoop(LiveForecast):
             m = self.pulse.matured.popleft()
             for a in self.after.settle(m, rival.get((m.backend, m.about_s))): self.act(a)
 
-# %% ../../nbs/learning/26b_belief.ipynb #d429304a
+# %% ../../nbs/learning/26b_belief.ipynb #3b43c335
 class LiveTables(LiveLoop):
     "How tables go out."
     def table(self, now: float, most: int | None = None) -> ForecastTable:
-        "A new table; what is demoted is not in it."
+        "Settle what has matured, then a new table; what is demoted is not in it."
+        self.settle()
         said = self.pulse.forecast(most=most)
         if self.candidate: self.candidate.forecast(most=most)
         self.version += 1
         return ForecastTable(self.version, now, self.max_age_s, {n: f for n, f in said.items() if self.acts(n)}, "forest + online")
-
-    def tick(self, now: float) -> ForecastTable:
-        "Close steps, settle what has matured, hand a table to the router."
-        self.hook(); self.router.roll(now)
-        while self.waiting:
-            name, step = self.waiting.popleft()
-            if name in self.hooked: self.push(name, step)
-        self.settle()
-        table = self.table(now, self.share(now))
-        self.router.swap(table, now)
-        return table
 
 # %% ../../nbs/learning/26b_belief.ipynb #40582f5d
 class LiveCandidates(LiveTables):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['EngineConfig', 'Belief', 'EngineParts', 'EngineFast', 'EngineMore', 'EngineSteps', 'EngineIncidents', 'EngineNews',
-           'plain_table', 'table_from', 'EngineMemory', 'EngineTick', 'EngineWorker', 'fleet_status', 'EngineBuilt',
-           'ContextEngine']
+           'plain_table', 'table_from', 'EngineMemory', 'EngineTick', 'EngineTraining', 'EngineWorker', 'fleet_status',
+           'EngineBuilt', 'ContextEngine']
 
-# %% ../../nbs/learning/27_engine.ipynb #941a0498
+# %% ../../nbs/learning/27_engine.ipynb #232b2b3b
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -30,7 +30,7 @@ from ..routing.features import History
 from ..routing.policies import Policy
 from ..routing.router import Decision, Router, RouterConfig
 
-# %% ../../nbs/learning/27_engine.ipynb #7b26e766
+# %% ../../nbs/learning/27_engine.ipynb #4c417cf9
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     "How the slow side of an engine works. ValueError on values that make no sense."
@@ -39,7 +39,7 @@ class EngineConfig:
     memo_s: float = 5.         # breakers and forecasts are written down this often, s
     keep_s: float = 14*86_400. # older records are forgotten, s
     sweep_s: float = 3_600.    # how often they are looked for, s
-    past_s: float = 2*86_400.  # steps of this time are replayed at a restart, s
+    past_s: float = 21_600.    # steps of this time are replayed at a restart, s
     tight_s: float = 300.      # a high anomaly makes a breaker quicker for this long, s
     tight_share: float = .5    # of the capacity, at most
 
@@ -54,7 +54,7 @@ class Belief(Protocol):
     def tick(self, now: float) -> ForecastTable: ...   # makes a table and hands it to the router
     def status(self) -> dict: ...
 
-# %% ../../nbs/learning/27_engine.ipynb #47d036c8
+# %% ../../nbs/learning/27_engine.ipynb #41fe714d
 class EngineParts:
     "What an engine is made of."
     def __init__(self, fleet: Iterable[Backend], store: FeedbackStore, router: Router, belief: Belief | None, anomalies: AnomalyDetector | None, config: EngineConfig):
@@ -62,22 +62,21 @@ class EngineParts:
         self.anomalies, self.incidents = anomalies, IncidentBook()
         self.features: dict[str, Mapping] = {}     # of the newest closed step, by backend
         self.histories: dict[str, History] = {}
+        self.made_s: dict[str, float] = {}         # of the newest forecast that was written down
         self.windows: deque = deque(maxlen=20_000) # newest windows of the fleet, for refitting the anomaly detector
         self.closed: deque[tuple[str, Step]] = deque(); self.hooked: dict[str, object] = {}
-        self.decisions: Counter = Counter()        # (mode, backend) -> how many
         self.tight: dict[str, float] = {}          # backend -> until when its breaker is quicker, s
         self.severities: Counter = Counter()
         self.log = logging.getLogger("arcpoint_ce.engine")
         self.failures, self.tick_took_s, self.ticked_s = 0, 0., -inf
         self._slow, self._seen, self._due = RLock(), {}, dict(memo=-inf, sweep=-inf)
 
-# %% ../../nbs/learning/27_engine.ipynb #dbe501e2
+# %% ../../nbs/learning/27_engine.ipynb #7ac902fc
 class EngineFast(EngineParts):
     "Decisions and outcomes. From any thread, and from asyncio: nothing here waits for anything but the router's lock."
     def decide(self, request: Request, now: float) -> Decision:
         "As `Router.decide`, and written down."
         d = self.router.decide(request, now)
-        self.decisions[d.view.mode, d.backend] += 1
         self.store.decided(d, self.features.get(d.backend))
         return d
 
@@ -198,7 +197,7 @@ class EngineMemory(EngineNews):
         self.router.swap(table_from(memo["table"]), memo["at_s"]); self.tight = dict(memo["tight"])
         return True
 
-# %% ../../nbs/learning/27_engine.ipynb #f2360557
+# %% ../../nbs/learning/27_engine.ipynb #c663afde
 class EngineTick(EngineMemory):
     "One round of the slow side."
     clock: Callable[[], float] | None = None       # the worker's, while one runs
@@ -209,7 +208,8 @@ class EngineTick(EngineMemory):
             self._hook(); self.router.roll(now)
             table = self.belief.tick(now) if self.belief else self.router.table
             while self.closed: self._step(*self.closed.popleft())
-            if self.belief and table.forecasts and any(f.made_s > self.ticked_s for f in table.forecasts.values()): self.store.forecast(table)
+            fresh = {n: f for n, f in table.forecasts.items() if f.made_s > self.made_s.get(n, -inf)}
+            if fresh: self.store.forecast(replace(table, forecasts=fresh)); self.made_s.update({n: f.made_s for n, f in fresh.items()})
             self._tighten(now); self._transitions(); self._model_events(); self._memo(now); self._sweep(now)
             self.ticked_s = now
             return table
@@ -224,8 +224,33 @@ class EngineTick(EngineMemory):
             self.store.flush(now)
         except Exception: self.failures += 1; self.log.exception("tick failed")
 
-# %% ../../nbs/learning/27_engine.ipynb #36a0fd51
-class EngineWorker(EngineTick):
+# %% ../../nbs/learning/27_engine.ipynb #567489a4
+class EngineTraining(EngineTick):
+    "A new model, where drift asks for one."
+    train_s: float = 7*86_400.         # the recent window that it learns from, s
+    _training: Thread | None = None
+
+    def retrain(self, now: float) -> bool:   # False: it could not be trained; the log says why
+        "Fit a candidate on the stored steps of the recent window; from then on it watches beside the live model."
+        why, self.belief.retrain_why = self.belief.retrain_why, None
+        try: candidate = Forecaster(**self.belief.pulse.forecaster.params()).fit(self.store.frame("steps", now - self.train_s))
+        except ValueError as e: self._tell(now, "retraining failed", str(e)); return False
+        steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", now - self.config.past_s)]
+        with self._slow: self.belief.watch(candidate, steps, now)
+        self._tell(now, "retrained", why or "asked for by hand")
+        return True
+
+    def _tell(self, now: float, what: str, why: str):
+        self.store.put("events", at_s=now, what=what, why=why); self.log.info(what, extra=dict(fields=dict(why=why)))
+
+    def step(self, now: float):
+        "As before; while a worker runs, training has a thread of its own, so that ticks go on."
+        super().step(now)
+        if self.clock is None or not getattr(self.belief, "retrain_why", None) or self._training and self._training.is_alive(): return
+        self._training = Thread(target=self.retrain, args=(now,), name="arcpoint-training", daemon=True); self._training.start()
+
+# %% ../../nbs/learning/27_engine.ipynb #9c211306
+class EngineWorker(EngineTraining):
     "The worker, and what is to be seen."
     _thread: Thread | None = None
 
@@ -250,13 +275,13 @@ class EngineWorker(EngineTick):
             if isfinite(now): self._due["memo"] = -inf; self._transitions(); self._model_events(); self._memo(now)
             self.store.close(now if isfinite(now) else None)
 
-# %% ../../nbs/learning/27_engine.ipynb #e495e101
+# %% ../../nbs/learning/27_engine.ipynb #481eba8e
 def fleet_status(e: EngineWorker, now: float) -> dict:
     "The plain values of `ContextEngine.status`."
     t, b = e.router.table, e.belief.status() if e.belief else {}
     f = {n: dict(p50_ms=round(x.p50_ms, 1), low_ms=round(x.interval_ms[0], 1), high_ms=round(x.interval_ms[1], 1)) for n, x in t.items()}
     about = {n: dict(skill=None, coverage=None, share=0., state="normal") | f.get(n, {}) | b.get("backends", {}).get(n, {}) for n in {*f, *b.get("backends", {})}}
-    return dict(at_s=now, decisions={f"{mode}/{n}": k for (mode, n), k in e.decisions.items()}, counts=dict(e.router.counts), backends=e.router.status(now),
+    return dict(at_s=now, decisions={f"{mode}/{n}": k for (mode, n), k in sorted(e.store.drawn.items())}, counts=dict(e.router.counts), backends=e.router.status(now),
                 forecast=dict(version=t.version, model=t.model, age_s=t.age_s(now) if isfinite(t.made_s) else None, stale=t.age_s(now) > t.max_age_s, backends=about),
                 drift=b.get("drift", dict(events={}, newest=[], streams=0)), gate=b.get("gate"),
                 anomalies=dict(incidents=dict(e.severities), open=[str(i) for i in e.incidents.open.values()], tightened=sorted(e.tight)),

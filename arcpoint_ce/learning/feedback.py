@@ -8,16 +8,16 @@ __all__ = ['JOINED', 'LATE', 'DUPLICATE', 'ORPHAN', 'FOREIGN', 'MISSING', 'FATES
            'StoreQueue', 'StorePuts', 'StoreJoins', 'StoreRows', 'StoreFlush', 'StoreQueries', 'StoreUpkeep',
            'FeedbackStore', 'bench_store']
 
-# %% ../../nbs/learning/25_feedback.ipynb #78e3fa8f
+# %% ../../nbs/learning/25_feedback.ipynb #9941a7bc
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from threading import Lock
 
-from .shelves import NESTED, TABLES, MemoryShelf, Rows, Shelf, check_table, open_shelf
+from .shelves import NESTED, TABLES, MemoryShelf, Rows, Shelf, check_table, matches, open_shelf
 from ..routing.core import ForecastTable, Outcome, Step
 from ..routing.policies import Signals
 from ..routing.router import Decision, odds
@@ -113,7 +113,7 @@ def forecast_rows(t: ForecastTable) -> list[tuple]:
     "A table's forecasts."
     return [(f.made_s, f.backend, t.version, f.horizon_s, nested(f.step_ms), nested(f.request_ms), f.load_rps) for f in t.forecasts.values()]
 
-# %% ../../nbs/learning/25_feedback.ipynb #724f6c08
+# %% ../../nbs/learning/25_feedback.ipynb #14773cbc
 class StoreQueue:
     "The fast side: a bounded queue."
     def __init__(
@@ -124,7 +124,7 @@ class StoreQueue:
         self.shelf = open_shelf(where) if where is None or isinstance(where, (str, Path)) else where
         self.bound, self._queue, self._flushing = queue, deque(), Lock()
         self.overflowed = self.acknowledged = self.lost = self.errors = 0; self.error = None
-        self.fates = dict.fromkeys(FATES, 0)
+        self.fates, self.drawn = dict.fromkeys(FATES, 0), Counter()   # (mode, backend) -> decisions
 
     def _take(self, record: tuple) -> bool:    # False: the queue is full
         q = self._queue
@@ -161,16 +161,20 @@ class StorePuts(StoreQueue):
         text = self.shelf.state(name)
         return None if text is None else json.loads(text)
 
-# %% ../../nbs/learning/25_feedback.ipynb #d6ff1f36
+# %% ../../nbs/learning/25_feedback.ipynb #733a2270
 class StoreJoins(StorePuts):
     "Joins on the way."
     def __init__(self, where=None, queue: int = 100_000):
         super().__init__(where, queue)
-        self._joiner = Joiner(lambda t, equal: self.shelf.read(t, -inf, inf, equal, -1))
+        self._joiner = Joiner(self._find)
         self._pending, self._states, self._waiting_rows = {}, {}, 0   # rows that could not be written yet
 
+    def _find(self, table: str, equal: dict) -> list[tuple]:
+        "Rows by equality, those that are not written yet included."
+        return self.shelf.read(table, -inf, inf, equal, -1) + [r for r in self._pending.get(table, ()) if matches(r, table, equal)]
+
     def _decision(self, d, features):
-        self._joiner.begin(d.id, d.at_s, d.backend, d.until_s)
+        self._joiner.begin(d.id, d.at_s, d.backend, d.until_s); self.drawn[d.view.mode, d.backend] += 1
         return decision_row(d, features)
 
     def _outcome(self, o: Outcome):
@@ -194,13 +198,13 @@ class StoreRows(StoreJoins):
         else: table, rows = kind, [dict(decisions=self._decision, outcomes=self._outcome, attempts=self._attempt, steps=step_row)[kind](*x)]
         self._pending.setdefault(table, []).extend(rows); self._waiting_rows += len(rows)
 
-# %% ../../nbs/learning/25_feedback.ipynb #93f16248
+# %% ../../nbs/learning/25_feedback.ipynb #65e9f35f
 class StoreFlush(StoreRows):
     "The slow side: one worker calls it."
     def flush(self, now: float | None = None) -> int:   # records acknowledged in all; `now`: s, for leases that have run out
         "Commit everything that waits. Never raises for what storage does; `status` tells."
         with self._flushing:
-            for _ in range(len(self._queue)): self._absorb(self._queue.popleft())
+            for _ in range(len(self._queue)): self._take_in(self._queue.popleft())
             if now is not None: self._miss(now)
             if not self._pending and not self._states: return self.acknowledged
             try: self.shelf.write(self._pending, self._states)
@@ -208,6 +212,11 @@ class StoreFlush(StoreRows):
             self.acknowledged += self._waiting_rows + len(self._states)
             self._pending, self._states, self._waiting_rows, self.error = {}, {}, 0, None
             return self.acknowledged
+
+    def _take_in(self, record: tuple):
+        "A record that cannot be turned into rows must not hold up the others."
+        try: self._absorb(record)
+        except Exception as e: self.lost += 1; self.errors += 1; self.error = f"{record[0]}: {type(e).__name__}: {e}"
 
     def _miss(self, now: float):
         "Write down which outcomes did not come."
@@ -223,7 +232,7 @@ class StoreFlush(StoreRows):
             gone = min(len(rows), self._waiting_rows - self.bound); del rows[:gone]
             self.lost += gone; self._waiting_rows -= gone
 
-# %% ../../nbs/learning/25_feedback.ipynb #4644ff93
+# %% ../../nbs/learning/25_feedback.ipynb #b9a8048c
 class StoreQueries(StoreFlush):
     "What is known, as plain rows."
     def rows(
@@ -236,7 +245,8 @@ class StoreQueries(StoreFlush):
     ) -> list[dict]:                   # in order of time
         "Rows of a table by time and equality. KeyError on an unknown table or column."
         found = self.shelf.read(table, since_s, until_s, equal, limit)
-        read = lambda c, v: json.loads(v) if c in NESTED and v is not None else v
+        whole = lambda x: {int(k): v for k, v in x.items()}            # JSON's keys are text
+        read = lambda c, v: v if c not in NESTED or v is None else whole(json.loads(v)) if c == "hist" else json.loads(v)
         return [{c: read(c, v) for c, v in zip(TABLES[table], r)} for r in found]
 
     def joined(self, since_s: float = -inf, until_s: float = inf, **equal) -> list[dict]:   # a decision's row and its outcomes

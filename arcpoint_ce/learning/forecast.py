@@ -8,7 +8,7 @@ __all__ = ['ROW', 'WARM', 'TAIL', 'SHRINK', 'FORMAT', 'BackendModel', 'FleetWind
            'offset_of', 'replay', 'learn_peers', 'from_grid', 'Conformal', 'leaf_scatter', 'out_of_bag', 'Forecaster',
            'learn', 'fleet_prior', 'targets', 'add_peers', 'grow_forest', 'interval_size', 'judge', 'walk_both',
            'centres', 'what_if', 'step_quantiles', 'request_quantiles', 'one_forecast', 'PulseWindows', 'Pulse',
-           'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Ticker']
+           'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Listener', 'Ticker']
 
 # %% ../../nbs/learning/21_forecast.ipynb #ec7ebba1
 import json
@@ -599,8 +599,8 @@ def load(folder: str | Path) -> Forecaster:   # a folder that `save` wrote
     except (KeyError, TypeError, ValueError, OSError) as e: raise ArtefactError(f"{folder}/forecaster: {e}; train and save it again") from e
 
 # %% ../../nbs/learning/21_forecast.ipynb #588387df
-class Ticker:
-    "Turns a router's telemetry into forecast tables. Call `tick` every few seconds from one thread."
+class Listener:
+    "What a ticker listens to, and how many forecasts it makes at a time."
     def __init__(self, forecaster: Forecaster, router, max_age_s: float = 60.):
         self.pulse, self.router, self.max_age_s, self.version, self.last_s = Pulse(forecaster), router, max_age_s, 0, None
         self.waiting: deque[tuple[str, Step]] = deque()
@@ -624,14 +624,23 @@ class Ticker:
         ticks = min(int(self.pulse.forecaster.step_s_/(3*dt)), 4) if dt > 0 else 1
         return -(-len(self.hooked)//ticks) if ticks > 1 else None
 
+# %% ../../nbs/learning/21_forecast.ipynb #c552479a
+class Ticker(Listener):
+    "Turns a router's telemetry into forecast tables. Call `tick` every few seconds from one thread."
+    def push(self, name: str, step: Step): self.pulse.push(name, step)   # one closed step
+
+    def table(self, now: float, most: int | None = None) -> ForecastTable:
+        "A new table, with so many new forecasts at most."
+        self.version += 1
+        return ForecastTable(self.version, now, self.max_age_s, self.pulse.forecast(most=most), "forest")
+
     def tick(self, now: float) -> ForecastTable:   # the table that was installed
         "Close steps that have ended, forecast warm backends, hand the table to the router."
         self.hook()
         self.router.roll(now)
         while self.waiting:
             name, step = self.waiting.popleft()
-            if name in self.hooked: self.pulse.push(name, step)
-        self.version += 1
-        table = ForecastTable(self.version, now, self.max_age_s, self.pulse.forecast(most=self.share(now)), "forest")
+            if name in self.hooked: self.push(name, step)
+        table = self.table(now, self.share(now))
         self.router.swap(table, now)
         return table

@@ -172,7 +172,7 @@ class Pending(NamedTuple):
     x: list[float]
     persistence_ms: float
 
-# %% ../../nbs/learning/22_online.ipynb #167d7455
+# %% ../../nbs/learning/22_online.ipynb #b25d6620
 class LiveVoices(Pulse):
     "A pulse whose forecasts are corrected online."
     def __init__(self, f: Forecaster, config: OnlineConfig = OnlineConfig()):
@@ -194,8 +194,7 @@ class LiveVoices(Pulse):
 
     def _correct(self, name, centre, size, load, row):
         b = self.backend(name); x = online_vector(centre, b.usual, row)
-        self.latest = voices = b.voices(centre, x, self.curve_ms(name, load))
-        self._said = name, voices, x
+        voices = b.voices(centre, x, self.curve_ms(name, load))
         self.pending.setdefault(name, deque(maxlen=256)).append(Pending(self.windows.index[name] + self.forecaster.ahead_, voices, x, self.windows.latency[name].latency_ms))
         return b.blend(voices), size*self.widen.get(name, 1.)
 

@@ -127,17 +127,19 @@ class SequentialTest:
         if high < 1 and ratio <= 1 - c.min_effect: return Verdict("promote", ratio, low, high, n, f"faster: {told}")
         return Verdict("keep" if n >= c.most else "not yet", ratio, low, high, n, f"no difference that matters: {told}")
 
-# %% ../../nbs/learning/26_rollout.ipynb #2d50c137
+# %% ../../nbs/learning/26_rollout.ipynb #ed47fd9e
 @dataclass(frozen=True, slots=True)
 class CanaryConfig:
     "Of a canary. ValueError on values that make no sense."
     share: float = .05         # of the requests
     budget: int = 50_000       # requests of the canary at most
     every: int = 50            # requests of the canary between two looks
+    margin: float = .05        # at the end of the budget: promoted if it cannot be slower by more than this share
     test: TestConfig = TestConfig(min_effect=.0, tight_at=8_000, most=1_000_000)
 
     def __post_init__(self):
         if not 0 < self.share < 1: raise ValueError(f"CanaryConfig.share must be within 0..1, got {self.share!r}")
+        if not 0 <= self.margin < 1: raise ValueError(f"CanaryConfig.margin must be within 0..1, got {self.margin!r}")
         if self.budget < self.every or self.every < 1: raise ValueError(f"CanaryConfig.budget must be at least `every`, got {self.budget!r} and {self.every!r}")
 
 class Canary:
@@ -157,8 +159,8 @@ class Canary:
         if self.used % self.config.every and self.used < self.config.budget: return self.state
         v = self.verdict = self.test.verdict()
         if v.say == "worse": self._end("rolled back", v.why, at_s)
-        elif v.say == "promote" : self._end("promoted", v.why, at_s)
-        elif self.used >= self.config.budget: self._end("promoted" if v.high < 1 + self.config.test.alpha else "rolled back", f"the budget is used up; {v.why}", at_s)
+        elif v.say == "promote": self._end("promoted", v.why, at_s)
+        elif self.used >= self.config.budget: self._end("promoted" if v.high < 1 + self.config.margin else "rolled back", f"the budget is used up; {v.why}", at_s)
         return self.state
 
     def _end(self, state: str, why: str, at_s: float): self.state = state; self.events.append((at_s, state, why))

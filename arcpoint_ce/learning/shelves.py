@@ -7,11 +7,13 @@ __all__ = ['SCHEMA', 'TABLES', 'KEYS', 'NESTED', 'Rows', 'MIGRATIONS', 'check_ta
            'sql_tables', 'migrate', 'open_sqlite', 'set_aside', 'rescued', 'SqliteFile', 'SqliteShelf', 'RedisShelf',
            'RedisReading', 'open_shelf']
 
-# %% ../../nbs/learning/24b_shelves.ipynb #5e059adb
+# %% ../../nbs/learning/24b_shelves.ipynb #2e1147a7
 import json, os, sqlite3
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 
 # %% ../../nbs/learning/24b_shelves.ipynb #48d75676
@@ -187,7 +189,7 @@ class SqliteShelf(SqliteFile):
         size = sum(p.stat().st_size for tail in ("", "-wal") if (p := self.path.with_name(self.path.name + tail)).exists())
         return dict(kind="sqlite", place=str(self.path), bytes=size, set_aside=[str(p) for p in self.aside])
 
-# %% ../../nbs/learning/24b_shelves.ipynb #7accc249
+# %% ../../nbs/learning/24b_shelves.ipynb #baa36c8b
 class RedisShelf:
     "A Redis server, shared by gateways. ModuleNotFoundError without the extra `redis`."
     def __init__(
@@ -198,31 +200,32 @@ class RedisShelf:
     ):
         from redis import Redis
         self.redis, self.prefix = Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s), prefix
+        self.client, self.done = token_hex(4), Counter()   # rows written so far, by table
 
     def key(self, *parts) -> str: return ":".join((self.prefix, *parts))
 
     def write(self, rows: Rows, states: Mapping[str, str]):
         for t in rows: check_table(t)
-        n = sum(map(len, rows.values())); last = int(self.redis.incrby(self.key("rows"), n)) if n else 0
         with self.redis.pipeline(transaction=True) as p:
             for t, new in rows.items():
-                numbered = {str(last := last - 1): r for r in reversed(new)}
-                if not numbered: continue
-                p.hset(self.key(t), mapping={k: json.dumps(r) for k, r in numbered.items()})
-                p.zadd(self.key(t, "time"), {f"{int(k):020d}": r[0] for k, r in numbered.items()})
+                named = {f"{self.done[t] + k:012d}:{self.client}": r for k, r in enumerate(new)}
+                if not named: continue
+                p.hset(self.key(t), mapping={k: json.dumps(r) for k, r in named.items()})
+                p.zadd(self.key(t, "time"), {k: r[0] for k, r in named.items()})
             if states: p.hset(self.key("states"), mapping=dict(states))
             p.execute()
+        for t, new in rows.items(): self.done[t] += len(new)
 
     def close(self): self.redis.close()
 
-# %% ../../nbs/learning/24b_shelves.ipynb #21e6807e
+# %% ../../nbs/learning/24b_shelves.ipynb #b6fc7226
 class RedisReading(RedisShelf):
     "How rows in Redis are found again and forgotten."
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
         names = self.redis.zrange(self.key(table, "time"), since_s, f"({until_s}", byscore=True)
         if not names: return []
-        found = (tuple(json.loads(x)) for x in self.redis.hmget(self.key(table), [str(int(k)) for k in names]) if x)
+        found = (tuple(json.loads(x)) for x in self.redis.hmget(self.key(table), names) if x)
         good = [r for r in found if matches(r, table, equal)]
         return good[:limit] if limit >= 0 else good
 
@@ -234,7 +237,7 @@ class RedisReading(RedisShelf):
             names = self.redis.zrange(self.key(t, "time"), "-inf", f"({before_s}", byscore=True)
             if not names: continue
             with self.redis.pipeline(transaction=True) as p:
-                p.hdel(self.key(t), *[str(int(k)) for k in names]); p.zrem(self.key(t, "time"), *names); p.execute()
+                p.hdel(self.key(t), *names); p.zrem(self.key(t, "time"), *names); p.execute()
             gone += len(names)
         return gone
 
