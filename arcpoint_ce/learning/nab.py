@@ -136,7 +136,7 @@ def tally(scores: Mapping[str, np.ndarray], series: Sequence[Series], profile: s
             g[mine] = np.diff(best, prepend=-miss)
         every.append(x[order]); gain.append(g)
     x, g = np.concatenate(every), np.concatenate(gain); order = np.argsort(-x, kind="stable"); x, total = x[order], np.cumsum(g[order]) - miss*wins
-    last = np.flatnonzero(np.diff(x, append=-np.inf) < 0)          # equal scores pass together
+    last = np.flatnonzero(np.r_[x[1:] < x[:-1], True])             # equal scores pass together
     last = last[x[last] > -np.inf]
     return x[last], np.r_[-miss*wins, total[last]]
 
