@@ -7,7 +7,8 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'RECENT_S', 'RECENT_STEPS', '
            'root', 'join_pairs', 'split_pair', 'PairsCommand', 'print_reports', 'print_run', 'argument', 'option',
            'report', 'bench', 'fetch', 'learned', 'train', 'fleet_of', 'recent_outcomes', 'quick_model',
            'router_at_end', 'check_choice', 'model_for', 'print_decision', 'answer', 'decide', 'print_scenarios',
-           'simulate', 'names', 'families_of', 'experiment', 'tune', 'in_short', 'run', 'main']
+           'new_store', 'stored_line', 'simulate', 'learned_before', 'print_replay', 'replay', 'replayed', 'names',
+           'families_of', 'experiment', 'tune', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -350,6 +351,18 @@ def print_scenarios():
     typer.echo(text_table(["name", "sort", "what happens"], scenario_rows()))
     typer.echo("\nscenarios break the fleet of --fleet; families bring fleets of their own")
 
+# %% ../../nbs/apps/54_cli.ipynb #027985fb
+def new_store(path: Path | None):   # -> FeedbackStore; None: none was asked for
+    "A fresh store. FileExistsError where something is there."
+    if path is None: return None
+    if path.exists(): raise FileExistsError(f"{path} is there already; give a new file, or move the old one away")
+    from arcpoint_ce.learning.feedback import FeedbackStore
+    return FeedbackStore(path)
+
+def stored_line(store, path: Path) -> str:   # of a FeedbackStore that is closed
+    "What was written down."
+    return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
+
 # %% ../../nbs/apps/54_cli.ipynb #6f02cd65
 SIMULATED = """Break a simulated fleet and watch the real router deal with it.
 
@@ -359,6 +372,7 @@ SIMULATED = """Break a simulated fleet and watch the real router deal with it.
   arcpoint simulate --fleet data/fleet.toml --scenario rolling_restart --speed 20
   arcpoint simulate --fleet my-fleet.toml --faults my-faults.toml --seed 3
   arcpoint simulate --scenario scheduled_surge --load 0.6
+  arcpoint simulate --scenario backend_down --store run.sqlite
 
 A line covers the time since the last: requests ended per second, the share within their limit, failures;
 per backend its breaker (nothing: closed), what runs there, its share of the attempts. A star is news:
@@ -387,16 +401,82 @@ def simulate(
     requests: Annotated[int, typer.Option(help="How many; more of them last longer.")] = 6000,
     load: Annotated[float, typer.Option(help="Own traffic, share of what the fleet can take within the limit.")] = .4,
     every_s: Annotated[float, typer.Option(help="Simulated seconds between two lines.")] = 10.,
+    store: Annotated[Path | None, option("Write decisions, outcomes, steps and states to this new file.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the scenarios and families.")] = False,
 ):
     "One simulated fleet with the real router, line by line; errors as in `apps.simulate`."
     if list_: return print_scenarios()
-    from arcpoint_ce.apps.simulate import SUMMARY, check_amounts, compare, headline, make_stage, simulate as show
+    from arcpoint_ce.apps.simulate import SUMMARY, check_amounts, compare, headline, make_stage, simulate as show, stored_stage
     check_amounts(requests, load, speed, every_s)
     stage = make_stage(fleet, scenario, faults, seed, requests, load)
+    written = new_store(store)
+    if written is not None: stage = stored_stage(stage, written)
     typer.echo(headline(stage, seed))
-    record, _ = show(stage, every_s, speed, typer.echo)
+    record, run = show(stage, every_s, speed, typer.echo)
+    if written is not None: run.gateways[0].engine.close(run.now); typer.echo(stored_line(written, store))
     typer.echo("\n" + text_table(SUMMARY, compare(stage, record)))
+
+# %% ../../nbs/apps/54_cli.ipynb #1799f9fd
+def learned_before(source, share: float):   # a StepSource -> (Forecaster, AnomalyDetector or None, start of the replay, s)
+    "What an engine knows when the replay begins: models of the first part of the log."
+    from arcpoint_ce.learning.forecast import Forecaster
+    from arcpoint_ce.learning.replay import learn_anomalies
+    since = float(source.steps["start_s"].quantile(share)); past = source.steps[source.steps["start_s"] < since]
+    return Forecaster(max(1, round(300/source.step_s))*source.step_s, trees=100).fit(past), learn_anomalies(past, source.step_s), since
+
+def print_replay(counts: dict, engine, now: float):
+    "What became of the requests, and what the engine has to say at the end."
+    typer.echo(text_table(["requests", "count"], list(counts.items())))
+    s = engine.status(now); about = s["forecast"]["backends"]
+    row = lambda n: [n, *(None if about[n][k] is None else round(about[n][k], 3) for k in ("skill", "coverage", "share")), about[n]["state"]]
+    typer.echo("\n" + text_table(["backend", "skill", "coverage", "online share", "forecast"], [row(n) for n in sorted(about)]))
+    typer.echo(f"\ndrift events: {sum(s['drift']['events'].values()) if s['drift']['events'] else 0}; incidents: {s['anomalies']['incidents'] or 'none'}")
+
+# %% ../../nbs/apps/54_cli.ipynb #3533e7dc
+@app.command()
+def replay(
+    log: Annotated[str, typer.Argument(help="Request log (CSV, JSONL, Parquet, glob), or sample.")] = "sample",
+    preset: Preset = "",
+    columns: Columns = "",
+    fleet: Annotated[Path | None, option("Fleet file; left out: the shipped one for the sample, else what the log shows.")] = None,
+    speed: Annotated[float, typer.Option(help="Log seconds per second; 0: as fast as it goes.")] = 0.,
+    store: Annotated[Path | None, option("Write decisions, outcomes, steps and states to this new file.")] = None,
+    learn: Annotated[float, typer.Option(help="Share of the log to learn from before the replay begins.")] = .5,
+):
+    """Run a live engine on a request log: decide every request again, and learn from what came.
+
+    \b
+      arcpoint replay sample
+      arcpoint replay requests.csv --store replay.sqlite
+      arcpoint replay requests.csv --speed 60 --fleet my-fleet.toml
+
+    Where the engine chooses as the log did, decision and outcome are joined. Elsewhere the log cannot say
+    what would have happened: the decision is withdrawn, and the outcome teaches what the backend did.
+    """
+    if not 0 < learn < 1: raise ValueError(f"--learn must lie between 0 and 1, got {learn:g}")
+    if not 0 <= speed < float("inf"): raise ValueError(f"--speed must be 0 (as fast as it goes) or above, got {speed:g}")
+    from arcpoint_ce.telemetry.source import load_steps
+    source = load_steps(log, preset, columns=columns or None)
+    if source.kind != "requests": raise ValueError(f"{log}: {source.kind} has no single requests to replay; give a request log")
+    print_replay(*replayed(source, fleet_of(source, fleet), speed, store, learn))
+
+# %% ../../nbs/apps/54_cli.ipynb #ea52b394
+def replayed(source, fleet, speed: float, store: Path | None, learn: float):   # -> (counts, engine, end of the log, s)
+    "Learn, then replay, with a progress bar on a terminal."
+    import time
+    from tqdm import tqdm
+    from arcpoint_ce.learning.engine import ContextEngine
+    from arcpoint_ce.learning.replay import Replay, logged
+    from arcpoint_ce.routing.router import RouterConfig
+    written = new_store(store)
+    typer.echo(f"{source.title}: learning from the first {learn:.0%} ...", err=True)
+    model, detector, since = learned_before(source, learn)
+    rows = [r for r in logged(source.loaded.df()) if r.at_s >= since]
+    engine = ContextEngine(fleet, written, forecaster=model, anomalies=detector, router=RouterConfig(step_s=source.step_s))
+    play = Replay(engine, speed, time.monotonic, time.sleep); counts = play.run(tqdm(rows, unit="req", leave=False, disable=not sys.stderr.isatty()))
+    engine.close(play.at_s)
+    if written is not None: typer.echo(stored_line(written, store), err=True)
+    return counts, engine, play.at_s
 
 # %% ../../nbs/apps/54_cli.ipynb #950b8c4a
 def names(text: str) -> list[str]:   # a,b -> ["a", "b"]

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'MARK', 'SUMMARY', 'Stage', 'shipped_fleet', 'unknown_scenario', 'check_amounts', 'family_stage',
-           'file_stage', 'make_stage', 'scenario_rows', 'headline', 'Watcher', 'fault_news', 'router_news', 'columns',
-           'line', 'Teller', 'Show', 'summary', 'compare', 'simulate']
+           'file_stage', 'make_stage', 'stored_stage', 'scenario_rows', 'headline', 'Watcher', 'fault_news',
+           'router_news', 'columns', 'line', 'Teller', 'Show', 'summary', 'compare', 'simulate']
 
 # %% ../../nbs/apps/52_simulate.ipynb #d6e75c94
 import sys, time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..lab.contest import ours, taught
 from ..lab.families import FAMILIES, Setting, World
 from ..lab.faults import PLANS, SCENARIOS, Fault, Scenario, load_scenario
 from ..lab.fleet import Fleet, Record
+from ..lab.live import EngineGateway
 from ..lab.workloads import Workload
 from ..routing.core import Backend
 from ..telemetry.fleet import load_fleet
@@ -82,6 +83,10 @@ def make_stage(fleet: Path | None, scenario: str | None, faults: Path | None, se
         if fleet: raise ValueError(f"{scenario!r} is a family with fleets of its own: leave --fleet out, or choose one of {', '.join(SCENARIOS)}")
         return family_stage(scenario, seed, requests, load)
     return file_stage(fleet or shipped_fleet(), scenario, faults, seed, requests, load)
+
+def stored_stage(stage: Stage, store) -> Stage:   # a FeedbackStore
+    "The same stage, with a live engine that writes down what happens."
+    return replace(stage, router=lambda: EngineGateway(stage.router(), store))
 
 def scenario_rows() -> list[tuple[str, str, str]]:   # name, kind, what happens
     "Everything that --scenario takes."

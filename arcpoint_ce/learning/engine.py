@@ -31,6 +31,8 @@ from ..routing.policies import Policy
 from ..routing.router import Decision, Router, RouterConfig
 
 # %% ../../nbs/learning/27_engine.ipynb #4c417cf9
+logging.getLogger("arcpoint_ce").addHandler(logging.NullHandler())   # silent unless the application wants to hear
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     "How the slow side of an engine works. ValueError on values that make no sense."

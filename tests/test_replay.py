@@ -1,0 +1,68 @@
+"Replay, simulate --store and the retraining job, as a user runs them."
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from arcpoint_ce.apps.report import run_report
+from arcpoint_ce.learning.feedback import FeedbackStore
+from arcpoint_ce.learning.registry import Registry
+
+
+def arcpoint(*args, cwd):
+    return subprocess.run([sys.executable, "-c", "from arcpoint_ce.apps.cli import main; main()", *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    "Four hours, two backends."
+    rng, n = np.random.default_rng(0), 6000
+    at = np.sort(rng.uniform(0, 4*3600, n))
+    ms = 200*np.exp(.2*rng.normal(size=n)) + 80*(np.sin(at/600) > 0)
+    path = tmp_path_factory.mktemp("log")/"log.csv"
+    pd.DataFrame(dict(ts=pd.to_datetime(1.77e9 + at, unit="s", utc=True).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), backend=rng.choice(["east", "west"], n), latency_ms=ms.round(3), ok=True)).to_csv(path, index=False)
+    return path
+
+
+def test_replay_writes_what_it_says(log, tmp_path):
+    ran = arcpoint("replay", log.name, "--store", str(tmp_path/"r.sqlite"), cwd=log.parent)
+    assert ran.returncode == 0, ran.stderr
+    counts = {w[0]: int(w[1]) for w in (line.split() for line in ran.stdout.splitlines()[2:7])}
+    assert counts["joined"] + counts["moved"] + counts["refused"] == counts["requests"] > 2500
+    store = FeedbackStore(tmp_path/"r.sqlite")
+    assert len(store.rows("decisions")) == counts["requests"] - counts["refused"]
+    fates = pd.Series([r["fate"] for r in store.rows("outcomes")]).value_counts()
+    assert fates["foreign"] == counts["moved"] and store.rows("steps") and store.rows("forecasts")
+    store.close()
+    again = arcpoint("replay", log.name, "--store", str(tmp_path/"r.sqlite"), cwd=log.parent)
+    assert again.returncode != 0 and "is there already" in again.stderr
+
+
+@pytest.mark.parametrize("args, says", [(["--learn", "1"], "--learn"), (["--speed", "-1"], "--speed")])
+def test_replay_refuses(log, args, says):
+    ran = arcpoint("replay", log.name, *args, cwd=log.parent)
+    assert ran.returncode != 0 and says in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_simulate_into_a_store(tmp_path):
+    ran = arcpoint("simulate", "--scenario", "backend_down", "--requests", "800", "--store", "s.sqlite", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    store = FeedbackStore(tmp_path/"s.sqlite")
+    assert len(store.rows("decisions")) >= 700 and store.rows("transitions"); store.close()
+
+
+def test_retraining_promotes_once_and_then_keeps(tmp_path):
+    given = dict(data="exercise", registry=str(tmp_path/"registry"), quick=True)
+    first, second = (run_report("retrain", out=tmp_path/f"run{s}", progress=False, seed=s, **given).metrics for s in (0, 1))
+    assert first["decision"] == "promote" and first["live_after"] == "v1" and first["skill"] > 0
+    assert second["decision"] == "keep" and second["live_after"] == "v1"          # the same data again: nothing to gain
+    registry = Registry(tmp_path/"registry")
+    assert [v.state for v in registry.versions().values()] == ["live", "retired"]
+
+
+def test_retraining_from_an_engines_store(log, tmp_path):
+    assert arcpoint("replay", log.name, "--store", str(tmp_path/"r.sqlite"), "--learn", ".3", cwd=log.parent).returncode == 0
+    run = run_report("retrain", out=tmp_path/"run", progress=False, store=str(tmp_path/"r.sqlite"), registry=str(tmp_path/"registry"), quick=True)
+    assert run.metrics["decision"] in ("promote", "keep")
