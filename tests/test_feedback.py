@@ -233,3 +233,14 @@ def test_two_gateways_share_one_redis(server, tmp_path):
 def test_sqlite_shelf_keeps_json(tmp_path):
     store = FeedbackStore(SqliteShelf(tmp_path/"s.db", full=True)); store.put("events", at_s=1., detail={"x": float("inf"), "y": 2}); store.flush()
     assert store.rows("events")[0]["detail"] == {"x": None, "y": 2} and json.dumps(store.status())
+
+
+def test_numbers_of_numpy_come_back_as_numbers(where):
+    import numpy as np
+    store = FeedbackStore(where())
+    assert store.stepped("a", Step(np.int64(60), np.int64(3), np.int32(1), 2, np.int64(5000), tokens_in=np.int64(7)))
+    assert store.ended(Outcome("a", np.float64(61.), np.float32(2.5), np.bool_(True), None, None, 0, np.int64(4), np.uint8(9)))
+    store.flush(100.); assert store.status()["lost"] == 0; store.close()
+    again = FeedbackStore(where()); step, outcome = again.rows("steps")[0], again.rows("outcomes")[0]; again.close()
+    assert [step[k] for k in ("start_s", "n", "n_err", "latency_us", "tokens_in")] == [60, 3, 1, 5000, 7] and type(step["n"]) is int
+    assert [outcome[k] for k in ("latency_ms", "ok", "tokens_in", "tokens_out")] == [2.5, 1, 4, 9]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JOINED', 'LATE', 'DUPLICATE', 'ORPHAN', 'FOREIGN', 'MISSING', 'FATES', 'CENSORING', 'nested', 'decision_row',
            'Waiting', 'Awaited', 'Joiner', 'outcome_row', 'missing_row', 'step_row', 'step_of', 'forecast_rows',
-           'StoreQueue', 'StorePuts', 'StoreJoins', 'StoreRows', 'StoreFlush', 'StoreQueries', 'StoreUpkeep',
-           'FeedbackStore', 'bench_store']
+           'StoreQueue', 'StorePuts', 'StoreJoins', 'plain_row', 'StoreRows', 'StoreFlush', 'StoreQueries',
+           'StoreUpkeep', 'FeedbackStore', 'bench_store']
 
 # %% ../../nbs/learning/25_feedback.ipynb #9941a7bc
 import json
@@ -187,6 +187,10 @@ class StoreJoins(StorePuts):
         return now, d.id, attempt, backend, d.attempt_probability(attempt)
 
 # %% ../../nbs/learning/25_feedback.ipynb #14695093
+def plain_row(row: tuple) -> tuple:    # a store would keep numpy's whole numbers as bytes
+    "The same row in Python's own numbers."
+    return tuple([x.item() if hasattr(x, "item") else x for x in row])
+
 class StoreRows(StoreJoins):
     "Turns what waits into rows."
     def _absorb(self, record: tuple):
@@ -196,7 +200,7 @@ class StoreRows(StoreJoins):
         if kind == "row": table, rows = x[0], [x[1]]
         elif kind == "forecasts": table, rows = kind, forecast_rows(x[0])
         else: table, rows = kind, [dict(decisions=self._decision, outcomes=self._outcome, attempts=self._attempt, steps=step_row)[kind](*x)]
-        self._pending.setdefault(table, []).extend(rows); self._waiting_rows += len(rows)
+        self._pending.setdefault(table, []).extend(map(plain_row, rows)); self._waiting_rows += len(rows)
 
 # %% ../../nbs/learning/25_feedback.ipynb #65e9f35f
 class StoreFlush(StoreRows):

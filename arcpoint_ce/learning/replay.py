@@ -40,7 +40,7 @@ class Logged(NamedTuple):
 def logged(table: pd.DataFrame) -> Iterator[Logged]:   # rows of `RequestLog.df()`, sorted by time
     "Rows of a validated log."
     at = table["ts"].astype("datetime64[us, UTC]").astype("int64").to_numpy()/1e6
-    known = lambda x: None if x is None or pd.isna(x) else x
+    known = lambda x: None if x is None or pd.isna(x) else x.item() if hasattr(x, "item") else x
     columns = [[known(x) for x in table[c]] if c in table else [None]*len(table) for c in ("latency_ms", "error", "tier", "tokens_in", "tokens_out")]
     for t, b, ok, ms, error, tier, n_in, n_out in zip(at.tolist(), table["backend"], table["ok"], *columns): yield Logged(t, b, ms, bool(ok), error, tier, n_in, n_out)
 
