@@ -420,7 +420,7 @@ def simulate(
 def learned_before(source, share: float):   # a StepSource -> (Forecaster, AnomalyDetector or None, start of the replay, s)
     "What an engine knows when the replay begins: models of the first part of the log."
     from arcpoint_ce.learning.forecast import Forecaster
-    from arcpoint_ce.learning.replay import learn_anomalies
+    from arcpoint_ce.learning.anomaly import learn_anomalies
     since = float(source.steps["start_s"].quantile(share)); past = source.steps[source.steps["start_s"] < since]
     return Forecaster(max(1, round(300/source.step_s))*source.step_s, trees=100).fit(past), learn_anomalies(past, source.step_s), since
 

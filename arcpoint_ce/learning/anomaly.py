@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'SEVERITIES', 'window_of', 'windows_of', 'healthy', 'AnomalyConfig', 'Oddness', 'onsets', 'Tail', 'Anomaly',
-           'AnomalyFit', 'AnomalyDetector', 'half_space_scores', 'latency_scores', 'planted', 'detection',
-           'false_alarms', 'tighten', 'bench_anomaly']
+           'AnomalyFit', 'AnomalyDetector', 'learn_anomalies', 'half_space_scores', 'latency_scores', 'planted',
+           'detection', 'false_alarms', 'tighten', 'bench_anomaly']
 
 # %% ../../nbs/learning/24_anomaly.ipynb #2aeadb42
 from collections import deque
@@ -15,12 +15,14 @@ from math import inf, isfinite, log
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import genpareto
 from sklearn.ensemble import IsolationForest
 
 from .forest import CompiledForest
 from ..routing.core import Step
 from ..routing.features import LONG, SHORT, History, middle, slope
+from ..telemetry.frames import to_steps
 
 # %% ../../nbs/learning/24_anomaly.ipynb #a3faa30b
 WINDOW = ("load", "latency", "error_rate", "slope", "load_change")
@@ -170,6 +172,22 @@ class AnomalyDetector(AnomalyFit):
         "Features beyond three robust units, the oddest first; at least one."
         u = np.abs(self.units(np.array(window))); order = [i for i in np.argsort(-u)[:most] if u[i] > 3] or [int(np.argmax(u))]
         return {WINDOW[i]: (float(window[i]), float(self.median_[i] - 3*self.unit_[i]), float(self.median_[i] + 3*self.unit_[i])) for i in order}
+
+# %% ../../nbs/learning/24_anomaly.ipynb #35289594
+def learn_anomalies(
+    steps: pd.DataFrame,                       # a step table
+    step_s: int = 60,                          # length of a step, s
+    follows: AnomalyDetector | None = None,    # whose flags are left out; None: a first fit's
+    least: int = 2000,                         # windows that are needed
+) -> AnomalyDetector | None:                   # None: there are fewer
+    "A detector fitted on past steps, without what was flagged."
+    past, windows = {}, {}
+    for name, step in to_steps(steps.sort_values("start_s")):
+        h = past.setdefault(name, History(step_s)); h.push(step)
+        if (w := window_of(h)) is not None: windows.setdefault(name, []).append(w)
+    if sum(map(len, windows.values())) < least: return None
+    X = np.array([w for name in sorted(windows) for w in windows[name]])
+    return AnomalyDetector(follows.config if follows else AnomalyConfig()).fit(X, (follows or AnomalyDetector().fit(X)).flags(X))
 
 # %% ../../nbs/learning/24_anomaly.ipynb #583c8f0b
 def half_space_scores(X: np.ndarray, detector: Oddness, seed: int = 0) -> np.ndarray:   # (n,), larger is odder

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Protocol
 
-from .anomaly import AnomalyDetector, tighten, window_of
+from .anomaly import AnomalyDetector, learn_anomalies, tighten, window_of
 from .belief import LiveModel
 from .drift import DriftConfig, DriftEvent
 from .feedback import FeedbackStore, step_of
@@ -65,7 +65,6 @@ class EngineParts:
         self.features: dict[str, Mapping] = {}     # of the newest closed step, by backend
         self.histories: dict[str, History] = {}
         self.made_s: dict[str, float] = {}         # of the newest forecast that was written down
-        self.windows: deque = deque(maxlen=20_000) # newest windows of the fleet, for refitting the anomaly detector
         self.closed: deque[tuple[str, Step]] = deque(); self.hooked: dict[str, object] = {}
         self.tight: dict[str, float] = {}          # backend -> until when its breaker is quicker, s
         self.severities: Counter = Counter()
@@ -123,9 +122,7 @@ class EngineSteps(EngineMore):
         h.push(step)
         if not stored: self.store.stepped(name, step)
         window = window_of(h)
-        if window is None: return
-        self.windows.append(window)
-        if self.anomalies is None or stored: return
+        if window is None or self.anomalies is None or stored: return
         self._incident(self.incidents.update(self.anomalies.update(name, float(step.start_s + h.step_s), window), name, float(step.start_s + h.step_s)))
 
 # %% ../../nbs/learning/27_engine.ipynb #ec719ffd
@@ -233,12 +230,15 @@ class EngineTraining(EngineTick):
     _training: Thread | None = None
 
     def retrain(self, now: float) -> bool:   # False: it could not be trained; the log says why
-        "Fit a candidate on the stored steps of the recent window; from then on it watches beside the live model."
+        "Fit a candidate on the stored steps of the recent window; it watches from then on. The anomaly detector is fitted anew."
         why, self.belief.retrain_why = self.belief.retrain_why, None
-        try: candidate = Forecaster(**self.belief.pulse.forecaster.params()).fit(self.store.frame("steps", now - self.train_s))
+        recent = self.store.frame("steps", now - self.train_s)
+        try: candidate = Forecaster(**self.belief.pulse.forecaster.params()).fit(recent)
         except ValueError as e: self._tell(now, "retraining failed", str(e)); return False
         steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", now - self.config.past_s)]
-        with self._slow: self.belief.watch(candidate, steps, now)
+        with self._slow:
+            self.belief.watch(candidate, steps, now)
+            if self.anomalies is not None: self.anomalies = learn_anomalies(recent, self.router.config.step_s, self.anomalies) or self.anomalies
         self._tell(now, "retrained", why or "asked for by hand")
         return True
 
