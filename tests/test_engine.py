@@ -121,3 +121,20 @@ def test_a_link_or_a_stranger_among_the_files_is_refused(tmp_path):
     with pytest.raises(RegistryError, match="not part"): r.move("v1", "live", 1., "try")
     (tmp_path/"model"/"link").symlink_to("/etc/hostname")
     with pytest.raises(RegistryError, match="link"): r.add(tmp_path/"model", "h", {}, 0.)
+
+
+def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
+    from arcpoint_ce.learning.forecast import Forecaster
+    from arcpoint_ce.telemetry.frames import to_steps
+    from arcpoint_ce.telemetry.traces import exercise_steps
+    data = exercise_steps(2600, 0); old = AnomalyDetector().fit(windows_of(*healthy(np.random.default_rng(0), 2000)))
+    engine = ContextEngine([Backend("exercise")], forecaster=Forecaster(trees=20).fit(data[:1500]), anomalies=old)
+    for name, step in to_steps(data): engine.store.stepped(name, step)
+    engine.store.flush()
+    now = float(data.start_s.max() + 60)
+    assert engine.retrain(now) and engine.anomalies is not old
+    assert not np.allclose(engine.anomalies.unit_, old.unit_)
+    engine.train_s = 300*60.
+    newest = engine.anomalies
+    engine.retrain(now)
+    assert engine.anomalies is newest                       # too few windows: the one there is stays
