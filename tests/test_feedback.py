@@ -9,6 +9,7 @@ from math import inf
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import DUPLICATE, FOREIGN, JOINED, LATE, MISSING, ORPHAN, FeedbackStore
 from arcpoint_ce.learning.shelves import SCHEMA, TABLES, MemoryShelf, RedisReading, SqliteShelf, open_shelf
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Step
@@ -150,7 +151,7 @@ def test_the_fast_path_never_blocks_or_raises_and_counts_what_overflows():
 def test_an_older_file_is_brought_up_to_date_and_a_newer_one_refused(tmp_path):
     path = tmp_path/"old.db"; db = sqlite3.connect(path)
     for t, columns in TABLES.items():
-        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms'))})")
+        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway'))})")
     db.execute("INSERT INTO decisions (at_s, id, backend) VALUES (1., 7, 'east')"); db.execute("PRAGMA user_version = 1"); db.commit(); db.close()
     store = FeedbackStore(path)
     assert store.rows("decisions")[0]["id"] == 7 and store.rows("decisions")[0]["age_s"] is None
@@ -220,6 +221,24 @@ def test_a_duplicate_in_the_same_batch_is_one():
     for _ in range(3): store.ended(Outcome("east", 0., 10., True, None, d.id))
     store.flush()
     assert [store.fates[f] for f in (JOINED, DUPLICATE, ORPHAN)] == [1, 2, 0]
+
+
+def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_path):
+    engines = [ContextEngine([Backend(n) for n in ("east", "west", "north")], FeedbackStore(RedisReading(server["url"], str(tmp_path))),
+                             config=EngineConfig(gateway=k, tick_s=1.)) for k in range(4)]
+    for k in range(60):
+        for e in engines[:2]:
+            d = e.decide(Request(), .2*k); ok = d.backend != "west"
+            e.observe(Outcome(d.backend, .2*k, 9., ok, None if ok else "error", d.id))
+        for e in engines: e.step(.2*k)
+    seen = [next(b for b in e.router.status(12.) if b["backend"] == "west") for e in engines]
+    assert seen[2]["state"] == seen[3]["state"] == "open" and seen[2]["evidence"]["elsewhere"] == [0, 1] and seen[2]["window"]["calls"] == 0
+    ids = [d["id"] for d in engines[3].store.rows("decisions")]
+    assert len(ids) == len(set(ids)) == 120 and engines[3].store.state("engine:2") and not any(e.failures for e in engines)
+    alone = ContextEngine([Backend("west")], FeedbackStore(RedisReading(server["url"], str(tmp_path))), config=EngineConfig(gateway=9, tick_s=1.))
+    alone.step(12.)
+    assert alone.router.health("west", 12.)[0] == "closed"                 # nobody's word empties a fleet
+    for e in (*engines, alone): e.store.close()
 
 
 def test_two_gateways_share_one_redis(server, tmp_path):

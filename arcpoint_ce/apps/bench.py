@@ -88,7 +88,7 @@ def child(script: str, *args) -> dict:   # what the script printed as JSON
     "Run a script in a fresh interpreter. RuntimeError with its last words if it fails."
     run = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True)
     if run.returncode: raise RuntimeError(f"bench: a child process failed: {run.stderr.strip()[-500:]}")
-    return json.loads(run.stdout)
+    return json.loads(run.stdout.strip().splitlines()[-1])   # libraries may have said something before
 
 PEAK = '''
 def peak_mb():

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .drift import DEMOTED, SHADOW, Action, DriftConfig, DriftEvent, DriftMonitor, Ladder
+from .drift import DEMOTED, SHADOW, Action, DriftConfig, DriftEvent, DriftMonitor, FeatureDrift, Ladder
 from .forecast import Forecaster, Ticker
 from .online import LivePulse, Matured, OnlineConfig
-from ..routing.core import Forecast, ForecastTable, Step
+from ..routing.core import STEP_S, Forecast, ForecastTable, Step
 
 # %% ../../nbs/learning/26b_belief.ipynb #15ba12ad
 class Score:
@@ -36,8 +36,8 @@ class Score:
 # %% ../../nbs/learning/26b_belief.ipynb #90979378
 class Consequences:
     "What matured forecasts lead to: drift events, and actions on the interval, on who acts, and on training."
-    def __init__(self, config: DriftConfig = DriftConfig()):
-        self.monitor, self.ladder, self.scores = DriftMonitor(config), Ladder(config), {}
+    def __init__(self, config: DriftConfig = DriftConfig(), step_s: float = STEP_S):
+        self.monitor, self.features, self.ladder, self.scores = DriftMonitor(config), FeatureDrift(step_s, config), Ladder(config), {}
         self.news: deque[DriftEvent | Action] = deque(maxlen=1000)   # until somebody takes them
 
     def settle(self, m: Matured, candidate: Matured | None = None) -> list[Action]:
@@ -50,15 +50,19 @@ class Consequences:
         self.news.extend(do)
         return do
 
+    def step(self, backend: str, step: Step):
+        "One closed step: do load, latency and prompts still look as they did? Told, without further consequences."
+        self.news.extend(self.features.update(backend, step))
+
     def forget(self, backend: str):
-        self.monitor.reset(backend); self.ladder.rungs.pop(backend, None); self.scores.pop(backend, None)
+        self.monitor.reset(backend); self.features.forget(backend); self.ladder.rungs.pop(backend, None); self.scores.pop(backend, None)
 
 # %% ../../nbs/learning/26b_belief.ipynb #ab5de6d6
 class LiveForecast(Ticker):
     "A ticker whose forecasts are corrected online, widened or withheld after drift, and judged as they mature."
     def __init__(self, forecaster: Forecaster, router, max_age_s: float = 60., online: OnlineConfig = OnlineConfig(), drift: DriftConfig = DriftConfig()):
         super().__init__(forecaster, router, max_age_s)
-        self.online, self.pulse, self.after = online, LivePulse(forecaster, online), Consequences(drift)
+        self.online, self.pulse, self.after = online, LivePulse(forecaster, online), Consequences(drift, forecaster.step_s_)
         self.candidate: LivePulse | None = None
         self.retrain_why: str | None = None        # a reason to retrain that nobody has acted on yet
 
@@ -73,14 +77,14 @@ class LiveForecast(Ticker):
     def status(self) -> dict:          # plain values
         "By backend: state on the ladder, skill, coverage, share of the online correction; drift and the candidate."
         row = lambda n, b: dict(state=self.after.ladder.state(n), share=round(b.share, 3), skill=getattr(self.after.scores.get(n), "skill", None), coverage=getattr(self.after.scores.get(n), "coverage", None))
-        return dict(backends={n: row(n, b) for n, b in self.pulse.online.items()}, drift=self.after.monitor.status(), candidate=self.candidate is not None)
+        return dict(backends={n: row(n, b) for n, b in self.pulse.online.items()}, drift=self.after.monitor.status(), feature_drift=self.after.features.monitor.status(), candidate=self.candidate is not None)
 
 # %% ../../nbs/learning/26b_belief.ipynb #b2020e9e
 class LiveLoop(LiveForecast):
     "How steps come in."
     def push(self, name: str, step: Step):
         "One closed step: the live model first, then whoever watches."
-        self.pulse.push(name, step)
+        self.pulse.push(name, step); self.after.step(name, step)
         if self.candidate: self.candidate.push(name, step)
 
     def settle(self):

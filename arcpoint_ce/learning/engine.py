@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EngineConfig', 'Belief', 'EngineParts', 'EngineFast', 'EngineMore', 'EngineSteps', 'EngineIncidents', 'EngineNews',
-           'plain_table', 'table_from', 'EngineMemory', 'EngineTick', 'EngineTraining', 'EngineWorker', 'fleet_status',
-           'EngineBuilt', 'ContextEngine']
+           'EngineOthers', 'plain_table', 'table_from', 'EngineMemory', 'EngineResumed', 'EngineTick', 'EngineTraining',
+           'EngineWorker', 'fleet_status', 'EngineBuilt', 'ContextEngine']
 
 # %% ../../nbs/learning/27_engine.ipynb #232b2b3b
 import logging
@@ -24,6 +24,7 @@ from .feedback import FeedbackStore, step_of
 from .forecast import Forecaster
 from .incidents import Incident, IncidentBook
 from .online import OnlineConfig
+from .shared import GATEWAY_IDS, opened_elsewhere, to_follow
 from ..routing.breaker import BreakerConfig
 from ..routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Step
 from ..routing.features import History
@@ -44,9 +45,12 @@ class EngineConfig:
     past_s: float = 21_600.    # steps of this time are replayed at a restart, s
     tight_s: float = 300.      # a high anomaly makes a breaker quicker for this long, s
     tight_share: float = .5    # of the capacity, at most
+    gateway: int | None = None # own number, where several gateways share a store; None: it is the only one
+    quorum: int = 2            # so many others must have opened a breaker before it is opened here too
 
     def __post_init__(self):
-        for k in self.__dataclass_fields__:
+        if self.gateway is not None and not (isinstance(self.gateway, int) and 0 <= self.gateway < 1 << 20): raise ValueError(f"EngineConfig.gateway must be a whole number below {1 << 20}, got {self.gateway!r}")
+        for k in set(self.__dataclass_fields__) - {"gateway"}:
             v = getattr(self, k)
             if not (isfinite(v) and v > 0): raise ValueError(f"EngineConfig.{k} must be positive, got {v!r}")
         if self.tight_share > 1: raise ValueError(f"EngineConfig.tight_share must be at most 1, got {self.tight_share!r}")
@@ -120,7 +124,7 @@ class EngineSteps(EngineMore):
         h = self.histories.get(name)
         if h is None: h = self.histories[name] = History(self.router.config.step_s)
         h.push(step)
-        if not stored: self.store.stepped(name, step)
+        if not stored: self.store.stepped(name, step, self.config.gateway)
         window = window_of(h)
         if window is None or self.anomalies is None or stored: return
         self._incident(self.incidents.update(self.anomalies.update(name, float(step.start_s + h.step_s), window), name, float(step.start_s + h.step_s)))
@@ -145,7 +149,7 @@ class EngineNews(EngineIncidents):
         self._seen = {id(t): t for t in self.router.transitions}
         for t in fresh:
             until = t.until_s if isfinite(t.until_s) else None
-            self.store.put("transitions", at_s=t.at_s, backend=t.backend, old=t.old, new=t.new, reason=t.reason, evidence=t.evidence, until_s=until)
+            self.store.put("transitions", at_s=t.at_s, backend=t.backend, old=t.old, new=t.new, reason=t.reason, evidence=t.evidence, until_s=until, gateway=self.config.gateway)
             self.log.info("transition", extra=dict(fields=dict(backend=t.backend, old=t.old, new=t.new, reason=t.reason)))
 
     def _model_events(self):
@@ -155,10 +159,22 @@ class EngineNews(EngineIncidents):
             self.store.put("events", at_s=x.at_s, backend=x.backend, what=what, why=why)
             self.log.info(what, extra=dict(fields=dict(backend=x.backend, why=why)))
 
+# %% ../../nbs/learning/27_engine.ipynb #323f2042
+class EngineOthers(EngineNews):
+    "Breakers that are quicker than usual, or open, on what others have seen."
+    def _others(self, now: float) -> dict[str, float]:   # backends that others have opened -> until when ours is quicker, s
+        "What other gateways on the same store have learned; where enough of them opened, open as well."
+        c, r = self.config, self.router
+        if c.gateway is None: return {}
+        opened = opened_elsewhere(self.store.rows("transitions", now - r.breaker_config.max_open_s, inf), c.gateway, now)
+        here, capacity = {b["backend"]: b["since_s"] for b in r.status(now) if b["state"] == "closed"}, {b.name: b.capacity for b in r.backends}
+        for b in to_follow(opened, here, capacity, c.quorum, c.tight_share): r.follow(b, f"opened by gateways {', '.join(map(str, sorted(opened[b])))}", dict(elsewhere=sorted(opened[b])), now)
+        return dict.fromkeys(opened, now)
+
     def _tighten(self, now: float):
-        "Breakers of backends with a high anomaly open sooner, for a while, and never those of too much of the fleet."
+        "Breakers of backends with a high anomaly, or opened elsewhere, open sooner for a while, and never those of too much of the fleet."
         self.tight = {b: t for b, t in self.tight.items() if t > now}
-        self.router.tighten(tighten(self.tight, {b.name: b.capacity for b in self.router.backends}, self.config.tight_share))
+        self.router.tighten(tighten(self._others(now) | self.tight, {b.name: b.capacity for b in self.router.backends}, self.config.tight_share))
 
 # %% ../../nbs/learning/27_engine.ipynb #b092e144
 def plain_table(t: ForecastTable) -> dict:
@@ -172,12 +188,15 @@ def table_from(x: Mapping) -> ForecastTable:
     return ForecastTable(x["version"], -inf if x["made_s"] is None else x["made_s"], x["max_age_s"], {n: forecast(n, *v) for n, v in x["forecasts"].items()}, x["model"])
 
 # %% ../../nbs/learning/27_engine.ipynb #93edb565
-class EngineMemory(EngineNews):
+class EngineMemory(EngineOthers):
     "Written down, and taken up again."
+    @property
+    def _name(self) -> str: return "engine" if self.config.gateway is None else f"engine:{self.config.gateway}"   # of its state in the store
+
     def _memo(self, now: float):
         if now < self._due["memo"]: return
         self._due["memo"] = now + self.config.memo_s
-        self.store.put_state("engine", dict(at_s=now, router=self.router.memo(), table=plain_table(self.router.table), tight=self.tight))
+        self.store.put_state(self._name, dict(at_s=now, router=self.router.memo(), table=plain_table(self.router.table), tight=self.tight))
 
     def _sweep(self, now: float):
         if now < self._due["sweep"]: return
@@ -185,19 +204,23 @@ class EngineMemory(EngineNews):
         try: self.store.retain(now - self.config.keep_s)
         except Exception as e: self.log.error("retention failed", extra=dict(fields=dict(error=str(e))))
 
+# %% ../../nbs/learning/27_engine.ipynb #c1d79ce3
+class EngineResumed(EngineMemory):
+    "What a new engine takes over from the store."
     def resume(self) -> bool:          # False: nothing was written down
         "Take up where the store's last acknowledged state left off."
-        memo = self.store.state("engine")
+        memo, g = self.store.state(self._name), self.config.gateway
+        if g: self.router.restore(dict(turn=g*GATEWAY_IDS, breakers={}))
         if memo is None: return False
         self.router.restore(memo["router"])
-        steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", memo["at_s"] - self.config.past_s)]
+        steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", memo["at_s"] - self.config.past_s, gateway=g)]
         for name, step in steps: self._step(name, step, stored=True)
         if isinstance(self.belief, LiveModel): self.belief.catch_up(steps); self.belief.version = memo["table"]["version"]
         self.router.swap(table_from(memo["table"]), memo["at_s"]); self.tight = dict(memo["tight"])
         return True
 
 # %% ../../nbs/learning/27_engine.ipynb #c663afde
-class EngineTick(EngineMemory):
+class EngineTick(EngineResumed):
     "One round of the slow side."
     clock: Callable[[], float] | None = None       # the worker's, while one runs
 
@@ -285,7 +308,7 @@ def fleet_status(e: EngineWorker, now: float) -> dict:
     about = {n: dict(skill=None, coverage=None, share=0., state="normal") | f.get(n, {}) | b.get("backends", {}).get(n, {}) for n in {*f, *b.get("backends", {})}}
     return dict(at_s=now, decisions={f"{mode}/{n}": k for (mode, n), k in sorted(e.store.drawn.items())}, counts=dict(e.router.counts), backends=e.router.status(now),
                 forecast=dict(version=t.version, model=t.model, age_s=t.age_s(now) if isfinite(t.made_s) else None, stale=t.age_s(now) > t.max_age_s, backends=about),
-                drift=b.get("drift", dict(events={}, newest=[], streams=0)), gate=b.get("gate"),
+                drift=b.get("drift", none := dict(events={}, newest=[], streams=0)), feature_drift=b.get("feature_drift", none), gate=b.get("gate"),
                 anomalies=dict(incidents=dict(e.severities), open=[str(i) for i in e.incidents.open.values()], tightened=sorted(e.tight)),
                 store=e.store.status(), worker=dict(runs=e._thread is not None, ticked_s=e.ticked_s if isfinite(e.ticked_s) else None, tick_s=e.tick_took_s, failures=e.failures))
 

@@ -99,10 +99,10 @@ def missing_row(id: int, w: Waiting, attempt: int) -> tuple:
     "What stands in for an outcome that did not come."
     return w.until_s, id, attempt, w.backend, w.at_s, 1000*(w.until_s - w.at_s), 0, "no outcome", 1, MISSING, 0, 0, None, None
 
-def step_row(backend: str, s: Step) -> tuple:
+def step_row(backend: str, s: Step, gateway: int | None = None) -> tuple:
     "A closed step."
     return (s.start_s, backend, s.n, s.n_err, s.n_lat, s.latency_us, s.tokens_in, s.tokens_out, s.in_flight, s.oldest_ms,
-            nested({str(k): v for k, v in s.hist.items()}), s.p50_ms, s.p90_ms, s.p99_ms)
+            nested({str(k): v for k, v in s.hist.items()}), s.p50_ms, s.p90_ms, s.p99_ms, gateway)
 
 def step_of(row: Mapping) -> Step:
     "The inverse, from a row as a dict."
@@ -144,7 +144,7 @@ class StorePuts(StoreQueue):
     "Records of any table."
     def again(self, d: Decision, backend: str, now: float) -> bool: return self._take(("attempts", d, d.attempts - 1, backend, now))
     def ended(self, o: Outcome) -> bool: return self._take(("outcomes", o))
-    def stepped(self, backend: str, step: Step) -> bool: return self._take(("steps", backend, step))
+    def stepped(self, backend: str, step: Step, gateway: int | None = None) -> bool: return self._take(("steps", backend, step, gateway))
     def forecast(self, table: ForecastTable) -> bool: return self._take(("forecasts", table))
 
     def put(self, table: str, **values) -> bool:   # False: the queue is full

@@ -17,14 +17,14 @@ from secrets import token_hex
 from typing import Protocol
 
 # %% ../../nbs/learning/24b_shelves.ipynb #48d75676
-SCHEMA = 2
+SCHEMA = 3
 TABLES = {   # columns; the first is the time, s
     "decisions": ("at_s", "id", "request", "tier", "task", "model", "backend", "mode", "version", "age_s", "p10_ms", "p50_ms", "p90_ms", "propensity", "until_s", "candidates", "features"),
     "attempts": ("at_s", "decision", "attempt", "backend", "propensity"),
     "outcomes": ("end_s", "decision", "attempt", "backend", "ts_s", "latency_ms", "ok", "error", "censored", "fate", "tokens_in", "tokens_out", "ttft_ms", "cost_usd"),
     "forecasts": ("made_s", "backend", "version", "horizon_s", "step_ms", "request_ms", "load_rps"),
-    "steps": ("start_s", "backend", "n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out", "in_flight", "oldest_ms", "hist", "p50_ms", "p90_ms", "p99_ms"),
-    "transitions": ("at_s", "backend", "old", "new", "reason", "evidence", "until_s"),
+    "steps": ("start_s", "backend", "n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out", "in_flight", "oldest_ms", "hist", "p50_ms", "p90_ms", "p99_ms", "gateway"),
+    "transitions": ("at_s", "backend", "old", "new", "reason", "evidence", "until_s", "gateway"),
     "incidents": ("start_s", "end_s", "peak_s", "backend", "severity", "score", "says", "detail"),
     "events": ("at_s", "backend", "what", "why", "detail"),
     "traces": ("at_s", "id", "detail"),
@@ -90,7 +90,10 @@ def sql_tables() -> Iterable[str]:
         if t in KEYS: yield f"CREATE INDEX IF NOT EXISTS {t}_key ON {t} ({', '.join(KEYS[t])})"
     yield "CREATE TABLE IF NOT EXISTS states (name PRIMARY KEY, value)"
 
-MIGRATIONS = {1: ("ALTER TABLE decisions ADD COLUMN age_s", "ALTER TABLE outcomes ADD COLUMN ttft_ms")}   # from this version to the next
+MIGRATIONS = {                         # from this version to the next
+    1: ("ALTER TABLE decisions ADD COLUMN age_s", "ALTER TABLE outcomes ADD COLUMN ttft_ms"),
+    2: ("ALTER TABLE steps ADD COLUMN gateway", "ALTER TABLE transitions ADD COLUMN gateway"),
+}
 
 def migrate(db: sqlite3.Connection, path: Path):
     "Bring an older file up to date. ValueError on one from a newer version."

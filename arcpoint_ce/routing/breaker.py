@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLOSED', 'OPEN', 'HALF_OPEN', 'KEPT', 'MEMO', 'FULL', 'SHEDDING', 'BreakerConfig', 'Window', 'counts', 'trouble',
-           'Transition', 'Clock', 'Ledger', 'Waits', 'Trial', 'Judged', 'Timed', 'Forced', 'Told', 'Durable', 'Judging',
-           'Breaker', 'in_panic', 'ShedConfig', 'Shed', 'opinion', 'wish', 'room', 'flows', 'Hold', 'hold', 'ShedLog',
-           'ShedRules', 'Shedder']
+           'Transition', 'Clock', 'Ledger', 'Waits', 'Trial', 'Judged', 'Timed', 'Forced', 'Told', 'Durable',
+           'Following', 'Judging', 'Breaker', 'in_panic', 'ShedConfig', 'Shed', 'opinion', 'wish', 'room', 'flows',
+           'Hold', 'hold', 'ShedLog', 'ShedRules', 'Shedder']
 
 # %% ../../nbs/routing/02_breaker.ipynb #baac7cb3
 from collections import deque
@@ -318,8 +318,18 @@ class Durable(Told):
         w.failed, w.slow = sum(x & 1 for x in ring), sum(x >> 1 for x in ring); w.calm = not (w.failed or w.slow) and w.n == w.size
         self.transitions.append(Transition(self._clock, self.backend, self.state, self.state, memo["reason"], dict(restored=True), self.until_s))
 
+# %% ../../nbs/routing/02_breaker.ipynb #181c239e
+class Following(Durable):
+    "Opens on what others have seen."
+    __slots__ = ()
+
+    def follow(self, reason: str, evidence: dict, now: float) -> bool:   # True if it opened
+        "Open a closed breaker on the evidence of other gateways; nothing happens to one that is open, on trial or in a person's hand."
+        self._at(now)
+        return self.state is CLOSED and self.forced is None and self._open(reason, counts(self.window) | evidence)
+
 # %% ../../nbs/routing/02_breaker.ipynb #4e8d20c7
-class Judging(Durable):
+class Judging(Following):
     "What an outcome proves."
     __slots__ = ()
 

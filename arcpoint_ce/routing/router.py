@@ -664,6 +664,12 @@ class RouterDurable(RouterTicking):
             for n, m in memo["breakers"].items():
                 if n in self._lanes: self._lanes[n].breaker.restore(m)
 
+    def follow(self, name: str, reason: str, evidence: Mapping, now: float) -> bool:   # True if it opened
+        "Open a closed breaker on what other gateways have seen. KeyError on an unknown backend."
+        with self._lock:
+            self._stamp += 1
+            return self._lanes[name].breaker.follow(reason, dict(evidence), now)
+
     def tighten(self, names: Iterable[str]):
         "Exactly these backends' breakers open sooner than usual, from now on."
         tight, names = strict(self.breaker_config), set(names)

@@ -16,6 +16,7 @@ __all__ = ['DAY_MS', 'END_US', 'REQUEST_FIELDS', 'TELEMETRY_FIELDS', 'MAX_LINE',
 import csv, gzip, hashlib, json, tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape as glob_escape, glob
 from html import escape
@@ -384,6 +385,7 @@ class Intake:
     def __post_init__(self):
         self.con = duckdb.connect(":memory:", config={"memory_limit": self.memory, "temp_directory": self.tmp.name,
                                                       "preserve_insertion_order": "false"})
+        with suppress(duckdb.InvalidInputException): self.con.execute("SET enable_progress_bar = false")   # it goes to stdout; in Jupyter, only with ipywidgets
         self.con.execute("SET TimeZone = 'UTC'")
         self.con.execute("CREATE TABLE rows (file USMALLINT, bad UTINYINT, place VARCHAR)")
 
