@@ -151,7 +151,7 @@ def test_the_fast_path_never_blocks_or_raises_and_counts_what_overflows():
 def test_an_older_file_is_brought_up_to_date_and_a_newer_one_refused(tmp_path):
     path = tmp_path/"old.db"; db = sqlite3.connect(path)
     for t, columns in TABLES.items():
-        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway'))})")
+        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway', 'limit_ms'))})")
     db.execute("INSERT INTO decisions (at_s, id, backend) VALUES (1., 7, 'east')"); db.execute("PRAGMA user_version = 1"); db.commit(); db.close()
     store = FeedbackStore(path)
     assert store.rows("decisions")[0]["id"] == 7 and store.rows("decisions")[0]["age_s"] is None

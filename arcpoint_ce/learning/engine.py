@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['EngineConfig', 'Belief', 'EngineParts', 'EngineFast', 'EngineMore', 'EngineSteps', 'EngineIncidents', 'EngineNews',
            'EngineOthers', 'plain_table', 'table_from', 'EngineMemory', 'EngineResumed', 'EngineTick', 'EngineTraining',
-           'EngineWorker', 'fleet_status', 'EngineBuilt', 'ContextEngine']
+           'EngineWorker', 'fleet_status', 'plain_fleet', 'EngineBuilt', 'ContextEngine']
 
 # %% ../../nbs/learning/27_engine.ipynb #232b2b3b
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -312,6 +312,12 @@ def fleet_status(e: EngineWorker, now: float) -> dict:
                 anomalies=dict(incidents=dict(e.severities), open=[str(i) for i in e.incidents.open.values()], tightened=sorted(e.tight)),
                 store=e.store.status(), worker=dict(runs=e._thread is not None, ticked_s=e.ticked_s if isfinite(e.ticked_s) else None, tick_s=e.tick_took_s, failures=e.failures))
 
+# %% ../../nbs/learning/27_engine.ipynb #e5433185
+def plain_fleet(r: Router) -> dict:
+    "Backends, tiers and the general limit as plain values."
+    c = r.config
+    return dict(backends=[asdict(b) for b in r.backends], tiers=[asdict(t) for t in r.tiers.values()], slo_ms=c.slo_ms, slo_tok_ms=c.slo_tok_ms, step_s=c.step_s)
+
 # %% ../../nbs/learning/27_engine.ipynb #89b588bc
 class EngineBuilt(EngineWorker):
     "An engine put together from a fleet and a store."
@@ -334,6 +340,7 @@ class EngineBuilt(EngineWorker):
         believed = LiveModel(forecaster, r, online=online, drift=drift) if forecaster is not None else belief(r) if belief else None
         super().__init__(fleet, store if isinstance(store, FeedbackStore) else FeedbackStore(store), r, believed, anomalies, config)
         self._hook(); self.resumed = self.resume()
+        self.store.limit = r.limit_ms; self.store.put_state("fleet", plain_fleet(r))
 
 # %% ../../nbs/learning/27_engine.ipynb #73ee87b5
 class ContextEngine(EngineBuilt):

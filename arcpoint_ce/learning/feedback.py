@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 
 from .shelves import NESTED, TABLES, MemoryShelf, Rows, Shelf, check_table, matches, open_shelf
-from ..routing.core import ForecastTable, Outcome, Step
+from ..routing.core import Backend, ForecastTable, Outcome, Request, Step
 from ..routing.policies import Signals
 from ..routing.router import Decision, odds
 
@@ -29,7 +29,7 @@ def nested(x) -> str | None:           # JSON text; None stays None
     if isinstance(x, Mapping): x = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in x.items()}
     return json.dumps(x, separators=(",", ":"), default=str)
 
-def decision_row(d: Decision, features: Mapping | None) -> tuple:   # in the order of TABLES["decisions"]
+def decision_row(d: Decision, features: Mapping | None, limit_ms: float | None = None) -> tuple:   # in the order of TABLES["decisions"]
     "A decision with what it knew: odds, forecast, candidates, features of the chosen backend."
     view, r, name = d.view, d.request, d.backend
     chances = odds(view, Signals(*d.known), d.at_s)
@@ -37,7 +37,7 @@ def decision_row(d: Decision, features: Mapping | None) -> tuple:   # in the ord
     p = (f.step_ms[1], f.step_ms[3], f.step_ms[5]) if f else (None,)*3
     candidates = {l.backend.name: round(c, 5) for l, c in zip((*view.lanes, *view.probing), chances)} | dict(view.excluded)
     return (d.at_s, d.id, r.id, r.tier, r.task, r.model, name, view.mode, view.table.version if f else None, d.forecast_age_s if f else None,
-            *p, chances[d.place], d.until_s, nested(candidates), nested(features))
+            *p, chances[d.place], d.until_s, nested(candidates), nested(features), limit_ms)
 
 # %% ../../nbs/learning/25_feedback.ipynb #f078b23e
 JOINED, LATE, DUPLICATE, ORPHAN, FOREIGN, MISSING = FATES = ("joined", "late", "duplicate", "orphan", "foreign", "missing")
@@ -167,6 +167,7 @@ class StoreJoins(StorePuts):
     def __init__(self, where=None, queue: int = 100_000):
         super().__init__(where, queue)
         self._joiner = Joiner(self._find)
+        self.limit: Callable[[Backend, Request], float] | None = None   # the latency limit that applies, ms; an engine sets it
         self._pending, self._states, self._waiting_rows = {}, {}, 0   # rows that could not be written yet
 
     def _find(self, table: str, equal: dict) -> list[tuple]:
@@ -175,7 +176,7 @@ class StoreJoins(StorePuts):
 
     def _decision(self, d, features):
         self._joiner.begin(d.id, d.at_s, d.backend, d.until_s); self.drawn[d.view.mode, d.backend] += 1
-        return decision_row(d, features)
+        return decision_row(d, features, self.limit(d.lanes[0].backend, d.request) if self.limit else None)
 
     def _outcome(self, o: Outcome):
         fate = self._joiner.fate(o.decision, o.attempt, o.ts_s + (o.latency_ms or 0.)/1000.)

@@ -19,7 +19,7 @@ from typing import Protocol
 # %% ../../nbs/learning/24b_shelves.ipynb #48d75676
 SCHEMA = 3
 TABLES = {   # columns; the first is the time, s
-    "decisions": ("at_s", "id", "request", "tier", "task", "model", "backend", "mode", "version", "age_s", "p10_ms", "p50_ms", "p90_ms", "propensity", "until_s", "candidates", "features"),
+    "decisions": ("at_s", "id", "request", "tier", "task", "model", "backend", "mode", "version", "age_s", "p10_ms", "p50_ms", "p90_ms", "propensity", "until_s", "candidates", "features", "limit_ms"),
     "attempts": ("at_s", "decision", "attempt", "backend", "propensity"),
     "outcomes": ("end_s", "decision", "attempt", "backend", "ts_s", "latency_ms", "ok", "error", "censored", "fate", "tokens_in", "tokens_out", "ttft_ms", "cost_usd"),
     "forecasts": ("made_s", "backend", "version", "horizon_s", "step_ms", "request_ms", "load_rps"),
@@ -92,7 +92,7 @@ def sql_tables() -> Iterable[str]:
 
 MIGRATIONS = {                         # from this version to the next
     1: ("ALTER TABLE decisions ADD COLUMN age_s", "ALTER TABLE outcomes ADD COLUMN ttft_ms"),
-    2: ("ALTER TABLE steps ADD COLUMN gateway", "ALTER TABLE transitions ADD COLUMN gateway"),
+    2: ("ALTER TABLE steps ADD COLUMN gateway", "ALTER TABLE transitions ADD COLUMN gateway", "ALTER TABLE decisions ADD COLUMN limit_ms"),
 }
 
 def migrate(db: sqlite3.Connection, path: Path):
