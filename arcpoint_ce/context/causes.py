@@ -6,7 +6,7 @@
 __all__ = ['HARMS', 'WORDS', 'BLOCKS', 'LOADED', 'SAYS', 'DIMENSIONS', 'ROWS_SQL', 'ROW_COLUMNS', 'MOST_ROWS', 'harm_of',
            'shares_and_means', 'contributions', 'ChangePoint', 'change_point', 'Period', 'period', 'work_lines',
            'work_of', 'sums', 'Parts', 'parts', 'Cause', 'credit', 'cause_values', 'DropExplained', 'ranked_causes',
-           'new_versions', 'explain_rows', 'sure_of', 'told', 'request_rows', 'explain_drop']
+           'new_versions', 'ailing', 'explain_rows', 'sure_of', 'told', 'request_rows', 'explain_drop']
 
 # %% ../../nbs/context/41_causes.ipynb #1560eb41
 from collections.abc import Mapping, Sequence
@@ -221,6 +221,18 @@ def new_versions(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, str]:  
     was, now = top(before), top(after)
     return {b: v for b, v in now.items() if b in was and was[b] != v}
 
+# %% ../../nbs/context/41_causes.ipynb #e9d77a91
+def ailing(rows: pd.DataFrame, names: Sequence[str], window: tuple[float, float], baseline: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,) of bool
+    "Backends that answered slower than their work explains or failed more, and those that refused for their rate limit, whatever the metric; a few requests are enough."
+    n = len(names); p0, p1 = (period(rows, "latency" if "latency_ms" in rows else "errors", names, *s) for s in (baseline, window))
+    count = lambda p, x: np.bincount(p.backend, x, n); all0, all1 = count(p0, None), count(p1, None)
+    fails = count(p1, p1.bad)/np.maximum(all1, 1) - count(p0, p0.bad)/np.maximum(all0, 1) > .1
+    limited = (count(p1, p1.limited) >= 2) & (count(p1, p1.limited)/np.maximum(all1, 1) > count(p0, p0.limited)/np.maximum(all0, 1) + .005)
+    if "latency_ms" not in rows: return fails & (all1 >= 3), limited
+    lines, good = work_lines(p0, n), np.isfinite(p1.harm); expected = work_of(p1, lines)
+    took, due = count(p1, np.where(good, p1.harm, 0.)), count(p1, np.where(good, expected, 0.))
+    return (all1 >= 3) & (fails | (took > 1.3*np.maximum(due, 1e-12))), limited
+
 # %% ../../nbs/context/41_causes.ipynb #bebf6770
 DIMENSIONS = ("backend", "tier", "task", "model", "region", "version", "gateway")
 
@@ -241,8 +253,7 @@ def explain_rows(
     mean0, mean1 = float(np.nanmean(p0.harm)), float(np.nanmean(p1.harm)); total = mean1 - mean0
     by_work = metric in ("latency", "cost", "ttft"); lines = work_lines(p0 if by_work else period(rows, "latency", names, *baseline) if "latency_ms" in rows else p0, n)
     r0, r1 = (rows[(rows.at_s >= a) & (rows.at_s < b)] for a, b in (baseline, window)); versions = new_versions(r0, r1)
-    share = lambda p: np.bincount(p.backend, p.limited, n)/np.maximum(np.bincount(p.backend, minlength=n), 1)
-    limited, out = share(p1) > share(p0) + .02, np.isin(names, list(opened))
+    ill, limited = ailing(rows, names, window, baseline); out = ill | limited | np.isin(names, list(opened))
     value = lambda w0, w1: cause_values(parts(p0, p1, n, lines, by_work, w0, w1), names, out, limited, versions)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
