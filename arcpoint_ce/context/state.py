@@ -109,6 +109,7 @@ def finite(x):
     "The same value fit for JSON: infinities and NaN become null, tuples lists."
     if isinstance(x, Mapping): return {str(k): finite(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [finite(v) for v in x]
+    if hasattr(x, "item"): x = x.item()           # numpy's numbers
     return None if isinstance(x, float) and not isfinite(x) else x
 
 @dataclass(frozen=True)
