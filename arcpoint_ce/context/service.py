@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Name', 'MOST', 'WRITES', 'OPEN', 'PROBLEM', 'ANSWER', 'RESPONSES', 'DecideArgs', 'ObserveArgs', 'Committer',
-           'Service', 'make_service', 'problem', 'in_words', 'Guards', 'Bucket', 'Guarded', 'Service413', 'GuardedApp',
-           'inlined', 'from_query', 'parameters', 'json_answer', 'safely', 'add_questions', 'add_acts', 'add_watch',
-           'make_app', 'mcp_server', 'mcp_app', 'serve_stdio']
+           'Service', 'make_service', 'problem', 'in_words', 'Guards', 'Bucket', 'Guarded', 'Service413', 'whole_body',
+           'GuardedApp', 'inlined', 'from_query', 'parameters', 'json_answer', 'safely', 'add_questions', 'Acts',
+           'add_watch', 'make_app', 'mcp_server', 'mcp_app', 'serve_stdio']
 
 # %% ../../nbs/context/44_service.ipynb #263a9ff9
 import asyncio, hmac, json, time
@@ -185,12 +185,36 @@ class Guarded:
 class Service413(Exception):
     "A body that grew beyond the limit."
 
+async def whole_body(receive, most: int) -> bytes:
+    "The body of a request. Service413 where it is too long."
+    parts, size, more = [], 0, True
+    while more:
+        m = await receive(); parts.append(m.get("body", b"")); size += len(parts[-1]); more = m.get("more_body", False)
+        if size > most: raise Service413
+        if m["type"] == "http.disconnect": break
+    return b"".join(parts)
+
 class GuardedApp(Guarded):
-    "The guards, applied."
+    "The guards, applied. Decisions and outcomes go straight to `acts`, since every request pays for each layer between."
+    def __init__(self, app, guards: Guards, acts=None, clock: Callable[[], float] = time.monotonic): super().__init__(app, guards, clock); self.acts = acts
+
+    async def act(self, scope, receive, send):
+        "A decision or an outcome."
+        try: body = await asyncio.wait_for(whole_body(receive, self.guards.body_bytes), self.guards.seconds)
+        except Service413: got = problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
+        except asyncio.TimeoutError: got = problem(504, "too slow", f"not done within {self.guards.seconds:g} s")
+        else: got = await self.acts.answer(scope["path"], body)
+        await got(scope, receive, send)
+
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http": return await self.app(scope, receive, send)
         no = self.refused(scope, dict(scope["headers"]))
         if no is not None: return await no(scope, receive, send)
+        if self.acts and scope["method"] == "POST" and scope["path"] in WRITES: return await self.act(scope, receive, send)
+        await self.pass_on(scope, receive, send)
+
+    async def pass_on(self, scope, receive, send):
+        "Everything else, with its body counted and its time limited."
         seen, begun = 0, False
         async def counted():
             nonlocal seen
@@ -252,20 +276,31 @@ def add_questions(app: FastAPI, service: Service):
     for name in TOOLS: add(name, name in ("state", "risk", "incidents"))
 
 # %% ../../nbs/context/44_service.ipynb #ab4385e7
-def add_acts(app: FastAPI, service: Service, committer: Committer):
+class Acts:
     "POST /decide and /observe: acknowledged after the commit."
-    def add(name: str, model: type[BaseModel], act: Callable[[BaseModel], dict]):
-        async def handler(request: HttpRequest) -> Response:
-            try: args = model.model_validate_json(await request.body())
-            except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
-            got = safely(lambda: act(args))
-            if got.status_code != 200: return got
-            why = await committer.committed()
-            return got if why is None else problem(503, "not written down", why)
-        body = dict(required=True, content={"application/json": dict(schema=inlined(model.model_json_schema()))})
-        app.add_api_route(f"/{name}", handler, methods=["POST"], summary=model.__doc__, operation_id=name, responses=RESPONSES, openapi_extra=dict(requestBody=body), response_model=None)
-    add("decide", DecideArgs, service.decide); add("observe", ObserveArgs, service.observe)
+    def __init__(self, service: Service, committer: Committer):
+        self.committer, self.table = committer, {"/decide": (DecideArgs, service.decide), "/observe": (ObserveArgs, service.observe)}
 
+    async def answer(self, path: str, body: bytes) -> Response:
+        "One call."
+        model, act = self.table[path]
+        try: args = model.model_validate_json(body)
+        except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
+        got = safely(lambda: act(args))
+        if got.status_code != 200: return got
+        why = await self.committer.committed()
+        return got if why is None else problem(503, "not written down", why)
+
+    def add(self, app: FastAPI):
+        "As routes, for whoever reads the OpenAPI document."
+        def routed(path):
+            async def handler(request: HttpRequest) -> Response: return await self.answer(path, await request.body())
+            return handler
+        for path, (model, _) in self.table.items():
+            body = dict(required=True, content={"application/json": dict(schema=inlined(model.model_json_schema()))})
+            app.add_api_route(path, routed(path), methods=["POST"], summary=model.__doc__, operation_id=path[1:], responses=RESPONSES, openapi_extra=dict(requestBody=body), response_model=None)
+
+# %% ../../nbs/context/44_service.ipynb #4b1cd2aa
 def add_watch(app: FastAPI, service: Service):
     "GET /healthz, /status and /metrics."
     registry = CollectorRegistry(); registry.register(EngineCollector(service.engine, service.clock))
@@ -291,7 +326,7 @@ def make_app(service: Service, guards: Guards = Guards(), mcp: bool = True):   #
         finally: task.cancel(); service.engine.close(service.clock() if service.live else None)
     from arcpoint_ce import __version__
     app = FastAPI(title="arcpoint_ce", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    add_questions(app, service); add_acts(app, service, committer); add_watch(app, service)
+    acts = Acts(service, committer); add_questions(app, service); acts.add(app); add_watch(app, service)
     if mounted: app.mount("/", mounted)
     @app.exception_handler(Exception)
     async def broken(request, e): return problem(500, "internal error", type(e).__name__)
@@ -299,7 +334,7 @@ def make_app(service: Service, guards: Guards = Guards(), mcp: bool = True):   #
     async def missing(request, e): return problem(404, "no such path", "see /openapi.json")
     @app.exception_handler(405)
     async def method(request, e): return problem(405, "method not allowed")
-    return GuardedApp(app, guards)
+    return GuardedApp(app, guards, acts)
 
 # %% ../../nbs/context/44_service.ipynb #fb27277b
 def mcp_server(context: Context):      # mcp.server.Server
