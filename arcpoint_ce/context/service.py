@@ -196,7 +196,7 @@ async def whole_body(receive, most: int) -> bytes:
 
 class GuardedApp(Guarded):
     "The guards, applied. Decisions and outcomes go straight to `acts`, since every request pays for each layer between."
-    def __init__(self, app, guards: Guards, acts=None, clock: Callable[[], float] = time.monotonic): super().__init__(app, guards, clock); self.acts = acts
+    def __init__(self, app, guards: Guards, acts=None, mcp=None, clock: Callable[[], float] = time.monotonic): super().__init__(app, guards, clock); self.acts, self.mcp = acts, mcp
 
     async def act(self, scope, receive, send):
         "A decision or an outcome."
@@ -211,6 +211,7 @@ class GuardedApp(Guarded):
         no = self.refused(scope, dict(scope["headers"]))
         if no is not None: return await no(scope, receive, send)
         if self.acts and scope["method"] == "POST" and scope["path"] in WRITES: return await self.act(scope, receive, send)
+        if self.mcp and scope["path"] == "/mcp": return await self.mcp(scope, receive, send)
         await self.pass_on(scope, receive, send)
 
     async def pass_on(self, scope, receive, send):
@@ -224,14 +225,14 @@ class GuardedApp(Guarded):
         async def noted(message):
             nonlocal begun
             begun = True; await send(message)
-        try: await asyncio.wait_for(self.app(scope, counted, noted), self.guards.seconds) if not scope["path"].startswith("/mcp") else await self.app(scope, counted, noted)
+        try: await asyncio.wait_for(self.app(scope, counted, noted), self.guards.seconds)
         except (asyncio.TimeoutError, Service413) as e:
             if not begun: await (problem(413, "body too large", f"at most {self.guards.body_bytes} bytes") if isinstance(e, Service413) else problem(504, "too slow", f"not done within {self.guards.seconds:g} s"))(scope, receive, send)
 
 # %% ../../nbs/context/44_service.ipynb #da9507f0
 PROBLEM = {"description": "Problem", "content": {"application/problem+json": {"schema": {"type": "object", "properties": {k: {"type": t} for k, t in (("type", "string"), ("title", "string"), ("status", "integer"), ("detail", "string"))}, "required": ["title", "status"]}}}}
 ANSWER = {"description": "Answer", "content": {"application/json": {"schema": {"type": "object"}}}}
-RESPONSES = {200: ANSWER} | {k: PROBLEM for k in (400, 401, 403, 404, 413, 415, 422, 429, 500, 503, 504)}
+RESPONSES = {200: ANSWER} | {k: PROBLEM for k in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)}
 
 def inlined(schema: dict) -> dict:
     "A model's JSON schema without its title."
@@ -252,8 +253,8 @@ def safely(f: Callable[[], Mapping]) -> Response:
     "Run one function; what the caller did wrong becomes a problem that says so."
     try: return json_answer(f())
     except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
-    except StoreError as e: return problem(503, "nothing is known yet", str(e))
-    except NoBackend as e: return problem(503, "no backend", str(e))
+    except StoreError as e: return problem(409, "nothing is known yet", str(e))
+    except NoBackend as e: return problem(409, "no backend", str(e))
     except (ValueError, OverflowError) as e: return problem(422, "cannot be answered", str(e))
     except KeyError as e: return problem(404, "unknown name", str(e.args[0] if e.args else e))
 
@@ -327,14 +328,13 @@ def make_app(service: Service, guards: Guards = Guards(), mcp: bool = True):   #
     from arcpoint_ce import __version__
     app = FastAPI(title="arcpoint_ce", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     acts = Acts(service, committer); add_questions(app, service); acts.add(app); add_watch(app, service)
-    if mounted: app.mount("/", mounted)
     @app.exception_handler(Exception)
     async def broken(request, e): return problem(500, "internal error", type(e).__name__)
     @app.exception_handler(404)
     async def missing(request, e): return problem(404, "no such path", "see /openapi.json")
     @app.exception_handler(405)
     async def method(request, e): return problem(405, "method not allowed")
-    return GuardedApp(app, guards, acts)
+    return GuardedApp(app, guards, acts, mounted)
 
 # %% ../../nbs/context/44_service.ipynb #fb27277b
 def mcp_server(context: Context):      # mcp.server.Server
