@@ -7,8 +7,8 @@ __all__ = ['LEAD_S', 'ID_GAP', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candi
            'Decision', 'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'has_room', 'only_slow',
            'standing', 'slow_start', 'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks',
            'RouterStandings', 'RouterViews', 'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning',
-           'RouterStrays', 'RouterObserving', 'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterTicking',
-           'strict', 'RouterDurable', 'Router']
+           'RouterStrays', 'RouterObserving', 'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterClaims',
+           'RouterTicking', 'strict', 'RouterDurable', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
 from collections import deque
@@ -611,8 +611,24 @@ class RouterRetries(RouterDeciding):
             if d.until_s < self._sweep_s: self._sweep_s = d.until_s
             return lane.backend.name
 
+# %% ../../nbs/routing/04_router.ipynb #c4975b3a
+class RouterClaims(RouterRetries):
+    "Decisions that somebody else has made."
+    def claim(self, request: Request, backend: str, now: float) -> Decision:
+        "Reserve on a given backend. NoBackend where it may not serve the request now."
+        with self._lock:
+            view = self._view(request, now); place = next((i for i, l in enumerate(view.lanes) if l.backend.name == backend), None)
+            if place is None: raise NoBackend(tuple((n, why) for n, why in view.excluded if n == backend) or ((backend, "is not in the fleet, or half-open"),))
+            view = replace(view, plan=WeightedPlan([float(i == place) for i in range(len(view.lanes))]), probing=(), explore=0., probe_share=0.)
+            s, lane, id, now_us = self._signals, view.lanes[place], self._signals.turn + 1, int(now*1e6 + .5)
+            d = self._leases[id] = Decision(id, request, lane, now, now + self.config.lease_s, view, place, s.frozen())
+            s.turn = self.counts["decided"] = id; s.in_flight[lane.slot] += 1; lane.features.begin(id << 4, now_us)
+            if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
+            if d.until_s < self._sweep_s: self._sweep_s = d.until_s
+            return d
+
 # %% ../../nbs/routing/04_router.ipynb #006987a5
-class RouterTicking(RouterRetries):
+class RouterTicking(RouterClaims):
     "What the tick does to a router."
     def swap(self, table: ForecastTable, now: float):
         "Install a new forecast table, whole; forecasts shed weight here, once per tick."
