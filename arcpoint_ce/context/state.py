@@ -150,7 +150,7 @@ class BackendState:
     forecast_for_s: float | None       # the time it is about
     p_breach: float | None             # P(step latency > limit) of that forecast
     limit_ms: float                    # mean limit of its requests
-    stale_s: float                     # since the newest closed step
+    stale_s: float                     # since the newest closed step or outcome
     incidents: tuple[str, ...]         # open or just over
 
 # %% ../../nbs/context/40_state.ipynb #46bf0b52
@@ -213,7 +213,7 @@ class Windows(Records):
 # %% ../../nbs/context/40_state.ipynb #5138aa14
 WINDOW_S = 300.                        # what "now" covers, s
 REMEMBER_S = 86_400.                   # how far back transitions and incidents are looked for, s
-HEARD_SQL = """SELECT o.backend, avg(o.ttft_ms), avg(o.ok AND o.latency_ms <= coalesce(d.limit_ms, f.x)), avg(coalesce(d.limit_ms, f.x))
+HEARD_SQL = """SELECT o.backend, avg(o.ttft_ms), avg(o.ok AND o.latency_ms <= coalesce(d.limit_ms, f.x)), avg(coalesce(d.limit_ms, f.x)), count(*), sum(NOT o.ok), max(o.end_s)
     FROM (SELECT ? AS x) f, outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.end_s - 86400. AND d.at_s <= o.end_s
     WHERE o.end_s <= ? AND o.end_s > ? AND coalesce(o.error, '') <> 'cancelled' GROUP BY o.backend"""
 
@@ -225,7 +225,7 @@ class Facts(Windows):
         group = lambda rows: {n: [r for r in rows if r["backend"] == n] for n in names}
         step_s = self.plain_fleet()["step_s"]
         steps = [r for r in self.span("steps", at_s - window_s - step_s, at_s) if r["start_s"] + step_s <= at_s + 1e-6]
-        heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit) for b, ttft, met, limit in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
+        heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last) for b, ttft, met, limit, n, bad, last in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
         return dict(steps=group(steps), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
                     incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6]), heard=heard)
 
@@ -236,14 +236,15 @@ def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float, window_s
     state, why, until, row = standing_at(f["transitions"][name], at_s)
     said = f["forecasts"].get(name); q = tuple(json.loads(said["step_ms"])) if said else None
     heard = f["heard"].get(name, {}); limit_ms = heard.get("limit_ms") or limit_ms; slow = heard.get("met", 1.) < .5
-    word, because, sure = word_for(s.n, s.n_err, state, slow)
+    counts = (s.n, s.n_err) if s.n else (heard.get("n", 0), heard.get("n_err", 0))     # no step has closed yet: the outcomes themselves
+    word, because, sure = word_for(*counts, state, slow)
     usd = (s.tokens_in*b.price_in + s.tokens_out*b.price_out)/1e6/s.n if s.n and (b.price_in or b.price_out) else None
     proof = [Evidence(row_id("steps", r["start_s"], name), r["start_s"], f"{name}: {r['n']} requests, {r['n_err']} failed") for r in rows[-1:]]
     if row: proof.append(Evidence(row_id("transitions", row["at_s"], name), row["at_s"], f"{name}: {row['old']} to {row['new']}: {row['reason']}"))
     if said: proof.append(Evidence(row_id("forecasts", said["made_s"], name), said["made_s"], f"{name}: {q[3]:.0f} ms, 80 % interval {q[1]:.0f} to {q[5]:.0f}"))
     proof += [Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"]) for r in f["incidents"][name]]
-    stale = at_s - rows[-1]["start_s"] if rows else inf
-    return BackendState(name, word, because, sure, s.n, s.n_err/s.n if s.n else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/window_s,
+    stale = at_s - max(rows[-1]["start_s"] if rows else -inf, heard.get("last_s", -inf))
+    return BackendState(name, word, because, sure, counts[0], counts[1]/counts[0] if counts[0] else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/window_s,
         s.latency_us/1e6/window_s/b.capacity if s.n_lat else None, s.in_flight, usd, state, why, until, (q[1], q[3], q[5]) if q else None, said["made_s"] + said["horizon_s"] if said else None,
         exceedance(q, limit_ms) if q else None, limit_ms, stale, tuple(r["says"] for r in f["incidents"][name])), proof
 
