@@ -6,7 +6,7 @@
 __all__ = ['HARMS', 'WORDS', 'BLOCKS', 'LOADED', 'SAYS', 'DIMENSIONS', 'ROWS_SQL', 'ROW_COLUMNS', 'MOST_ROWS', 'harm_of',
            'shares_and_means', 'contributions', 'ChangePoint', 'change_point', 'Period', 'period', 'work_lines',
            'work_of', 'sums', 'Parts', 'parts', 'Cause', 'credit', 'cause_values', 'DropExplained', 'ranked_causes',
-           'new_versions', 'ailing', 'explain_rows', 'sure_of', 'told', 'request_rows', 'explain_drop']
+           'new_versions', 'ailing', 'explain_rows', 'sure_of', 'many_more', 'told', 'request_rows', 'explain_drop']
 
 # %% ../../nbs/context/41_causes.ipynb #1560eb41
 from collections.abc import Mapping, Sequence
@@ -270,9 +270,15 @@ def sure_of(causes: Sequence[Cause], draws: Sequence[Mapping]) -> float:   # 0..
     first = causes[0]
     return (1 + sum(max(d, key=d.get) == (first.kind, first.name) for d in draws))/(2 + len(draws))
 
+def many_more(h0: np.ndarray, h1: np.ndarray) -> bool:
+    "Yes/no harm that is far more frequent than before, even if three more had happened by then; rare events come in too few blocks for the bootstrap."
+    from scipy.stats import poisson
+    if not (np.isin(h0, (0., 1.)).all() and np.isin(h1, (0., 1.)).all()): return False
+    return bool(poisson.sf(h1.sum() - 1, len(h1)*(h0.sum() + 3)/len(h0)) < 1e-3)
+
 def told(rows, metric, window, baseline, means, spread, causes, draws, spans) -> DropExplained:
     "The answer in words, with change point and segments."
-    r0, p0, r1, p1 = spans; total = means[1] - means[0]; real = abs(total) > 2.6*spread and abs(total) > .02*max(abs(means[0]), 1e-9)
+    r0, p0, r1, p1 = spans; total = means[1] - means[0]; real = (abs(total) > 2.6*spread or many_more(p0.harm[np.isfinite(p0.harm)], p1.harm[np.isfinite(p1.harm)])) and abs(total) > .02*max(abs(means[0]), 1e-9)
     unit = HARMS[metric]; size = f"{WORDS[metric]} {'rose' if total > 0 else 'fell'} from {means[0]:.4g} to {means[1]:.4g} {unit}"
     sure = sure_of(causes, draws) if real and total > 0 else .95
     if not real: says = f"{WORDS[metric]}: {means[0]:.4g} before, {means[1]:.4g} after ({unit}); no change beyond chance."

@@ -47,18 +47,19 @@ class Gate:
     def __init__(
         self,
         share: float = .05,            # of the decisions, at most
-        burst: int = 200,              # so many may come at once, when trouble comes
+        burst: int = 250,              # so many may come at once, when trouble comes
         least: float = .05,            # less doubt than this is none
+        pace: float = .006,            # how fast the level follows
     ):
-        if not 0 < share <= 1 or burst < 1 or least < 0: raise ValueError(f"Gate: share must be within 0..1, burst 1 or more, least 0 or more, got {share!r}, {burst!r}, {least!r}")
-        self.share, self.burst, self.least, self.left, self.level, self.seen, self.passed = share, burst, least, float(burst)/2, least, 0, 0
+        if not 0 < share <= 1 or burst < 1 or least < 0 or not 0 < pace < 1: raise ValueError(f"Gate: share must be within 0..1, burst 1 or more, least 0 or more, pace between 0 and 1; got {share!r}, {burst!r}, {least!r}, {pace!r}")
+        self.share, self.burst, self.least, self.pace, self.left, self.level, self.seen, self.passed = share, burst, least, pace, float(burst), 0., 0, 0
 
     def __call__(self, doubt: float, worth: float = 1.) -> bool:   # may it be asked; worth: of the request, 1 is usual
         "One decision."
+        high, aim = doubt*worth > max(self.level, self.least), .6*self.share
         self.seen += 1; self.left = min(self.left + self.share, self.burst)
-        high = doubt*worth > self.level
-        self.level = max(self.level*(1.02 if high and self.left < .5*self.burst else .9995), self.least)
-        if not high or self.left < 1 or self.passed + 1 > self.share*self.seen + self.burst: return False
+        self.level = max(self.level + self.pace*((1 - aim) if doubt*worth > self.level else -aim), 0.)
+        if not high or self.left < 1: return False
         self.left -= 1; self.passed += 1
         return True
 
