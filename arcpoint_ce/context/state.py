@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import local
 
 from ..learning.feedback import FeedbackStore, step_of
-from ..learning.shelves import SCHEMA, TABLES, Shelf, SqliteShelf, open_shelf, sql_tables
+from ..learning.shelves import SCHEMA, TABLES, MemoryShelf, Shelf, SqliteShelf, open_shelf, sql_tables
 from ..routing.core import LEVELS, Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet import Fleet
 
@@ -56,9 +56,16 @@ class RecordSource:
 
     def db(self, since_s: float, until_s: float) -> sqlite3.Connection:
         "A connection that holds the rows of this span, or more. One per thread."
+        if isinstance(self.shelf, MemoryShelf): return self.in_memory()
         if self.path is None: return copied(self.shelf, since_s, until_s)
         if getattr(self._local, "db", None) is None: self._local.db = open_readonly(self.path)
         return self._local.db
+
+    def in_memory(self) -> sqlite3.Connection:
+        "All rows of a store in memory, copied again where there are more by now."
+        size = sum(map(len, self.shelf.tables.values()))
+        if getattr(self._local, "size", None) != size: self._local.size, self._local.copy = size, copied(self.shelf, -inf, inf)
+        return self._local.copy
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
         "Rows of a query over a span."
