@@ -95,8 +95,9 @@ def test_every_template_runs_under_plain_papermill(home, tmp_path, name):
     if "data" not in found.parameters: pytest.skip(f"{name} reads no data")
     write = ("import pandas as pd; from arcpoint_ce.telemetry.traces import exercise_telemetry as e; "
              "pd.concat([e(700, s).assign(backend=f'b{s}') for s in (1, 2)]).to_csv('mine.csv', index=False)")
-    mine = "labelled" if name == "anomaly" else "mine.csv"
+    mine = "labelled" if name in ("anomaly", "causes") else "mine.csv"
     if name == "anomaly": write = f"from arcpoint_ce.learning.nab import write_synthetic as w; w('{mine}', 2, 2000)"
+    if name == "causes": write = f"from arcpoint_ce.context.callgraph import write_synthetic as w; w('{mine}')"
     assert run(home, "python", "-c", write, cwd=tmp_path).returncode == 0
     source = next(home.glob(f"lib/python*/site-packages/arcpoint_ce/templates/{name}.ipynb"))
     quick = ["-p", "quick", "True"] if "quick" in found.parameters else []

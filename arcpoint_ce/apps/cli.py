@@ -611,11 +611,12 @@ def guards_of(host: str):   # -> Guards
 
 def service_of(store: Path, fleet: Path | None):   # -> Service
     "An engine on the store; a new store without a fleet file gets the shipped fleet."
+    import time
     from arcpoint_ce.apps.simulate import shipped_fleet
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet import load_fleet
     if fleet is None and not store.exists(): fleet = shipped_fleet(); typer.echo(f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True)
-    return make_service(store, load_fleet(fleet) if fleet else None)
+    return make_service(store, load_fleet(fleet) if fleet else None, clock=time.time)
 
 # %% ../../nbs/apps/54_cli.ipynb #baacaf8f
 @app.command()

@@ -61,6 +61,7 @@ class Told:
 
     def _repr_html_(self): return f"<pre>{escape(str(self))}</pre>"
 
+# %% ../../nbs/context/43a_ask.ipynb #a4e70bf0
 def computed(context: Context, text: str, zone: tzinfo = timezone.utc) -> tuple[str, Span | None, Answer]:
     "Intent, span and answer. ValueError where nothing can be said."
     intent, now = intent_of(text), context.records.now() + 1e-6; span = when(text, now, zone)
@@ -92,6 +93,7 @@ class Phrasing(AgentTurns):
         if bad := ungrounded(text, [*numbers_in(json.loads(shown)), *numbers_in(question)]): raise Stopped(f"it stated {bad[0]:g}, which the data does not hold")
         return clean_lines(text)
 
+# %% ../../nbs/context/43a_ask.ipynb #70501c4e
 def clean_lines(text: str) -> str: return "\n".join("".join(ch for ch in line if ch.isprintable()) for line in text.splitlines())[:3000]
 
 def ask(

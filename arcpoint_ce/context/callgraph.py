@@ -182,6 +182,7 @@ def read_incident(folder: Path) -> Incident:
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}: needs target.node, target.metric and target.timestamp ({type(e).__name__}: {e})") from e
     return Incident(f"{folder.parent.name}/{folder.name}", read_services(folder/"metrics.csv"), *asked, (label.get("root_cause") or {}).get("node"))
 
+# %% ../../nbs/context/40a_callgraph.ipynb #439439ca
 @dataclass(frozen=True)
 class IncidentFolder:
     "A graph, normal rows and incidents."

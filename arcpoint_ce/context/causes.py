@@ -236,6 +236,7 @@ def ailing(rows: pd.DataFrame, names: Sequence[str], window: tuple[float, float]
 # %% ../../nbs/context/41_causes.ipynb #bebf6770
 DIMENSIONS = ("backend", "tier", "task", "model", "region", "version", "gateway")
 
+# %% ../../nbs/context/41_causes.ipynb #09a2780c
 def explain_rows(
     rows: pd.DataFrame,                # requests: at_s, backend, ok, and what the metric needs; better with tokens_in, tokens_out, error, DIMENSIONS
     metric: str,                       # one of HARMS

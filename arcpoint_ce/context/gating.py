@@ -36,6 +36,7 @@ class World1:
     missed: np.ndarray                 # (n,) missed under the fast router
     worth: np.ndarray                  # (n,) and met under the clairvoyant rule
 
+# %% ../../nbs/context/43d_gating.ipynb #8d8def3b
 GATE_FAMILIES = ("slow_degradation", "step_failure", "partition", "memoryless_surge", "gray_failure", "flapping")
 
 def gate_world(family: str, seed: int, n: int = 5000) -> World1:

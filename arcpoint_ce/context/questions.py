@@ -36,6 +36,7 @@ class Option:
     quality: float | None
     reason: str
 
+# %% ../../nbs/context/42_questions.ipynb #e9dd9fc7
 @dataclass(frozen=True)
 class Which(Answer):
     "The second answer."
@@ -123,6 +124,7 @@ class BackendRisk:
     exhausted_s: float | None          # until a rate limit of this minute is spent, at the present pace
     without_it: float                  # demand (P90) over what the others can hold
 
+# %% ../../nbs/context/42_questions.ipynb #afaf0b9b
 @dataclass(frozen=True)
 class Risk(Answer):
     "The fourth answer."
@@ -261,6 +263,7 @@ class WhichArgs(Asked):
     max_cost_usd: float | None = Field(None, ge=0, le=1e9); min_quality: float = Field(0., ge=0, le=1)
     top: int = Field(5, ge=1, le=100); at: float | str | None = None
 
+# %% ../../nbs/context/42_questions.ipynb #22ccaeb1
 class WhyArgs(Asked):
     "Why a metric became worse in a window."
     metric: Literal["latency", "errors", "slo", "ttft", "cost", "quality"] = Field("slo", description="latency, errors, slo (share beyond the limit), ttft, cost or quality")
@@ -349,6 +352,7 @@ class Tool:
 
 TOOLS = {n: Tool(n, a, a.__doc__) for n, a in dict(state=StateArgs, which=WhichArgs, why=WhyArgs, risk=RiskArgs, incidents=IncidentArgs, simulate=WhatIfArgs).items()}
 
+# %% ../../nbs/context/42_questions.ipynb #da6375f6
 class Context(ContextMethods):
     "Four questions and what belongs to them. Give a store, a path, or `Facts`."
     def __init__(self, where, fleet=None, clock: Callable[[], float] | None = None): super().__init__(where if isinstance(where, Facts) else Facts(where, fleet, clock))

@@ -45,6 +45,7 @@ class DecideArgs(Asked):
 
     def request(self) -> Request: return Request(self.id, self.model, self.task, self.tier, self.slo_ms, self.tokens_in, self.tokens_out, inf if self.max_cost_usd is None else self.max_cost_usd, self.min_quality)
 
+# %% ../../nbs/context/44_service.ipynb #7253aa7a
 class ObserveArgs(Asked):
     "How an attempt ended."
     decision: int | None = Field(None, ge=0, lt=2**62, description="id that /decide gave; left out: from elsewhere")
@@ -111,7 +112,8 @@ class Service:
 
     def status(self) -> dict: return finite(self.engine.status(self.clock()))
 
-def make_service(store: str | Path | None, fleet: Iterable[Backend] | None = None, clock: Callable[[], float] = time.time, gateway: int | None = None, keep_s: float = 3650*86_400.) -> Service:
+# %% ../../nbs/context/44_service.ipynb #90810967
+def make_service(store: str | Path | None, fleet: Iterable[Backend] | None = None, *, clock: Callable[[], float], gateway: int | None = None, keep_s: float = 3650*86_400.) -> Service:
     "An engine on a store that knows its fleet, or on a given fleet. StoreError where neither names one."
     known = None
     if fleet is None: known = Facts(store); fleet = known.fleet()
@@ -165,6 +167,7 @@ class Bucket:
         self.left[who] = (max(left - 1., 0.), now)
         return left >= 1.
 
+# %% ../../nbs/context/44_service.ipynb #6140b4b2
 class Guarded:
     "ASGI in front of the application."
     def __init__(self, app, guards: Guards, clock: Callable[[], float] = time.monotonic): self.app, self.guards, self.bucket, self.clock = app, guards, Bucket(guards.per_s), clock
@@ -194,6 +197,7 @@ async def whole_body(receive, most: int) -> bytes:
         if m["type"] == "http.disconnect": break
     return b"".join(parts)
 
+# %% ../../nbs/context/44_service.ipynb #74b93ba6
 class GuardedApp(Guarded):
     "The guards, applied. Decisions and outcomes go straight to `acts`, since every request pays for each layer between."
     def __init__(self, app, guards: Guards, acts=None, mcp=None, clock: Callable[[], float] = time.monotonic): super().__init__(app, guards, clock); self.acts, self.mcp = acts, mcp

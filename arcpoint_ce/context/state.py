@@ -202,6 +202,7 @@ def standing_at(rows: Iterable[Mapping], at_s: float) -> tuple[str, str, float |
 
 NEWEST = "SELECT {columns} FROM {table} WHERE {time} <= ? AND {time} > ? ORDER BY {time}, rowid"
 
+# %% ../../nbs/context/40_state.ipynb #37ce91cc
 class Windows(Records):
     "Rows of a window as dicts."
     def span(self, table: str, since_s: float, until_s: float) -> list[dict]:   # since < time <= until
@@ -293,6 +294,7 @@ class FleetState(Answer):
         head = "".join(f"<th>{h}</th>" for h in ("backend", "availability", "breaker", "p50, ms", "p95, ms", "errors", "load, rps", "forecast, ms", "why"))
         return f"{super()._repr_html_()}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
+# %% ../../nbs/context/40_state.ipynb #2c72b431
 def in_words(states: Sequence[BackendState]) -> str:
     "The fleet in a sentence."
     count = {w: [s for s in states if s.availability == w] for w in ("available", "degraded", "down", "unknown")}

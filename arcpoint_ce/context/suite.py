@@ -58,6 +58,7 @@ class Result:
     seconds: float
     why: str
 
+# %% ../../nbs/context/43c_suite.ipynb #5e0fc54e
 def choices(case: Case) -> tuple[Context, list[str], str, list[str]]:   # context, viable, the fast choice, the clairvoyant's set
     "Who may serve, whom the fast rule takes, and who is right: viable, and not the faulty one where another is."
     context = Context(case.store); plain = case.request._replace(task=None)

@@ -69,6 +69,7 @@ def read_relative(text: str, now: datetime) -> tuple[tuple[float, float], str] |
     if "today" in text: return day_span(now, 0, "day"), "today"
     if re.search(r"\b(just now|right now|now|currently|recently)\b", text): return (end - 600., end), "now"
 
+# %% ../../nbs/context/41a_when.ipynb #77c9809e
 def when(
     text: str,                         # "Why did it drop yesterday evening?"
     now_s: float,                      # what now is, s
