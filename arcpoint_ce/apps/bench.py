@@ -6,7 +6,7 @@
 __all__ = ['PEAK', 'GROWTH', 'LOG', 'SIM_CURVE', 'IMPORT', 'timed', 'held_router', 'bench_decide', 'child', 'bench_growth',
            'synthetic_steps', 'between_ticks', 'bench_tick', 'write_log', 'bench_log', 'sim_work', 'sim_fleet',
            'sim_router', 'InTurn', 'sim_mean_s', 'best_rate', 'SimpyBackend', 'simpy_mean_s', 'bench_sim',
-           'bench_import', 'machine', 'bench_loop_store', 'parts', 'run_bench']
+           'bench_import', 'bench_served', 'machine', 'bench_loop_store', 'parts', 'run_bench']
 
 # %% ../../nbs/apps/53b_bench.ipynb #b419bda8
 import gc
@@ -27,6 +27,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
+
+from .servicebench import bench_service
 
 # %% ../../nbs/apps/53b_bench.ipynb #f7ced6c4
 from ..lab.fleet import FixedChoice, Fleet, ServiceCurve, SimBackend, Tally, rare_collections
@@ -289,6 +291,11 @@ def bench_import(runs: int = 9) -> dict[str, float]:   # import_ms
     if any(g["pandas"] for g in got): raise RuntimeError("bench: import arcpoint_ce has loaded pandas")
     return {"import_ms": median(g["import_ms"] for g in got)}
 
+# %% ../../nbs/apps/53b_bench.ipynb #c38d4e28
+def bench_served(**sizes) -> dict:
+    "The service over a large store, in a folder that is thrown away."
+    with tempfile.TemporaryDirectory() as folder: return bench_service(Path(folder), **sizes)
+
 # %% ../../nbs/apps/53b_bench.ipynb #030b0f68
 def machine() -> dict:             # facts that times depend on
     return {"cpu_count": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
@@ -313,6 +320,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the ord
         "online learning": lambda: bench_online(perf_counter, f(3000, 500)),
         "anomalies": lambda: bench_anomaly(perf_counter, f(2000, 300)),
         "tick": lambda: bench_tick(**f({}, dict(minutes=110, ticks=120))),
+        "service": lambda: bench_served(**f({}, dict(records=20_000, calls=20, seconds=2., clients=10))),
     }
 
 # %% ../../nbs/apps/53b_bench.ipynb #88526fd7

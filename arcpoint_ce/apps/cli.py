@@ -146,7 +146,7 @@ def report(
 # %% ../../nbs/apps/54_cli.ipynb #78394743
 @app.command()
 def bench(json: Annotated[Path | None, option("Write the figures to this file as well.")] = None):
-    """Measure the speed of forest, router, tick, log reading and import.
+    """Measure the speed of forest, router, tick, log reading, import, simulator, store and service.
 
     \b
       arcpoint bench --json bench.json

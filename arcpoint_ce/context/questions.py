@@ -94,8 +94,7 @@ def turning(a: Option, b: Option, asked: float) -> str:
 # %% ../../nbs/context/42_questions.ipynb #a1b4e290
 def which_backend(records: Facts, request: Request, at_s: float | None = None, top: int = 5) -> Which:
     "The second question: which backend should serve this request? For a representative request; nothing is sent or reserved."
-    at_s = records.now() if at_s is None else at_s
-    told, fleet, state = records.plain_fleet(), records.fleet(), fleet_state(records, at_s); tier = fleet.tiers.get(request.tier)
+    state = fleet_state(records, at_s); at_s, told, fleet = state.at_s, records.plain_fleet(), records.fleet(); tier = fleet.tiers.get(request.tier)
     limit = (request.slo_ms or (tier.slo_ms if tier else None) or told["slo_ms"]) + told["slo_tok_ms"]*request.tokens_out; asked = tier.confidence if tier else .9
     used = {r[0]: (r[1], r[2] or 0) for r in records.rows(MINUTE_SQL, (at_s - at_s % 60., at_s), at_s - 60., at_s + 1e-6)}
     met = {r[0]: (r[1], r[2] or 0) for r in records.rows(MET_SQL, (limit, at_s - RECENT_S, at_s), at_s - RECENT_S, at_s + 1e-6)}
@@ -220,8 +219,7 @@ def breach_chances(records: Facts, state: FleetState, ms: np.ndarray, horizon_s:
 
 def capacity_risk(records: Facts, at_s: float | None = None, horizon_s: float = 300.) -> Risk:
     "The fourth question: what capacity risk do we run in the next minutes?"
-    at_s = records.now() if at_s is None else at_s
-    told, fleet, state = records.plain_fleet(), records.fleet(), fleet_state(records, at_s); ms, n = step_matrix(records, fleet.names, at_s)
+    state = fleet_state(records, at_s); at_s, told, fleet = state.at_s, records.plain_fleet(), records.fleet(); ms, n = step_matrix(records, fleet.names, at_s)
     chances = breach_chances(records, state, ms, horizon_s, told["step_s"]); p = np.array([x if x is not None else 0. for x, _ in chances])
     used = {r[0]: (r[1], r[2] or 0) for r in records.rows(MINUTE_SQL, (at_s - at_s % 60., at_s), at_s - 60., at_s + 1e-6)}
     level, high = demand_of(n, told["step_s"]); busy = {s.backend: (s.busy or 0.)*b.capacity for s, b in zip(state.backends, fleet)}

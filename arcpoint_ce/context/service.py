@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Name', 'MOST', 'WRITES', 'OPEN', 'PROBLEM', 'ANSWER', 'RESPONSES', 'DecideArgs', 'ObserveArgs', 'Committer',
-           'Service', 'make_service', 'problem', 'in_words', 'Guards', 'Bucket', 'Guarded', 'Service413', 'whole_body',
-           'GuardedApp', 'inlined', 'from_query', 'parameters', 'json_answer', 'safely', 'add_questions', 'Acts',
-           'add_watch', 'make_app', 'mcp_server', 'mcp_app', 'serve_stdio']
+           'Service', 'make_service', 'problem', 'in_words', 'Guards', 'Bucket', 'Guarded', 'BodyTooLarge',
+           'whole_body', 'GuardedApp', 'inlined', 'from_query', 'parameters', 'json_answer', 'safely', 'add_questions',
+           'Acts', 'add_watch', 'make_app', 'mcp_server', 'mcp_app', 'serve_stdio']
 
 # %% ../../nbs/context/44_service.ipynb #263a9ff9
 import asyncio, hmac, json, time
@@ -185,15 +185,15 @@ class Guarded:
         if int(headers.get(b"content-length", b"0") or 0 if headers.get(b"content-length", b"0").isdigit() else 0) > g.body_bytes: return problem(413, "body too large", f"at most {g.body_bytes} bytes")
 
 # %% ../../nbs/context/44_service.ipynb #253f5437
-class Service413(Exception):
+class BodyTooLarge(Exception):
     "A body that grew beyond the limit."
 
 async def whole_body(receive, most: int) -> bytes:
-    "The body of a request. Service413 where it is too long."
+    "The body of a request. BodyTooLarge where it is too long."
     parts, size, more = [], 0, True
     while more:
         m = await receive(); parts.append(m.get("body", b"")); size += len(parts[-1]); more = m.get("more_body", False)
-        if size > most: raise Service413
+        if size > most: raise BodyTooLarge
         if m["type"] == "http.disconnect": break
     return b"".join(parts)
 
@@ -205,7 +205,7 @@ class GuardedApp(Guarded):
     async def act(self, scope, receive, send):
         "A decision or an outcome."
         try: body = await asyncio.wait_for(whole_body(receive, self.guards.body_bytes), self.guards.seconds)
-        except Service413: got = problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
+        except BodyTooLarge: got = problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
         except asyncio.TimeoutError: got = problem(504, "too slow", f"not done within {self.guards.seconds:g} s")
         else: got = await self.acts.answer(scope["path"], body)
         await got(scope, receive, send)
@@ -224,14 +224,14 @@ class GuardedApp(Guarded):
         async def counted():
             nonlocal seen
             message = await receive(); seen += len(message.get("body", b""))
-            if seen > self.guards.body_bytes: raise Service413
+            if seen > self.guards.body_bytes: raise BodyTooLarge
             return message
         async def noted(message):
             nonlocal begun
             begun = True; await send(message)
         try: await asyncio.wait_for(self.app(scope, counted, noted), self.guards.seconds)
-        except (asyncio.TimeoutError, Service413) as e:
-            if not begun: await (problem(413, "body too large", f"at most {self.guards.body_bytes} bytes") if isinstance(e, Service413) else problem(504, "too slow", f"not done within {self.guards.seconds:g} s"))(scope, receive, send)
+        except (asyncio.TimeoutError, BodyTooLarge) as e:
+            if not begun: await (problem(413, "body too large", f"at most {self.guards.body_bytes} bytes") if isinstance(e, BodyTooLarge) else problem(504, "too slow", f"not done within {self.guards.seconds:g} s"))(scope, receive, send)
 
 # %% ../../nbs/context/44_service.ipynb #da9507f0
 PROBLEM = {"description": "Problem", "content": {"application/problem+json": {"schema": {"type": "object", "properties": {k: {"type": t} for k, t in (("type", "string"), ("title", "string"), ("status", "integer"), ("detail", "string"))}, "required": ["title", "status"]}}}}
