@@ -127,11 +127,11 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
     assert len(told) > 50 and len(set(told)) == len(told) and set(told) <= kept
 
 
-def test_the_fuzzer_finds_no_server_error(served):
+def test_the_fuzzer_finds_no_server_error(served, tmp_path):
     schemathesis = pytest.importorskip("schemathesis")
     done = subprocess.run([sys.executable, "-m", "schemathesis.cli", "run", f"{served['url']}/openapi.json", "--checks", "not_a_server_error,content_type_conformance", "--max-examples", "25", "--seed", "1", "--phases", "examples,coverage,fuzzing", "--generation-database", "none", "--exclude-path", "/status"],
-                          capture_output=True, text=True, timeout=600, env=ENV)
-    if done.returncode and "No module named" in done.stderr: done = subprocess.run([str(Path(sys.executable).with_name("schemathesis")), *done.args[3:]], capture_output=True, text=True, timeout=600, env=ENV)
+                          capture_output=True, text=True, timeout=600, env=ENV, cwd=tmp_path)
+    if done.returncode and "No module named" in done.stderr: done = subprocess.run([str(Path(sys.executable).with_name("schemathesis")), *done.args[3:]], capture_output=True, text=True, timeout=600, env=ENV, cwd=tmp_path)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
