@@ -26,7 +26,7 @@ from time import perf_counter, perf_counter_ns, process_time
 import duckdb
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .servicebench import bench_service
 

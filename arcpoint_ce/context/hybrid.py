@@ -59,7 +59,7 @@ class Gate:
         high, aim = doubt*worth > max(self.level, self.least), .6*self.share
         self.seen += 1; self.left = min(self.left + self.share, self.burst)
         self.level = max(self.level + self.pace*((1 - aim) if doubt*worth > self.level else -aim), 0.)
-        if not high or self.left < 1: return False
+        if not high or self.left < 1 or self.passed + 1 > max(self.share*self.seen, self.burst): return False
         self.left -= 1; self.passed += 1
         return True
 

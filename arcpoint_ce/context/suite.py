@@ -54,6 +54,7 @@ class Result:
     passed: bool
     router_passed: bool                # the fast choice, on the same scenario
     accepted: bool                     # did an answer of the agent stand
+    grounded: bool                     # and without repair: every number of the first one had been told
     usd: float
     seconds: float
     why: str
@@ -70,11 +71,12 @@ def trial(case: Case, agent_of: Callable[[Context], Agent]) -> Result:
     "One scenario, once."
     if case.kind == "past":
         context = Context(case.store); t = max((context.why(metric=m, since_s=case.window[0], until_s=case.window[1]) for m in ("latency", "slo", "errors")), key=lambda a: (a.cause is not None, a.confidence))
-        return Result(case.name, case.kind, t.cause is not None and t.cause.name == case.bad, False, False, 0., 0., t.says)
+        return Result(case.name, case.kind, t.cause is not None and t.cause.name == case.bad, False, False, False, 0., 0., t.says)
     context, viable, fast, right = choices(case)
-    if not viable: return Result(case.name, case.kind, False, False, False, 0., 0., "nothing is viable")
+    if not viable: return Result(case.name, case.kind, False, False, False, False, 0., 0., "nothing is viable")
     v: Verdict = agent_of(context).choose(case.request, viable, fast, case.end_s)
-    return Result(case.name, case.kind, v.backend in right and v.trace.verify(), fast in right, v.accepted, v.usage["usd"], v.usage["seconds"], v.why)
+    checks = [s for s in v.trace.steps if s.kind == "check"]
+    return Result(case.name, case.kind, v.backend in right and v.trace.verify(), fast in right, v.accepted, v.accepted and len(checks) == 1, v.usage["usd"], v.usage["seconds"], v.why)
 
 # %% ../../nbs/context/43c_suite.ipynb #4af20bb7
 def recorded(body: dict) -> Says:
@@ -97,4 +99,4 @@ def summary(results: Sequence[Sequence[Result]]) -> dict:
     chosen = [rs for rs in results if rs[0].kind != "past"]
     return dict(scenarios=len(results), pass_at_1=sum(rs[0].passed for rs in results)/len(results), pass_at_k=sum(any(r.passed for r in rs) for rs in results)/len(results),
                 router_pass=sum(rs[0].router_passed for rs in chosen)/max(len(chosen), 1), agent_pass=sum(rs[0].passed for rs in chosen)/max(len(chosen), 1), accepted=sum(r.accepted for rs in chosen for r in rs)/max(sum(map(len, chosen)), 1),
-                cost_usd=sum(r.usd for rs in results for r in rs), seconds_p50=sorted(r.seconds for rs in chosen for r in rs)[sum(map(len, chosen))//2] if chosen else 0.)
+                grounded=sum(r.grounded for rs in chosen for r in rs)/max(sum(map(len, chosen)), 1), cost_usd=sum(r.usd for rs in results for r in rs), seconds_p50=sorted(r.seconds for rs in chosen for r in rs)[sum(map(len, chosen))//2] if chosen else 0.)

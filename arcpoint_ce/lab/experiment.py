@@ -25,7 +25,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from scipy.stats import norm, t as student
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .. import __version__
 from ..telemetry.requests import quoted

@@ -7,6 +7,7 @@ __all__ = ['ScalingModel', 'unit', 'trend_only', 'learn_demand', 'Counter', 'Wat
            'dearest', 'with_more', 'with_fewer', 'Needs', 'Scaling', 'Advisor', 'Reactive']
 
 # %% ../../nbs/learning/21e_scaling.ipynb #b3341dcb
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def learn_demand(
     return ScalingModel(d, step_s, tuple(misses.tolist()), tuple(load[-KEEP:].tolist()), index + len(load) - len(load[-KEEP:]))
 
 # %% ../../nbs/learning/21e_scaling.ipynb #31034040
-class Counter:
+class Counter(ABC):
     "Own arrivals by step; a step is closed once the clock has left it."
     def __init__(self, step_s: float): self.step_s, self.open, self.count = step_s, None, 0.
 
@@ -77,7 +78,8 @@ class Counter:
         if self.open is None: self.open = step
         while self.open < step: self.push(self.open, self.count); self.open += 1; self.count = 0.
 
-    def push(self, index: int, count: float): raise NotImplementedError   # a closed step
+    @abstractmethod
+    def push(self, index: int, count: float): ...   # a closed step
 
 # %% ../../nbs/learning/21e_scaling.ipynb #dbe61cd1
 class Watch(Counter):
@@ -96,7 +98,8 @@ class Watch(Counter):
         self.window.push(index, count); self.index = index
         self.promised[index + self.model.demand.ahead] = float(self.path()[-1])
 
-    def path(self) -> np.ndarray: raise NotImplementedError   # the next steps, the last one at the horizon
+    @abstractmethod
+    def path(self) -> np.ndarray: ...   # the next steps, the last one at the horizon
 
 # %% ../../nbs/learning/21e_scaling.ipynb #1edc53b0
 class Outlook(Watch):
@@ -162,14 +165,16 @@ def with_fewer(sites: Sequence[Site], ready: Mapping[str, int], starting: Mappin
     return out
 
 # %% ../../nbs/learning/21e_scaling.ipynb #5e66dae9
-class Needs:
+class Needs(ABC):
     "What an adviser must say."
     def __init__(self, fill: float = .8, dwell_s: float = 30.):   # share of a replica that may be used; least time before a release, s
         if not fill > 0 or not dwell_s >= 0: raise ValueError(f"fill must be positive and dwell_s 0 or more, got {fill!r} and {dwell_s!r}")
         self.fill, self.dwell_s, self.kept = fill, dwell_s, deque()
 
-    def arrived(self, now: float, n: float = 1.): raise NotImplementedError   # so many requests came at about now
-    def needs(self, now: float) -> tuple[float, float, float, str]: raise NotImplementedError   # expected, order for, keep for, rps; where from
+    @abstractmethod
+    def arrived(self, now: float, n: float = 1.): ...   # so many requests came at about now
+    @abstractmethod
+    def needs(self, now: float) -> tuple[float, float, float, str]: ...   # expected, order for, keep for, rps; where from
 
     def hold(self, now: float, rps: float) -> float:   # rps
         "The highest need within the dwell."
