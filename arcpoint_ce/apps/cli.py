@@ -7,13 +7,14 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'RECENT_S', 'RECENT_STEPS', '
            'FleetOption', 'LOOPBACK', 'EXTRAS', 'text_table', 'root', 'join_pairs', 'split_pair', 'PairsCommand',
            'print_reports', 'print_run', 'argument', 'option', 'report', 'bench', 'fetch', 'learned', 'train',
            'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for', 'print_decision',
-           'answer', 'decide', 'print_scenarios', 'new_store', 'stored_line', 'simulate', 'learned_before',
-           'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment', 'tune', 'agent_client',
-           'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'in_short', 'run', 'main']
+           'answer', 'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line', 'simulate',
+           'learned_before', 'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment', 'tune',
+           'agent_client', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -362,6 +363,15 @@ def new_store(path: Path | None):   # -> FeedbackStore; None: none was asked for
     from arcpoint_ce.learning.feedback import FeedbackStore
     return FeedbackStore(path)
 
+@contextmanager
+def fault_desk(stage, store: Path | None):   # an apps.simulate.Stage -> a FaultDesk that is open meanwhile, or None
+    "Where faults are ordered while a simulation runs."
+    if store is None: yield None; return
+    from arcpoint_ce.apps.control import FaultDesk, OpenDesk
+    with OpenDesk(FaultDesk([b.name for b in stage.backends]), store) as door:
+        typer.echo(f"faults may be ordered at {door.url}; the token is in {door.path}", err=True)
+        yield door.desk
+
 def stored_line(store, path: Path) -> str:   # of a FeedbackStore that is closed
     "What was written down."
     return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
@@ -376,6 +386,10 @@ SIMULATED = """Break a simulated fleet and watch the real router deal with it.
   arcpoint simulate --fleet my-fleet.toml --faults my-faults.toml --seed 3
   arcpoint simulate --scenario scheduled_surge --load 0.6
   arcpoint simulate --scenario backend_down --store run.sqlite
+  arcpoint simulate --scenario calm --speed 10 --requests 60000 --store run.sqlite --inject
+
+With --store a live engine writes down what happens, for `arcpoint dashboard --store run.sqlite`; with
+--inject the dashboard may order faults meanwhile.
 
 A line covers the time since the last: requests ended per second, the share within their limit, failures;
 per backend its breaker (nothing: closed), what runs there, its share of the attempts. A star is news:
@@ -405,17 +419,19 @@ def simulate(
     load: Annotated[float, typer.Option(help="Own traffic, share of what the fleet can take within the limit.")] = .4,
     every_s: Annotated[float, typer.Option(help="Simulated seconds between two lines.")] = 10.,
     store: Annotated[Path | None, option("Write decisions, outcomes, steps and states to this new file.")] = None,
+    inject: Annotated[bool, typer.Option("--inject", help="Take faults from a dashboard meanwhile (needs --store).")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the scenarios and families.")] = False,
 ):
     "One simulated fleet with the real router, line by line; errors as in `apps.simulate`."
     if list_: return print_scenarios()
+    if inject and store is None: raise ValueError("--inject needs --store: address and token of the endpoint are written beside it")
     from arcpoint_ce.apps.simulate import SUMMARY, check_amounts, compare, headline, make_stage, simulate as show, stored_stage
     check_amounts(requests, load, speed, every_s)
     stage = make_stage(fleet, scenario, faults, seed, requests, load)
     written = new_store(store)
-    if written is not None: stage = stored_stage(stage, written)
+    if written is not None: typer.echo("learning what is usual ...", err=True); stage = stored_stage(stage, written)
     typer.echo(headline(stage, seed))
-    record, run = show(stage, every_s, speed, typer.echo)
+    with fault_desk(stage, store if inject else None) as desk: record, run = show(stage, every_s, speed, typer.echo, desk)
     if written is not None: run.gateways[0].engine.close(run.now); typer.echo(stored_line(written, store))
     typer.echo("\n" + text_table(SUMMARY, compare(stage, record)))
 

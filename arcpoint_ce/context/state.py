@@ -227,6 +227,11 @@ HEARD_SQL = """SELECT o.backend, avg(o.ttft_ms), avg(o.ok AND o.latency_ms <= co
 
 class Facts(Windows):
     "Everything that is read to describe a moment, once."
+    def going_on(self, at_s: float) -> list[dict]:     # as rows of "incidents", with no end
+        "Incidents that were open when the engine last wrote down its status; they enter the table when they end."
+        status = self.named("engine/status")
+        return [r for r in status["anomalies"]["open"] if r["start_s"] <= at_s] if status and status["at_s"] <= at_s + 10. else []
+
     def facts(self, at_s: float, window_s: float = WINDOW_S) -> dict:
         "Rows by backend."
         names = [b["name"] for b in self.plain_fleet()["backends"]]
@@ -235,7 +240,7 @@ class Facts(Windows):
         steps = [r for r in self.span("steps", at_s - window_s - step_s, at_s) if r["start_s"] + step_s <= at_s + 1e-6]
         heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last) for b, ttft, met, limit, n, bad, last in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
         return dict(steps=group(steps), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
-                    incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6]), heard=heard)
+                    incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6] + self.going_on(at_s)), heard=heard)
 
 # %% ../../nbs/context/40_state.ipynb #1e356611
 def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float, window_s: float = WINDOW_S) -> tuple[BackendState, list[Evidence]]:
@@ -250,7 +255,7 @@ def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float, window_s
     proof = [Evidence(row_id("steps", r["start_s"], name), r["start_s"], f"{name}: {r['n']} requests, {r['n_err']} failed") for r in rows[-1:]]
     if row: proof.append(Evidence(row_id("transitions", row["at_s"], name), row["at_s"], f"{name}: {row['old']} to {row['new']}: {row['reason']}"))
     if said: proof.append(Evidence(row_id("forecasts", said["made_s"], name), said["made_s"], f"{name}: {q[3]:.0f} ms, 80 % interval {q[1]:.0f} to {q[5]:.0f}"))
-    proof += [Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"]) for r in f["incidents"][name]]
+    proof += [Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"]) for r in f["incidents"][name] if r["end_s"] is not None]
     stale = at_s - max(rows[-1]["start_s"] if rows else -inf, heard.get("last_s", -inf))
     return BackendState(name, word, because, sure, counts[0], counts[1]/counts[0] if counts[0] else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/window_s,
         s.latency_us/1e6/window_s/b.capacity if s.n_lat else None, s.in_flight, usd, state, why, until, (q[1], q[3], q[5]) if q else None, said["made_s"] + said["horizon_s"] if said else None,

@@ -9,6 +9,7 @@ __all__ = ['Written', 'EngineGateway', 'OpenLoop']
 from dataclasses import replace
 
 from .gateways import RoomGateway
+from ..learning.anomaly import AnomalyDetector
 from ..learning.engine import ContextEngine, EngineConfig
 from ..learning.feedback import FeedbackStore
 
@@ -22,13 +23,13 @@ class Written:
 
 class EngineGateway(RoomGateway):
     "A gateway like another, with an engine that writes down what happens."
-    def __init__(self, like: RoomGateway, store: FeedbackStore, config: EngineConfig = EngineConfig()):
-        self.__dict__.update(vars(like)); self.store, self.engine_config = store, config
+    def __init__(self, like: RoomGateway, store: FeedbackStore, config: EngineConfig = EngineConfig(), anomalies: AnomalyDetector | None = None):
+        self.__dict__.update(vars(like)); self.store, self.engine_config, self.anomalies = store, config, anomalies
 
     def start(self, backends, seed: int):
         "A new engine on the same store."
         super().start(backends, seed)
-        self.engine = ContextEngine(backends, self.store, policy=self.make_policy(), router=replace(self.config, seed=seed), breaker=self.breaker, config=self.engine_config)
+        self.engine = ContextEngine(backends, self.store, policy=self.make_policy(), router=replace(self.config, seed=seed), breaker=self.breaker, anomalies=self.anomalies, config=self.engine_config)
         self.router = Written(self.engine)
 
     def tick(self, now: float, gauges):

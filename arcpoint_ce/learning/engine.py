@@ -197,6 +197,7 @@ class EngineMemory(EngineOthers):
         if now < self._due["memo"]: return
         self._due["memo"] = now + self.config.memo_s
         self.store.put_state(self._name, dict(at_s=now, router=self.router.memo(), table=plain_table(self.router.table), tight=self.tight))
+        self.store.put_state(f"{self._name}/status", fleet_status(self, now))     # for whoever looks on from another process
 
     def _sweep(self, now: float):
         if now < self._due["sweep"]: return
@@ -309,7 +310,7 @@ def fleet_status(e: EngineWorker, now: float) -> dict:
     return dict(at_s=now, decisions={f"{mode}/{n}": k for (mode, n), k in sorted(e.store.drawn.items())}, counts=dict(e.router.counts), backends=e.router.status(now),
                 forecast=dict(version=t.version, model=t.model, age_s=t.age_s(now) if isfinite(t.made_s) else None, stale=t.age_s(now) > t.max_age_s, backends=about),
                 drift=b.get("drift", none := dict(events={}, newest=[], streams=0)), feature_drift=b.get("feature_drift", none), gate=b.get("gate"),
-                anomalies=dict(incidents=dict(e.severities), open=[str(i) for i in e.incidents.open.values()], tightened=sorted(e.tight)),
+                anomalies=dict(incidents=dict(e.severities), open=[asdict(i) | dict(says=str(i)) for i in e.incidents.open.values()], tightened=sorted(e.tight)),
                 store=e.store.status(), worker=dict(runs=e._thread is not None, ticked_s=e.ticked_s if isfinite(e.ticked_s) else None, tick_s=e.tick_took_s, failures=e.failures))
 
 # %% ../../nbs/learning/27_engine.ipynb #e5433185

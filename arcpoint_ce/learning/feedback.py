@@ -30,12 +30,13 @@ def nested(x) -> str | None:           # JSON text; None stays None
     return json.dumps(x, separators=(",", ":"), default=str)
 
 def decision_row(d: Decision, features: Mapping | None, limit_ms: float | None = None) -> tuple:   # in the order of TABLES["decisions"]
-    "A decision with what it knew: odds, forecast, candidates, features of the chosen backend."
+    "A decision with what it knew: forecast, features of the chosen backend, and per candidate its odds and score (none for a probe), or why it was excluded."
     view, r, name = d.view, d.request, d.backend
     chances = odds(view, Signals(*d.known), d.at_s)
     f = view.table.forecasts.get(name) if view.mode == "predictive" else None
     p = (f.step_ms[1], f.step_ms[3], f.step_ms[5]) if f else (None,)*3
-    candidates = {l.backend.name: round(c, 5) for l, c in zip((*view.lanes, *view.probing), chances)} | dict(view.excluded)
+    scores = [round(x, 4) for x in view.plan.scores(Signals(*d.known), d.at_s)] if view.lanes else []
+    candidates = {l.backend.name: [round(c, 5), x] for l, c, x in zip((*view.lanes, *view.probing), chances, scores + [None]*len(view.probing))} | dict(view.excluded)
     return (d.at_s, d.id, r.id, r.tier, r.task, r.model, name, view.mode, view.table.version if f else None, d.forecast_age_s if f else None,
             *p, chances[d.place], d.until_s, nested(candidates), nested(features), limit_ms)
 
