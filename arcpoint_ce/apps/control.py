@@ -32,6 +32,7 @@ class FaultArgs(Asked):
     duration_s: float = Field(60., gt=0, le=86_400., allow_inf_nan=False, description="of simulated time, s")
     intensity: float = Field(1., gt=0, le=100., allow_inf_nan=False)
 
+# %% ../../nbs/apps/52a_control.ipynb #ddccf9a0
 class FaultDesk:
     "Takes orders from any thread; the simulation fetches them."
     def __init__(self, names: Sequence[str]): self.names, self.orders, self.done, self.now_s = tuple(names), deque(maxlen=100), deque(maxlen=1000), 0.

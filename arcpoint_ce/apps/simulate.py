@@ -71,6 +71,7 @@ def family_stage(name: str, seed: int, requests: int, load: float) -> Stage:
 
 def ran_through(fleet: Fleet, workload: Workload) -> Fleet: fleet.run(workload); return fleet
 
+# %% ../../nbs/apps/52_simulate.ipynb #37d2b730
 def file_stage(path: Path, scenario: str | None, faults: Path | None, seed: int, requests: int, load: float) -> Stage:
     "A fleet file with a named scenario or a fault file. ValueError and FileNotFoundError name what is wrong."
     fleet = load_fleet(path)
@@ -96,6 +97,7 @@ def make_stage(fleet: Path | None, scenario: str | None, faults: Path | None, se
         return family_stage(scenario, seed, requests, load)
     return file_stage(fleet or shipped_fleet(), scenario, faults, seed, requests, load)
 
+# %% ../../nbs/apps/52_simulate.ipynb #31f477d6
 STEP_S = 10                                # steps of a live engine here, s: minutes would be long in a run of minutes
 
 def live_gateway(stage: Stage, store, anomalies=None) -> EngineGateway:   # a FeedbackStore; an AnomalyDetector

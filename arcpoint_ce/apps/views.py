@@ -88,6 +88,7 @@ def drawn_over_time(records: Facts, look: Look, tier: str | None = None, most: i
     t = pd.DataFrame(rows, columns=["k", "backend", "mode", "n"])
     return pd.DataFrame(dict(at_s=start + (t.k + .5)*look.every_s, backend=t.backend, mode=t["mode"], n=t.n*every)), every
 
+# %% ../../nbs/apps/50a_views.ipynb #610f7edf
 NEWEST_SQL = """SELECT d.at_s, d.id, d.request, d.tier, d.task, d.model, d.backend, d.mode, d.propensity, d.limit_ms, o.latency_ms, o.ok, o.error, o.attempt
     FROM (SELECT * FROM decisions WHERE at_s >= ? AND at_s < ? AND (? IS NULL OR backend = ?) AND (? IS NULL OR tier = ?) ORDER BY at_s DESC LIMIT ?) d
     LEFT JOIN outcomes o ON o.decision = d.id AND o.attempt = (SELECT max(x.attempt) FROM outcomes x WHERE x.decision = d.id) ORDER BY d.at_s DESC"""
@@ -115,6 +116,7 @@ def candidate_rows(told: Mapping) -> list[tuple]:
     rows = [(b, *pair(x), "a probe" if pair(x)[1] is None and isinstance(x, list) else "") if not isinstance(x, str) else (b, 0., None, x) for b, x in told.items()]
     return sorted(rows, key=lambda r: (-r[1], r[0]))
 
+# %% ../../nbs/apps/50a_views.ipynb #44470174
 def would_win(rows: Sequence[tuple], chosen: str) -> str:
     "What would have made the likeliest other one win."
     here = next((r for r in rows if r[0] == chosen), None); rivals = [r for r in rows if r[0] != chosen and r[2] is not None]
@@ -124,6 +126,7 @@ def would_win(rows: Sequence[tuple], chosen: str) -> str:
     if score >= here[2]: return told + f" It would have had the better score if it fell from {score:.4g} to below {here[2]:.4g}, or if {chosen}'s rose above {score:.4g}."
     return told + f" It had the better score ({score:.4g} against {here[2]:.4g}): the draw among candidates chose {chosen}."
 
+# %% ../../nbs/apps/50a_views.ipynb #5b0be9f6
 def open_decision(records: Facts, id: int) -> Opened:
     "KeyError where there is none."
     read = lambda t, key: pd.DataFrame(records.rows(f"SELECT {', '.join(TABLES[t])} FROM {t} WHERE {key} = ?", (id,), -inf, inf), columns=TABLES[t])
@@ -145,6 +148,7 @@ def forecasts_made(records: Facts, look: Look, backend: str | None = None, most:
     rows = records.rows(SAID_SQL, (step_s, step_s, step_s, step_s, told.since_s, told.until_s, backend, backend, every), told.since_s, look.until_s)
     return pd.DataFrame(rows, columns=["made_s", "about_s", "p10", "p50", "p90", "actual", "last", "backend"]).astype({k: float for k in ("p10", "p50", "p90", "actual", "last")})
 
+# %% ../../nbs/apps/50a_views.ipynb #4d741d1e
 def forecast_scores(made: pd.DataFrame) -> pd.DataFrame:   # by backend: n, mae_ms, persistence_ms, skill, coverage
     "How good they were, beside persistence on the same rows."
     t = made.dropna(subset=["actual", "last", "p50"]); miss, last = (t.p50 - t.actual).abs(), (t["last"] - t.actual).abs()
