@@ -290,16 +290,16 @@ def told(rows, metric, window, baseline, means, spread, causes, draws, spans) ->
     return DropExplained(window[1], 0., sure, says, (), metric, tuple(window), tuple(baseline), means[0], means[1], bool(real), change_point(both.at_s.to_numpy(float), harm_of(both, metric)) if real else None, causes, segments)
 
 # %% ../../nbs/context/41_causes.ipynb #82d3851c
-ROWS_SQL = """SELECT o.ts_s, o.backend, o.latency_ms, o.ok, o.error, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, d.tier, d.task, d.model, d.limit_ms, d.mode
+ROWS_SQL = """SELECT o.end_s, o.backend, o.latency_ms, o.ok, o.error, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, d.tier, d.task, d.model, d.limit_ms, d.mode
     FROM outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.ts_s - 86400. AND d.at_s <= o.end_s
-    WHERE o.end_s >= ? AND o.end_s < ? AND o.ts_s >= ? AND o.ts_s < ? AND coalesce(o.error, '') <> 'cancelled' AND o.fate <> 'duplicate' AND (o.rowid % ?) = 0 ORDER BY o.ts_s"""
+    WHERE o.end_s >= ? AND o.end_s < ? AND coalesce(o.error, '') <> 'cancelled' AND o.fate <> 'duplicate' AND (o.rowid % ?) = 0 ORDER BY o.end_s"""
 ROW_COLUMNS = ("at_s", "backend", "latency_ms", "ok", "error", "tokens_in", "tokens_out", "ttft_ms", "cost_usd", "tier", "task", "model", "limit_ms", "mode")
 MOST_ROWS = 60_000                     # requests read for one explanation
 
 def request_rows(records: Facts, since_s: float, until_s: float) -> tuple[pd.DataFrame, int]:   # rows, and of how many one was taken
-    "Requests that began in a span and had ended by its end."
+    "Requests that ended in a span: what a fault does to those already running belongs to the fault's time."
     count = records.rows("SELECT count(*) FROM outcomes WHERE end_s >= ? AND end_s < ?", (since_s, until_s), since_s, until_s)[0][0]; every = max(1, -(-count//MOST_ROWS))
-    rows = pd.DataFrame(records.rows(ROWS_SQL, (since_s, until_s, since_s, until_s, every), since_s - 3600., until_s), columns=ROW_COLUMNS)
+    rows = pd.DataFrame(records.rows(ROWS_SQL, (since_s, until_s, every), since_s - 3600., until_s), columns=ROW_COLUMNS)
     told_, fleet = records.plain_fleet(), {b.name: b for b in records.fleet()}; at = rows.backend.map(fleet.get)
     price = lambda k: np.array([getattr(b, k, 0.) if b else 0. for b in at], float)
     listed = (rows.tokens_in.fillna(0)*price("price_in") + rows.tokens_out.fillna(0)*price("price_out"))/1e6
