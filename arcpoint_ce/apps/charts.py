@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'STATES', 'SIMULATED_S', 'CSS', 'BREAKERS', 'HEIGHT', 'SEVERITY', 'number', 'percent', 'simulated',
-           'moment', 'ago', 'row', 'band', 'card', 'cards', 'tier_card', 'tier_cards', 'timed', 'time_axis',
-           'own_clock', 'coloured', 'lines', 'span', 'areas', 'forecast_chart', 'spells', 'ticks', 'chances', 'without',
-           'causes_chart']
+           'moment', 'ago', 'row', 'band', 'card', 'cards', 'tier_card', 'tier_cards', 'filled', 'timed', 'time_axis',
+           'own_clock', 'coloured', 'lines', 'span', 'areas', 'forecast_chart', 'spells', 'ticks', 'chances', 'told',
+           'without', 'causes_chart']
 
 # %% ../../nbs/apps/50b_charts.ipynb #a3ab8dc8
 from datetime import datetime, timezone, tzinfo
@@ -94,17 +94,24 @@ def tier_card(t: TierState) -> str:    # HTML
 
 def tier_cards(tiers: list[TierState]) -> str: return CSS + '<div class="ace-cards">' + "".join(map(tier_card, tiers)) + "</div>"   # HTML
 
-# %% ../../nbs/apps/50b_charts.ipynb #302bf184
-HEIGHT = 260
+# %% ../../nbs/apps/50b_charts.ipynb #4373dea3
+def filled(t: pd.DataFrame) -> pd.DataFrame:
+    "For showing."
+    t = t.loc[:, t.notna().any()] if len(t) else t
+    return t.assign(**{k: t[k].fillna("") for k in t if t[k].dtype == object})
+
+# %% ../../nbs/apps/50b_charts.ipynb #0c0435c5
+HEIGHT = 330
 
 def timed(t: pd.DataFrame, column: str = "at_s") -> pd.DataFrame:
     "With a time to draw and one to read."
     return t.assign(t=pd.to_datetime(t[column], unit="s", utc=True), utc=[moment(x) + ("" if simulated(x) else " UTC") for x in t[column]])
 
-def time_axis(own_clock: bool) -> alt.X:
+def time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> alt.X:   # span_s: what the axis covers; None: what is drawn
     "The axis of a time."
-    if own_clock: return alt.X("t:T", title="simulated time, h:min:s", scale=alt.Scale(type="utc"), axis=alt.Axis(format="%H:%M:%S", labelOverlap=True, grid=False))
-    return alt.X("t:T", title="time (your zone)", axis=alt.Axis(labelOverlap=True, grid=False))
+    domain = alt.Undefined if span_s is None else [datetime.fromtimestamp(x, timezone.utc).isoformat() for x in span_s]
+    if own_clock: return alt.X("t:T", title="simulated time, h:min:s", scale=alt.Scale(type="utc", domain=domain), axis=alt.Axis(format="%H:%M:%S", tickCount=8, labelOverlap="greedy", grid=False))
+    return alt.X("t:T", title="time (your zone)", scale=alt.Scale(domain=domain), axis=alt.Axis(tickCount=8, labelOverlap="greedy", grid=False))
 
 def own_clock(t: pd.DataFrame, column: str = "at_s") -> bool: return bool(len(t)) and simulated(float(t[column].max()))
 
@@ -117,7 +124,7 @@ def lines(t: pd.DataFrame, y: str, title: str, by: str = "backend", names=None, 
     "One line for each name; a stretch of time can be selected."
     base = alt.Chart(timed(t), height=HEIGHT).encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)), coloured(names or t[by].unique(), by),
         tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip(f"{by}:N"), alt.Tooltip(f"{y}:Q", title=title, format=form)])
-    out = base.mark_line(interpolate="monotone", strokeWidth=1.8) + base.mark_circle(size=28, opacity=.001)
+    out = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=14))
     return out.add_params(span()) if brush else out
 
 def span() -> alt.Parameter: return alt.selection_interval(name="span", encodings=["x"])   # a stretch of time, selected with the mouse
@@ -140,31 +147,34 @@ def forecast_chart(made: pd.DataFrame, actual: pd.DataFrame, limit_ms: float) ->
     rule = alt.Chart(pd.DataFrame(dict(limit=[limit_ms], what=["limit"]))).mark_rule(strokeDash=[6, 4], strokeWidth=1.8).encode(alt.Y("limit:Q", title=title), key, tooltip=[alt.Tooltip("limit:Q", title="limit, ms", format=",.0f")])
     return (area + mid + came + rule).add_params(span())
 
-# %% ../../nbs/apps/50b_charts.ipynb #55921291
+# %% ../../nbs/apps/50b_charts.ipynb #02efb77e
 SEVERITY = alt.Color("severity:N", title=None, scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]), legend=alt.Legend(orient="top"))
 
-def spells(t: pd.DataFrame) -> alt.Chart:   # start_s, end_s, backend, severity, says
+def spells(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:   # start_s, end_s, backend, severity, says
     "Incidents as bars by backend."
     shown = timed(t, "start_s").assign(end=pd.to_datetime(t.end_s, unit="s", utc=True))
-    return alt.Chart(shown, height=alt.Step(24)).mark_bar(height=12, cornerRadius=3, minBandSize=2).encode(time_axis(own_clock(t, "start_s")), alt.X2("end:T"), alt.Y("backend:N", title=None, axis=alt.Axis(labelLimit=180)), SEVERITY,
+    return alt.Chart(shown, height=alt.Step(24)).mark_bar(height=12, cornerRadius=3, clip=True).encode(time_axis(own_clock(t, "start_s"), span_s), alt.X2("end:T"), alt.Y("backend:N", title=None, axis=alt.Axis(labelLimit=180)), SEVERITY,
         tooltip=[alt.Tooltip("utc:N", title="began"), alt.Tooltip("severity:N"), alt.Tooltip("says:N", title="what")])
 
-def ticks(t: pd.DataFrame) -> alt.Chart:    # at_s, backend, what, says
+def ticks(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:    # at_s, backend, what, says
     "Events as marks by kind."
-    return alt.Chart(timed(t), height=alt.Step(24)).mark_point(filled=True, size=90).encode(time_axis(own_clock(t)), alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=180)), coloured(t.backend.unique(), "backend"), alt.Shape("backend:N", title=None, legend=None),
+    return alt.Chart(timed(t), height=alt.Step(24)).mark_point(filled=True, size=90, clip=True).encode(time_axis(own_clock(t), span_s), alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=180)), coloured(t.backend.unique(), "backend"), alt.Shape("backend:N", title=None, legend=None),
         tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip("backend:N"), alt.Tooltip("says:N", title="what")])
 
 def chances(t: pd.DataFrame) -> alt.Chart:   # backend, p_breach, source
     "P(breach) by backend, the likeliest first."
-    return alt.Chart(t, height=alt.Step(26)).mark_bar(cornerRadiusEnd=3, color=PALETTE[0]).encode(alt.X("p_breach:Q", title="P(step latency beyond the limit)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
+    base = alt.Chart(t, height=alt.Step(26)).encode(alt.X("p_breach:Q", title="P(step latency beyond the limit)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
         alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)), tooltip=["backend:N", alt.Tooltip("p_breach:Q", format=".1%", title="P(breach)"), alt.Tooltip("source:N", title="from")])
+    return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]) + told(base, "p_breach")
+
+def told(base: alt.Chart, value: str) -> alt.Chart: return base.mark_text(align="left", dx=5, color="#7F7F7F").encode(text=alt.Text(f"{value}:Q", format=".0%"))   # the figure beside its bar
 
 def without(t: pd.DataFrame) -> alt.Chart:   # backend, without_it
     "How full the others would be without each."
-    base = alt.Chart(t, height=alt.Step(26)); y = alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180))
-    bars = base.mark_bar(cornerRadiusEnd=3).encode(alt.X("without_it:Q", title="load of the others without it (P90 of the demand)", axis=alt.Axis(format="%", tickCount=5)), y, color=alt.condition("datum.without_it >= 1", alt.value(PALETTE[5]), alt.value(PALETTE[4])),
+    base = alt.Chart(t, height=alt.Step(26)).encode(alt.X("without_it:Q", title="load of the others without it (P90 of the demand)", axis=alt.Axis(format="%", tickCount=5)), alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)),
         tooltip=["backend:N", alt.Tooltip("without_it:Q", format=".0%", title="load of the others")])
-    return bars + alt.Chart(pd.DataFrame(dict(x=[1.]))).mark_rule(strokeDash=[6, 4], color=PALETTE[5]).encode(alt.X("x:Q"))
+    bars = base.mark_bar(cornerRadiusEnd=3).encode(color=alt.condition("datum.without_it >= 1", alt.value(PALETTE[5]), alt.value(PALETTE[4])))
+    return bars + told(base, "without_it") + alt.Chart(pd.DataFrame(dict(x=[1.]))).mark_rule(strokeDash=[6, 4], color=PALETTE[5]).encode(alt.X("x:Q"))
 
 # %% ../../nbs/apps/50b_charts.ipynb #84d24238
 def causes_chart(t: pd.DataFrame, unit: str) -> alt.Chart:   # says, contribution, low, high

@@ -9,7 +9,8 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'RECENT_S', 'RECENT_STEPS', '
            'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for', 'print_decision',
            'answer', 'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line', 'simulate',
            'learned_before', 'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment', 'tune',
-           'agent_client', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'in_short', 'run', 'main']
+           'agent_client', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'dashboard', 'in_short',
+           'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -656,6 +657,31 @@ def serve(
     from arcpoint_ce.context.service import make_app
     guards = guards_of(host); made = make_app(service_of(store, fleet), guards)
     uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on")
+
+# %% ../../nbs/apps/54_cli.ipynb #8d6996a8
+@app.command()
+def dashboard(
+    store: StoreOption,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8501,
+    fleet: FleetOption = None,
+    registry: Annotated[Path | None, option("Folder of the model registry, for versions and their lineage.")] = None,
+):
+    """Show what an engine knows, live, in a browser: fleet, forecasts, decisions, learning, risk, causes.
+
+    \b
+      arcpoint simulate --scenario calm --speed 10 --requests 60000 --store run.sqlite --inject
+      arcpoint dashboard --store run.sqlite          # in another terminal; then open http://127.0.0.1:8501
+      arcpoint replay LOG --speed 60 --store replay.sqlite
+      arcpoint dashboard --store replay.sqlite --port 8502
+
+    The store is opened for reading only and may not be there yet. Stop with Ctrl-C.
+    """
+    from arcpoint_ce.apps.dashboard import serve as serve_pages
+    from arcpoint_ce.apps.frame import Where
+    if str(store).startswith(("redis://", "rediss://", "unix://")): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
+    if fleet is not None and not fleet.is_file(): raise FileNotFoundError(2, "no such file", str(fleet))
+    typer.echo(f"dashboard of {store}: http://127.0.0.1:{port}", err=True)
+    serve_pages(Where(str(store), str(fleet) if fleet else None, str(registry) if registry else None), port)
 
 # %% ../../nbs/apps/54_cli.ipynb #0d37c5a4
 EXTRAS = {"anthropic": "agent", "fastapi": "service", "uvicorn": "service", "mcp": "service", "streamlit": "dashboard",

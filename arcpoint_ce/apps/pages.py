@@ -7,14 +7,14 @@ __all__ = ['SHOWN', 'ORDER', 'WORDS', 'COLUMNS', 'FORCE', 'state_at', 'headline'
            'busiest', 'fleet_page', 'in_force', 'force_columns', 'pick_backend', 'forecast_page', 'all_scores',
            'thinned', 'selected', 'chart_with_window', 'page_of', 'act_in_words', 'risk_at', 'risk_page']
 
-# %% ../../nbs/apps/50d_pages.ipynb #d8a31798
+# %% ../../nbs/apps/50d_pages.ipynb #bd5c7645
 import time
 from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
-from .charts import ago, cards, chances, forecast_chart, lines, moment, number, percent, tier_cards, without
+from .charts import ago, cards, chances, filled, forecast_chart, lines, moment, number, percent, tier_cards, without
 from .frame import Page, live, plain, silent_s, status_of
 from .views import forecast_scores, forecasts_made, load_over_time
 from ..context.questions import Risk, capacity_risk
@@ -63,10 +63,10 @@ def fleet_columns() -> dict:           # column configuration with units
 
 def busiest(load: pd.DataFrame, most: int = 8) -> list[str]: return load.groupby("backend").rps.sum().nlargest(most).index.tolist()   # names
 
-# %% ../../nbs/apps/50d_pages.ipynb #20e36dc1
+# %% ../../nbs/apps/50d_pages.ipynb #645f724f
 def fleet_page(page: Page):
     "State of every backend and tier."
-    n = len(page.records.plain_fleet()["backends"]); left, right, _ = st.columns([2, 1, 3], vertical_alignment="bottom")
+    n = len(page.records.plain_fleet()["backends"]); left, right, _ = st.columns([1, 1, 4], vertical_alignment="bottom")
     how = left.segmented_control("Show as", ["cards", "table"], default="cards" if n <= SHOWN else "table", key="as", bind="query-params") or "cards"
     order = right.selectbox("Sort cards by", list(ORDER), key="sort", bind="query-params") if how == "cards" else "trouble"
     def draw():
@@ -74,7 +74,7 @@ def fleet_page(page: Page):
         silence(page, state); headline(page, state)
         if state.tiers: st.subheader("Tiers"); st.html(tier_cards(state.tiers))
         st.subheader("Backends"); states = sorted(state.backends, key=ORDER[order])
-        if how == "table": st.dataframe(fleet_table(states, load, page.zone), column_config=fleet_columns(), hide_index=True, height=min(38 + 35*len(states), 640))
+        if how == "table": st.dataframe(filled(fleet_table(states, load, page.zone)), column_config=fleet_columns(), hide_index=True, height=min(38 + 35*len(states), 640))
         else:
             st.html(cards(states[:SHOWN], page.zone))
             if n > SHOWN: st.caption(f"{SHOWN} of {n} backends, sorted by {order}; the table shows all.")
@@ -104,7 +104,7 @@ def force_columns() -> dict:
     return dict(backend=c.TextColumn("backend", pinned=True), acts=c.TextColumn("in force"), why=c.TextColumn("why"), mae_ms=c.NumberColumn("error, ms", format="%.1f"), persistence_ms=c.NumberColumn("persistence, ms", format="%.1f"),
                 skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"), coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"), n=c.NumberColumn("forecasts", format="%d"))
 
-# %% ../../nbs/apps/50d_pages.ipynb #7e2a765d
+# %% ../../nbs/apps/50d_pages.ipynb #03644b5b
 def pick_backend(page: Page) -> str:
     "The backend that is meant; it stands in the address."
     names = page.records.fleet().names
@@ -122,7 +122,7 @@ def forecast_page(page: Page):
         for column, (label, value) in zip(st.columns([2, 1, 1, 1]), tiles): column.metric(label, value, border=True)
         if made.empty: st.info("No forecast was made for this backend in this window: the engine runs reactively, or has not warmed up.", icon=":material/info:")
         else: chart_with_window(page, forecast_chart(thinned(made), here[["at_s", "latency_ms"]].dropna(), state[backend].limit_ms), "forecast", "latency")
-        st.subheader("What is in force"); st.dataframe(t, column_config=force_columns(), hide_index=True, height=min(38 + 35*max(len(t), 1), 500))
+        st.subheader("What is in force"); st.dataframe(filled(t), column_config=force_columns(), hide_index=True, height=min(38 + 35*max(len(t), 1), 500))
     live(page, draw)
 
 def all_scores(records, look) -> pd.DataFrame: return forecast_scores(forecasts_made(records, look, None, 1000))   # of every backend
@@ -144,7 +144,7 @@ def chart_with_window(page: Page, chart, key: str, metric: str):
 
 def page_of(name: str): return st.session_state["pages"][name]   # a streamlit page, as the entry point registered it
 
-# %% ../../nbs/apps/50d_pages.ipynb #59671720
+# %% ../../nbs/apps/50d_pages.ipynb #93b82b7b
 def act_in_words(a: dict) -> str:
     "An action as an operator would say it."
     left = f" ({number(a['uncovered'])} requests at once stay uncovered)" if a["uncovered"] > 1e-6 else ""
@@ -167,7 +167,7 @@ def risk_page(page: Page):
         left.subheader("P(breach) in five minutes"); left.altair_chart(chances(top.assign(p_breach=top.p_breach.fillna(0.))), key="chances")
         right.subheader("If one is lost (N−1)"); right.altair_chart(without(worst), key="without")
         c = st.column_config
-        st.dataframe(t, hide_index=True, height=min(38 + 35*len(t), 420), column_config=dict(backend=c.TextColumn("backend", pinned=True), p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1), source=c.TextColumn("from"), busy=c.NumberColumn("running at once", format="%.2f"),
+        st.dataframe(filled(t), hide_index=True, height=min(38 + 35*len(t), 420), column_config=dict(backend=c.TextColumn("backend", pinned=True), p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1), source=c.TextColumn("from"), busy=c.NumberColumn("running at once", format="%.2f"),
             room=c.NumberColumn("room", format="%.1f"), exhausted_s=c.NumberColumn("rate limit spent in, s", format="%.0f"), without_it=c.NumberColumn("others without it", format="percent")))
         if r.tried: st.caption(plain("Considered: " + "; ".join(act_in_words(dict(a)) for a in r.tried) + "."))
     live(page, draw)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MODES', 'CURVES', 'decision_columns', 'opened', 'decisions_page', 'drawn', 'newest', 'one_decision', 'incident_rows',
            'event_rows', 'learning_page', 'spoken', 'drift_told', 'models', 'curve', 'chart_here', 'meant', 'explained',
-           'why_page', 'reasons', 'evidence', 'rows_behind', 'traces', 'desk', 'chaos_page', 'order', 'ordered']
+           'why_page', 'reasons', 'segment_columns', 'evidence', 'rows_behind', 'traces', 'desk', 'chaos_page', 'order',
+           'ordered']
 
-# %% ../../nbs/apps/50e_stories.ipynb #3f73f8b9
+# %% ../../nbs/apps/50e_stories.ipynb #cdd2e071
 import json
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HttpRequest, urlopen
@@ -15,7 +16,7 @@ from urllib.request import Request as HttpRequest, urlopen
 import pandas as pd
 import streamlit as st
 
-from .charts import areas, causes_chart, lines, moment, number, percent, spells, ticks
+from .charts import areas, causes_chart, filled, lines, moment, number, percent, spells, ticks
 from .frame import Page, control_of, guarded, live, plain, status_of
 from .pages import chart_with_window, silence, state_at
 from .views import drawn_over_time, met_over_time, newest_decisions, newest_traces, open_decision
@@ -55,7 +56,7 @@ def drawn(page: Page, tier: str | None):
     right.altair_chart(areas(t.assign(reason=t["mode"].map(MODES).fillna(t["mode"])).groupby(["at_s", "reason"], as_index=False).n.sum(), "n", "share of the decisions", "reason"), key="reasons")
     if every > 1: st.caption(f"One of {every} decisions was read.")
 
-# %% ../../nbs/apps/50e_stories.ipynb #f869b243
+# %% ../../nbs/apps/50e_stories.ipynb #404a077d
 def newest(page: Page, backend: str | None, tier: str | None):
     "The list, and the one that is opened; it stands in the address."
     t = page.ask(newest_decisions, page.look(), backend, tier)
@@ -65,7 +66,7 @@ def newest(page: Page, backend: str | None, tier: str | None):
         id = opened(st.session_state.get("list"), st.session_state.get("ids", []))
         if id is not None: st.query_params["decision"] = str(id)
     st.session_state["ids"] = t.id.tolist()
-    st.dataframe(show, key="list", column_config=decision_columns(), hide_index=True, height=320, on_select=keep, selection_mode="single-row")
+    st.dataframe(filled(show), key="list", column_config=decision_columns(), hide_index=True, height=320, on_select=keep, selection_mode="single-row")
     chosen = st.query_params.get("decision")
     if chosen is None: st.caption("Click at the left edge of a row to open the decision."); return
     guarded(lambda: one_decision(page, int(chosen)))
@@ -78,13 +79,13 @@ def one_decision(page: Page, id: int):
     for column, (label, value) in zip(st.columns([2, 2, 1, 1, 1]), told): column.metric(label, value, border=True)
     st.markdown(plain(d.runner_up))
     left, right = st.columns(2)
-    left.markdown("**Candidates**"); left.dataframe(d.candidates, hide_index=True, column_config=dict(backend="backend", probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1), score=c.NumberColumn("score (lower is better)", format="%.4g"), why="excluded because"))
-    right.markdown("**Attempts**"); right.dataframe(d.outcomes.assign(at=[moment(x, page.zone) for x in d.outcomes.ts_s], ok=d.outcomes.ok.astype(bool))[["at", "attempt", "backend", "latency_ms", "ttft_ms", "ok", "error", "fate", "tokens_in", "tokens_out", "cost_usd"]], hide_index=True,
+    left.markdown("**Candidates**"); left.dataframe(filled(d.candidates), hide_index=True, column_config=dict(backend="backend", probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1), score=c.NumberColumn("score (lower is better)", format="%.4g"), why="excluded because"))
+    right.markdown("**Attempts**"); right.dataframe(filled(d.outcomes.assign(at=[moment(x, page.zone) for x in d.outcomes.ts_s], ok=d.outcomes.ok.astype(bool))[["at", "attempt", "backend", "latency_ms", "ttft_ms", "ok", "error", "fate", "tokens_in", "tokens_out", "cost_usd"]]), hide_index=True,
         column_config=dict(at="began", latency_ms=c.NumberColumn("took, ms", format="%.0f"), ttft_ms=c.NumberColumn("first token, ms", format="%.0f"), tokens_in="tokens in", tokens_out="tokens out", cost_usd=c.NumberColumn("cost, USD", format="%.5f")))
     age = f", {number(r['age_s'])} s old" if have(r["age_s"]) else ""
     st.caption(plain(f"Request {r['request'] or 'without an id'}; tier {r['tier'] or 'none'}, model {r['model'] or 'any'}, task {r['task'] or 'any'}. " + (f"Forecast version {r['version']:.0f}{age}: 80 % interval {number(r['p10_ms'])} to {number(r['p90_ms'])} ms." if have(r["version"]) else "No forecast was used.") + f" Decided {moment(r['at_s'], page.zone)}."))
 
-# %% ../../nbs/apps/50e_stories.ipynb #81b45a2e
+# %% ../../nbs/apps/50e_stories.ipynb #46731122
 def incident_rows(records, look) -> pd.DataFrame:   # start_s, end_s, backend, severity, says; the newest 300
     "Incidents that touch a window, those that go on included."
     rows = records.rows("SELECT start_s, end_s, backend, severity, says FROM incidents WHERE end_s >= ? AND start_s < ? ORDER BY start_s DESC LIMIT 300", (look.since_s, look.until_s), look.since_s - 86_400., look.until_s + 86_400.)
@@ -103,10 +104,10 @@ def learning_page(page: Page):
         look = page.look(); incidents, events = page.ask(incident_rows, look), page.ask(event_rows, look); silence(page, state_at(page))
         st.subheader("Incidents")
         if incidents.empty: st.caption("None in this window.")
-        else: st.altair_chart(spells(incidents), key="spells"); spoken(incidents.assign(at_s=incidents.start_s, what=incidents.severity), page)
+        else: st.altair_chart(spells(incidents, (look.since_s, look.until_s)), key="spells"); spoken(incidents.assign(at_s=incidents.start_s, what=incidents.severity), page)
         st.subheader("Breakers, drift and models")
         if events.empty: st.caption("Nothing happened in this window.")
-        else: st.altair_chart(ticks(events), key="ticks"); spoken(events, page)
+        else: st.altair_chart(ticks(events, (look.since_s, look.until_s)), key="ticks"); spoken(events, page)
         drift_told(page.ask(status_of))
     live(page, draw)
     st.subheader("Models"); guarded(lambda: models(page))
@@ -132,8 +133,8 @@ def models(page: Page):
     t = pd.DataFrame(rows); t["made_s"] = [moment(x, page.zone) for x in t.made_s]
     st.dataframe(t.rename(columns=dict(made_s="made", why="why (gain with its 95 % interval)")), hide_index=True)
 
-# %% ../../nbs/apps/50e_stories.ipynb #968f475b
-CURVES = {"slo": ("beyond", "share of attempts beyond their limit", "%"), "errors": ("error_rate", "share of attempts that failed", "%"), "latency": ("latency_ms", "mean latency of answers, ms", ",.3~g")}
+# %% ../../nbs/apps/50e_stories.ipynb #d52ef11c
+CURVES = {"slo": ("beyond", "beyond their limit", "%"), "errors": ("error_rate", "failed", "%"), "latency": ("latency_ms", "mean latency, ms", ",.3~g")}
 
 def curve(page: Page, metric: str):
     "The metric over the window, by tier."
@@ -163,20 +164,25 @@ def why_page(page: Page):
     guarded(lambda: curve(page, metric)); guarded(lambda: reasons(page, metric))
     st.subheader("The agent's reasoning"); guarded(lambda: traces(page))
 
-# %% ../../nbs/apps/50e_stories.ipynb #7fd872c8
+# %% ../../nbs/apps/50e_stories.ipynb #8d5cfa18
 def reasons(page: Page, metric: str):
     "The explanation of the stretch that is meant."
     span = meant(page); d = page.ask(explained, metric, span, keep_s=60.); c = st.column_config
     st.subheader(plain(f"{moment(span[0], page.zone)} to {moment(span[1], page.zone)}"))
     st.markdown(("**" if d.significant else "") + plain(d.says) + ("**" if d.significant else ""))
-    tiles = [("before", f"{number(d.before)}"), ("in the window", f"{number(d.after)}"), ("began to change", moment(d.change.at_s, page.zone) if d.change else "–"), ("sure of the first cause", percent(d.confidence, 0))]
+    show = (lambda x: percent(x, 2)) if HARMS[metric].startswith("share") else lambda x: number(x, HARMS[metric])
+    tiles = [("before", show(d.before)), ("in the window", show(d.after)), ("began to change", moment(d.change.at_s, page.zone) if d.change else "–"), ("sure", percent(d.confidence, 0))]
     for column, (label, value) in zip(st.columns(4), tiles): column.metric(label, value, border=True)
     if d.causes and d.significant: st.altair_chart(causes_chart(pd.DataFrame([dict(says=x.says, contribution=x.contribution, low=x.low, high=x.high) for x in d.causes]), HARMS[metric]), key="causes")
     if d.segments:
         st.markdown("**Where it changed**: mix shift and change within each segment add up to the whole.")
-        for tab, (dimension, rows) in zip(st.tabs(list(d.segments)), d.segments.items()): tab.dataframe(pd.DataFrame(rows), hide_index=True, key=f"seg-{dimension}")
+        for tab, (dimension, rows) in zip(st.tabs(list(d.segments)), d.segments.items()): tab.dataframe(pd.DataFrame(rows), hide_index=True, key=f"seg-{dimension}", column_config=segment_columns(HARMS[metric]))
     if d.evidence: st.markdown("**Evidence**")
     for k, e in enumerate(d.evidence[:20]): evidence(page, k, e)
+
+def segment_columns(unit: str) -> dict:
+    c = st.column_config; share = lambda label: c.NumberColumn(label, format="percent"); value = lambda label: c.NumberColumn(f"{label}, {unit}", format="%.4g")
+    return dict(segment=c.TextColumn("segment"), share_before=share("of the requests before"), share_after=share("after"), mean_before=value("mean before"), mean_after=value("after"), mix=value("by mix shift"), within=value("by change within"))
 
 def evidence(page: Page, k: int, e):
     "One piece; the records behind it are fetched where somebody opens it."
@@ -223,7 +229,7 @@ def order(told: dict):
             body = dict(kind=k, target="*" if k == "traffic_surge" else t, duration_s=d, **(dict(intensity=x) if now["graded"][k] else {}))
             desk(told, body); st.success(plain(f"Ordered: {k} on {body['target']} for {d:g} s. Watch the fleet, decisions and learning pages."), icon=":material/check:")
 
-# %% ../../nbs/apps/50e_stories.ipynb #0451e546
+# %% ../../nbs/apps/50e_stories.ipynb #b7e443b8
 def ordered(page: Page, told: dict):
     "What was ordered so far, and how the fleet takes it."
     now = desk(told); st.caption(plain(f"The simulation is at {moment(now['now_s'], page.zone)}."))
@@ -231,4 +237,4 @@ def ordered(page: Page, told: dict):
     t, _ = page.ask(drawn_over_time, page.look(), None); m, _ = page.ask(met_over_time, page.look()); left, right = st.columns(2)
     left.subheader("Who gets the requests"); right.subheader("Attempts beyond their limit")
     if len(t): left.altair_chart(areas(t.groupby(["at_s", "backend"], as_index=False).n.sum(), "n", "share of the decisions", "backend"), key="chaos-drawn")
-    if len(m): right.altair_chart(lines(m.assign(beyond=1 - m.met), "beyond", "share of attempts beyond their limit", by="tier", form="%", brush=False), key="chaos-met")
+    if len(m): right.altair_chart(lines(m.assign(beyond=1 - m.met), "beyond", "beyond their limit", by="tier", form="%", brush=False), key="chaos-met")

@@ -45,17 +45,18 @@ def oldest_s(records: Facts) -> float:   # s
     found = [r[0] for t in ("decisions", "outcomes", "steps") for r in records.rows(f"SELECT min({TABLES[t][0]}) FROM {t}", (), -inf, inf) if r[0] is not None]
     return min(found, default=0.)
 
-# %% ../../nbs/apps/50a_views.ipynb #97084169
-LOAD_SQL = """SELECT backend, CAST((start_s - ?)/? AS INT) AS k, sum(n), sum(n_err), sum(n_lat), sum(latency_us) FROM steps
+# %% ../../nbs/apps/50a_views.ipynb #08f4dc7f
+LOAD_SQL = """SELECT backend, CAST((start_s - ?)/? AS INT) AS k, sum(n), sum(n_err), sum(n_lat), sum(latency_us), max(start_s) FROM steps
     WHERE start_s >= ? AND start_s < ? GROUP BY backend, k"""
 
 def stretch_start(look: Look) -> float: return look.since_s//look.every_s*look.every_s   # s, of the first stretch
 
-def load_over_time(records: Facts, look: Look) -> pd.DataFrame:   # backend, at_s (middle of the stretch), rps, error_rate, latency_ms (mean)
-    "What every backend did."
-    start = stretch_start(look); rows = records.rows(LOAD_SQL, (start, look.every_s, start, look.until_s), start, look.until_s)
-    t = pd.DataFrame(rows, columns=["backend", "k", "n", "n_err", "n_lat", "us"])
-    return pd.DataFrame(dict(backend=t.backend, at_s=start + (t.k + .5)*look.every_s, rps=t.n/look.every_s, error_rate=t.n_err/t.n.where(t.n > 0), latency_ms=t.us/1000./t.n_lat.where(t.n_lat > 0)))
+def load_over_time(records: Facts, look: Look) -> pd.DataFrame:   # backend, at_s (middle of the stretch), rps, error_rate, latency_ms (mean), n
+    "What every backend did. The last stretch may be shorter: it ends with the newest closed step."
+    start, step_s = stretch_start(look), records.plain_fleet()["step_s"]; rows = records.rows(LOAD_SQL, (start, look.every_s, start, look.until_s), start, look.until_s)
+    t = pd.DataFrame(rows, columns=["backend", "k", "n", "n_err", "n_lat", "us", "last_s"]); began = start + t.k*look.every_s
+    lasted = (t.last_s.max() + step_s - began).clip(upper=look.every_s)
+    return pd.DataFrame(dict(backend=t.backend, at_s=began + lasted/2, rps=t.n/lasted, error_rate=t.n_err/t.n.where(t.n > 0), latency_ms=t.us/1000./t.n_lat.where(t.n_lat > 0), n=t.n))
 
 # %% ../../nbs/apps/50a_views.ipynb #2255491d
 MOST = 40_000                          # requests read for one view

@@ -239,11 +239,11 @@ class Facts(Windows):
         step_s = self.plain_fleet()["step_s"]
         steps = [r for r in self.span("steps", at_s - window_s - step_s, at_s) if r["start_s"] + step_s <= at_s + 1e-6]
         heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last) for b, ttft, met, limit, n, bad, last in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
-        return dict(steps=group(steps), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
+        return dict(steps=group(steps), covered_s=min(window_s, at_s - min((r["start_s"] for r in steps), default=at_s - window_s)), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
                     incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6] + self.going_on(at_s)), heard=heard)
 
 # %% ../../nbs/context/40_state.ipynb #1e356611
-def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float, window_s: float = WINDOW_S) -> tuple[BackendState, list[Evidence]]:
+def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float) -> tuple[BackendState, list[Evidence]]:
     "One backend from `Facts.facts`."
     name, rows = b.name, f["steps"][b.name]; steps = [step_of(r) for r in rows]; s = merged(steps) if steps else Step(0)
     state, why, until, row = standing_at(f["transitions"][name], at_s)
@@ -257,8 +257,8 @@ def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float, window_s
     if said: proof.append(Evidence(row_id("forecasts", said["made_s"], name), said["made_s"], f"{name}: {q[3]:.0f} ms, 80 % interval {q[1]:.0f} to {q[5]:.0f}"))
     proof += [Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"]) for r in f["incidents"][name] if r["end_s"] is not None]
     stale = at_s - max(rows[-1]["start_s"] if rows else -inf, heard.get("last_s", -inf))
-    return BackendState(name, word, because, sure, counts[0], counts[1]/counts[0] if counts[0] else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/window_s,
-        s.latency_us/1e6/window_s/b.capacity if s.n_lat else None, s.in_flight, usd, state, why, until, (q[1], q[3], q[5]) if q else None, said["made_s"] + said["horizon_s"] if said else None,
+    return BackendState(name, word, because, sure, counts[0], counts[1]/counts[0] if counts[0] else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/f["covered_s"],
+        s.latency_us/1e6/f["covered_s"]/b.capacity if s.n_lat else None, s.in_flight, usd, state, why, until, (q[1], q[3], q[5]) if q else None, said["made_s"] + said["horizon_s"] if said else None,
         exceedance(q, limit_ms) if q else None, limit_ms, stale, tuple(r["says"] for r in f["incidents"][name])), proof
 
 # %% ../../nbs/context/40_state.ipynb #993f4693
@@ -314,7 +314,7 @@ def fleet_state(records: Facts, at_s: float | None = None, window_s: float = WIN
     about_now = at_s is None; at_s = records.now() if about_now else at_s; kept, span = getattr(records, "kept", (None, None))
     if about_now and kept is not None and span == window_s and 0 <= at_s - kept.at_s < FRESH_S: return kept
     told, fleet, f = records.plain_fleet(), records.fleet(), records.facts(at_s, window_s)
-    made = [backend_state(b, f, at_s, b.slo_ms or told["slo_ms"], window_s) for b in fleet]
+    made = [backend_state(b, f, at_s, b.slo_ms or told["slo_ms"]) for b in fleet]
     states = tuple(s for s, _ in made); heard = [s.stale_s for s in states if isfinite(s.stale_s)]
     sure = min((s.p_class for s in states), default=0.)
     state = FleetState(at_s, min(heard, default=inf), sure, in_words(states), tuple(e for _, es in made for e in es), states,
