@@ -47,10 +47,10 @@ def show(where: Where):
     st.session_state["pages"] = made
     st.navigation(list(made.values()), position="top").run()
 
-# %% ../../nbs/apps/51_dashboard.ipynb #52868e08
+# %% ../../nbs/apps/51_dashboard.ipynb #5f21d7fb
 def options(port: int) -> dict:        # of `streamlit run`
     "Quiet, local, offline."
-    theme = {"theme.chartCategoricalColors": list(PALETTE), "theme.primaryColor": PALETTE[0], "theme.baseRadius": "0.4rem"}
+    theme = {"theme.light.primaryColor": PALETTE[0], "theme.dark.primaryColor": PALETTE[4]}
     return {"server.address": "127.0.0.1", "server.port": port, "server.headless": True, "server.fileWatcherType": "none", "server.runOnSave": False, "browser.gatherUsageStats": False, "browser.serverAddress": "127.0.0.1",
             "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "global.suppressDeprecationWarnings": True, "runner.magicEnabled": False, "server.maxMessageSize": 50, **theme}
 
