@@ -100,7 +100,7 @@ def filled(t: pd.DataFrame) -> pd.DataFrame:
     t = t.loc[:, t.notna().any()] if len(t) else t
     return t.assign(**{k: t[k].fillna("") for k in t if t[k].dtype == object})
 
-# %% ../../nbs/apps/50b_charts.ipynb #0c0435c5
+# %% ../../nbs/apps/50b_charts.ipynb #3bd4e8d9
 HEIGHT = 330
 
 def timed(t: pd.DataFrame, column: str = "at_s") -> pd.DataFrame:
@@ -120,7 +120,7 @@ def coloured(names, title: str) -> alt.Color:
     names = sorted(names)
     return alt.Color(f"{title}:N", title=None, scale=alt.Scale(domain=names, range=[PALETTE[i % len(PALETTE)] for i in range(len(names))]), legend=alt.Legend(orient="top", columns=6, labelLimit=160, symbolLimit=24))
 
-def lines(t: pd.DataFrame, y: str, title: str, by: str = "backend", names=None, form: str = ",.3~g", brush: bool = True) -> alt.Chart:   # t: at_s, y, by
+def lines(t: pd.DataFrame, y: str, title: str, by: str = "backend", names=None, form: str = ",.2~f", brush: bool = True) -> alt.Chart:   # t: at_s, y, by
     "One line for each name; a stretch of time can be selected."
     base = alt.Chart(timed(t), height=HEIGHT).encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)), coloured(names or t[by].unique(), by),
         tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip(f"{by}:N"), alt.Tooltip(f"{y}:Q", title=title, format=form)])
@@ -176,9 +176,9 @@ def without(t: pd.DataFrame) -> alt.Chart:   # backend, without_it
     bars = base.mark_bar(cornerRadiusEnd=3).encode(color=alt.condition("datum.without_it >= 1", alt.value(PALETTE[5]), alt.value(PALETTE[4])))
     return bars + told(base, "without_it") + alt.Chart(pd.DataFrame(dict(x=[1.]))).mark_rule(strokeDash=[6, 4], color=PALETTE[5]).encode(alt.X("x:Q"))
 
-# %% ../../nbs/apps/50b_charts.ipynb #84d24238
+# %% ../../nbs/apps/50b_charts.ipynb #971702a5
 def causes_chart(t: pd.DataFrame, unit: str) -> alt.Chart:   # says, contribution, low, high
     "Causes with their 90 % intervals."
     base = alt.Chart(t, height=alt.Step(34)); y = alt.Y("says:N", title=None, sort=list(t.says), axis=alt.Axis(labelLimit=380))
     tip = [alt.Tooltip("says:N", title="cause"), *(alt.Tooltip(f"{k}:Q", title=w, format=",.4~g") for k, w in (("contribution", "contribution"), ("low", "from"), ("high", "to")))]
-    return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]).encode(alt.X("contribution:Q", title=f"contribution, {unit}"), y, tooltip=tip) + base.mark_rule(strokeWidth=2, color="#7F7F7F").encode(alt.X("low:Q"), alt.X2("high:Q"), y)
+    return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]).encode(alt.X("contribution:Q", title=f"contribution, {unit}", axis=alt.Axis(tickCount=6, format="~g")), y, tooltip=tip) + base.mark_rule(strokeWidth=2, color="#7F7F7F").encode(alt.X("low:Q"), alt.X2("high:Q"), y)
