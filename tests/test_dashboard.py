@@ -221,12 +221,13 @@ def test_every_page_is_drawn(browser, live, scheme, size):
 
 
 def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
-    w = Watched(browser, f"{live.url}/decisions?window=last+5+minutes&tier=premium"); page = w.page
+    w = Watched(browser, f"{live.url}/decisions?window=last+5+minutes&tier=premium", (1366, 1100)); page = w.page
     w.errors.clear()                                                   # Streamlit first looks for its own paths beside the page's
     page.wait_for_selector("[data-testid=stDataFrame] canvas"); page.wait_for_timeout(1500)
     assert page.locator("[data-testid=stSelectbox]").filter(has_text="Tier").locator("input").input_value() == "premium"
-    box = page.locator("[data-testid=stDataFrame] canvas").first.bounding_box(); page.mouse.click(box["x"] + 18, box["y"] + 52 + 35)
-    page.get_by_text("Candidates").wait_for(timeout=15_000); assert "decision=" in page.url and "Runner-up" in w.text()
+    table = page.locator("[data-testid=stDataFrame]").first; table.scroll_into_view_if_needed(); page.wait_for_timeout(500)
+    box = table.bounding_box(); page.mouse.click(box["x"] + 18, box["y"] + 52 + 35)
+    page.get_by_text("Candidates", exact=True).wait_for(timeout=15_000); assert "decision=" in page.url and "Runner-up" in w.text()
     number = page.url.split("decision=")[1].split("&")[0]; page.wait_for_timeout(3000); assert f"Decision {number}" in w.text()   # it stays open while others come
     w.go("Risk"); assert "window=last" in page.url; w.well(); w.context.close()
 

@@ -134,11 +134,11 @@ def areas(t: pd.DataFrame, y: str, title: str, by: str, names=None) -> alt.Chart
     return alt.Chart(timed(t), height=HEIGHT).mark_area(interpolate="step").encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, stack="normalize", axis=alt.Axis(format="%", tickCount=5)), coloured(names or t[by].unique(), by),
         tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip(f"{by}:N"), alt.Tooltip(f"{y}:Q", title="decisions", format=",")]).add_params(span())
 
-# %% ../../nbs/apps/50b_charts.ipynb #e539f2bf
+# %% ../../nbs/apps/50b_charts.ipynb #62482023
 def forecast_chart(made: pd.DataFrame, actual: pd.DataFrame, limit_ms: float) -> alt.Chart:   # rows of one backend: about_s, p10, p50, p90; at_s, latency_ms
     "The interval as a band, the median as a line, what came as dots, the limit as a rule."
     clock = own_clock(actual) or own_clock(made, "about_s"); x = time_axis(clock); title = "mean latency of a step, ms"
-    key = alt.Color("what:N", title=None, scale=alt.Scale(domain=["forecast, 80 % interval", "actual", "limit"], range=[PALETTE[0], PALETTE[1], PALETTE[5]]), legend=alt.Legend(orient="top", labelLimit=240))
+    key = alt.Color("what:N", title=None, scale=alt.Scale(domain=["forecast, 80 % interval", "actual", "limit"], range=[PALETTE[0], PALETTE[1], PALETTE[5]]), legend=alt.Legend(orient="top", labelLimit=240, symbolOpacity=1))
     tip = lambda *extra: [alt.Tooltip("utc:N", title="time"), *extra]
     said = alt.Chart(timed(made, "about_s").assign(what="forecast, 80 % interval"), height=HEIGHT + 60).encode(x, key)
     area = said.mark_area(opacity=.25).encode(alt.Y("p10:Q", title=title), alt.Y2("p90:Q"))

@@ -39,7 +39,7 @@ def opened(event, ids: list[int]) -> int | None:
 
 def decisions_page(page: Page):
     "Who was chosen, and why."
-    left, middle, _ = st.columns([1, 1, 2]); names = page.records.fleet().names; tiers = [t["name"] for t in page.records.plain_fleet()["tiers"]]
+    left, middle, _ = st.columns([1, 1, 2]); names = page.records.fleet().names; tiers = sorted({t["name"] for t in page.records.plain_fleet()["tiers"]} | {t.tier for t in state_at(page).tiers if t.tier})
     backend = left.selectbox("Backend", ["all", *names], key="of", bind="query-params"); tier = middle.selectbox("Tier", ["all", *tiers], key="tier", bind="query-params")
     only = lambda x: None if x == "all" else x
     live(page, lambda: drawn(page, only(tier)))

@@ -22,11 +22,12 @@ from ..learning.feedback import FeedbackStore
 class Spread:
     "Lets the interval of a step's latency learn from its own misses: the belief about head-room knows paces, not how far the mean of a few requests strays."
     def __init__(self, step_s: float, least: int = 30, keep: int = 400):
-        self.step_s, self.least, self.said, self.misses = step_s, least, {}, deque(maxlen=keep)   # said: backend -> (time it is about, median)
+        self.step_s, self.least, self.said, self.misses, self.from_s = step_s, least, {}, deque(maxlen=keep), None   # said: backend -> (time it is about, median)
 
     def closed(self, backend: str, step: Step):
-        "A step has closed: what had been said about it?"
-        if not step.n_lat or not step.latency_us: return
+        "A step has closed: what had been said about it? Of the first steps only guesses, which teach nothing."
+        if self.from_s is None: self.from_s = step.start_s + 3*self.step_s
+        if not step.n_lat or not step.latency_us or step.start_s < self.from_s: return
         q = self.said.get(backend, ()); actual_ms = step.latency_us/step.n_lat/1000.
         self.misses.extend(log(actual_ms/ms) for about_s, ms in q if step.start_s <= about_s < step.start_s + self.step_s and ms > 0)
         while q and q[0][0] < step.start_s + self.step_s: q.popleft()
