@@ -182,7 +182,7 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
 
     w.go("Fleet")                                                      # the forecast rises and weight is shed, without a reload
     seen = until(lambda: (c := card(w, "atlas-large"))["forecast_ms"] > 1.3*before["forecast_ms"] and c["load_rps"] < .8*before["load_rps"] and c, "the forecast rises and weight is shed", 90)
-    assert page.evaluate("window.here") == 1 and seen["load_rps"] < before["load_rps"]
+    assert page.evaluate("window.here") == 1 and seen["load_rps"] < before["load_rps"]; shot(w, "fleet_fault")
 
     w.go("Learning")                                                   # the incident appears
     until(lambda: "atlas-large" in str(page.locator("[data-testid=stVegaLiteChart]").first.inner_html()), "an incident of atlas-large", 60)

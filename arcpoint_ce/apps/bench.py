@@ -6,7 +6,7 @@
 __all__ = ['PEAK', 'GROWTH', 'LOG', 'SIM_CURVE', 'IMPORT', 'timed', 'held_router', 'bench_decide', 'child', 'bench_growth',
            'synthetic_steps', 'between_ticks', 'bench_tick', 'write_log', 'bench_log', 'sim_work', 'sim_fleet',
            'sim_router', 'InTurn', 'sim_mean_s', 'best_rate', 'SimpyBackend', 'simpy_mean_s', 'bench_sim',
-           'bench_import', 'bench_served', 'machine', 'bench_loop_store', 'parts', 'run_bench']
+           'bench_import', 'bench_served', 'bench_looked_at', 'machine', 'bench_loop_store', 'parts', 'run_bench']
 
 # %% ../../nbs/apps/53b_bench.ipynb #b419bda8
 import gc
@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .dashbench import bench_dashboard
 from .servicebench import bench_service
 
 # %% ../../nbs/apps/53b_bench.ipynb #f7ced6c4
@@ -296,6 +297,10 @@ def bench_served(**sizes) -> dict:
     "The service over a large store, in a folder that is thrown away."
     with tempfile.TemporaryDirectory() as folder: return bench_service(Path(folder), **sizes)
 
+def bench_looked_at(**sizes) -> dict:
+    "The dashboard in a browser, in a folder that is thrown away."
+    with tempfile.TemporaryDirectory() as folder: return bench_dashboard(Path(folder), **sizes)
+
 # %% ../../nbs/apps/53b_bench.ipynb #030b0f68
 def machine() -> dict:             # facts that times depend on
     return {"cpu_count": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
@@ -321,6 +326,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the ord
         "anomalies": lambda: bench_anomaly(perf_counter, f(2000, 300)),
         "tick": lambda: bench_tick(**f({}, dict(minutes=110, ticks=120))),
         "service": lambda: bench_served(**f({}, dict(records=20_000, calls=20, seconds=2., clients=10))),
+        "dashboard": lambda: bench_looked_at(**f({}, dict(records=20_000, n=3, viewers=2, seconds=3.))),
     }
 
 # %% ../../nbs/apps/53b_bench.ipynb #88526fd7

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['PAGES', 'NARROW', 'choices', 'mark', 'show', 'options', 'serve', 'main']
 
-# %% ../../nbs/apps/51_dashboard.ipynb #a3f6ca50
+# %% ../../nbs/apps/51_dashboard.ipynb #4625568d
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import streamlit as st
+from altair.utils import schemapi
 
 from .charts import PALETTE
 from .frame import EVERY, SPANS, Page, Where, guarded, records_of, zone_of
 from .pages import fleet_page, forecast_page, risk_page
 from .stories import chaos_page, decisions_page, learning_page, why_page
 
-# %% ../../nbs/apps/51_dashboard.ipynb #93b3378d
+# %% ../../nbs/apps/51_dashboard.ipynb #e2a5b4da
 PAGES = {"fleet": (fleet_page, "Fleet", "dns"), "forecast": (forecast_page, "Forecast", "show_chart"), "decisions": (decisions_page, "Decisions", "alt_route"), "learning": (learning_page, "Learning", "school"),
          "risk": (risk_page, "Risk", "warning"), "why": (why_page, "Why", "troubleshoot"), "chaos": (chaos_page, "Chaos", "bolt")}
 NARROW = "<style>.block-container{padding:4.2rem 2.2rem 2rem;max-width:1900px}h3{font-size:1.15rem!important;padding:.6rem 0 .2rem!important}[data-testid=stMetricValue]{font-size:1.45rem}</style>"
@@ -41,6 +42,7 @@ def mark():                            # a PIL image; an icon by name would be f
 
 def show(where: Where):
     "The whole dashboard."
+    schemapi.DEBUG_MODE = False        # charts are checked in notebooks and tests; here it would double the time of a refresh
     st.set_page_config("arcpoint", mark(), layout="wide"); st.html(NARROW)
     def run(name: str): guarded(lambda: PAGES[name][0](choices(where)))
     made = {name: st.Page(lambda name=name: run(name), title=title, icon=f":material/{icon}:", url_path=name, default=name == "fleet") for name, (_, title, icon) in PAGES.items()}
