@@ -71,10 +71,10 @@ def records_of(where: Where) -> Facts:
     from arcpoint_ce.telemetry.fleet import load_fleet
     return Facts(where.store, load_fleet(where.fleet) if where.fleet else None)
 
-@st.cache_resource(ttl=.9, max_entries=256, show_spinner=False)
+@st.cache_resource(ttl=.9, max_entries=48, show_spinner=False)
 def asked(name: str, where: Where, args: tuple, _view: Callable, _records: Facts): return _view(_records, *args)   # name, where and args are the key
 
-@st.cache_resource(ttl=60., max_entries=64, show_spinner=False)
+@st.cache_resource(ttl=60., max_entries=16, show_spinner=False)
 def kept(name: str, where: Where, args: tuple, _view: Callable, _records: Facts): return _view(_records, *args)    # about what has passed and does not change
 
 # %% ../../nbs/apps/50c_frame.ipynb #6be43858
