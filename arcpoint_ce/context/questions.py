@@ -18,6 +18,7 @@ from math import inf, isfinite, log
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from .causes import HARMS, DropExplained, explain_drop
@@ -164,13 +165,9 @@ def wandering(x: np.ndarray, ahead: int) -> tuple[float, float]:   # centre and 
 # %% ../../nbs/context/42_questions.ipynb #69be6c7e
 def correlation(ms: np.ndarray) -> np.ndarray:   # (n, n)
     "Correlation of the changes of log latency between backends, shrunk towards independence by how few steps there are."
-    d = np.diff(ms, axis=0); n, k = d.shape[1] if d.ndim == 2 else ms.shape[1], len(d)
-    out = np.eye(n)
-    for i in range(n):
-        for j in range(i):
-            ok = np.isfinite(d[:, i]) & np.isfinite(d[:, j]) if k else np.zeros(0, bool); m = int(ok.sum())
-            if m < 10 or d[ok, i].std() < 1e-9 or d[ok, j].std() < 1e-9: continue
-            out[i, j] = out[j, i] = np.corrcoef(d[ok, i], d[ok, j])[0, 1]*m/(m + 30.)
+    d = np.diff(ms, axis=0) if len(ms) else ms; ok = np.isfinite(d).astype(float); m = ok.T @ ok
+    out = pd.DataFrame(np.where(np.isfinite(d), d, np.nan)).corr(min_periods=10).to_numpy(copy=True); still = np.array([x[np.isfinite(x)].std() < 1e-9 if np.isfinite(x).any() else True for x in d.T], bool)
+    out = np.where(np.isfinite(out) & ~still & ~still[:, None], out, 0.)*m/(m + 30.); np.fill_diagonal(out, 1.)
     values, vectors = np.linalg.eigh(out); out = vectors @ np.diag(np.maximum(values, 1e-6)) @ vectors.T
     return out/np.sqrt(np.outer(np.diag(out), np.diag(out)))
 
