@@ -120,6 +120,7 @@ def coloured(names, title: str) -> alt.Color:
     names = sorted(names)
     return alt.Color(f"{title}:N", title=None, scale=alt.Scale(domain=names, range=[PALETTE[i % len(PALETTE)] for i in range(len(names))]), legend=alt.Legend(orient="top", columns=6, labelLimit=160, symbolLimit=24))
 
+# %% ../../nbs/apps/50b_charts.ipynb #08634300
 def lines(t: pd.DataFrame, y: str, title: str, by: str = "backend", names=None, form: str = ",.2~f", brush: bool = True) -> alt.Chart:   # t: at_s, y, by
     "One line for each name; a stretch of time can be selected."
     base = alt.Chart(timed(t), height=HEIGHT).encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)), coloured(names or t[by].unique(), by),
@@ -169,6 +170,7 @@ def chances(t: pd.DataFrame) -> alt.Chart:   # backend, p_breach, source
 
 def told(base: alt.Chart, value: str) -> alt.Chart: return base.mark_text(align="left", dx=5, color="#7F7F7F").encode(text=alt.Text(f"{value}:Q", format=".0%"))   # the figure beside its bar
 
+# %% ../../nbs/apps/50b_charts.ipynb #75c04c39
 def without(t: pd.DataFrame) -> alt.Chart:   # backend, without_it
     "How full the others would be without each."
     base = alt.Chart(t, height=alt.Step(26)).encode(alt.X("without_it:Q", title="load of the others without it (P90 of the demand)", axis=alt.Axis(format="%", tickCount=5)), alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)),

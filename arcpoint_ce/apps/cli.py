@@ -678,7 +678,7 @@ def dashboard(
     """
     from arcpoint_ce.apps.dashboard import serve as serve_pages
     from arcpoint_ce.apps.frame import Where
-    if str(store).startswith(("redis://", "rediss://", "unix://")): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
+    if str(store).startswith(("redis:", "rediss:", "unix:")): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
     if fleet is not None and not fleet.is_file(): raise FileNotFoundError(2, "no such file", str(fleet))
     typer.echo(f"dashboard of {store}: http://127.0.0.1:{port}", err=True)
     serve_pages(Where(str(store), str(fleet) if fleet else None, str(registry) if registry else None), port)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic, perf_counter, sleep, time_ns
+from time import monotonic, perf_counter, sleep
 
 import numpy as np
 
@@ -84,9 +84,10 @@ def decide_times(engine: ContextEngine, seconds: float, per_s: float, now) -> li
         engine.observe(Outcome(d.backend, now(), 90., decision=d.id)); due += 1/per_s
     return took
 
+# %% ../../nbs/apps/52e_dashbench.ipynb #8e870922
 def watched_ratio(browser, folder: Path, viewers: int, seconds: float, rounds: int = 2, per_s: float = 300.) -> dict:
     "p99 of `decide` with so many dashboards open, over none."
-    quiet, watched, now = [], [], lambda: time_ns()/1e9
+    quiet, watched, now = [], [], monotonic
     with ContextEngine([Backend(f"b{k}", capacity=16.) for k in range(8)], folder/"watched.sqlite", config=EngineConfig()).start(now) as engine:
         decide_times(engine, 3., per_s, now)
         with Dashboard(folder/"watched.sqlite") as d:

@@ -37,6 +37,7 @@ class Where:
     registry: str | None = None        # folder of the model registry
     control: str | None = None         # address and token of a simulation
 
+# %% ../../nbs/apps/50c_frame.ipynb #266cddc7
 SPANS = {"last 5 minutes": 300., "last 15 minutes": 900., "last hour": 3600., "last 6 hours": 21_600., "last day": 86_400., "all": None}
 EVERY = {"1 s": 1., "5 s": 5., "30 s": 30., "stands still": None}
 

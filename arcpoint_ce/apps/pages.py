@@ -31,6 +31,7 @@ def state_at(page: Page) -> FleetState:
     until = page.until_s()
     return page.ask(fleet_state, until) if until is not None else page.ask(fleet_state)
 
+# %% ../../nbs/apps/50d_pages.ipynb #73363e3b
 def headline(page: Page, state: FleetState):
     "The fleet in six figures."
     n = len(state.backends); good = sum(s.availability == "available" for s in state.backends); asked = sum(t.requests for t in state.tiers)

@@ -37,6 +37,7 @@ def opened(event, ids: list[int]) -> int | None:
     rows = event.selection.rows if event else []
     return ids[rows[0]] if rows and rows[0] < len(ids) else None
 
+# %% ../../nbs/apps/50e_stories.ipynb #5f550dcc
 def decisions_page(page: Page):
     "Who was chosen, and why."
     left, middle, _ = st.columns([1, 1, 2]); names = page.records.fleet().names; tiers = sorted({t["name"] for t in page.records.plain_fleet()["tiers"]} | {t.tier for t in state_at(page).tiers if t.tier})
@@ -45,6 +46,7 @@ def decisions_page(page: Page):
     live(page, lambda: drawn(page, only(tier)))
     st.subheader("Newest decisions"); live(page, lambda: newest(page, only(backend), only(tier)))
 
+# %% ../../nbs/apps/50e_stories.ipynb #9d6ddf4a
 def drawn(page: Page, tier: str | None):
     "Shares over time."
     t, every = page.ask(drawn_over_time, page.look(), tier); silence(page, state_at(page))
@@ -71,6 +73,7 @@ def newest(page: Page, backend: str | None, tier: str | None):
     if chosen is None: st.caption("Click at the left edge of a row to open the decision."); return
     guarded(lambda: one_decision(page, int(chosen)))
 
+# %% ../../nbs/apps/50e_stories.ipynb #5474c765
 def one_decision(page: Page, id: int):
     "To its last detail."
     d = page.ask(open_decision, id, keep_s=1.); r = d.row; c = st.column_config; have = lambda x: x is not None and x == x
@@ -98,6 +101,7 @@ def event_rows(records, look) -> pd.DataFrame:      # at_s, backend, what, says;
     e = records.rows("SELECT at_s, coalesce(backend, 'all'), what, why FROM events WHERE at_s >= ? AND at_s < ? ORDER BY at_s DESC LIMIT 200", (look.since_s, look.until_s), look.since_s, look.until_s)
     return pd.DataFrame(t + e, columns=["at_s", "backend", "what", "says"]).sort_values("at_s", ascending=False)
 
+# %% ../../nbs/apps/50e_stories.ipynb #3a5e7ad1
 def learning_page(page: Page):
     "Incidents, drift, models."
     def draw():
@@ -180,6 +184,7 @@ def reasons(page: Page, metric: str):
     if d.evidence: st.markdown("**Evidence**")
     for k, e in enumerate(d.evidence[:20]): evidence(page, k, e)
 
+# %% ../../nbs/apps/50e_stories.ipynb #2248bbd4
 def segment_columns(unit: str) -> dict:
     c = st.column_config; share = lambda label: c.NumberColumn(label, format="percent"); value = lambda label: c.NumberColumn(f"{label}, {unit}", format="%.4g")
     return dict(segment=c.TextColumn("segment"), share_before=share("of the requests before"), share_after=share("after"), mean_before=value("mean before"), mean_after=value("after"), mix=value("by mix shift"), within=value("by change within"))

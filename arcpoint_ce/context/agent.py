@@ -244,13 +244,13 @@ FAILED_HOW = {"max_tokens": "its answer was cut off", "refusal": "it refused", "
 
 class AgentTurns(AgentTools):
     "Turns of the model."
-    def turn(self, messages: list, meter: Meter):   # the SDK's message
-        "One streamed turn under the deadline. Stopped says what went wrong."
+    def turn(self, messages: list, meter: Meter, conversation: str):   # the SDK's message; conversation: id of the trace
+        "One streamed turn under the deadline. Stopped says what went wrong. The SDK's own OpenTelemetry spans carry the conversation's id."
         import anthropic
-        meter.step(); c = self.config
+        meter.step(); c = self.config; spans = {**self.client.open_telemetry, "conversation_id": conversation}
         system = [dict(type="text", text=RULES, cache_control=dict(type="ephemeral"))]
         try:
-            with self.client.with_options(timeout=max(meter.left_s, .05), max_retries=0).messages.stream(model=c.model, max_tokens=c.max_tokens, system=system, tools=tool_schemas(), messages=messages) as stream:
+            with self.client.with_options(timeout=max(meter.left_s, .05), max_retries=0, open_telemetry=spans).messages.stream(model=c.model, max_tokens=c.max_tokens, system=system, tools=tool_schemas(), messages=messages) as stream:
                 for _ in stream: meter.time()
                 message = stream.get_final_message()
         except anthropic.APIStatusError as e: raise Stopped(f"the API answered {e.status_code}") from e
@@ -275,7 +275,7 @@ class AgentLoop(AgentTurns):
         "Stopped where no answer stands."
         messages, told, repaired, strange = [dict(role="user", content=first_message(request, viable, router))], [], False, 0
         while True:
-            message = self.turn(messages, meter); trace.add("model", text=[clean(b.text, 500) for b in message.content if b.type == "text"], asks=[clean(b.name, 60) for b in message.content if b.type == "tool_use"], **meter.facts())
+            message = self.turn(messages, meter, trace.id); trace.add("model", text=[clean(b.text, 500) for b in message.content if b.type == "text"], asks=[clean(b.name, 60) for b in message.content if b.type == "tool_use"], **meter.facts())
             answers, results = [b for b in message.content if b.type == "tool_use" and b.name == "answer"], []
             for b in message.content:
                 if b.type != "tool_use" or b.name == "answer": continue
