@@ -26,7 +26,7 @@ run: setup   ## the main job on the shipped sample: forecasts, decisions, an HTM
 
 test: setup hygiene   ## notebook hygiene, nbdev_test, pytest
 	@$(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/python -m pytest -n 2 -q tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests
 
 hygiene: setup   ## export, clean and README leave no diff
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py

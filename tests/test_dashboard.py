@@ -21,6 +21,7 @@ from arcpoint_ce.learning.engine import ContextEngine
 from arcpoint_ce.learning.feedback import FeedbackStore
 from arcpoint_ce.routing.core import Backend, Outcome, Request
 
+pytestmark = pytest.mark.xdist_group("dashboard")                       # one simulation, one browser
 PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
 RUN = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
@@ -114,7 +115,7 @@ class Dashboard:
         self.port, self.log = free_port(), store.with_suffix(".dash.log"); self.url = f"http://127.0.0.1:{self.port}"
         self.process = started("dashboard", "--store", store, "--port", self.port, *more, log=self.log)
 
-    def __enter__(self): until(lambda: urlopen(f"{self.url}/_stcore/health", timeout=2).status == 200, f"the dashboard is up: {self.log.read_text()[-500:]}"); return self
+    def __enter__(self): until(lambda: urlopen(f"{self.url}/_stcore/health", timeout=2).status == 200, f"the dashboard is up: {self.log.read_text()[-500:]}", 180); return self
     def __exit__(self, *_): self.process.terminate(); self.process.wait(20)
 
 
@@ -134,7 +135,7 @@ def live(tmp_path_factory):
     home = tmp_path_factory.mktemp("live"); store = home/"run.sqlite"
     sim = started("simulate", "--scenario", "calm", "--speed", 20, "--requests", 200_000, "--store", store, "--inject", log=home/"sim.log")
     try:
-        until(lambda: Path(f"{store}.control").exists(), f"the simulation runs: {(home/'sim.log').read_text()[-500:]}", 120)
+        until(lambda: Path(f"{store}.control").exists(), f"the simulation runs: {(home/'sim.log').read_text()[-500:]}", 240)
         with Dashboard(store) as d: yield d
     finally: sim.send_signal(signal.SIGINT); sim.wait(20)
 
@@ -149,10 +150,10 @@ class Watched:
         self.page.on("console", lambda m: self.errors.append(f"{m.text} {m.location.get('url', '')}") if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))
-        self.page.goto(url, wait_until="load"); self.page.wait_for_selector(READY, timeout=30_000)
+        self.page.goto(url, wait_until="load"); self.page.wait_for_selector(READY, timeout=60_000)
 
     def go(self, title: str):
-        self.page.get_by_role("link", name=title, exact=True).click(); self.page.wait_for_url(lambda u: title.lower() in u or title == "Fleet", timeout=15_000); self.page.wait_for_selector(READY, timeout=30_000); self.page.wait_for_timeout(700)
+        self.page.get_by_role("link", name=title, exact=True).click(); self.page.wait_for_url(lambda u: title.lower() in u or title == "Fleet", timeout=40_000); self.page.wait_for_selector(READY, timeout=60_000); self.page.wait_for_timeout(700)
 
     def text(self) -> str: return self.page.locator("[data-testid=stMain]").inner_text()
 
@@ -171,31 +172,31 @@ def card(w: Watched, name: str) -> dict:
 def test_a_fault_is_ordered_seen_and_explained(browser, live):
     w = Watched(browser, f"{live.url}/?every=1+s&window=last+15+minutes"); page = w.page
     page.evaluate("window.here = 1")
-    until(lambda: "forecast" in w.text() and float(sqlite_now(live)) > 420., "seven simulated minutes, so that anomalies are known", 90)
+    until(lambda: "forecast" in w.text() and float(sqlite_now(live)) > 420., "seven simulated minutes, so that anomalies are known", 240)
     before = card(w, "atlas-large"); assert before["load_rps"] > 1.5
 
     w.go("Chaos"); fault, *_ = page.locator("[data-testid=stSelectbox]").filter(has_text="Fault").all()
     fault.locator("input").click(); page.keyboard.type("slow_degr"); page.keyboard.press("Enter"); page.wait_for_timeout(500)
     long = page.locator("[data-testid=stNumberInput]").filter(has_text="Duration").locator("input"); long.fill("400"); long.press("Tab"); page.wait_for_timeout(500)
-    page.get_by_role("button", name="Inject").click(); page.get_by_text("Ordered: slow_degradation on atlas-large").wait_for(timeout=15_000)
+    page.get_by_role("button", name="Inject").click(); page.get_by_text("Ordered: slow_degradation on atlas-large").wait_for(timeout=40_000)
     began = sqlite_now(live)
 
     w.go("Fleet")                                                      # the forecast rises and weight is shed, without a reload
-    seen = until(lambda: (c := card(w, "atlas-large"))["forecast_ms"] > 1.3*before["forecast_ms"] and c["load_rps"] < .8*before["load_rps"] and c, "the forecast rises and weight is shed", 90)
+    seen = until(lambda: (c := card(w, "atlas-large"))["forecast_ms"] > 1.3*before["forecast_ms"] and c["load_rps"] < .8*before["load_rps"] and c, "the forecast rises and weight is shed", 240)
     assert page.evaluate("window.here") == 1 and seen["load_rps"] < before["load_rps"]; shot(w, "fleet_fault")
 
     w.go("Learning")                                                   # the incident appears
-    until(lambda: "atlas-large" in str(page.locator("[data-testid=stVegaLiteChart]").first.inner_html()), "an incident of atlas-large", 60)
+    until(lambda: "atlas-large" in str(page.locator("[data-testid=stVegaLiteChart]").first.inner_html()), "an incident of atlas-large", 120)
 
     w.go("Forecast")                                                   # from a stretch of the curve to its cause
-    until(lambda: sqlite_now(live) > began + 330., "the fault is at its worst", 60)
+    until(lambda: sqlite_now(live) > began + 330., "the fault is at its worst", 120)
     chart = page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first; box = chart.bounding_box()
     page.mouse.move(box["x"] + .82*box["width"], box["y"] + .5*box["height"]); page.mouse.down(); page.mouse.move(box["x"] + .97*box["width"], box["y"] + .55*box["height"], steps=8); page.mouse.up()
-    ask = page.get_by_role("button", name="Why?"); ask.wait_for(timeout=15_000); page.wait_for_timeout(2500); assert ask.is_visible()   # it outlives refreshes
-    ask.click(); page.wait_for_url("**/why?*", timeout=15_000); assert "metric=latency" in page.url and "since=" in page.url
-    until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 30); shot(w, "why_cause")
-    expander = page.locator("[data-testid=stExpander]").first; expander.wait_for(timeout=15_000); page.get_by_text("The agent's reasoning").wait_for(timeout=15_000); page.wait_for_timeout(1000)
-    expander.locator("summary").click(); expander.get_by_text("Show the records").click(timeout=10_000); expander.locator("[data-testid=stDataFrame]").wait_for(timeout=15_000)   # the evidence
+    ask = page.get_by_role("button", name="Why?"); ask.wait_for(timeout=40_000); page.wait_for_timeout(2500); assert ask.is_visible()   # it outlives refreshes
+    ask.click(); page.wait_for_url("**/why?*", timeout=40_000); assert "metric=latency" in page.url and "since=" in page.url
+    until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 90); shot(w, "why_cause")
+    expander = page.locator("[data-testid=stExpander]").first; expander.wait_for(timeout=40_000); page.get_by_text("The agent's reasoning").wait_for(timeout=40_000); page.wait_for_timeout(1000)
+    expander.locator("summary").click(); expander.get_by_text("Show the records").click(timeout=40_000); expander.locator("[data-testid=stDataFrame]").wait_for(timeout=40_000)   # the evidence
     assert page.evaluate("window.here") == 1; w.well(); w.context.close()
 
 
@@ -227,7 +228,7 @@ def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
     assert page.locator("[data-testid=stSelectbox]").filter(has_text="Tier").locator("input").input_value() == "premium"
     table = page.locator("[data-testid=stDataFrame]").first; table.scroll_into_view_if_needed(); page.wait_for_timeout(500)
     box = table.bounding_box(); page.mouse.click(box["x"] + 18, box["y"] + 52 + 35)
-    page.get_by_text("Candidates", exact=True).wait_for(timeout=15_000); assert "decision=" in page.url and "Runner-up" in w.text()
+    page.get_by_text("Candidates", exact=True).wait_for(timeout=40_000); assert "decision=" in page.url and "Runner-up" in w.text()
     number = page.url.split("decision=")[1].split("&")[0]; page.wait_for_timeout(3000); assert f"Decision {number}" in w.text()   # it stays open while others come
     w.go("Risk"); assert "window=last" in page.url; w.well(); w.context.close()
 
