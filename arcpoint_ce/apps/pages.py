@@ -141,7 +141,7 @@ def chart_with_window(page: Page, chart, key: str, metric: str):
     span = selected(st.altair_chart(chart, key=key, on_select="rerun", selection_mode="span"))
     if span is None: st.caption("Drag over the chart to ask why."); return
     words = f"{moment(span[0], page.zone)} to {moment(span[1], page.zone)}"
-    if st.button(f"Why? {plain(words)}", key=f"why-{key}", icon=":material/search:"): st.switch_page(page_of("why"), query_params=dict(metric=metric, since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"))
+    st.page_link(page_of("why"), label=f"Why? {plain(words)}", icon=":material/search:", query_params=dict(metric=metric, since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"))
 
 def page_of(name: str): return st.session_state["pages"][name]   # a streamlit page, as the entry point registered it
 
