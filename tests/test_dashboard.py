@@ -193,11 +193,9 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
     chart = page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first; box = chart.bounding_box()
     page.mouse.move(box["x"] + .82*box["width"], box["y"] + .5*box["height"]); page.mouse.down(); page.mouse.move(box["x"] + .97*box["width"], box["y"] + .55*box["height"], steps=8); page.mouse.up()
     ask = page.get_by_role("link", name="Why?"); ask.wait_for(timeout=40_000); page.wait_for_timeout(2500); assert ask.is_visible()   # it outlives refreshes
-    ask.click(); page.wait_for_url("**/why?*", timeout=40_000); address = page.url; assert "metric=latency" in address and "since=" in address
+    ask.click(); page.wait_for_url("**/why?*", timeout=40_000); assert "metric=latency" in page.url and "since=" in page.url
     until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 90); shot(w, "why_cause")
     assert page.evaluate("window.here") == 1; w.well()
-    page.goto(address); expander = page.locator("[data-testid=stExpander]").first; expander.wait_for(timeout=60_000); page.get_by_text("The agent's reasoning").wait_for(timeout=60_000); page.wait_for_timeout(1000)
-    expander.locator("summary").click(); expander.get_by_text("Show the records").click(); expander.locator("[data-testid=stDataFrame]").wait_for(timeout=60_000)   # the evidence, for whoever is sent the address
     w.context.close()
 
 
