@@ -10,6 +10,7 @@ __all__ = ['MODES', 'CURVES', 'ENDED_SQL', 'decision_columns', 'opened', 'decisi
 
 # %% ../../nbs/apps/50e_stories.ipynb #cdd2e071
 import json
+import re
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HttpRequest, urlopen
 
@@ -182,7 +183,7 @@ def reasons(page: Page, metric: str):
         st.markdown("**Where it changed**: mix shift and change within each segment add up to the whole.")
         for tab, (dimension, rows) in zip(st.tabs(list(d.segments)), d.segments.items()): tab.dataframe(pd.DataFrame(rows), hide_index=True, key=f"seg-{dimension}", column_config=segment_columns(HARMS[metric]))
     if d.evidence: st.markdown("**Evidence**")
-    for k, e in enumerate(d.evidence[:20]): evidence(page, k, e)
+    for k, e in enumerate(d.evidence[:20]): guarded(lambda: evidence(page, k, e))
 
 # %% ../../nbs/apps/50e_stories.ipynb #2248bbd4
 def segment_columns(unit: str) -> dict:
@@ -200,7 +201,7 @@ ENDED_SQL = "SELECT end_s, decision, attempt, backend, latency_ms, ok, error, to
 def rows_behind(records, id: str) -> list[dict]:
     "The records of a piece of evidence; of many requests the hundred slowest."
     if not id.startswith("requests/"): return Context(records).evidence(id)
-    since, until = map(float, id.removeprefix("requests/").split("-")); names = ENDED_SQL.split(" FROM")[0].removeprefix("SELECT ").split(", ")
+    since, until = map(float, re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id).groups()); names = ENDED_SQL.split(" FROM")[0].removeprefix("SELECT ").split(", ")
     return [dict(zip(names, r)) for r in records.rows(ENDED_SQL, (since, until), since, until)]
 
 # %% ../../nbs/apps/50e_stories.ipynb #14b1b0a9
