@@ -47,9 +47,9 @@ def test_an_engine_killed_at_any_moment_resumes_with_its_breakers(tmp_path):
         store = FeedbackStore(path); start = store.state("engine")["at_s"] + 1.; store.close()
     assert resumed == ["False", "True", "True"]
     e = ContextEngine([Backend("east"), Backend("west")], path)
-    memo = FeedbackStore(path).state("engine")["router"]["breakers"]["west"]
-    now = e.router.status(start)[1]
-    assert now["state"] == memo["state"] == "open" and memo["opens"] > 0 and e.store.rows("decisions")
+    state = FeedbackStore(path).state("engine")
+    memo, now = state["router"]["breakers"]["west"], e.router.status(state["at_s"])[1]
+    assert now["state"] == memo["state"] in ("open", "half_open") and memo["opens"] > 0 and e.store.rows("decisions")
     assert len({d["id"] for d in e.store.rows("decisions")}) == len(e.store.rows("decisions"))
 
 

@@ -68,7 +68,7 @@ def test_decide_observe_and_ask(served):
 @pytest.mark.parametrize("path,body,status", [
     ("/decide", b"{", 422), ("/decide", b"[]", 422), ("/decide", dict(colour="red"), 422), ("/decide", dict(tokens_in=-1), 422), ("/decide", dict(slo_ms=1e400), 422), ("/decide", dict(task="song\n"), 422),
     ("/observe", dict(backend="mars", latency_ms=1.), 422), ("/observe", dict(backend="atlas-large"), 422), ("/observe", dict(backend="atlas-large", latency_ms=1., decision=2**70), 422),
-    ("/which", dict(top=0), 422), ("/why", dict(metric="joy"), 422), ("/simulate", dict(backend="mars"), 404), ("/nowhere", None, 404), ("/state?at=blue", None, 422), ("/state?window_s=-1", None, 422),
+    ("/which", dict(top=0), 422), ("/why", dict(metric="joy"), 422), ("/simulate", dict(backend="mars"), 404), ("/nowhere", None, 404), ("/state?at=blue", None, 422), ("/state?window_s=-1", None, 422), ("/state?window_s=5e-324", None, 422),
     ("/decide", b'{"task": "' + b"x"*100_000 + b'"}', 413)])
 def test_what_is_wrong_is_a_problem_document(served, path, body, status):
     got, kind, text = call(served["url"], path, body)

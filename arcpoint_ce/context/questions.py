@@ -248,7 +248,7 @@ class Asked(BaseModel):
 class StateArgs(Asked):
     "State of every backend and tier."
     at: float | str | None = Field(None, description="time to speak about: seconds since the epoch or words such as 'yesterday evening'; left out: now")
-    window_s: float = Field(300., gt=0, le=86_400., description="length of the window before it, s")
+    window_s: float = Field(300., ge=1, le=86_400., description="length of the window before it, s")
 
 class WhichArgs(Asked):
     "Which backend should serve such a request. Nothing is sent."

@@ -239,7 +239,7 @@ class Facts(Windows):
         step_s = self.plain_fleet()["step_s"]
         steps = [r for r in self.span("steps", at_s - window_s - step_s, at_s) if r["start_s"] + step_s <= at_s + 1e-6]
         heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last) for b, ttft, met, limit, n, bad, last in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
-        return dict(steps=group(steps), covered_s=min(window_s, at_s - min((r["start_s"] for r in steps), default=at_s - window_s)), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
+        return dict(steps=group(steps), covered_s=min(window_s, at_s - min((r["start_s"] for r in steps), default=-inf)), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
                     incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6] + self.going_on(at_s)), heard=heard)
 
 # %% ../../nbs/context/40_state.ipynb #1e356611
