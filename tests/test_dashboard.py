@@ -195,6 +195,9 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
     ask = page.get_by_role("link", name="Why?"); ask.wait_for(timeout=40_000); page.wait_for_timeout(2500); assert ask.is_visible()   # it outlives refreshes
     ask.click(); page.wait_for_url("**/why?*", timeout=40_000); assert "metric=latency" in page.url and "since=" in page.url
     until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 90); shot(w, "why_cause")
+    for k in range(3):                                                 # the evidence, one click away, of whatever sort
+        piece = page.locator("[data-testid=stExpander]").nth(k); piece.locator("summary").click(); piece.get_by_text("Show the records").click()
+        piece.locator("[data-testid=stDataFrame], [data-testid=stAlert]").first.wait_for(timeout=40_000); assert piece.locator("[data-testid=stDataFrame]").count(), piece.inner_text()
     assert page.evaluate("window.here") == 1; w.well()
     w.context.close()
 

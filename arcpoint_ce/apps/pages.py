@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'ORDER', 'WORDS', 'COLUMNS', 'FORCE', 'state_at', 'headline', 'silence', 'fleet_table', 'fleet_columns',
            'busiest', 'fleet_page', 'in_force', 'force_columns', 'pick_backend', 'forecast_page', 'all_scores',
-           'thinned', 'selected', 'chart_with_window', 'page_of', 'act_in_words', 'risk_at', 'risk_page']
+           'thinned', 'chart_with_window', 'page_of', 'act_in_words', 'risk_at', 'risk_page']
 
 # %% ../../nbs/apps/50d_pages.ipynb #bd5c7645
 import time
@@ -15,7 +15,7 @@ import pandas as pd
 import streamlit as st
 
 from .charts import ago, cards, chances, filled, forecast_chart, lines, moment, number, percent, tier_cards, without
-from .frame import Page, live, plain, silent_s, status_of
+from .frame import Page, live, plain, selected, silent_s, status_of
 from .views import forecast_scores, forecasts_made, load_over_time
 from ..context.questions import Risk, capacity_risk
 from ..context.state import BackendState, FleetState, fleet_state
@@ -124,24 +124,20 @@ def forecast_page(page: Page):
         if made.empty: st.info("No forecast was made for this backend in this window: the engine runs reactively, or has not warmed up.", icon=":material/info:")
         else: chart_with_window(page, forecast_chart(thinned(made), here[["at_s", "latency_ms"]].dropna(), state[backend].limit_ms), "forecast", "latency")
         st.subheader("What is in force"); st.dataframe(filled(t), column_config=force_columns(), hide_index=True, height=min(38 + 35*max(len(t), 1), 500))
-    live(page, draw)
+    live(page, draw, "forecast")
 
 def all_scores(records, look) -> pd.DataFrame: return forecast_scores(forecasts_made(records, look, None, 1000))   # of every backend
 
 def thinned(made: pd.DataFrame, most: int = 400) -> pd.DataFrame: return made.sort_values("about_s").iloc[::max(1, len(made)//most)]   # rows enough for a picture
 
 # %% ../../nbs/apps/50d_pages.ipynb #dd447a53
-def selected(event) -> tuple[float, float] | None:   # s; what a chart was told
-    "The stretch of time that was dragged over."
-    got = (event.selection or {}).get("span") if event else None; t = got.get("t") if got else None
-    return (min(t)/1000., max(t)/1000.) if t and len(t) == 2 and max(t) > min(t) else None
-
 def chart_with_window(page: Page, chart, key: str, metric: str):
     "A chart; where a stretch is selected, the way to its explanation."
     span = selected(st.altair_chart(chart, key=key, on_select="rerun", selection_mode="span"))
     if span is None: st.caption("Drag over the chart to ask why."); return
     words = f"{moment(span[0], page.zone)} to {moment(span[1], page.zone)}"
     st.page_link(page_of("why"), label=f"Why? {plain(words)}", icon=":material/search:", query_params=dict(metric=metric, since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"))
+    st.caption("The page holds still while a stretch is selected; a double click on the chart lets it go on.")
 
 def page_of(name: str): return st.session_state["pages"][name]   # a streamlit page, as the entry point registered it
 

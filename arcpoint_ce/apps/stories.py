@@ -18,7 +18,7 @@ import pandas as pd
 import streamlit as st
 
 from .charts import areas, causes_chart, filled, lines, moment, number, percent, spells, ticks
-from .frame import Page, control_of, guarded, live, plain, status_of
+from .frame import Page, control_of, guarded, live, plain, selected, status_of
 from .pages import chart_with_window, silence, state_at
 from .views import drawn_over_time, met_over_time, newest_decisions, newest_traces, open_decision
 from ..context.agent import Trace
@@ -44,7 +44,7 @@ def decisions_page(page: Page):
     left, middle, _ = st.columns([1, 1, 2]); names = page.records.fleet().names; tiers = sorted({t["name"] for t in page.records.plain_fleet()["tiers"]} | {t.tier for t in state_at(page).tiers if t.tier})
     backend = left.selectbox("Backend", ["all", *names], key="of", bind="query-params"); tier = middle.selectbox("Tier", ["all", *tiers], key="tier", bind="query-params")
     only = lambda x: None if x == "all" else x
-    live(page, lambda: drawn(page, only(tier)))
+    live(page, lambda: drawn(page, only(tier)), "drawn")
     st.subheader("Newest decisions"); live(page, lambda: newest(page, only(backend), only(tier)))
 
 # %% ../../nbs/apps/50e_stories.ipynb #9d6ddf4a
@@ -150,7 +150,6 @@ def curve(page: Page, metric: str):
 
 def chart_here(chart):
     "A chart on which a stretch is chosen for this very page; it goes into the address."
-    from arcpoint_ce.apps.pages import selected
     span = selected(st.altair_chart(chart, key="curve", on_select="rerun", selection_mode="span"))
     if span is not None and st.session_state.get("curve-span") != span:
         st.session_state["curve-span"] = span; st.query_params.update(since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"); st.rerun()
