@@ -8,6 +8,7 @@ __all__ = ['PAGES', 'NARROW', 'choices', 'mark', 'show', 'options', 'serve', 'ma
 # %% ../../nbs/apps/51_dashboard.ipynb #4625568d
 import os
 import sys
+from base64 import b64encode
 from importlib import import_module
 from pathlib import Path
 
@@ -33,12 +34,10 @@ def choices(where: Where) -> Page:
     source.caption(f":material/database: `{Path(where.store).name}`, read only")
     return Page(where, records_of(where), SPANS[span], until or "", EVERY[every], zone_of(st.context.timezone))
 
-def mark():                            # a PIL image; an icon by name would be fetched from elsewhere
+def mark() -> str:                     # a data URL: an icon by name would be fetched from elsewhere, an image's file ends with the run that drew it
     "A rising line on a disc."
-    from PIL import Image, ImageDraw
-    image = Image.new("RGBA", (64, 64)); pen = ImageDraw.Draw(image)
-    pen.ellipse((2, 2, 62, 62), fill=PALETTE[0]); pen.line(((14, 44), (28, 34), (38, 40), (50, 18)), fill="white", width=6, joint="curve")
-    return image
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><circle cx="32" cy="32" r="30" fill="{PALETTE[0]}"/><path d="M14 44 28 34 38 40 50 18" fill="none" stroke="white" stroke-width="6"/></svg>'
+    return "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
 
 def show(where: Where):
     "The whole dashboard."
