@@ -3,6 +3,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from math import inf
 
@@ -239,6 +240,14 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
     alone.step(12.)
     assert alone.router.health("west", 12.)[0] == "closed"                 # nobody's word empties a fleet
     for e in (*engines, alone): e.store.close()
+
+
+def test_a_redis_store_is_asked_by_its_address(server):
+    engine = ContextEngine([Backend("east"), Backend("west")], server["url"], config=EngineConfig(tick_s=1.))
+    for k in range(60): d = engine.decide(Request(), .2*k); engine.observe(Outcome(d.backend, .2*k, 9., decision=d.id)); engine.step(.2*k)
+    engine.close(12.)
+    done = subprocess.run([sys.executable, "-c", "from arcpoint_ce.apps.cli import main; main()", "ask", "How is the fleet?", "--store", server["url"]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "2 of 2 backends" in done.stdout, done.stderr
 
 
 def test_two_gateways_share_one_redis(server, tmp_path):

@@ -9,8 +9,8 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'RECENT_S', 'RECENT_STEPS', '
            'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for', 'print_decision',
            'answer', 'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line', 'simulate',
            'learned_before', 'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment', 'tune',
-           'agent_client', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'dashboard', 'in_short',
-           'run', 'main']
+           'agent_client', 'on_redis', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'dashboard',
+           'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -564,7 +564,7 @@ def tune(
     typer.echo(text_table(["family", "load", "misses", "best reactive"], [(f, found[f]["load"], found[f]["rate"], found[f]["best"]) for f in asked]))
 
 # %% ../../nbs/apps/54_cli.ipynb #d79dc428
-StoreOption = Annotated[Path, typer.Option(help="A feedback store, as simulate, replay or an engine wrote it.", show_default=False)]
+StoreOption = Annotated[str, typer.Option(help="A feedback store, as simulate, replay or an engine wrote it: a file, or the address of a Redis (redis://HOST:PORT/DB, rediss://..., unix://PATH).", show_default=False)]   # no Path: it would fold the slashes of an address
 FleetOption = Annotated[Path | None, option("Fleet file, where the store does not name its fleet.")]
 
 def agent_client(model: bool):   # an anthropic.Anthropic, or None
@@ -573,7 +573,9 @@ def agent_client(model: bool):   # an anthropic.Anthropic, or None
     import anthropic
     return anthropic.Anthropic()
 
-def context_of(store: Path, fleet: Path | None):   # -> Context
+def on_redis(store: str) -> bool: return store.startswith(("redis:", "rediss:", "unix:"))
+
+def context_of(store: str, fleet: Path | None):   # -> Context
     "The context of a store."
     from arcpoint_ce.context.questions import Context
     from arcpoint_ce.telemetry.fleet import load_fleet
@@ -626,13 +628,13 @@ def guards_of(host: str):   # -> Guards
     if read and not token: raise ValueError("ARCPOINT_READ_TOKEN needs ARCPOINT_TOKEN beside it")
     return Guards(token, read)
 
-def service_of(store: Path, fleet: Path | None):   # -> Service
+def service_of(store: str, fleet: Path | None):   # -> Service
     "An engine on the store; a new store without a fleet file gets the shipped fleet."
     import time
     from arcpoint_ce.apps.simulate import shipped_fleet
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet import load_fleet
-    if fleet is None and not store.exists(): fleet = shipped_fleet(); typer.echo(f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True)
+    if fleet is None and not on_redis(store) and not Path(store).exists(): fleet = shipped_fleet(); typer.echo(f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True)
     return make_service(store, load_fleet(fleet) if fleet else None, clock=time.time)
 
 # %% ../../nbs/apps/54_cli.ipynb #baacaf8f
@@ -678,10 +680,10 @@ def dashboard(
     """
     from arcpoint_ce.apps.dashboard import serve as serve_pages
     from arcpoint_ce.apps.frame import Where
-    if str(store).startswith(("redis:", "rediss:", "unix:")): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
+    if on_redis(store): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
     if fleet is not None and not fleet.is_file(): raise FileNotFoundError(2, "no such file", str(fleet))
     typer.echo(f"dashboard of {store}: http://127.0.0.1:{port}", err=True)
-    serve_pages(Where(str(store), str(fleet) if fleet else None, str(registry) if registry else None), port)
+    serve_pages(Where(store, str(fleet) if fleet else None, str(registry) if registry else None), port)
 
 # %% ../../nbs/apps/54_cli.ipynb #0d37c5a4
 EXTRAS = {"anthropic": "agent", "fastapi": "service", "uvicorn": "service", "mcp": "service", "streamlit": "dashboard",
