@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PALETTE', 'STATES', 'SIMULATED_S', 'CSS', 'BREAKERS', 'HEIGHT', 'SEVERITY', 'number', 'percent', 'simulated',
            'moment', 'ago', 'row', 'band', 'card', 'cards', 'tier_card', 'tier_cards', 'filled', 'timed', 'time_axis',
-           'own_clock', 'coloured', 'lines', 'span', 'areas', 'forecast_chart', 'spells', 'ticks', 'chances', 'told',
-           'without', 'causes_chart']
+           'own_clock', 'coloured', 'lines', 'span', 'areas', 'forecast_chart', 'ratio_chart', 'spells', 'ticks',
+           'chances', 'told', 'without', 'causes_chart']
 
 # %% ../../nbs/apps/50b_charts.ipynb #a3ab8dc8
 from datetime import datetime, timezone, tzinfo
@@ -147,6 +147,14 @@ def forecast_chart(made: pd.DataFrame, actual: pd.DataFrame, limit_ms: float) ->
     came = alt.Chart(timed(actual).assign(what="actual")).mark_line(point=alt.OverlayMarkDef(size=26), strokeWidth=1.2).encode(x, alt.Y("latency_ms:Q", title=title), key, tooltip=tip(alt.Tooltip("latency_ms:Q", title="actual, ms", format=",.0f")))
     rule = alt.Chart(pd.DataFrame(dict(limit=[limit_ms], what=["limit"]))).mark_rule(strokeDash=[6, 4], strokeWidth=1.8).encode(alt.Y("limit:Q", title=title), key, tooltip=[alt.Tooltip("limit:Q", title="limit, ms", format=",.0f")])
     return (area + mid + came + rule).add_params(span())
+
+# %% ../../nbs/apps/50b_charts.ipynb #36d4ca54
+def ratio_chart(looks) -> alt.Chart:   # rows of (at_s, ratio, low, high)
+    "A sequential test: the estimate within its always-valid interval, and the rule of no difference."
+    t = pd.DataFrame(looks, columns=["at_s", "ratio", "low", "high"]); base = alt.Chart(timed(t), height=HEIGHT - 60).encode(time_axis(own_clock(t)))
+    y = dict(title="latency, candidate / live", scale=alt.Scale(zero=False)); tip = [alt.Tooltip("utc:N", title="look"), *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("ratio", "low", "high"))]
+    band = base.mark_area(opacity=.25, color=PALETTE[0]).encode(alt.Y("low:Q", **y), alt.Y2("high:Q")); mid = base.mark_line(color=PALETTE[0], strokeWidth=2, point=alt.OverlayMarkDef(size=26)).encode(alt.Y("ratio:Q", **y), tooltip=tip)
+    return band + mid + alt.Chart(pd.DataFrame(dict(one=[1.]))).mark_rule(strokeDash=[6, 4]).encode(alt.Y("one:Q", **y))
 
 # %% ../../nbs/apps/50b_charts.ipynb #02efb77e
 SEVERITY = alt.Color("severity:N", title=None, scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]), legend=alt.Legend(orient="top"))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CURVES', 'ENDED_SQL', 'decision_columns', 'opened', 'decisions_page', 'drawn', 'newest', 'one_decision',
-           'incident_rows', 'event_rows', 'learning_page', 'spoken', 'drift_told', 'models', 'curve', 'chart_here',
-           'meant', 'explained', 'why_page', 'reasons', 'segment_columns', 'evidence', 'rows_behind', 'traces', 'desk',
-           'chaos_page', 'order', 'ordered']
+           'incident_rows', 'event_rows', 'learning_page', 'spoken', 'drift_told', 'canaries', 'models', 'curve',
+           'chart_here', 'meant', 'explained', 'why_page', 'reasons', 'segment_columns', 'evidence', 'rows_behind',
+           'traces', 'desk', 'chaos_page', 'order', 'ordered']
 
 # %% ../../nbs/apps/50e_stories.ipynb #cdd2e071
 import json
@@ -17,10 +17,10 @@ from urllib.request import Request as HttpRequest, urlopen
 import pandas as pd
 import streamlit as st
 
-from .charts import areas, causes_chart, filled, lines, moment, number, percent, spells, ticks
+from .charts import areas, causes_chart, filled, lines, moment, number, percent, ratio_chart, spells, ticks
 from .frame import Page, control_of, guarded, live, plain, selected, status_of
 from .pages import chart_with_window, silence, state_at
-from .views import drawn_over_time, met_over_time, newest_decisions, newest_traces, open_decision
+from .views import drawn_over_time, met_over_time, newest_decisions, newest_traces, open_decision, rollouts
 from ..context.agent import Trace
 from ..context.causes import HARMS, DropExplained, explain_drop
 from ..context.questions import Context
@@ -115,7 +115,7 @@ def learning_page(page: Page):
         else: st.altair_chart(ticks(events, (look.since_s, look.until_s)), key="ticks"); spoken(events, page)
         drift_told(page.ask(status_of))
     live(page, draw)
-    st.subheader("Models"); guarded(lambda: models(page))
+    st.subheader("Rollouts"); live(page, lambda: canaries(page)); st.subheader("Models"); guarded(lambda: models(page))
 
 def spoken(t: pd.DataFrame, page: Page):
     "The same as a list."
@@ -128,6 +128,14 @@ def drift_told(status: dict | None):
     counts = lambda d: sum((d.get("events") or {}).values()); f, d = status["feature_drift"], status["drift"]
     rungs = {n: b["state"] for n, b in status["forecast"]["backends"].items() if b["state"] != "normal"}
     st.caption(plain(f"Since the engine started: {counts(d)} drifts of forecast errors ({d.get('streams', 0)} streams watched), {counts(f)} of features ({f.get('streams', 0)}). " + ("Stepped aside or widened: " + ", ".join(f"{n} ({s})" for n, s in sorted(rungs.items())) + "." if rungs else "Every forecast is in force as usual.")))
+
+def canaries(page: Page):
+    "Candidates on a share of the traffic, each with its sequential test."
+    found = page.ask(rollouts)
+    if not found: st.caption("No candidate was ever on live traffic here. A `Canary` that is given the store writes each look at its test down."); return
+    for c in found:
+        st.markdown(plain(f"{c['name']}: {c['state']}. {c['why']}")); st.caption(plain(f"{c['calls']['new']} requests of the candidate ({c['used']} of its budget of {c['budget']}, {percent(c['share'], 0)} of the traffic) against {c['calls']['live']} of the live model, last look {moment(c['at_s'], page.zone)}."))
+        if c["looks"]: st.altair_chart(ratio_chart(c["looks"]), key=f"rollout-{c['name']}")
 
 def models(page: Page):
     "Versions with lineage."

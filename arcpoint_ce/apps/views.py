@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOAD_SQL', 'MOST', 'MET_SQL', 'DRAWN_SQL', 'NEWEST_SQL', 'SAID_SQL', 'Look', 'look_at', 'oldest_s', 'stretch_start',
            'load_over_time', 'one_in', 'met_over_time', 'drawn_over_time', 'newest_decisions', 'Opened',
-           'candidate_rows', 'would_win', 'open_decision', 'forecasts_made', 'forecast_scores', 'newest_traces']
+           'candidate_rows', 'would_win', 'open_decision', 'forecasts_made', 'forecast_scores', 'newest_traces',
+           'rollouts']
 
 # %% ../../nbs/apps/50a_views.ipynb #7a3a5ac7
 import json
@@ -162,3 +163,8 @@ def newest_traces(records: Facts, limit: int = 50) -> list[dict]:
     "Rows of the table \"traces\", nested values read."
     rows = records.rows("SELECT at_s, id, detail FROM traces ORDER BY at_s DESC LIMIT ?", (limit,), -inf, inf)
     return [dict(at_s=at, id=id, detail=json.loads(detail)) for at, id, detail in rows]
+
+def rollouts(records: Facts, limit: int = 20) -> list[dict]:
+    "Canaries as they last wrote themselves down (`Canary.told`), the newest first."
+    found = [json.loads(v) for v, in records.rows("SELECT value FROM states WHERE name >= 'rollout/' AND name < 'rollout0' LIMIT 200", (), 0., 0.)]
+    return sorted(found, key=lambda c: -c["at_s"])[:limit]

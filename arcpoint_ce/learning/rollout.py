@@ -142,11 +142,17 @@ class CanaryConfig:
         if not 0 <= self.margin < 1: raise ValueError(f"CanaryConfig.margin must be within 0..1, got {self.margin!r}")
         if self.budget < self.every or self.every < 1: raise ValueError(f"CanaryConfig.budget must be at least `every`, got {self.budget!r} and {self.every!r}")
 
+# %% ../../nbs/learning/26_rollout.ipynb #637acd3a
 class Canary:
     "A candidate on a small share of the traffic, with automatic rollback."
-    def __init__(self, name: str, config: CanaryConfig = CanaryConfig()):
-        self.name, self.config, self.test = name, config, SequentialTest(config.test)
-        self.state, self.verdict, self.used, self.events = "canary", None, 0, []
+    def __init__(
+        self,
+        name: str,                     # of the candidate
+        config: CanaryConfig = CanaryConfig(),
+        store=None,                    # a FeedbackStore, where every look at the test is to be seen by others
+    ):
+        self.name, self.config, self.store, self.test = name, config, store, SequentialTest(config.test)
+        self.state, self.verdict, self.used, self.events, self.looks = "canary", None, 0, [], deque(maxlen=400)
         self.assignment = Assignment(name, {"new": config.share, "live": 1 - config.share})
 
     def arm(self, request_id: str) -> str: return self.assignment.arm(request_id) if self.state == "canary" else "new" if self.state == "promoted" else "live"
@@ -161,7 +167,14 @@ class Canary:
         if v.say == "worse": self._end("rolled back", v.why, at_s)
         elif v.say == "promote": self._end("promoted", v.why, at_s)
         elif self.used >= self.config.budget: self._end("promoted" if v.high < 1 + self.config.margin else "rolled back", f"the budget is used up; {v.why}", at_s)
+        self.looks.append((at_s, v.ratio, v.low, v.high))
+        if self.store is not None: self.store.put_state(f"rollout/{self.name}", self.told(at_s))
         return self.state
+
+    def told(self, at_s: float) -> dict:
+        "Where the test stands, as plain values; looks without a finite interval are left out."
+        return dict(name=self.name, at_s=at_s, state=self.state, used=self.used, budget=self.config.budget, share=self.config.share, say=self.verdict.say, why=self.verdict.why,
+                    calls=dict(live=self.test.live.calls, new=self.test.new.calls), looks=[x for x in self.looks if isfinite(x[3])])
 
     def _end(self, state: str, why: str, at_s: float): self.state = state; self.events.append((at_s, state, why))
 
