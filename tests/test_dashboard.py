@@ -32,6 +32,14 @@ READY = "[data-testid=stMetric],[data-testid=stAlert],[data-testid=stDataFrame],
 # ---- pages and states, without a browser
 
 
+@pytest.fixture(autouse=True)
+def own_main():
+    "Streamlit's driver leaves its script as `__main__`; processes that later tests spawn would look for that file and never start."
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
+
+
 def script(store: str, name: str):
     from datetime import timezone
     from arcpoint_ce.apps.dashboard import PAGES

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def adding(args):
 
 def test_writers_of_a_registry_do_not_disturb_each_other(tmp_path):
     (tmp_path/"model").mkdir(); (tmp_path/"model"/"forest.npz").write_bytes(b"x")
-    with multiprocessing.get_context("spawn").Pool(4) as pool: names = pool.map(adding, [(str(tmp_path), k) for k in range(12)])
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool: names = list(pool.map(adding, [(str(tmp_path), k) for k in range(12)]))
     r = Registry(tmp_path)
     assert sorted(names) == sorted(r.versions()) and len(set(names)) == 12 and all(r.path_of(n) for n in names)
 
