@@ -26,7 +26,7 @@ def readme() -> str:
             else: o.get("data", {}).pop("text/html", None)
         if c.id in silent: c.source = ""
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r"```(python)?\n\s*```\n*", "", text)      # what is left of silent cells
+    text = re.sub(r"^```[^\n]*\n(.*?)^```\n*", lambda m: m[0] if m[1].strip() else "", text, flags=re.S | re.M)      # what is left of silent cells
     text = re.sub(r"\n{3,}", "\n\n", text)
     return "<!-- made from nbs/index.ipynb by `make readme` -->\n" + text.strip() + "\n"
 

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from arcpoint_ce.context.ask import ask
-from arcpoint_ce.context.causes import contributions
+from arcpoint_ce.context.callgraph import SHOP, read_dependencies, shop_rows
+from arcpoint_ce.context.causes import contributions, explain_drop
 from arcpoint_ce.context.questions import TOOLS, Context
 from arcpoint_ce.context.state import Facts, StoreError
 from arcpoint_ce.learning.engine import ContextEngine
 from arcpoint_ce.learning.feedback import FeedbackStore
+from arcpoint_ce.learning.replay import Replay, logged
 from arcpoint_ce.learning.shelves import TABLES
 from arcpoint_ce.routing.core import Backend, Outcome, Request, Tier
 from arcpoint_ce.telemetry.fleet import Fleet
+from arcpoint_ce.telemetry.requests import load_requests
 
 
 def run(path, minutes=40, seed=0):
@@ -90,3 +93,46 @@ def test_contributions_add_up(before, after):
 def test_answers_are_plain_json(store):
     c = Context(store)
     for n in TOOLS: json.dumps(c.ask(n, **(dict(backend="east") if n == "simulate" else {})).json(), allow_nan=False)
+
+
+def shop_folder(folder, slow):
+    "Telemetry of five services, of which `front` is a backend; `slow` becomes slow after 50 steps."
+    graph = pd.DataFrame([[float(b in SHOP[a]) for b in SHOP] for a in SHOP], list(SHOP), list(SHOP)); graph.to_csv(folder/"graph.csv")
+    shop_rows(np.random.default_rng(1), 60, slow, 50).to_csv(folder/"metrics.csv")
+    return folder
+
+
+@pytest.mark.parametrize("slow, kind, name", [("db", "upstream", "db"), ("payment", "upstream", "payment"), ("front", "backend", "front")])
+def test_blame_moves_behind_a_backend_where_the_call_graph_says_so(tmp_path, slow, kind, name):
+    calls, store, rng = read_dependencies(shop_folder(tmp_path, slow)), FeedbackStore(), Random(0)
+    for k in range(1500):
+        for b in ("front", "other"): store.ended(Outcome(b, 12.*k, rng.lognormvariate(4.6, .2)*(2.5 if b == "front" and 12.*k > 15_000 else 1), tokens_in=100))
+    store.flush(); records = Facts(store, [Backend("front"), Backend("other")]); window = (15_000., 18_000.)
+    alone, joined = (explain_drop(records, "latency", window, calls=c) for c in (None, calls))
+    assert (alone.cause.kind, alone.cause.name) == ("backend", "front") and (joined.cause.kind, joined.cause.name) == (kind, name)
+    assert joined.cause.contribution == alone.cause.contribution and (slow in joined.says)
+    assert Context(records, calls=calls).why(metric="latency", since_s=window[0], until_s=window[1]).cause == joined.cause
+
+
+def test_a_longer_answer_of_a_new_version_is_not_a_longer_prompt():
+    store, rng = FeedbackStore(), Random(0)
+    for k in range(600):
+        new = k >= 400
+        for b in ("one", "two"):
+            length = rng.randint(20, 60)*(3 if new and b == "one" else 1)
+            store.ended(Outcome(b, float(k), 200. + 10*length, tokens_in=100, tokens_out=length, cost_usd=1e-5*length, version=f"{b}-{'b' if new else 'a'}", quality=.9 - .3*(new and b == "one")))
+    store.flush(); records = Facts(store, [Backend("one"), Backend("two", quality=.9)])
+    for metric in ("latency", "cost", "quality"):
+        got = explain_drop(records, metric, (400., 602.5), (0., 400.))
+        assert (got.cause.kind, got.cause.name) == ("version", "one"), metric
+    assert {r["segment"] for r in got.segments["version"]} == {"one-a", "one-b", "two-a", "two-b"}
+    assert got.before == pytest.approx(.1) and got.after == pytest.approx(.25, abs=.01)
+
+
+def test_what_the_answers_of_a_log_were_worth_can_be_asked(tmp_path):
+    n = 900; rows = pd.DataFrame(dict(ts=pd.date_range("2026-01-01", periods=n, freq="2s", tz="UTC"), backend=["east", "west"]*(n//2), latency_ms=100., ttft_ms=20., cost_usd=.001, model="large", task="chat", version=["v1"]*600 + ["v2"]*300, quality=[.9]*600 + [.6]*300))
+    rows.to_csv(tmp_path/"log.csv", index=False); log = load_requests(tmp_path/"log.csv")
+    engine = ContextEngine([Backend("east"), Backend("west")]); Replay(engine).run(logged(log.df())); engine.store.flush()
+    assert {r["task"] for r in engine.store.rows("decisions")} == {"chat"} and {r["ttft_ms"] for r in engine.store.rows("outcomes") if r["error"] != "cancelled"} == {20.}
+    end = rows.ts.iloc[-1].timestamp() + 1.; got = explain_drop(Facts(engine.store), "quality", (end - 600, end))
+    assert got.after - got.before == pytest.approx(.3, abs=.01) and got.cause.kind == "version"

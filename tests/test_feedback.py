@@ -10,6 +10,7 @@ from math import inf
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from arcpoint_ce.learning import feedback, shelves
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import DUPLICATE, FOREIGN, JOINED, LATE, MISSING, ORPHAN, FeedbackStore
 from arcpoint_ce.learning.shelves import SCHEMA, TABLES, MemoryShelf, RedisReading, SqliteShelf, open_shelf
@@ -147,12 +148,29 @@ def test_the_fast_path_never_blocks_or_raises_and_counts_what_overflows():
     assert (s["overflowed"], s["acknowledged"], s["unwritten"], s["errors"]) == (3, 0, 5, 1) and "no space" in s["error"]
 
 
+def test_a_late_outcome_is_looked_up_by_its_decision_and_not_searched_for(monkeypatch):
+    looked = []; real = shelves.matches
+    for m in (shelves, feedback): monkeypatch.setattr(m, "matches", lambda *a: looked.append(a) or real(*a))
+    store, router = FeedbackStore(), Router([Backend("east", capacity=9.)])
+    made = [router.decide(Request(), .01*k) for k in range(400)]
+    for d in made: store.decided(d)
+    store.flush(1e6)                                                    # every lease is over
+    for d in made: store.ended(Outcome("east", d.at_s, 5., decision=d.id))
+    store.flush()
+    assert store.fates["late"] == 400 and len(looked) < 20*400
+    for d in made: store.ended(Outcome("east", d.at_s, 5., decision=d.id))
+    for d in made: store.ended(Outcome("east", d.at_s, 6., decision=d.id))   # not written yet either
+    store.flush()
+    assert store.fates["duplicate"] == 800 and len(looked) < 60*400
+    assert store.retain(1e9) and store._find("outcomes", dict(decision=made[0].id)) == []
+
+
 # ---- SQLite
 
 def test_an_older_file_is_brought_up_to_date_and_a_newer_one_refused(tmp_path):
     path = tmp_path/"old.db"; db = sqlite3.connect(path)
     for t, columns in TABLES.items():
-        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway', 'limit_ms'))})")
+        db.execute(f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway', 'limit_ms') and (t, c) not in (('outcomes', 'version'), ('outcomes', 'quality')))})")
     db.execute("INSERT INTO decisions (at_s, id, backend) VALUES (1., 7, 'east')"); db.execute("PRAGMA user_version = 1"); db.commit(); db.close()
     store = FeedbackStore(path)
     assert store.rows("decisions")[0]["id"] == 7 and store.rows("decisions")[0]["age_s"] is None

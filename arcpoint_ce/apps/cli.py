@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'DataName', 'Columns', 'Preset', 'RECENT_S', 'RECENT_STEPS', 'SIMULATED', 'FAULT_FILE', 'StoreOption',
-           'FleetOption', 'LOOPBACK', 'EXTRAS', 'text_table', 'root', 'join_pairs', 'split_pair', 'PairsCommand',
-           'print_reports', 'print_run', 'argument', 'option', 'report', 'bench', 'fetch', 'learned', 'train',
-           'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for', 'print_decision',
-           'answer', 'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line', 'simulate',
-           'learned_before', 'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment', 'tune',
-           'agent_client', 'on_redis', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'dashboard',
-           'in_short', 'run', 'main']
+           'FleetOption', 'CallsOption', 'LOOPBACK', 'EXTRAS', 'text_table', 'root', 'join_pairs', 'split_pair',
+           'PairsCommand', 'print_reports', 'print_run', 'argument', 'option', 'report', 'bench', 'fetch', 'learned',
+           'train', 'fleet_of', 'recent_outcomes', 'quick_model', 'router_at_end', 'check_choice', 'model_for',
+           'print_decision', 'answer', 'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line',
+           'simulate', 'learned_before', 'print_replay', 'replay', 'replayed', 'names', 'families_of', 'experiment',
+           'tune', 'agent_client', 'on_redis', 'calls_of', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of',
+           'serve', 'dashboard', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -566,6 +566,7 @@ def tune(
 # %% ../../nbs/apps/54_cli.ipynb #d79dc428
 StoreOption = Annotated[str, typer.Option(help="A feedback store, as simulate, replay or an engine wrote it: a file, or the address of a Redis (redis://HOST:PORT/DB, rediss://..., unix://PATH).", show_default=False)]   # no Path: it would fold the slashes of an address
 FleetOption = Annotated[Path | None, option("Fleet file, where the store does not name its fleet.")]
+CallsOption = Annotated[Path | None, option("Folder with graph.csv (who calls whom, backends among them) and metrics.csv (their telemetry): causes are then looked for behind a backend, too.")]
 
 def agent_client(model: bool):   # an anthropic.Anthropic, or None
     "A client where a key is present and a model is wanted."
@@ -575,11 +576,15 @@ def agent_client(model: bool):   # an anthropic.Anthropic, or None
 
 def on_redis(store: str) -> bool: return store.startswith(("redis:", "rediss:", "unix:"))
 
-def context_of(store: str, fleet: Path | None):   # -> Context
+def calls_of(folder: Path | None):   # -> Dependencies | None
+    from arcpoint_ce.context.callgraph import read_dependencies
+    return read_dependencies(folder) if folder else None
+
+def context_of(store: str, fleet: Path | None, calls: Path | None):   # -> Context
     "The context of a store."
     from arcpoint_ce.context.questions import Context
     from arcpoint_ce.telemetry.fleet import load_fleet
-    return Context(store, load_fleet(fleet) if fleet else None)
+    return Context(store, load_fleet(fleet) if fleet else None, calls=calls_of(calls))
 
 # %% ../../nbs/apps/54_cli.ipynb #8a9fa781
 @app.command()
@@ -587,6 +592,7 @@ def ask(
     question: Annotated[str, argument("What you want to know, in words.")],
     store: StoreOption,
     fleet: FleetOption = None,
+    calls: CallsOption = None,
     model: Annotated[bool, typer.Option("--model/--no-model", help="Let Claude phrase the answer where ANTHROPIC_API_KEY is set.")] = True,
     name: Annotated[str, typer.Option(help="Model that phrases.")] = "claude-sonnet-5-5",
 ):
@@ -603,11 +609,11 @@ def ask(
     """
     from arcpoint_ce.context.agent import AgentConfig
     from arcpoint_ce.context.ask import ask as answer_to
-    typer.echo(answer_to(context_of(store, fleet), question, agent_client(model), AgentConfig(model=name)))
+    typer.echo(answer_to(context_of(store, fleet, calls), question, agent_client(model), AgentConfig(model=name)))
 
 # %% ../../nbs/apps/54_cli.ipynb #0fb66150
 @app.command()
-def mcp(store: StoreOption, fleet: FleetOption = None):
+def mcp(store: StoreOption, fleet: FleetOption = None, calls: CallsOption = None):
     """Serve the questions to other agents over MCP, on standard input and output.
 
     \b
@@ -615,7 +621,7 @@ def mcp(store: StoreOption, fleet: FleetOption = None):
     """
     import asyncio
     from arcpoint_ce.context.service import serve_stdio
-    asyncio.run(serve_stdio(context_of(store, fleet)))
+    asyncio.run(serve_stdio(context_of(store, fleet, calls)))
 
 # %% ../../nbs/apps/54_cli.ipynb #3f80cc7f
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -628,14 +634,14 @@ def guards_of(host: str):   # -> Guards
     if read and not token: raise ValueError("ARCPOINT_READ_TOKEN needs ARCPOINT_TOKEN beside it")
     return Guards(token, read)
 
-def service_of(store: str, fleet: Path | None):   # -> Service
+def service_of(store: str, fleet: Path | None, calls: Path | None):   # -> Service
     "An engine on the store; a new store without a fleet file gets the shipped fleet."
     import time
     from arcpoint_ce.apps.simulate import shipped_fleet
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet import load_fleet
     if fleet is None and not on_redis(store) and not Path(store).exists(): fleet = shipped_fleet(); typer.echo(f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True)
-    return make_service(store, load_fleet(fleet) if fleet else None, clock=time.time)
+    return make_service(store, load_fleet(fleet) if fleet else None, clock=time.time, calls=calls_of(calls))
 
 # %% ../../nbs/apps/54_cli.ipynb #baacaf8f
 @app.command()
@@ -644,6 +650,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address; anything but the loopback address needs ARCPOINT_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8400,
     fleet: FleetOption = None,
+    calls: CallsOption = None,
 ):
     """Serve questions, decisions and outcomes over HTTP, and the questions over MCP (/mcp).
 
@@ -657,7 +664,7 @@ def serve(
     """
     import uvicorn
     from arcpoint_ce.context.service import make_app
-    guards = guards_of(host); made = make_app(service_of(store, fleet), guards)
+    guards = guards_of(host); made = make_app(service_of(store, fleet, calls), guards)
     uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on")
 
 # %% ../../nbs/apps/54_cli.ipynb #8d6996a8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'SHOP', 'read_services', 'CallGraph', 'read_graph', 'mean_of', 'own_excess', 'CauseConfig', 'Ranked',
            'Explained', 'RootCauses', 'Incident', 'read_incident', 'IncidentFolder', 'read_incidents', 'ranked',
-           'false_claims', 'shop_rows', 'write_synthetic']
+           'false_claims', 'shop_rows', 'write_synthetic', 'Dependencies', 'read_dependencies']
 
 # %% ../../nbs/context/40a_callgraph.ipynb #6c30c371
 import json
@@ -238,3 +238,25 @@ def write_synthetic(folder: str | Path, incidents: int = 8, seed: int = 0) -> Pa
         shop_rows(rng, 5, root, 2).to_csv(one/"metrics.csv")
         (one/"target.json").write_text(json.dumps(dict(target=dict(node="front", metric="latency", agg="Average", timestamp=600.), root_cause=dict(node=root))))
     return folder
+
+# %% ../../nbs/context/40a_callgraph.ipynb #cb97aaca
+@dataclass(frozen=True)
+class Dependencies:
+    "What stands behind the backends: a call graph that names them, and its telemetry."
+    graph: CallGraph
+    table: pd.DataFrame                # rows as of `read_services`
+
+    def behind(self, backend: str, metric: str, window: tuple[float, float], config: CauseConfig = CauseConfig()) -> Ranked | None:   # None: nothing can be said, or nothing is claimed
+        "What explains a worse backend in a window; `metric` is one of METRICS."
+        at = self.table.index.to_numpy(float); step_s = float(np.median(np.diff(at))) if len(at) > 1 else np.inf
+        normal, rows = self.table[at + step_s <= window[0]], self.table[at < window[1]]
+        rows = rows.iloc[max(len(normal) - config.before, 0):]
+        if backend not in self.graph.nodes or len(normal) < 4*config.rows or len(rows) <= config.before: return None
+        try: found = RootCauses(self.graph, backend, metric, config).fit(normal).explain(rows, window[0])
+        except ValueError: return None            # the backend was not measured
+        return found if found.claimed else None
+
+def read_dependencies(folder: str | Path) -> Dependencies:
+    "graph.csv and metrics.csv of a folder, in PetShop's layout. FileNotFoundError and ValueError name the file."
+    folder = Path(folder)
+    return Dependencies(read_graph(folder/"graph.csv"), read_services(folder/"metrics.csv"))

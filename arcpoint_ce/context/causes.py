@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['HARMS', 'WORDS', 'BLOCKS', 'LOADED', 'SAYS', 'DIMENSIONS', 'ROWS_SQL', 'ROW_COLUMNS', 'MOST_ROWS', 'harm_of',
            'shares_and_means', 'contributions', 'ChangePoint', 'change_point', 'Period', 'period', 'work_lines',
-           'work_of', 'sums', 'Parts', 'parts', 'Cause', 'credit', 'cause_values', 'DropExplained', 'ranked_causes',
-           'new_versions', 'ailing', 'explain_rows', 'sure_of', 'many_more', 'told', 'request_rows', 'explain_drop']
+           'answers_own', 'work_of', 'sums', 'Parts', 'parts', 'Cause', 'credit', 'cause_values', 'DropExplained',
+           'ranked_causes', 'new_versions', 'ailing', 'explain_rows', 'sure_of', 'many_more', 'told', 'request_rows',
+           'looked_behind', 'explain_drop']
 
 # %% ../../nbs/context/41_causes.ipynb #1560eb41
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from .callgraph import Dependencies
 from .state import Answer, Evidence, Facts, row_id
 
 # %% ../../nbs/context/41_causes.ipynb #7ba9dda9
@@ -110,6 +112,11 @@ def work_lines(p: Period, n: int) -> np.ndarray:   # (n, 3): constant, per input
         out[b] = nnls(x[calm]/scale, y[calm])[0]/scale; out[b] *= y.mean()/max(float((x @ out[b]).mean()), 1e-12)
     return out
 
+def answers_own(lines: np.ndarray, p: Period, places: Sequence[int]):
+    "How long the answers of these backends are is their own doing, in place: expected work then depends on the prompt alone."
+    for b in places:
+        length = p.tokens[p.backend == b, 1]; lines[b, 0] += lines[b, 2]*(length.mean() if len(length) else 0.); lines[b, 2] = 0.
+
 def work_of(p: Period, lines: np.ndarray) -> np.ndarray:   # (n,)
     "Expected harm of each request where it went."
     return lines[p.backend, 0] + (lines[p.backend, 1:]*p.tokens).sum(1)
@@ -202,7 +209,7 @@ class DropExplained(Answer):
 
 # %% ../../nbs/context/41_causes.ipynb #59b5298f
 SAYS = {"backend": "{name} itself became worse", "rate_limit": "{name} refused requests: its rate limit was spent", "version": "{name} served another model version",
-        "demand": "more requests came", "prompts": "the requests themselves changed", "routing": "requests were routed elsewhere", "upstream": "a dependency, {name}, became worse", "unknown": "not explained by anything that was recorded"}
+        "demand": "more requests came", "prompts": "the requests themselves changed", "routing": "requests were routed elsewhere", "upstream": "a dependency ({name}) became worse", "unknown": "not explained by anything that was recorded"}
 
 def ranked_causes(values: Mapping[tuple[str, str | None], float], draws: Sequence[Mapping], total: float) -> tuple[Cause, ...]:
     "Causes with intervals; what adds less than a twentieth of the change is put together as unknown, if it adds up to anything."
@@ -254,6 +261,7 @@ def explain_rows(
     mean0, mean1 = float(np.nanmean(p0.harm)), float(np.nanmean(p1.harm)); total = mean1 - mean0
     by_work = metric in ("latency", "cost", "ttft"); lines = work_lines(p0 if by_work else period(rows, "latency", names, *baseline) if "latency_ms" in rows else p0, n)
     r0, r1 = (rows[(rows.at_s >= a) & (rows.at_s < b)] for a, b in (baseline, window)); versions = new_versions(r0, r1)
+    answers_own(lines, p0, [names.index(b) for b in versions])
     ill, limited = ailing(rows, names, window, baseline); out = ill | limited | np.isin(names, list(opened))
     value = lambda w0, w1: cause_values(parts(p0, p1, n, lines, by_work, w0, w1), names, out, limited, versions)
     rng, drawn = np.random.default_rng(seed), []
@@ -280,9 +288,9 @@ def many_more(h0: np.ndarray, h1: np.ndarray) -> bool:
 def told(rows, metric, window, baseline, means, spread, causes, draws, spans) -> DropExplained:
     "The answer in words, with change point and segments."
     r0, p0, r1, p1 = spans; total = means[1] - means[0]; real = (abs(total) > 2.6*spread or many_more(p0.harm[np.isfinite(p0.harm)], p1.harm[np.isfinite(p1.harm)])) and abs(total) > .02*max(abs(means[0]), 1e-9)
-    unit = HARMS[metric]; size = f"{WORDS[metric]} {'rose' if total > 0 else 'fell'} from {means[0]:.4g} to {means[1]:.4g} {unit}"
+    unit = "" if metric in ("errors", "slo", "quality") else f" {HARMS[metric]}"; size = f"{WORDS[metric]} {'rose' if total > 0 else 'fell'} from {means[0]:.4g} to {means[1]:.4g}{unit}"
     sure = sure_of(causes, draws) if real and total > 0 else .95
-    if not real: says = f"{WORDS[metric]}: {means[0]:.4g} before, {means[1]:.4g} after ({unit}); no change beyond chance."
+    if not real: says = f"{WORDS[metric]}: {means[0]:.4g} before, {means[1]:.4g} after{unit}; no change beyond chance."
     elif total <= 0 or not causes: says = f"{size}; nothing became worse."
     else: says = f"{size}, most of it because {causes[0].says} ({causes[0].contribution:+.4g}, {causes[0].contribution/total:.0%} of the change)."
     both = rows[(rows.at_s >= min(baseline[0], window[0])) & (rows.at_s < window[1])].sort_values("at_s")
@@ -290,10 +298,10 @@ def told(rows, metric, window, baseline, means, spread, causes, draws, spans) ->
     return DropExplained(window[1], 0., sure, says, (), metric, tuple(window), tuple(baseline), means[0], means[1], bool(real), change_point(both.at_s.to_numpy(float), harm_of(both, metric)) if real else None, causes, segments)
 
 # %% ../../nbs/context/41_causes.ipynb #82d3851c
-ROWS_SQL = """SELECT o.end_s, o.backend, o.latency_ms, o.ok, o.error, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, d.tier, d.task, d.model, d.limit_ms, d.mode
+ROWS_SQL = """SELECT o.end_s, o.backend, o.latency_ms, o.ok, o.error, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, o.version, o.quality, d.tier, d.task, d.model, d.limit_ms, d.mode
     FROM outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.ts_s - 86400. AND d.at_s <= o.end_s
     WHERE o.end_s >= ? AND o.end_s < ? AND coalesce(o.error, '') <> 'cancelled' AND o.fate <> 'duplicate' AND (o.rowid % ?) = 0 ORDER BY o.end_s"""
-ROW_COLUMNS = ("at_s", "backend", "latency_ms", "ok", "error", "tokens_in", "tokens_out", "ttft_ms", "cost_usd", "tier", "task", "model", "limit_ms", "mode")
+ROW_COLUMNS = ("at_s", "backend", "latency_ms", "ok", "error", "tokens_in", "tokens_out", "ttft_ms", "cost_usd", "version", "quality", "tier", "task", "model", "limit_ms", "mode")
 MOST_ROWS = 60_000                     # requests read for one explanation
 
 def request_rows(records: Facts, since_s: float, until_s: float) -> tuple[pd.DataFrame, int]:   # rows, and of how many one was taken
@@ -304,7 +312,18 @@ def request_rows(records: Facts, since_s: float, until_s: float) -> tuple[pd.Dat
     price = lambda k: np.array([getattr(b, k, 0.) if b else 0. for b in at], float)
     listed = (rows.tokens_in.fillna(0)*price("price_in") + rows.tokens_out.fillna(0)*price("price_out"))/1e6
     return rows.assign(ok=rows.ok.astype(bool), cost_usd=rows.cost_usd.astype(float).fillna(listed), limit_ms=rows.limit_ms.astype(float).fillna(told_["slo_ms"]), ttft_ms=rows.ttft_ms.astype(float), latency_ms=rows.latency_ms.astype(float),
-                       quality=[b.quality if b and b.quality is not None else np.nan for b in at], region=[b.region if b else None for b in at]), every
+                       quality=rows.quality.astype(float).fillna(pd.Series([b.quality if b and b.quality is not None else np.nan for b in at], rows.index, float)), region=[b.region if b else None for b in at]), every
+
+# %% ../../nbs/context/41_causes.ipynb #b914705d
+def looked_behind(got: DropExplained, calls: Dependencies) -> DropExplained:
+    "Blame moves from a backend to the dependency that explains it."
+    def moved(c: Cause) -> Cause:
+        if c.kind != "backend": return c
+        found = next((f for m in (("availability",) if got.metric == "errors" else ("latency", "availability")) if (f := calls.behind(c.name, m, got.window_s))), None)
+        return c if found is None or found.cause == c.name else replace(c, kind="upstream", name=found.cause, says=f"{SAYS['upstream'].format(name=found.cause)} behind {c.name}")
+    causes = tuple(map(moved, got.causes)); says = got.says
+    for old, new in zip(got.causes, causes): says = says.replace(old.says, new.says)
+    return replace(got, causes=causes, says=says)
 
 # %% ../../nbs/context/41_causes.ipynb #38f3053f
 def explain_drop(
@@ -312,6 +331,7 @@ def explain_drop(
     metric: str = "slo",
     window: tuple[float, float] | None = None,     # s; None: the last ten minutes
     baseline: tuple[float, float] | None = None,   # s; None: three times as long, just before
+    calls: Dependencies | None = None,             # what stands behind the backends
 ) -> DropExplained:
     "The third question: why did it become worse? From what had been recorded when the window ended."
     if metric not in HARMS: raise KeyError(f"unknown metric {metric!r}; known: {', '.join(HARMS)}")
@@ -320,9 +340,12 @@ def explain_drop(
     if not a < b: raise ValueError(f"the window must end after it begins, got {a:.0f} to {b:.0f}")
     baseline = tuple(map(float, baseline)) if baseline else (a - 3*(b - a), a)
     rows, every = request_rows(records, min(baseline[0], a), b)
+    began = records.rows("SELECT min(end_s) FROM outcomes", (), min(baseline[0], a) - 3600., b)[0][0]
+    if began is not None and baseline[0] < began < baseline[1]: baseline = began, baseline[1]     # before the first record there was no lack of demand
     if rows.empty: raise ValueError(f"no request is recorded between {baseline[0]:.0f} and {b:.0f} s")
     moves = [r for r in records.span("transitions", a - 60., b) if r["new"] == "open"]
     got = explain_rows(rows, metric, (a, b), baseline, [r["backend"] for r in moves])
+    if calls: got = looked_behind(got, calls)
     proof = [Evidence(row_id("transitions", r["at_s"], r["backend"]), r["at_s"], f"{r['backend']}: {r['old']} to {r['new']}: {r['reason']}") for r in moves[:10]]
     proof += [Evidence(row_id("incidents", r["start_s"], r["backend"]), r["start_s"], r["says"]) for r in records.span("incidents", a - 600., b)[:10] if r["end_s"] is not None and r["end_s"] <= b]
     proof += [Evidence(f"requests/{x:.3f}-{y:.3f}", y, f"{int(((rows.at_s >= x) & (rows.at_s < y)).sum())} requests read, one of {every}") for x, y in (baseline, (a, b))]

@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['RECENT_S', 'MINUTE_SQL', 'MET_SQL', 'STRATUM', 'RISKY', 'TOOLS', 'Option', 'Which', 'why_not', 'p_within', 'ordered',
-           'turning', 'which_backend', 'json_list', 'BackendRisk', 'Risk', 'step_matrix', 'wandering', 'correlation',
-           'drawn_together', 'exhausted_s', 'demand_of', 'actions_for', 'breach_chances', 'capacity_risk', 'risk_told',
-           'Asked', 'StateArgs', 'WhichArgs', 'WhyArgs', 'RiskArgs', 'IncidentArgs', 'WhatIfArgs', 'WhatIf', 'what_if',
-           'Happened', 'happened', 'ContextMethods', 'Tool', 'Context']
+           'turning', 'which_backend', 'json_list', 'BackendRisk', 'Risk', 'step_matrix', 'Wandering', 'p_wandering',
+           'correlation', 'drawn_together', 'exhausted_s', 'demand_of', 'actions_for', 'breach_chances',
+           'capacity_risk', 'risk_told', 'Asked', 'StateArgs', 'WhichArgs', 'WhyArgs', 'RiskArgs', 'IncidentArgs',
+           'WhatIfArgs', 'WhatIf', 'what_if', 'Happened', 'happened', 'ContextMethods', 'Tool', 'Context']
 
 # %% ../../nbs/context/42_questions.ipynb #91582971
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from math import inf, isfinite, log
+from math import inf, log
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from .callgraph import Dependencies
 from .causes import HARMS, DropExplained, explain_drop
 from .state import TABLES, Answer, BackendState, Evidence, Facts, FleetState, StoreError, finite, fleet_state, row_id, tier_states
 from .when import Span, when
@@ -155,12 +156,26 @@ def step_matrix(records: Facts, names: Sequence[str], at_s: float, past_s: float
         if k_lat and us: ms[times[t], place[b]] = log(us/k_lat/1000.)
     return ms, n
 
-def wandering(x: np.ndarray, ahead: int) -> tuple[float, float]:   # centre and deviation of log latency, `ahead` steps on
-    "The newest level, and how far it went in so many steps before."
+# %% ../../nbs/context/42_questions.ipynb #dc39db49
+@dataclass(frozen=True, slots=True)
+class Wandering:
+    "How log latency is taken to move from step to step."
+    move: float = .5                   # usual size over the horizon
+    move_steps: float = 20.            # so many steps it counts for
+    seen: float = .4                   # weight of how often the limit was exceeded
+    rate: float = .1                   # usual share of steps beyond it
+    rate_steps: float = 10.            # so many steps it counts for
+    freedom: float = 3.                # of Student's t
+
+def p_wandering(x: np.ndarray, ahead: int, limit: float, w: Wandering = Wandering()) -> float | None:   # None: nothing known
+    "P(log latency > `limit`, `ahead` steps on), from the steps so far."
+    from scipy.special import stdtr
     x = x[np.isfinite(x)]
-    if len(x) < 3: return (float(x[-1]) if len(x) else np.nan), .5
-    moves = x[ahead:] - x[:-ahead] if len(x) > ahead + 5 else np.diff(x)
-    return float(np.median(x[-3:])), max(1.4826*float(np.median(np.abs(moves))), .05)
+    if not len(x): return None
+    moves = x[ahead:] - x[:-ahead] if len(x) > ahead + 5 else np.diff(x); n = len(moves)
+    own = 1.4826*float(np.median(np.abs(moves))) if n else 0.; dev = np.sqrt((n*own**2 + w.move_steps*w.move**2)/(n + w.move_steps))
+    rate = (float((x > limit).sum()) + w.rate*w.rate_steps)/(len(x) + w.rate_steps)
+    return float((1 - w.seen)*stdtr(w.freedom, (np.median(x[-3:]) - limit)/dev) + w.seen*rate)
 
 # %% ../../nbs/context/42_questions.ipynb #69be6c7e
 def correlation(ms: np.ndarray) -> np.ndarray:   # (n, n)
@@ -206,12 +221,11 @@ def actions_for(fleet: Sequence[Backend], risky: Sequence[str], busy: Mapping[st
 # %% ../../nbs/context/42_questions.ipynb #378d6663
 def breach_chances(records: Facts, state: FleetState, ms: np.ndarray, horizon_s: float, step_s: float) -> list[tuple[float | None, str]]:
     "P(step latency > limit) per backend: by its forecast, or by how it has wandered."
-    from scipy.special import ndtr
     ahead, out = max(1, round(horizon_s/step_s)), []
     for i, s in enumerate(state.backends):
         if s.forecast_ms and s.forecast_for_s and s.forecast_for_s >= state.at_s: out.append((s.p_breach, "forecast")); continue
-        centre, dev = wandering(ms[:, i] if len(ms) else np.array([]), ahead)
-        out.append((float(ndtr((centre - log(s.limit_ms))/dev)), "recent steps") if isfinite(centre) else (None, "nothing known"))
+        p = p_wandering(ms[:, i] if len(ms) else np.array([]), ahead, log(s.limit_ms))
+        out.append((p, "recent steps" if p is not None else "nothing known"))
     return out
 
 def capacity_risk(records: Facts, at_s: float | None = None, horizon_s: float = 300.) -> Risk:
@@ -350,14 +364,15 @@ TOOLS = {n: Tool(n, a, a.__doc__) for n, a in dict(state=StateArgs, which=WhichA
 # %% ../../nbs/context/42_questions.ipynb #da6375f6
 class Context(ContextMethods):
     "Four questions and what belongs to them. Give a store, a path, or `Facts`."
-    def __init__(self, where, fleet=None, clock: Callable[[], float] | None = None): super().__init__(where if isinstance(where, Facts) else Facts(where, fleet, clock))
+    def __init__(self, where, fleet=None, clock: Callable[[], float] | None = None, calls: Dependencies | None = None):
+        super().__init__(where if isinstance(where, Facts) else Facts(where, fleet, clock)); self.calls = calls
 
     def why(self, **args) -> DropExplained:
         a = WhyArgs(**args)
         if a.since_s is not None or a.until_s is not None:
             end = a.until_s if a.until_s is not None else self.records.now() + 1e-6; span = Span(a.since_s if a.since_s is not None else end - 600., end, "the window given")
         else: span = self.span(a.when)
-        got = explain_drop(self.records, a.metric, (span.since_s, span.until_s))
+        got = explain_drop(self.records, a.metric, (span.since_s, span.until_s), calls=self.calls)
         return replace(got, says=f"{span.words} ({span}): {got.says}")
 
     def incidents(self, **args) -> Happened: a = IncidentArgs(**args); s = self.span(a.when, 86_400.); return happened(self.records, s.since_s, s.until_s, a.limit)

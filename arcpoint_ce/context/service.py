@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request as HttpRequest, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .callgraph import Dependencies
 from .questions import TOOLS, Asked, Context
 from .state import Facts, StoreError, finite
 from ..learning.engine import ContextEngine, EngineConfig
@@ -56,12 +57,14 @@ class ObserveArgs(Asked):
     error: str | None = Name
     tokens_in: int = Field(0, ge=0, le=MOST); tokens_out: int = Field(0, ge=0, le=MOST)
     ttft_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False); cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    version: str | None = Name
+    quality: float | None = Field(None, ge=-1e9, le=1e9, allow_inf_nan=False, description="of the answer, where it was judged; 1 is perfect")
     ts_s: float | None = Field(None, ge=0, le=1e11, allow_inf_nan=False, description="when it started, s; left out: its latency ago")
 
     def outcome(self, now: float) -> Outcome:
         "ValueError on a success without a latency."
         start = self.ts_s if self.ts_s is not None else max(now - (self.latency_ms or 0.)/1000., 0.)
-        return Outcome(self.backend, start, self.latency_ms, self.ok, self.error, self.decision, self.attempt, self.tokens_in, self.tokens_out, self.ttft_ms, self.cost_usd)
+        return Outcome(self.backend, start, self.latency_ms, self.ok, self.error, self.decision, self.attempt, self.tokens_in, self.tokens_out, self.ttft_ms, self.cost_usd, self.version, self.quality)
 
 # %% ../../nbs/context/44_service.ipynb #383a2729
 class Committer:
@@ -113,7 +116,7 @@ class Service:
     def status(self) -> dict: return finite(self.engine.status(self.clock()))
 
 # %% ../../nbs/context/44_service.ipynb #90810967
-def make_service(store: str | Path | None, fleet: Iterable[Backend] | None = None, *, clock: Callable[[], float], gateway: int | None = None, keep_s: float = 3650*86_400.) -> Service:
+def make_service(store: str | Path | None, fleet: Iterable[Backend] | None = None, *, clock: Callable[[], float], gateway: int | None = None, keep_s: float = 3650*86_400., calls: Dependencies | None = None) -> Service:
     "An engine on a store that knows its fleet, or on a given fleet. StoreError where neither names one."
     known = None
     if fleet is None: known = Facts(store); fleet = known.fleet()
@@ -121,7 +124,7 @@ def make_service(store: str | Path | None, fleet: Iterable[Backend] | None = Non
     records = Facts(engine.store)
     try: records.newest_s()
     except StoreError: records.clock = clock       # nothing to look back on
-    return Service(engine, Context(records), clock)
+    return Service(engine, Context(records, calls=calls), clock)
 
 # %% ../../nbs/context/44_service.ipynb #5e51cc5e
 def problem(status: int, title: str, detail: str = "") -> Response:

@@ -54,7 +54,7 @@ class Written:
 class EngineGateway(RoomGateway):
     "A gateway like another, with an engine that writes down what happens."
     def __init__(self, like: RoomGateway, store: FeedbackStore, config: EngineConfig = EngineConfig(), anomalies: AnomalyDetector | None = None):
-        self.__dict__.update(vars(like)); self.store, self.engine_config, self.anomalies = store, config, anomalies
+        self.__dict__.update(vars(like)); self.store, self.engine_config, self.anomalies = store, config, anomalies; self.every_s = min(self.every_s, config.tick_s)
 
     def start(self, backends, seed: int):
         "A new engine on the same store."

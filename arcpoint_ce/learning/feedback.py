@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JOINED', 'LATE', 'DUPLICATE', 'ORPHAN', 'FOREIGN', 'MISSING', 'FATES', 'CENSORING', 'nested', 'decision_row',
            'Waiting', 'Awaited', 'Joiner', 'outcome_row', 'missing_row', 'step_row', 'step_of', 'forecast_rows',
-           'StoreQueue', 'StorePuts', 'StoreJoins', 'plain_row', 'StoreRows', 'StoreFlush', 'StoreQueries',
-           'StoreUpkeep', 'FeedbackStore', 'bench_store']
+           'StoreQueue', 'StorePuts', 'StoreWaiting', 'StoreJoins', 'plain_row', 'StoreRows', 'StoreFlush',
+           'StoreQueries', 'StoreUpkeep', 'FeedbackStore', 'bench_store']
 
 # %% ../../nbs/learning/25_feedback.ipynb #9941a7bc
 import json
@@ -17,7 +17,7 @@ from math import inf, isfinite
 from pathlib import Path
 from threading import Lock
 
-from .shelves import NESTED, TABLES, MemoryShelf, Rows, Shelf, check_table, matches, open_shelf
+from .shelves import KEY_AT, KEYS, NESTED, TABLES, MemoryShelf, Rows, Shelf, by_key, check_table, matches, open_shelf
 from ..routing.core import Backend, ForecastTable, Outcome, Request, Step
 from ..routing.policies import Signals
 from ..routing.router import Decision, odds
@@ -94,11 +94,11 @@ def outcome_row(o: Outcome, fate: str) -> tuple:
     "An outcome in the order of its table."
     end_s = o.ts_s + (o.latency_ms or 0.)/1000.
     censored = int(o.error in CENSORING or o.latency_ms is None)
-    return end_s, o.decision, o.attempt, o.backend, o.ts_s, o.latency_ms, int(o.ok), o.error, censored, fate, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd
+    return end_s, o.decision, o.attempt, o.backend, o.ts_s, o.latency_ms, int(o.ok), o.error, censored, fate, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, o.version, o.quality
 
 def missing_row(id: int, w: Waiting, attempt: int) -> tuple:
     "What stands in for an outcome that did not come."
-    return w.until_s, id, attempt, w.backend, w.at_s, 1000*(w.until_s - w.at_s), 0, "no outcome", 1, MISSING, 0, 0, None, None
+    return w.until_s, id, attempt, w.backend, w.at_s, 1000*(w.until_s - w.at_s), 0, "no outcome", 1, MISSING, 0, 0, None, None, None, None
 
 def step_row(backend: str, s: Step, gateway: int | None = None) -> tuple:
     "A closed step."
@@ -163,18 +163,27 @@ class StorePuts(StoreQueue):
         return None if text is None else json.loads(text)
 
 # %% ../../nbs/learning/25_feedback.ipynb #733a2270
-class StoreJoins(StorePuts):
-    "Joins on the way."
+class StoreWaiting(StorePuts):
+    "Rows that are not written yet, found by their decision."
     def __init__(self, where=None, queue: int = 100_000):
         super().__init__(where, queue)
         self._joiner = Joiner(self._find)
         self.limit: Callable[[Backend, Request], float] | None = None   # the latency limit that applies, ms; an engine sets it
-        self._pending, self._states, self._waiting_rows = {}, {}, 0   # rows that could not be written yet
+        self._pending, self._states, self._waiting_rows, self._keyed = {}, {}, 0, by_key({})   # rows that could not be written yet
 
     def _find(self, table: str, equal: dict) -> list[tuple]:
         "Rows by equality, those that are not written yet included."
-        return self.shelf.read(table, -inf, inf, equal, -1) + [r for r in self._pending.get(table, ()) if matches(r, table, equal)]
+        return self.shelf.read(table, -inf, inf, equal, -1) + [r for r in self._keyed.get((table, equal[KEYS[table][0]]), ()) if matches(r, table, equal)]
 
+    def _keep(self, table: str, rows: list[tuple]):
+        "Rows to be written with the next flush."
+        self._pending.setdefault(table, []).extend(rows); self._waiting_rows += len(rows)
+        if table in KEY_AT:
+            for r in rows: self._keyed[table, r[KEY_AT[table]]].append(r)
+
+# %% ../../nbs/learning/25_feedback.ipynb #766b25bf
+class StoreJoins(StoreWaiting):
+    "Joins on the way."
     def _decision(self, d, features):
         self._joiner.begin(d.id, d.at_s, d.backend, d.until_s); self.drawn[d.view.mode, d.backend] += 1
         return decision_row(d, features, self.limit(d.lanes[0].backend, d.request) if self.limit else None)
@@ -202,7 +211,7 @@ class StoreRows(StoreJoins):
         if kind == "row": table, rows = x[0], [x[1]]
         elif kind == "forecasts": table, rows = kind, forecast_rows(x[0])
         else: table, rows = kind, [dict(decisions=self._decision, outcomes=self._outcome, attempts=self._attempt, steps=step_row)[kind](*x)]
-        self._pending.setdefault(table, []).extend(map(plain_row, rows)); self._waiting_rows += len(rows)
+        self._keep(table, [plain_row(r) for r in rows])
 
 # %% ../../nbs/learning/25_feedback.ipynb #65e9f35f
 class StoreFlush(StoreRows):
@@ -216,7 +225,7 @@ class StoreFlush(StoreRows):
             try: self.shelf.write(self._pending, self._states)
             except Exception as e: self._failed(e); return self.acknowledged
             self.acknowledged += self._waiting_rows + len(self._states)
-            self._pending, self._states, self._waiting_rows, self.error = {}, {}, 0, None
+            self._pending, self._states, self._waiting_rows, self._keyed, self.error = {}, {}, 0, by_key({}), None
             return self.acknowledged
 
     def _take_in(self, record: tuple):
@@ -228,7 +237,7 @@ class StoreFlush(StoreRows):
         "Write down which outcomes did not come."
         for id, w in self._joiner.overdue(now):
             rows = [missing_row(id, w, k) for k in range(w.attempts) if k not in w.ended]
-            self._pending.setdefault("outcomes", []).extend(rows); self._waiting_rows += len(rows); self.fates[MISSING] += len(rows)
+            self._keep("outcomes", rows); self.fates[MISSING] += len(rows)
 
     def _failed(self, e: Exception):
         "Keep what could not be written, up to the bound; count the rest as lost."
@@ -236,7 +245,7 @@ class StoreFlush(StoreRows):
         while self._waiting_rows > 2*self.bound:
             table = max(self._pending, key=lambda t: len(self._pending[t])); rows = self._pending[table]
             gone = min(len(rows), self._waiting_rows - self.bound); del rows[:gone]
-            self.lost += gone; self._waiting_rows -= gone
+            self.lost += gone; self._waiting_rows -= gone; self._keyed = by_key(self._pending)
 
 # %% ../../nbs/learning/25_feedback.ipynb #b9a8048c
 class StoreQueries(StoreFlush):

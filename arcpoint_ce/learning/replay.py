@@ -29,16 +29,23 @@ class Logged(NamedTuple):
     tier: str | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
+    model: str | None = None
+    task: str | None = None
+    ttft_ms: float | None = None
+    cost_usd: float | None = None
+    version: str | None = None
+    quality: float | None = None
 
     @property
     def end_s(self) -> float: return self.at_s + (self.latency_ms or 0.)/1000.
 
+# %% ../../nbs/learning/28_replay.ipynb #8ef1cf84
 def logged(table: pd.DataFrame) -> Iterator[Logged]:   # rows of `RequestLog.df()`, sorted by time
     "Rows of a validated log."
     at = table["ts"].astype("datetime64[us, UTC]").astype("int64").to_numpy()/1e6
     known = lambda x: None if x is None or pd.isna(x) else x.item() if hasattr(x, "item") else x
-    columns = [[known(x) for x in table[c]] if c in table else [None]*len(table) for c in ("latency_ms", "error", "tier", "tokens_in", "tokens_out")]
-    for t, b, ok, ms, error, tier, n_in, n_out in zip(at.tolist(), table["backend"], table["ok"], *columns): yield Logged(t, b, ms, bool(ok), error, tier, n_in, n_out)
+    columns = [[known(x) for x in table[c]] if c in table else [None]*len(table) for c in ("latency_ms", *Logged._fields[4:])]
+    for t, b, ok, ms, *rest in zip(at.tolist(), table["backend"], table["ok"], *columns): yield Logged(t, b, ms, bool(ok), *rest)
 
 # %% ../../nbs/learning/28_replay.ipynb #f499f22b
 @dataclass(slots=True)
@@ -50,6 +57,7 @@ class ReplayCounts:
     refused: int = 0           # no backend was allowed
     strangers: int = 0         # the log's backend is not part of the fleet: its outcome was left out
 
+# %% ../../nbs/learning/28_replay.ipynb #cff6c328
 class ReplayClock:
     "Outcomes that are on their way, and ticks, by the log's time."
     def __init__(self, engine: ContextEngine, speed: float = 0., clock: Callable[[], float] | None = None, sleep: Callable[[float], None] | None = None):
@@ -76,17 +84,23 @@ class Replay(ReplayClock):
     def __init__(self, engine: ContextEngine, speed: float = 0., clock=None, sleep=None):
         super().__init__(engine, speed, clock, sleep)
         self.counts, self.fleet, self.tiers = ReplayCounts(), {b.name for b in engine.fleet}, set(engine.router.tiers)
+        self.models, self.tasks = ({x for b in engine.fleet for x in getattr(b, k)} for k in ("models", "tasks"))   # none named: any is served
+
+    def request(self, r: Logged) -> Request:
+        "What was asked for, in names that the fleet knows."
+        known = lambda x, names: x if not names or x in names else None
+        return Request("", known(r.model, self.models), known(r.task, self.tasks), r.tier if r.tier in self.tiers else None, None, r.tokens_in or 0, r.tokens_out or 0)
 
     def arrive(self, r: Logged):
         "One request of the log: decided, and its outcome put on its way."
         c, e = self.counts, self.engine; c.requests += 1
-        try: d = e.decide(Request("", None, None, r.tier if r.tier in self.tiers else None, None, r.tokens_in or 0, r.tokens_out or 0), r.at_s)
+        try: d = e.decide(self.request(r), r.at_s)
         except NoBackend: d = None; c.refused += 1
         same = d is not None and d.backend == r.backend
         if d is not None and not same: e.cancel(d, r.at_s); c.moved += 1
         if r.backend not in self.fleet: c.strangers += 1; return
         c.joined += same
-        o = Outcome(r.backend, r.at_s, r.latency_ms, r.ok, r.error, d.id if same else None, 0, r.tokens_in or 0, r.tokens_out or 0)
+        o = Outcome(r.backend, r.at_s, r.latency_ms, r.ok, r.error, d.id if same else None, 0, r.tokens_in or 0, r.tokens_out or 0, r.ttft_ms, r.cost_usd, r.version, r.quality)
         heappush(self.due, (r.end_s, c.requests, o))
 
     def run(self, rows: Iterable[Logged]) -> dict:   # counts

@@ -104,6 +104,8 @@ class Outcome:
     tokens_out: int = 0                # generated tokens
     ttft_ms: float | None = None       # time to first token, ms
     cost_usd: float | None = None      # billed, USD
+    version: str | None = None         # of the model that answered, as the answer named it
+    quality: float | None = None       # of the answer, where somebody judged it; more is better, 1 is perfect
 
     def __post_init__(self):
         "ValueError on a latency that is no duration: it would poison every statistic behind it."

@@ -42,7 +42,7 @@ class Field:
 # %% ../../nbs/telemetry/10_requests.ipynb #d04bbbd8
 REQUEST_FIELDS = (
     Field("ts", "time", True, True), Field("backend", "text", True, True),
-    Field("latency_ms", "amount", True, hi=DAY_MS), Field("request_id", "text"), Field("model", "text"),
+    Field("latency_ms", "amount", True, hi=DAY_MS), Field("request_id", "text"), Field("model", "text"), Field("version", "text"),
     Field("task", "text"), Field("tier", "text"), Field("ok", "bool"), Field("error", "text"),
     Field("ttft_ms", "amount", hi=DAY_MS), Field("tokens_in", "count", hi=2**31),
     Field("tokens_out", "count", hi=2**31), Field("cost_usd", "amount", hi=1e9),
@@ -279,7 +279,7 @@ def _otel(get: Callable[[str], str]) -> dict[str, str]:
     no_call = f"{op} IN {NO_MODEL_CALL} OR coalesce({op}, {model}, {at('gen_ai.provider.name', 'gen_ai.system')}) IS NULL"
     return {"ts": get("startTimeUnixNano"), "backend": f"concat_ws('/', {place}, {model})",
             "latency_ms": f"((({t1}) - ({t0})) / 1e3)::VARCHAR",
-            "request_id": f"nullif(concat_ws('/', {get('traceId')}, {get('spanId')}), '')", "model": model, "task": op,
+            "request_id": f"nullif(concat_ws('/', {get('traceId')}, {get('spanId')}), '')", "model": model, "version": at("gen_ai.response.model"), "task": op,
             "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
             "error": f"CASE WHEN NOT {failed} THEN NULL WHEN lower({kind}) LIKE '%timeout%' THEN 'timeout' ELSE coalesce({kind}, 'error') END",
             "ttft_ms": f"(try_cast({at('gen_ai.response.time_to_first_chunk')} AS DOUBLE) * 1e3)::VARCHAR",
