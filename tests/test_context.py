@@ -7,8 +7,10 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
+from arcpoint_ce.apps.cli import app
 from arcpoint_ce.context.ask import ask
 from arcpoint_ce.context.callgraph import SHOP, read_dependencies, shop_rows
 from arcpoint_ce.context.causes import contributions, explain_drop
@@ -95,10 +97,10 @@ def test_answers_are_plain_json(store):
     for n in TOOLS: json.dumps(c.ask(n, **(dict(backend="east") if n == "simulate" else {})).json(), allow_nan=False)
 
 
-def shop_folder(folder, slow):
-    "Telemetry of five services, of which `front` is a backend; `slow` becomes slow after 50 steps."
+def shop_folder(folder, slow, since=50):
+    "Telemetry of five services, of which `front` is a backend; `slow` becomes slow at step `since`."
     graph = pd.DataFrame([[float(b in SHOP[a]) for b in SHOP] for a in SHOP], list(SHOP), list(SHOP)); graph.to_csv(folder/"graph.csv")
-    shop_rows(np.random.default_rng(1), 60, slow, 50).to_csv(folder/"metrics.csv")
+    shop_rows(np.random.default_rng(1), 60, slow, since).to_csv(folder/"metrics.csv")
     return folder
 
 
@@ -112,6 +114,17 @@ def test_blame_moves_behind_a_backend_where_the_call_graph_says_so(tmp_path, slo
     assert (alone.cause.kind, alone.cause.name) == ("backend", "front") and (joined.cause.kind, joined.cause.name) == (kind, name)
     assert joined.cause.contribution == alone.cause.contribution and (slow in joined.says)
     assert Context(records, calls=calls).why(metric="latency", since_s=window[0], until_s=window[1]).cause == joined.cause
+
+
+def test_a_call_graph_is_given_on_the_command_line(tmp_path):
+    shop_folder(tmp_path, "db", 58); store, rng = FeedbackStore(tmp_path/"s.sqlite"), Random(0)
+    for k in range(1500):
+        for b in ("front", "other"): store.ended(Outcome(b, 12.*k, rng.lognormvariate(4.6, .2)*(2.5 if b == "front" and k > 1450 else 1), tokens_in=100))
+    store.close(); (tmp_path/"fleet.toml").write_text("".join(f'[[backend]]\nname = "{b}"\ncapacity = 4\n' for b in ("front", "other")))
+    said = lambda *more: CliRunner().invoke(app, ["ask", "Why did latency rise in the last 9 minutes?", "--store", str(tmp_path/"s.sqlite"), "--fleet", str(tmp_path/"fleet.toml"), *more])
+    assert "front itself became worse" in said().output
+    assert "a dependency (db) became worse behind front" in said("--calls", str(tmp_path)).output
+    lost = said("--calls", str(tmp_path/"nowhere")); assert lost.exit_code and "graph.csv" in str(lost.exception) + lost.output
 
 
 def test_a_longer_answer_of_a_new_version_is_not_a_longer_prompt():
@@ -130,9 +143,10 @@ def test_a_longer_answer_of_a_new_version_is_not_a_longer_prompt():
 
 
 def test_what_the_answers_of_a_log_were_worth_can_be_asked(tmp_path):
-    n = 900; rows = pd.DataFrame(dict(ts=pd.date_range("2026-01-01", periods=n, freq="2s", tz="UTC"), backend=["east", "west"]*(n//2), latency_ms=100., ttft_ms=20., cost_usd=.001, model="large", task="chat", version=["v1"]*600 + ["v2"]*300, quality=[.9]*600 + [.6]*300))
+    n = 900; rows = pd.DataFrame(dict(ts=pd.date_range("2026-01-01", periods=n, freq="2s", tz="UTC"), backend=["east", "west"]*(n//2), latency_ms=[100.]*600 + [600.]*300, ttft_ms=20., cost_usd=.001, model="large", task="chat", version=["v1"]*600 + ["v2"]*300, quality=[.9]*600 + [.6]*300))
     rows.to_csv(tmp_path/"log.csv", index=False); log = load_requests(tmp_path/"log.csv")
     engine = ContextEngine([Backend("east"), Backend("west")]); Replay(engine).run(logged(log.df())); engine.store.flush()
     assert {r["task"] for r in engine.store.rows("decisions")} == {"chat"} and {r["ttft_ms"] for r in engine.store.rows("outcomes") if r["error"] != "cancelled"} == {20.}
     end = rows.ts.iloc[-1].timestamp() + 1.; got = explain_drop(Facts(engine.store), "quality", (end - 600, end))
     assert got.after - got.before == pytest.approx(.3, abs=.01) and got.cause.kind == "version"
+    for word, metric in (("quality", "quality"), ("it", "slo")): assert ask(Context(engine.store), f"Why did {word} get worse in the last 10 minutes?").answer.metric == metric

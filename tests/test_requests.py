@@ -162,6 +162,14 @@ def test_parquet_bad_rows_are_found(tmp_path):
     assert pd.read_csv(tmp_path/"q.csv").line.to_list() == [2, 3]   # rows, counted from 1
 
 
+def test_spans_tell_which_version_answered(tmp_path):
+    spans = [{"traceId": "t", "spanId": str(k), "startTimeUnixNano": str(1_767_225_600_000_000_000 + k*10**9), "endTimeUnixNano": str(1_767_225_600_500_000_000 + k*10**9),
+              "attributes": {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "p", "gen_ai.request.model": "m", **({"gen_ai.response.model": "m-0613"} if k else {})}} for k in range(2)]
+    (tmp_path/"s.jsonl").write_text("".join(json.dumps(s) + "\n" for s in spans))
+    got = load_requests(tmp_path/"s.jsonl", preset="otel").df()
+    assert list(got.model) == ["m", "m"] and got.version.iloc[1] == "m-0613" and pd.isna(got.version.iloc[0]) and list(got.latency_ms) == [500., 500.]
+
+
 # ---- fuzz: 10,000 files, 25 in one load; ARCPOINT_FUZZ_FILES asks for another number
 
 FILES = int(os.environ.get("ARCPOINT_FUZZ_FILES", 10_000))

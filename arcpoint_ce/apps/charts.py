@@ -90,7 +90,7 @@ def tier_card(t: TierState) -> str:    # HTML
     "One tier: how many of its requests met their limit, and how much of its error budget is left."
     left = t.budget_left; colour = STATES["unknown" if left is None else "available" if left > .25 else "degraded" if left > 0 else "down"][1]
     told = "–" if left is None else f"{left:.0%} left" if left >= 0 else f"overdrawn {-left:.1f} times"
-    return f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(t.tier or "no tier")}</h4><span class="ace-state">{percent(t.attainment)}</span></div>' + row("within the limit of", f"{number(t.limit_ms)} ms") + row("error budget", told) + row("requests", f"{t.requests:,}") + "</div>"
+    return f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(t.tier or "no tier")}</h4><span class="ace-state">{percent(t.attainment)}</span></div>' + row("within the limit of", f"{number(t.limit_ms)} ms") + row("error budget", told) + row("requests", f"{t.requests:,}") + (row("rate limits leave", f"{t.rpm_left:,.0f} requests this minute") if t.rpm_left is not None else "") + "</div>"
 
 def tier_cards(tiers: list[TierState]) -> str: return CSS + '<div class="ace-cards">' + "".join(map(tier_card, tiers)) + "</div>"   # HTML
 

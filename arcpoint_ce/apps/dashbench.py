@@ -85,21 +85,21 @@ def decide_times(engine: ContextEngine, seconds: float, per_s: float, now) -> li
     return took
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #8e870922
-def watched_ratio(browser, folder: Path, viewers: int, seconds: float, rounds: int = 2, per_s: float = 300.) -> dict:
+def watched_ratio(browser, folder: Path, viewers: int, seconds: float, rounds: int = 4, per_s: float = 300.) -> dict:
     "p99 of `decide` with so many dashboards open, over none."
     quiet, watched, now = [], [], monotonic
     with ContextEngine([Backend(f"b{k}", capacity=16.) for k in range(8)], folder/"watched.sqlite", config=EngineConfig()).start(now) as engine:
         decide_times(engine, 3., per_s, now)
         with Dashboard(folder/"watched.sqlite") as d:
             for _ in range(rounds):
-                quiet += decide_times(engine, seconds, per_s, now)
+                quiet.append(decide_times(engine, seconds, per_s, now))
                 pages = [browser.new_page() for _ in range(viewers)]
                 for p in pages: painted(p, d.url())
-                sleep(3.); watched += decide_times(engine, seconds, per_s, now)
+                sleep(3.); watched.append(decide_times(engine, seconds, per_s, now))
                 for p in pages: p.close()
                 sleep(3.)
-    at = lambda x: 1e6*float(np.quantile(x, .99))
-    return dict(dashboard_viewers=viewers, decide_unwatched_p99_us=at(quiet), decide_watched_p99_us=at(watched), decide_watched_over_unwatched=at(watched)/at(quiet), decide_watched_n=len(watched))
+    at = lambda x: 1e6*float(np.quantile(x, .99)); q, w = at(sum(quiet, [])), at(sum(watched, []))
+    return dict(dashboard_viewers=viewers, decide_unwatched_p99_us=q, decide_watched_p99_us=w, decide_watched_over_unwatched=w/q, decide_watched_by_round=[at(b)/at(a) for a, b in zip(quiet, watched)], decide_watched_n=sum(map(len, watched)))
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #e366c56c
 def look(folder: Path, records: int, n: int, viewers: int, seconds: float) -> dict:

@@ -72,7 +72,7 @@ def computed(context: Context, text: str, zone: tzinfo = timezone.utc) -> tuple[
             try: found.append(context.why(metric=m, **window))
             except ValueError as e: problems.append(str(e))
         if not found: raise ValueError(problems[0])
-        return intent, span, max(found, key=lambda a: (a.significant and a.after > a.before, (a.after - a.before)/max(abs(a.before), 1e-9)))
+        return intent, span, max(found, key=lambda a: (a.significant and a.after > a.before, a.metric == "quality" and "quality" in text.lower(), (a.after - a.before)/max(abs(a.before), 1e-9)))
     if intent == "which": return intent, span, context.which(**details_of(text, context.records.fleet().tiers), **at)
     if intent == "risk": return intent, None, context.risk()
     if intent == "incidents": return intent, span, context.incidents(**(dict(when=text) if span else {}))
