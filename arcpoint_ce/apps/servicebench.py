@@ -30,7 +30,7 @@ def fill_store(path: Path, records: int = 1_000_000, backends: int = 50, seed: i
     for a in range(0, each, 50_000):
         part = range(a, min(a + 50_000, each))
         decisions = [(float(at[i]), i, "", "gold", None, None, names[who[i]], "reactive", None, None, None, None, None, .02, float(at[i]) + 600., None, None, 300.) for i in part]
-        outcomes = [(float(at[i] + ms[i]/1000), i, 0, names[who[i]], float(at[i]), float(ms[i]), 1, None, 0, "joined", 500, 100, None, None) for i in part]
+        outcomes = [(float(at[i] + ms[i]/1000), i, 0, names[who[i]], float(at[i]), float(ms[i]), 1, None, 0, "joined", 500, 100, None, None, None, None) for i in part]
         shelf.write(dict(decisions=decisions, outcomes=outcomes), {})
     hist = json.dumps({str(bucket_of(100_000)): 8, str(bucket_of(150_000)): 4})
     shelf.write(dict(steps=[(60*m, n, 12, 0, 12, 1_300_000, 6000, 1200, 1, None, hist, None, None, None, None) for m in range(minutes) for n in names]), {"fleet": json.dumps(fleet)})
