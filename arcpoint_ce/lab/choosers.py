@@ -8,6 +8,7 @@ __all__ = ['Peer', 'Chooser', 'Policy', 'RandomChoice', 'RoundRobin', 'BestFixed
            'AdaptiveGauges']
 
 # %% ../../nbs/lab/30e_choosers.ipynb #9e339686
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from .health import FailureAccrual
 from ..routing.core import Backend
 
 # %% ../../nbs/lab/30e_choosers.ipynb #4d31efb9
-class Peer:
+class Peer(ABC):
     "A peer's policy behind the lab's `Gateway` protocol."
     every_s, health = inf, None
 
@@ -32,7 +33,8 @@ class Peer:
         self.ready(n)
 
     def ready(self, n: int): pass                                                        # state of the rule, n places
-    def pick(self, call: Call, now: float, places: Sequence[int]) -> int: raise NotImplementedError   # one of `places`, never empty
+    @abstractmethod
+    def pick(self, call: Call, now: float, places: Sequence[int]) -> int: ...            # one of `places`, never empty
     def learn(self, job: Job, now: float, ok: bool, error: str | None): pass             # from an ended attempt
 
     def send(self, call: Call, now: float) -> int: return self.choose(call, now, self.all)

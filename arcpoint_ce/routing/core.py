@@ -108,8 +108,9 @@ class Outcome:
     quality: float | None = None       # of the answer, where somebody judged it; more is better, 1 is perfect
 
     def __post_init__(self):
-        "ValueError on a latency that is no duration: it would poison every statistic behind it."
-        v = self.latency_ms
+        "ValueError on a latency that is no duration or a quality that is no number: they would poison every statistic behind them."
+        v, q = self.latency_ms, self.quality
+        if q is not None and not -inf < q < inf: raise ValueError(f"quality must be finite, got {q!r}")
         if v is None:
             if self.ok: raise ValueError("a successful outcome needs latency_ms")
         elif not 0. <= v < inf: raise ValueError(f"latency_ms must be finite and 0 or more, got {v!r}")
