@@ -25,9 +25,10 @@ from ..routing.breaker import BreakerConfig
 from ..routing.policies import HeadRoom
 from ..routing.router import RouterConfig
 
-# %% ../../nbs/lab/33a_contest.ipynb #8b3f5658
+# %% ../../nbs/lab/33a_contest.ipynb #052b53e0
 FORECASTS = ("on", "off", "shuffled", "frozen", "inverted", "missing")
 
+# %% ../../nbs/lab/33a_contest.ipynb #8b3f5658
 def ours(
     world: World,
     model: RoomModel,
@@ -42,8 +43,8 @@ def ours(
 ) -> RoomGateway:
     "One gateway of ours in this world."
     s = world.setting
-    rooms = lambda backends: Rooms(backends, model, world.limit_tpot_ms, lives*s.request_s, gate=Gate() if gate else None, trace=trace)
-    config = RouterConfig(slo_ms=s.slack*REF_PREFILL_MS*500., slo_tok_ms=s.slack*REF_TPOT_MS, explore=explore, lease_s=20*s.request_s)
+    rooms = lambda backends: Rooms(backends, model, world.limit_tpot_ms, lives*s.request_s, gate=Gate() if gate else None, gateways=1 if board else s.gateways, trace=trace)
+    config = RouterConfig(slo_ms=s.slack*REF_PREFILL_MS*500., slo_tok_ms=s.slack*REF_TPOT_MS, explore=explore, lease_s=20*s.request_s, retries=s.retries)
     return RoomGateway(partial(policy, gateways=1 if board else s.gateways), rooms=rooms, config=config, breaker=BreakerConfig(slow_rate=2., open_s=5., max_open_s=10., patient_s=60., probes=1, probe_success=2), every_s=every_s, journal=journal, board=board)
 
 @lru_cache(4)

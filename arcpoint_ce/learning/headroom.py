@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPE', 'TOP', 'Response', 'fit_response', 'Answers', 'Pace', 'Signs', 'Sensor', 'Foresight', 'moved', 'clocks',
            'foresee', 'Journal', 'RoomModel', 'untaught', 'pace_of', 'learn_responses', 'replay_sensors', 'read',
-           'learn_rooms', 'RoomTicker', 'RoomJudge', 'Rooms']
+           'learn_rooms', 'RoomTicker', 'RoomJudge', 'RoomForesight', 'Rooms']
 
 # %% ../../nbs/learning/21d_headroom.ipynb #642f6c17
 from bisect import bisect_right
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf, log
+from statistics import median
 
 import numpy as np
 from scipy.ndimage import median_filter
@@ -69,12 +70,13 @@ def fit_response(
 # %% ../../nbs/learning/21d_headroom.ipynb #ca736e13
 class Answers:
     "Fading sums over our own answers at one backend."
-    __slots__ = ("fade_s", "took", "tokens", "busy", "claimed", "middle", "stamp", "life_s", "own", "exposed")
+    __slots__ = ("fade_s", "took", "tokens", "busy", "claimed", "middle", "stamp", "life_s", "own", "exposed", "late_ms")
 
     def __init__(self, fade_s: float = 8.):   # time in which the past fades to 1/e, s
         self.fade_s, self.took, self.tokens, self.busy, self.claimed, self.middle = fade_s, 0., 0., 0., 0., 0.
         self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)   # newest answer, s; mean life, s; (time, own in flight)
         self.exposed = 0.              # own requests in flight, summed over the (fading) past, s
+        self.late_ms = 0.              # time per token, mean over some five answers however long ago, ms; 0: no answer yet
 
     def count(self, now: float, own: int):
         "Own requests in flight now."
@@ -95,6 +97,7 @@ class Answers:
         self.busy = self.busy*fade + life*.5*(self.own_at(start_s) + self.own_at(end_s))
         self.claimed = self.claimed*fade + tokens*claimed_ms
         self.life_s += .05*(life - self.life_s)
+        if tokens: late = 1000.*life/tokens; self.late_ms += .2*(late - self.late_ms) if self.late_ms else late
 
 # %% ../../nbs/learning/21d_headroom.ipynb #e6a1c5f2
 class Pace(Answers):
@@ -184,16 +187,17 @@ class Foresight:
     occupied: tuple[tuple[float, ...], ...] = ()   # profiles, requests; one per period, from time 0
     slow: tuple[tuple[float, ...], ...] = ()       # profiles of log slowness
 
-    def at(self, profiles: tuple[tuple[float, ...], ...], t: float) -> float:
-        "The sum of all profiles at a time, linear between the middles of the steps."
+    def at(self, profiles: tuple[tuple[float, ...], ...], t: float | None) -> float:
+        "The sum of all profiles at a time, linear between the middles of the steps; of their medians without a time."
+        if t is None: return sum(median(p) for p in profiles)
         x = t/self.step_s - .5; k = int(x // 1); a = x - k
         return sum((1 - a)*p[k % len(p)] + a*p[(k + 1) % len(p)] for p in profiles)
 
-    def change(self, since_s: float, t: float) -> tuple[float, float]:   # requests, log slowness
-        "What has come on top by `t` against the level at `since_s`."
+    def change(self, since_s: float | None, t: float) -> tuple[float, float]:   # requests, log slowness
+        "What has come on top by `t` against the level at `since_s`; None: the usual level."
         return tuple(self.at(p, t) - self.at(p, since_s) if p else 0. for p in (self.occupied, self.slow))
 
-    def worst(self, since_s: float, now: float, ahead_s: float) -> tuple[float, float]:
+    def worst(self, since_s: float | None, now: float, ahead_s: float) -> tuple[float, float]:
         "The most that comes on top within [now, now + ahead]."
         if not (self.occupied or self.slow): return 0., 0.
         n = int(ahead_s/self.step_s) + 1
@@ -337,9 +341,10 @@ class RoomTicker:
         cap: float = .5,               # most that foreseen changes may take from the room of the nowcast, share
         max_age_s: float = 15.,        # a table older than this is stale, s
         trusted: float = 2.,           # no backend is believed to hold more than this, nominal capacities; less than TOP
+        gateways: int = 1,             # that route into this fleet and share nothing, this one included
         trace: list | None = None,     # where to write (now, beliefs) at every tick, for study
     ):
-        self.backends, self.model, self.tpot_ms, self.ahead_s, self.gate, self.cap, self.max_age_s, self.trusted, self.trace = backends, model, tpot_ms, ahead_s, gate, cap, max_age_s, trusted, trace
+        self.backends, self.model, self.tpot_ms, self.ahead_s, self.gate, self.cap, self.max_age_s, self.trusted, self.gateways, self.trace = backends, model, tpot_ms, ahead_s, gate, cap, max_age_s, trusted, gateways, trace
         self.sensors = [Sensor(r, u, TOP*b.capacity) for r, u, b in zip(model.responses, model.usual, backends)]
         self.version, self.tokens, self.promised = 0, 0., -inf
         self.factors = [[exp(w*q + 1e-6*k) for k, q in enumerate(model.spread)] for w in (.5, 1.)]   # of a step's mean, of one request
@@ -363,7 +368,7 @@ class RoomTicker:
 
 # %% ../../nbs/learning/21d_headroom.ipynb #67db451d
 class RoomJudge(RoomTicker):
-    "How much of what is foreseen may act."
+    "How much of what is foreseen may act: promises are kept, and settled."
     def judge(self, now: float):
         "Promise what the head-room will be at the horizon, with and without the forecast; settle old promises."
         if self.gate is None: return
@@ -377,18 +382,28 @@ class RoomJudge(RoomTicker):
             o, m = self.room(i, now, *f.change(s.at_s, now + self.ahead_s))
             self.gate.promise(b.name, now, now + self.ahead_s, m - o, plain, b.capacity)
 
+# %% ../../nbs/learning/21d_headroom.ipynb #df28a1ed
+class RoomForesight(RoomJudge):
+    "What is there, and what is foreseen."
+    def usual_room(self, place: int, now: float, occupied: float, slow: float) -> tuple[float, float]:   # requests of others, requests in all
+        "On top of the usual, scaled by the square of our own late pace."
+        s = self.sensors[place]; _, most = self.room(place, now, 0., slow)
+        paced = min((s.response.tpot(.6*s.response.most(self.tpot_ms))/s.pace.late_ms)**2, 4.) if s.pace.late_ms else 1.
+        return max(s.usual + occupied, 0.)*paced, most*paced
+
     def foreseen(self, now: float) -> list[tuple[float, float, float, float]]:   # per backend: occupied, most, by the nowcast; then foreseen
-        out = []
+        out, many = [], self.gateways > 2
         for i, (b, s, f) in enumerate(zip(self.backends, self.sensors, self.model.foresight)):
-            change = (0., 0.) if f is None else f.worst(s.at_s if s.at_s > -inf else now, now, self.ahead_s)
+            change = (0., 0.) if f is None else f.worst(None if many else s.at_s if s.at_s > -inf else now, now, self.ahead_s)
             trust = 1. if self.gate is None else self.gate.trust(b.name)
-            out.append((*self.room(i, now, 0., 0.), *self.room(i, now, *(trust*x for x in change))))
+            room = self.usual_room if many else self.room
+            out.append((*room(i, now, 0., 0.), *room(i, now, *(trust*x for x in change))))
         lost = sum(max((m - o) - (mf - of), 0.) for o, m, of, mf in out); whole = sum(max(m - o, 0.) for o, m, *_ in out)
         keep = min(1., self.cap*whole/lost) if lost > 0 else 1.
         return [(o, m, o + keep*(of - o), m + keep*(mf - m)) for o, m, of, mf in out]
 
 # %% ../../nbs/learning/21d_headroom.ipynb #c82ebd8a
-class Rooms(RoomJudge):
+class Rooms(RoomForesight):
     "Belief about every backend as a forecast table. Call `tick` every second or so."
     def tick(self, now: float, gauges: Sequence, own: Sequence[int], mates: Sequence[int] | None = None) -> ForecastTable:
         "Read, foresee, judge, and say it as forecasts. By place: gauges, own in flight, and in flight of gateways that share their counts."

@@ -6,8 +6,8 @@
 __all__ = ['NEAR', 'TEMPER', 'POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'draw_two', 'best_drawn_odds', 'WeightedPlan',
            'BestDrawnPlan', 'LeastPlan', 'FewestPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices',
            'RoundRobin', 'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix',
-           'PredictedCost', 'PredictedPlan', 'drawn_odds', 'strain', 'cheapest_first', 'tempered', 'HeadRoom',
-           'RoomPlan', 'make_policy']
+           'PredictedCost', 'PredictedPlan', 'drawn_odds', 'strain', 'cheapest_first', 'tempered', 'SteadyPlan',
+           'HeadRoom', 'RoomPlan', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -122,7 +122,7 @@ class BestDrawnPlan:
 
 # %% ../../nbs/routing/03_policies.ipynb #d9520cee
 class LeastPlan(BestDrawnPlan):
-    "Take the least score of all; ties are broken at random. Only for baselines that use own counts."
+    "Take the least score of all; ties are broken at random. Only where scores rest on own counts."
     def _ties(self, s, now):
         scores = self.scores(s, now); low = min(scores)
         return [i for i, x in enumerate(scores) if x == low]
@@ -342,7 +342,7 @@ def cheapest_first(
     return mix
 
 # %% ../../nbs/routing/03_policies.ipynb #3efae1bb
-TEMPER = .4              # power of the free share: 0 ignores head-room, 1 lets the whole herd run after it
+TEMPER = .5              # power of the free share: 0 ignores head-room, 1 lets the whole herd run after it
 
 def tempered(
     most: list[float],   # requests that each can hold
@@ -351,6 +351,14 @@ def tempered(
 ) -> list[float]:        # weights, requests, per position
     "What a backend can hold, times its free share to the power of TEMPER."
     return [m*max((m - h)/m, floor)**TEMPER for m, h in zip(most, held)]
+
+# %% ../../nbs/routing/03_policies.ipynb #fe59d1f5
+class SteadyPlan(LeastPlan):
+    "Of all in the mix the one with fewest own requests for its weight and its errors."
+    def __init__(self, slots: tuple[int, ...], weights: list[float], mix: list[int]):
+        per = [1e6/w for w in weights]         # the others come last
+        for i in mix: per[i] = 1/weights[i]
+        super().__init__(weights, lambda i, s, now: (s.in_flight[slots[i]] + 1)*per[i]*(1. + 4.*s.error[slots[i]]))
 
 # %% ../../nbs/routing/03_policies.ipynb #3b35882b
 class HeadRoom:
@@ -374,8 +382,8 @@ class HeadRoom:
         most = [max(scene.most[i], 1e-3)*min(scene.weight[i], 1.) + 1e-9 if known[i] else cap[i] for i in range(n)]
         held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
         load = (sum(held) + sum(s.in_flight[k] for k in scene.slots))/max(sum(most), 1e-9)
-        if self.gateways > 2: most, held = tempered(most, held, self.floor), [0.]*n; known = ()
-        return RoomPlan(self, scene, s, most, held, self.burst if any(known) and load > self.over else 1.)
+        room = RoomPlan(self, scene, s, most, held, self.burst if any(known) and load > self.over else 1.)
+        return SteadyPlan(scene.slots, tempered(most, held, self.floor), room.mix) if self.gateways > 2 else room
 
 # %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
 class RoomPlan:

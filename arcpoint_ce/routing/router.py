@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEAD_S', 'ID_GAP', 'Spent', 'Budget', 'Lane', 'View', 'odds', 'Candidate', 'ranking', 'Ranking', 'Drawn', 'Told',
-           'Decision', 'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'has_room', 'only_slow',
-           'standing', 'slow_start', 'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces', 'RouterBooks',
-           'RouterStandings', 'RouterViews', 'RouterTaking', 'RouterReleasing', 'RouterReservations', 'RouterLearning',
-           'RouterStrays', 'RouterObserving', 'RouterRanking', 'RouterDeciding', 'RouterRetries', 'RouterClaims',
-           'RouterTicking', 'strict', 'RouterDurable', 'Router']
+           'Decision', 'explain', 'NoBackend', 'take_forecast', 'belief', 'probe_due', 'free_share', 'only_slow',
+           'fails_fast', 'standing', 'slow_start', 'make_scene', 'RouterConfig', 'RouterState', 'RouterPlaces',
+           'RouterBooks', 'RouterStandings', 'RouterViews', 'RouterTaking', 'RouterReleasing', 'RouterReservations',
+           'RouterLearning', 'RouterStrays', 'RouterObserving', 'RouterRanking', 'RouterDeciding', 'RouterRetries',
+           'RouterClaims', 'RouterTicking', 'strict', 'RouterDurable', 'Router']
 
 # %% ../../nbs/routing/04_router.ipynb #f6341ccb
 from collections import deque
@@ -64,7 +64,7 @@ class Budget(Spent):
 # %% ../../nbs/routing/04_router.ipynb #39a13a08
 class Lane:
     "The router's books on one backend."
-    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s")
+    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s", "failed_ms")
 
     def __init__(self, backend: Backend, slot: int, breaker: Breaker, features: BackendFeatures, joined_s: float, slow_ms: float):
         self.backend, self.slot, self.breaker, self.features = backend, slot, breaker, features
@@ -72,6 +72,7 @@ class Lane:
         self.joined_s, self.slow_ms, self.weight, self.coming = joined_s, slow_ms, 1., []
         self.budget = Budget(backend.rpm, backend.tpm) if backend.rpm or backend.tpm else None
         self.held_s = -inf                 # it said that its rate limit is spent: nothing is sent before, s
+        self.failed_ms = inf, inf, inf     # how long its last failures took, ms
 
     def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on another request fits its rate limits, s
         return max(self.budget.ready_s(now, tokens) if self.budget else now, self.held_s)
@@ -135,7 +136,7 @@ def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
     out.sort(key=lambda c: c.score)
     for lane, p in zip(view.probing, chance[len(view.lanes):]):
         out.append(Candidate(lane.backend.name, inf, p, s.in_flight[lane.slot], s.error[lane.slot], None, None,
-                             request.cost_usd(lane.backend), "half-open: may be given a probe"))
+                             request.cost_usd(lane.backend), "shut off: may be given a probe, or a first attempt where it fails at once and others are full"))
     return Ranking(out + [Candidate(n, inf, 0., 0, 0., None, None, 0., why) for n, why in view.excluded])
 
 # %% ../../nbs/routing/04_router.ipynb #f795a264
@@ -264,10 +265,10 @@ def probe_due(b: Breaker, now: float, roomy: bool = False) -> bool:   # whether 
     if roomy and now < b.patient_until_s and not (b.state == HALF_OPEN and (b.out or b.good or b.slow)): return False
     return b.out < b.config.probes if b.state == HALF_OPEN else b.state == OPEN and now >= b.until_s
 
-def has_room(lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], share: float) -> bool:
-    "Is more than a share of what these lanes can hold still free? Not where nobody knows."
-    known = [(f.most, max(f.most - f.occupied - in_flight[l.slot], 0.)) for l, f in zip(lanes, fs) if f and f.most is not None]
-    return sum(free for _, free in known) > share*sum(most for most, _ in known)
+def free_share(lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], gateways: int = 1) -> float | None:   # 0..1; None: nobody knows
+    "The share of what these lanes can hold that is still free, if all gateways have as many requests there as this one."
+    known = [(f.most, max(f.most - f.occupied - gateways*in_flight[l.slot], 0.)) for l, f in zip(lanes, fs) if f and f.most is not None]
+    return sum(free for _, free in known)/sum(most for most, _ in known) if known else None
 
 def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
     "Opened for slow calls, at most a tenth of them failed, and held open by no person."
@@ -275,6 +276,10 @@ def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
     return e.get("slow", 0) > 0 and e.get("failed", 1) <= .1*e.get("calls", 0)
 
 # %% ../../nbs/routing/04_router.ipynb #e27344c5
+def fails_fast(lane: Lane, limit_ms: float) -> bool:   # an attempt there costs next to nothing
+    "Did its last failures take less than a twentieth of the latency limit? Not where a person has shut it off."
+    return max(lane.failed_ms) < .05*limit_ms and not lane.breaker.forced
+
 def standing(lane: Lane, request: Request, now: float, panic: bool) -> str | None:   # why not; None: may serve
     "Hard reasons against a lane that serves such requests: its rate limits, its breaker."
     tokens, b = request.tokens_in + request.tokens_out, lane.breaker
@@ -315,6 +320,7 @@ class RouterConfig:
     probe_share: float = .1            # share of requests given to a half-open backend while probes are due
     panic_share: float = .5            # below this share of healthy capacity, soft health signals are ignored
     room_share: float = .3             # with more than this share of the others' room free, a breaker may wait longer (`patient_s`)
+    retries: int = 0                   # further attempts that callers make; some: with less room than that, places that fail at once are tried too
     slow_start_s: float = 30.          # a newcomer's weight grows over this time, s
     refresh_s: float = 1.              # a view is made again after this at the latest, s
     smoothing: float = .1              # weight of one outcome in the error and latency averages
@@ -394,24 +400,26 @@ class RouterStandings(RouterBooks):
     "Who may serve which kind of request, and who may be probed."
     def _belief(self, lane: Lane, now: float) -> Forecast | None: return belief(lane, self.table, now, self.config.act_s, self.config.step_s)
 
-    def _standings(self, request: Request, now: float, tried: tuple[str, ...]) -> tuple[dict[str, str | None], list[Lane], bool]:
-        "Why each backend may not serve (None: may), who may be probed, and whether this is a panic."
+    def _standings(self, request: Request, now: float, tried: tuple[str, ...]) -> tuple[dict[str, str | None], list[Lane], float, bool]:
+        "Why each backend may not serve (None: may), who may be probed, by what share of the requests, and whether this is a panic."
         why = {n: serves(l.backend, request) for n, l in self._lanes.items()}
         able = [l for n, l in self._lanes.items() if why[n] is None]
         healthy = sum(l.backend.capacity for l in able if l.breaker.state == CLOSED)
         panic = in_panic(healthy, sum(l.backend.capacity for l in able), self.config.panic_share)
         for l in able: why[l.backend.name] = "was tried already" if l.backend.name in tried else standing(l, request, now, panic)
-        well = [l for l in able if l.breaker.state == CLOSED]
-        roomy = len(well) < len(able) and has_room(well, [self._belief(l, now) for l in well], self._signals.in_flight, self.config.room_share)
-        probing = [l for l in able if why[l.backend.name] and l.backend.name not in tried and probe_due(l.breaker, now, roomy)
-                   and l.ready_s(now, request.tokens_in + request.tokens_out) <= now]
-        return why, probing, panic
+        well = [l for l in able if l.breaker.state == CLOSED]; share = self.config.room_share
+        free = free_share(well, [self._belief(l, now) for l in well], self._signals.in_flight, getattr(self.policy, "gateways", 1)) if len(well) < len(able) else None
+        roomy = free is not None and free > share
+        spare = min(2. - 2.*free/share, 1.) if free is not None and not roomy and self.config.retries else 0.
+        out = [l for l in able if why[l.backend.name] and l.backend.name not in tried and l.ready_s(now, request.tokens_in + request.tokens_out) <= now]
+        probing = [l for l in out if probe_due(l.breaker, now, roomy) or spare and fails_fast(l, self.limit_ms(l.backend, request))]
+        return why, probing, max(self.config.probe_share, spare), panic
 
 # %% ../../nbs/routing/04_router.ipynb #4110918f
 class RouterViews(RouterStandings):
     "Views: a scene and a plan for one kind of request."
     def _view(self, request: Request, now: float, tried: tuple[str, ...] = ()) -> View:
-        why, probing, panic = self._standings(request, now, tried)
+        why, probing, share, panic = self._standings(request, now, tried)
         lanes, c, names = list(self._lanes.values()), self.config, {l.backend.name for l in probing}
         free = tuple(l for l in lanes if why[l.backend.name] is None)
         fs = [self._belief(l, now) for l in free]
@@ -423,7 +431,7 @@ class RouterViews(RouterStandings):
         until = min([now + c.refresh_s, *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now)])
         return View(self._stamp, now, min(until, stale_s) if stale_s >= now else until, free, tuple(probing), scene, self.policy.plan(scene, self._signals),
             WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]), tuple((n, w) for n, w in why.items() if w and n not in names),
-            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, c.probe_share)
+            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, share)
 
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
@@ -482,6 +490,7 @@ class RouterLearning(RouterReservations):
         if took is not None:
             us = int(took*1000. + .5); end_us += us; end_s += took/1000.
             if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
+            if not ok: lane.failed_ms = *lane.failed_ms[1:], took
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
         changed = lane.breaker.record(ok, slow, end_s, probe, era)
         if changed or probe: self._stamp += 1
