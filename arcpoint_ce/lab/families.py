@@ -43,6 +43,7 @@ class Setting:
     curves: str | None = None          # measured curves (a file or folder) in place of the synthetic ones
 
     def __post_init__(self):
+        object.__setattr__(self, "request_s", float(self.request_s))       # 30 and 30. are the same world
         if self.family not in FAMILIES: raise ValueError(f"unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
         for k in ("n", "load", "request_s", "gateways", "slack"):
             if not (isfinite(v := getattr(self, k)) and v > 0): raise ValueError(f"Setting.{k} must be positive, got {v!r}")

@@ -216,7 +216,8 @@ def clocks(
     "Clocks that explain changes in cycles they were not learned from."
     rest, found = x, []
     while len(found) < 2:
-        tries = [(moved(held_out_rest(rest, p, w), ahead), p, w) for p in {*candidates(rest), *periods} if 3*p <= len(x)
+        near = {p + k for p in candidates(rest) for k in (-1, 0, 1)}       # noise moves a peak by a step
+        tries = [(moved(held_out_rest(rest, p, w), ahead), p, w) for p in near | {*periods} if 3*p <= len(x)
                  for w in sorted({1, max(1, p//20) | 1})]
         left, p, w = min(tries, default=(inf, 0, 0))
         if left > (1 - (gain/3 if p in periods else gain))*moved(rest, ahead): break
@@ -391,15 +392,16 @@ class RoomForesight(RoomJudge):
         paced = min((s.response.tpot(.6*s.response.most(self.tpot_ms))/s.pace.late_ms)**2, 4.) if s.pace.late_ms else 1.
         return max(s.usual + occupied, 0.)*paced, most*paced
 
-    def foreseen(self, now: float) -> list[tuple[float, float, float, float]]:   # per backend: occupied, most, by the nowcast; then foreseen
-        out, many = [], self.gateways > 2
+    def foreseen(self, now: float, own: int) -> list[tuple[float, float, float, float]]:   # per backend: occupied, most, by the nowcast; then foreseen
+        "With `own` requests of all gateways in flight: those must find a place whatever is foreseen."
+        out, many = [], self.gateways > 1
         for i, (b, s, f) in enumerate(zip(self.backends, self.sensors, self.model.foresight)):
             change = (0., 0.) if f is None else f.worst(None if many else s.at_s if s.at_s > -inf else now, now, self.ahead_s)
             trust = 1. if self.gate is None else self.gate.trust(b.name)
             room = self.usual_room if many else self.room
             out.append((*room(i, now, 0., 0.), *room(i, now, *(trust*x for x in change))))
         lost = sum(max((m - o) - (mf - of), 0.) for o, m, of, mf in out); whole = sum(max(m - o, 0.) for o, m, *_ in out)
-        keep = min(1., self.cap*whole/lost) if lost > 0 else 1.
+        keep = max(min(1., self.cap*whole/lost, (whole - own)/lost), 0.) if lost > 0 else 1.
         return [(o, m, o + keep*(of - o), m + keep*(mf - m)) for o, m, of, mf in out]
 
 # %% ../../nbs/learning/21d_headroom.ipynb #c82ebd8a
@@ -409,7 +411,7 @@ class Rooms(RoomForesight):
         "Read, foresee, judge, and say it as forecasts. By place: gauges, own in flight, and in flight of gateways that share their counts."
         mates = mates or (0,)*len(own)
         read(self.sensors, now, gauges, [a + b for a, b in zip(own, mates)])
-        self.judge(now); self.version += 1; out, beliefs = {}, self.foreseen(now)
+        self.judge(now); self.version += 1; out, beliefs = {}, self.foreseen(now, self.gateways*sum(own) + sum(mates))
         if self.trace is not None: self.trace.append((now, beliefs))
         for b, s, n, k, (o, m, of, mf) in zip(self.backends, self.sensors, own, mates, beliefs):
             of += k

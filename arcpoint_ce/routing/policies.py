@@ -383,7 +383,7 @@ class HeadRoom:
         held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
         load = (sum(held) + sum(s.in_flight[k] for k in scene.slots))/max(sum(most), 1e-9)
         room = RoomPlan(self, scene, s, most, held, self.burst if any(known) and load > self.over else 1.)
-        return SteadyPlan(scene.slots, tempered(most, held, self.floor), room.mix) if self.gateways > 2 else room
+        return SteadyPlan(scene.slots, tempered(most, held, self.floor), room.mix) if self.gateways > 1 else room
 
 # %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
 class RoomPlan:
