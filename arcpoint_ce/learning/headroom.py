@@ -70,13 +70,13 @@ def fit_response(
 # %% ../../nbs/learning/21d_headroom.ipynb #ca736e13
 class Answers:
     "Fading sums over our own answers at one backend."
-    __slots__ = ("fade_s", "took", "tokens", "busy", "claimed", "middle", "stamp", "life_s", "own", "exposed", "late_ms")
+    __slots__ = ("fade_s", "took", "tokens", "busy", "claimed", "middle", "stamp", "life_s", "own", "exposed", "recent_ms")
 
     def __init__(self, fade_s: float = 8.):   # time in which the past fades to 1/e, s
         self.fade_s, self.took, self.tokens, self.busy, self.claimed, self.middle = fade_s, 0., 0., 0., 0., 0.
         self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)   # newest answer, s; mean life, s; (time, own in flight)
         self.exposed = 0.              # own requests in flight, summed over the (fading) past, s
-        self.late_ms = 0.              # time per token, mean over some five answers however long ago, ms; 0: no answer yet
+        self.recent_ms = 0.            # time per token, a prompt counted as 2.5: mean over some five answers however long ago, ms; 0: no answer yet
 
     def count(self, now: float, own: int):
         "Own requests in flight now."
@@ -97,7 +97,7 @@ class Answers:
         self.busy = self.busy*fade + life*.5*(self.own_at(start_s) + self.own_at(end_s))
         self.claimed = self.claimed*fade + tokens*claimed_ms
         self.life_s += .05*(life - self.life_s)
-        if tokens: late = 1000.*life/tokens; self.late_ms += .2*(late - self.late_ms) if self.late_ms else late
+        if tokens: ms = 1000.*life/(tokens + 2.5); self.recent_ms += .2*(ms - self.recent_ms) if self.recent_ms else ms
 
 # %% ../../nbs/learning/21d_headroom.ipynb #e6a1c5f2
 class Pace(Answers):
@@ -387,10 +387,11 @@ class RoomJudge(RoomTicker):
 class RoomForesight(RoomJudge):
     "What is there, and what is foreseen."
     def usual_room(self, place: int, now: float, occupied: float, slow: float) -> tuple[float, float]:   # requests of others, requests in all
-        "On top of the usual, scaled by the square of our own late pace."
+        "On top of the usual, both scaled by the pace of our own answers, squared, over that of a backend well in use."
         s = self.sensors[place]; _, most = self.room(place, now, 0., slow)
-        paced = min((s.response.tpot(.6*s.response.most(self.tpot_ms))/s.pace.late_ms)**2, 4.) if s.pace.late_ms else 1.
-        return max(s.usual + occupied, 0.)*paced, most*paced
+        pace = s.response.tpot(.6*s.response.most(self.tpot_ms))/s.pace.recent_ms if s.pace.recent_ms else 1.   # above 1: quicker
+        scale = min(pace*pace, 4.)
+        return max(s.usual + occupied, 0.)*scale, most*scale
 
     def foreseen(self, now: float, own: int) -> list[tuple[float, float, float, float]]:   # per backend: occupied, most, by the nowcast; then foreseen
         "With `own` requests of all gateways in flight: those must find a place whatever is foreseen."
@@ -402,7 +403,7 @@ class RoomForesight(RoomJudge):
             out.append((*room(i, now, 0., 0.), *room(i, now, *(trust*x for x in change))))
         lost = sum(max((m - o) - (mf - of), 0.) for o, m, of, mf in out); whole = sum(max(m - o, 0.) for o, m, *_ in out)
         keep = max(min(1., self.cap*whole/lost, (whole - own)/lost), 0.) if lost > 0 else 1.
-        return [(o, m, o + keep*(of - o), m + keep*(mf - m)) for o, m, of, mf in out]
+        return [(o, m, o + keep*(of - o), m + keep*(mf - m)) if mf - of < m - o else (o, m, of, mf) for o, m, of, mf in out]
 
 # %% ../../nbs/learning/21d_headroom.ipynb #c82ebd8a
 class Rooms(RoomForesight):

@@ -42,9 +42,10 @@ class Signals:
     latency: list[float] = field(default_factory=list)    # EWMA of time to success, ms; 0 until the first
     stamp: list[float] = field(default_factory=list)      # when that was last moved, s
     turn: int = 0                                         # decisions made so far
+    phase: tuple[float, ...] = ()                         # a number of this gateway for each, 0..1, so that not all gateways go the same way
 
     def frozen(self) -> tuple:             # as of now; `Signals(*frozen)` reads like these did
-        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn
+        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn, self.phase
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
@@ -355,15 +356,29 @@ def tempered(
 # %% ../../nbs/routing/03_policies.ipynb #fe59d1f5
 class SteadyPlan(LeastPlan):
     "Of all in the mix the one with fewest own requests for its weight and its errors."
-    def __init__(self, slots: tuple[int, ...], weights: list[float], mix: list[int]):
-        per = [1e6/w for w in weights]         # the others come last
-        for i in mix: per[i] = 1/weights[i]
-        super().__init__(weights, lambda i, s, now: (s.in_flight[slots[i]] + 1)*per[i]*(1. + 4.*s.error[slots[i]]))
+    def __init__(self, slots: tuple[int, ...], weights: list[float], mix: list[int], phase: tuple[float, ...] = ()):
+        self.weights, self.slots = weights, slots
+        self.per = [1e6/max(w, 1e-9) for w in weights]         # who is not in the mix comes last
+        for i in mix: self.per[i] /= 1e6
+        self.phase = [.8 + .4*phase[k] if k < len(phase) else 1. for k in slots]
+
+    def choose(self, random, s, now):
+        n, e, best, least = s.in_flight, s.error, 0, inf
+        for i, (k, per, phase) in enumerate(zip(self.slots, self.per, self.phase)):
+            x = (n[k] + phase)*per*(1. + 4.*e[k])
+            if x < least: best, least = i, x
+        return best
+
+    def scores(self, s, now): return [(s.in_flight[k] + f)*per*(1. + 4.*s.error[k]) for k, per, f in zip(self.slots, self.per, self.phase)]
+
+    def probabilities(self, s, now):
+        scores = self.scores(s, now); best = scores.index(min(scores))
+        return [float(i == best) for i in range(len(scores))]
 
 # %% ../../nbs/routing/03_policies.ipynb #3b35882b
 class HeadRoom:
-    "A few candidates drawn by head-room; the one that will be least full wins."
-    name, peak = "head_room", False
+    "A few candidates drawn by head-room, the one that will be least full wins; with several gateways, a steady share for each."
+    name, peak = "head_room", False         # draws, over, burst and shun are those of a gateway that is alone
     def __init__(
         self,
         draws: int = 3,              # candidates per request, with replacement
@@ -382,17 +397,21 @@ class HeadRoom:
         most = [max(scene.most[i], 1e-3)*min(scene.weight[i], 1.) + 1e-9 if known[i] else cap[i] for i in range(n)]
         held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
         load = (sum(held) + sum(s.in_flight[k] for k in scene.slots))/max(sum(most), 1e-9)
-        room = RoomPlan(self, scene, s, most, held, self.burst if any(known) and load > self.over else 1.)
-        return SteadyPlan(scene.slots, tempered(most, held, self.floor), room.mix) if self.gateways > 1 else room
+        mix = self.mix(scene, s, most, held)
+        if self.gateways > 1: return SteadyPlan(scene.slots, tempered(most, held, self.floor), mix, s.phase)
+        return RoomPlan(self, scene, s, most, held, mix, self.burst if any(known) and load > self.over else 1.)
+
+    def mix(self, scene: Scene, s: Signals, most: list[float], held: list[float]) -> list[int]:   # positions to choose from
+        if not self.thrift: return list(range(len(most)))
+        free = [self.thrift*m - h for m, h in zip(most, held)]
+        return cheapest_first(scene.cost_usd, free, self.spare + self.gateways*sum(s.in_flight[k] for k in scene.slots))
 
 # %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
 class RoomPlan:
     "Head-room made ready: who may be drawn, by which weight, and how full each will be."
-    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], burst: float):
+    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], mix: list[int], burst: float):
         room = [max((m - h)*(1. - s.error[k])**4, rule.floor*m) for m, h, k in zip(most, held, scene.slots)]
-        free = [rule.thrift*m - h for m, h in zip(most, held)]
-        self.mix = cheapest_first(scene.cost_usd, free, rule.spare + sum(s.in_flight[k] for k in scene.slots)) if rule.thrift else list(range(len(room)))
-        self.draws, self.burst, self.shun, self.all, self.slots = rule.draws, burst, rule.shun, (scene.slots, most, held), [scene.slots[i] for i in self.mix]
+        self.mix, self.draws, self.burst, self.shun, self.all, self.slots = mix, rule.draws, burst, rule.shun, (scene.slots, most, held), [scene.slots[i] for i in mix]
         self.held, self.per = [held[i] + 1. for i in self.mix], [1/most[i] for i in self.mix]
         self.room = [room[i] for i in self.mix]; self.cum = list(accumulate(self.room))
 
