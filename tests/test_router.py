@@ -645,3 +645,39 @@ def test_probes_wait_while_others_have_room(held, waits):
     early = [brief(r, opened + 2. + k/1000).is_probe for k in range(300)]
     assert any(early) is not waits
     assert any(brief(r, opened + 51. + k/1000).is_probe for k in range(300))
+
+
+def full(r, n=3, occupied=10., most=10.):
+    r.swap(ForecastTable(1, 0., 600., {f"b{k}": Forecast(f"b{k}", 0., 600., (1.,)*7, (1.,)*7, None, occupied=occupied, most=most) for k in range(n)}), 0.)
+
+
+def refusing(callers_retry=True, took_ms=5., **of_others):
+    r = busy(config=RouterConfig(explore=0., callers_retry=callers_retry, slo_ms=300.)); full(r, **of_others)
+    for k in range(5): r.observe(Outcome("b0", .1*k, took_ms, False, "500"))
+    return r
+
+
+def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said():
+    r, seen = refusing(), Counter()
+    said = {c.backend: c.probability for c in r.rank(Request(), 1.)}
+    for _ in range(3000): d = r.decide(Request(), 1.); seen[d.backend] += 1; r.cancel(d, 1.)
+    assert said["b0"] == pytest.approx(.95) and said["b1"] > 0 and same(sum(said.values()), 1.)
+    for n, p in said.items(): assert abs(seen[n]/3000 - p) < .04
+
+
+@pytest.mark.parametrize("how", [dict(callers_retry=False), dict(took_ms=5_000.), dict(took_ms=None), dict(occupied=0.)], ids=str)
+def test_else_what_is_shut_off_gets_nothing(how):
+    assert {c.backend: c.probability for c in refusing(**how).rank(Request(), 1.)}["b0"] == 0.
+
+
+def test_what_begins_to_hang_swallows_no_more_than_it_could_hold():
+    r = refusing()
+    for k in range(500): r.decide(Request(), 1. + k/1000)
+    assert r.in_flight()["b0"] == 4
+    assert {c.backend: c.probability for c in r.rank(Request(), 1.6)}["b0"] == 0. and same(sum(c.probability for c in r.rank(Request(), 1.6)), 1.)
+
+
+def test_room_that_nobody_has_divides_nothing():
+    r = refusing(occupied=0., most=0.)
+    assert same(sum(c.probability for c in r.rank(Request(), 1.)), 1.)
+    with pytest.raises(ValueError, match="gateways"): RouterConfig(gateways=0)
