@@ -276,7 +276,7 @@ def test_hostile_text_is_text(browser, tmp_path):
             for e in w.page.locator("[data-testid=stExpander]").all()[:6]: e.click()
             w.page.wait_for_timeout(500); executed += bool(w.page.evaluate("window.pwned || 0")); broken += w.page.locator("[data-testid=stException]").count() > 0 or not w.page.locator("[data-testid=stMain]").is_visible()
             if title == "Fleet": assert PAYLOADS[0] in w.text() or w.page.locator("[data-testid=stDataFrame]").count()
-        w.go("Fleet"); w.page.get_by_role("button", name="cards").or_(w.page.get_by_text("cards", exact=True)).first.click(); w.page.wait_for_timeout(2500)
+        w.go("Fleet"); w.page.get_by_role("button", name="cards").or_(w.page.get_by_text("cards", exact=True)).first.click(); w.page.wait_for_function("document.querySelectorAll('.ace-card h4').length >= 12", timeout=30_000)
         shown = w.page.locator(".ace-card h4").all_inner_texts(); executed += bool(w.page.evaluate("window.pwned || 0"))
         print(f"\npayloads: {len(PAYLOADS)}, executed: {executed}, broken pages: {broken}"); w.well(); w.context.close()
     assert (executed, broken) == (0, 0) and len([x for x in shown if x in PAYLOADS]) >= 12, shown

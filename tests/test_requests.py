@@ -207,7 +207,7 @@ def make_file(r, path, number):
     is_json = path.suffix == ".jsonl"
     lines, rows, n = [], [], 0
     for i in range(r.randrange(1, 9)):
-        row, value = good_row(r, f"{number}_{i}")
+        row, value = good_row(r, f"{number}_{i}_{number}_{number}")       # no few flipped bytes make it the id of another file
         what = r.random()
         n += 1
         if what < .15:
