@@ -99,17 +99,18 @@ class View:
     limited: bool                      # is either of them finite
     explore: float                     # chance of a draw by capacity alone
     probe_share: float                 # chance that a probe is given, where one is due
+    shut: tuple[bool, ...]             # of the probing lanes: was it shut off, and not on trial, when this was made
 
 # %% ../../nbs/routing/04_router.ipynb #209cf0db
-def swallowed(lane: Lane, s: Signals) -> bool:   # no place to try any more
-    "Not on trial, and it holds as many of ours as it could serve."
-    return lane.breaker.state == OPEN and s.in_flight[lane.slot] >= lane.backend.capacity
+def swallowed(view: View, k: int, s: Signals) -> bool:   # no place to try any more
+    "The k-th probing lane is not on trial, and holds as many of ours as it could serve."
+    return view.shut[k] and s.in_flight[view.probing[k].slot] >= view.probing[k].backend.capacity
 
 def odds(view: View, s: Signals, now: float) -> list[float]:   # per lane, then per probing lane; sums to 1
     "Exact chances of a draw, probes and exploration included."
     if not view.lanes: return [1/len(view.probing)]*len(view.probing)
     each = view.probe_share/max(len(view.probing), 1)
-    tried = [0. if swallowed(l, s) else each for l in view.probing]; rest = 1. - sum(tried)
+    tried = [0. if swallowed(view, k, s) else each for k in range(len(view.probing))]; rest = 1. - sum(tried)
     by_policy, by_capacity = view.plan.probabilities(s, now), view.plain.probabilities(s, now)
     return [rest*((1 - view.explore)*p + view.explore*c) for p, c in zip(by_policy, by_capacity)] + tried
 
@@ -445,7 +446,7 @@ class RouterViews(RouterStandings):
         until = min([now + c.refresh_s, *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now)])
         return View(self._stamp, now, min(until, stale_s) if stale_s >= now else until, free, tuple(probing), scene, self.policy.plan(scene, self._signals),
             WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]), tuple((n, w) for n, w in why.items() if w and n not in names),
-            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, share)
+            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, share, tuple(l.breaker.state == OPEN for l in probing))
 
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
@@ -601,7 +602,7 @@ class RouterDeciding(RouterRanking):
             random, s = self._random, self._signals; lanes, probing = view.lanes, view.probing
             if probing and (not lanes or random() < view.probe_share):
                 k = int(random()*len(probing)); place, lane = len(lanes) + k, probing[k]
-                if lanes and swallowed(lane, s): k = -1
+                if lanes and swallowed(view, k, s): k = -1
             else: k = -1
             if k < 0: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
             now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
