@@ -18,7 +18,7 @@ from math import isfinite, pi
 import numpy as np
 
 from .curves import load_curves, synthetic_curves
-from .faults import Fault, Scenario
+from .faults import Fault, Scenario, ledger_of
 from .fleet import Fleet, ServiceCurve, SimBackend
 from .workloads import Lengths, Tokens, Workload, from_profile, load_workload, with_slo
 from ..routing.core import Backend
@@ -133,13 +133,15 @@ class WorldTruth(WorldTraffic):
     "What a world does to a fleet, and what somebody who knew it all would say."
     def install(self, fleet: Fleet, faults: bool = True):
         "Tenants and speeds from the fleet's present on; faults where they are wanted."
+        faulty = bool(faults and self.faults)
         def step(k):
             def do(f, now):
                 for i in range(len(self.sims)): f.set(i, others=float(self.others[i, k]), speed=float(self.speed[i, k]))
+                if faulty: ledger_of(f).refresh(f, now)
                 if k + 1 < len(self.grid): f.at(float(self.grid[k+1]), step(k + 1))
             return do
         fleet.at(fleet.now, step(int(fleet.now//GRID_S)))
-        if faults and self.faults: Scenario("trouble", tuple(self.faults), self.setting.family).install(fleet)
+        if faulty: Scenario("trouble", tuple(self.faults), self.setting.family).install(fleet)
 
     def free(self, fleet: Fleet, now: float, ahead_s: float) -> list[float]:   # requests, per backend
         "Head-room of every backend over the next `ahead_s`, from the truth: tenants, speeds, faults, budgets."
