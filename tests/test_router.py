@@ -651,8 +651,9 @@ def full(r, n=3, occupied=10., most=10.):
     r.swap(ForecastTable(1, 0., 600., {f"b{k}": Forecast(f"b{k}", 0., 600., (1.,)*7, (1.,)*7, None, occupied=occupied, most=most) for k in range(n)}), 0.)
 
 
-def refusing(callers_retry=True, took_ms=5., **of_others):
+def refusing(callers_retry=True, took_ms=5., served=True, **of_others):
     r = busy(config=RouterConfig(explore=0., callers_retry=callers_retry, slo_ms=300.)); full(r, **of_others)
+    if served: r.observe(Outcome("b0", 0., 5., True))
     for k in range(5): r.observe(Outcome("b0", .1*k, took_ms, False, "500"))
     return r
 
@@ -665,7 +666,7 @@ def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said(
     for n, p in said.items(): assert abs(seen[n]/3000 - p) < .04
 
 
-@pytest.mark.parametrize("how", [dict(callers_retry=False), dict(took_ms=5_000.), dict(took_ms=None), dict(occupied=0.)], ids=str)
+@pytest.mark.parametrize("how", [dict(callers_retry=False), dict(took_ms=5_000.), dict(took_ms=None), dict(occupied=0.), dict(served=False)], ids=str)
 def test_else_what_is_shut_off_gets_nothing(how):
     assert {c.backend: c.probability for c in refusing(**how).rank(Request(), 1.)}["b0"] == 0.
 

@@ -98,7 +98,7 @@ def contenders(name: str, world: World, params: dict, hold: dict) -> list:
     if name in OURS:
         how = name.removeprefix("ours").lstrip("_"); how = how if how in FORECASTS else "on"
         model = spoiled(taught(replace(s, gateways=1)), how, s.seed, world.start_s)
-        board = Board(s.staleness_s) if name == "ours_shared" else None
+        board = Board(s.staleness_s) if name == "ours_shared" and s.staleness_s <= 2. else None   # older counts make a herd
         policy = partial(HeadRoom, thrift=.6) if name == "ours_thrifty" else HeadRoom
         return [ours(world, model, policy=policy, board=board, trace=hold.setdefault("trace", []) if g == 0 else None, **params) for g in range(s.gateways)]
     if name not in PEERS: raise ValueError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")

@@ -74,17 +74,17 @@ class Answers:
 
     def __init__(self, fade_s: float = 8.):   # time in which the past fades to 1/e, s
         self.fade_s, self.took, self.tokens, self.busy, self.claimed, self.middle = fade_s, 0., 0., 0., 0., 0.
-        self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)   # newest answer, s; mean life, s; (time, own in flight)
+        self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)   # newest answer, s; mean life, s; (time, in flight with mates', own)
         self.exposed = 0.              # own requests in flight, summed over the (fading) past, s
         self.recent_ms = 0.            # time per token, a prompt counted as 2.5: mean over some five answers however long ago, ms; 0: no answer yet
 
-    def count(self, now: float, own: int):
-        "Own requests in flight now."
-        if self.own: dt = now - self.own[-1][0]; self.exposed = self.exposed*exp(-dt/self.fade_s) + dt*self.own[-1][1]
-        self.own.append((now, own))
+    def count(self, now: float, own: int, mates: int = 0):
+        "Requests in flight now: our own, and those of gateways that share their counts, whose answers we do not see."
+        if self.own: dt = now - self.own[-1][0]; self.exposed = self.exposed*exp(-dt/self.fade_s) + dt*self.own[-1][2]
+        self.own.append((now, own + mates, own))
 
-    def own_at(self, t: float) -> int:   # own requests in flight then
-        for at, n in reversed(self.own):
+    def own_at(self, t: float) -> int:   # requests in flight then that we know of
+        for at, n, _ in reversed(self.own):
             if at <= t: return n
         return self.own[0][1] if self.own else 0
 
@@ -302,10 +302,10 @@ def replay_sensors(journal: Journal, sensors: Sequence[Sensor], step_s: float) -
         out.append(grid)
     return tuple(out)
 
-def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int]):
+def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int], mates: Sequence[int] | None = None):
     "One look at the fleet. Gauges that are older than what our own answers tell are none."
-    for s, g, n in zip(sensors, gauges, own):
-        s.pace.count(now, n)
+    for s, g, n, k in zip(sensors, gauges, own, mates or (0,)*len(own)):
+        s.pace.count(now, n, k)
         if g: s.look(now, g[0])
         if g and s.fresh(now, g[0]): s.gauge(*g)
         else: s.infer(now)
@@ -411,7 +411,7 @@ class Rooms(RoomForesight):
     def tick(self, now: float, gauges: Sequence, own: Sequence[int], mates: Sequence[int] | None = None) -> ForecastTable:
         "Read, foresee, judge, and say it as forecasts. By place: gauges, own in flight, and in flight of gateways that share their counts."
         mates = mates or (0,)*len(own)
-        read(self.sensors, now, gauges, [a + b for a, b in zip(own, mates)])
+        read(self.sensors, now, gauges, own, mates)
         self.judge(now); self.version += 1; out, beliefs = {}, self.foreseen(now, self.gateways*sum(own) + sum(mates))
         if self.trace is not None: self.trace.append((now, beliefs))
         for b, s, n, k, (o, m, of, mf) in zip(self.backends, self.sensors, own, mates, beliefs):

@@ -65,7 +65,7 @@ class Budget(Spent):
 # %% ../../nbs/routing/04_router.ipynb #39a13a08
 class Lane:
     "The router's books on one backend."
-    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s", "failed_ms", "failed_s")
+    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s", "failed_ms", "failed_s", "answered_s")
 
     def __init__(self, backend: Backend, slot: int, breaker: Breaker, features: BackendFeatures, joined_s: float, slow_ms: float):
         self.backend, self.slot, self.breaker, self.features = backend, slot, breaker, features
@@ -74,7 +74,7 @@ class Lane:
         self.budget = Budget(backend.rpm, backend.tpm) if backend.rpm or backend.tpm else None
         self.held_s = -inf                 # it said that its rate limit is spent: nothing is sent before, s
         self.failed_ms = inf, inf, inf     # how long its last failures took, ms; inf: nobody knows
-        self.failed_s = -inf               # when the last of them was, s
+        self.failed_s = self.answered_s = -inf   # when the last of them was, and the last success, s
 
     def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on another request fits its rate limits, s
         return max(self.budget.ready_s(now, tokens) if self.budget else now, self.held_s)
@@ -285,8 +285,9 @@ def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
 
 # %% ../../nbs/routing/04_router.ipynb #e27344c5
 def fails_fast(lane: Lane, limit_ms: float, now: float) -> bool:   # an attempt there costs next to nothing
-    "Shut off by the rules or due for a probe, and its last failures, of the last minute, took less than a twentieth of the latency limit."
+    "Shut off by the rules or due for a probe, its last failures, of the last minute, took less than a twentieth of the latency limit, and some attempts succeed."
     b = lane.breaker
+    if now - lane.answered_s > max(.002*limit_ms, 10.): return False      # nothing came back within two limits: no attempt is worth it
     return (b.state == OPEN or probe_due(b, now)) and not b.forced and max(lane.failed_ms) < .05*limit_ms and now - lane.failed_s < 60.
 
 def tried_first(free: float | None, room: float, most: float = .95) -> float:   # share of first attempts; most: others are always tried too
@@ -507,7 +508,8 @@ class RouterLearning(RouterReservations):
             if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
 
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-        if not ok: lane.failed_ms, lane.failed_s = (*lane.failed_ms[1:], inf if took is None else took), max(end_s, lane.failed_s)
+        if ok: lane.answered_s = max(end_s, lane.answered_s)
+        else: lane.failed_ms, lane.failed_s = (*lane.failed_ms[1:], inf if took is None else took), max(end_s, lane.failed_s)
         changed = lane.breaker.record(ok, slow, end_s, probe, era)
         if changed or probe: self._stamp += 1
         if o.error == "rate_limited": lane.held_s = end_s - end_s % 60. + 60.; self._stamp += 1
