@@ -117,6 +117,7 @@ def rivals_of(family: str, most: int = 4) -> dict[str, dict]:   # best first
     peers = tuned(family)["peers"]; names = sorted(peers, key=lambda p: (-peers[p]["seeds"], peers[p]["rate"]))[:most]
     return {p: peers[p]["params"] for p in dict.fromkeys((*names, "adaptive_least"))}
 
+# %% ../../nbs/lab/33c_tuning.ipynb #39aa8a6c
 def settle(family: str, options: Mapping, n_jobs: int = 2, plan: Plan | None = None, run=run_one) -> dict:   # load, rate, best, params
     "Load and rival for a world: as tuned where it is the tuned one, else by the rule on tuning seeds."
     if not options: t = tuned(family); return dict(load=t["load"], rate=t["rate"], best=t["best"], params=t["peers"][t["best"]]["params"])
