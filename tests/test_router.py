@@ -525,7 +525,7 @@ def hammer(r, clock, seed, calls, tally):
             for d in open_:
                 if rng.random() < .1: tally["cancelled"] += r.cancel(d, now); continue
                 for k, lane in enumerate(d.lanes):
-                    ok = rng.random() > .1
+                    ok = rng.random() > .05      # seldom enough that not all six are shut off at once
                     tally["observed"] += r.observe(Outcome(lane.backend.name, d.at_s, max(now - d.at_s, 0.)*1000, ok, None if ok else "refused", d.id, k))
             open_.clear()
     for d in open_: tally["cancelled"] += r.cancel(d, next(clock)*1e-3)
@@ -664,6 +664,15 @@ def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said(
     for _ in range(3000): d = r.decide(Request(), 1.); seen[d.backend] += 1; r.cancel(d, 1.)
     assert said["b0"] == pytest.approx(.95) and said["b1"] > 0 and same(sum(said.values()), 1.)
     for n, p in said.items(): assert abs(seen[n]/3000 - p) < .04
+
+
+@pytest.mark.parametrize("occupied, chance", [(10., .95), (3., 0.)])
+def test_what_fails_at_once_is_tried_first_before_its_breaker_opens_if_old_answers_come_in_between(occupied, chance):
+    r = busy(config=RouterConfig(explore=0., callers_retry=True, slo_ms=300.), breaker=BreakerConfig(failure_rate=1.)); full(r, occupied=occupied)
+    for k in range(30): r.observe(Outcome("b0", .02*k, 5., k % 3 == 0, None if k % 3 == 0 else "500"))
+    said = {c.backend: c.probability for c in r.rank(Request(), 1.)}
+    assert r.health("b0", 1.)[0] == "closed" and same(sum(said.values()), 1.)
+    assert said["b0"] == pytest.approx(chance)
 
 
 @pytest.mark.parametrize("how", [dict(callers_retry=False), dict(took_ms=5_000.), dict(took_ms=None), dict(occupied=0.), dict(served=False)], ids=str)

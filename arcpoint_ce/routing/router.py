@@ -99,7 +99,7 @@ class View:
     limited: bool                      # is either of them finite
     explore: float                     # chance of a draw by capacity alone
     probe_share: float                 # chance that a probe is given, where one is due
-    shut: tuple[bool, ...]             # of the probing lanes: was it shut off, and not on trial, when this was made
+    shut: tuple[bool, ...]             # of the probing lanes: was it tried though not on trial, when this was made
 
 # %% ../../nbs/routing/04_router.ipynb #209cf0db
 def swallowed(view: View, k: int, s: Signals) -> bool:   # no place to try any more
@@ -143,7 +143,7 @@ def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
     out.sort(key=lambda c: c.score)
     for lane, p in zip(view.probing, chance[len(view.lanes):]):
         out.append(Candidate(lane.backend.name, inf, p, s.in_flight[lane.slot], s.error[lane.slot], None, None,
-                             request.cost_usd(lane.backend), "half-open: may be given a probe" if probe_due(lane.breaker, now) or lane.breaker.state != OPEN else "shut off, but fails at once, and others are full"))
+                             request.cost_usd(lane.backend), "half-open: may be given a probe" if probe_due(lane.breaker, now) or lane.breaker.state == HALF_OPEN else "fails at once, and others are full: tried first"))
     return Ranking(out + [Candidate(n, inf, 0., 0, 0., None, None, 0., why) for n, why in view.excluded])
 
 # %% ../../nbs/routing/04_router.ipynb #f795a264
@@ -284,15 +284,15 @@ def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
     return e.get("slow", 0) > 0 and e.get("failed", 1) <= .1*e.get("calls", 0)
 
 # %% ../../nbs/routing/04_router.ipynb #e27344c5
-def fails_fast(lane: Lane, limit_ms: float, now: float) -> bool:   # an attempt there costs next to nothing
-    "Shut off by the rules or due for a probe, its last failures, of the last minute, took less than a twentieth of the latency limit, and some attempts succeed."
+def fails_fast(lane: Lane, limit_ms: float, now: float, error: float = 0.) -> bool:   # an attempt there costs next to nothing
+    "Shut off by the rules, due for a probe or often in error (0..1); its last failures, of the last minute, took less than a twentieth of the latency limit, and some attempts succeed."
     b = lane.breaker
     if now - lane.answered_s > max(.002*limit_ms, 10.): return False      # nothing came back within two limits: no attempt is worth it
-    return (b.state == OPEN or probe_due(b, now)) and not b.forced and max(lane.failed_ms) < .05*limit_ms and now - lane.failed_s < 60.
+    return (b.state == OPEN or probe_due(b, now) or b.state == CLOSED and error > .3) and not b.forced and max(lane.failed_ms) < .05*limit_ms and now - lane.failed_s < 60.
 
 def tried_first(free: float | None, room: float, most: float = .95) -> float:   # share of first attempts; most: others are always tried too
-    "How many to send to places that fail at once: none while the others have `room`, as many as possible from half of that on."
-    return min(2. - 2.*free/room, most) if free is not None and free < room else 0.
+    "How many to send to places that fail at once: none while the others have twice the `room`, as many as possible from there on."
+    return min(2. - free/room, most) if free is not None and free < 2.*room else 0.
 
 def standing(lane: Lane, request: Request, now: float, panic: bool) -> str | None:   # why not; None: may serve
     "Hard reasons against a lane that serves such requests: its rate limits, its breaker."
@@ -416,6 +416,9 @@ class RouterStandings(RouterBooks):
     "Who may serve which kind of request, and who may be probed."
     def _belief(self, lane: Lane, now: float) -> Forecast | None: return belief(lane, self.table, now, self.config.act_s, self.config.step_s)
 
+    def _fails_fast(self, lane: Lane, request: Request, now: float) -> bool:
+        return self.config.callers_retry and fails_fast(lane, self.limit_ms(lane.backend, request), now, self._signals.error[lane.slot])
+
     def _standings(self, request: Request, now: float, tried: tuple[str, ...]) -> tuple[dict[str, str | None], list[Lane], float, bool]:
         "Why each backend may not serve (None: may), who may be probed, by what share of the requests, and whether this is a panic."
         why = {n: serves(l.backend, request) for n, l in self._lanes.items()}
@@ -423,11 +426,14 @@ class RouterStandings(RouterBooks):
         healthy = sum(l.backend.capacity for l in able if l.breaker.state == CLOSED)
         panic = in_panic(healthy, sum(l.backend.capacity for l in able), self.config.panic_share)
         for l in able: why[l.backend.name] = "was tried already" if l.backend.name in tried else standing(l, request, now, panic)
-        well = [l for l in able if l.breaker.state == CLOSED]; c = self.config
+        c, quick = self.config, [l for l in able if l.backend.name not in tried and self._fails_fast(l, request, now)]
+        well = [l for l in able if l.breaker.state == CLOSED and l not in quick]
         free = free_share(well, [self._belief(l, now) for l in well], self._signals.in_flight, c.gateways) if len(well) < len(able) else None
         roomy, first = free is not None and free > c.room_share, tried_first(free, c.room_share) if c.callers_retry else 0.
+        if not first: quick = []
+        for l in quick: why[l.backend.name] = why[l.backend.name] or "fails at once, and others are full"
         out = [l for l in able if why[l.backend.name] and l.backend.name not in tried and l.ready_s(now, request.tokens_in + request.tokens_out) <= now]
-        quick = [l for l in out if first and fails_fast(l, self.limit_ms(l.backend, request), now)]
+        quick = [l for l in quick if l in out]
         probing = quick + [l for l in out if l not in quick and probe_due(l.breaker, now, roomy)]
         return why, probing, max(c.probe_share, first) if quick else c.probe_share, panic
 
@@ -447,7 +453,7 @@ class RouterViews(RouterStandings):
         until = min([now + c.refresh_s, *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now)])
         return View(self._stamp, now, min(until, stale_s) if stale_s >= now else until, free, tuple(probing), scene, self.policy.plan(scene, self._signals),
             WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]), tuple((n, w) for n, w in why.items() if w and n not in names),
-            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, share, tuple(l.breaker.state == OPEN for l in probing))
+            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, c.explore, share, tuple(l.breaker.state != HALF_OPEN for l in probing))
 
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
