@@ -334,7 +334,7 @@ class RouterConfig:
     probe_share: float = .1            # share of requests given to a half-open backend while probes are due
     panic_share: float = .5            # below this share of healthy capacity, soft health signals are ignored
     room_share: float = .3             # with more than this share of the others' room free, a breaker may wait longer (`patient_s`)
-    callers_retry: bool = False        # then, with less room than that, first attempts may go to places that fail at once
+    callers_retry: bool = False        # then, with less than twice that room, first attempts may go to places that fail at once
     gateways: int = 1                  # that route into this fleet and share nothing, this one included
     slow_start_s: float = 30.          # a newcomer's weight grows over this time, s
     refresh_s: float = 1.              # a view is made again after this at the latest, s
