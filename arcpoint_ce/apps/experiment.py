@@ -148,7 +148,7 @@ class ExperimentRun:
 def record_of(metrics: Mapping, asked: Asked, families: Sequence[str], seeds: Sequence[int], quick: bool) -> dict:
     "What metrics.json holds: the study's numbers, and what they are about."
     about = dict(families=list(families), seeds=list(seeds), n=asked.n, quick=quick, forecast=asked.forecast, settings=dict(asked.options),
-                 policies=list(asked.policies), version=code_version({}, [m.__file__ for m in SOURCES]), data_sha256=dict(asked.hashes),
+                 policies=list(asked.policies), version=code_version({}, SOURCES), data_sha256=dict(asked.hashes),
                  curves="measured" if "curves" in dict(asked.options) else "synthetic", simulated=True)
     return as_metrics({**metrics, **about, "notes": notes_of(metrics, families, asked, quick)})
 

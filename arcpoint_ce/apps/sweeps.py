@@ -130,7 +130,7 @@ FEW = dict(watched=dict(families=SEEN[:2]), loads=dict(factors=FACTORS[::3]), co
 def run_sweep(name: str, seeds: Iterable[int], n: int, few: bool, out: str | Path | None, n_jobs: int, progress: bool) -> pd.DataFrame:   # one row per run
     "Run one of SWEEPS; arguments as for `run_sweeps`. KeyError on an unknown name."
     run, tasks = SWEEPS[name]
-    version = code_version({}, [m.__file__ for m in SOURCES] + [__file__])
+    version = code_version({}, [*SOURCES, __file__])
     return run_tasks(run, tasks(tuple(seeds), n, **FEW[name] if few else {}), Path(out)/name if out else None, version, n_jobs, progress)
 
 def run_sweeps(

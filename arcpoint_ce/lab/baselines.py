@@ -350,6 +350,8 @@ class Clairvoyant(RandomChoice):
         self.asked_s, self.floors = -inf, [self.floor*c for c in self.capacity]
         self.by_price = sorted(self.all, key=lambda p: (self.backends[p].price_out, self.backends[p].price_in))
 
+    def refactor(self, p): self.floors[p] = self.floor*self.capacity[p]   # its capacity has changed
+
     def ask(self, now):
         if now - self.asked_s < self.every: return
         free = self.oracle(now)

@@ -72,7 +72,9 @@ class Policy(Chooser):
 # %% ../../nbs/lab/30e_choosers.ipynb #cdea437a
 class RandomChoice(Policy):
     "Weighted random by capacity (LiteLLM's simple-shuffle)."
-    def ready(self, n): self.weights = self.capacity; self.cum = list(accumulate(self.weights))
+    def ready(self, n): self.weights = self.capacity; self.refactor(0)
+
+    def refactor(self, p): self.cum = list(accumulate(self.weights))   # the capacity of a place has changed
 
     def pick(self, call, now, places):
         if len(places) == len(self.all): return min(bisect_right(self.cum, self.random()*self.cum[-1]), len(places) - 1)
@@ -108,6 +110,8 @@ class BestFixed(RandomChoice):
 class LeastInFlight(Policy):
     "Fewest own requests in flight per capacity, ties at random."
     def ready(self, n): self.share = [1/c for c in self.capacity]
+
+    def refactor(self, p): self.share[p] = 1/self.capacity[p]          # its capacity has changed
 
     def pick(self, call, now, places):
         own, share = self.own, self.share

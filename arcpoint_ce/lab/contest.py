@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORECASTS', 'CLAIRVOYANTS', 'OURS', 'CONTENDERS', 'ours', 'taught', 'Stuck', 'flipped', 'frozen', 'spoiled',
-           'contenders', 'herding', 'counted', 'low_times', 'true_room', 'leads', 'scaled', 'ran', 'run_one']
+           'contenders', 'herding', 'counted', 'low_times', 'true_room', 'mean_room', 'leads', 'scaled', 'ran',
+           'run_one']
 
 # %% ../../nbs/lab/33a_contest.ipynb #22511ab2
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ def spoiled(model: RoomModel, how: str, seed: int, at_s: float) -> RoomModel:
 # %% ../../nbs/lab/33a_contest.ipynb #197516ce
 CLAIRVOYANTS = {"clairvoyant_1": dict(how="least", lives=1.), "clairvoyant_2": dict(how="least", lives=2.), "clairvoyant_draw": dict(how="draw3", lives=1.)}
 OURS = tuple(f"ours{'' if f == 'on' else '_' + f}" for f in FORECASTS) + ("ours_shared", "ours_thrifty")
-CONTENDERS = (*OURS, *(p for p in PEERS if p not in ("clairvoyant", "best_fixed")), *CLAIRVOYANTS)
+CONTENDERS = (*OURS, *(p for p in PEERS if p != "clairvoyant"), *CLAIRVOYANTS)
 
 def contenders(name: str, world: World, params: dict, hold: dict) -> list:
     "The gateways of one contender. ValueError on an unknown name. `hold` receives the fleet (for the clairvoyant) and the traces."
@@ -102,6 +103,8 @@ def contenders(name: str, world: World, params: dict, hold: dict) -> list:
         policy = partial(HeadRoom, thrift=.6) if name == "ours_thrifty" else HeadRoom
         return [ours(world, model, policy=policy, board=board, trace=hold.setdefault("trace", []) if g == 0 else None, **params) for g in range(s.gateways)]
     if name not in PEERS: raise ValueError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")
+    if name == "c3": params = dict(clients=s.gateways) | params
+    if name == "best_fixed": params = dict(weights=dict(zip((x.name for x in world.backends), mean_room(world)))) | params
     return [make_peer(name, **params) for _ in range(s.gateways)]
 
 # %% ../../nbs/lab/33a_contest.ipynb #37548d00
@@ -139,6 +142,11 @@ def true_room(world: World) -> np.ndarray:   # (backends, grid) requests
     levels = np.round(world.speed, 2)
     most = np.array([np.interp(levels[i], u := np.unique(levels[i]), [x.curve.most(world.limit_tpot_ms*v) for v in u]) for i, x in enumerate(world.sims)])
     return np.maximum(most - world.others, 0.)
+
+def mean_room(world: World) -> list[float]:   # by place, requests
+    "Mean head-room of every backend while requests come."
+    during = (world.grid >= world.start_s) & (world.grid <= world.end_s)
+    return true_room(world)[:, during].mean(1).tolist()
 
 def leads(world: World, trace: list, twin: Record, early_s: float = 120.) -> dict:
     "Leads from first shed to first breach, share of onsets that had one, and what false sheds cost."

@@ -117,7 +117,7 @@ def sick(
     out = np.zeros((len(at_s), len(names)), bool)
     for f in filter(harms, faults):
         when = (at_s + span_s >= f.start_s) & (at_s < f.end_s + grace_s)
-        who = slice(None) if f.target == "*" or f.kind == "cascading_failure" else names.index(f.target) if isinstance(f.target, str) else f.target
+        who = slice(None) if f.target == "*" else names.index(f.target) if isinstance(f.target, str) else f.target
         out[when, who] = True
     return out
 

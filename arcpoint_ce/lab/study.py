@@ -12,17 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import arcpoint_ce.lab.baselines
-import arcpoint_ce.lab.contest
-import arcpoint_ce.lab.families
-import arcpoint_ce.lab.faults
-import arcpoint_ce.lab.fleet
-import arcpoint_ce.lab.gateways
-import arcpoint_ce.learning.gate
-import arcpoint_ce.learning.headroom
-import arcpoint_ce.routing.breaker
-import arcpoint_ce.routing.policies
-import arcpoint_ce.routing.router
+import arcpoint_ce
 from .contest import CLAIRVOYANTS, run_one
 from .experiment import Experiment, Task, code_version, compare, per_family, run_tasks, run_until
 from .families import FAMILIES
@@ -32,9 +22,7 @@ from .tuning import settle, tuned
 TEN = ("scheduled_surge", "slow_degradation", "rate_limit", "cold_capacity", "diurnal", "ramp",
        "step_failure", "gray_failure", "fast_errors", "memoryless_surge")
 LEADS = ("scheduled_surge", "slow_degradation")
-SOURCES = (arcpoint_ce.lab.baselines, arcpoint_ce.lab.contest, arcpoint_ce.lab.families, arcpoint_ce.lab.faults, arcpoint_ce.lab.fleet,
-           arcpoint_ce.lab.gateways, arcpoint_ce.learning.gate, arcpoint_ce.learning.headroom, arcpoint_ce.routing.breaker,
-           arcpoint_ce.routing.policies, arcpoint_ce.routing.router)    # whose text the rows depend on
+SOURCES = tuple(p for room in ("lab", "learning", "routing") for p in sorted((Path(arcpoint_ce.__file__).parent/room).glob("*.py")))   # whose text the rows depend on
 
 def policies_of(family: str, rival: str, params: Mapping, forecast: str = "on", more: Iterable[str] = ()) -> dict[str, Mapping]:
     "Contenders of one family with their settings."
@@ -62,7 +50,8 @@ def verdict(table: pd.DataFrame, family: str, settled: Mapping, mine: str = "our
     t = table[table.family == family]; seers = {c: pooled(t, c) for c in CLAIRVOYANTS}; seer = min(seers, key=seers.get)
     out = per_family(compare(t, mine, settled["best"], seer))[family] | per_family(compare(t, mine, settled["best"]))[family]
     alone = per_family(compare(t, mine, "ours_off"))[family]; versus = per_family(compare(t, mine, "adaptive_least"))[family]
-    missed = lambda policy: pooled(t, policy)/max(pooled(t, policy, "requests"), 1.)
+    shared = t[t.groupby("seed")["policy"].transform("nunique") == t["policy"].nunique()]   # `until` runs ours and its rival alone in more worlds
+    missed = lambda policy: pooled(shared, policy)/max(pooled(shared, policy, "requests"), 1.)
     out |= dict(forecast_on_off=alone["ratio"], forecast_on_off_lo=alone["ratio_lo"], forecast_on_off_hi=alone["ratio_hi"],
                 over_adaptive_least=versus["ratio"], over_adaptive_least_hi=versus["ratio_hi"],
                 cost_ratio=pooled(t, mine, "cost_usd")/max(pooled(t, settled["best"], "cost_usd"), 1e-9), best_reactive=settled["best"],
@@ -92,7 +81,7 @@ def study(
     "Run the comparison and judge every family. Ratios are violations of ours over the best reactive's, pooled, with paired 95 % intervals."
     seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
     tasks, settled = plan(families, seeds, n, options, forecast, more, n_jobs)
-    version = code_version(dict(options=dict(options), n=n), [m.__file__ for m in SOURCES])
+    version = code_version(dict(options=dict(options), n=n), SOURCES)
     table = run_tasks(run_one, tasks, out, version, n_jobs, progress)
     table["policy"] = table["policy"].str.removesuffix("+leads")
     mine = "ours" if forecast == "on" else f"ours_{forecast}"
