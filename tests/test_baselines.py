@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from arcpoint_ce.lab.baselines import GRIDS, PEERS, make_peer
+from arcpoint_ce.lab.contest import contenders
+from arcpoint_ce.lab.families import Setting, World
 from arcpoint_ce.lab.fleet import Call, Fleet, Gauge, Job, ServiceCurve, SimBackend
+from arcpoint_ce.lab.scaling import tell
 from arcpoint_ce.lab.workloads import poisson
 from arcpoint_ce.routing.core import Backend
 
@@ -478,3 +481,24 @@ def test_what_the_best_of_them_gain_in_a_fleet():
         return fleet.run(poisson(4., 2000, seed=4).with_slo(2.5, 30.)).violated.mean()
     blind, counting, measuring = map(violations, ("random", "p2c", "adaptive_least"))
     assert measuring < .5*counting < .5*blind
+
+
+# ---- replicas come and go
+
+@pytest.mark.parametrize("name", ["random", "least_in_flight", "p2c", "adaptive_least", "best_fixed", "clairvoyant"])
+def test_told_of_new_capacities_it_acts_on_them_and_not_on_the_first(name):
+    "A backend that shrinks to a quarter gets as much as one that was so small from the start; fixed weights stay."
+    def share(first, later):
+        peer = started(name, capacity=first, **{"best_fixed": dict(weights={"b0": 1., "b1": 1.}), "clairvoyant": dict(oracle=lambda now: later)}.get(name, {}))
+        tell(peer, [b/a for a, b in zip(first, later)])
+        seen = held(peer, 2000)
+        return seen[1]/2000
+    assert share((16., 16.), (16., 4.)) == pytest.approx(.5 if name == "best_fixed" else share((16., 4.), (16., 4.)), abs=.05)
+    if name != "best_fixed": assert share((16., 16.), (16., 4.)) < .35
+
+
+def test_a_contender_gets_what_its_world_knows():
+    world = World(Setting("scheduled_surge", 1, n=500, gateways=4))
+    assert {g.clients for g in contenders("c3", world, {}, {})} == {4} and contenders("c3", world, dict(clients=2), {})[0].clients == 2
+    fixed = contenders("best_fixed", world, {}, {})[0].weights_by_name
+    assert fixed.keys() == {b.name for b in world.backends} and all(0 < w < most for w, most in zip(fixed.values(), world.capacity))

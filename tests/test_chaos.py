@@ -83,6 +83,16 @@ def test_the_ledger_knows_the_victims_of_a_cascade():
     assert len(C.play(site, "never", s)[1].ledger.faults) > 1
 
 
+def test_who_only_stands_beside_a_cascade_is_well():
+    "Losing requests while healthy backends have room counts, whether the one that is down began a cascade or not."
+    site, lost = C.site_of(FIVE, n=1500, load=.3, retries=0), []
+    for kind in ("backend_down", "cascading_failure"):
+        s = Scenario("down", (Fault(kind, "a", 30., 60.),)); record, fleet = C.play(site, "p2c", s)
+        assert len(fleet.ledger.faults) == 1                                             # nobody else fell
+        lost.append(int(C.lost(record, site.backends, fleet.ledger.faults).sum()))
+    assert lost[0] == lost[1] > 50
+
+
 def test_the_exercises_suite_praises_flight_and_not_its_own_router():
     passed = C.own_suite(1).groupby("router").passed.mean()
     assert passed["always"] == 1. and passed["never"] == 0. and passed["exercise"] <= .5

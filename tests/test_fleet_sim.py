@@ -1,6 +1,7 @@
 "The simulated fleet: queueing theory, conservation whatever happens, determinism, flat memory, stale gauges, rate limits, cancelled hedges."
 import gc
 import tracemalloc
+from dataclasses import replace
 from math import factorial, inf
 from random import Random
 
@@ -113,15 +114,18 @@ HOOKS = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(hooks=st.lists(st.tuples(st.floats(0., 60.), HOOKS), max_size=12), seed=st.integers(0, 99), retries=st.integers(0, 3),
-       hedge_s=st.sampled_from((inf, .5, 4.)), timeout_s=st.sampled_from((3., 20.)), gateways=st.integers(1, 3), refuse=st.sampled_from((0., .3)))
-def test_every_request_ends_once_and_every_place_comes_back(hooks, seed, retries, hedge_s, timeout_s, gateways, refuse):
+       hedge_s=st.sampled_from((inf, .5, 4.)), timeout_s=st.sampled_from((3., 20.)), gateways=st.integers(1, 3), refuse=st.sampled_from((0., .3)),
+       deadline_s=st.sampled_from((None, .01, 2.5, 8.)))
+def test_every_request_ends_once_and_every_place_comes_back(hooks, seed, retries, hedge_s, timeout_s, gateways, refuse, deadline_s):
     mates = [Ledger(5., refuse) for _ in range(gateways)]
     sims = [SimBackend(Backend(n, price_out=1.), CURVE, slots=4, queue=5, start_s=7.) for n in "ab"] + [SimBackend(Backend("c"), CURVE, start_s=7.)]
     fleet = Fleet(sims, mates, seed=seed, timeout_s=timeout_s, retries=retries, hedge_s=hedge_s)
     for t, (what, *args) in hooks:
         if what == "set": fleet.at(t, lambda f, now, a=args: f.set(a[0], **a[1]))
         else: fleet.at(t, lambda f, now, w=what, a=args: getattr(f, w)(*a))
-    r = fleet.run(poisson(6., 300, seed, SHORT), Once())
+    work = poisson(6., 300, seed, SHORT)
+    r = fleet.run(replace(work, deadline_s=np.where(np.arange(300) % 3, deadline_s, inf)) if deadline_s else work, Once())
+    if deadline_s: assert (r.latency_s[np.arange(300) % 3 > 0] <= deadline_s + 1e-9).all() and not (r.error[::3] == "deadline").any()
     assert len(r) == 300 and r.k.tolist() == list(range(300)) and fleet.open == 0 and not fleet.running
     for m in mates: assert m.given.keys() == m.back.keys()
     assert sum(len(m.given) for m in mates) == r.attempts.sum() and all(s.n == 0 and not s.queue for s in fleet.stations)
@@ -272,6 +276,16 @@ def test_retries_double_their_pause_and_are_counted_though_nothing_was_sent():
     g = Ledger(); fleet = Fleet([SimBackend(Backend(n), CURVE) for n in "abcdefgh"], [g], retries=3, backoff_s=1.)
     for n in "abcdefgh": fleet.set(n, down="refuse")
     r = fleet.run(requests([0.], [5.])); assert r.attempts[0] == 4 and r.end_s[0] == pytest.approx(7.02)
+
+
+def test_a_deadline_ends_a_call_and_frees_its_seat():
+    g = Ledger(); fleet = Fleet([SimBackend(Backend("a", price_out=1e6), CURVE, slots=1)], [g], retries=2)
+    work = replace(requests([0., 1.], [200., 10.]), deadline_s=[2., inf]); r = fleet.run(work)
+    assert r.error.tolist() == ["deadline", None] and r.end_s[0] == 2. < r.end_s[1] < 3. and g.errors == ["cancelled", None]
+    assert r.violated.tolist() == [True, False] and r.cost_usd[0] > 0                   # it had a seat: what was begun is paid for
+    fleet = Fleet([SimBackend(Backend("a"), CURVE)], [g := Ledger()], retries=3, backoff_s=4.); fleet.set("a", down="refuse")
+    r = fleet.run(replace(work, deadline_s=[2., 2.]))                                    # both while waiting for the next try
+    assert r.error.tolist() == ["deadline"]*2 and r.end_s.tolist() == [2., 3.] and r.attempts.tolist() == [1, 1]
 
 
 def test_a_surge_bends_time_across_chunks():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORECASTS', 'CLAIRVOYANTS', 'OURS', 'CONTENDERS', 'ours', 'taught', 'Stuck', 'flipped', 'frozen', 'spoiled',
-           'contenders', 'herding', 'counted', 'low_times', 'true_room', 'mean_room', 'leads', 'scaled', 'ran',
+           'true_room', 'mean_room', 'contenders', 'herding', 'counted', 'low_times', 'leads', 'scaled', 'ran',
            'run_one']
 
 # %% ../../nbs/lab/33a_contest.ipynb #22511ab2
@@ -85,6 +85,18 @@ def spoiled(model: RoomModel, how: str, seed: int, at_s: float) -> RoomModel:
     elif how == "shuffled": k = int(np.random.default_rng(seed).integers(1, len(fs))); fs = (*fs[k:], *fs[:k])
     return replace(model, foresight=fs)
 
+# %% ../../nbs/lab/33a_contest.ipynb #18112a33
+def true_room(world: World) -> np.ndarray:   # (backends, grid) requests
+    "Head-room of every backend on the grid, faults left out."
+    levels = np.round(world.speed, 2)
+    most = np.array([np.interp(levels[i], u := np.unique(levels[i]), [x.curve.most(world.limit_tpot_ms*v) for v in u]) for i, x in enumerate(world.sims)])
+    return np.maximum(most - world.others, 0.)
+
+def mean_room(world: World) -> list[float]:   # by place, requests
+    "Mean head-room of every backend while requests come."
+    during = (world.grid >= world.start_s) & (world.grid <= world.end_s)
+    return true_room(world)[:, during].mean(1).tolist()
+
 # %% ../../nbs/lab/33a_contest.ipynb #197516ce
 CLAIRVOYANTS = {"clairvoyant_1": dict(how="least", lives=1.), "clairvoyant_2": dict(how="least", lives=2.), "clairvoyant_draw": dict(how="draw3", lives=1.)}
 OURS = tuple(f"ours{'' if f == 'on' else '_' + f}" for f in FORECASTS) + ("ours_shared", "ours_thrifty")
@@ -137,17 +149,7 @@ def low_times(room: np.ndarray, share: float = .5) -> list[tuple[int, int]]:   #
         else: k += 1
     return out
 
-def true_room(world: World) -> np.ndarray:   # (backends, grid) requests
-    "Head-room of every backend on the grid, faults left out."
-    levels = np.round(world.speed, 2)
-    most = np.array([np.interp(levels[i], u := np.unique(levels[i]), [x.curve.most(world.limit_tpot_ms*v) for v in u]) for i, x in enumerate(world.sims)])
-    return np.maximum(most - world.others, 0.)
-
-def mean_room(world: World) -> list[float]:   # by place, requests
-    "Mean head-room of every backend while requests come."
-    during = (world.grid >= world.start_s) & (world.grid <= world.end_s)
-    return true_room(world)[:, during].mean(1).tolist()
-
+# %% ../../nbs/lab/33a_contest.ipynb #ced43ade
 def leads(world: World, trace: list, twin: Record, early_s: float = 120.) -> dict:
     "Leads from first shed to first breach, share of onsets that had one, and what false sheds cost."
     t = np.array([now for now, _ in trace]); plain, said, most = (np.array([[f(*b) for b in beliefs] for _, beliefs in trace]).T

@@ -6,8 +6,8 @@
 __all__ = ['FIELDS', 'interpolate', 'CurvePoints', 'ServiceCurve', 'SimBackend', 'Gauge', 'Call', 'Job', 'Gateway', 'FixedChoice',
            'check_condition', 'Conditions', 'Paces', 'Station', 'Seats', 'Leaving', 'Doors', 'Published', 'Rows',
            'Record', 'Tally', 'FleetClock', 'check_fleet', 'FleetState', 'FleetHooks', 'FleetScaling', 'FleetJobs',
-           'FleetWaiting', 'FleetHedges', 'FleetEnds', 'FleetCloses', 'FleetArrivals', 'FleetDepartures',
-           'rare_collections', 'FleetTicks', 'Fleet']
+           'FleetWaiting', 'FleetHedges', 'FleetEnds', 'FleetCloses', 'FleetGivenUp', 'FleetChunks', 'FleetArrivals',
+           'FleetDepartures', 'rare_collections', 'FleetTicks', 'Fleet']
 
 # %% ../../nbs/lab/30_fleet.ipynb #f6fedb22
 import gc
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import repeat
 from math import inf, isfinite
 from random import Random
 from typing import NamedTuple, Protocol
@@ -550,14 +551,14 @@ class FleetEnds(FleetHedges):
         elif not call.open: self.retry(call, job, now, error)
 
     def bill(self, job: Job):
-        s, call = self.stations[job.place], job.call
-        call.cost_usd += call.tokens_in*s.price_in + call.tokens_out*s.price_out
+        s, call = self.stations[job.place], job.call; call.cost_usd += call.tokens_in*s.price_in + call.tokens_out*s.price_out
 
     def retry(self, call: Call, job: Job | None, now: float, error: str | None):
         "Another attempt after a pause, as long as the caller has any left."
         if call.retried >= self.retries: return self.close(call, job, now, False, error)
         pause_s = self.backoff_s*2**call.retried; call.retried += 1
         def again(fleet, t):
+            if call.ended: return          # its deadline came first
             place = fleet.gateways[call.gateway].again(call, t)
             if place >= 0: fleet.try_at(call, place, t)
             elif not call.tried: fleet.retry(call, None, t, error)
@@ -566,7 +567,7 @@ class FleetEnds(FleetHedges):
 
 # %% ../../nbs/lab/30_fleet.ipynb #7af3d116
 class FleetCloses(FleetEnds):
-    "The end of a call, and of everything at one place."
+    "The end of a call."
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         "The call is over. Attempts of it that still run are cancelled."
         call.ended = True; self.open -= 1
@@ -579,6 +580,18 @@ class FleetCloses(FleetEnds):
         self.sink.close(call, job, now, ok, error)
         call.jobs = call.memo = None
 
+# %% ../../nbs/lab/30_fleet.ipynb #e3b33d7d
+class FleetGivenUp(FleetCloses):
+    "Who gives up, and the end of everything at one place."
+    def expire(self, call: Call, now: float):
+        "Its caller gives up: attempts that still run are cancelled, and the call has failed."
+        if call.ended: return
+        for job in [j for j in self.running if j.call is call]:
+            if job.seated: self.bill(job)
+            self.leave(job, now); call.open -= 1
+            self.gateways[call.gateway].cancel(job, now)
+        self.close(call, None, now, False, "deadline")
+
     def kill(self, place: int | str):
         "Whatever runs or waits there is lost."
         s = self.stations[self.place_of(place)]
@@ -586,31 +599,36 @@ class FleetCloses(FleetEnds):
             if job.alive: self.leave(job, self.now); self.ended(job, self.now, False, "lost")
 
 # %% ../../nbs/lab/30_fleet.ipynb #0cce509a
-class FleetArrivals(FleetCloses):
+class FleetChunks(FleetGivenUp):
+    "Requests come in by the chunk."
+    def chunk(self, last_s: float, now: float):
+        "Take the next requests in; the first of them comes as long after `now` as its time is after `last_s`."
+        w = next((w for w in self.source if len(w)), None)
+        if w is None: self.due = inf; return
+        tiers = [w.tiers[t] for t in w.tier.tolist()]
+        deadlines = w.deadline_s.tolist() if hasattr(w, "deadline_s") else repeat(inf)
+        self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist(), deadlines)
+        self.coming = next(self.rows); first_s = self.coming[0]
+        if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
+        self.due = now + (first_s - last_s)/self.pace
+
+# %% ../../nbs/lab/30_fleet.ipynb #e76390b0
+class FleetArrivals(FleetChunks):
     "Where requests come from, and where they go."
     def arrive(self):
         "The next request comes in."
         now, k, g = self.due, self.born, 0; gateways = self.gateways
         if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
-        last_s, tokens_in, tokens_out, tier, slo_s = self.coming
+        last_s, tokens_in, tokens_out, tier, slo_s, deadline_s = self.coming
         call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
         self.now, self.born = now, k + 1; self.open += 1
+        if deadline_s < inf: self.at(now + deadline_s, lambda f, t: f.expire(call, t))
         coming = self.coming = next(self.rows, None)
         if coming is None: self.chunk(last_s, now)
         else: self.due = now + (coming[0] - last_s)/self.pace
         place = gateways[g].send(call, now)
         if place >= 0: self.try_at(call, place, now)
         else: self.retry(call, None, now, "refused")
-
-    def chunk(self, last_s: float, now: float):
-        "Take the next requests in; the first of them comes as long after `now` as its time is after `last_s`."
-        w = next((w for w in self.source if len(w)), None)
-        if w is None: self.due = inf; return
-        tiers = [w.tiers[t] for t in w.tier.tolist()]
-        self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist())
-        self.coming = next(self.rows); first_s = self.coming[0]
-        if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
-        self.due = now + (first_s - last_s)/self.pace
 
 # %% ../../nbs/lab/30_fleet.ipynb #fb750c5f
 class FleetDepartures(FleetArrivals):

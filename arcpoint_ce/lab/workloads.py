@@ -21,7 +21,7 @@ import pandas as pd
 from ..telemetry.traces import REGISTRY, detect_format, exercise, fetch, load_arrivals, load_rates
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2fa92fc3
-ARRAYS = ("at_s", "tokens_in", "tokens_out", "slo_s", "tier")
+ARRAYS = ("at_s", "tokens_in", "tokens_out", "slo_s", "deadline_s", "tier")
 
 def _column(
     name: str,              # field
@@ -45,10 +45,10 @@ def _check(
     sizes = {name: len(getattr(w, name)) for name in ARRAYS}
     if len(set(sizes.values())) > 1: raise ValueError(f"the arrays of a Workload must have one length, got {sizes}")
     if not w.tiers or len(set(w.tiers)) < len(w.tiers): raise ValueError(f"tiers must be distinct names, at least one, got {w.tiers!r}")
-    bad = {"at_s": ~(np.isfinite(w.at_s) & (w.at_s >= 0)), "slo_s": ~(w.slo_s > 0),
+    bad = {"at_s": ~(np.isfinite(w.at_s) & (w.at_s >= 0)), "slo_s": ~(w.slo_s > 0), "deadline_s": ~(w.deadline_s > 0),
            "tier": (w.tier < 0) | (w.tier >= len(w.tiers))}
     bad |= {name: ~(np.isfinite(v := getattr(w, name)) & (v >= 0)) for name in ("tokens_in", "tokens_out")}
-    rule = {"at_s": "a time, 0 s or later", "slo_s": "more than 0 s (inf: no limit)", "tier": f"an index into tiers {w.tiers}"}
+    rule = {"at_s": "a time, 0 s or later", "slo_s": "more than 0 s (inf: no limit)", "deadline_s": "more than 0 s after its arrival (inf: none)", "tier": f"an index into tiers {w.tiers}"}
     for name, wrong in bad.items():
         if wrong.any():
             i = int(wrong.argmax()); value = getattr(w, name)[i].item()
@@ -82,8 +82,10 @@ class Workload:
     tier: np.ndarray                       # (n,) index into tiers
     tiers: tuple[str, ...] = ("standard",) # names of the tiers
     about: str = ""                        # where it comes from, what was done to it
+    deadline_s: np.ndarray | None = None   # (n,) when its caller gives up, s after its arrival, > 0; inf, None: never
 
     def __post_init__(self):
+        if self.deadline_s is None: object.__setattr__(self, "deadline_s", np.full(len(np.atleast_1d(self.at_s)), inf))
         for name in ARRAYS: object.__setattr__(self, name, _column(name, getattr(self, name), name == "tier"))
         object.__setattr__(self, "tiers", tuple(self.tiers)); _check(self)
 
@@ -139,16 +141,19 @@ def with_slo(
     slack: float | Mapping[str, float] = 2.5, # allowed latency, in multiples of the work; by tier where a mapping
     ref_tpot_ms: float = 20.,                 # reference backend's time per output token, ms
     ref_prefill_ms_per_tok: float = 0.,       # its time per prompt token, ms
-) -> Workload:                                # the same requests, slo_s set
+    patience: float = inf,                    # callers give up after so many of their limits
+) -> Workload:                                # the same requests, slo_s and deadline_s set
     "Latency limits by the lab's rule: slack x work. ValueError on amounts that are none and on tiers without slack."
     if not isinstance(slack, Mapping): slack = {t: slack for t in workload.tiers}
     if missing := [t for t in workload.tiers if t not in slack]: raise ValueError(f"slack names no value for tier {missing[0]!r}")
     _positive(ref_tpot_ms=ref_tpot_ms, **{f"slack of {t}": v for t, v in slack.items()})
+    if not patience > 0: raise ValueError(f"patience must be positive, got {patience!r}")
     if not (isfinite(ref_prefill_ms_per_tok) and ref_prefill_ms_per_tok >= 0):
         raise ValueError(f"ref_prefill_ms_per_tok must be 0 or more, got {ref_prefill_ms_per_tok!r}")
     answer = np.where(workload.tokens_out > 0, workload.tokens_out, 1.)
     work_ms = answer*ref_tpot_ms + workload.tokens_in*ref_prefill_ms_per_tok
-    return replace(workload, slo_s=np.array([slack[t] for t in workload.tiers], float)[workload.tier]*work_ms/1000.)
+    slo_s = np.array([slack[t] for t in workload.tiers], float)[workload.tier]*work_ms/1000.
+    return replace(workload, slo_s=slo_s, deadline_s=patience*slo_s)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e0064f67
 def _joined(

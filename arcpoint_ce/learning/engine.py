@@ -56,7 +56,7 @@ class EngineConfig:
         if self.tight_share > 1: raise ValueError(f"EngineConfig.tight_share must be at most 1, got {self.tight_share!r}")
 
 class Belief(Protocol):
-    "What makes forecast tables for an engine: `LiveModel`, or head-room in the simulator."
+    "What makes forecast tables for an engine: `LiveModel`, or `LiveRooms`. One that has a method `ended` is told of every outcome, from any thread."
     def tick(self, now: float) -> ForecastTable: ...   # makes a table and hands it to the router
     def status(self) -> dict: ...
 
@@ -65,7 +65,7 @@ class EngineParts:
     "What an engine is made of."
     def __init__(self, fleet: Iterable[Backend], store: FeedbackStore, router: Router, belief: Belief | None, anomalies: AnomalyDetector | None, config: EngineConfig):
         self.fleet, self.store, self.router, self.belief, self.config = tuple(fleet), store, router, belief, config
-        self.anomalies, self.incidents = anomalies, IncidentBook()
+        self.anomalies, self.incidents, self.hears = anomalies, IncidentBook(), getattr(belief, "ended", None)
         self.features: dict[str, Mapping] = {}     # of the newest closed step, by backend
         self.histories: dict[str, History] = {}
         self.made_s: dict[str, float] = {}         # of the newest forecast that was written down
@@ -89,6 +89,7 @@ class EngineFast(EngineParts):
         "As `Router.observe`, and written down."
         taken = self.router.observe(outcome)
         self.store.ended(outcome)
+        if taken and self.hears: self.hears(outcome)
         return taken
 
 # %% ../../nbs/learning/27_engine.ipynb #98045526

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGMA', 'Assignment', 'rho2', 'radius', 'difference', 'Arm', 'TestConfig', 'Verdict', 'SequentialTest',
-           'CanaryConfig', 'Canary', 'OffPolicy', 'off_policy', 'Shadow', 'looks', 'rollout_rates']
+           'CanaryConfig', 'Canary', 'OffPolicy', 'off_policy', 'Shadow', 'Holdout', 'looks', 'rollout_rates']
 
 # %% ../../nbs/learning/26_rollout.ipynb #3b54cfad
 from collections import deque
@@ -15,6 +15,9 @@ from math import exp, inf, isfinite, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
+
+from ..routing.core import Request, serves
+from ..routing.router import Decision, Router
 
 # %% ../../nbs/learning/26_rollout.ipynb #6ac9ba06
 @dataclass(frozen=True)
@@ -212,6 +215,33 @@ class Shadow:
         self.rows.append((latency_ms, decision.probability, mine))
 
     def score(self) -> OffPolicy: return off_policy(*zip(*self.rows))
+
+# %% ../../nbs/learning/26_rollout.ipynb #9af91164
+class Holdout:
+    "A router's decisions, but for a share of the requests that is never rerouted."
+    def __init__(
+        self, router: Router,
+        share: float = .01,            # of the requests, by their ids; 0..1
+        salt: str = "holdout",         # another one holds out others
+    ):
+        self.router, self.salt, self.test = router, salt, SequentialTest()   # the test: rerouted ("new") against held out ("live")
+        self.assignment = Assignment(salt, {"held": share, "routed": 1. - share})
+
+    def held(self, request: Request) -> bool:
+        "ValueError on a request without an id."
+        if not request.id: raise ValueError("a holdout needs requests with ids: give each one its own, e.g. Request(id=trace_id)")
+        return self.assignment.arm(request.id) == "held"
+
+    def decide(self, request: Request, now: float) -> Decision:
+        "As `Router.decide`; held-out requests by capacity alone, through open breakers. NoBackend where nothing serves the request."
+        able = {b.name: b.capacity for b in self.router.backends if serves(b, request) is None}
+        if not self.held(request) or not able: return self.router.decide(request, now)
+        name = Assignment(f"{self.salt} place", {n: c/sum(able.values()) for n, c in able.items()}).arm(request.id)
+        return self.router.claim(request, name, now, anyway=True)
+
+    def observe(self, request: Request, latency_ms: float | None, ok: bool):
+        "How a request ended, for the test; the router has its outcomes as always."
+        self.test.observe("live" if self.held(request) else "new", latency_ms, ok)
 
 # %% ../../nbs/learning/26_rollout.ipynb #1db02d10
 SIGMA = sqrt(log(2.))                  # of the log: standard deviation as large as the mean

@@ -440,8 +440,9 @@ class RouterStandings(RouterBooks):
 # %% ../../nbs/routing/04_router.ipynb #4110918f
 class RouterViews(RouterStandings):
     "Views: a scene and a plan for one kind of request."
-    def _view(self, request: Request, now: float, tried: tuple[str, ...] = ()) -> View:
+    def _view(self, request: Request, now: float, tried: tuple[str, ...] = (), anyway: str | None = None) -> View:
         why, probing, share, panic = self._standings(request, now, tried)
+        if anyway in why and self._lanes[anyway].breaker.forced != OPEN: why[anyway] = serves(self._lanes[anyway].backend, request)
         lanes, c, names = list(self._lanes.values()), self.config, {l.backend.name for l in probing}
         free = tuple(l for l in lanes if why[l.backend.name] is None)
         fs = [self._belief(l, now) for l in free]
@@ -649,10 +650,10 @@ class RouterRetries(RouterDeciding):
 # %% ../../nbs/routing/04_router.ipynb #c4975b3a
 class RouterClaims(RouterRetries):
     "Decisions that somebody else has made."
-    def claim(self, request: Request, backend: str, now: float) -> Decision:
-        "Reserve on a given backend. NoBackend where it may not serve the request now."
+    def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
+        "Reserve on a given backend; `anyway`: over its rate limits and through its breaker, unless a person holds that open. NoBackend where it may not serve the request."
         with self._lock:
-            view = self._view(request, now); place = next((i for i, l in enumerate(view.lanes) if l.backend.name == backend), None)
+            view = self._view(request, now, anyway=backend if anyway else None); place = next((i for i, l in enumerate(view.lanes) if l.backend.name == backend), None)
             if place is None:
                 shut = [(backend, f"breaker {l.breaker.state}: {l.breaker.reason}") for l in view.probing if l.backend.name == backend]
                 raise NoBackend(tuple(x for x in view.excluded if x[0] == backend) or tuple(shut) or ((backend, "is not in the fleet"),))
