@@ -26,12 +26,12 @@ class RoomsSetUp:
         gauges: Callable[[float], Mapping] | None = None,   # now -> (time, running, waiting, time per token in ms) by backend; None: there are none
         *,
         learn_s: float = 3600.,        # between two lessons, s
-        keep: int = 100_000,           # ticks and answers to learn from, at most
+        keep: int = 20_000,            # newest ticks and answers to learn from
         gateways: int = 1,             # that route into this fleet and share nothing, this one included
     ):
         if not (tpot_ms > 0 and ahead_s > 0 and learn_s > 0 and keep > 0): raise ValueError(f"tpot_ms, ahead_s, learn_s and keep must be positive, got {tpot_ms!r}, {ahead_s!r}, {learn_s!r}, {keep!r}")
         self.router, self.tpot_ms, self.ahead_s, self.gauges, self.learn_s, self.keep, self.gateways = router, tpot_ms, ahead_s, gauges, learn_s, keep, gateways
-        self.inbox, self.journal, self.gate = deque(), Journal(), Gate()
+        self.inbox, self.journal, self.gate = deque(maxlen=keep), Journal(), Gate()   # an inbox that nobody empties loses its oldest
         self.from_s, self.learned_s, self.rooms, self.places = None, None, None, {}
 
 # %% ../../nbs/learning/26d_rooms.ipynb #a9f6fe52
@@ -48,6 +48,8 @@ class RoomsSeen(RoomsSetUp):
             if place is None: continue     # it has left the fleet
             self.rooms.answer(place, start_s - self.from_s, end_s - self.from_s, tokens)
             self.journal.answers.append((place, start_s - self.from_s, end_s - self.from_s, tokens))
+        for rows in (self.journal.ticks, self.journal.answers):
+            if len(rows) > 2*self.keep: del rows[:-self.keep]
 
     def look(self, now: float) -> tuple[tuple, tuple]:   # gauges or None, own in flight; by place
         said, own = self.gauges(now) if self.gauges else {}, self.router.in_flight()
