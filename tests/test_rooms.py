@@ -1,16 +1,13 @@
 "Head-room in an engine, as a program would use it, does in the simulated fleet what the laboratory's own gateway does."
-from dataclasses import replace
-
 import pytest
 
 from arcpoint_ce import ContextEngine
 from arcpoint_ce.lab.contest import contenders, counted, ours, taught
-from arcpoint_ce.lab.families import Setting, World
+from arcpoint_ce.lab.families import REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from arcpoint_ce.lab.gateways import RoomGateway
 from arcpoint_ce.lab.tuning import tuned
-from arcpoint_ce.learning.rooms import LiveRooms
+from arcpoint_ce.learning.rooms import head_room
 from arcpoint_ce.routing.core import Outcome, Request
-from arcpoint_ce.routing.policies import HeadRoom
 
 EPOCH_S = 1.7e9                        # a program's clock does not begin at 0
 
@@ -23,8 +20,8 @@ class Program(RoomGateway):
     def start(self, backends, seed):
         self.names = [b.name for b in backends]; self.places = {n: i for i, n in enumerate(self.names)}; self.own, self.length = [0]*len(backends), 256.
         if self.engine: return
-        believed = lambda router: LiveRooms(router, self.world.limit_tpot_ms, 2*self.world.setting.request_s, self.gauges, learn_s=1e9)
-        self.engine = ContextEngine(backends, policy=HeadRoom(), belief=believed, router=replace(self.config, seed=seed), breaker=self.breaker)
+        s = self.world.setting
+        self.engine = ContextEngine(backends, **head_room(s.slack*REF_TPOT_MS, s.slack*REF_PREFILL_MS*500., s.request_s, self.gauges, s.retries > 0, learn_s=1e9))
 
     def gauges(self, now): return {n: (g.at_s + EPOCH_S, *g[1:]) for n, g in zip(self.names, self.seen) if g}
 

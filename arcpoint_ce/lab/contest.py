@@ -22,7 +22,7 @@ from .gateways import Board, RoomGateway
 from .scaling import SETTINGS, Scaler, scaler_for
 from ..learning.gate import Gate
 from ..learning.headroom import Foresight, Journal, RoomModel, Rooms, learn_rooms, untaught
-from ..routing.breaker import BreakerConfig
+from ..learning.rooms import FAILURES_ONLY
 from ..routing.policies import HeadRoom
 from ..routing.router import RouterConfig
 
@@ -46,7 +46,7 @@ def ours(
     s = world.setting; many = 1 if board else s.gateways
     rooms = lambda backends: Rooms(backends, model, world.limit_tpot_ms, lives*s.request_s, gate=Gate() if gate else None, gateways=many, trace=trace)
     config = RouterConfig(slo_ms=s.slack*REF_PREFILL_MS*500., slo_tok_ms=s.slack*REF_TPOT_MS, explore=explore, lease_s=20*s.request_s, callers_retry=s.retries > 0, gateways=many)
-    return RoomGateway(partial(policy, gateways=many), rooms=rooms, config=config, breaker=BreakerConfig(slow_rate=2., open_s=5., max_open_s=10., patient_s=60., probes=1, probe_success=2), every_s=every_s, journal=journal, board=board)
+    return RoomGateway(partial(policy, gateways=many), rooms=rooms, config=config, breaker=FAILURES_ONLY, every_s=every_s, journal=journal, board=board)
 
 @lru_cache(4)
 def taught(setting: Setting) -> RoomModel:
