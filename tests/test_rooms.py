@@ -6,8 +6,9 @@ from arcpoint_ce.lab.contest import contenders, counted, ours, taught
 from arcpoint_ce.lab.families import REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from arcpoint_ce.lab.gateways import RoomGateway
 from arcpoint_ce.lab.tuning import tuned
+from arcpoint_ce.learning.rollout import Holdout
 from arcpoint_ce.learning.rooms import head_room
-from arcpoint_ce.routing.core import Outcome, Request
+from arcpoint_ce.routing.core import Backend, Outcome, Request
 
 EPOCH_S = 1.7e9                        # a program's clock does not begin at 0
 
@@ -67,3 +68,73 @@ def test_a_program_gets_what_was_measured(missed):
 
 
 def test_what_was_learned_is_what_pays(missed): assert missed["program"] < .6*missed["untaught"], missed
+
+
+# ---- what goes wrong in a program
+
+T = EPOCH_S
+
+
+def running(gauges=None, names="ab", **how):
+    return ContextEngine([Backend(n, capacity=8) for n in names], **head_room(60., gauges=gauges, **how))
+
+
+def serve(engine, now, took_s=4., **outcome):
+    d = engine.decide(Request(f"r{now}", tokens_in=500, tokens_out=100), now)
+    engine.observe(Outcome(d.backend, now, took_s*1000., decision=d.id, tokens_out=100, **outcome))
+    return d
+
+
+def test_a_backend_that_is_idle_for_hours_costs_nobody_the_belief():
+    e = running(); [serve(e, T + k) for k in range(20)]; e.tick(T + 20); e.router.force("b", "open", T + 20, "drain")
+    for k in range(5, 3*3600, 5): serve(e, T + 20 + k); e.step(T + 20 + k)
+    assert e.failures == 0 and not e.status(T + 20 + k)["forecast"]["stale"]
+
+
+@pytest.mark.parametrize("bad", [(T, 1., 0., 0.), (T, None, 0., 20.), (T, 1., 0., float("nan")), (T, 1., 0., float("inf")), (T*1000, 1., 0., 20.), "x", 1/3])
+def test_one_bad_gauge_is_counted_and_harms_nobody(bad):
+    e = running(lambda t: {"a": bad if 50 < t - T < 60 else (t, 2., 0., 25.), "b": (t, 3., 0., 25.)}, learn_s=300.)
+    for k in range(0, 1000, 5): serve(e, T + k); e.step(T + k)
+    said = e.router.table
+    assert e.failures == 0 and e.belief.bad_gauges in (1, 2) and said.forecasts["a"].most > 1 and e.belief.learned_s >= T + 900
+
+
+def test_a_source_of_gauges_that_fails_leaves_our_own_answers():
+    e = running(lambda t: 1/0)
+    for k in range(0, 300, 5): serve(e, T + k); e.step(T + k)
+    assert e.failures == 0 and e.router.table.version == 60 and e.belief.bad_gauges == 60 and e.belief.rooms.sensors[0].known > 0
+
+
+def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
+    e = running(learn_s=600.)
+    for k in range(0, 1800, 5):
+        if k % 300 == 150: e.router.add(Backend(f"n{k}", capacity=4), T + k)
+        if k % 300 == 250: e.router.remove(f"n{k - 100}")
+        serve(e, T + k); e.step(T + k)
+    assert e.failures == 0 and len(e.belief.journal.ticks) == 360 and e.belief.learned_s == T + 1200
+    curve = e.belief.rooms.model.responses[e.belief.places["b"]]
+    e.router.remove("a"); e.belief.learn(); assert list(e.belief.places) == ["b"]        # a lesson before the next tick
+    e.router.remove("b"); e.router.add(Backend("b", capacity=80), T + 1801); e.tick(T + 1801)
+    assert e.belief.rooms.model.responses[0] != curve and e.belief.rooms.backends[0].capacity == 80
+
+
+def test_versions_go_on_after_a_restart(tmp_path):
+    def begun(): return ContextEngine([Backend("a"), Backend("b")], tmp_path/"s.sqlite", **head_room(60.))
+    e = begun()
+    for k in range(20): serve(e, T + k); e.tick(T + k)
+    was = e.router.table.version; e.close(T + 20)
+    e = begun(); e.tick(T + 30); assert e.router.table.version == was + 1; e.close(T + 31)
+
+
+def test_an_empty_fleet_waits_for_members():
+    e = running(names=""); e.tick(T); e.router.add(Backend("a"), T + 1); serve(e, T + 2); e.tick(T + 5)
+    assert list(e.router.table.forecasts) == ["a"]
+
+
+def test_held_out_requests_are_written_down_and_pass_open_breakers_but_no_persons():
+    e = running(); out = Holdout(e, 1.)
+    for k in range(200): d = out.decide(Request(f"r{k}"), T + k); e.observe(Outcome(d.backend, T + k, 4000., decision=d.id, tokens_out=100))
+    e.store.flush(T + 200); assert e.store.status()["fates"]["joined"] == 200
+    e.router.force("b", "open", T + 200, "drain")
+    assert {out.decide(Request(f"r{k}"), T + 201).backend for k in range(50)} == {"a"}
+    with pytest.raises(ValueError, match="sum to 1"): Holdout(e, float("nan"))

@@ -120,10 +120,10 @@ class Scaler(Crew):
 
 # %% ../../nbs/lab/32c_scaling.ipynb #b6051d10
 def tell(gateway, shares: Sequence[float]):   # ready over nominal replicas, by place
-    "Tell a gateway how much of each backend's nominal capacity there is now."
+    "Tell a gateway how much of each backend's nominal capacity there is now. No share counts as less than a hundredth."
     if hasattr(gateway, "replicas"): gateway.replicas(shares)
     elif hasattr(gateway, "capacity"):
-        gateway.capacity[:] = [b.capacity*x for b, x in zip(gateway.backends, shares)]
+        gateway.capacity[:] = [b.capacity*max(x, .01) for b, x in zip(gateway.backends, shares)]
         if hasattr(gateway, "refactor"): [gateway.refactor(p) for p in gateway.all]
 
 # %% ../../nbs/lab/32c_scaling.ipynb #9e937ded

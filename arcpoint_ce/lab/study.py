@@ -50,7 +50,7 @@ def verdict(table: pd.DataFrame, family: str, settled: Mapping, mine: str = "our
     t = table[table.family == family]; seers = {c: pooled(t, c) for c in CLAIRVOYANTS}; seer = min(seers, key=seers.get)
     out = per_family(compare(t, mine, settled["best"], seer))[family] | per_family(compare(t, mine, settled["best"]))[family]
     alone = per_family(compare(t, mine, "ours_off"))[family]; versus = per_family(compare(t, mine, "adaptive_least"))[family]
-    shared = t[t.groupby("seed")["policy"].transform("nunique") == t["policy"].nunique()]   # `until` runs ours and its rival alone in more worlds
+    shared = t[t["seed"].isin(t.loc[t["policy"] == seer, "seed"])]   # `until` runs ours and its rival alone in more worlds
     missed = lambda policy: pooled(shared, policy)/max(pooled(shared, policy, "requests"), 1.)
     out |= dict(forecast_on_off=alone["ratio"], forecast_on_off_lo=alone["ratio_lo"], forecast_on_off_hi=alone["ratio_hi"],
                 over_adaptive_least=versus["ratio"], over_adaptive_least_hi=versus["ratio_hi"],

@@ -141,7 +141,7 @@ def with_slo(
     slack: float | Mapping[str, float] = 2.5, # allowed latency, in multiples of the work; by tier where a mapping
     ref_tpot_ms: float = 20.,                 # reference backend's time per output token, ms
     ref_prefill_ms_per_tok: float = 0.,       # its time per prompt token, ms
-    patience: float = inf,                    # callers give up after so many of their limits
+    patience: float = inf,                    # callers give up after so many of their limits; inf: deadlines stay as they are
 ) -> Workload:                                # the same requests, slo_s and deadline_s set
     "Latency limits by the lab's rule: slack x work. ValueError on amounts that are none and on tiers without slack."
     if not isinstance(slack, Mapping): slack = {t: slack for t in workload.tiers}
@@ -153,7 +153,7 @@ def with_slo(
     answer = np.where(workload.tokens_out > 0, workload.tokens_out, 1.)
     work_ms = answer*ref_tpot_ms + workload.tokens_in*ref_prefill_ms_per_tok
     slo_s = np.array([slack[t] for t in workload.tiers], float)[workload.tier]*work_ms/1000.
-    return replace(workload, slo_s=slo_s, deadline_s=patience*slo_s)
+    return replace(workload, slo_s=slo_s, deadline_s=workload.deadline_s if patience == inf else patience*slo_s)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e0064f67
 def _joined(

@@ -57,6 +57,7 @@ class EngineConfig:
 
 class Belief(Protocol):
     "What makes forecast tables for an engine: `LiveModel`, or `LiveRooms`. One that has a method `ended` is told of every outcome, from any thread."
+    version: int                                       # of the newest table
     def tick(self, now: float) -> ForecastTable: ...   # makes a table and hands it to the router
     def status(self) -> dict: ...
 
@@ -107,6 +108,12 @@ class EngineMore(EngineFast):
         for k, lane in enumerate(d.lanes):
             if cancelled and open_ >> k & 1: self.store.ended(Outcome(lane.backend.name, d.at_s, max(now - d.at_s, 0.)*1000., False, "cancelled", d.id, k))
         return cancelled
+
+    def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
+        "As `Router.claim`, and written down."
+        d = self.router.claim(request, backend, now, anyway)
+        self.store.decided(d, self.features.get(d.backend))
+        return d
 
     def rank(self, request: Request, now: float): return self.router.rank(request, now)   # candidates with reasons; reserves nothing
 
@@ -217,7 +224,8 @@ class EngineResumed(EngineMemory):
         self.router.restore(memo["router"])
         steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", memo["at_s"] - self.config.past_s, gateway=g)]
         for name, step in steps: self._step(name, step, stored=True)
-        if isinstance(self.belief, LiveModel): self.belief.catch_up(steps); self.belief.version = memo["table"]["version"]
+        if isinstance(self.belief, LiveModel): self.belief.catch_up(steps)
+        if self.belief: self.belief.version = memo["table"]["version"]
         self.router.swap(table_from(memo["table"]), memo["at_s"]); self.tight = dict(memo["tight"])
         return True
 

@@ -106,7 +106,9 @@ class Pace(Answers):
 
     def gap(self, now: float) -> float:   # log; 0: within the noise
         "How much slower those still running must be than those that have ended."
-        fade = exp(-max(now - self.stamp, 0.)/self.fade_s); gap = log(max(self.exposed/(self.took*fade), 1e-9))
+        took = self.took*exp(-max(now - self.stamp, 0.)/self.fade_s)
+        if took < 1e-100: return 0.        # so long ago that it says nothing
+        gap = log(max(self.exposed/took, 1e-9))
         return max(abs(gap) - 2*(1.6/max(self.exposed/self.life_s, .1))**.5, 0.)*(1 if gap > 0 else -1)
 
     def tpot_ms(self, now: float) -> float:   # inf: no answer yet

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..routing.core import Request, serves
-from ..routing.router import Decision, Router
+from ..routing.router import Decision, NoBackend
 
 # %% ../../nbs/learning/26_rollout.ipynb #6ac9ba06
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Assignment:
     shares: Mapping[str, float]        # arm -> share of the requests; they sum to 1
 
     def __post_init__(self):
-        if not self.shares or min(self.shares.values()) < 0 or abs(sum(self.shares.values()) - 1) > 1e-9:
+        if not self.shares or min(self.shares.values()) < 0 or not abs(sum(self.shares.values()) - 1) <= 1e-9:
             raise ValueError(f"Assignment.shares must be 0 or more and sum to 1, got {dict(self.shares)!r}")
 
     def arm(self, request_id: str) -> str:
@@ -218,9 +218,9 @@ class Shadow:
 
 # %% ../../nbs/learning/26_rollout.ipynb #9af91164
 class Holdout:
-    "A router's decisions, but for a share of the requests that is never rerouted."
+    "A router's decisions, but for a share of the requests whose first attempt is never rerouted."
     def __init__(
-        self, router: Router,
+        self, router,                  # a `Router`, or a `ContextEngine`
         share: float = .01,            # of the requests, by their ids; 0..1
         salt: str = "holdout",         # another one holds out others
     ):
@@ -233,11 +233,12 @@ class Holdout:
         return self.assignment.arm(request.id) == "held"
 
     def decide(self, request: Request, now: float) -> Decision:
-        "As `Router.decide`; held-out requests by capacity alone, through open breakers. NoBackend where nothing serves the request."
-        able = {b.name: b.capacity for b in self.router.backends if serves(b, request) is None}
+        "As `Router.decide`; held-out requests by capacity alone, through open breakers but for those that a person holds open. NoBackend where nothing serves the request."
+        able = {b.name: b.capacity for b in getattr(self.router, "router", self.router).backends if serves(b, request) is None}
         if not self.held(request) or not able: return self.router.decide(request, now)
         name = Assignment(f"{self.salt} place", {n: c/sum(able.values()) for n, c in able.items()}).arm(request.id)
-        return self.router.claim(request, name, now, anyway=True)
+        try: return self.router.claim(request, name, now, anyway=True)
+        except NoBackend: return self.router.decide(request, now)
 
     def observe(self, request: Request, latency_ms: float | None, ok: bool):
         "How a request ended, for the test; the router has its outcomes as always."
