@@ -93,11 +93,10 @@ def test_every_report_runs(home, tmp_path, name):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["reports"]
 
 
-@pytest.mark.parametrize("name", [r.name for r in list_reports()])
-def test_every_template_runs_under_plain_papermill(home, tmp_path, name):
+@pytest.mark.parametrize("name", [r.name for r in list_reports() if "data" in r.parameters])
+def test_every_template_with_data_runs_under_plain_papermill(home, tmp_path, name):
     "On a file of the caller's (labelled series are a folder), given by a relative path."
     found = next(r for r in list_reports() if r.name == name)
-    if "data" not in found.parameters: pytest.skip(f"{name} reads no data")
     write = ("import pandas as pd; from arcpoint_ce.telemetry.traces import exercise_telemetry as e; "
              "pd.concat([e(700, s).assign(backend=f'b{s}') for s in (1, 2)]).to_csv('mine.csv', index=False)")
     mine = "labelled" if name in ("anomaly", "causes") else "mine.csv"

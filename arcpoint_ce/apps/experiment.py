@@ -109,7 +109,7 @@ def notes_of(metrics: Mapping, families: Iterable[str], asked: Asked, quick: boo
            "load and rival " + ("were chosen anew for these options, on tuning seeds with short runs" if o else "are the tuned ones")]
     if quick: out.append("quick: few and short runs; for a first look only")
     if asked.forecast != "on": out.append(f"ours ran with its forecast {asked.forecast}")
-    if o.get("arrivals"): out.append("arrivals from a file: scaled to the load; answers scaled to the asked mean life")
+    if o.get("arrivals"): out.append("arrivals from a file: scaled to the load, closer together where the family's own load is high; answers scaled to the asked mean life")
     return out + [x for f in families for x in family_notes(f, metrics[f])]
 
 # %% ../../nbs/apps/52b_experiment.ipynb #e6381b45

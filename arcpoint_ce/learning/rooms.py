@@ -122,12 +122,12 @@ class LiveRooms(RoomsLearning):
     def tick(self, now: float) -> ForecastTable:
         "Hear, look, learn if it is time, and hand the router a new table."
         if self.from_s is None: self.from_s = self.learned_s = now
-        self.follow(); self.hear()
-        t, (gauges, own) = now - self.from_s, self.look(now)
-        self.journal.ticks.append((t, gauges, own))
+        self.follow()
         if now - self.learned_s >= self.learn_s:
             self.learned_s = now
             if self.journal.answers: self.learn()
+        self.hear(); t, (gauges, own) = now - self.from_s, self.look(now)   # after the lesson, which may have found others in the fleet
+        self.journal.ticks.append((t, gauges, own))
         said = self.rooms.tick(t, gauges, own); self.version += 1
         table = replace(said, version=self.version, made_s=now, forecasts={n: replace(f, made_s=now) for n, f in said.forecasts.items()})
         self.router.swap(table, now)
