@@ -3,19 +3,41 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
+TYPE_CHECKING = False  # a type checker takes it for True; `import typing` would cost every caller
+if TYPE_CHECKING:
+    from .apps.report import run_report
+    from .learning.engine import ContextEngine
+    from .routing.core import Backend, Forecaster, Outcome, Request, Tier
+    from .routing.router import Decision, NoBackend, Router, RouterConfig
+    from .telemetry.fleet import load_fleet
+    from .telemetry.requests import load_requests
+
 _HOME = {
-    "Backend": "routing.core", "Request": "routing.core", "Outcome": "routing.core", "Decision": "routing.router",
-    "Router": "routing.router", "ContextEngine": "learning.engine", "load_requests": "telemetry.requests", "run_report": "apps.report",
+    "Backend": "routing.core",
+    "Request": "routing.core",
+    "Outcome": "routing.core",
+    "Tier": "routing.core",
+    "Forecaster": "routing.core",
+    "Decision": "routing.router",
+    "Router": "routing.router",
+    "RouterConfig": "routing.router",
+    "NoBackend": "routing.router",
+    "ContextEngine": "learning.engine",
+    "load_requests": "telemetry.requests",
+    "load_fleet": "telemetry.fleet",
+    "run_report": "apps.report",
 }
 __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name):
     "Load a public name on first use (PEP 562): importing the package stays fast and loads no pandas."
-    if name not in _HOME: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
-def __dir__(): return sorted({*globals(), *_HOME})
+def __dir__():
+    return sorted({*globals(), *_HOME})

@@ -12,15 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from arcpoint_ce.routing.breaker import (CLOSED, FULL, HALF_OPEN, KEPT, OPEN, SHEDDING, Breaker, BreakerConfig,
                                          ShedConfig, Shedder, Window, flows, in_panic, wish)
+from arcpoint_ce.routing.core import Backend, Request
+from arcpoint_ce.routing.policies import OwnPace
+from arcpoint_ce.routing.router import Router
 
 SMALL = BreakerConfig(window=8, min_calls=4, consecutive=3, open_s=10., max_open_s=40., probes=2, probe_success=2,
                       max_half_open_s=15.)
 WEIRD = st.sampled_from([nan, inf, -inf])
 configs = st.builds(BreakerConfig, window=st.integers(4, 12), min_calls=st.integers(1, 4), consecutive=st.integers(1, 6),
-                    failure_rate=st.sampled_from([.25, .5, 1.]), slow_rate=st.sampled_from([.5, .8, 1.]),
+                    failure_rate=st.sampled_from([.25, .5, 1.]), slow_rate=st.sampled_from([.5, .8, 1., 2.]),
                     open_s=st.sampled_from([1., 10.]), max_open_s=st.sampled_from([10., 40.]),
                     backoff=st.sampled_from([1., 2.]), jitter=st.sampled_from([0., .2]), probes=st.integers(1, 4),
-                    probe_success=st.integers(1, 4), max_half_open_s=st.sampled_from([5., 30.]))
+                    probe_success=st.integers(1, 4), max_half_open_s=st.sampled_from([5., 30.]),
+                    quick_s=st.sampled_from([0., 0., .5]), lasting_s=st.sampled_from([0., 0., 5.]), forgiving=st.booleans())
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -31,7 +35,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.config, self.seed, self.b, self.log = config, seed, Breaker("x", config, seed), []
         self.raw = self.latest = 1000.              # what the caller's clock shows; the latest time told
         self.seen = deque(maxlen=config.window)     # the model's window
-        self.run = 0
+        self.run, self.failing_s, self.good_s, self.base_s = 0, None, -inf, 0.   # failures in a row; since when every call has failed; newest success; wait before jitter
         self.probes, self.stale, self.busy_s = [], [], None   # eras of probes out; of earlier trials' probes
         self.do("poll", 1000.)
 
@@ -40,14 +44,29 @@ class BreakerMachine(RuleBasedStateMachine):
         old, era, until = self.b.state, self.b.era, self.b.until_s
         forced = self.b.forced
         self.log.append((name, args, kw))
+        since, waited = self.b.since_s, self.b.wait_s
         got = getattr(self.b, name)(*args, **kw)
         now = args[0] if name in ("poll", "acquire", "release") else args[2] if name == "record" else args[1]
         if isfinite(now) and not (name == "acquire" and old == CLOSED): self.latest = max(self.latest, now)
+        if name == "record": self.note(args[0])
         moved = self.b.era != era
+        if moved and self.b.state == OPEN and name != "force": self.check_wait(old, since, waited)
         if name in ("record", "poll", "force"): assert got == moved
         else: assert not moved and self.b.state == old
         if moved: self.check_move(name, old, until, forced)
         return got
+
+    def note(self, ok):
+        "Since when every call has failed, and when the newest success was."
+        if ok: self.failing_s, self.good_s = None, self.latest
+        elif self.failing_s is None: self.failing_s = self.latest
+
+    def check_wait(self, old, since, waited):
+        "The first wait again after a calm time, or, where it forgives, after any success since it closed; else a longer one."
+        c = self.config
+        fresh = not self.base_s or old == CLOSED and (self.latest - since >= waited or c.forgiving and self.good_s > since)
+        self.base_s = c.open_s if fresh else min(self.base_s*c.backoff, c.max_open_s)
+        assert self.base_s*(1. - c.jitter) - 1e-9 <= self.b.wait_s <= self.base_s + 1e-9
 
     def check_move(self, name, old, until, forced):
         t = self.b.transitions[-1]
@@ -74,10 +93,10 @@ class BreakerMachine(RuleBasedStateMachine):
     def clock_is_right_again(self): self.raw = max(self.raw, self.latest)
 
     @precondition(lambda self: self.b.state == CLOSED and not self.b.forced)
-    @rule()
-    def outage(self):
+    @rule(took_s=st.sampled_from([inf, 0., .1]))
+    def outage(self, took_s):
         for _ in range(self.config.consecutive):
-            if self.b.state == CLOSED: self.call_ends(False, False, None, False)
+            if self.b.state == CLOSED: self.call_ends(False, False, None, False, took_s)
 
     @precondition(lambda self: self.b.state == OPEN and not self.b.forced)
     @rule()
@@ -108,10 +127,18 @@ class BreakerMachine(RuleBasedStateMachine):
     def probe_ends(self, ok, slow, told):
         era = self.probes.pop()
         if not self.probes: self.busy_s = None
-        good, slows = self.b.good + (ok and not slow), self.b.slow + (ok and slow)
+        late = slow and self.config.slow_rate <= 1.
+        good, slows = self.b.good + (ok and not late), self.b.slow + (ok and late)
         n = self.config.probe_success
         self.do("record", ok, slow, self.raw, True, era if told else None)
         assert self.b.state == (OPEN if not ok else CLOSED if good >= n else OPEN if slows >= n else HALF_OPEN)
+
+    @precondition(lambda self: self.b.state == HALF_OPEN and not self.probes)
+    @rule(slow=st.booleans(), serves=st.booleans())
+    def trial_runs_to_its_end(self, slow, serves):
+        while self.b.state == HALF_OPEN:
+            self.acquire(None); self.probe_ends(True, slow, True)
+        if serves and self.b.state == CLOSED: self.raw += 1.; self.call_ends(True, False, None, True, inf)
 
     @precondition(lambda self: self.probes)
     @rule()
@@ -128,15 +155,17 @@ class BreakerMachine(RuleBasedStateMachine):
         else: self.do("release", self.raw, era)
         assert self.b.good == good
 
-    @rule(ok=st.booleans(), slow=st.booleans(), weird=st.none() | WEIRD, told=st.booleans())
-    def call_ends(self, ok, slow, weird, told):
-        state, forced, c = self.b.state, self.b.forced, self.config
+    @rule(ok=st.booleans(), slow=st.booleans(), weird=st.none() | WEIRD, told=st.booleans(), took_s=st.sampled_from([inf, 0., .1, .5, 3.]))
+    def call_ends(self, ok, slow, weird, told, took_s):
+        state, forced, c, now = self.b.state, self.b.forced, self.config, self.raw if weird is None else weird
         if state == CLOSED:
-            self.seen.append((not ok, slow)); self.run = 0 if ok else self.run + 1
+            self.seen.append((not ok, slow)); self.run = 0 if ok else self.run + (took_s >= c.quick_s)
         n, fails, slows = len(self.seen), sum(f for f, _ in self.seen), sum(s for _, s in self.seen)
-        opens = self.run >= c.consecutive or (n >= c.min_calls and (fails >= c.failure_rate*n or slows >= c.slow_rate*n))
+        latest = max(self.latest, now) if isfinite(now) else self.latest
+        lasted = 0. if ok else latest - (latest if self.failing_s is None else self.failing_s)
+        opens = self.run >= c.consecutive or (n >= c.min_calls and (fails >= c.failure_rate*n and lasted >= c.lasting_s or slows >= c.slow_rate*n))
         opens = state == CLOSED and forced is None and opens
-        got = self.do("record", ok, slow, self.raw if weird is None else weird, False, self.b.era if told else None)
+        got = self.do("record", ok, slow, now, False, self.b.era if told else None, took_s)
         assert got == opens
         if not opens: assert self.b.state == state
 
@@ -362,6 +391,96 @@ def test_backoff_is_forgotten_only_after_a_calm_time():
     b.record(False, False, t + 160.); assert b.wait_s == 10.
 
 
+def last(b, *calls):
+    "Whether the last of these calls, (ok, how long it took, when), opened a breaker."
+    return [b.record(ok, False, now, took_s=took_s) for ok, took_s, now in calls][-1]
+
+
+def test_quick_failures_are_none_in_a_row():
+    cfg = BreakerConfig(quick_s=.5)
+    assert not last(Breaker("x", cfg), *[(False, .49, k/10) for k in range(9)])
+    for took_s in (.5, 3., inf): assert last(Breaker("x", cfg), *[(False, took_s, k/10) for k in range(5)])
+    mixed = [(False, 1., 0.), (False, 0., .1), (False, 1., .2), (False, .1, .3), (False, 1., .4), (False, 1., .5)]      # they do not end the row either
+    assert not last(Breaker("x", cfg), *mixed) and last(Breaker("x", cfg), *mixed, (False, 1., .6))
+    assert not last(Breaker("x", cfg), *mixed, (True, 1., .6), (False, 1., .7))
+    assert last(Breaker("x", cfg), *[(False, .1, k/10) for k in range(10)])                             # for the failure rate they count
+    assert last(Breaker("x", BreakerConfig()), *[(False, 0., k/10) for k in range(5)])                  # 0: switched off, for failures at once as well
+
+
+def test_a_failure_rate_must_last():
+    cfg = BreakerConfig(window=20, min_calls=20, failure_rate=1., consecutive=1000, lasting_s=2.)
+    burst = [(False, inf, 10. + k/100) for k in range(60)]
+    assert not last(Breaker("x", cfg), *burst)                                                          # sixty within a moment
+    assert not last(Breaker("x", cfg), *burst, (False, inf, 11.99)) and last(Breaker("x", cfg), *burst, (False, inf, 12.))
+    assert not last(Breaker("x", cfg), (True, inf, 0.), *burst)                                         # the time since the last success is not it, if nothing was tried
+    assert not last(Breaker("x", cfg), *burst, (True, inf, 11.), *[(False, inf, 11.5 + k/100) for k in range(40)], (False, inf, 13.4))
+    assert last(Breaker("x", cfg), *burst, (True, inf, 11.), *[(False, inf, 11.5 + k/100) for k in range(40)], (False, inf, 13.5))
+    assert last(Breaker("x", BreakerConfig(window=20, min_calls=20, failure_rate=1., consecutive=1000)), *burst[:20])   # 0: at once
+    assert last(Breaker("x", BreakerConfig(consecutive=5, lasting_s=2.)), *burst[:5])                   # failures in a row need not last
+
+
+@pytest.mark.parametrize("forgiving", [False, True])
+def test_a_forgiving_breaker_starts_anew_once_it_has_served(forgiving):
+    cfg = BreakerConfig(consecutive=1, open_s=10., jitter=0., probes=1, probe_success=1, forgiving=forgiving)
+    def again(b, *served_s):
+        "The wait after it has closed, served at these times from then on, and failed at the last of them."
+        b.poll(b.until_s); b.acquire(b.since_s); t = b.since_s; b.record(True, False, t, probe=True)
+        for x in served_s: b.record(True, False, t + x)
+        b.record(False, False, t + max(served_s, default=0.)); return b.wait_s
+    b = Breaker("x", cfg); b.record(False, False, 0.)
+    assert again(b) == 20. and again(b) == 40.                                                          # its probe is no service
+    assert again(b, 1.) == (10. if forgiving else 80.) and again(b, 1., 2.) == (10. if forgiving else 160.)
+    b.poll(b.until_s); b.acquire(b.since_s); b.record(False, False, b.since_s, probe=True)
+    assert b.wait_s == (20. if forgiving else 300.)                                                     # a failed probe makes it longer, whoever forgives
+
+
+def test_the_breaker_that_goes_with_own_pace():
+    "Slow calls do not open it, nor failures within a moment; long ones do, and a real outage."
+    new = lambda: Breaker("x", OwnPace.breaker)
+    b = new(); assert not any(b.record(True, True, k/10) for k in range(200))
+    assert not last(new(), *[(False, .01, k/100) for k in range(150)])
+    assert last(new(), *[(False, .6, k/100) for k in range(5)]) and not last(new(), *[(False, .6, k/100) for k in range(4)])
+    assert last(new(), *[(False, .01, k/10) for k in range(21)]) and not last(new(), *[(False, .01, k/10) for k in range(20)])
+    assert not last(new(), *[(k % 19 == 0, .01, k/10) for k in range(400)])                             # one of nineteen succeeds
+    b = new()
+    for k in range(5): b.record(False, False, 100., took_s=1.)
+    assert 4. <= b.until_s - 100. <= 5. and b.poll(b.until_s)
+    assert b.acquire(b.since_s) and not b.acquire(b.since_s) and b.record(True, True, b.since_s, probe=True) and b.state == CLOSED   # a slow success is one
+
+
+OLD_MEMO = dict(state="open", forced=None, since_s=1000., until_s=1018.5, era=3, opens=2, opened_s=1000., wait_s=18.5, base_s=20., clock=1003.,
+                ring="0100010101" + "00"*45, at=10, n=10, run=3, reason="5 calls in a row failed (limit 5)")
+
+
+@pytest.mark.parametrize("config", [BreakerConfig(), BreakerConfig(quick_s=.5, lasting_s=2., forgiving=True), OwnPace.breaker], ids=["as then", "new fields", "own pace"])
+def test_a_memo_from_before_these_settings_still_works(config):
+    b = Breaker("x", config); b.restore(json.loads(json.dumps(OLD_MEMO)))
+    assert (b.state, b.until_s, b.reason, b.opens) == (OPEN, 1018.5, OLD_MEMO["reason"], 2)
+    assert b.window.n == (10 if config.window == 50 else 0) and b.window.failed == (4 if config.window == 50 else 0)
+    assert not b.poll(1018.) and b.poll(1018.5) and b.acquire(1019.)
+    for k in range(config.probe_success): b.record(True, False, 1020., probe=True); b.acquire(1020.)
+    assert b.state == CLOSED and b.record(True, False, 1021.) is False
+    for k in range(5): b.record(False, False, 1022., took_s=1.)
+    assert b.state == OPEN and b.wait_s <= (config.open_s if config.forgiving else 40.)
+    again = Breaker("x", config); again.restore(json.loads(json.dumps(b.memo(), allow_nan=False)))
+    assert again.memo() == b.memo()
+
+
+def test_a_closed_memo_from_before_judges_by_what_happens_now():
+    "Nothing is known of when calls began to fail: that clock starts with the first failure after the restart."
+    old = OLD_MEMO | dict(state="closed", until_s=None, ring="01"*20 + "00"*30, at=20, n=20, run=0)
+    b = Breaker("x", BreakerConfig(failure_rate=.5, lasting_s=2., consecutive=1000)); b.restore(old)
+    assert [b.record(False, False, 2000. + k) for k in range(3)] == [False, False, True]
+
+
+def test_a_router_takes_up_breakers_from_before():
+    old = dict(turn=7, breakers={"a": OLD_MEMO, "b": {k: v for k, v in OLD_MEMO.items() if k != "at"}, "gone": OLD_MEMO})
+    r = Router([Backend("a"), Backend("b")]); lost = r.restore(json.loads(json.dumps(old)))
+    assert len(lost) == 1 and "'b' starts fresh" in lost[0] and r._lanes["b"].breaker.memo() == Router([Backend("b")]).memo()["breakers"]["b"]
+    assert r.health("a", 1010.)[0] == OPEN and r.health("b", 1010.)[0] == CLOSED
+    assert r.decide(Request(), 1010.).backend == "b"
+
+
 def test_waits_stay_finite_and_the_history_bounded():
     b = opened()
     for _ in range(3000):
@@ -385,7 +504,8 @@ def test_forced_breakers_stay_whatever_happens():
 
 @pytest.mark.parametrize("bad", [dict(window=0), dict(window=5), dict(min_calls=True), dict(failure_rate=0.), dict(failure_rate=1.1),
                                  dict(slow_rate=nan), dict(open_s=inf), dict(open_s=-1.), dict(open_s=400.), dict(backoff=.5),
-                                 dict(jitter=1.5), dict(probes=0), dict(probe_success="3"), dict(max_half_open_s=0.)])
+                                 dict(jitter=1.5), dict(probes=0), dict(probe_success="3"), dict(max_half_open_s=0.),
+                                 dict(quick_s=-.1), dict(quick_s=nan), dict(lasting_s=-1.), dict(lasting_s=inf)])
 def test_breaker_config_refuses(bad):
     with pytest.raises(ValueError, match=next(iter(bad)) + r"|min_calls"): BreakerConfig(**bad)
 

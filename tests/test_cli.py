@@ -104,7 +104,11 @@ def test_wrong_report_calls(tmp_path, monkeypatch, capsys, args, says):
     (["fetch", "azure_conv_2032"], "did you mean 'azure_conv_2023'"), (["decide", "none.csv"], "none.csv"), (["decide", "sample", "--policy", "p2"], "did you mean 'p2c'"),
     (["decide", "sample", "--slo-ms", "0"], "--slo-ms"), (["decide", "sample", "--slo-ms", "nan"], "--slo-ms"), (["decide", "sample", "--tokens-in", "-5"], "--tokens-in"),
     (["decide", "sample", "--tier", "premum"], "did you mean 'premium'"), (["decide", "sample", "--fleet", "none.toml"], "none.toml: no such file"),
-    (["decide", "sample", "--model-dir", "none"], "missing"), (["train", "none.csv"], "none.csv"), (["train", "sample", "--preset", "petshopp"], "unknown preset"),
+    (["decide", "sample", "--model-dir", "none"], "missing"), (["decide", "sample", "--forecaster", "rooms"], "did you mean 'room'"),
+    (["decide", "sample", "--slo-tok-ms", "-1"], "--slo-tok-ms"), (["decide", "sample", "--model-dir", "none", "--forecaster", "room"], "leave --forecaster room out"),
+    (["replay", "sample", "--policy", "p2"], "did you mean 'p2c'"), (["replay", "sample", "--shadow", "p2"], "did you mean 'p2c'"),
+    (["replay", "sample", "--shadow", "p2c", "--ab", "random"], "could not be told apart"), (["simulate", "--scenario", "calm", "--holdout", "1"], "--holdout"),
+    (["serve", "--store", "s.sqlite", "--canary", "p2"], "did you mean 'p2c'"), (["serve", "--store", "s.sqlite", "--slo-ms", "-3"], "--slo-ms"), (["train", "none.csv"], "none.csv"), (["train", "sample", "--preset", "petshopp"], "unknown preset"),
     (["train", "exercise", "--horizon-min", "2.5"], "no multiple of the step"), (["bench", "--json", "none/x.json"], "no such folder"), (["dance"], "dance")])
 def test_wrong_calls(tmp_path, monkeypatch, capsys, args, says):
     monkeypatch.chdir(tmp_path)
@@ -186,13 +190,52 @@ def test_train_spares_folders_that_are_no_models(log, tmp_path, capsys):
 
 def test_decide_gives_reasons_and_repeats(model, log, capsys):
     folder, _ = model
-    one, two = (said(capsys, "decide", log, "--model-dir", folder, "--slo-ms", "300", "--seed", "3") for _ in range(2))
+    args = ("decide", log, "--model-dir", folder, "--slo-ms", "300", "--seed", "3")
+    one, two = (said(capsys, *args) for _ in range(2))
     assert one == two and one[0] == 0
     out = one[1]
     assert "2026-02-02 10:40:00 UTC" in out and "inferred" in out and "(predictive)" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line[:2] in ("a ", "b ", "c ")}
-    assert set(rows) == {"a", "b", "c"} and out.split("-> ")[1].split()[0] in ("a", "c")
-    assert "half-open" in rows["b"] and float(rows["a"].split()[3]) < .2   # the outcomes opened b's breaker
+    assert set(rows) == {"a", "b", "c"} and out.split("-> ")[1].split()[0] == "a"
+    p_slow = {name: float(row.split()[3]) for name, row in rows.items()}
+    pace_ms = {name: float(row.split(" ms per token now")[0].split()[-1]) for name, row in rows.items()}
+    assert p_slow["a"] < 0.2 < 0.8 < p_slow["b"] and pace_ms["b"] > 5 * pace_ms["a"]   # b has been slow for half an hour
+
+
+def test_decide_is_the_answer_of_the_engine_that_replays_the_log(model, log, capsys):
+    "Another way to the same engine: every request of the last two hours by hand, then its rank."
+    from arcpoint_ce.learning.forecast import load
+    from arcpoint_ce.learning.replay import Replay, logged, warm
+    from arcpoint_ce.routing.core import Request
+    from arcpoint_ce.telemetry.source import load_steps
+    from arcpoint_ce import ContextEngine, RouterConfig
+
+    folder, _ = model
+    code, out, _ = said(capsys, "decide", log, "--model-dir", folder, "--slo-ms", "300")
+    source = load_steps(str(log))
+    now = float(source.steps["start_s"].max() + 60)
+    engine = ContextEngine(cli.fleet_of(source, None), forecaster=load(folder), slo_ms=300.0, router=RouterConfig(step_s=60))
+    begin = now - 120 * 60
+    warm(engine, source.steps[(source.steps["start_s"] < begin)])
+    play = Replay(engine)
+    for r in logged(source.loaded.df()):
+        if r.at_s >= begin:
+            play.until(r.at_s)
+            play.arrive(r)
+    play.until(now)
+    engine.tick(now)
+    ranking = engine.rank(Request(slo_ms=300.0), now)
+    printed = [line.split()[:2] for line in out.splitlines() if line[:2] in ("a ", "b ", "c ")]
+    assert code == 0 and [c.backend for c in ranking] == [name for name, _ in printed]
+    assert all(abs(c.score / float(score) - 1) < 1e-3 for c, (_, score) in zip(ranking, printed))
+
+
+@pytest.mark.parametrize("forecaster", ["auto", "none", "room", "latency", "both"])
+def test_decide_with_each_forecaster(log, capsys, forecaster):
+    code, out, err = said(capsys, "decide", log, "--forecaster", forecaster, "--slo-ms", "300")
+    assert code == 0 and out.split("-> ")[1].split()[0] == "a", err
+    assert (f"forecaster {forecaster}: " in err) == (forecaster != "none")
+    assert forecaster != "none" or "(reactive)" in out
 
 
 def test_decide_respects_the_fleet_file(model, log, tmp_path, capsys):
@@ -205,9 +248,15 @@ def test_decide_respects_the_fleet_file(model, log, tmp_path, capsys):
     assert code == 0
 
 
-def test_decide_without_a_model_trains_one(log, capsys):
-    code, out, err = said(capsys, "decide", log)
-    assert code == 0 and "training a quick model" in err and "-> " in out
+def test_a_series_without_single_requests_is_enough(tmp_path, capsys):
+    t = np.arange(400)*60 + 1_770_000_000
+    rng = np.random.default_rng(0)
+    series = [pd.DataFrame(dict(ts=t, backend=b, requests=30, latency_ms=ms*rng.lognormal(0, .05, len(t)))) for b, ms in (("a", 80.), ("b", 400.))]
+    pd.concat(series).to_csv(tmp_path/"series.csv", index=False)
+    code, out, err = said(capsys, "decide", tmp_path/"series.csv", "--forecaster", "latency", "--slo-ms", "200")
+    assert code == 0 and "(predictive)" in out and "a forest of" in err, err
+    p_slow = {line.split()[0]: float(line.split()[3]) for line in out.splitlines() if line[:2] in ("a ", "b ")}
+    assert p_slow["a"] < .1 < .9 < p_slow["b"]
 
 
 def test_decide_refuses_a_model_of_other_steps(model, tmp_path, capsys):

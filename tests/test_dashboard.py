@@ -54,8 +54,8 @@ def drawn(store: Path, name: str) -> AppTest:
     return at
 
 
-def engine_on(path: Path, names=("east", "west"), requests=300, tier="gold", model=None, error=None) -> ContextEngine:
-    engine = ContextEngine([Backend(n, capacity=16., price_out=5.) for n in names], path)
+def engine_on(path: Path, names=("east", "west"), requests=300, tier="gold", model=None, error=None, **how) -> ContextEngine:
+    engine = ContextEngine([Backend(n, capacity=16., price_out=5.) for n in names], path, **how)
     for k in range(requests):
         now = 1.7e9 + .5*k; d = engine.decide(Request(f"r{k}", model=model, tier=tier, tokens_in=500, tokens_out=100), now)
         bad = error is not None and k % 10 == 0
@@ -64,16 +64,60 @@ def engine_on(path: Path, names=("east", "west"), requests=300, tier="gold", mod
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("state", ["missing", "empty", "small"])
+@pytest.mark.parametrize("state", ["missing", "empty", "fresh", "small"])
 def test_every_page_in_every_state(tmp_path, page, state):
     store = tmp_path/"s.sqlite"
     if state == "empty": ContextEngine([Backend("east"), Backend("west")], store).close(0.)
+    if state == "fresh": engine_on(store, requests=3).close(1.7e9 + 2.)   # its first minute: no step has closed
     if state == "small": engine_on(store).close(1.7e9 + 200.)
     at = drawn(store, page); words = " ".join(x.value for x in (*at.info, *at.warning, *at.caption)).replace("\\", "")
     if page == "chaos" and state != "missing": assert "--inject" in words
     elif state == "missing": assert "no such store" in words and "arcpoint replay sample --store" in words
     elif state == "empty": assert "holds no decision, outcome or step yet" in words
     else: assert at.metric or at.dataframe or at.subheader
+
+
+ROLLOUTS = {"shadow": (dict(shadow="p2c"), "only watched"), "canary": (dict(canary="p2c"), "of its budget of"), "ab": (dict(ab="p2c"), "of the candidate"), "holdout": (dict(holdout=.2), "by capacity alone")}
+
+@pytest.mark.parametrize("requests", [100, 3000], ids=["begun", "looked at"])
+@pytest.mark.parametrize("kind", ROLLOUTS)
+def test_a_rollout_that_an_engine_runs_is_shown(tmp_path, kind, requests):
+    how, words = ROLLOUTS[kind]
+    engine_on(tmp_path/"s.sqlite", requests=requests, **how).close(1.7e9 + .5*requests)
+    at = drawn(tmp_path/"s.sqlite", "learning"); told = " ".join(x.value for x in (*at.markdown, *at.caption)).replace("\\", "")
+    name = engine_name(kind, how); assert f"{name}: " in told and "No candidate was ever tried" not in told
+    assert words in told or requests == 100 and kind in ("canary", "ab")
+
+
+def engine_name(kind: str, how: dict) -> str: return kind if kind == "holdout" else f"{kind}-{how[kind]}"
+
+
+def test_who_foresees_is_said(tmp_path):
+    engine = engine_on(tmp_path/"s.sqlite"); engine.store.put("events", at_s=1.7e9 + 100., backend=None, what="switched", why="room acts in place of none"); engine.close(1.7e9 + 151.)
+    at = drawn(tmp_path/"s.sqlite", "learning"); words = " ".join(x.value for x in at.markdown).replace("\\", "")
+    assert "none acts yet" in words and "room, latency watch" in words and at.subheader[0].value == "Who foresees"
+    who, trust, lessons = (x.value for x in at.dataframe[:3])
+    assert who.forecaster.tolist() == ["none", "room", "latency"] and set(trust.backend) == {"east", "west"} and lessons.what.tolist() == ["switched"]
+    off = tmp_path/"off.sqlite"; engine_on(off, forecaster="none").close(1.7e9 + 151.)
+    assert "does not forecast" in " ".join(x.value for x in drawn(off, "learning").markdown)
+
+
+def decision_page(store: str, id: int):
+    import streamlit as st
+    from datetime import timezone
+    from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
+    from arcpoint_ce.apps.stories import one_decision
+    where = Where(store)
+    guarded(lambda: one_decision(Page(where, records_of(where), 3600., "", None, timezone.utc), id))
+
+
+def test_a_decision_by_pace_is_explained(tmp_path):
+    engine = engine_on(tmp_path/"s.sqlite", requests=40); d = engine.claim(Request(), "west", 1.7e9 + 30.)
+    engine.observe(Outcome("west", 1.7e9 + 30., 90_000., decision=d.id, tokens_out=100)); d = engine.decide(Request(tokens_out=100), 1.7e9 + 40.); engine.close(1.7e9 + 41.)
+    at = AppTest.from_function(decision_page, args=(str(tmp_path/"s.sqlite"), d.id), default_timeout=60).run(); assert not at.exception
+    words = " ".join(x.value for x in at.markdown).replace("\\", "")
+    assert "east: " in words and "west: " in words and words.count("ms per token") == 2 and "requests of work left" in words
+    assert "times that of east" in words and (at.dataframe[0].value.score.astype(float) > 0).all()
 
 
 def test_hundreds_of_backends_are_a_table_that_sorts(tmp_path):

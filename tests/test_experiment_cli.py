@@ -48,7 +48,7 @@ def test_names_that_outside_checks_rely_on(done):
 def test_rows_are_tidy_paired_and_behind_the_numbers(done):
     t, m = read_results(done/"results.parquet"), numbers(done)
     assert not t.duplicated(["family", "policy", "seed"]).any() and (t.requests == 600).all()
-    assert {"ours", "ours_off", "adaptive_least", "p2c", "clairvoyant_1"} <= set(t.policy)
+    assert {"ours", "ours_none", "adaptive_least", "p2c", "clairvoyant_1"} <= set(t.policy)
     assert set(t.groupby(["family", "policy"]).seed.nunique()) == {2}
     for f in m["families"]:
         pooled = t[t.family == f].groupby("policy").violations.sum(); rival = pooled[m[f]["best_reactive"]]

@@ -8,7 +8,7 @@ import pytest
 
 from arcpoint_ce.learning import forecast as fc
 from arcpoint_ce.learning.demand import fit_demand, replay_load
-from arcpoint_ce.learning.forecast import ArtefactError, Conformal, Forecaster, Pulse, Ticker, predict
+from arcpoint_ce.learning.forecast import ArtefactError, Conformal, LatencyForest, Pulse, Ticker, predict
 from arcpoint_ce.learning.skill import (Fold, evaluate, exercise_part, fold_forecasts, naive_rules, onset_scores, onset_table,
                                         rule_scores, split_folds)
 from arcpoint_ce.routing.core import Backend, Outcome, Step
@@ -35,7 +35,7 @@ def fleet(n=420, seed=0, names=("a", "b", "c")):
     return t.sort_values(["start_s", "backend"], ignore_index=True)
 
 
-def small(**kw): return Forecaster(**(dict(trees=20, n_jobs=1) | kw))
+def small(**kw): return LatencyForest(**(dict(trees=20, n_jobs=1) | kw))
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,49 @@ def test_replay_writes_what_it_says(log, tmp_path):
     assert again.returncode != 0 and "is there already" in again.stderr
 
 
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory):
+    "An hour of streams on two backends: east brings a token in 20 ms, west in 60."
+    rng, n = np.random.default_rng(1), 2400
+    at, backend = np.sort(rng.uniform(0, 3600, n)), rng.choice(["east", "west"], n)
+    tokens = rng.integers(20, 80, n)
+    ttft = rng.uniform(80, 120, n)
+    ms = ttft + tokens*np.where(backend == "east", 20., 60.)
+    path = tmp_path_factory.mktemp("streams")/"streams.csv"
+    when = pd.to_datetime(1.77e9 + at, unit="s", utc=True).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    pd.DataFrame(dict(ts=when, backend=backend, latency_ms=ms.round(3), ttft_ms=ttft.round(3), tokens_in=100, tokens_out=tokens, ok=True)).to_csv(path, index=False)
+    return path
+
+
+def figures(ran) -> dict:
+    "The counts that a replay prints."
+    assert ran.returncode == 0, ran.stderr
+    return {w[0]: int(w[1]) for w in (line.split() for line in ran.stdout.splitlines()[2:8])}
+
+
+def test_replay_tells_the_engine_how_far_streams_have_come(streams, log, tmp_path):
+    counts = figures(arcpoint("replay", streams.name, "--store", str(tmp_path/"s.sqlite"), "--forecaster", "none", cwd=streams.parent))
+    assert counts["streamed"] == counts["joined"] > 500 and counts["joined"] + counts["moved"] == counts["requests"]
+    store = FeedbackStore(tmp_path/"s.sqlite")
+    status = store.state("engine/status")
+    store.close()
+    pace = {b["backend"]: b["pace_ms"] for b in status["backends"]}
+    assert status["counts"]["progress_ignored"] == 0 and 18 < pace["east"] < 23 and 50 < pace["west"] < 66, pace
+    assert figures(arcpoint("replay", log.name, "--forecaster", "none", "--learn", ".9", cwd=log.parent))["streamed"] == 0
+
+
+def test_replay_with_a_candidate_beside_the_live_policy(streams, tmp_path):
+    ran = arcpoint("replay", streams.name, "--store", str(tmp_path/"c.sqlite"), "--forecaster", "room", "--shadow", "random", "--holdout", ".1", cwd=streams.parent)
+    figures(ran)
+    assert "forecaster room: response curves of 2 backends" in ran.stderr
+    assert "policy: own_pace; forecaster: room" in ran.stdout and "rollout shadow-random: shadow; it would have taken" in ran.stdout
+    store = FeedbackStore(tmp_path/"c.sqlite")
+    told = store.state("rollout/shadow-random")
+    modes = {r["backend"] for r in store.rows("decisions")}
+    store.close()
+    assert told["state"] == "shadow" and told["calls"]["live"] > 20 and modes == {"east", "west"}
+
+
 @pytest.mark.parametrize("args, says", [(["--learn", "1"], "--learn"), (["--speed", "-1"], "--speed")])
 def test_replay_refuses(log, args, says):
     ran = arcpoint("replay", log.name, *args, cwd=log.parent)

@@ -1,82 +1,59 @@
-"Head-room in an engine, as a program would use it, does in the simulated fleet what the laboratory's own gateway does."
+"The room forecaster in an engine, as a program uses it: what it has learned pays, and what goes wrong harms nobody."
 import pytest
+from test_gateways import Program
 
-from arcpoint_ce import ContextEngine
-from arcpoint_ce.lab.contest import contenders, counted, ours, taught
-from arcpoint_ce.lab.families import REF_PREFILL_MS, REF_TPOT_MS, Setting, World
-from arcpoint_ce.lab.gateways import RoomGateway
+from arcpoint_ce import Backend, ContextEngine, Outcome, Request, RouterConfig
+from arcpoint_ce.lab.contest import contenders, counted, ours
+from arcpoint_ce.lab.families import Setting, World
 from arcpoint_ce.lab.tuning import tuned
-from arcpoint_ce.learning.rollout import Holdout
-from arcpoint_ce.learning.rooms import head_room
-from arcpoint_ce.routing.core import Backend, Outcome, Request
+from arcpoint_ce.learning.feedback import NullStore
+from arcpoint_ce.learning.rooms import RoomForecaster
 
-EPOCH_S = 1.7e9                        # a program's clock does not begin at 0
+EPOCH_S = 1.7e9  # a program's clock does not begin at 0
+T = EPOCH_S
 
 
-class Program(RoomGateway):
-    "Uses nothing but an engine's public calls. The engine lives on from the past into the judged time."
-    def __init__(self, world):
-        self.__dict__.update(vars(ours(world, taught(world.setting)))); self.world, self.engine, self.seen = world, None, ()
+class Lasting(Program):
+    "A program whose engine lives on from the past into the judged time."
 
     def start(self, backends, seed):
-        self.names = [b.name for b in backends]; self.places = {n: i for i, n in enumerate(self.names)}; self.own, self.length = [0]*len(backends), 256.
-        if self.engine: return
-        s = self.world.setting
-        self.engine = ContextEngine(backends, **head_room(s.slack*REF_TPOT_MS, s.slack*REF_PREFILL_MS*500., s.request_s, self.gauges, s.retries > 0, learn_s=1e9))
-
-    def gauges(self, now): return {n: (g.at_s + EPOCH_S, *g[1:]) for n, g in zip(self.names, self.seen) if g}
-
-    def send(self, call, now):
-        d = call.memo = self.engine.decide(Request("", tier=call.tier, tokens_in=call.tokens_in, tokens_out=int(self.length)), now + EPOCH_S)
-        self.own[self.places[d.backend]] += 1
-        return self.places[d.backend]
-
-    def again(self, call, now):
-        name = self.engine.retry(call.memo, now + EPOCH_S)
-        if name is not None: self.own[self.places[name]] += 1
-        return -1 if name is None else self.places[name]
-
-    def end(self, job, now, ok, error):
-        self.own[job.place] -= 1; tokens = int(job.call.tokens_out) if ok else 0
-        self.engine.observe(Outcome(self.names[job.place], job.start_s + EPOCH_S, (now - job.start_s)*1000., ok, error, job.call.memo.id, job.attempt, int(job.call.tokens_in), tokens))
-        if ok: self.length += .01*(tokens - self.length)
-
-    def tick(self, now, gauges): self.seen = gauges; self.engine.tick(now + EPOCH_S)
+        if not hasattr(self, "engine"):
+            super().start(backends, seed)
 
 
 @pytest.fixture(scope="module")
 def missed():
-    "By contender: limits missed in four worlds whose surges keep a clock, fuller than they were tuned for."
-    out = dict.fromkeys(("program", "untaught", "ours", "adaptive_least"), 0)
-    for seed in (1, 2, 5, 6):
-        world = World(Setting("scheduled_surge", seed, n=3000, load=1.15*tuned("scheduled_surge")["load"]))
-        for name in ("program", "untaught"):
-            gateway = Program(world)
-            if name == "program":
-                world.fleet([gateway], past=True).run(world.history())
-                gateway.engine.belief.learn()
-            out[name] += counted(world, world.fleet([gateway]).run(world.workload))["violations"]
-        for name in ("ours", "adaptive_least"):
-            hold = {}; hold["fleet"] = world.fleet(contenders(name, world, tuned("scheduled_surge")["peers"].get(name, {}).get("params", {}), hold))
-            out[name] += counted(world, hold["fleet"].run(world.workload))["violations"]
-    return out
+    "By contender: limits missed in a world whose surges keep a clock, fuller than it was tuned for, and without streams."
+    world = World(Setting("scheduled_surge", 2, n=2500, load=1.15*tuned("scheduled_surge")["load"], streams=0.))
+    judged = lambda gateway: counted(world, world.fleet([gateway]).run(world.workload))["violations"]
+    program = Lasting(world, "room", EPOCH_S, policy="head_room")
+    past = world.fleet([program], past=True)
+    past.run(world.history())
+    program.engine.forecaster.learn([], [], past.now + EPOCH_S)
+    return dict(
+        program=judged(program),
+        untaught=judged(Program(world, "room", EPOCH_S, policy="head_room")),
+        ours=judged(ours(world, "room", policy="head_room")),
+        adaptive_least=judged(contenders("adaptive_least", world, {}, {})[0]),
+    )
 
 
 def test_a_program_gets_what_was_measured(missed):
-    assert missed["adaptive_least"] > 50
-    assert missed["program"] < .5*missed["adaptive_least"] and missed["program"] <= missed["ours"] + 30, missed
+    assert missed["adaptive_least"] > 30
+    assert missed["program"] < .7*missed["adaptive_least"] and missed["program"] <= missed["ours"] + 25, missed
 
 
-def test_what_was_learned_is_what_pays(missed): assert missed["program"] < .6*missed["untaught"], missed
+def test_what_was_learned_is_what_pays(missed):
+    assert missed["program"] < .4*missed["untaught"], missed
 
 
 # ---- what goes wrong in a program
 
-T = EPOCH_S
 
-
-def running(gauges=None, names="ab", **how):
-    return ContextEngine([Backend(n, capacity=8) for n in names], **head_room(60., gauges=gauges, **how))
+def running(gauges=None, names="ab", holdout=0., **how):
+    return ContextEngine(
+        [Backend(n, capacity=8) for n in names], forecaster=RoomForecaster(**how), gauges=gauges, holdout=holdout,
+        router=RouterConfig(slo_ms=3000., slo_tok_ms=60.))
 
 
 def serve(engine, now, took_s=4., **outcome):
@@ -85,56 +62,148 @@ def serve(engine, now, took_s=4., **outcome):
     return d
 
 
-def test_a_backend_that_is_idle_for_hours_costs_nobody_the_belief():
-    e = running(); [serve(e, T + k) for k in range(20)]; e.tick(T + 20); e.router.force("b", "open", T + 20, "drain")
-    for k in range(5, 3*3600, 5): serve(e, T + 20 + k); e.step(T + 20 + k)
-    assert e.failures == 0 and not e.status(T + 20 + k)["forecast"]["stale"]
+def test_a_backend_that_is_idle_for_hours_costs_nobody_the_forecast():
+    e = running()
+    for k in range(20):
+        serve(e, T + k)
+    e.tick(T + 20)
+    e.router.force("b", "open", T + 20, "drain")
+    for k in range(5, 3*3600, 5):
+        serve(e, T + 20 + k)
+        e.step(T + 20 + k)
+    said = e.status(T + 20 + k)["forecast"]
+    assert e.failures == 0 and not said["stale"] and set(said["backends"]) == {"a", "b"}
 
 
-@pytest.mark.parametrize("bad", [(T, 1., 0., 0.), (T, None, 0., 20.), (T, 1., 0., float("nan")), (T, 1., 0., float("inf")), (T*1000, 1., 0., 20.), "x", 1/3])
+BAD = [(T, 1., 0., 0.), (T, None, 0., 20.), (T, 1., 0., float("nan")), (T, 1., 0., float("inf")), (T*1000, 1., 0., 20.), "x", 1/3]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_one_bad_gauge_is_counted_and_harms_nobody(bad):
     e = running(lambda t: {"a": bad if 50 < t - T < 60 else (t, 2., 0., 25.), "b": (t, 3., 0., 25.)}, learn_s=300.)
-    for k in range(0, 1000, 5): serve(e, T + k); e.step(T + k)
-    said = e.router.table
-    assert e.failures == 0 and e.belief.bad_gauges in (1, 2) and said.forecasts["a"].most > 1 and e.belief.learned_s >= T + 900
+    lessons = 0
+    for k in range(0, 1000, 5):
+        serve(e, T + k)
+        e.step(T + k)
+        if e.forecaster.lesson_due:
+            lessons += e.retrain(T + k)
+    assert e.failures == 0 and e.forecaster.bad_gauges in (1, 2) and e.router.table.forecasts["a"].most > 1
+    assert lessons >= 2 and e.forecaster.learned_s >= T + 600 and e.status(T + 1000)["forecaster"]["bad_gauges"] in (1, 2)
 
 
-def test_a_source_of_gauges_that_fails_leaves_our_own_answers():
+def test_a_source_of_gauges_that_fails_leaves_our_own_answers(caplog):
     e = running(lambda t: 1/0)
-    for k in range(0, 300, 5): serve(e, T + k); e.step(T + k)
-    assert e.failures == 0 and e.router.table.version == 60 and e.belief.bad_gauges == 60 and e.belief.rooms.sensors[0].known > 0
+    with caplog.at_level("WARNING", "arcpoint_ce"):
+        for k in range(0, 300, 5):
+            serve(e, T + k)
+            e.step(T + k)
+    assert e.failures == 0 and e.router.table.version == 60 and e.forecaster.rooms.sensors[0].known > 0
+    assert sum(r.message == "gauges failed" for r in caplog.records) == 60
 
 
 def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
     e = running(learn_s=600.)
     for k in range(0, 1800, 5):
-        if k % 300 == 150: e.router.add(Backend(f"n{k}", capacity=4), T + k)
-        if k % 300 == 250: e.router.remove(f"n{k - 100}")
-        serve(e, T + k); e.step(T + k)
-    assert e.failures == 0 and len(e.belief.journal.ticks) == 360 and e.belief.learned_s == T + 1200
-    curve = e.belief.rooms.model.responses[e.belief.places["b"]]
-    e.router.remove("a"); e.belief.learn(); assert list(e.belief.places) == ["b"]        # a lesson before the next tick
-    e.router.remove("b"); e.router.add(Backend("b", capacity=80), T + 1801); e.tick(T + 1801)
-    assert e.belief.rooms.model.responses[0] != curve and e.belief.rooms.backends[0].capacity == 80
+        if k % 300 == 150:
+            e.router.add(Backend(f"n{k}", capacity=4), T + k)
+        if k % 300 == 250:
+            e.router.remove(f"n{k - 100}")
+        serve(e, T + k)
+        e.step(T + k)
+        if e.forecaster.lesson_due:
+            e.retrain(T + k)
+    e.tick(T + 1800)
+    f = e.forecaster
+    assert e.failures == 0 and len(f.journal.ticks) == 361 and f.lesson >= 2
+    curve = f.rooms.model.responses[f.places["b"]]
+    e.router.remove("a")
+    e.retrain(T + 1801)                                               # a lesson before the next tick
+    e.tick(T + 1802)
+    assert list(f.places) == ["b"]
+    e.router.remove("b")
+    e.router.add(Backend("b", capacity=80), T + 1803)
+    e.tick(T + 1804)
+    assert f.rooms.model.responses[0] != curve and f.rooms.backends[0].capacity == 80
 
 
-def test_versions_go_on_after_a_restart(tmp_path):
-    def begun(): return ContextEngine([Backend("a"), Backend("b")], tmp_path/"s.sqlite", **head_room(60.))
+def test_versions_and_lessons_go_on_after_a_restart(tmp_path):
+    begun = lambda: ContextEngine([Backend("a"), Backend("b")], tmp_path/"s.sqlite", forecaster="room")
     e = begun()
-    for k in range(20): serve(e, T + k); e.tick(T + k)
-    was = e.router.table.version; e.close(T + 20)
-    e = begun(); e.tick(T + 30); assert e.router.table.version == was + 1; e.close(T + 31)
+    for k in range(400):
+        serve(e, T + k)
+        e.step(T + k)
+    assert e.retrain(T + 400)
+    e.tick(T + 400)
+    was, curves = e.router.table.version, e.forecaster.rooms.model.responses
+    e.close(T + 401)
+    e = begun()
+    e.tick(T + 430)
+    assert e.resumed and e.router.table.version == was + 1
+    assert e.forecaster.rooms.model.responses == curves and e.forecaster.lesson == 1
+    e.close(T + 431)
 
 
 def test_an_empty_fleet_waits_for_members():
-    e = running(names=""); e.tick(T); e.router.add(Backend("a"), T + 1); serve(e, T + 2); e.tick(T + 5)
-    assert list(e.router.table.forecasts) == ["a"]
+    e = running(names="")
+    e.tick(T)
+    e.router.add(Backend("a"), T + 1)
+    serve(e, T + 2)
+    e.tick(T + 5)
+    assert list(e.router.table.forecasts) == ["a"] and e.failures == 0
 
 
 def test_held_out_requests_are_written_down_and_pass_open_breakers_but_no_persons():
-    e = running(); out = Holdout(e, 1.)
-    for k in range(200): d = out.decide(Request(f"r{k}"), T + k); e.observe(Outcome(d.backend, T + k, 4000., decision=d.id, tokens_out=100))
-    e.store.flush(T + 200); assert e.store.status()["fates"]["joined"] == 200
+    e = running(holdout=.99)
+    placed = []
+    for k in range(200):
+        d = e.decide(Request(f"r{k}"), T + k)
+        e.observe(Outcome(d.backend, T + k, 4000., decision=d.id, tokens_out=100))
+        placed.append(d.backend)
+    e.store.flush(T + 200)
+    assert e.store.status()["fates"]["joined"] == 200 and .3 < placed.count("a")/200 < .7
+    held = e.rollout.holdout.test.live.n
+    assert held > 180 and held + e.rollout.holdout.test.new.n == 200
     e.router.force("b", "open", T + 200, "drain")
-    assert {out.decide(Request(f"r{k}"), T + 201).backend for k in range(50)} == {"a"}
-    with pytest.raises(ValueError, match="sum to 1"): Holdout(e, float("nan"))
+    assert {e.decide(Request(f"s{k}"), T + 201).backend for k in range(50)} == {"a"}
+    with pytest.raises(ValueError, match="share from 0"):
+        running(holdout=float("nan"))
+
+
+def test_held_out_requests_go_where_a_breaker_that_opened_by_itself_would_not_let_them():
+    e = running(holdout=.5)
+    for k in range(60):
+        d = e.decide(Request(f"r{k}"), T + k)
+        ok = d.backend == "a"
+        e.observe(Outcome(d.backend, T + k, 900., ok, None if ok else "error", decision=d.id))
+    now = T + 61
+    assert e.router.health("b", now)[0] == "open"
+    arms = {d.backend: e.rollout.holdout.held(d.request) for d in (e.decide(Request(f"s{k}"), now) for k in range(100))}
+    assert arms["b"] is True and set(arms) == {"a", "b"}
+
+
+def test_clocks_keep_their_time_over_a_restart():
+    from dataclasses import replace
+
+    from arcpoint_ce.learning.headroom import Foresight
+
+    def begun():
+        e = running(names="a", ahead_s=10.)
+        e.tick(T)
+        return e
+
+    profile = tuple(float(k) for k in range(6))                         # one minute: 0 to 5 requests of others
+    e = begun()
+    f = e.forecaster
+    f.believe(replace(f.rooms.model, foresight=(Foresight(10., (profile,)),)), f.fleet, {})
+    f.lesson = 1
+    at = lambda forecaster, now: forecaster.rooms.model.foresight[0].at(
+        forecaster.rooms.model.foresight[0].occupied, now - forecaster.from_s)
+    told = f.lessons(), f.memo()
+    for late_s in (0., 7., 25., 90., 3605.):
+        again = RoomForecaster(ahead_s=10.)
+        again.start(e.router)
+        again.restore(*told)
+        again.tick(T + late_s)
+        for k in (1., 17., 44.):
+            assert at(again, T + late_s + k) == pytest.approx(at(f, T + late_s + k)), late_s
+        assert again.lessons()["from_s"] <= T + late_s

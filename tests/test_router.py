@@ -4,8 +4,8 @@ import gc
 import sys
 import tracemalloc
 from collections import Counter, defaultdict, deque
-from itertools import count
-from math import inf, isfinite, nan
+from itertools import accumulate, count, product
+from math import inf, isfinite, log, nan, prod
 from random import Random
 from threading import Thread
 from types import BuiltinMethodType, FunctionType
@@ -17,17 +17,19 @@ from scipy.stats import chisquare
 
 from arcpoint_ce.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerConfig, ShedConfig
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Tier
-from arcpoint_ce.routing.policies import POLICIES, RandomChoice, Scene, Signals
+from arcpoint_ce.routing.nowcast import Nowcast, others_pace_s, usual_pace_s
+from arcpoint_ce.routing.policies import POLICIES, OwnPace, PredictedCost, RandomChoice, Scene, Signals
 from arcpoint_ce.routing.router import Drawn, NoBackend, Router, RouterConfig, only_slow
 
 SPREAD = (.6, .7, .85, 1., 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)
 
 
-def table(now, medians, version=1, max_age_s=60.):
-    "Forecasts by backend; a median of None leaves the backend out."
+def table(now, medians, version=1, max_age_s=60., now_ms=None, trust=1.):
+    "Forecasts by backend; a median of None leaves the backend out. `now_ms`: what a request takes now, where that is said."
     q = lambda m: tuple(m*x for x in SPREAD)
-    return ForecastTable(version, now, max_age_s, {n: Forecast(n, now, 300., q(m), q(m)) for n, m in medians.items() if m is not None})
+    return ForecastTable(version, now, max_age_s, {n: Forecast(n, now, 300., q(m), q(m), now_ms=now_ms, trust=trust)
+                                                   for n, m in medians.items() if m is not None})
 
 
 def scene_of(n, seed=0, missing=.2):
@@ -116,10 +118,10 @@ def test_ours_never_gives_everything_to_the_best_of_a_shared_score(n):
     for medians in ({f"b{k}": 40. if k == 3 else 150. for k in range(n)}, {f"b{k}": 100. for k in range(n)}):
         seen = Counter()
         for seed in range(400):
-            r = Router(fleet, config=RouterConfig(explore=0., seed=seed)); r.swap(table(0., medians), 0.)
+            r = Router(fleet, PredictedCost(), config=RouterConfig(explore=0., seed=seed)); r.swap(table(0., medians), 0.)
             seen[r.decide(Request(), 1.).backend] += 1
         assert max(seen.values()) < 400*3/n and len(seen) >= n//2
-    r = Router(fleet); r.swap(table(0., medians), 0.)
+    r = Router(fleet, PredictedCost()); r.swap(table(0., medians), 0.)
     assert max(c.probability for c in r.rank(Request(), 1.)) < 3/n
 
 
@@ -196,7 +198,7 @@ class RouterMachine(RuleBasedStateMachine):
         lane = d.lanes[k]; b, probe = lane.breaker, bool(d.probes >> k & 1)
         mode = (d.again[k - 1][0] if k else d.view).mode
         assert b.state == CLOSED or (probe and b.state == HALF_OPEN) or (mode == "panic" and only_slow(b)), (b.state, mode)
-        self.attempts[d.id, k] = dict(lane=lane, held=True, open=True, probe=probe, era=d.eras[k])
+        self.attempts[d.id, k] = dict(lane=lane, held=True, open=True, probe=probe, era=d.eras[k], left=1., seen=0, seen_s=self.now)
         use = self.spent[lane.backend.name, id(lane), self.epoch, self.now//60]
         use[0] += 1; use[1] += d.request.tokens_in + d.request.tokens_out
         if lane.backend.rpm: assert use[0] <= lane.backend.rpm, "rate limit exceeded: requests"
@@ -259,10 +261,28 @@ class RouterMachine(RuleBasedStateMachine):
         assert got not in used and 0 < d.attempt_probability(d.attempts - 1) <= 1 + 1e-9
         self.reserve(d, d.attempts - 1)
 
-    @rule(data=st.data(), age=st.sampled_from([0., 10., 70.]))
-    def swap(self, data, age):
+    @rule(data=st.data(), tokens=st.sampled_from([0, 1, 7, 40, 40, 300, -1, nan, inf, 10**400]), dt=st.sampled_from([0., 0., 0., 5., -3., nan, inf]))
+    def progress(self, data, tokens, dt):
+        "The newest attempt has come so far; everything else is counted and changes nothing."
+        if not self.decisions: return
+        ids = sorted(self.r._leases) if self.r._leases and data.draw(st.booleans()) else sorted(self.decisions)
+        id = data.draw(st.sampled_from(ids)); d, now = self.decisions[id], self.now + dt
+        a = self.attempts[id, d.attempts - 1]
+        fits = id in self.r._leases and a["held"] and a["seen"] <= tokens < 1e9 and a["seen_s"] <= now < inf
+        before, ignored = None if fits else state(self.r), self.r.counts["progress_ignored"]
+        assert self.do("progress", (id,) if data.draw(st.booleans()) else id, tokens, now) is fits
+        if fits:
+            a["seen"], a["seen_s"], a["left"] = tokens, now, max(1. - tokens/(d.request.tokens_out or d.expect), .1)
+        else:
+            assert self.r.counts["progress_ignored"] == ignored + 1
+            self.r.counts["progress_ignored"] = ignored
+            assert state(self.r) == before
+            self.r.counts["progress_ignored"] = ignored + 1
+
+    @rule(data=st.data(), age=st.sampled_from([0., 10., 70.]), now_ms=st.sampled_from([None, 100.]), trust=st.sampled_from([0., .5, 1.]))
+    def swap(self, data, age, now_ms, trust):
         said = {b.name: data.draw(medians) for b in self.r.backends}
-        self.do("swap", table(self.now - age, said, len(self.log)), self.now)
+        self.do("swap", table(self.now - age, said, len(self.log), now_ms=now_ms, trust=trust), self.now)
         lanes = self.r._lanes.values(); total = sum(l.backend.capacity for l in lanes)
         assert sum((1 - l.weight)*l.backend.capacity for l in lanes) <= .5*total + 1e-9
 
@@ -292,7 +312,12 @@ class RouterMachine(RuleBasedStateMachine):
         if not hasattr(self, "r"): return
         held = Counter()
         for a in self.attempts.values(): held[a["lane"].slot] += a["held"]
-        assert self.r._signals.in_flight == [held[k] for k in range(len(self.r._signals.in_flight))]
+        s, left = self.r._signals, defaultdict(list)
+        for a in self.attempts.values():
+            if a["held"]: left[a["lane"].slot].append(a["left"])
+        assert s.in_flight == [held[k] for k in range(len(s.in_flight))]
+        assert all(same(s.load[k], sum(left[k])) and s.load[k] >= 0. and (held[k] or s.load[k] == 0.) for k in range(len(s.load)))
+        assert 0. <= s.retried <= 1. and all(0. < x < inf for x in s.slow)
         for l in self.r._lanes.values():
             assert 0 <= l.breaker.out <= SMALL.probes
             out = sum(a["held"] and a["probe"] and a["lane"] is l and a["era"] == l.breaker.era for a in self.attempts.values())
@@ -321,7 +346,7 @@ TestRouterMachine.settings = settings(max_examples=120, stateful_step_count=50, 
 
 # ---- what the machine found, or could find only by luck
 
-def busy(n=3, **kw): return Router([Backend(f"b{k}", capacity=4.) for k in range(n)], **kw)
+def busy(n=3, policy=None, **kw): return Router([Backend(f"b{k}", capacity=4.) for k in range(n)], policy, **kw)
 
 
 def test_retry_after_the_lease_releases_once():
@@ -352,11 +377,14 @@ def test_a_time_that_is_none_changes_nothing(bad):
     assert r.observe(Outcome(d.backend, 0., 5., decision=d.id))
 
 
-def test_a_dead_ticker_sheds_no_longer_than_its_table_lives():
-    r = busy(2, config=RouterConfig(explore=0.))
-    r.swap(table(0., dict(b0=900., b1=50.)), 0.)
+@pytest.mark.parametrize("policy, undisturbed", [(PredictedCost(), .5), (OwnPace(), 1.)], ids=["predicted_cost", "own_pace"])
+def test_a_dead_ticker_sheds_no_longer_than_its_table_lives(policy, undisturbed):
+    "Nor does what it foresaw act any longer."
+    r = busy(2, policy=policy, config=RouterConfig(explore=0.))
     share = lambda now: next(c.probability for c in r.rank(Request(), now) if c.backend == "b0")
-    assert share(1.) < .1 and share(60.) < .1 and same(share(61.), .5)
+    assert same(share(0.), undisturbed)
+    r.swap(table(0., dict(b0=900., b1=50.), now_ms=50.), 0.)
+    assert share(1.) < .1 and share(60.) < .1 and same(share(61.), undisturbed)
 
 
 def slow_down(r, name, now, n=10):
@@ -444,10 +472,12 @@ def test_rate_limits_let_the_whole_budget_through():
     assert served == 60
 
 
-def test_retries_are_drawn_too_with_the_odds_they_claim():
+@pytest.mark.parametrize("policy, medians", [(PredictedCost(), (60, 80, 100, 120, 140, 160)), (OwnPace(draws=2), (100, 104, 124, 128, 132, 136))],
+                         ids=["predicted_cost", "own_pace"])
+def test_retries_are_drawn_too_with_the_odds_they_claim(policy, medians):
     "An outage must not send every retry to one place; and the propensity of a retry is that of its own draw."
-    r = Router([Backend(f"b{k}", capacity=8.) for k in range(6)], config=RouterConfig(explore=.1))
-    r.swap(table(0., {f"b{k}": 60. + 20*k for k in range(6)}), 0.)
+    r = Router([Backend(f"b{k}", capacity=8.) for k in range(6)], policy, config=RouterConfig(explore=.1))
+    r.swap(table(0., {f"b{k}": float(ms) for k, ms in enumerate(medians)}, now_ms=100.), 0.)
     seen, want = Counter(), Counter()
     for _ in range(6_000):
         d = r.decide(Request(), 1.); second = r.retry(d, 1.)
@@ -501,7 +531,7 @@ def test_outcomes_late_double_and_orphaned():
     assert (r.counts["expired"], sum(r._signals.in_flight)) == (2, 0)
     assert r.observe(Outcome(d.backend, 0., 11_000., decision=d.id)) and not r.observe(Outcome(d.backend, 0., 11_000., decision=d.id))
     assert not r.cancel(lost, 12.)
-    assert r.counts == dict(decided=3, observed=2, cancelled=0, expired=2, late=1, ignored=4)
+    assert r.counts == dict(decided=3, observed=2, cancelled=0, expired=2, late=1, ignored=4, progress_ignored=0)
 
 
 # ---- threads, tasks, members
@@ -651,15 +681,19 @@ def full(r, n=3, occupied=10., most=10.):
     r.swap(ForecastTable(1, 0., 600., {f"b{k}": Forecast(f"b{k}", 0., 600., (1.,)*7, (1.,)*7, None, occupied=occupied, most=most) for k in range(n)}), 0.)
 
 
-def refusing(callers_retry=True, took_ms=5., served=True, **of_others):
-    r = busy(config=RouterConfig(explore=0., callers_retry=callers_retry, slo_ms=300.)); full(r, **of_others)
+BOTH = pytest.mark.parametrize("policy", [PredictedCost, OwnPace], ids=["predicted_cost", "own_pace"])
+
+
+def refusing(policy=PredictedCost, callers_retry=True, took_ms=5., served=True, **of_others):
+    r = busy(policy=policy(), config=RouterConfig(explore=0., callers_retry=callers_retry, slo_ms=300.)); full(r, **of_others)
     if served: r.observe(Outcome("b0", 0., 5., True))
     for k in range(5): r.observe(Outcome("b0", .1*k, took_ms, False, "500"))
     return r
 
 
-def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said():
-    r, seen = refusing(), Counter()
+@BOTH
+def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said(policy):
+    r, seen = refusing(policy), Counter()
     said = {c.backend: c.probability for c in r.rank(Request(), 1.)}
     for _ in range(3000): d = r.decide(Request(), 1.); seen[d.backend] += 1; r.cancel(d, 1.)
     assert said["b0"] == pytest.approx(.95) and said["b1"] > 0 and same(sum(said.values()), 1.)
@@ -667,8 +701,9 @@ def test_what_fails_at_once_is_tried_where_others_are_full_and_as_often_as_said(
 
 
 @pytest.mark.parametrize("occupied, chance", [(10., .95), (3., 0.)])
-def test_what_fails_at_once_is_tried_first_before_its_breaker_opens_if_old_answers_come_in_between(occupied, chance):
-    r = busy(config=RouterConfig(explore=0., callers_retry=True, slo_ms=300.), breaker=BreakerConfig(failure_rate=1.)); full(r, occupied=occupied)
+@BOTH
+def test_what_fails_at_once_is_tried_first_before_its_breaker_opens_if_old_answers_come_in_between(policy, occupied, chance):
+    r = busy(policy=policy(), config=RouterConfig(explore=0., callers_retry=True, slo_ms=300.), breaker=BreakerConfig(failure_rate=1.)); full(r, occupied=occupied)
     for k in range(30): r.observe(Outcome("b0", .02*k, 5., k % 3 == 0, None if k % 3 == 0 else "500"))
     said = {c.backend: c.probability for c in r.rank(Request(), 1.)}
     assert r.health("b0", 1.)[0] == "closed" and same(sum(said.values()), 1.)
@@ -677,17 +712,415 @@ def test_what_fails_at_once_is_tried_first_before_its_breaker_opens_if_old_answe
 
 @pytest.mark.parametrize("how", [dict(callers_retry=False), dict(took_ms=5_000.), dict(took_ms=None), dict(occupied=0.), dict(served=False)], ids=str)
 def test_else_what_is_shut_off_gets_nothing(how):
-    assert {c.backend: c.probability for c in refusing(**how).rank(Request(), 1.)}["b0"] == 0.
+    r = refusing(**how)
+    assert r.health("b0", 1.)[0] == OPEN and {c.backend: c.probability for c in r.rank(Request(), 1.)}["b0"] == 0.
 
 
-def test_what_begins_to_hang_swallows_no_more_than_it_could_hold():
-    r = refusing()
+@BOTH
+def test_what_begins_to_hang_swallows_no_more_than_it_could_hold(policy):
+    r = refusing(policy)
     for k in range(500): r.decide(Request(), 1. + k/1000)
     assert r.in_flight()["b0"] == 4
     assert {c.backend: c.probability for c in r.rank(Request(), 1.6)}["b0"] == 0. and same(sum(c.probability for c in r.rank(Request(), 1.6)), 1.)
 
 
-def test_room_that_nobody_has_divides_nothing():
-    r = refusing(occupied=0., most=0.)
+@BOTH
+def test_room_that_nobody_has_divides_nothing(policy):
+    r = refusing(policy, occupied=0., most=0.)
     assert same(sum(c.probability for c in r.rank(Request(), 1.)), 1.)
     with pytest.raises(ValueError, match="gateways"): RouterConfig(gateways=0)
+
+
+# ---- progress
+
+def untold(r):
+    "Everything a router holds and says, but for the count of reports that it ignored."
+    counts = {k: n for k, n in r.counts.items() if k != "progress_ignored"}
+    return counts, r.status(100.), r._signals.frozen(), [(l.nowcast.new_s, l.nowcast.new_tok) for l in r._lanes.values()]
+
+
+def ignored(r, decision, tokens, now):
+    "A report that must be counted and change nothing."
+    before, n = untold(r), r.counts["progress_ignored"]
+    return r.progress(decision, tokens, now) is False and untold(r) == before and r.counts["progress_ignored"] == n + 1
+
+
+def test_progress_is_the_whole_number_of_tokens_so_far():
+    r = busy(1); d = r.decide(Request(tokens_out=100), 0.)
+    left = [r.progress(d, tokens, float(k + 1)) and r.status(9.)[0]["work_left"] for k, tokens in enumerate((10, 50, 50, 85, 99, 300))]
+    assert left == [.9, .5, .5, .15, .1, .1]                              # an answer that is longer than expected is nearly done, never done
+    assert r.counts["progress_ignored"] == 0 and r._signals.load[0] == pytest.approx(.1)
+    lane = r._lanes["b0"]; assert (lane.nowcast.new_s, lane.nowcast.new_tok) == (5., 290)   # the first report says when the stream began
+    r.observe(Outcome("b0", 0., 7_000., decision=d.id, tokens_out=301))
+    assert r._signals.load == [0.] and lane.nowcast.pace_s == pytest.approx(6./291.)       # the end of the answer is the last report
+
+
+def test_progress_takes_a_decision_or_its_id():
+    r = busy(1); d = r.decide(Request(tokens_out=100), 0.)
+    assert r.progress(d, 20, 1.) and r.progress(d.id, 40, 2.) and r._signals.load[0] == pytest.approx(.6)
+
+
+@pytest.mark.parametrize("tokens, now", [(4, 3.), (-1, 3.), (nan, 3.), (inf, 3.), (-inf, 3.), (10**400, 3.), (1e300, 3.), (9, 1.9), (9, -1.), (9, nan), (9, inf), (9, -inf)])
+def test_a_report_that_makes_no_sense_changes_nothing(tokens, now):
+    r = busy(2); d = r.decide(Request(tokens_out=10), 0.)
+    assert r.progress(d, 5, 2.) and ignored(r, d, tokens, now)
+    assert r.progress(d, 5, 2.) and r.progress(d, 6, 3.)                  # the next good one counts, from the last good one on
+    assert r._signals.load[0] == pytest.approx(.4) and r._lanes["b0"].nowcast.new_s == 1.
+
+
+def test_progress_of_what_does_not_run_changes_nothing():
+    r = busy(2, config=RouterConfig(lease_s=10.))
+    done, gone, lapsed = (r.decide(Request(tokens_out=10), 0.) for _ in range(3))
+    r.observe(Outcome(done.backend, 0., 50., decision=done.id)); r.cancel(gone, 1.); r.roll(10.)
+    assert r.counts["expired"] == 1
+    for d in (done, gone, lapsed): assert ignored(r, d, 5, 11.) and ignored(r, d.id, 5, 11.)
+    assert ignored(r, 10**9, 5, 11.) and ignored(r, 0, 5, 11.) and ignored(r, -1, 5, 11.)
+
+
+def test_progress_concerns_the_newest_attempt():
+    r = busy(2); d = r.decide(Request(tokens_out=10), 0.); first = d.backend
+    assert r.progress(d, 8, 1.) and r.retry(d, 2.) not in (None, first)
+    second = d.lanes[1].backend.name; load = {n: r._signals.load[l.slot] for n, l in r._lanes.items()}
+    assert load == {first: pytest.approx(.2), second: 1.}                 # a hedge begins anew; the first goes on beside it
+    assert r.progress(d, 3, 3.) and r._signals.load[r._lanes[second].slot] == pytest.approx(.7)
+    assert r._signals.load[r._lanes[first].slot] == pytest.approx(.2) and ignored(r, d, 5, 2.9)
+    r.observe(Outcome(second, 2., 1_500., False, "error", d.id, 1))
+    assert ignored(r, d, 9, 4.)                                           # the newest has ended, whatever still runs
+    assert r.observe(Outcome(first, 0., 5_000., decision=d.id, tokens_out=10)) and r._signals.load == [0., 0.]
+
+
+@pytest.mark.parametrize("decision, tokens", [(None, True), (None, False), (None, "12"), (None, None), (None, b"1"), (None, 1j), (None, [1]), (True, 1), ("1", 1), (1.0, 1), (object(), 1)])
+def test_progress_refuses_what_is_no_number_and_no_decision(decision, tokens):
+    "A mistake in the caller's program is an error, not a strange report: a bool is no number of tokens."
+    r = busy(1); d = r.decide(Request(tokens_out=10), 0.); before = untold(r)
+    with pytest.raises(TypeError, match="tokens must be a number" if decision is None else "a decision or its id"):
+        r.progress(d if decision is None else decision, tokens, 1.)
+    assert untold(r) == before and r.counts["progress_ignored"] == 0 and r.progress(d, 1, 1.)
+
+
+OPS = st.tuples(st.sampled_from(["decide", "retry", "progress", "progress", "progress", "observe", "cancel", "roll"]), st.integers(0, 7), st.integers(0, 130), st.floats(0., 4.))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(OPS, max_size=60), st.sampled_from([None, 30., 97.]))
+def test_the_work_left_is_what_open_attempts_have_left(ops, tokens_out):
+    "Whatever ends in whatever order: the load of a backend is the sum of what its open attempts have left, and 0 where nothing runs."
+    r, now, made = busy(3, config=RouterConfig(lease_s=12., explore=.3)), 0., []
+    for what, who, tokens, dt in ops:
+        now += dt
+        if what == "roll": r.roll(now)
+        elif what == "decide" or not made: made.append(r.decide(Request(tokens_out=int(tokens_out or 0)), now))
+        else:
+            d = made[-1 - who % len(made)]
+            if what == "retry": r.retry(d, now)
+            if what == "progress": r.progress(d, tokens, now)
+            if what == "cancel": r.cancel(d, now)
+            if what == "observe":
+                k = tokens % d.attempts
+                r.observe(Outcome(d.lanes[k].backend.name, d.at_s, (now - d.at_s)*1000., tokens % 3 > 0, None if tokens % 3 else "error", d.id, k, tokens_out=tokens))
+        left = defaultdict(float)
+        for d in r._leases.values():
+            for k, lane in enumerate(d.lanes): left[lane.slot] += d.left[k] if d.held >> k & 1 else 0.
+        s = r._signals
+        for k in range(3):
+            assert s.load[k] == pytest.approx(left[k], abs=1e-9) and s.load[k] >= 0.
+            assert s.in_flight[k] or s.load[k] == 0.
+        assert 0. <= s.retried <= 1.
+    for d in made: r.cancel(d, now)
+    assert r._signals.load == [0.]*3
+
+
+# ---- the nowcast at work
+
+def serve(r, pace, until, start=0., every=.5, streams=lambda name: True, tokens=100, patience_s=25.):
+    "Requests at a steady rate to backends that need `pace(name, now)` seconds per token (inf: they stand still): [(when, to whom)]."
+    sent, running, due, now = [], [], start, start
+    while now < until:
+        for job in list(running):
+            d, done, told_s = job; job[1] = done = done + .25/pace(d.backend, now); ended = done >= tokens
+            if ended or now - d.at_s >= patience_s:
+                running.remove(job)
+                seen = tokens if ended else int(done) if streams(d.backend) else 0
+                r.observe(Outcome(d.backend, d.at_s, (now - d.at_s)*1000., ended, None if ended else "timeout", d.id, tokens_out=seen))
+            elif streams(d.backend) and now - told_s >= 1.: r.progress(d, int(done), now); job[2] = now
+        while due <= now:
+            d = r.decide(Request(), now); running.append([d, 0., now]); sent.append((now, d.backend)); due += every
+        now += .25
+    return sent
+
+
+def share(sent, name, since, until):
+    there = [n == name for at, n in sent if since <= at < until]
+    return sum(there)/len(there)
+
+
+def pace_ms(r, name, now): return next(s["pace_ms"] for s in r.status(now) if s["backend"] == name)
+
+
+def test_a_stream_that_stands_still_is_seen_within_seconds():
+    r = busy(3); stall = lambda name, now: inf if name == "b0" and now >= 30. else .02
+    sent = serve(r, stall, 30.); usual = pace_ms(r, "b0", 30.)
+    assert usual == pytest.approx(20., rel=.05) and share(sent, "b0", 10., 30.) > .2
+    r = busy(3); sent = serve(r, stall, 33.)
+    assert pace_ms(r, "b0", 33.) > 5*usual and pace_ms(r, "b1", 33.) == pytest.approx(usual, rel=.05)
+    assert r.status(33.)[0]["state"] == CLOSED and r.status(33.)[0]["error_rate"] == 0.       # nothing has failed yet
+    r = busy(3); sent = serve(r, stall, 50.)
+    assert share(sent, "b0", 32., 50.) == 0.
+
+
+WHO_STREAMS = {"all": lambda name: True, "nobody": lambda name: False, "the others": lambda name: name != "b0", "only the sick one": lambda name: name == "b0"}
+
+
+def sick_for_a_minute(factor):
+    "Seconds per token: `b0` is `factor` times as slow from 30 to 90 s."
+    return lambda name, now: .02*(factor if name == "b0" and 30. <= now < 90. else 1.)
+
+
+@pytest.mark.parametrize("every", [.5, .15])
+@pytest.mark.parametrize("factor", [1.5, 3., 10., inf])
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("who", ["all", "only the sick one"])
+def test_a_backend_that_recovers_is_used_again_within_two_minutes(who, n, factor, every):
+    "Though nothing tells of it but a request that is sent there to see; and it is avoided while it is slow."
+    sent = serve(busy(n), sick_for_a_minute(factor), 240., every=every, streams=WHO_STREAMS[who])
+    assert share(sent, "b0", 10., 30.) > .2
+    assert share(sent, "b0", 45., 90.) < (.15 if factor > 2. else .35)
+    assert share(sent, "b0", 90., 210.) > 0. and share(sent, "b0", 210., 240.) > .1
+
+
+@pytest.mark.parametrize("factor", [1.5, 10., inf])
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("who", ["nobody", "the others"])
+def test_without_streams_it_takes_minutes_but_not_for_ever(who, n, factor):
+    sent = serve(busy(n), sick_for_a_minute(factor), 1500., streams=WHO_STREAMS[who])
+    assert share(sent, "b0", 10., 30.) > .2
+    assert share(sent, "b0", 45., 90.) < (.15 if factor > 2. else .35)
+    assert share(sent, "b0", 1400., 1500.) > .1
+
+
+def test_whole_answers_and_streams_in_the_same_fleet():
+    "Paces are told in the same unit; as fast is as good, and either one is avoided where it is slow."
+    for slow in (None, "b0", "b1"):
+        r = busy(2); sent = serve(r, lambda name, now: .06 if name == slow else .02, 60., streams=lambda name: name == "b0")
+        for name in ("b0", "b1"):
+            assert pace_ms(r, name, 60.) == pytest.approx(60. if name == slow else 20., rel=.15), (slow, name)
+            if slow is None: assert .25 < share(sent, name, 20., 60.) < .75
+        if slow: assert share(sent, slow, 20., 60.) < .1
+
+
+@pytest.mark.parametrize("after_a_retry", [False, True])
+def test_a_stream_without_its_first_token_is_slow_after_four_seconds(after_a_retry):
+    r = busy(2); d = r.decide(Request(tokens_out=100), 0.); start = 0.
+    if after_a_retry: r.observe(Outcome(d.backend, 0., 3_000., False, "error", d.id)); r.retry(d, 3.); start = 3.
+    name = d.lanes[-1].backend.name
+    for t in (1., 2., 3., 4.): assert r.progress(d, 0, start + t)
+    r.roll(start + 4.); assert pace_ms(r, name, 9.) is None and r._signals.load[r._lanes[name].slot] == 1.
+    assert r.progress(d, 0, start + 5.); r.roll(start + 5.)
+    assert pace_ms(r, name, 9.) > 100_000.
+    assert {brief(r, start + 5.).backend for _ in range(20)} == {"b0", "b1"} - {name}
+
+
+def test_a_time_out_counts_as_the_work_of_a_usual_answer():
+    "Nobody knows how long its answer would have been. It must not look as if one token had taken all the time."
+    r = busy(2)
+    for k in range(40): r.observe(Outcome("b0", float(k), 2_000., tokens_in=400, tokens_out=98))
+    r.observe(Outcome("b0", 50., 6_000., False, "timeout", tokens_in=400))
+    assert pace_ms(r, "b0", 60.) == pytest.approx(20. + .3*40.)
+    plain = busy(2)                                                       # nobody counts tokens: an answer is one unit of work
+    for k in range(40): plain.observe(Outcome("b0", float(k), 2_000.))
+    plain.observe(Outcome("b0", 50., 6_000., False, "timeout"))
+    assert pace_ms(plain, "b0", 60.) == pytest.approx(2_000. + .3*4_000.)
+
+
+def test_a_wrong_time_does_not_spoil_the_paces():
+    "A time that is none, a clock that was in the future for a while, and an outcome from long ago."
+    r = busy(3); d = r.decide(Request(tokens_out=100), 0.); r.progress(d, 10, 1.); r.progress(d, 20, 2.)
+    for bad in (nan, inf, -inf):
+        with pytest.raises((ValueError, OverflowError)): r.decide(Request(), bad)
+        with pytest.raises((ValueError, OverflowError)): r.roll(bad)
+    r.roll(2.); assert pace_ms(r, "b0", 2.) == pytest.approx(100.)
+    r.progress(d, 30, 3.)
+    assert r.observe(Outcome("b1", -5_000., 2_000., tokens_out=100)) and isfinite(r._signals.slow[1])   # the first that is known of b1
+    r.roll(500.); assert r.progress(d, 50, 4.); r.roll(4.)
+    assert pace_ms(r, "b0", 4.) == pytest.approx(50.)                                                  # and the present is heard again
+    for k in range(30): r.observe(Outcome("b1", 10. + k, 1_000., tokens_out=100)); r.roll(11. + k)
+    assert pace_ms(r, "b1", 41.) == pytest.approx(10., rel=.01)
+
+
+def test_a_report_from_a_clock_in_the_far_future_is_forgotten_within_seconds():
+    n = Nowcast()
+    n.stream(1e12, 5.); n.fold(0., .02); assert n.pace_s > 100.
+    for second in range(1, 16): n.stream(1., 50.); n.fold(float(second), .02)
+    assert n.pace_s == pytest.approx(.02, rel=.05)
+
+
+def test_a_new_stream_is_not_mixed_with_one_of_an_hour_ago():
+    n = Nowcast()
+    for second in range(20): n.stream(10., 1. if second > 10 else 400.); n.fold(float(second), .02)
+    assert n.pace_s > 1.
+    for second in range(20, 40): n.fold(float(second), .02)
+    n.stream(1., 50.); n.fold(40., .02)
+    assert n.pace_s == pytest.approx(.02)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["stream", "answer", "fold"]), st.floats(0., 1e12) | st.sampled_from([0., 1e-300, 1e300]), st.sampled_from([0, 0, 1, 40, 10**9]), st.floats(-1e9, 1e9)), max_size=40),
+       st.sampled_from([0., 1e-6, .02, 1e6]))
+def test_a_pace_is_always_a_number(ops, usual_s):
+    n = Nowcast()
+    for what, x, tokens, now in ops:
+        if what == "stream": n.stream(x, tokens)
+        if what == "answer": n.answer(x, tokens % 2 > 0, now)
+        if what == "fold": n.fold(now, usual_s)
+        assert 0. <= n.pace_s < inf and n.heard_s < inf
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9))
+def test_the_usual_pace_of_the_others(paces):
+    known = sorted(paces)
+    for i, own in enumerate(known):
+        assert others_pace_s(known, own) == usual_pace_s(known[:i] + known[i + 1:])
+
+
+# ---- own pace
+
+def paced(n, seed=0, change=False, again=False, gateways=1, draws=3):
+    "A plan of own pace over a mixed fleet, its signals, and what it was made of."
+    rng = Random(seed); sc, s = scene_of(n, seed)
+    s.load, s.slow = [rng.random()*6 for _ in range(n)], [(.02*rng.uniform(.8, 1.3))**6 for _ in range(n)]
+    s.error, s.retried = [rng.choice((0., rng.random()*.2)) for _ in range(n)], rng.random()
+    sc = Scene(sc.backends, sc.slots, sc.weight, sc.p50_ms, sc.p_slow, sc.step_ms, sc.cost_usd, sc.slo_ms,
+               change=tuple(rng.uniform(.9, 1.3) for _ in range(n)) if change else (), again=again)
+    return OwnPace(draws=draws, gateways=gateways).plan(sc, s), s, sc
+
+
+PACED = {"alone": {}, "a forecast": dict(change=True), "four gateways": dict(gateways=4), "both": dict(change=True, gateways=4), "both, of two": dict(change=True, gateways=4, draws=2)}
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("how", PACED)
+def test_the_odds_of_own_pace_are_those_of_its_draws(how, n):
+    plan, s, _ = paced(n, seed=n, **PACED[how]); rng, draws = Random(7), 20_000
+    p, seen = plan.probabilities(s, 1.), Counter(plan.choose(rng.random, s, 1.) for _ in range(draws))
+    assert same(sum(p), 1.) and all(p[k] > 0. for k in seen)
+    big = [k for k in range(n) if p[k]*draws >= 5.]
+    got, want = [seen[k] for k in big], [p[k]*draws for k in big]
+    got.append(draws - sum(got)); want.append(draws - sum(want))
+    if want[-1] < 5.: got[-2:], want[-2:] = [sum(got[-2:])], [sum(want[-2:])]
+    if len(got) == 1: assert got[0] == draws
+    else: assert chisquare(got, [w*draws/sum(want) for w in want]).pvalue > 1e-4
+
+
+def every_draw(plan, s, parts, draws):
+    "Chances by position: each draw falls into one of these parts of 0..1, and every combination is tried."
+    edges, want = [0., *accumulate(parts)], [0.]*len(plan.scores(s, 1.))
+    middle = [(a + b)/2 for a, b in zip(edges, edges[1:])]
+    for drawn in product(range(len(parts)), repeat=draws):
+        want[plan.choose(iter([middle[i] for i in drawn]).__next__, s, 1.)] += prod(parts[i] for i in drawn)
+    return want
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 5) | st.sampled_from([16, 17, 40]), st.integers(0, 10**6), st.sampled_from([{}, dict(change=True), dict(gateways=2), dict(change=True, gateways=2, draws=2)]), st.booleans())
+def test_the_odds_of_own_pace_are_exact(n, seed, how, tied):
+    "Every possible draw, one by one, with its own probability."
+    if how.get("gateways"): n = min(n, 5)
+    plan, s, _ = paced(n, seed, **how)
+    if tied: s.load, s.slow, s.error = [1.]*n, [1.]*n, [0.]*n
+    said = plan.probabilities(s, 1.)
+    if how.get("gateways"): want = every_draw(plan, s, [w/plan.cum[-1] for w in plan.weights], plan.draws)
+    elif how.get("change"): want = every_draw(plan, s, said, 1)       # one draw, by the very odds that it claims
+    elif n > 16: want = every_draw(plan, s, [1/n]*n, 1)
+    else:
+        scores = plan.scores(s, 1.); want = [float(i == scores.index(min(scores))) for i in range(n)]
+        assert want[plan.choose(None, s, 1.)] == 1.
+    assert said == pytest.approx(want, abs=1e-9) and same(sum(said), 1.)
+
+
+def test_with_a_forecast_the_odds_fall_with_the_score():
+    plan, s, _ = paced(8, seed=5, change=True)
+    by_score = sorted(zip(plan.scores(s, 1.), plan.probabilities(s, 1.)))
+    assert [p for _, p in by_score] == sorted((p for _, p in by_score), reverse=True)
+    best, second = by_score[:2]
+    assert log(best[1]/second[1]) == pytest.approx(OwnPace().sharpness*log(second[0]/best[0]))
+
+
+def test_own_pace_draws_as_soon_as_others_may_see_the_same():
+    "Alone and without a forecast it takes the least of its own loads; else candidates are drawn, and nobody gets everything."
+    rng = Random(4)
+    for n in (2, 8, 64):
+        even = [(None,)*n]*3
+        s = Signals([0]*n, [0.]*n, [0.]*n, [0.]*n, load=[rng.uniform(2., 2.5) for _ in range(n)], slow=[rng.uniform(.995, 1.005)**6 for _ in range(n)])
+        chances = lambda gateways=1, change=(): OwnPace(gateways=gateways).plan(
+            Scene(tuple(Backend(f"b{k}", 8.) for k in range(n)), tuple(range(n)), (1.,)*n, *even, (0.,)*n, (300.,)*n, change=change), s).probabilities(s, 0.)
+        if n <= 16: assert sorted(chances())[-2:] == [0., 1.] and chances().index(1.) == min(range(n), key=lambda i: (s.load[i] + 1.)*s.slow[i])
+        foreseen = tuple(rng.uniform(1., 1.02) for _ in range(n))
+        for p in (chances(change=foreseen), chances(gateways=2), chances(gateways=2, change=foreseen)):
+            assert max(p) < .97 and min(p) > 0.
+
+
+@pytest.mark.parametrize("n", (8, 64))
+def test_a_forecast_that_favours_one_backend_does_not_send_everybody_there(n):
+    "Neither 400 idle gateways that read it at once, nor all the requests of a single one."
+    fleet = [Backend(f"b{k}", capacity=8.) for k in range(n)]
+    def fresh(favoured, **config):
+        r = Router(fleet, config=RouterConfig(**config)); r.swap(table(0., {f"b{k}": favoured if k == 3 else 100. for k in range(n)}, now_ms=100.), 0.)
+        return r
+    for favoured, most in ((100., 3/n), (75., .7)):
+        seen = Counter(fresh(favoured, seed=seed, gateways=400).decide(Request(), 1.).backend for seed in range(400))
+        assert max(seen.values()) < 400*most and len(seen) >= n//2
+        r = fresh(favoured); seen = Counter(r.decide(Request(), 1.).backend for _ in range(8*n))
+        assert max(seen.values()) < 8*n*most and len(seen) == n
+
+
+def test_a_router_of_several_gateways_tells_its_policy():
+    assert Router(config=RouterConfig(gateways=4)).policy.gateways == 4 and Router().policy.gateways == 1
+    r = busy(3, config=RouterConfig(gateways=4))
+    assert [c.probability for c in r.rank(Request(), 0.)] == pytest.approx([1/3]*3)
+    assert Router().explore == 0. and Router(policy=PredictedCost()).explore == .01 and Router(config=RouterConfig(explore=.2)).explore == .2
+    assert Router().breaker_config == OwnPace.breaker and Router(policy=PredictedCost()).breaker_config == BreakerConfig() and Router(breaker=SMALL).breaker_config == SMALL
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(30., 900.), st.lists(st.floats(0., 1.), min_size=2, max_size=2).map(sorted), st.integers(0, 99))
+def test_a_foreseen_slowdown_moves_traffic_away_in_proportion_to_trust(median, trusts, seed):
+    "The logarithm of a backend's score rises by the trust times six times the logarithm of the change. Without trust nothing happens at all."
+    def fleet(trust):
+        r = busy(3, config=RouterConfig(seed=seed)); r.swap(table(0., dict(b0=median, b1=100., b2=100.), now_ms=100., trust=trust), 0.)
+        return r
+    bare, none = busy(3, config=RouterConfig(seed=seed)), fleet(0.)
+    assert [(c.backend, c.probability, c.score, c.reason) for c in none.rank(Request(), 1.)] == [(c.backend, c.probability, c.score, c.reason) for c in bare.rank(Request(), 1.)]
+    assert none.decide(Request(), 1.).mode == "reactive" and none._lanes["b0"].weight == 1.
+    whole = fleet(1.)._view(Request(), 1.).scene.change[0]
+    assert whole >= 1. if median > 100. else whole <= 1.
+    odds, weights = [], []
+    for trust in trusts:
+        if not trust: continue
+        view = fleet(trust)._view(Request(), 1.)
+        assert log(view.scene.change[0]) == pytest.approx(trust*log(whole), abs=1e-9) and view.scene.change[1:] == (1., 1.)
+        scores = view.plan.scores(Signals([0]*3, [0.]*3, [0.]*3, [0.]*3), 1.)
+        assert log(scores[0]/scores[1]) == pytest.approx(6.*trust*log(whole), abs=1e-6) and scores[1] == scores[2]
+        odds.append({c.backend: c.probability for c in fleet(trust).rank(Request(), 1.)}["b0"])
+    if len(odds) == 2 and whole != 1.: assert odds[1] <= odds[0] + 1e-12 if whole > 1. else odds[1] >= odds[0] - 1e-12
+
+
+def test_whether_callers_retry_is_learned():
+    r = busy(3); start = r._signals.retried
+    def failing(again):
+        for _ in range(60):
+            d = r.decide(Request(), 1.); r.observe(Outcome(d.backend, 1., 5., False, "error", d.id))
+            if again: r.retry(d, 1.); r.observe(Outcome(d.lanes[1].backend.name, 1., 5., decision=d.id, attempt=1))
+        return r._signals.retried
+    assert failing(False) < .01 < start < .99 < failing(True) <= 1. and failing(False) < .01
+    ended = r._signals.retried
+    d = r.decide(Request(), 2.); r.retry(d, 2.); r.cancel(d, 3.); assert r._signals.retried == ended      # a hedge says nothing
+    for _ in range(60): d = r.decide(Request(), 4.); r.cancel(d, 4.); r.retry(d, 4.); r.cancel(d, 4.)
+    assert r._signals.retried <= 1.
+
+
+def test_errors_count_less_where_callers_retry_but_not_in_the_retry_itself():
+    "A backend that fails every fifth attempt, and one that is as quick and twice as loaded."
+    sc, s = scene_of(2, missing=0.); sc = Scene(*[getattr(sc, f) for f in ("backends", "slots")], (1., 1.), *[getattr(sc, f) for f in ("p50_ms", "p_slow", "step_ms", "cost_usd", "slo_ms")])
+    ratio = lambda again, retried: (lambda x: x[0]/x[1])(OwnPace().plan(Scene(*[getattr(sc, f) for f in ("backends", "slots", "weight", "p50_ms", "p_slow", "step_ms", "cost_usd", "slo_ms")], again=again), t := Signals(
+        [0, 0], [.2, 0.], [0., 0.], [0., 0.], retried=retried)).scores(t, 0.))*sc.backends[0].capacity/sc.backends[1].capacity
+    assert [ratio(*x) for x in ((False, 1.), (False, 0.), (True, 1.), (True, 0.))] == pytest.approx([2.2, 5., 5., 5.])

@@ -56,18 +56,21 @@ def test_decide_observe_and_ask(served):
     for _ in range(40):
         status, _, text = call(url, "/decide", dict(tier="premium", tokens_in=500, tokens_out=100, explain=True)); d = json.loads(text)
         assert status == 200 and d["backend"] and d["reasons"]
+        assert json.loads(call(url, "/progress", dict(decision=d["decision"], tokens=40))[2]) == dict(taken=True)
         assert call(url, "/observe", dict(decision=d["decision"], backend=d["backend"], latency_ms=120., tokens_in=500, tokens_out=100))[0] == 200
     for path, body in (("/state", None), ("/risk", None), ("/incidents", None), ("/status", None), ("/which", dict(tier="premium")), ("/simulate", dict(backend="atlas-large"))):
         status, kind, text = call(url, path, body)
         assert status == 200 and kind == "application/json" and json.loads(text), path
     assert call(url, "/why", dict(metric="latency"))[0] == 422                                   # too little to explain: said, not guessed
     assert b'arcpoint_decisions_total{backend="' in call(url, "/metrics")[2]
-    assert json.loads(call(url, "/openapi.json")[2])["paths"].keys() >= {"/state", "/risk", "/which", "/why", "/decide", "/observe", "/metrics", "/healthz"}
+    assert json.loads(call(url, "/openapi.json")[2])["paths"].keys() >= {"/state", "/risk", "/which", "/why", "/decide", "/progress", "/observe", "/metrics", "/healthz"}
 
 
 @pytest.mark.parametrize("path,body,status", [
     ("/decide", b"{", 422), ("/decide", b"[]", 422), ("/decide", dict(colour="red"), 422), ("/decide", dict(tokens_in=-1), 422), ("/decide", dict(slo_ms=1e400), 422), ("/decide", dict(task="song\n"), 422),
     ("/observe", dict(backend="mars", latency_ms=1.), 422), ("/observe", dict(backend="atlas-large"), 422), ("/observe", dict(backend="atlas-large", latency_ms=1., decision=2**70), 422),
+    ("/progress", {}, 422), ("/progress", dict(decision=1), 422), ("/progress", dict(decision=1, tokens=-1), 422), ("/progress", dict(decision=1, tokens=1.5), 422), ("/progress", dict(decision=1, tokens=1e400), 422), ("/progress", dict(decision=2**70, tokens=1), 422),
+    ("/progress", dict(decisions=[]), 422), ("/progress", dict(decisions=[dict(decision=1, tokens=1)]*1001), 422), ("/progress", dict(decision=1, tokens=1, colour="red"), 422), ("/progress", b'{"decisions": [' + b" "*100_000 + b"]}", 413),
     ("/which", dict(top=0), 422), ("/why", dict(metric="joy"), 422), ("/simulate", dict(backend="mars"), 404), ("/nowhere", None, 404), ("/state?at=blue", None, 422), ("/state?window_s=-1", None, 422), ("/state?window_s=5e-324", None, 422),
     ("/decide", b'{"task": "' + b"x"*100_000 + b'"}', 413)])
 def test_what_is_wrong_is_a_problem_document(served, path, body, status):
@@ -91,9 +94,31 @@ def test_tokens_and_scopes(tmp_path):
     port = free_port(); process = start(tmp_path/"s.sqlite", port, ENV | {"ARCPOINT_TOKEN": "write-me", "ARCPOINT_READ_TOKEN": "look"})
     try:
         url = f"http://127.0.0.1:{port}"; as_ = lambda t: {"authorization": f"Bearer {t}"}
-        assert [call(url, "/state")[0], call(url, "/state", **as_("no"))[0], call(url, "/state", **as_("look"))[0], call(url, "/decide", {}, **as_("look"))[0], call(url, "/decide", {}, **as_("write-me"))[0]] == [401, 401, 200, 403, 200]
+        assert [call(url, "/state")[0], call(url, "/state", **as_("no"))[0], call(url, "/state", **as_("look"))[0], call(url, "/decide", {}, **as_("look"))[0], call(url, "/progress", dict(decision=1, tokens=1), **as_("look"))[0], call(url, "/decide", {}, **as_("write-me"))[0]] == [401, 401, 200, 403, 403, 200]
     finally: process.terminate(); out, err = process.communicate(timeout=20)
     assert b"write-me" not in out + err
+
+
+def test_streams_tell_how_far_they_have_come(served):
+    url, tell = served["url"], lambda **body: json.loads(call(served["url"], "/progress", body)[2])
+    a, b = (json.loads(call(url, "/decide", dict(tokens_in=100, tokens_out=200))[2]) for _ in range(2))
+    assert tell(decision=a["decision"], tokens=10) == dict(taken=True)
+    assert tell(decision=a["decision"], tokens=5) == dict(taken=False)                           # fewer than before
+    assert tell(decisions=[dict(decision=a["decision"], tokens=20), dict(decision=7, tokens=1), dict(decision=b["decision"], tokens=0)]) == dict(taken=False, each=[True, False, True])
+    status = json.loads(call(url, "/status")[2]); left = sum(x["work_left"] for x in status["backends"]); running = sum(x["in_flight"] for x in status["backends"])
+    assert status["counts"]["progress_ignored"] >= 2 and left < running - .05
+    for d in (a, b): assert call(url, "/observe", dict(decision=d["decision"], backend=d["backend"], latency_ms=900., tokens_out=200))[0] == 200
+    assert tell(decision=a["decision"], tokens=30) == dict(taken=False)                          # it has ended
+    assert b"arcpoint_progress_ignored_total" in call(url, "/metrics")[2]
+
+
+def test_the_worker_ticks_and_forecasts_by_default(served):
+    call(served["url"], "/decide", {})
+    end = time.monotonic() + 60
+    while not (status := json.loads(call(served["url"], "/status")[2]))["worker"]["ticked_s"]:
+        assert time.monotonic() < end, "the worker has not ticked"
+        time.sleep(.1)
+    assert status["forecaster"]["name"] == "auto" and status["policy"] == "own_pace" and status["worker"]["runs"] and status["worker"]["failures"] == 0
 
 
 def test_fifty_clients_at_once(served):

@@ -3,12 +3,15 @@ import os
 import re
 import subprocess
 import sys
+from math import inf
 
 import pytest
 
 from arcpoint_ce.apps import cli
 from arcpoint_ce.apps import simulate as S
 from arcpoint_ce.lab.faults import SCENARIOS
+from arcpoint_ce.learning.feedback import FeedbackStore
+from arcpoint_ce.routing.core import Forecast, Forecaster, ForecastTable
 
 FLEET = """[tiers.fast]
 slo_ms = 200
@@ -61,7 +64,7 @@ def test_a_run_from_the_shell(here):
     news = [l for l in out.splitlines() if "s   * " in l]
     begins, opens, ends = (next(i for i, l in enumerate(news) if x in l) for x in ("fault begins: backend_down on one", "one: closed to open", "fault is over: backend_down on one"))
     assert begins < ends and opens < ends
-    assert re.search(r"^\s+\d+s .*OPEN", out, re.M) and "ours (the real router)" in out and "p2c (two choices)" in out
+    assert re.search(r"^\s+\d+s .*OPEN", out, re.M) and "ours (own_pace, forecaster auto)" in out and "adaptive least, sharp" in out and "p2c (two choices)" in out
 
 
 def test_a_fault_file_hits_whom_it_names(capsys, here):
@@ -133,3 +136,90 @@ def test_a_crowd_of_backends_stays_readable(here):
     lines = []
     S.Show(S.make_stage(here/"many.toml", "gray_failure", None, requests=500), 20., 0., lines.append).run()
     assert "(+12 more)" in lines[0] and max(map(len, lines)) < 200
+
+
+class Announcer(Forecaster):
+    "Says that the first backend will take three times as long, from 40 s to 60 s of the judged time."
+
+    name = "announcer"
+
+    def start(self, router):
+        self.first = router.backends[0].name
+
+    def tick(self, now):
+        request_ms = tuple(2000.0 * x * (3.0 if 40 <= now < 60 else 1.0) for x in (0.8, 0.9, 0.97, 1.0, 1.03, 1.1, 1.2))
+        forecast = Forecast(self.first, now, 30.0, request_ms, request_ms, now_ms=2000.0, throughout=True, trust=1.0)
+        return ForecastTable(1, now, 60.0, {self.first: forecast}, self.name)
+
+
+def told(stage, every_s=10.0):
+    lines = []
+    record, fleet = S.Show(stage, every_s, 0.0, lines.append).run()
+    return lines, record, fleet
+
+
+def test_shedding_is_told_when_it_begins_and_when_it_ends():
+    stage = S.make_stage(None, "calm", None, requests=900, forecaster=Announcer())
+    lines, record, fleet = told(stage)
+    news = [l.strip() for l in lines if "   * " in l]
+    first = stage.backends[0].name
+    assert [re.sub(" +", " ", l) for l in news] == [
+        f"40s * {first}: sheds before a breach, a request is foreseen to take 2.9 times as long as now",
+        f"60s * {first}: sheds no longer",
+    ]
+    during = (record.born_s > 42) & (record.born_s < 60)
+    after = (record.born_s > 65) & (record.born_s < 85)
+    share = lambda when: (record.first[when] == 0).mean()
+    assert share(during) < 0.3 * share(after)                     # and the traffic did go elsewhere
+
+
+@pytest.mark.parametrize("forecaster", ["none", "room", "latency", "auto"])
+def test_being_written_down_changes_nothing(forecaster, tmp_path):
+    stage = S.make_stage(None, "latency_spike", None, requests=3000, forecaster=forecaster)
+    plain = stage.fleet([stage.router()]).run(stage.workload)
+    gateway = S.live_gateway(stage, FeedbackStore(tmp_path/"run.sqlite"))
+    fleet = stage.fleet([gateway])
+    stored = fleet.run(stage.workload)
+    gateway.engine.close(fleet.now)
+    assert plain.end_s.tolist() == stored.end_s.tolist() and plain.first.tolist() == stored.first.tolist()
+    store = FeedbackStore(tmp_path/"run.sqlite")
+    assert len(store.rows("decisions")) == 3000 and len(store.rows("outcomes")) == stored.attempts.sum()
+    assert min(r["at_s"] for r in store.rows("decisions")) >= 0   # nothing of the past that it has learned from
+    assert (store.state("engine/lessons") is not None) == (forecaster != "none")
+
+
+def test_a_candidate_is_told_of_and_can_be_looked_up(tmp_path):
+    store = FeedbackStore(tmp_path/"run.sqlite")
+    stage = S.stored_stage(S.make_stage(None, "latency_spike", None, requests=4000, canary="random"), store)
+    lines, record, fleet = told(stage, 60.0)
+    assert any("* canary-random: rolled back" in l for l in lines) and lines[-1].startswith("canary-random: rolled back; ")
+    assert "canary random" in stage.ours and store.state("rollout/canary-random")["state"] == "rolled back"
+
+
+@pytest.mark.parametrize("how", [dict(shadow="p2c"), dict(ab="p2c"), dict(holdout=0.1)])
+def test_what_runs_beside_ours_is_summed_up_in_the_last_line(how):
+    lines, record, fleet = told(S.make_stage(None, "calm", None, requests=600, **how), 60.0)
+    (kind, _), = how.items()
+    assert lines[-1].startswith(kind) and fleet.gateways[0].engine.rollout.ends == record.attempts.sum()
+
+
+def test_a_shadow_that_has_seen_nothing_has_a_status():
+    engine = S.make_stage(None, "calm", None, requests=300, shadow="p2c").router().make(S.load_fleet(S.shipped_fleet()), 0)
+    assert "nothing can be said yet" in engine.status(0.0)["rollout"]["why"]
+
+
+def test_without_streams_the_engine_hears_of_no_progress():
+    runs = {}
+    for streams in (0.0, 1.0):
+        _, record, fleet = told(S.make_stage(None, "latency_spike", None, requests=1500, streams=streams), 60.0)
+        lanes = fleet.gateways[0].router._lanes.values()
+        runs[streams] = record.first.tolist(), max(l.nowcast.streamed_s for l in lanes)
+    assert runs[0.0][1] == -inf < 0 < runs[1.0][1] and runs[0.0][0] != runs[1.0][0]
+
+
+def test_the_same_requests_are_given_to_the_rules_beside_ours():
+    stage = S.make_stage(None, "partition", None, requests=600)
+    _, record, _ = told(stage, 60.0)
+    rows = S.compare(stage, record)
+    assert [r[0] for r in rows] == ["ours (own_pace, forecaster auto)", "adaptive least, sharp", "p2c (two choices)"]
+    assert rows[0] == S.summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3

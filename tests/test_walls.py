@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from importlib import import_module
-from math import ceil
 from pathlib import Path
 
 import pytest
@@ -205,15 +204,31 @@ def test_an_untidy_notebook_is_seen(tmp_path):
     assert len(untidy(tmp_path/"x.ipynb")) == 6
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if HEADER.search(f"File to edit: ../../nbs/{p.parent.name}/{p.name}")], ids=lambda p: p.stem)
-def test_exported_cells_are_small(path):
-    long = [(len(c), c[0]) for c in exported(path) if len(c) > 40]
-    assert not long, "split these cells"
+FUNCTION_LINES, CLASS_LINES = 60, 250
 
 
-def test_nine_of_ten_exported_cells_have_25_lines_or_less():
-    sizes = sorted(len(c) for p in NOTEBOOKS for c in exported(p))
-    assert sizes[ceil(.9*len(sizes)) - 1] <= 25
+def too_long(source):
+    "(lines, name) of every function, method and class that has more of them than it may."
+    out = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef): most = CLASS_LINES
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): most = FUNCTION_LINES
+        else: continue
+        if (lines := node.end_lineno - node.lineno) > most: out.append((lines, node.name))
+    return out
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_exported_function_or_class_is_too_long(path):
+    assert not too_long(path.read_text()), "give these parts of their own"
+
+
+def test_what_is_too_long_is_seen():
+    body = lambda n, by="    ": "".join(f"{by}x{k} = {k}\n" for k in range(n))
+    assert not too_long("def f():\n" + body(60)) and too_long("def f():\n" + body(61)) == [(61, "f")]
+    assert too_long("async def f():\n" + body(61)) == [(61, "f")] and too_long("def f():\n    def g():\n" + body(61, " "*8)) == [(62, "f"), (61, "g")]
+    assert not too_long("class C:\n" + body(250)) and too_long("class C:\n" + body(251)) == [(251, "C")]
+    assert too_long("class C:\n    def f(self):\n" + body(61, " "*8)) == [(61, "f")]
 
 
 def test_every_exporting_notebook_is_the_one_of_its_module():

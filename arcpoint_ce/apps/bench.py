@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAK', 'GROWTH', 'LOG', 'SIM_CURVE', 'IMPORT', 'timed', 'held_router', 'bench_decide', 'child', 'bench_growth',
            'synthetic_steps', 'between_ticks', 'bench_tick', 'write_log', 'bench_log', 'sim_work', 'sim_fleet',
-           'sim_router', 'InTurn', 'sim_mean_s', 'best_rate', 'SimpyBackend', 'simpy_mean_s', 'bench_sim',
+           'sim_engine', 'sim_router', 'InTurn', 'sim_mean_s', 'best_rate', 'SimpyBackend', 'simpy_mean_s', 'bench_sim',
            'bench_import', 'bench_served', 'bench_looked_at', 'machine', 'bench_loop_store', 'parts', 'run_bench']
 
 # %% ../../nbs/apps/53b_bench.ipynb #b419bda8
@@ -33,16 +33,15 @@ from .servicebench import bench_service
 
 # %% ../../nbs/apps/53b_bench.ipynb #f7ced6c4
 from ..lab.fleet import FixedChoice, Fleet, ServiceCurve, SimBackend, Tally, rare_collections
-from ..lab.gateways import RoomGateway
+from ..lab.gateways import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from ..learning.anomaly import bench_anomaly
 from ..learning.feedback import bench_store
-from ..learning.forecast import Forecaster, Ticker
+from ..learning.forecast import LatencyForest, Ticker
 from ..learning.forest import bench_forest
 from ..learning.online import bench_online
 from ..routing.core import Backend, Forecast, ForecastTable, Outcome, Request
-from ..routing.policies import TwoChoices
-from ..routing.router import Router, RouterConfig
+from ..routing.router import Router
 from ..telemetry.frames import to_steps
 
 # %% ../../nbs/apps/53b_bench.ipynb #e6fa48b7
@@ -73,18 +72,22 @@ def bench_decide(
     warm: int = 5_000,             # calls before that do not count
     running: int = 100,            # requests in flight
     clock: Callable[[], int] = perf_counter_ns,   # ns
-) -> dict[str, float]:             # decide_<n>_*, observe_<n>_*, us
-    "Decisions and outcomes in turn."
-    router, now, open_, decide, observe = held_router(n_backends), 100., [], [], []
+) -> dict[str, float]:             # decide_<n>_*, progress_<n>_*, observe_<n>_*, us
+    "Decisions, progress and outcomes in turn."
+    router, now, open_, decide, progress, observe = held_router(n_backends), 100., [], [], [], []
     asked = Request(tokens_in=500, tokens_out=200)
     for _ in range(calls + warm + running):
         now += .001
         a = clock(); d = router.decide(asked, now); decide.append(clock() - a)
         open_.append(d)
         if len(open_) <= running: continue
+        router.progress(open_[3*running//4], 50, now)   # the first tokens of a stream, not timed
+        d = open_[running//2]                      # half of its answer has come
+        a = clock(); router.progress(d, 100, now); progress.append(clock() - a)
         d = open_.pop(0); o = Outcome(d.backend, d.at_s, (now - d.at_s)*1000., decision=d.id, tokens_in=500, tokens_out=200)
         a = clock(); router.observe(o); observe.append(clock() - a)
-    return timed(f"decide_{n_backends}", decide, warm + running) | timed(f"observe_{n_backends}", observe, warm)
+    names = {"decide": (decide, warm + running), "progress": (progress, warm), "observe": (observe, warm)}
+    return {k: v for name, (ns, less) in names.items() for k, v in timed(f"{name}_{n_backends}", ns, less).items()}
 
 # %% ../../nbs/apps/53b_bench.ipynb #8ddfa47f
 def child(script: str, *args) -> dict:   # what the script printed as JSON
@@ -151,7 +154,7 @@ def bench_tick(
     "Ticks of a fleet under traffic: steps, windows, forest, intervals, swap."
     table, rng, ns, closing = synthetic_steps(n_backends, minutes), Random(0), [], []
     whole = []
-    ticker = Ticker(Forecaster(**({} if trees is None else {"trees": trees})).fit(table), Router([Backend(n) for n in table["backend"].unique()]))
+    ticker = Ticker(LatencyForest(**({} if trees is None else {"trees": trees})).fit(table), Router([Backend(n) for n in table["backend"].unique()]))
     for name, step in to_steps(table): ticker.pulse.push(name, step)
     names, now, warm = [b.name for b in ticker.router.backends], 60.*minutes, 24
     for k in range(ticks + warm):
@@ -195,20 +198,36 @@ def sim_work(n: int, seed: int = 1) -> Workload:   # requests
     "Poisson arrivals at 200 rps, lognormal lengths."
     return poisson(200., n, seed, tokens=Tokens(Lengths(500., .5), Lengths(64., .5)))
 
-def sim_fleet(gateway) -> Fleet:
+def sim_fleet(
+    gateway,
+    streams: float = 0.,  # share of requests whose answers come token by token, 0..1
+) -> Fleet:
     "Eight equal backends behind one gateway."
-    return Fleet([SimBackend(Backend(f"b{k}", capacity=128.), SIM_CURVE, replicas=4) for k in range(8)], [gateway], timeout_s=60.)
+    sims = [SimBackend(Backend(f"b{k}", capacity=128.), SIM_CURVE, replicas=4) for k in range(8)]
+    return Fleet(sims, [gateway], timeout_s=60., streams=streams)
 
-def sim_router() -> RoomGateway: return RoomGateway(TwoChoices, config=RouterConfig(slo_ms=100., slo_tok_ms=60.))
+
+def sim_engine(
+    ticks: bool = True,  # does the engine tick
+    **how,  # policy, forecaster and the rest of `ContextEngine`
+) -> EngineGateway:
+    "The whole engine at the door, told its limits."
+    return EngineGateway(lambda b, seed: lab_engine(b, seed, slo_ms=100., slo_tok_ms=60., **how), ticks=ticks)
+
+
+def sim_router() -> EngineGateway:
+    "The router alone, as near as it comes: P2C, no forecaster, no ticks."
+    return sim_engine(ticks=False, policy="p2c", forecaster="none")
+
 
 class InTurn(FixedChoice):
     "The cheapest policy: each backend in turn."
     def send(self, call, now): return call.k & 7
 
 # %% ../../nbs/apps/53b_bench.ipynb #534a9cdb
-def sim_mean_s(gateway, work: Workload) -> float:   # mean latency, s
+def sim_mean_s(gateway, work: Workload, streams: float = 0.) -> float:   # mean latency, s
     "One run of the fleet."
-    tally = sim_fleet(gateway).run(work, Tally())
+    tally = sim_fleet(gateway, streams).run(work, Tally())
     return tally.latency_s/tally.n
 
 def best_rate(
@@ -269,8 +288,10 @@ def simpy_mean_s(simpy, work: Workload) -> float:   # mean latency, s
 
 # %% ../../nbs/apps/53b_bench.ipynb #1c93e8d7
 def bench_sim(n: int = 40_000, repeats: int = 7) -> dict[str, float | str | None]:   # sim_requests_per_s, sim_over_simpy, ...
-    "Requests per second of the simulated fleet: with the real router, and with a constant-time policy beside SimPy."
+    "Requests per second of the simulated fleet: with P2C in the real router, with the whole engine (without and with streams), and with a constant-time policy beside SimPy."
     work = sim_work(n); out = {"sim_requests_per_s": best_rate(lambda: sim_mean_s(sim_router(), work), n, repeats)[0]}
+    out["sim_engine_per_s"] = best_rate(lambda: sim_mean_s(sim_engine(), work), n, repeats)[0]
+    out["sim_engine_streams_per_s"] = best_rate(lambda: sim_mean_s(sim_engine(), work, 1.), n, repeats)[0]
     out["sim_fixed_per_s"], out["sim_mean_s"] = best_rate(lambda: sim_mean_s(InTurn(), work), n, repeats)
     try: import simpy
     except ImportError: return out | {"sim_over_simpy": None, "sim_over_simpy_why": "simpy is not installed: pip install 'arcpoint_ce[dev]'"}
@@ -339,4 +360,5 @@ def run_bench(
     for name, part in bar:
         bar.set_description(name)
         out |= part()
-    return out | {"observe_p50_us": out["observe_8_p50_us"], "observe_p99_us": out["observe_8_p99_us"]}
+    short = {f"{name}_p{q}_us": out[f"{name}_8_p{q}_us"] for name in ("observe", "progress") for q in (50, 99)}
+    return out | short | {"progress_n": out["progress_8_n"]}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'known_names', 'seeds_of', 'file_hash', 'own_file', 'own_files', 'Asked', 'world_options', 'claim',
-           'family_notes', 'notes_of', 'ExperimentRun', 'record_of', 'run_experiment']
+           'family_notes', 'notes_of', 'ExperimentRun', 'record_of', 'runs_of', 'run_experiment']
 
 # %% ../../nbs/apps/52b_experiment.ipynb #37e6af4a
 import json
@@ -24,6 +24,8 @@ from ..lab.families import FAMILIES, Setting, shapes
 from ..lab.study import SOURCES, TEN, study
 from ..lab.tuning import TUNING_SEED, tuned
 from ..lab.workloads import load_workload
+from ..learning.forecasters import FORECASTERS
+from ..routing.policies import POLICIES
 
 # %% ../../nbs/apps/52b_experiment.ipynb #5adc7092
 def known_names(what: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:   # each once, in order
@@ -35,11 +37,13 @@ def known_names(what: str, names: Sequence[str], known: Iterable[str]) -> tuple[
     if not names: raise ValueError(f"no {what} given; known: {', '.join(known)}")
     return names
 
-def seeds_of(seeds: int, quick: bool) -> tuple[int, ...]:
+def seeds_of(seeds: int, quick: bool, first: int = 0) -> tuple[int, ...]:
     "Worlds of a comparison; at most four when it must be quick. ValueError where they are none, or would be tuning seeds."
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 0 < seeds < TUNING_SEED:
         raise ValueError(f"seeds must be a whole number from 1 to {TUNING_SEED - 1}, got {seeds!r}")
-    return tuple(range(min(seeds, 4) if quick else seeds))
+    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < TUNING_SEED - seeds:
+        raise ValueError(f"the first seed must be a whole number from 0 to {TUNING_SEED - seeds - 1}, got {first!r}")
+    return tuple(range(first, first + (min(seeds, 4) if quick else seeds)))
 
 # %% ../../nbs/apps/52b_experiment.ipynb #5824737a
 def file_hash(path: Path) -> str:      # 64 hexadecimal digits
@@ -68,6 +72,7 @@ class Asked:
     n: int                                       # requests per run
     forecast: str
     policies: tuple[str, ...]                    # beyond those that always run
+    own: tuple[tuple[str, str], ...] = ()        # policy and forecaster of ours, where they are not the default
     hashes: tuple[tuple[str, str], ...] = ()     # of the caller's files
 
 def world_options(family: str, files: Mapping = {}, **given) -> dict:   # of a Setting
@@ -114,7 +119,7 @@ def notes_of(metrics: Mapping, families: Iterable[str], asked: Asked, quick: boo
 
 # %% ../../nbs/apps/52b_experiment.ipynb #e6381b45
 COLUMNS = dict(ratio="ours / reactive", ratio_lo="95 % from", ratio_hi="to", median_ratio="median", clairvoyant_ratio="clairvoyant", gap_closed="gap closed",
-               forecast_on_off="forecast on / off", cost_ratio="cost", violations_reactive="reactive misses", best_reactive="best reactive", lead_s_median="lead, s")
+               ratio_sharp="ours / sharp", forecast_on_off="forecast on / off", cost_ratio="cost", violations_reactive="reactive misses", best_reactive="best reactive", lead_s_median="lead, s")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ExperimentRun:
@@ -148,11 +153,16 @@ class ExperimentRun:
 def record_of(metrics: Mapping, asked: Asked, families: Sequence[str], seeds: Sequence[int], quick: bool) -> dict:
     "What metrics.json holds: the study's numbers, and what they are about."
     about = dict(families=list(families), seeds=list(seeds), n=asked.n, quick=quick, forecast=asked.forecast, settings=dict(asked.options),
-                 policies=list(asked.policies), version=code_version({}, SOURCES), data_sha256=dict(asked.hashes),
+                 policies=list(asked.policies), ours=dict(asked.own), version=code_version({}, SOURCES), data_sha256=dict(asked.hashes),
                  curves="measured" if "curves" in dict(asked.options) else "synthetic", simulated=True)
     return as_metrics({**metrics, **about, "notes": notes_of(metrics, families, asked, quick)})
 
 # %% ../../nbs/apps/52b_experiment.ipynb #2cc18d19
+def runs_of(table: pd.DataFrame) -> pd.DataFrame:   # one line per run
+    "The counts behind every number: who missed how many limits in which world."
+    counts = table.rename(columns=dict(policy="contender", violations="missed"))
+    return counts[["family", "seed", "contender", "requests", "missed", "failed", "attempts", "cost_usd"]]
+
 def run_experiment(
     family: Sequence[str] = TEN,       # scenario families
     seeds: int = 12,                   # worlds of each
@@ -168,20 +178,27 @@ def run_experiment(
     policies: Sequence[str] | None = None,   # contenders beyond those that always run
     n: int | None = None,              # requests per run; None: 20,000, quick 4,000
     n_jobs: int = 2, progress: bool = True,
+    seed_from: int = 0,                # the first world; the record and tuning have seeds of their own
+    streams: bool = True,              # do answers come token by token, for ours to see
+    forecaster: str = "auto",          # of ours: auto, none, room, latency, both
+    policy: str = "auto",              # of ours: auto, or the name of another one
     until: float | None = None,        # families that nobody can foresee: more worlds until their half-width is this, 100 at most
 ) -> ExperimentRun:
     "Compare policies and write OUT/results.parquet and OUT/metrics.json. ValueError or FileNotFoundError on a wrong call."
     families = known_names("family", family, FAMILIES); known_names("forecast", [forecast], FORECASTS)
     more = known_names("policy", policies, CONTENDERS) if policies else ()
-    worlds, (files, hashes) = seeds_of(seeds, quick), own_files(arrivals, curves)
+    worlds, (files, hashes) = seeds_of(seeds, quick, seed_from), own_files(arrivals, curves)
     n = n if n is not None else 4_000 if quick else 20_000
+    known_names("forecaster", [forecaster], FORECASTERS); known_names("policy", [policy], ("auto", "previous", *POLICIES))
+    own = {k: v for k, v in dict(policy=policy, forecaster=forecaster).items() if v != "auto"}
     if until is not None and not until > 0: raise ValueError(f"until must be a positive half-width, got {until!r}")
     Setting(families[0], n=n)
-    o = world_options(families[0], files, request_s=request_s, gateways=gateways, staleness_s=staleness_s)
-    asked, folder = Asked(tuple(o.items()), n, forecast, more, tuple(hashes.items())), Path(out)
+    o = world_options(families[0], files, request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=1. if streams else 0.)
+    asked, folder = Asked(tuple(o.items()), n, forecast, more, tuple(own.items()), tuple(hashes.items())), Path(out)
     for f in families: tuned(f)
     claim(folder, asked); shapes.cache_clear()
-    table, metrics = study(families, worlds, n, o, forecast, more, folder/"rows", n_jobs, progress, until)
+    table, metrics = study(families, worlds, n, o, forecast, more, folder/"rows", n_jobs, progress, own, until)
     write_results(table, folder/"results.parquet")
+    runs_of(table).to_csv(folder/"runs.csv", index=False)
     write_json(folder/"metrics.json", found := record_of(metrics, asked, families, worlds, quick))
     return ExperimentRun(folder, found)

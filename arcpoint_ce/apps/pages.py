@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'ORDER', 'WORDS', 'COLUMNS', 'FORCE', 'state_at', 'headline', 'silence', 'fleet_table', 'fleet_columns',
-           'busiest', 'fleet_page', 'in_force', 'force_columns', 'pick_backend', 'forecast_page', 'all_scores',
-           'thinned', 'chart_with_window', 'page_of', 'act_in_words', 'risk_at', 'risk_page']
+           'busiest', 'fleet_page', 'acts_for', 'in_force', 'force_columns', 'pick_backend', 'forecast_page',
+           'all_scores', 'thinned', 'chart_with_window', 'page_of', 'act_in_words', 'risk_at', 'risk_page']
 
 # %% ../../nbs/apps/50d_pages.ipynb #bd5c7645
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -86,24 +86,68 @@ def fleet_page(page: Page):
     live(page, draw)
 
 # %% ../../nbs/apps/50d_pages.ipynb #19d8bbe3
-FORCE = {"normal": ("forecast", "it has been better than persistence"), "widened": ("forecast, wider interval", "its errors have drifted"), "demoted": ("reactive fallback", "it was worse than persistence and stepped aside"), "shadow": ("reactive fallback", "a retrained candidate watches")}
+FORCE = {
+    "normal": ("forecast", "it has been better than persistence"),
+    "widened": ("forecast, wider interval", "its errors have drifted"),
+    "demoted": ("reactive fallback", "it was worse than persistence and stepped aside"),
+    "shadow": ("reactive fallback", "a retrained candidate watches"),
+}
 
-def in_force(status: dict | None, scores: pd.DataFrame) -> pd.DataFrame:   # backend, acts, why, share, mae_ms, persistence_ms, skill, coverage, n
+
+def acts_for(
+    status: Mapping,  # as the engine last wrote it down; empty: it wrote none
+    backend: str,
+    skill: float | None,  # on the window that is shown
+) -> tuple[str, str]:  # what acts, why
+    "What acts for one backend."
+    told = status.get("forecast", {})
+    about = told.get("backends", {}).get(backend)
+    if told.get("stale"):
+        return "reactive fallback", "the newest forecast is too old"
+    if about is None:
+        return "reactive fallback", "no forecast in force"
+    if status.get("forecaster", {}).get("acting") == "none":
+        return "reactive fallback", "no forecaster has earned trust yet: what is shown is only watched"
+    if about.get("trust") == 0:
+        return "reactive fallback", "this backend's forecast has earned no trust"
+    acts, why = FORCE.get(about.get("state", "normal"), FORCE["normal"])
+    if acts.startswith("forecast"):
+        if skill is not None and skill <= 0:
+            why = "not yet judged to be worse: on this window persistence was better"
+        if share := about.get("share"):
+            acts += f" + {share:.0%} online residual"
+        if (trust := about.get("trust")) is not None and trust < 1:
+            acts += f", {trust:.0%} trusted"
+    return acts, why
+
+
+def in_force(
+    status: Mapping | None,
+    scores: pd.DataFrame,  # as from `forecast_scores`
+) -> pd.DataFrame:  # backend, acts, why, mae_ms, persistence_ms, skill, coverage, n
     "What acts for each backend."
-    told = (status or {}).get("forecast", {}); about = told.get("backends", {}); by = scores.set_index("backend").to_dict("index") if len(scores) else {}
-    out = []
-    for b in sorted({*about, *by}):
-        acts, why = FORCE.get(about.get(b, {}).get("state", "normal"), FORCE["normal"]); share = about.get(b, {}).get("share") or 0.; s = by.get(b, {})
-        if told.get("stale"): acts, why = "reactive fallback", "the newest forecast is too old"
-        elif b not in about: acts, why = "reactive fallback", "no forecast in force"
-        elif acts.startswith("forecast") and s.get("skill", 1.) <= 0: why = "not yet judged to be worse: on this window persistence was better"
-        out.append(dict(backend=b, acts=acts + (f" + {share:.0%} online residual" if share > 0 and acts.startswith("forecast") else ""), why=why, **{k: s.get(k) for k in ("mae_ms", "persistence_ms", "skill", "coverage", "n")}))
-    return pd.DataFrame(out, columns=["backend", "acts", "why", "mae_ms", "persistence_ms", "skill", "coverage", "n"])
+    status = status or {}
+    by = scores.set_index("backend").to_dict("index") if len(scores) else {}
+    figures, out = ("mae_ms", "persistence_ms", "skill", "coverage", "n"), []
+    for b in sorted({*status.get("forecast", {}).get("backends", {}), *by}):
+        mine = by.get(b, {})
+        acts, why = acts_for(status, b, mine.get("skill"))
+        out.append(dict(backend=b, acts=acts, why=why, **{k: mine.get(k) for k in figures}))
+    return pd.DataFrame(out, columns=["backend", "acts", "why", *figures])
+
 
 def force_columns() -> dict:
     c = st.column_config
-    return dict(backend=c.TextColumn("backend", pinned=True), acts=c.TextColumn("in force"), why=c.TextColumn("why"), mae_ms=c.NumberColumn("error, ms", format="%.1f"), persistence_ms=c.NumberColumn("persistence, ms", format="%.1f"),
-                skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"), coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"), n=c.NumberColumn("forecasts", format="%d"))
+    return dict(
+        backend=c.TextColumn("backend", pinned=True),
+        acts=c.TextColumn("in force"),
+        why=c.TextColumn("why"),
+        mae_ms=c.NumberColumn("error, ms", format="%.1f"),
+        persistence_ms=c.NumberColumn("persistence, ms", format="%.1f"),
+        skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"),
+        coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"),
+        n=c.NumberColumn("forecasts", format="%d"),
+    )
 
 # %% ../../nbs/apps/50d_pages.ipynb #03644b5b
 def pick_backend(page: Page) -> str:
@@ -160,7 +204,7 @@ def risk_page(page: Page):
         if r.action: st.warning("Cheapest remedy: " + plain(act_in_words(dict(r.action))), icon=":material/build:")
         else: st.success("Nothing needs to be done: no backend is likely to breach, and the fleet holds the demand.", icon=":material/check_circle:")
         t = pd.DataFrame([dict(backend=b.backend, p_breach=b.p_breach, source=b.source, busy=b.busy, room=b.room, exhausted_s=b.exhausted_s, without_it=b.without_it) for b in r.backends])
-        left, right = st.columns(2); top = t.nlargest(20, "p_breach"); worst = t.nlargest(20, "without_it")
+        left, right = st.columns(2); t = t.astype({k: float for k in ("p_breach", "busy", "room", "exhausted_s", "without_it")}); top = t.nlargest(20, "p_breach"); worst = t.nlargest(20, "without_it")
         left.subheader("P(breach) in five minutes"); left.altair_chart(chances(top.assign(p_breach=top.p_breach.fillna(0.))), key="chances")
         right.subheader("If one is lost (N−1)"); right.altair_chart(without(worst), key="without")
         c = st.column_config

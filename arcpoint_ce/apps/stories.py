@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CURVES', 'ENDED_SQL', 'decision_columns', 'opened', 'decisions_page', 'drawn', 'newest', 'one_decision',
-           'incident_rows', 'event_rows', 'learning_page', 'spoken', 'drift_told', 'canaries', 'models', 'curve',
-           'chart_here', 'meant', 'explained', 'why_page', 'reasons', 'segment_columns', 'evidence', 'rows_behind',
-           'traces', 'desk', 'chaos_page', 'order', 'ordered']
+           'incident_rows', 'event_rows', 'learning_page', 'spoken', 'acts_in_words', 'who_foresees', 'who_columns',
+           'trust_columns', 'drift_told', 'rollout_in_words', 'rollouts_told', 'models', 'curve', 'chart_here', 'meant',
+           'explained', 'why_page', 'reasons', 'segment_columns', 'evidence', 'rows_behind', 'traces', 'desk',
+           'chaos_page', 'order', 'ordered']
 
 # %% ../../nbs/apps/50e_stories.ipynb #cdd2e071
 import json
 import re
+from collections.abc import Mapping
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HttpRequest, urlopen
 
@@ -20,7 +22,18 @@ import streamlit as st
 from .charts import areas, causes_chart, filled, lines, moment, number, percent, ratio_chart, spells, ticks
 from .frame import Page, control_of, guarded, live, plain, selected, status_of
 from .pages import chart_with_window, silence, state_at
-from .views import drawn_over_time, met_over_time, newest_decisions, newest_traces, open_decision, rollouts
+from arcpoint_ce.apps.views import (
+    drawn_over_time,
+    forecasters_of,
+    in_paces,
+    lesson_rows,
+    met_over_time,
+    newest_decisions,
+    newest_traces,
+    open_decision,
+    rollouts,
+    trust_rows,
+)
 from ..context.agent import Trace
 from ..context.causes import HARMS, DropExplained, explain_drop
 from ..context.questions import Context
@@ -81,9 +94,10 @@ def one_decision(page: Page, id: int):
     st.subheader(f"Decision {id}")
     told = [("backend", r["backend"]), ("went by", MODES.get(r["mode"], r["mode"])), ("drawn with", percent(r["propensity"])), ("forecast", f"{number(r['p50_ms'])} ms" if have(r["p50_ms"]) else "none used"), ("limit", f"{number(r['limit_ms'])} ms")]
     for column, (label, value) in zip(st.columns([2, 2, 1, 1, 1]), told): column.metric(label, value, border=True)
+    if paces := in_paces(r["features"]): st.markdown(plain(paces + "."))
     st.markdown(plain(d.runner_up))
     left, right = st.columns(2)
-    left.markdown("**Candidates**"); left.dataframe(filled(d.candidates), hide_index=True, column_config=dict(backend="backend", probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1), score=c.NumberColumn("score (lower is better)", format="%.4g"), why="excluded because"))
+    left.markdown("**Candidates**"); left.dataframe(filled(d.candidates.sort_values("score", kind="stable")), hide_index=True, column_config=dict(backend="backend", probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1), score=c.NumberColumn("score (lower is better)", format="%.3g"), why="excluded because"))
     right.markdown("**Attempts**"); right.dataframe(filled(d.outcomes.assign(at=[moment(x, page.zone) for x in d.outcomes.ts_s], ok=d.outcomes.ok.astype(bool))[["at", "attempt", "backend", "latency_ms", "ttft_ms", "ok", "error", "fate", "tokens_in", "tokens_out", "cost_usd"]]), hide_index=True,
         column_config=dict(at="began", latency_ms=c.NumberColumn("took, ms", format="%.0f"), ttft_ms=c.NumberColumn("first token, ms", format="%.0f"), tokens_in="tokens in", tokens_out="tokens out", cost_usd=c.NumberColumn("cost, USD", format="%.5f")))
     age = f", {number(r['age_s'])} s old" if have(r["age_s"]) else ""
@@ -104,22 +118,96 @@ def event_rows(records, look) -> pd.DataFrame:      # at_s, backend, what, says;
 
 # %% ../../nbs/apps/50e_stories.ipynb #3a5e7ad1
 def learning_page(page: Page):
-    "Incidents, drift, models."
+    "Who foresees, incidents, drift, rollouts, models."
+
     def draw():
-        look = page.look(); incidents, events = page.ask(incident_rows, look), page.ask(event_rows, look); silence(page, state_at(page))
+        look = page.look()
+        incidents, events = page.ask(incident_rows, look), page.ask(event_rows, look)
+        silence(page, state_at(page))
+        who_foresees(page)
         st.subheader("Incidents")
-        if incidents.empty: st.caption("None in this window.")
-        else: st.altair_chart(spells(incidents, (look.since_s, look.until_s)), key="spells"); spoken(incidents.assign(at_s=incidents.start_s, what=incidents.severity), page)
+        if incidents.empty:
+            st.caption("None in this window.")
+        else:
+            st.altair_chart(spells(incidents, (look.since_s, look.until_s)), key="spells")
+            spoken(incidents.assign(at_s=incidents.start_s, what=incidents.severity), page)
         st.subheader("Breakers, drift and models")
-        if events.empty: st.caption("Nothing happened in this window.")
-        else: st.altair_chart(ticks(events, (look.since_s, look.until_s)), key="ticks"); spoken(events, page)
+        if events.empty:
+            st.caption("Nothing happened in this window.")
+        else:
+            st.altair_chart(ticks(events, (look.since_s, look.until_s)), key="ticks")
+            spoken(events, page)
         drift_told(page.ask(status_of))
+
     live(page, draw)
-    st.subheader("Rollouts"); live(page, lambda: canaries(page)); st.subheader("Models"); guarded(lambda: models(page))
+    st.subheader("Rollouts")
+    live(page, lambda: rollouts_told(page))
+    st.subheader("Models")
+    guarded(lambda: models(page))
+
 
 def spoken(t: pd.DataFrame, page: Page):
     "The same as a list."
-    st.dataframe(t.assign(at=[moment(x, page.zone) for x in t.at_s])[["at", "backend", "what", "says"]], hide_index=True, height=min(38 + 35*len(t), 220), column_config=dict(at="time", says="what was seen"))
+    rows = t.assign(at=[moment(x, page.zone) for x in t.at_s])[["at", "backend", "what", "says"]]
+    columns = dict(at="time", says="what was seen")
+    st.dataframe(rows, hide_index=True, height=min(38 + 35 * len(t), 220), column_config=columns)
+
+# %% ../../nbs/apps/50e_stories.ipynb #dbc65a08
+def acts_in_words(t: pd.DataFrame) -> str:
+    "Who acts, from `forecasters_of`."
+    acting = [x for x in t.forecaster[t.acts] if x != "none"]
+    watching = [x for x in t.forecaster[~t.acts]]
+    if acting:
+        told = f"{' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'}"
+    elif watching:
+        told = "none acts yet: no forecaster has earned it"
+    else:
+        return "This engine does not forecast: it goes by its own measurements."
+    return told + (f"; {', '.join(watching)} {'watches' if len(watching) == 1 else 'watch'}" if watching else "") + "."
+
+
+def who_foresees(page: Page):
+    "Which forecaster acts, on what evidence; per backend trust, skill and coverage; switches and lessons."
+    status = page.ask(status_of)
+    if status is None:
+        return
+    st.subheader("Who foresees")
+    who, trust, lessons = forecasters_of(status), trust_rows(status), page.ask(lesson_rows, page.look())
+    taught = status["forecaster"].get("lesson")
+    st.markdown(plain(acts_in_words(who) + ("" if not taught else f" Lessons so far: {taught}.")))
+    if (who.forecaster != "none").any():
+        left, right = st.columns([2, 3])
+        left.dataframe(filled(who), hide_index=True, column_config=who_columns())
+        if len(trust):
+            height = min(38 + 35 * len(trust), 320)
+            right.dataframe(filled(trust), hide_index=True, height=height, column_config=trust_columns())
+    if len(lessons):
+        st.markdown("**Switches and lessons**")
+        spoken(lessons, page)
+
+
+def who_columns() -> dict:
+    c = st.column_config
+    return dict(
+        forecaster=c.TextColumn("forecaster"),
+        acts=c.CheckboxColumn("acts"),
+        evidence=c.NumberColumn("evidence", format="%.2f", help="from forecasts that came true or not; 1 is enough for full trust, below 0 speaks against it"),
+        changes=c.NumberColumn("changes foreseen", format="%d"),
+        right=c.NumberColumn("of them right", format="%d", help="better than: it stays as it is"),
+    )
+
+
+def trust_columns() -> dict:
+    c = st.column_config
+    return dict(
+        backend=c.TextColumn("backend", pinned=True),
+        by=c.TextColumn("by"),
+        state=c.TextColumn("state"),
+        trust=c.ProgressColumn("trust", format="percent", min_value=0, max_value=1, help="how far the forecast may act"),
+        skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"),
+        coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"),
+        matured=c.NumberColumn("forecasts judged", format="%d"),
+    )
 
 # %% ../../nbs/apps/50e_stories.ipynb #ee68fb3d
 def drift_told(status: dict | None):
@@ -129,13 +217,36 @@ def drift_told(status: dict | None):
     rungs = {n: b["state"] for n, b in status["forecast"]["backends"].items() if b["state"] != "normal"}
     st.caption(plain(f"Since the engine started: {counts(d)} drifts of forecast errors ({d.get('streams', 0)} streams watched), {counts(f)} of features ({f.get('streams', 0)}). " + ("Stepped aside or widened: " + ", ".join(f"{n} ({s})" for n, s in sorted(rungs.items())) + "." if rungs else "Every forecast is in force as usual.")))
 
-def canaries(page: Page):
-    "Candidates on a share of the traffic, each with its sequential test."
+def rollout_in_words(
+    c: Mapping,  # as `Canary.told` and `Rollout.told` give it
+    last: str,  # when it was looked at last, in words
+) -> str:
+    "How much traffic it has had."
+    new, live_ = c["calls"]["new"], c["calls"]["live"]
+    share = "" if c["share"] is None else percent(c["share"], 1)
+    if c["state"] == "shadow":
+        asked = f", asked about {share} of the requests" if share else ""
+        return f"The candidate is only watched{asked}; {live_} requests have ended since, last look {last}."
+    if c["state"] == "holdout":
+        return f"{live_} requests were held out and sent by capacity alone ({share or 'a share'} of the traffic), {new} routed as usual, last look {last}."
+    budget = "" if c["budget"] is None else f"{c['used']} of its budget of {c['budget']}, "
+    return f"{new} requests of the candidate ({budget}{share or 'a share'} of the traffic) against {live_} of the live policy or model, last look {last}."
+
+
+def rollouts_told(page: Page):
+    "Shadow, canary, A/B and holdout, each with its test."
     found = page.ask(rollouts)
-    if not found: st.caption("No candidate was ever on live traffic here. A `Canary` that is given the store writes each look at its test down."); return
+    if not found:
+        st.caption(
+            "No candidate was ever tried here. `arcpoint serve` and `arcpoint simulate` take `--shadow`, `--canary`, `--ab` and `--holdout`, "
+            "and so does a `ContextEngine`; a `Canary` that is given the store writes down each look at its test."
+        )
     for c in found:
-        st.markdown(plain(f"{c['name']}: {c['state']}. {c['why']}")); st.caption(plain(f"{c['calls']['new']} requests of the candidate ({c['used']} of its budget of {c['budget']}, {percent(c['share'], 0)} of the traffic) against {c['calls']['live']} of the live model, last look {moment(c['at_s'], page.zone)}."))
-        if c["looks"]: st.altair_chart(ratio_chart(c["looks"]), key=f"rollout-{c['name']}")
+        st.markdown(plain(f"{c['name']}: {c['state']}. {c['why']}"))
+        st.caption(plain(rollout_in_words(c, moment(c["at_s"], page.zone))))
+        if c["looks"]:
+            st.altair_chart(ratio_chart(c["looks"]), key=f"rollout-{c['name']}")
+
 
 def models(page: Page):
     "Versions with lineage."

@@ -37,20 +37,20 @@ def curves(world: World, record: Record) -> dict[str, float]:   # q0.000 .. q1.0
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #bdf8e57f
 def acting(world: World, trace: Sequence) -> dict[str, float]:   # act00 .. act49, shares of what backends can hold
-    "How far the forecast moved the belief, mean over backends, in each part of the run."
+    "How far the forecast moved what is expected of a backend (log of the foreseen change), mean over backends, in each part of the run."
     if not trace: return {}
     part = np.clip((np.array([now for now, _ in trace]) - world.start_s)/(world.end_s - world.start_s)*PARTS, 0, PARTS - 1).astype(int)
-    moved = np.array([np.mean([abs((m - o) - (mf - of))/max(m, 1e-9) for o, m, of, mf in beliefs]) for _, beliefs in trace])
+    moved = np.array([np.mean(np.abs(np.log(changes))) for _, changes in trace])
     total, count = (np.bincount(part, w, PARTS) for w in (moved, None))
     return {f"act{k:02d}": float(t/c) if c else None for k, (t, c) in enumerate(zip(total, count))}
 
 def gated(world: World, gateway) -> dict:   # demoted, demoted_at_s, why, trust
     "What the gate of one gateway did."
-    gate = getattr(getattr(gateway, "rooms", None), "gate", None)
-    if gate is None: return {}
-    out = [e for e in gate.events if e.what == DEMOTED]; first = min(out, key=lambda e: e.at_s, default=None)
-    return dict(demoted=len(out), demoted_at_s=first.at_s - world.start_s if first else None, why=first.why if first else None,
-                trust=float(np.mean([gate.trust(b.name) for b in world.backends])))
+    engine = getattr(gateway, "engine", None)
+    if engine is None: return {}
+    rows = engine.forecaster.status()["backends"]; out = [e for e in engine.journal.told if e[1] == DEMOTED]
+    return dict(demoted=len(out), demoted_at_s=out[0][0] - world.start_s if out else None, why=out[0][2] if out else None,
+                trust=float(np.mean([rows.get(b.name, {}).get("trust") or 0. for b in world.backends])))
 
 def watched(task: Task) -> dict:
     "One contender in one world: counts, curves, and what became of its forecast."
@@ -65,7 +65,7 @@ CORNERS = ((0., 1), (1., 1), (5., 1), (15., 1), (0., 4), (0., 16), (15., 16))   
 SEER = "clairvoyant_1"
 WRONG = tuple(f"ours_{f}" for f in FORECASTS if f not in ("on", "off"))
 
-def rivals(family: str, names: Iterable[str] = ("ours", "ours_off", "adaptive_least", "p2c", SEER)) -> dict[str, Mapping]:   # params by name
+def rivals(family: str, names: Iterable[str] = ("ours", "ours_none", "adaptive_least_sharp", "adaptive_least", "p2c", SEER)) -> dict[str, Mapping]:   # params by name
     "Contenders with their tuned settings, the best reactive one among them."
     s = settle(family, {}); peers = tuned(family)["peers"]
     return {p: peers.get(p, {}).get("params", {}) for p in names} | {s["best"]: s["params"]}
@@ -83,8 +83,7 @@ def load_tasks(seeds: Iterable[int], n: int, family: str = SEEN[0], factors: Seq
 def corner_tasks(seeds: Iterable[int], n: int, family: str = SEEN[0], corners: Sequence[tuple[float, int]] = CORNERS) -> list[Task]:
     "Runs with late gauges and several gateways."
     load = settle(family, {})["load"]
-    named = lambda g: rivals(family) | ({"ours_shared": {}} if g > 1 else {})
-    return [Task(family, p, s, dict(n=n, load=load, staleness_s=late, gateways=g), params) for late, g in corners for s in seeds for p, params in named(g).items()]
+    return [Task(family, p, s, dict(n=n, load=load, staleness_s=late, gateways=g), params) for late, g in corners for s in seeds for p, params in rivals(family).items()]
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #f2af1988
 MIXES = tuple(("tilt", x) for x in (0., .5, 1., 1.5, 2., 3.)) + tuple(("fill", x) for x in (.5, .6, .7, .8, .9))
@@ -152,9 +151,9 @@ def ratios(table: pd.DataFrame, mine: str, against: str, by: Sequence[str]) -> p
 def wrong_table(table: pd.DataFrame, family: str = SEEN[0]) -> pd.DataFrame:   # by forecast
     "Each forecaster against the best reactive policy, and what the gate did about it."
     t, best, rows = table[table.family == family], settle(family, {})["best"], []
-    for p in ("ours", "ours_off", *WRONG):
+    for p in ("ours", "ours_none", *WRONG):
         own = t[t.policy == p]; r = compare(t, p, best, n_boot=1000).iloc[0]
-        rows.append(dict(forecast=p.removeprefix("ours").lstrip("_") or "on", ratio=r["ratio"], ratio_lo=r["ratio_lo"], ratio_hi=r["ratio_hi"], violations=int(own.violations.sum()),
+        rows.append(dict(forecast={"": "on", "none": "off"}.get(p.removeprefix("ours").lstrip("_"), p.removeprefix("ours_")), ratio=r["ratio"], ratio_lo=r["ratio_lo"], ratio_hi=r["ratio_hi"], violations=int(own.violations.sum()),
                          demoted_runs=int((own.demoted > 0).sum()), runs=len(own), first_demotion_s=float(own.demoted_at_s.median()), trust_at_end=float(own.trust.mean())))
     return pd.DataFrame(rows)
 

@@ -7,24 +7,27 @@ __all__ = ['GATE_FAMILIES', 'Doubting', 'GateWorld', 'gate_world', 'gate_rows', 
 
 # %% ../../nbs/context/43d_gating.ipynb #3dab11a1
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from .hybrid import Gate, doubt_of
-from ..lab.contest import contenders, ours, taught
+from ..lab.contest import contenders, ours
 from ..lab.families import Setting, World
-from ..lab.gateways import RoomGateway
+from ..lab.gateways import EngineGateway
 from ..lab.tuning import tuned
 
 # %% ../../nbs/context/43d_gating.ipynb #188d0dc8
-class Doubting(RoomGateway):
-    "A gateway like another that notes how doubtful each of its decisions was."
-    def __init__(self, like: RoomGateway): self.__dict__.update(vars(like)); self.doubts: dict[int, float] = {}
+class Doubting(EngineGateway):
+    "A gateway that notes how doubtful each of its decisions was."
+
+    def __init__(self, like: EngineGateway):
+        super().__init__(like.make)
+        self.doubts: dict[int, float] = {}  # by number of the call
 
     def send(self, call, now: float) -> int:
         place = super().send(call, now)
-        if place >= 0: self.doubts[call.k] = doubt_of(self.router, call.memo, now).most
+        if place >= 0: self.doubts[call.k] = doubt_of(self.router, call.memo).most
         return place
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ GATE_FAMILIES = ("slow_degradation", "step_failure", "partition", "memoryless_su
 def gate_world(family: str, seed: int, n: int = 5000) -> GateWorld:
     "One world, run twice."
     world = World(Setting(family, seed, n=n, load=tuned(family)["load"])); hold: dict = {}
-    gateway = Doubting(ours(world, taught(replace(world.setting, gateways=1)))); mine = world.fleet([gateway]).run(world.workload)
+    gateway = Doubting(ours(world)); mine = world.fleet([gateway]).run(world.workload)
     hold["fleet"] = world.fleet(contenders("clairvoyant_1", world, {}, hold)); best = hold["fleet"].run(world.workload)
     seen = np.array([k in gateway.doubts for k in mine.k]); doubt = np.array([gateway.doubts[k] for k in mine.k[seen]])
     return GateWorld(family, seed, doubt, mine.violated[seen], (mine.violated & ~best.violated)[seen])

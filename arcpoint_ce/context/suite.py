@@ -16,8 +16,7 @@ from .questions import Context
 from .stub import Says, Stub, results_of
 from ..lab.chaos import ours_blind, site_of
 from ..lab.faults import Fault, Scenario
-from ..lab.live import EngineGateway
-from ..learning.feedback import FeedbackStore
+from ..learning.feedback import FeedbackStore, NullStore
 from ..routing.core import Backend, Request
 
 # %% ../../nbs/context/43c_suite.ipynb #5e44ceb2
@@ -40,7 +39,7 @@ def make_case(fleet: Sequence[Backend], kind: str, seed: int, n: int = 3000) -> 
     "Run a fleet into trouble, and stop there (past: after it)."
     rng = Random(f"{kind}{seed}"); fault = rng.choice(FAULTS[kind]); bad = rng.choice(sorted(fleet, key=lambda b: -b.capacity)[:4]).name
     site = site_of(fleet, n=n, seed=seed, load=rng.uniform(.3, .45)); start = (.4 if kind == "past" else .6)*site.span_s; length = (.25 if kind == "past" else .39)*site.span_s; store = FeedbackStore()
-    gateway = EngineGateway(ours_blind(site), store); site.fleet([gateway], Scenario(fault, (Fault(fault, bad, start, length),))).run(site.workload); gateway.engine.close(site.span_s)
+    gateway = ours_blind(site, into=store, past=NullStore()); site.fleet([gateway], Scenario(fault, (Fault(fault, bad, start, length),))).run(site.workload); gateway.engine.close(site.span_s)
     cost = sorted(Request(tokens_in=600, tokens_out=200).cost_usd(b) for b in fleet)[len(fleet)//2]
     r = Request("", None, rng.choice(HOSTILE).format(bad=bad) if kind == "hostile" else None, None, 300., 600, 200, cost*1.001 if kind == "conflicting" else float("inf"))
     return Case(f"{kind}-{seed}-{fault}", kind, store, bad, r, (start, start + length), site.span_s)

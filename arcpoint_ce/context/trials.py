@@ -21,10 +21,9 @@ from .questions import capacity_risk
 from .state import Facts, fleet_state
 from ..lab.chaos import ours_at, ours_blind, site_of
 from ..lab.faults import Fault, Scenario
-from ..lab.gateways import RoomGateway
-from ..lab.live import EngineGateway
-from ..learning.feedback import FeedbackStore
-from ..learning.forecast import Forecaster
+from ..lab.gateways import EngineGateway
+from ..learning.feedback import FeedbackStore, NullStore
+from ..learning.forecast import LatencyForest
 from ..learning.online import LivePulse, follow
 from ..routing.core import Backend, Outcome
 from ..routing.policies import WeightedPlan
@@ -63,7 +62,7 @@ def fault_trial(fleet: Sequence[Backend], seed: int, n: int = 4000) -> list[Tria
     rng = Random(seed); kind = rng.choice(sorted(TRUTHS)); large = sorted(fleet, key=lambda b: -b.capacity)[:max(len(fleet) - 1, 1)]
     site, target = site_of(fleet, n=n, seed=seed, load=rng.uniform(.4, .6)), "*" if kind == "traffic_surge" else rng.choice(large).name
     start, length = .6*site.span_s, .3*site.span_s; store = FeedbackStore()
-    gateway = EngineGateway(ours_at(site) if rng.random() < .5 else ours_blind(site), store)
+    gateway = ours_at(site, into=store) if rng.random() < .5 else ours_blind(site, into=store, past=NullStore())
     site.fleet([gateway], Scenario(kind, (Fault(kind, target, start, length),))).run(site.workload); gateway.engine.close(site.span_s)
     return asked(store, seed, kind, (TRUTHS[kind], None if target == "*" else target), METRICS, (start, start + length), (.1*site.span_s, start))
 
@@ -76,8 +75,14 @@ class Weights:
 
 class Turning(EngineGateway):
     "A gateway whose weights become others at a moment."
-    def __init__(self, like: RoomGateway, store: FeedbackStore, at_s: float, then: dict[str, float]):
-        super().__init__(like, store); self.at_s, self.then, self.every_s = at_s, then, 1.
+    def __init__(
+        self,
+        like: EngineGateway,
+        at_s: float,  # the moment, s
+        then: dict[str, float],  # weights from there on, by backend
+    ):
+        super().__init__(like.make)
+        self.at_s, self.then = at_s, then
 
     def tick(self, now: float, gauges):
         super().tick(now, gauges)
@@ -94,9 +99,9 @@ def shift_trial(fleet: Sequence[Backend], seed: int, n: int = 3000) -> list[Tria
     rng = Random(seed); site = site_of(fleet, n=n, seed=seed, load=rng.uniform(.2, .35)); turn, store = .6*site.span_s, FeedbackStore()
     first = {b.name: b.capacity*rng.uniform(.7, 1.3) for b in fleet}; slow = sorted(fleet, key=lambda b: b.price_out)
     then = {b.name: first[b.name]*(rng.uniform(2.5, 4.) if b in slow[:2] else .5) for b in fleet} if seed % 2 == 0 else first
-    like = RoomGateway(lambda: Weights(first), config=ours_blind(site).config, breaker=ours_blind(site).breaker)
+    like = ours_blind(site, into=store, past=NullStore(), policy=Weights(first))
     work = site.workload if seed % 2 == 0 else lengthened(site.workload, turn, rng.uniform(1.5, 2.5))
-    gateway = Turning(like, store, turn, then); site.fleet([gateway]).run(work); gateway.engine.close(site.span_s)
+    gateway = Turning(like, turn, then); site.fleet([gateway]).run(work); gateway.engine.close(site.span_s)
     return asked(store, seed, "routing" if seed % 2 == 0 else "prompts", ("routing" if seed % 2 == 0 else "prompts", None), ("latency",), (turn + 5., site.span_s), (.1*site.span_s, turn))
 
 # %% ../../nbs/context/42b_trials.ipynb #0fc5dd5f
@@ -129,7 +134,7 @@ def calibration(p: np.ndarray, y: np.ndarray, bins: int = 10) -> dict:   # p: st
 
 def forecast_risk(share: float = .5, limit_ms: float = 300., trees: int = 100) -> dict:
     "Calibration of P(step latency > limit) on the shipped sample: learned from the first share, followed step by step on the rest."
-    source = load_steps("sample"); cut = source.steps.start_s.quantile(share); f = Forecaster(trees=trees).fit(source.steps[source.steps.start_s < cut])
+    source = load_steps("sample"); cut = source.steps.start_s.quantile(share); f = LatencyForest(trees=trees).fit(source.steps[source.steps.start_s < cut])
     got = [(m.forecast.p_breach(limit_ms), m.truth_ms > limit_ms) for m in follow(LivePulse(f), source.steps[source.steps.start_s >= cut - 7200], float(cut) + 60*f.ahead_)]
     return calibration(*np.array(got, float).T)
 
@@ -145,10 +150,10 @@ def troubled(rng: Random, names: Sequence[str], span_s: float) -> Scenario:
 def risk_trial(fleet: Sequence[Backend], seed: int, n: int = 8000, horizon_s: float = 300.) -> list[tuple[float, bool]]:   # stated chance, did it come
     "What `capacity_risk` states each minute of a run with fixed weights."
     rng = Random(seed); site = site_of(fleet, n=n, seed=seed, load=rng.uniform(.35, .6), request_s=8., timeout_s=80.); names = [b.name for b in fleet]
-    weights, blind, store = {b.name: b.capacity*rng.uniform(.7, 1.3) for b in fleet}, ours_blind(site), FeedbackStore()
-    gateway = EngineGateway(RoomGateway(lambda: Weights(weights), config=blind.config, breaker=blind.breaker), store)
+    weights, store = {b.name: b.capacity*rng.uniform(.7, 1.3) for b in fleet}, FeedbackStore()
+    gateway = ours_blind(site, into=store, past=NullStore(), policy=Weights(weights))
     site.fleet([gateway], troubled(rng, names, site.span_s)).run(site.workload); gateway.engine.close(site.span_s)
-    records, out, step_s = Facts(store), [], gateway.config.step_s
+    records, out, step_s = Facts(store), [], gateway.router.config.step_s
     came = {(s["backend"], round(s["start_s"]/step_s)): s["latency_us"]/s["n_lat"]/1000. for s in store.rows("steps") if s["n_lat"]}
     for k in range(5, int((site.span_s - horizon_s)/step_s)):
         risk, limits = capacity_risk(records, k*step_s + .5, horizon_s), {s.backend: s.limit_ms for s in fleet_state(records, k*step_s + .5).backends}

@@ -6,7 +6,7 @@
 __all__ = ['PEERS', 'GRIDS', 'PeakLimits', 'PeakEwma', 'Prequal', 'ProbePool', 'PrequalRule', 'C3', 'C3Rule', 'Envoy',
            'Resilience4j', 'Resilience4jTuned', 'LiteLLM', 'LiteLLMAsShipped', 'HeadroomModel', 'HeadroomSamples',
            'HeadroomFeed', 'HeadroomFit', 'HeadroomNow', 'Headroom', 'Clairvoyant', 'ClairvoyantPick',
-           'ClairvoyantRule', 'make_peer', 'grid']
+           'ClairvoyantRule', 'AdaptiveLeastSharp', 'make_peer', 'grid']
 
 # %% ../../nbs/lab/31_baselines.ipynb #6295ba8d
 from bisect import bisect_right
@@ -387,8 +387,12 @@ class ClairvoyantRule(ClairvoyantPick):
         return drawn
 
 # %% ../../nbs/lab/31_baselines.ipynb #1d3fd48d
+class AdaptiveLeastSharp(AdaptiveLeastRequest):
+    "Adaptive least-request with an exponent of 6: the yardstick, one setting for everything, never tuned."
+    def __init__(self): super().__init__(weight=.3, gamma=6.)
+
 PEERS: dict[str, type[Policy]] = dict(
-    random=RandomChoice, round_robin=RoundRobin, least_in_flight=LeastInFlight, p2c=TwoChoices, adaptive_least=AdaptiveLeastRequest,
+    random=RandomChoice, round_robin=RoundRobin, least_in_flight=LeastInFlight, p2c=TwoChoices, adaptive_least=AdaptiveLeastRequest, adaptive_least_sharp=AdaptiveLeastSharp,
     adaptive_gauges=AdaptiveGauges, peak_ewma=PeakEwma, prequal=PrequalRule, c3=C3Rule, envoy=Envoy, resilience4j=Resilience4j,
     resilience4j_tuned=Resilience4jTuned, litellm=LiteLLM, litellm_as_shipped=LiteLLMAsShipped, llmd=Headroom,
     best_fixed=BestFixed, clairvoyant=ClairvoyantRule)

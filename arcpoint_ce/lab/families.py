@@ -38,16 +38,18 @@ class Setting:
     retries: int = 2                   # further attempts of the callers
     slack: float = 2.5                 # latency limit, in multiples of the work on a reference backend
     observable: float = .5             # share of backends that publish gauges
+    streams: float = 1.                # share of the requests whose answers come token by token
     past: int = 6                      # cycles that lie behind, to learn from
     arrivals: str | None = None        # arrival file in place of synthetic traffic
     curves: str | None = None          # measured curves (a file or folder) in place of the synthetic ones
 
     def __post_init__(self):
-        object.__setattr__(self, "request_s", float(self.request_s))       # 30 and 30. are the same world
+        for k in ("request_s", "streams"): object.__setattr__(self, k, float(getattr(self, k)))       # 30 and 30. are the same world
         if self.family not in FAMILIES: raise ValueError(f"unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
         for k in ("n", "load", "request_s", "gateways", "slack"):
             if not (isfinite(v := getattr(self, k)) and v > 0): raise ValueError(f"Setting.{k} must be positive, got {v!r}")
         if self.backends is not None and self.backends < 2: raise ValueError(f"Setting.backends must be 2 or more, got {self.backends!r}")
+        if not 0 <= self.streams <= 1: raise ValueError(f"Setting.streams must be within 0..1, got {self.streams!r}")
         if not 0 <= self.observable <= 1 or self.staleness_s < 0 or self.past < 3: raise ValueError("Setting: observable must be within 0..1, staleness_s 0 or more, past 3 or more")
 
     @property
@@ -173,7 +175,7 @@ class World(WorldTruth):
     def fleet(self, gateways: Sequence, past: bool = False) -> Fleet:   # ready to run
         "A fresh fleet in this world; in the past there are tenants, but no faults yet."
         s = self.setting
-        f = Fleet(self.sims, gateways, seed=s.seed, timeout_s=20*s.request_s, retries=s.retries, staleness_s=s.staleness_s)
+        f = Fleet(self.sims, gateways, seed=s.seed, timeout_s=20*s.request_s, retries=s.retries, staleness_s=s.staleness_s, streams=s.streams)
         if not past: f.now = self.start_s
         self.install(f, faults=not past)
         return f

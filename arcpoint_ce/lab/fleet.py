@@ -118,7 +118,7 @@ class Gauge(NamedTuple):
 class Call:
     "One request of one caller, until it has ended."
     __slots__ = ("k", "tokens_in", "tokens_out", "tier", "slo_s", "born_s", "gateway", "tried", "open", "ended", "cost_usd",
-                 "memo", "retried", "jobs")
+                 "memo", "retried", "jobs", "streams")
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway):
         self.k, self.tokens_in, self.tokens_out = k, tokens_in, tokens_out
@@ -126,16 +126,18 @@ class Call:
         self.born_s, self.gateway = born_s, gateway       # when it came, s; which gateway got it
         self.tried, self.open, self.ended = [], 0, False  # places of its attempts; attempts still running; is it over
         self.cost_usd, self.memo = 0., None               # billed so far; whatever its gateway wants to keep until the end
+        self.streams = True                               # does its answer come token by token
         self.retried, self.jobs = 0, None                 # pauses taken before another attempt; its attempts, where it may hedge
 
 class Job:
     "One attempt."
-    __slots__ = ("call", "attempt", "place", "start_s", "ttft_s", "alive", "seated")
+    __slots__ = ("call", "attempt", "place", "start_s", "ttft_s", "alive", "seated", "first_v")
 
     def __init__(self, call, attempt, place, start_s):
         self.call, self.attempt = call, attempt
         self.place, self.start_s = place, start_s
         self.ttft_s, self.alive = None, True   # time to first token once known, s; has it not ended yet
+        self.first_v = inf                     # where its station's clock stands when the first token comes, tokens
         self.seated = 0                        # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
 # %% ../../nbs/lab/30_fleet.ipynb #bda15738
@@ -147,6 +149,7 @@ class Gateway(Protocol):
     def again(self, call: Call, now: float) -> int: ...                # a place for a retry or hedge, not in `call.tried`; -1: none
     def end(self, job: Job, now: float, ok: bool, error: str | None): ...   # an attempt has ended
     def cancel(self, job: Job, now: float): ...                        # an attempt was given up by its caller
+    # A gateway that has a method `progress(job, tokens, now)` is told once a second how many tokens each of its open streams has brought.
     def tick(self, now: float, gauges: tuple[Gauge | None, ...]): ...  # newest gauges old enough to be seen; None: opaque
 
 # %% ../../nbs/lab/30_fleet.ipynb #3a67e9e8
@@ -233,6 +236,10 @@ class Station:
         else: self.limit = inf if c.slots is None else max(int(c.slots*self.replicas - c.others), 1)
         self.rate = self.paces[self.n][0]
 
+    def tokens_seen(self, job: Job, now: float) -> int:   # tokens
+        "How many tokens of an attempt have come by now."
+        return min(max(int(self.v + (now - self.at_s)*self.rate - job.first_v), 0), job.call.tokens_out) if job.first_v < inf else 0
+
     def advance(self, now: float):
         "Bring the virtual clock up to date."
         self.v += (now - self.at_s)*self.rate; self.at_s = now
@@ -258,9 +265,9 @@ class Seats(Station):
         v = self.v = self.v + (now - self.at_s)*self.rate; self.at_s = now
         n = self.n = self.n + 1
         self.rate, fill = self.paces[n]
-        job.seated, call = 1, job.call; work = call.tokens_out
+        job.seated, call = 1, job.call; work = call.tokens_out; job.first_v = v
         if fill:
-            fill *= self.sim.curve.prompt_share(call.tokens_in); work += fill
+            fill *= self.sim.curve.prompt_share(call.tokens_in); work += fill; job.first_v = v + fill
             job.ttft_s = now - job.start_s + fill/self.rate
         heappush(self.heap, (v + work, number, job))
 
@@ -403,6 +410,7 @@ def check_fleet(
     if not sims or not gateways: raise ValueError("a fleet needs at least one backend and one gateway")
     if len(set(names)) < len(sims): raise ValueError(f"backend names must be unique, got {names}")
     if not 0 < times["timeout_s"] < inf: raise ValueError(f"timeout_s must be positive and finite, got {times['timeout_s']!r}")
+    if not 0 <= times["streams"] <= 1: raise ValueError(f"streams must be within 0..1, got {times['streams']!r}")
     for k in ("hedge_s", "gauge_s"):
         if not times[k] > 0: raise ValueError(f"{k} must be positive, got {times[k]!r}")
     for k in ("retries", "backoff_s", "staleness_s"):
@@ -424,11 +432,13 @@ class FleetState(FleetClock):
         hedge_s: float = inf,          # a second attempt is sent if there is no answer after this, s
         staleness_s: float = 0.,       # gauges are seen this late, s
         gauge_s: float = 1.,           # gauges are read this often, s
+        streams: float = 1.,           # share of requests whose answers come token by token, for the gateway to see
     ):
         sims, self.gateways, self.names = check_fleet(backends, gateways, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s,
-                                                      hedge_s=hedge_s, staleness_s=staleness_s, gauge_s=gauge_s)
+                                                      hedge_s=hedge_s, staleness_s=staleness_s, gauge_s=gauge_s, streams=streams)
         self.stations = [Published(s, i) for i, s in enumerate(sims)]
         self.timeout_s, self.retries, self.backoff_s, self.hedge_s = timeout_s, retries, backoff_s, hedge_s
+        self.streams, self.listeners = streams, [getattr(g, "progress", None) for g in self.gateways]
         self.staleness_s, self.gauge_s, self.random = staleness_s, gauge_s, Random(f"fleet {seed}").random
         self.restart()
         for g, gateway in enumerate(self.gateways): gateway.start(tuple(s.backend for s in sims), seed*1000 + g)
@@ -621,6 +631,7 @@ class FleetArrivals(FleetChunks):
         if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
         last_s, tokens_in, tokens_out, tier, slo_s, deadline_s = self.coming
         call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
+        if self.streams < 1.: call.streams = (k*2654435761 % 4294967296)/4294967296 < self.streams
         self.now, self.born = now, k + 1; self.open += 1
         if deadline_s < inf: self.at(now + deadline_s, lambda f, t: f.expire(call, t))
         coming = self.coming = next(self.rows, None)
@@ -669,19 +680,34 @@ class FleetTicks(FleetDepartures):
             fleet.at(now + gateway.every_s, tick)
         return tick
 
+    def progress(self, now: float):
+        "Tell the gateways what their open streams have brought; and again in a second."
+        stations, listeners = self.stations, self.listeners
+        for job in [*self.running]:
+            call = job.call
+            if call.streams and (listen := listeners[call.gateway]): listen(job, stations[job.place].tokens_seen(job, now), now)
+        self.at(now + 1., FleetTicks.progress)
+
     def begin(self):
-        "Schedule gauges, and the ticks of all gateways, spread over their interval."
+        "Schedule gauges, progress, and the ticks of all gateways, spread over their interval."
         self.begun = True; self.at(self.now, FleetTicks.look)
+        if self.streams and any(self.listeners): self.at(self.now + .5, FleetTicks.progress)
         for k, g in enumerate(self.gateways):
             if g.every_s < inf: self.at(self.now + g.every_s*k/len(self.gateways) + 1e-6, self.ticking(g))
 
 # %% ../../nbs/lab/30_fleet.ipynb #1876465b
 class Fleet(FleetTicks):
     "A simulated fleet. Give it backends and gateways, schedule hooks, then `run` a workload."
-    def run(self, workload, sink: Record | Tally | None = None, until_s: float = inf) -> Record | Tally:
+    def run(
+        self,
+        workload,
+        sink: Record | Tally | None = None,   # keeps what came of them; None: a new Record
+        until_s: float = inf,          # end here, even if requests still run, s
+        shift_s: float = 0.,           # requests come this much later than the workload says, s; negative: earlier
+    ) -> Record | Tally:
         "Send every request of a workload (or of a stream of them) and wait until all have ended, or until a time."
         self.source, self.sink = iter(workload), Record() if sink is None else sink
-        self.chunk(self.now, self.now)
+        self.chunk(self.now - shift_s, self.now)
         if not self.begun: self.begin()
         with rare_collections(): self.events(until_s)
         return self.sink.done()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .drift import DEMOTED, SHADOW, Action, DriftConfig, DriftEvent, DriftMonitor, FeatureDrift, Ladder
-from .forecast import Forecaster, Ticker
+from .forecast import LatencyForest, Ticker
 from .online import LivePulse, Matured, OnlineConfig
 from ..routing.core import STEP_S, Forecast, ForecastTable, Step
 
@@ -60,7 +60,7 @@ class Consequences:
 # %% ../../nbs/learning/26b_belief.ipynb #ab5de6d6
 class LiveForecast(Ticker):
     "A ticker whose forecasts are corrected online, widened or withheld after drift, and judged as they mature."
-    def __init__(self, forecaster: Forecaster, router, max_age_s: float = 60., online: OnlineConfig = OnlineConfig(), drift: DriftConfig = DriftConfig()):
+    def __init__(self, forecaster: LatencyForest, router, max_age_s: float = 60., online: OnlineConfig = OnlineConfig(), drift: DriftConfig = DriftConfig()):
         super().__init__(forecaster, router, max_age_s)
         self.online, self.pulse, self.after = online, LivePulse(forecaster, online), Consequences(drift, forecaster.step_s_)
         self.candidate: LivePulse | None = None
@@ -109,7 +109,7 @@ class LiveTables(LiveLoop):
 # %% ../../nbs/learning/26b_belief.ipynb #40582f5d
 class LiveCandidates(LiveTables):
     "Candidates: watching and promoted."
-    def watch(self, candidate: Forecaster, steps: Iterable[tuple[str, Step]], now: float):
+    def watch(self, candidate: LatencyForest, steps: Iterable[tuple[str, Step]], now: float):
         "A retrained model watches from now on; `steps` (the recent past) warm its windows."
         self.candidate, self.retrain_why = LivePulse(candidate, self.online), None
         for name, step in steps: self.candidate.push(name, step)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROW', 'WARM', 'TAIL', 'SHRINK', 'FORMAT', 'BackendModel', 'FleetWindows', 'peer_values', 'rows_of', 'expected_load',
            'Course', 'courses', 'filled', 'adjusted', 'choose_scale', 'request_spread', 'learn_backend', 'Replay',
-           'offset_of', 'replay', 'learn_peers', 'from_grid', 'Conformal', 'leaf_scatter', 'out_of_bag', 'Forecaster',
-           'learn', 'fleet_prior', 'targets', 'add_peers', 'grow_forest', 'interval_size', 'judge', 'walk_both',
-           'centres', 'what_if', 'step_quantiles', 'request_quantiles', 'one_forecast', 'PulseWindows', 'Pulse',
-           'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Listener', 'Ticker']
+           'offset_of', 'replay', 'learn_peers', 'from_grid', 'Conformal', 'leaf_scatter', 'out_of_bag',
+           'LatencyForest', 'learn', 'fleet_prior', 'targets', 'add_peers', 'grow_forest', 'interval_size', 'judge',
+           'walk_both', 'centres', 'what_if', 'step_quantiles', 'request_quantiles', 'one_forecast', 'PulseWindows',
+           'Pulse', 'replayed', 'predict', 'judged', 'plain_model', 'model_from', 'save', 'load', 'Listener', 'Ticker']
 
 # %% ../../nbs/learning/21_forecast.ipynb #ec7ebba1
 import json
@@ -295,7 +295,7 @@ def out_of_bag(
     return [np.where(count > 0, s/np.maximum(count, 1), np.nan) for s in sums]
 
 # %% ../../nbs/learning/21_forecast.ipynb #aba32b40
-class Forecaster:
+class LatencyForest:
     "Latency of every backend at the horizon: response to planned load, rolling base, one pooled forest, adaptive intervals."
     def __init__(
         self,
@@ -318,7 +318,7 @@ class Forecaster:
     def params(self) -> dict:          # as given to `__init__`
         return {k: getattr(self, k) for k in ("horizon_s", "trees", "leaf", "max_features", "max_samples", "clip", "peers", "shape", "rate", "seed", "n_jobs")}
 
-    def fit(self, table: pd.DataFrame) -> "Forecaster":   # a step table: only rows that may be learned from
+    def fit(self, table: pd.DataFrame) -> "LatencyForest":   # a step table: only rows that may be learned from
         "Learn from steps. ValueError where the horizon is no multiple of the step or nothing can be learned."
         return learn(self, table)
 
@@ -328,11 +328,11 @@ class Forecaster:
 
     def __repr__(self):
         known = f", {len(self.models_)} backends, {self.n_rows_} rows" if hasattr(self, "models_") else ", not fitted"
-        return f"Forecaster(horizon_s={self.horizon_s}, trees={self.trees}{known})"
+        return f"LatencyForest(horizon_s={self.horizon_s}, trees={self.trees}{known})"
 
 # %% ../../nbs/learning/21_forecast.ipynb #8112e809
-def learn(f: Forecaster, table: pd.DataFrame) -> Forecaster:
-    "The training of `Forecaster.fit`, step by step."
+def learn(f: LatencyForest, table: pd.DataFrame) -> LatencyForest:
+    "The training of `LatencyForest.fit`, step by step."
     f.step_s_ = step_length_s(table)
     f.ahead_, left = divmod(f.horizon_s, f.step_s_)
     if left or not f.ahead_: raise ValueError(f"horizon_s={f.horizon_s} is no multiple of the step of {f.step_s_} s; try {max(f.ahead_, 1)*f.step_s_}")
@@ -357,11 +357,11 @@ def fleet_prior(models: list[BackendModel], ahead: int) -> BackendModel:
     return BackendModel("?", -1, plain, None, Scale(None, 12, unit), float(np.median([m.usual_load for m in models])))
 
 # %% ../../nbs/learning/21_forecast.ipynb #527aa1c1
-def targets(f: Forecaster, r: Replay, truth: Mapping[tuple[str, int], float]) -> np.ndarray:   # (rows,), units; nan where the truth is not known
+def targets(f: LatencyForest, r: Replay, truth: Mapping[tuple[str, int], float]) -> np.ndarray:   # (rows,), units; nan where the truth is not known
     "What the forest should have said: distance of the truth from the offset."
     return np.array([(truth.get((b, k + f.ahead_), np.nan) - o)/f.models_[b].scale.unit for b, k, o in zip(r.backend, r.index, r.offset)])
 
-def add_peers(f: Forecaster, r: Replay, truth: Mapping):
+def add_peers(f: LatencyForest, r: Replay, truth: Mapping):
     "Find each backend's peers from a first replay."
     names = list(f.models_); col = {n: i for i, n in enumerate(names)}
     first = min(r.index); shape = (max(r.index) - first + 1, len(names))
@@ -373,7 +373,7 @@ def add_peers(f: Forecaster, r: Replay, truth: Mapping):
         f.models_[b] = replace(f.models_[b], peers=peers, peer_weights=weights)
 
 # %% ../../nbs/learning/21_forecast.ipynb #af7cec2f
-def grow_forest(f: Forecaster, r: Replay, truth: Mapping):
+def grow_forest(f: LatencyForest, r: Replay, truth: Mapping):
     "The pooled forest, its compiled forms, and per backend trust and first errors."
     X, y, size = np.vstack(r.rows), np.clip(targets(f, r, truth), -f.clip, f.clip), np.array([f.models_[b].scale.unit for b in r.backend])
     use = np.isfinite(y)
@@ -412,7 +412,7 @@ def judge(m: BackendModel, y: np.ndarray, raw: np.ndarray, said: np.ndarray, siz
     return replace(m, trust=trust, errors=tuple(errors[36 if len(errors) >= 72 else 0:][-1000:].tolist()))
 
 # %% ../../nbs/learning/21_forecast.ipynb #0b9bed46
-def walk_both(f: Forecaster, rows: np.ndarray, chunk: int = 2048) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,)
+def walk_both(f: LatencyForest, rows: np.ndarray, chunk: int = 2048) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,)
     "What the forest says of each row and how widely its leaves scatter, from one walk."
     out = []
     for k in range(0, max(len(rows), 1), chunk):
@@ -420,7 +420,7 @@ def walk_both(f: Forecaster, rows: np.ndarray, chunk: int = 2048) -> tuple[np.nd
         out.append([v.take(at).sum(1)/f.forest_.n_trees for v in f.leaf_values_])
     return tuple(np.concatenate(x) for x in zip(*out))
 
-def centres(f: Forecaster, names: list[str], offset: np.ndarray, rows: np.ndarray, models: Mapping[str, BackendModel]) -> tuple[np.ndarray, np.ndarray]:
+def centres(f: LatencyForest, names: list[str], offset: np.ndarray, rows: np.ndarray, models: Mapping[str, BackendModel]) -> tuple[np.ndarray, np.ndarray]:
     "Log centre and log size of one shape unit per row."
     unit, trust = np.array([[models[n].scale.unit, models[n].trust] for n in names]).reshape(-1, 2).T
     said, scatter = walk_both(f, rows)
@@ -456,7 +456,7 @@ def one_forecast(m: BackendModel, band: Conformal, made_s: float, horizon_s: flo
 # %% ../../nbs/learning/21_forecast.ipynb #75679531
 class PulseWindows:
     "What a pulse keeps: windows, intervals, and who is due for a new forecast."
-    def __init__(self, f: Forecaster):
+    def __init__(self, f: LatencyForest):
         self.forecaster, self.windows, self.intervals = f, f.windows(), {}
         self.made: dict[str, Forecast] = {}            # newest forecast by backend
         self.due: dict[str, None] = {}                 # backends with a newer step than their forecast, oldest first
@@ -512,7 +512,7 @@ class Pulse(PulseWindows):
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b
-def replayed(f: Forecaster, table: pd.DataFrame, since_s: float = -inf) -> tuple[list[Course], FleetWindows, Replay]:
+def replayed(f: LatencyForest, table: pd.DataFrame, since_s: float = -inf) -> tuple[list[Course], FleetWindows, Replay]:
     "A step table through the windows of a fitted forecaster; rows from `since_s` on."
     table = table.sort_values(["start_s", "backend"], kind="stable")
     cs = courses(table, f.step_s_); w = f.windows()
@@ -520,7 +520,7 @@ def replayed(f: Forecaster, table: pd.DataFrame, since_s: float = -inf) -> tuple
     return cs, w, replay(w, table, plans, since_s/f.step_s_)
 
 def predict(
-    f: Forecaster,
+    f: LatencyForest,
     table: pd.DataFrame,           # a step table, the rows before included
     since_s: float = -inf,         # only forecasts made at the end of steps that start here or later are returned
 ) -> pd.DataFrame:                 # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned load
@@ -566,7 +566,7 @@ def model_from(x: dict, runs: CompiledForest | None) -> BackendModel:
 
 # %% ../../nbs/learning/21_forecast.ipynb #acce34ea
 def save(
-    f: Forecaster,             # fitted
+    f: LatencyForest,             # fitted
     folder: str | Path,        # made if missing; an existing model in it is replaced
 ):
     "Store a fitted forecaster as plain arrays and a sealed manifest."
@@ -581,7 +581,7 @@ def save(
         models=[plain_model(m) for m in f.models_.values()], prior=plain_model(f.prior_)))
 
 # %% ../../nbs/learning/21_forecast.ipynb #9a28b896
-def load(folder: str | Path) -> Forecaster:   # a folder that `save` wrote
+def load(folder: str | Path) -> LatencyForest:   # a folder that `save` wrote
     "Load a forecaster. ArtefactError, with file and reason, on anything missing, changed or made for other features."
     folder = Path(folder)
     arrays, x = load_artefact(folder/"forecaster", FORMAT | {"arrays": FOREST_SCHEMA["arrays"]})
@@ -589,7 +589,7 @@ def load(folder: str | Path) -> Forecaster:   # a folder that `save` wrote
         if (tuple(x["row"]), tuple(x["levels"])) != (ROW, LEVELS): raise ArtefactError("it was trained for other features or levels")
         for n, want in x["parts"].items():
             if sha256((folder/f"{n}.json").read_bytes()).hexdigest() != want: raise ArtefactError(f"{n}.json is not the one it was saved with")
-        f = Forecaster(**x["params"]); f.step_s_, f.n_rows_, f.data_sha256_ = int(x["step_s"]), int(x["rows"]), x["data_sha256"]
+        f = LatencyForest(**x["params"]); f.step_s_, f.n_rows_, f.data_sha256_ = int(x["step_s"]), int(x["rows"]), x["data_sha256"]
         f.ahead_, f.fleet_ = f.horizon_s//f.step_s_, tuple(map(float, x["fleet"]))
         runs = {n: CompiledForest.load(folder/n) for n in x["parts"] if n != "scatter"}
         f.models_ = {m["name"]: model_from(m, runs.get(f"runs_{m['number']}")) for m in x["models"]}
@@ -601,7 +601,7 @@ def load(folder: str | Path) -> Forecaster:   # a folder that `save` wrote
 # %% ../../nbs/learning/21_forecast.ipynb #588387df
 class Listener:
     "What a ticker listens to, and how many forecasts it makes at a time."
-    def __init__(self, forecaster: Forecaster, router, max_age_s: float = 60.):
+    def __init__(self, forecaster: LatencyForest, router, max_age_s: float = 60.):
         self.pulse, self.router, self.max_age_s, self.version, self.last_s = Pulse(forecaster), router, max_age_s, 0, None
         self.waiting: deque[tuple[str, Step]] = deque()
         self.hooked: dict[str, object] = {}            # the features listened to, by backend

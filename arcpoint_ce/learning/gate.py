@@ -103,7 +103,7 @@ class Ledger:
         "Enter the running episode for good."
         e, self.open = self.open, None
         self.total = self._bound(e.value(config.half), config); self.count += e.stake/(e.stake + len(e.who)*config.half)
-        self.episodes += 1; self.won += e.gain > 0
+        self.episodes += 1; self.won += int(e.gain > 0)   # no number of numpy: it goes into stores
 
     def add(self, who: str, at_s: float, seconds: float, gain: float, stake: float, config: GateConfig):
         "One settled promise that counts."
@@ -295,6 +295,21 @@ class Gate(Readings):
         why = f"evidence {e:+.2f} episodes reached {bar:+.2f} (the fleet's alone: {self._fleet.evidence(c):+.2f}); {words(own or self._fleet)}"
         self.events.append(Event(at_s, backend, new, why))
         return new
+
+    def memo(self) -> dict:
+        "What each ledger has proved, and the states, as plain values. Open promises are not kept."
+        plain = lambda l: [l.total, l.count, l.at_s if isfinite(l.at_s) else None, l.episodes, l.won]
+        return dict(fleet=[self._state, *plain(self._fleet)], backends={n: [l.state, *plain(l.own)] for n, l in self._lanes.items()})
+
+    def restore(self, memo: dict):
+        "Take up what `memo` said. ValueError on a state that is none."
+        def take(ledger: Ledger, state: str, total, count, at_s, episodes, won) -> str:
+            if state not in (TRUSTED, TRIAL, DEMOTED): raise ValueError(f"{state!r} is no state of a forecast")
+            ledger.total, ledger.count, ledger.at_s, ledger.episodes, ledger.won = total, count, -inf if at_s is None else at_s, episodes, won
+            return state
+        self._state = take(self._fleet, *memo["fleet"])
+        for n, row in memo["backends"].items():
+            lane = self._lane(n); lane.state = take(lane.own, *row)
 
     def forget(self, backend: str):
         "Drop the books of a backend that has left the fleet."

@@ -351,6 +351,7 @@ class RoomTicker:
         self.sensors = [Sensor(r, u, TOP*b.capacity) for r, u, b in zip(model.responses, model.usual, backends)]
         self.version, self.tokens, self.promised = 0, 0., -inf
         self.factors = [[exp(w*q + 1e-6*k) for k, q in enumerate(model.spread)] for w in (.5, 1.)]   # of a step's mean, of one request
+        self.places = {b.name: i for i, b in enumerate(backends)}
         self.sheds = deque(maxlen=4096)    # (time, backend, room by the nowcast, room foreseen): where a foreseen change began to take weight away
         self.shedding = set()
 
@@ -419,10 +420,16 @@ class Rooms(RoomForesight):
         for b, s, n, k, (o, m, of, mf) in zip(self.backends, self.sensors, own, mates, beliefs):
             of += k
             self.note(now, b.name, (m - o - k)/max(m, 1e-9), (mf - of)/max(m, 1e-9))
-            typical = max(self.tokens, 1.)*s.response.tpot((of + n + 1)/s.share)/s.speed*s.doubt(now)
+            present, typical = (self.typical_ms(s, now, held + n + 1, whole) for held, whole in ((o + k, m), (of, mf)))
             step, request = ([typical*x for x in factors] for factors in self.factors)
-            out[b.name] = Forecast(b.name, now, self.ahead_s, tuple(step), tuple(request), None, of, max(mf, 1e-3))
+            trust = 1. if self.model.foresight[self.places[b.name]] is not None else 0.   # how far it is trusted is in the room itself
+            out[b.name] = Forecast(b.name, now, self.ahead_s, tuple(step), tuple(request), None, of, max(mf, 1e-3), present*self.factors[1][3], True, trust)
         return ForecastTable(self.version, now, self.max_age_s, out, "head-room")
+
+    def typical_ms(self, s: Sensor, now: float, held: float, most: float) -> float:
+        "Time of a request of the usual length, by how full its backend is: at `most` it just meets the limit."
+        brim = s.response.most(self.tpot_ms)
+        return max(self.tokens, 1.)*s.response.tpot(held/max(most, 1e-3)*brim)*s.doubt(now)
 
     def note(self, now: float, name: str, plain: float, said: float):   # rooms as shares of what the backend can hold
         "Remember where a foreseen change begins to take weight away."

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .forecast import ROW, Forecaster, Pulse
+from .forecast import ROW, LatencyForest, Pulse
 from ..routing.core import Forecast, Step
 from ..telemetry.frames import to_steps
 
@@ -175,7 +175,7 @@ class Pending(NamedTuple):
 # %% ../../nbs/learning/22_online.ipynb #b25d6620
 class LiveVoices(Pulse):
     "A pulse whose forecasts are corrected online."
-    def __init__(self, f: Forecaster, config: OnlineConfig = OnlineConfig()):
+    def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
         super().__init__(f)
         self.config, self.online, self.pending = config, {}, {}
         self.widen: dict[str, float] = {}          # factor on the interval, by backend
@@ -201,7 +201,7 @@ class LiveVoices(Pulse):
 # %% ../../nbs/learning/22_online.ipynb #06434197
 class LiveTruths(LiveVoices):
     "What becomes of corrected forecasts."
-    def __init__(self, f: Forecaster, config: OnlineConfig = OnlineConfig()):
+    def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
         super().__init__(f, config)
         self.said: dict[tuple[str, int], Forecast] = {}; self.matured: deque[Matured] = deque(maxlen=10_000)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIGMA', 'Assignment', 'rho2', 'radius', 'difference', 'Arm', 'TestConfig', 'Verdict', 'SequentialTest',
-           'CanaryConfig', 'Canary', 'OffPolicy', 'off_policy', 'Shadow', 'Holdout', 'looks', 'rollout_rates']
+           'CanaryConfig', 'Canary', 'OffPolicy', 'off_policy', 'Shadow', 'Holdout', 'Rollout', 'looks',
+           'rollout_rates']
 
 # %% ../../nbs/learning/26_rollout.ipynb #3b54cfad
 from collections import deque
@@ -243,6 +244,120 @@ class Holdout:
     def observe(self, request: Request, latency_ms: float | None, ok: bool):
         "How a request ended, for the test; the router has its outcomes as always."
         self.test.observe("live" if self.held(request) else "new", latency_ms, ok)
+
+# %% ../../nbs/learning/26_rollout.ipynb #c084e53e
+class Rollout:
+    "A candidate policy beside the live one, and a share of the requests that is never rerouted."
+
+    SHADOWED = 0.1  # share of the requests that a shadow is asked about
+    EVERY = 200  # outcomes between two entries in the store
+
+    def __init__(
+        self,
+        router,  # a `Router`
+        store,  # a FeedbackStore, where others can see how it stands
+        kind: str,  # "shadow", "canary", "ab", or "holdout" where there is no candidate
+        candidate=None,  # a policy
+        holdout: float = 0.0,  # share that is held out, 0..1
+    ):
+        self.router, self.store, self.kind, self.candidate, self.share = router, store, kind, candidate, holdout
+        self.holdout = Holdout(router, holdout) if holdout else None
+        name = f"{kind}-{candidate.name}" if candidate is not None else kind
+        self.canary = None
+        if kind in ("canary", "ab"):
+            self.canary = Canary(name, CanaryConfig(share=0.05 if kind == "canary" else 0.5), store)
+        self.shadow = Shadow(router) if kind == "shadow" else None
+        self.sampled = Assignment(name, {"asked": self.SHADOWED, "passed": 1.0 - self.SHADOWED})
+        self.name, self.arms, self.ends = name, {}, 0
+        self.looks: deque[tuple[float, float, float, float]] = deque(maxlen=400)
+
+    @classmethod
+    def of(cls, router, store, holdout: float = 0.0, **candidates) -> "Rollout | None":
+        "The rollout that was asked for; None where nothing was. ValueError where two candidates were given, or the share is none."
+        given = {k: v for k, v in candidates.items() if v is not None}
+        if len(given) > 1:
+            raise ValueError(f"give one candidate at a time, got {', '.join(given)}: their effects could not be told apart")
+        if not 0 <= holdout < 1:
+            raise ValueError(f"holdout must be a share from 0 to below 1, got {holdout!r}")
+        if not given and not holdout:
+            return None
+        kind, candidate = next(iter(given.items()), ("holdout", None))
+        router.admit(candidate)
+        return cls(router, store, kind, candidate, holdout)
+
+    def decide(self, request: Request, now: float) -> Decision:
+        "The decision of whoever this request belongs to."
+        if not request.id:
+            request = request._replace(id=f"#{self.router.counts['decided'] + 1}")
+        if self.holdout and self.holdout.held(request):
+            return self._note(self.holdout.decide(request, now), "held")
+        if self.canary:
+            arm = self.canary.arm(request.id)
+            policy = self.candidate if arm == "new" else None
+            return self._note(self.router.decide(request, now, policy), arm)
+        if self.shadow and self.sampled.arm(request.id) == "asked":
+            would = {c.backend: c.probability for c in self.router.rank(request, now, self.candidate)}
+            d = self.router.decide(request, now)
+            return self._note(d, (d.probability, would.get(d.backend, 0.0)))
+        return self._note(self.router.decide(request, now), "routed")
+
+    def _note(self, d: Decision, arm) -> Decision:
+        if len(self.arms) >= 100_000:  # decisions whose outcomes never came
+            del self.arms[next(iter(self.arms))]
+        self.arms[d.id] = arm
+        return d
+
+    def ended(self, outcome):
+        "An attempt has ended; the first one of a decision counts."
+        arm = self.arms.pop(outcome.decision, None)
+        if arm is None:
+            return
+        at_s = outcome.ts_s + (outcome.latency_ms or 0.0) / 1000.0
+        self.ends += 1
+        if self.canary and arm in ("new", "live"):
+            self.canary.observe(arm, outcome.latency_ms, outcome.ok, at_s)
+        if self.shadow and isinstance(arm, tuple) and outcome.ok:
+            self.shadow.rows.append((outcome.latency_ms, *arm))
+        if self.holdout:
+            self.holdout.test.observe("live" if arm == "held" else "new", outcome.latency_ms, outcome.ok)
+        if self.ends % self.EVERY == 0:
+            self._tell(at_s)
+
+    def _tell(self, at_s: float):
+        "How it stands, into the store; a canary tells by itself at each look."
+        if self.holdout and min(self.holdout.test.live.n, self.holdout.test.new.n) > 1:
+            self.looks.append((at_s, *self.holdout.test.interval()))
+        if not self.canary:
+            self.store.put_state(f"rollout/{self.name}", self.told(at_s))
+
+    def told(self, at_s: float) -> dict:
+        "As `Canary.told`, for a shadow or a holdout."
+        test = self.holdout.test if self.holdout else None
+        calls = dict(live=test.live.calls, new=test.new.calls) if test else dict(live=self.ends, new=0)
+        looks = [x for x in self.looks if isfinite(x[3])]
+        return dict(name=self.name, at_s=at_s, state=self.kind, used=self.ends, budget=None, share=self.share or self.SHADOWED,
+                    say="watched", why=self.why(), calls=calls, looks=looks)
+
+    def why(self) -> str:
+        "What can be said so far, in a sentence."
+        if self.canary:
+            v = self.canary.verdict
+            return v.why if v else "no look at the test yet"
+        if self.shadow and not self.shadow.rows:
+            return "nothing can be said yet: no request that the candidate was asked about has ended"
+        if self.shadow:
+            try:
+                s = self.shadow.score()
+            except ValueError:
+                return "nothing can be said yet: no request went where the candidate would have sent it"
+            live = sum(r[0] for r in self.shadow.rows) / len(self.shadow.rows)
+            return f"it would have taken {s.value:.0f} ms ({s.low:.0f} to {s.high:.0f}) where the live policy took {live:.0f} ms"
+        return f"{self.share:.1%} of the requests go by capacity alone"
+
+    def status(self) -> dict:
+        "Plain values."
+        state = self.canary.state if self.canary else self.kind
+        return dict(name=self.name, kind=self.kind, state=state, holdout=self.share, ended=self.ends, why=self.why())
 
 # %% ../../nbs/learning/26_rollout.ipynb #1db02d10
 SIGMA = sqrt(log(2.))                  # of the log: standard deviation as large as the mean

@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.ensemble import RandomForestRegressor
 from tqdm import tqdm
 
-from .forecast import ROW, Course, Forecaster, courses, predict, replayed
+from .forecast import ROW, Course, LatencyForest, courses, predict, replayed
 from ..telemetry.frames import rolling_origin, step_length_s
 from ..telemetry.source import table_sha256
 from ..telemetry.traces import exercise, exercise_floor, exercise_oracle, exercise_steps
@@ -44,7 +44,7 @@ def naive_rules(
 
 # %% ../../nbs/learning/21b_skill.ipynb #c3722b25
 def season_steps(
-    f: Forecaster,             # fitted
+    f: LatencyForest,             # fitted
     backend: str,
     n_steps: int,              # length of its training rows, steps
 ) -> int | None:               # steps; None: no cycle to repeat
@@ -98,7 +98,7 @@ def split_folds(
     return [Fold(int(times[a + ahead]), int(times[a]), int(times[-1]))]
 
 # %% ../../nbs/learning/21b_skill.ipynb #3227cc75
-def split_widths(f: Forecaster, level: float = .8) -> pd.DataFrame:   # by backend: ms, log
+def split_widths(f: LatencyForest, level: float = .8) -> pd.DataFrame:   # by backend: ms, log
     "Half-widths of per-backend split conformal intervals (Papadopoulos et al., 2002; Lei et al., 2018)."
     out = {}
     for b, g in f.oob_.groupby("backend"):
@@ -112,7 +112,7 @@ def interval_score(low, high, actual, tails: float = .2):   # ms; smaller is bet
 
 # %% ../../nbs/learning/21b_skill.ipynb #e57a0eb8
 def rule_rows(
-    f: Forecaster,             # fitted on this fold
+    f: LatencyForest,             # fitted on this fold
     c: Course,                 # one backend, all rows up to the end of the test
     fold: Fold,
     forest: bool = True,       # the three-feature forest too
@@ -130,7 +130,7 @@ def rule_rows(
     return out[out.start_s.between(fold.test_from_s, fold.test_to_s)]
 
 # %% ../../nbs/learning/21b_skill.ipynb #0f832630
-def fold_forecasts(f: Forecaster, table: pd.DataFrame, fold: Fold, forest: bool = True) -> pd.DataFrame:
+def fold_forecasts(f: LatencyForest, table: pd.DataFrame, fold: Fold, forest: bool = True) -> pd.DataFrame:
     "Fit on one fold and lay all forecasts of its test side by side."
     f.fit(table[table["start_s"] < fold.train_end_s])
     seen = table[table["start_s"] <= fold.test_to_s + f.horizon_s]
@@ -270,7 +270,7 @@ class Evaluation:
     series: pd.DataFrame               # one row per backend: errors, ratios, coverage, width
     onsets: pd.DataFrame               # one row per rule: recall, precision, lead
     metrics: dict                      # flat, as in metrics.json
-    forecaster: Forecaster             # of the last fold
+    forecaster: LatencyForest             # of the last fold
     left_out: list[str] = field(default_factory=list)   # backends with too few measured steps
 
     def _repr_html_(self) -> str: return self.skill.round(3).to_html(index=False) + self.onsets.round(3).to_html(index=False)
@@ -312,7 +312,7 @@ def flat_metrics(skill: pd.DataFrame, series: pd.DataFrame, onset: dict, rows: p
 # %% ../../nbs/learning/21b_skill.ipynb #2d21c976
 def evaluate(
     table: pd.DataFrame,               # a step table
-    forecaster: Forecaster | None = None,   # not fitted; None: the defaults. It is fitted anew on every fold
+    forecaster: LatencyForest | None = None,   # not fitted; None: the defaults. It is fitted anew on every fold
     *,
     train_share: float = .6,           # share of the steps in the first training set
     folds: int = 1,                    # 1: one split; more: rolling origin
@@ -326,7 +326,7 @@ def evaluate(
     progress: bool = True,             # a bar over folds
 ) -> Evaluation:
     "Fit and score on every fold. ValueError where the table is too short or too empty."
-    f, step_s = forecaster or Forecaster(), step_length_s(table)
+    f, step_s = forecaster or LatencyForest(), step_length_s(table)
     table, left_out = measured_backends(table, min_coverage)
     folded = split_folds(np.unique(table["start_s"]), max(f.horizon_s//step_s, 1), train_share, folds, gap)
     rows = pd.concat([fold_forecasts(f, table, x, forest_rule).assign(fold=k) for k, x in enumerate(tqdm(folded, disable=not progress, desc="folds"))], ignore_index=True)
@@ -346,7 +346,7 @@ def by_horizon(
     "Errors by horizon, a forecaster trained for each."
     out = []
     for h in tqdm(horizons_s, disable=not progress, desc="horizons"):
-        m = evaluate(table, Forecaster(h, trees=trees, seed=seed, n_jobs=n_jobs), forest_rule=False, draws=0, progress=False, **kw)
+        m = evaluate(table, LatencyForest(h, trees=trees, seed=seed, n_jobs=n_jobs), forest_rule=False, draws=0, progress=False, **kw)
         best = m.skill.set_index("rule").loc["best_naive"]
         out.append(dict(horizon_min=h/60, **{k: m.metrics[k] for k in ("mae_ms", "persistence_mae_ms", "mae_ratio_geomean", "vs_best_naive_geomean", "coverage_80")},
                         best_naive_mae_ms=best.mae_ms))
@@ -360,7 +360,7 @@ GROUPS = {"newest values": ("lag0", "lag1", "lag2", "lag3"), "means, 3 to 72 ste
 
 # %% ../../nbs/learning/21b_skill.ipynb #4f12f99f
 def importances(
-    f: Forecaster,             # fitted
+    f: LatencyForest,             # fitted
     table: pd.DataFrame,       # a step table, training rows included
     since_s: float,            # only forecasts made from here on, s: held-out rows
     repeats: int = 3, seed: int = 0,
@@ -419,7 +419,7 @@ def exercise_part(
     if part not in PARTS: raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     kw = dict(PARTS[part]); n, wild = minutes or kw["minutes"], kw.pop("memoryless", False); kw.pop("minutes")
     steps, data = exercise_steps(n, seed, memoryless=wild), exercise(n, seed, memoryless=wild)
-    e = evaluate(steps, Forecaster(60*horizon_min, trees=trees, seed=seed, n_jobs=1), **kw, limit_ms=limit_ms, forest_rule=forest_rule, draws=0, progress=False)
+    e = evaluate(steps, LatencyForest(60*horizon_min, trees=trees, seed=seed, n_jobs=1), **kw, limit_ms=limit_ms, forest_rule=forest_rule, draws=0, progress=False)
     best = pd.Series(exercise_oracle(data, horizon_min, memoryless=wild).best_ms.to_numpy(), index=steps.start_s)
     rows = e.forecasts.assign(part=part, seed=seed, oracle=best.reindex(e.forecasts.start_s).to_numpy())
     return dict(part=part, seed=seed, data_sha256=table_sha256(steps), **e.metrics, oracle_mae_ms=rule_scores(rows, "oracle")["mae_ms"], floor_ms=exercise_floor(horizon_min, memoryless=wild)), rows

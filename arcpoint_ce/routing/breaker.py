@@ -26,7 +26,7 @@ class BreakerConfig:
     window: int = 50                   # outcomes looked at, the newest ones
     min_calls: int = 10                # fewer outcomes than this have no rate
     failure_rate: float = .5           # opens at this share of failed calls, 0..1
-    slow_rate: float = .8              # opens at this share of calls slower than the SLO; above 1: never
+    slow_rate: float = .8              # opens at this share of calls slower than the SLO; above 1: slowness never counts
     consecutive: int = 5               # opens at this many failures in a row
     open_s: float = 10.                # first wait, s
     backoff: float = 2.                # each further wait is this many times longer
@@ -36,12 +36,15 @@ class BreakerConfig:
     probes: int = 3                    # probes out at the same time, at most
     probe_success: int = 3             # good probes that close it; as many slow ones reopen it
     max_half_open_s: float = 30.       # how long probes may be out without a verdict, s
+    quick_s: float = 0.                # failures that took less than this do not count for failures in a row, s
+    lasting_s: float = 0.              # the failure rate opens only where every call has failed for this long, s
+    forgiving: bool = False            # the next wait is as short as the first one, once calls have succeeded in between
 
     def __post_init__(self):
         for k in ("window", "min_calls", "consecutive", "probes", "probe_success"): _check(self, k, 1, whole=True)
         _check(self, "failure_rate", 0., 1., above=True); _check(self, "slow_rate", 0., above=True)
         for k in ("open_s", "max_open_s", "max_half_open_s"): _check(self, k, 0., above=True)
-        _check(self, "patient_s", 0.); _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
+        _check(self, "patient_s", 0.); _check(self, "quick_s", 0.); _check(self, "lasting_s", 0.); _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
         if self.min_calls > self.window:
             raise ValueError(f"BreakerConfig: min_calls {self.min_calls} exceeds the window of {self.window}; widen the window")
         if self.max_open_s < self.open_s:
@@ -77,8 +80,8 @@ class Window:
         self.ring = bytearray(self.size)
         self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
 
-    def push(self, ok: bool, slow: bool) -> int:  # how many in it failed or were slow; 0: all is well
-        "Take in one outcome, forget the oldest."
+    def push(self, ok: bool, slow: bool, quick: bool = False) -> int:  # how many in it failed or were slow; 0: all is well
+        "Take in one outcome, forget the oldest. A `quick` failure leaves the number in a row as it is."
         at, ring = self.at, self.ring
         old, new = ring[at], (0 if ok else 1) | (2 if slow else 0)
         if new != old:
@@ -87,7 +90,8 @@ class Window:
         at += 1
         self.at = at if at < self.size else 0
         if self.n < self.size: self.n += 1
-        self.run = 0 if ok else self.run + 1
+        if ok: self.run = 0
+        elif not quick: self.run += 1
         bad = self.failed or self.slow; self.calm = not bad and self.n == self.size
         return bad
 
@@ -104,11 +108,12 @@ def counts(
 def trouble(
     w: Window,              # the newest outcomes
     config: BreakerConfig,  # the limits
+    since_good_s: float = inf,   # for how long every call has failed, s
 ) -> str | None:            # why the breaker should open; None: it should not
     "The rules of opening: failures in a row, failure rate, slow-call rate (as in resilience4j)."
     if w.run >= config.consecutive: return f"{w.run} calls in a row failed (limit {config.consecutive})"
     if w.n < config.min_calls: return None
-    if w.failed/w.n >= config.failure_rate: return f"{w.failed} of {w.n} calls failed (limit {config.failure_rate:.0%})"
+    if w.failed/w.n >= config.failure_rate and since_good_s >= config.lasting_s: return f"{w.failed} of {w.n} calls failed (limit {config.failure_rate:.0%})"
     if w.slow/w.n >= config.slow_rate: return f"{w.slow} of {w.n} calls were slower than the SLO (limit {config.slow_rate:.0%})"
     return None
 
@@ -140,7 +145,7 @@ class Clock:
 class Ledger(Clock):
     "State and history of one breaker."
     __slots__ = ("backend", "config", "window", "state", "forced", "since_s", "until_s", "era",
-                 "out", "good", "slow", "transitions", "late", "late_failed")
+                 "out", "good", "slow", "transitions", "late", "late_failed", "good_s", "bad_s")
 
     def __init__(self, backend: str, config: BreakerConfig):
         super().__init__()
@@ -149,6 +154,7 @@ class Ledger(Clock):
         self.since_s, self.until_s = 0., inf           # when the state began; when it may change by itself
         self.era = self.late = self.late_failed = 0    # changes of state; outcomes that came too late to judge
         self.out = self.good = self.slow = 0           # of the present or last trial: probes out, verdicts
+        self.good_s = self.bad_s = -inf                # newest success; first failure after it, s
         self.transitions = deque(maxlen=KEPT)
 
     def _move(self, new: str, reason: str, evidence: dict, until_s: float = inf) -> bool:
@@ -181,7 +187,8 @@ class Waits(Ledger):
         "Open with back-off and jitter (as in Finagle's failure accrual)."
         c = self.config
         calm = self.state is CLOSED and self._clock - self.since_s >= self.wait_s
-        if calm or not self.opens: self.opens, self._base_s = 1, c.open_s
+        served = c.forgiving and self.good_s > self.since_s and self.state is CLOSED
+        if calm or served or not self.opens: self.opens, self._base_s = 1, c.open_s
         else: self.opens, self._base_s = self.opens + 1, min(self._base_s*c.backoff, c.max_open_s)
         self.opened_s, self.wait_s = self._clock, self._base_s*(1. - c.jitter*self._random.random())
         evidence = {**evidence, "opens": self.opens, "wait_s": round(self.wait_s, 3)}
@@ -193,6 +200,8 @@ class Waits(Ledger):
         return self.opened_s + min(grown_s, c.patient_s)*self.wait_s/self._base_s if self.opens else 0.
 
 # %% ../../nbs/routing/02_breaker.ipynb #c42a20a6
+def _probes(n: int) -> str: return f"{n} probe{'s' if n > 1 else ''}"
+
 class Trial(Waits):
     "Half-open: a budget of probes that are out at the same time."
     __slots__ = ("_busy_s",)
@@ -235,12 +244,12 @@ class Judged(Trial):
         "One probe has come back."
         enough = self.config.probe_success
         self.out -= 1
-        if ok and slow: self.slow += 1
+        if ok and slow and self.config.slow_rate <= 1.: self.slow += 1
         elif ok: self.good += 1
         evidence = dict(good=self.good, slow=self.slow, failed=int(not ok), probes_out=self.out)
         if not ok: return self._open("a probe failed", evidence)
-        if self.good >= enough: return self._close(f"{self.good} probes succeeded", evidence)
-        return self.slow >= enough and self._open(f"{self.slow} probes were slower than the SLO", evidence)
+        if self.good >= enough: return self._close(f"{_probes(self.good)} succeeded", evidence)
+        return self.slow >= enough and self._open(f"slower than the SLO: {_probes(self.slow)}", evidence)
 
 # %% ../../nbs/routing/02_breaker.ipynb #9056b572
 class Timed(Judged):
@@ -252,10 +261,10 @@ class Timed(Judged):
         at, c = self._at(now), self.config
         if at < self.until_s: return False
         if self.state is OPEN:
-            return self._try(f"waited {at - self.since_s:.1f} s; at most {c.probes} probes at a time may try it")
+            return self._try(f"waited {at - self.since_s:.1f} s; at most {_probes(c.probes)} at a time may try it")
         self.until_s = (self._busy_s if self.out else at) + c.max_half_open_s
         if at < self.until_s: return False
-        return self._open(f"{self.out} probes out for {c.max_half_open_s:g} s without a verdict",
+        return self._open(f"{_probes(self.out)} out for {c.max_half_open_s:g} s without a verdict",
                           dict(good=self.good, slow=self.slow, failed=0, probes_out=self.out))
 
 # %% ../../nbs/routing/02_breaker.ipynb #7b0c5655
@@ -308,15 +317,16 @@ class Durable(Told):
         return out | dict(ring=self.window.ring.hex(), at=self.window.at, n=self.window.n, run=self.window.run, reason=self.reason)
 
     def restore(self, memo: Mapping):
-        "Take up what `memo` wrote down. ValueError where it is none, or of another window."
+        "Take up what `memo` wrote down; outcomes of a window of another length are forgotten. ValueError where it is none."
         if memo.get("state") not in (CLOSED, OPEN, HALF_OPEN): raise ValueError(f"memo of breaker {self.backend!r} names no state, got {memo.get('state')!r}")
-        w, ring = self.window, bytearray.fromhex(memo["ring"])
-        if len(ring) != w.size: raise ValueError(f"memo of breaker {self.backend!r} has a window of {len(ring)} outcomes, this one {w.size}: give the same BreakerConfig")
-        for k in MEMO: setattr(self, k, inf if (v := memo[k.lstrip("_")]) is None and k == "until_s" else v)
+        w, ring, values = self.window, bytearray.fromhex(memo["ring"]), {k: memo[k.lstrip("_")] for k in MEMO}
+        at, n, run, reason = (memo[k] for k in ("at", "n", "run", "reason"))      # all is read before anything is changed
+        for k, v in values.items(): setattr(self, k, inf if v is None and k == "until_s" else v)
         self.state = next(s for s in (CLOSED, OPEN, HALF_OPEN) if s == memo["state"]); self.out = self.good = self.slow = 0; self._busy_s = self._clock
-        w.ring, w.at, w.n, w.run = ring, memo["at"], memo["n"], memo["run"]
+        if len(ring) != w.size: ring, at, n, run = bytearray(w.size), 0, 0, 0
+        w.ring, w.at, w.n, w.run = ring, at, n, run
         w.failed, w.slow = sum(x & 1 for x in ring), sum(x >> 1 for x in ring); w.calm = not (w.failed or w.slow) and w.n == w.size
-        self.transitions.append(Transition(self._clock, self.backend, self.state, self.state, memo["reason"], dict(restored=True), self.until_s))
+        self.transitions.append(Transition(self._clock, self.backend, self.state, self.state, reason, dict(restored=True), self.until_s))
 
 # %% ../../nbs/routing/02_breaker.ipynb #181c239e
 class Following(Durable):
@@ -334,7 +344,7 @@ class Judging(Following):
     __slots__ = ()
 
     def _judge(self) -> bool:
-        why = trouble(self.window, self.config) if self.forced is None else None
+        why = trouble(self.window, self.config, self._clock - max(self.good_s, self.bad_s)) if self.forced is None else None
         return why is not None and self._open(why, counts(self.window))
 
     def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
@@ -357,12 +367,15 @@ class Breaker(Judging):
         now: float,                               # s from 0 up; time never goes back inside
         probe: bool = False,                      # did it go out on a slot of a trial
         era: int | None = None,                   # `era` when the call started; None: as of now
+        took_s: float = inf,                      # how long it took, s; inf: not known
     ) -> bool:                                    # True if the state changed
         "One call has ended. Closed: counted and judged. Half-open: only probes judge. Open: late."
         if self._clock < now < inf: self._clock = now
+        if ok: self.good_s, self.bad_s = self._clock, -inf
+        elif self.bad_s == -inf: self.bad_s = self._clock
         if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
         if ok and not slow and self.window.calm: return False
-        return self.window.push(ok, slow) > 0 and self._judge()
+        return self.window.push(ok, slow, took_s < self.config.quick_s) > 0 and self._judge()
 
 # %% ../../nbs/routing/02_breaker.ipynb #f80b52f2
 def in_panic(

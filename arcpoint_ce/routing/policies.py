@@ -7,7 +7,7 @@ __all__ = ['NEAR', 'TEMPER', 'POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', '
            'BestDrawnPlan', 'LeastPlan', 'FewestPlan', 'capacities', 'RandomChoice', 'LeastInFlight', 'TwoChoices',
            'RoundRobin', 'PeakEwma', 'AdaptiveLeast', 'Threshold', 'filled_times', 'head_room', 'cheapest_mix',
            'PredictedCost', 'PredictedPlan', 'drawn_odds', 'strain', 'cheapest_first', 'tempered', 'SteadyPlan',
-           'HeadRoom', 'RoomPlan', 'make_policy']
+           'HeadRoom', 'RoomPlan', 'OwnPacePlan', 'DrawnPacePlan', 'SoftPacePlan', 'OwnPace', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -16,6 +16,7 @@ from itertools import accumulate, groupby
 from math import exp, inf
 from typing import Callable, Protocol
 
+from .breaker import BreakerConfig
 from .core import Backend
 
 # %% ../../nbs/routing/03_policies.ipynb #bffc748a
@@ -33,6 +34,8 @@ class Scene:
     confidence: float = .9             # asked probability of meeting it
     occupied: tuple[float | None, ...] = ()   # requests of others foreseen there; (): nothing is known of any
     most: tuple[float | None, ...] = ()       # requests in all with which the limit is still met
+    change: tuple[float, ...] = ()            # foreseen time of one request over that of now; (): nothing is foreseen anywhere
+    again: bool = False                       # a further attempt of a request that was tried already
 
 @dataclass(slots=True)
 class Signals:
@@ -43,9 +46,18 @@ class Signals:
     stamp: list[float] = field(default_factory=list)      # when that was last moved, s
     turn: int = 0                                         # decisions made so far
     phase: tuple[float, ...] = ()                         # a number of this gateway for each, 0..1, so that not all gateways go the same way
+    load: list[float] = field(default_factory=list)       # work left in own requests there, 1 for one that has just begun
+    slow: list[float] = field(default_factory=list)       # pace now (see `Nowcast`) to the power that the policy asks for, > 0
+    retried: float = .5                                   # share of failed attempts that callers tried again, lately
 
-    def frozen(self) -> tuple:             # as of now; `Signals(*frozen)` reads like these did
-        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn, self.phase
+    def __post_init__(self):               # without reports of progress all own work is still to come
+        if len(self.load) < len(self.in_flight): self.load = [float(n) for n in self.in_flight]
+        if len(self.slow) < len(self.in_flight): self.slow = [1.]*len(self.in_flight)
+
+    def frozen(self, lean: bool = False) -> tuple:   # as of now; `Signals(*frozen)` reads like these did
+        "A copy that nobody changes; `lean`: without `stamp`, which only Peak EWMA looks at."
+        if lean: return tuple(self.in_flight), tuple(self.error), tuple(self.latency), (), self.turn, self.phase, tuple(self.load), tuple(self.slow), self.retried
+        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn, self.phase, tuple(self.load), tuple(self.slow), self.retried
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
@@ -58,6 +70,8 @@ class Policy(Protocol):
     "A routing rule."
     name: str
     peak: bool                          # keep the latency EWMA as Peak EWMA (instant rise) or as a plain one
+    # A policy may also state `gamma`, the power of the pace that it wants in `Signals.slow`, and `breaker`, the
+    # breaker's settings that go with it, and `explore`, the share of requests that a router draws by capacity alone.
     def plan(self, scene: Scene, s: Signals) -> Plan: ...
 
 # %% ../../nbs/routing/03_policies.ipynb #6c4d9e1f
@@ -438,8 +452,132 @@ class RoomPlan:
         for i, p in zip(self.mix, drawn_odds(self.room, [scores[i] for i in self.mix], self.draws)): odds[i] = p
         return odds
 
+# %% ../../nbs/routing/03_policies.ipynb #fa76e503
+class OwnPacePlan:
+    """The least (work left + 1) / capacity · pace^gamma · (1 + c · error rate). Of a large fleet only some are compared,
+    others each time: the time of a decision must not grow with the fleet."""
+
+    COMPARED = 16  # of more backends than this only so many are compared
+
+    def __init__(self, slots: tuple[int, ...], per: list[float], errors: float):
+        self.per = per  # 1 / capacity, times what is foreseen, by position
+        self.slots = slots  # places in the signals
+        self.errors = errors  # c: how much the error rate counts
+        self.seats = [(k, per[i], i) for i, k in enumerate(slots)]
+        self.few = len(slots) <= self.COMPARED
+        if not self.few:  # neighbours in the fleet should not always be compared with each other
+            self.seats.sort(key=lambda seat: seat[0] * 2654435761 % 4294967296)
+            self.seats += self.seats[: self.COMPARED]
+
+    def choose(self, random, s, now):
+        load, slow, error = s.load, s.slow, s.error
+        seats = self.seats
+        if not self.few:
+            start = int(random() * len(self.slots))
+            seats = seats[start : start + self.COMPARED]
+        best, least = seats[0][2], inf
+        for k, per, position in seats:
+            score = (load[k] + 1.0) * slow[k] * per
+            if error[k]:
+                score *= 1.0 + self.errors * error[k]
+            if score < least:
+                best, least = position, score
+        return best
+
+    def scores(self, s, now):
+        return [(s.load[k] + 1.0) * s.slow[k] * per * (1.0 + self.errors * s.error[k]) for k, per in zip(self.slots, self.per)]
+
+    def probabilities(self, s, now):
+        n, odds = len(self.slots), [0.0] * len(self.slots)
+        if self.few:
+            odds[self.choose(None, s, now)] = 1.0
+            return odds
+        for start in range(n):
+            odds[self.choose(lambda: (start + 0.5) / n, s, now)] += 1.0 / n
+        return odds
+
+# %% ../../nbs/routing/03_policies.ipynb #e17f70e0
+class DrawnPacePlan:
+    "The least of a few candidates, drawn by what they would be worth without our own load."
+
+    def __init__(self, rule: OwnPacePlan, s: Signals, draws: int):
+        self.rule = rule
+        self.draws = draws  # candidates, drawn with replacement
+        self.weights = [1.0 / max(per * s.slow[k], 1e-300) for k, per in zip(rule.slots, rule.per)]
+        self.cum = list(accumulate(self.weights))
+
+    def choose(self, random, s, now):
+        cum, last = self.cum, len(self.cum) - 1
+        scores = self.rule.scores(s, now)
+        drawn = [min(bisect_right(cum, random() * cum[-1]), last) for _ in range(self.draws)]
+        return min(drawn, key=scores.__getitem__)
+
+    def scores(self, s, now):
+        return self.rule.scores(s, now)
+
+    def probabilities(self, s, now):
+        return drawn_odds(self.weights, self.scores(s, now), self.draws)
+
+# %% ../../nbs/routing/03_policies.ipynb #e4c9d243
+class SoftPacePlan:
+    "One backend, drawn with odds in proportion to a negative power of its score."
+
+    def __init__(self, rule: OwnPacePlan, sharpness: float):
+        self.rule, self.sharpness = rule, sharpness
+
+    def odds(self, s: Signals) -> list[float]:
+        "Odds by position, not yet summing to 1: 1 for the best."
+        scores = self.rule.scores(s, 0.0)
+        least = max(min(scores), 1e-300)
+        return [(least / max(x, 1e-300)) ** self.sharpness for x in scores]
+
+    def choose(self, random, s, now):
+        cum = list(accumulate(self.odds(s)))
+        return min(bisect_right(cum, random() * cum[-1]), len(cum) - 1)
+
+    def scores(self, s, now):
+        return self.rule.scores(s, now)
+
+    def probabilities(self, s, now):
+        odds = self.odds(s)
+        total = sum(odds)
+        return [x / total for x in odds]
+
+# %% ../../nbs/routing/03_policies.ipynb #b19919c9
+class OwnPace:
+    "Judges every backend by the work left there, the pace of one's own streams or answers, and recent errors (see above)."
+
+    name, peak, explore = "own_pace", False, 0.0
+    sheds = False  # a forecast acts through the pace, not by taking weight away
+    breaker = BreakerConfig(
+        window=20, min_calls=20, failure_rate=1.0, lasting_s=2.0, quick_s=0.5, slow_rate=2.0,
+        open_s=5.0, forgiving=True, probes=1, probe_success=1,
+    )
+
+    def __init__(
+        self,
+        gamma: float = 6.0,  # power of the pace
+        first: float = 6.0,  # how much errors count for a first attempt where callers try again
+        again: float = 20.0,  # and for every attempt after which nobody tries again
+        draws: int = 3,  # candidates, where there are several gateways
+        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen
+        gateways: int = 1,  # gateways that route into this fleet and share nothing, this one included
+    ):
+        self.gamma, self.first, self.again = gamma, first, again
+        self.draws, self.sharpness, self.gateways = draws, sharpness, gateways
+
+    def plan(self, scene, s):
+        per = [1.0 / c for c in capacities(scene)]
+        if scene.change:
+            per = [p * change**self.gamma for p, change in zip(per, scene.change)]
+        errors = self.again if scene.again else self.again + (self.first - self.again) * s.retried
+        plan = OwnPacePlan(scene.slots, per, errors)
+        if self.gateways > 1:
+            return DrawnPacePlan(plan, s, self.draws)
+        return SoftPacePlan(plan, self.sharpness) if scene.change else plan
+
 # %% ../../nbs/routing/03_policies.ipynb #e764a95a
-POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom)}
+POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom, OwnPace)}
 
 def make_policy(
     name: str,           # one of POLICIES
