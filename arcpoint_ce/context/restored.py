@@ -43,7 +43,7 @@ def occupy(
     known = router.memo()["measured"]
     for _ in range(running):
         d = router.claim(Request(), name, now, anyway=True)
-        tokens = int(d.expect * (1.0 - min(left / running, 1.0)))
+        tokens = d.expect * (1.0 - min(left / running, 1.0))
         if tokens:
             router.progress(d, tokens, now)
     router.restore(dict(turn=0, breakers={}, measured={name: known[name]}))  # a claim spends the rate limit
