@@ -123,7 +123,7 @@ def test_forecast_switched_off_or_wrong(tmp_path, capsys, forecast):
     code, _, err = said(capsys, "experiment", "--family", "step_failure", "--forecast", forecast, "--out", tmp_path/"o", *SMALL)
     assert code == 0, err
     m, t = numbers(tmp_path/"o"), read_results(tmp_path/"o"/"results.parquet")
-    assert f"ours_{forecast}" in set(t.policy) and "ours" not in set(t.policy) and m["forecast"] == forecast
+    assert {"off": "ours_none"}.get(forecast, f"ours_{forecast}") in set(t.policy) and "ours" not in set(t.policy) and m["forecast"] == forecast
     assert forecast != "off" or m["step_failure"]["forecast_on_off"] in (1., None)
 
 

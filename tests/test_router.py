@@ -87,10 +87,10 @@ def test_a_broken_forecast_never_looks_best(name, n, how):
     def ranked(median):
         r = Router([Backend(f"b{k}", capacity=8.) for k in range(n)], POLICIES[name](), config=RouterConfig(explore=0.))
         known = {f"b{k}": 80. + 500.*k/n for k in range(n - 1)}
-        r.swap(table(0., {**known, f"b{n-1}": median}), 0.)
+        r.swap(table(0., {**known, f"b{n-1}": median}, now_ms=80.), 0.)
         assert r.decide(Request(), 1.).mode == "predictive"
         r = Router([Backend(f"b{k}", capacity=8.) for k in range(n)], POLICIES[name](), config=RouterConfig(explore=0.))
-        r.swap(table(0., {**known, f"b{n-1}": median}), 0.)
+        r.swap(table(0., {**known, f"b{n-1}": median}, now_ms=80.), 0.)
         return {c.backend: c for c in r.rank(Request(), 1.)}
     got, good = ranked(BROKEN[how]), ranked(80.)
     me, others = got[f"b{n-1}"], [c for b, c in got.items() if b != f"b{n-1}"]
@@ -1124,3 +1124,20 @@ def test_errors_count_less_where_callers_retry_but_not_in_the_retry_itself():
     ratio = lambda again, retried: (lambda x: x[0]/x[1])(OwnPace().plan(Scene(*[getattr(sc, f) for f in ("backends", "slots", "weight", "p50_ms", "p_slow", "step_ms", "cost_usd", "slo_ms")], again=again), t := Signals(
         [0, 0], [.2, 0.], [0., 0.], [0., 0.], retried=retried)).scores(t, 0.))*sc.backends[0].capacity/sc.backends[1].capacity
     assert [ratio(*x) for x in ((False, 1.), (False, 0.), (True, 1.), (True, 0.))] == pytest.approx([2.2, 5., 5., 5.])
+
+
+def test_no_forecast_acts_on_single_requests_while_own_streams_tell():
+    "Streams know the present; a foreseen slowdown acts again once they have been silent for a while."
+    r = Router([Backend(n, capacity=8.) for n in "ab"])
+    foreseen = lambda now: r.swap(table(now, dict(a=100., b=400.), now_ms=100.), now)
+    foreseen(0.)
+    assert r.decide(Request(), .5).mode == "predictive" and r.rank(Request(), .5)[0].backend == "a"
+    for k in range(4):
+        d = r.decide(Request(tokens_out=100), 1. + k)
+        r.progress(d, 5, 1.5 + k)
+        r.progress(d, 25, 2. + k)
+    foreseen(5.)
+    told = {c.backend: c for c in r.rank(Request(), 6.)}
+    assert r.decide(Request(), 6.1).mode == "reactive" and "foreseen" not in told["b"].reason
+    foreseen(30.)
+    assert r.decide(Request(), 30.).mode == "predictive" and "foreseen" in {c.backend: c for c in r.rank(Request(), 30.)}["b"].reason
