@@ -299,18 +299,19 @@ def test_trust_is_earned_and_lost():
     assert right.forecaster.evidence > 0.9 and wrong.forecaster.evidence < -0.5
     changes = {engine.forecaster.name: [engine.foreseen_change(n) for n in NAMES] for engine in (right, wrong)}
     assert changes["wrong"] == [1.0] * 3 and max(changes["right"]) > 1.2
-    wrong.tick(1501.0)
+    wrong.tick(1505.0)
+    wrong.tick(1520.0)  # the streams have been silent for a while: the present cannot tell
     change = {name: 16.0 if name == "east" else 0.25 for name in NAMES}      # what it says now would move everything
     earned = wrong.forecaster.judge.earned
     wrong.forecaster.tick = lambda now: ForecastTable(
         99, now, 60.0, {n: foresees(n, now, change[n], earned.trust(n)) for n in NAMES}
     )
-    reactive = [(c.backend, c.score) for c in wrong.rank(Request(), 1501.0)]
-    wrong.tick(1501.0)
-    assert [(c.backend, c.score) for c in wrong.rank(Request(), 1501.0)] == reactive
+    reactive = [(c.backend, c.score) for c in wrong.rank(Request(), 1520.0)]
+    wrong.tick(1520.0)
+    assert [(c.backend, c.score) for c in wrong.rank(Request(), 1520.0)] == reactive
     earned.restore(dict(fleet=3.0, own={}, changes=0, right=0))
-    wrong.tick(1501.0)
-    moved = [(c.backend, c.score) for c in wrong.rank(Request(), 1501.0)]
+    wrong.tick(1520.0)
+    moved = [(c.backend, c.score) for c in wrong.rank(Request(), 1520.0)]
     assert moved != reactive, "with trust it would have changed the decision"
 
 

@@ -79,6 +79,10 @@ class PaceJudge:
         self.router, self.every_s, self.earned = router, every_s, Earned(prior)
         self.open: dict[str, deque] = {}  # backend -> (about when, log of the change foreseen, log of the pace then)
 
+    @property
+    def evidence(self) -> float:  # 1: enough for full trust
+        return self.earned.fleet / self.earned.enough
+
     def foresaw(self, table: ForecastTable, now: float):
         "Keep what a table foresees, at most once per step and backend."
         paces = self.router.paces(now)
@@ -367,7 +371,8 @@ class Together(Forecaster):
 
 # %% ../../nbs/learning/26e_forecasters.ipynb #55d1a9b0
 class AutoForecaster(Forecaster):
-    "Starts as none; lets that candidate act whose foreseen changes have proved worth the most, and takes it out when they no longer do."
+    """Starts as none; lets that candidate act whose foreseen changes have proved worth the most, and takes it out when they no
+    longer do. A candidate must pass its own judge and the one that holds its changes against the pace that came."""
 
     name = "auto"
     ENTER, LEAVE, LEAD = 0.67, 0.0, 0.3  # evidence to begin to act, to stop, and by which another must be ahead
@@ -380,6 +385,7 @@ class AutoForecaster(Forecaster):
 
     def start(self, router):
         self.team.start(router)
+        self.judges = {p.name: PaceJudge(router, router.config.step_s) for p in self.team.parts}
         self.switches: deque[ForecasterEvent] = deque(maxlen=100)
         self.version = 0
 
@@ -394,6 +400,9 @@ class AutoForecaster(Forecaster):
 
     def tick(self, now):
         tables = self.team.tables(now)
+        for name, judge in self.judges.items():
+            judge.settle(now)
+            judge.foresaw(tables[name], now)
         self.choose(now)
         self.version += 1
         if self.acting != "none":
@@ -407,7 +416,7 @@ class AutoForecaster(Forecaster):
 
     def choose(self, now: float):
         "Who acts from now on."
-        evidence = {p.name: p.evidence for p in self.team.parts}
+        evidence = {p.name: min(p.evidence, self.judges[p.name].evidence) for p in self.team.parts}
         best = max(evidence, key=evidence.__getitem__)
         mine = evidence.get(self.acting, 0.0)
         new = self.acting
@@ -439,13 +448,17 @@ class AutoForecaster(Forecaster):
         return self.team.lessons()
 
     def memo(self):
-        return dict(acting=self.acting, team=self.team.memo())
+        judged = {n: j.earned.memo() for n, j in self.judges.items()}
+        return dict(acting=self.acting, team=self.team.memo(), judged=judged)
 
     def restore(self, lessons, memo):
         if memo:
             if memo["acting"] != "none" and memo["acting"] not in {p.name for p in self.team.parts}:
                 raise ValueError(f"{memo['acting']!r} is none of the candidates")
             self.acting = memo["acting"]
+            for n, earned in memo.get("judged", {}).items():
+                if n in self.judges:
+                    self.judges[n].earned.restore(earned)
         self.team.restore(lessons, memo.get("team", {}))
 
     def news(self):

@@ -30,7 +30,7 @@ class Nowcast:
     LATE = 0.3  # weight of the newest whole answer
     KEEP_S = 75.0  # a pace that nothing confirms stays as it is for this long, s
     DRIFT_S = 10.0  # then the logarithm of its ratio to the usual falls to 1/e in this time, s
-    DRIFT_WHOLE_S = 300.0  # the same where only whole answers were ever heard: they would come too late to stop a crowd, s
+    KEEP_WHOLE_S, DRIFT_WHOLE_S = 300.0, 300.0  # the same where only whole answers were ever heard: they would come too late to stop a crowd, s
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
@@ -56,7 +56,7 @@ class Nowcast:
         if self.new_s > 0.0:
             self.streamed_s = self.heard_s = now
             self.pace_s = self.seconds / max(self.tokens, 1e-3)
-        elif (quiet := now - self.heard_s - self.KEEP_S) > 0.0 and usual_s and self.pace_s:
+        elif (quiet := now - self.heard_s - (self.KEEP_S if self.streamed_s > -inf else self.KEEP_WHOLE_S)) > 0.0 and usual_s and self.pace_s:
             ratio = min(max(self.pace_s / usual_s, 1.0 / self.FAR), self.FAR)
             drift_s = self.DRIFT_S if self.streamed_s > -inf else self.DRIFT_WHOLE_S
             self.pace_s = usual_s * ratio ** exp(-min(dt, quiet) / drift_s)
