@@ -247,7 +247,7 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
     page.mouse.move(box["x"] + .82*box["width"], box["y"] + .5*box["height"]); page.mouse.down(); page.mouse.move(box["x"] + .97*box["width"], box["y"] + .55*box["height"], steps=8); page.mouse.up()
     ask = page.get_by_role("link", name="Why?"); ask.wait_for(timeout=40_000); page.wait_for_timeout(2500); assert ask.is_visible()   # it outlives refreshes
     ask.click(); page.wait_for_url("**/why?*", timeout=40_000); assert "metric=latency" in page.url and "since=" in page.url
-    until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 90); shot(w, "why_cause")
+    until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 300); shot(w, "why_cause")
     for k in range(3):                                                 # the evidence, one click away, of whatever sort
         piece = page.locator("[data-testid=stExpander]").nth(k); piece.locator("summary").click()
         switch, records = piece.get_by_text("Show the records"), piece.locator("[data-testid=stDataFrame], [data-testid=stAlert]").first

@@ -243,7 +243,7 @@ def test_a_duplicate_in_the_same_batch_is_one():
 
 
 def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_path):
-    engines = [ContextEngine([Backend(n) for n in ("east", "west", "north")], FeedbackStore(RedisReading(server["url"], str(tmp_path))),
+    engines = [ContextEngine([Backend(n) for n in ("east", "west", "north")], FeedbackStore(RedisReading(server["url"], str(tmp_path))), policy="p2c",
                              config=EngineConfig(gateway=k, tick_s=1.)) for k in range(4)]
     for k in range(60):
         for e in engines[:2]:
@@ -261,7 +261,7 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
 
 
 def test_a_redis_store_is_asked_by_its_address(server):
-    engine = ContextEngine([Backend("east"), Backend("west")], server["url"], config=EngineConfig(tick_s=1.))
+    engine = ContextEngine([Backend("east"), Backend("west")], server["url"], policy="p2c", config=EngineConfig(tick_s=1.))
     for k in range(60): d = engine.decide(Request(), .2*k); engine.observe(Outcome(d.backend, .2*k, 9., decision=d.id)); engine.step(.2*k)
     engine.close(12.)
     done = subprocess.run([sys.executable, "-c", "from arcpoint_ce.apps.cli import main; main()", "ask", "How is the fleet?", "--store", server["url"]], capture_output=True, text=True, timeout=120)

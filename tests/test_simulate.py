@@ -159,7 +159,7 @@ def told(stage, every_s=10.0):
 
 
 def test_shedding_is_told_when_it_begins_and_when_it_ends():
-    stage = S.make_stage(None, "calm", None, requests=900, forecaster=Announcer())
+    stage = S.make_stage(None, "calm", None, requests=900, forecaster=Announcer(), streams=0.)   # where streams tell, no forecast acts
     lines, record, fleet = told(stage)
     news = [l.strip() for l in lines if "   * " in l]
     first = stage.backends[0].name
