@@ -253,7 +253,7 @@ def plain_table(t: ForecastTable) -> dict:
 def table_from(x: Mapping) -> ForecastTable:
     "The inverse of `plain_table`. Rows of older stores are shorter; what they lack keeps its default."
     forecasts = {
-        n: Forecast(n, made_s, horizon_s, tuple(step), tuple(request), *more)
+        n: Forecast(n, made_s, horizon_s, tuple(step), tuple(request), *(tuple(x) if isinstance(x, list) else x for x in more))
         for n, (made_s, horizon_s, step, request, *more) in x["forecasts"].items()
     }
     made_s = -inf if x["made_s"] is None else x["made_s"]

@@ -408,11 +408,16 @@ class AutoForecaster(Forecaster):
         if self.acting != "none":
             t = tables[self.acting]
             return replace(t, version=self.version, model=f"auto: {self.acting}")
-        shown = next((t for t in reversed(tables.values()) if t.forecasts), None)
+        shown = next((tables[p.name] for p in reversed(self.team.parts) if self.knows(p) and tables[p.name].forecasts), None)
         if shown is None:
             return ForecastTable(self.version, now, 60.0, {}, "auto: none")
         watched = {n: replace(f, trust=0.0) for n, f in shown.forecasts.items()}
         return replace(shown, version=self.version, forecasts=watched, model=f"auto: none, {shown.model} watches")
+
+    @staticmethod
+    def knows(part: Forecaster) -> bool:
+        "Whether a candidate speaks from what it has learned; one that never learns always does."
+        return part.lesson > 0 or type(part).learn is Forecaster.learn
 
     def choose(self, now: float):
         "Who acts from now on."

@@ -230,6 +230,7 @@ class Forecast:
     now_ms: float | None = None        # median of one request by the nowcast, nothing foreseen, ms; None: the forecast does not say
     throughout: bool = False           # it speaks of all the time until the horizon, not of the step that ends there
     trust: float = 1.                  # how far the foreseen change may act, as its skill has earned it, 0..1
+    sure: tuple[float, float] | None = None   # factors on `request_ms` between which the pace stays in half of the cases; None: those of `step_ms`
 
     def ok(self) -> bool:              # whether it may be used at all
         "NaN, infinite or non-positive quantiles mean: no opinion."
@@ -263,7 +264,8 @@ def foreseen_change(
     if now_ms is None or not 0.0 < now_ms < inf or not forecast.ok():
         return 1.0
     middle, step = forecast.request_ms[3] / now_ms, forecast.step_ms
-    low, high = middle * step[2] / step[3], middle * step[4] / step[3]
+    down, up = forecast.sure or (step[2] / step[3], step[4] / step[3])
+    low, high = middle * down, middle * up
     sure = low if low > 1.0 else high if high < 1.0 else 1.0
     return min(max(sure, 0.25), 16.0) ** forecast.trust
 
