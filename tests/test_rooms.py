@@ -207,3 +207,16 @@ def test_clocks_keep_their_time_over_a_restart():
         for k in (1., 17., 44.):
             assert at(again, T + late_s + k) == pytest.approx(at(f, T + late_s + k)), late_s
         assert again.lessons()["from_s"] <= T + late_s
+
+
+def test_the_interval_holds_what_it_promises_in_a_calm_fleet():
+    "Four of five step means, in a fleet whose answers are of all lengths; what only the pace is uncertain by holds far fewer."
+    from arcpoint_ce.apps.simulate import make_stage
+    stage = make_stage(None, "calm", None, requests=6000, forecaster="room")
+    gateway = stage.router()
+    stage.fleet([gateway]).run(stage.workload)
+    rows = [gateway.engine.score.row(b.name) for b in stage.backends]
+    matured = sum(r["matured"] for r in rows)
+    assert matured > 200 and .7 < sum(r["coverage"]*r["matured"] for r in rows)/matured < .9
+    low, high = gateway.router.table[stage.backends[0].name].sure
+    assert .85 < low < 1 < high < 1.15
