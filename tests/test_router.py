@@ -1141,3 +1141,25 @@ def test_no_forecast_acts_on_single_requests_while_own_streams_tell():
     assert r.decide(Request(), 6.1).mode == "reactive" and "foreseen" not in told["b"].reason
     foreseen(30.)
     assert r.decide(Request(), 30.).mode == "predictive" and "foreseen" in {c.backend: c for c in r.rank(Request(), 30.)}["b"].reason
+
+
+# ---- hope after a long silence
+def test_after_a_long_silence_one_request_at_a_time_finds_out():
+    r = Router([Backend("quick", capacity=8.0), Backend("slow", capacity=8.0)])
+
+    def sent(now: float, n: int) -> list:
+        return [r.decide(Request(tokens_in=0, tokens_out=100), now) for _ in range(n)]
+
+    def answered(decisions: list, took_ms: dict, at_s: float):
+        for d in decisions:
+            r.observe(Outcome(d.backend, at_s, took_ms[d.backend], True, None, d.id, 0, 0, 100))
+
+    took_ms = dict(quick=2000.0, slow=20_000.0)
+    answered(sent(0.0, 8), took_ms, 0.0)
+    for now in (30.0, 60.0, 90.0):
+        batch = sent(now, 2)
+        assert {d.backend for d in batch} == {"quick"}, "known to be slow"
+        answered(batch, took_ms, now)
+    tried = [d.backend for d in sent(200.0, 1) + sent(202.0, 4)]
+    assert tried.count("slow") == 1, tried
+    assert "slow" not in [d.backend for d in sent(209.0, 4)], "it has not told anything yet"

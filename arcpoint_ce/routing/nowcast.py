@@ -23,14 +23,15 @@ def work_of(
 class Nowcast:
     "The pace of one backend in seconds per token, from open streams where there are any, else from whole answers."
 
-    __slots__ = ("pace_s", "seconds", "tokens", "new_s", "new_tok", "folded_s", "streamed_s", "heard_s")
+    __slots__ = ("pace_s", "seconds", "tokens", "new_s", "new_tok", "folded_s", "streamed_s", "heard_s", "hope_s", "wait_s")
 
     FADE_S = 1.0  # what streams said fades to 1/e in this time, s
     HOLD_S = 2.0  # whole answers count again when no stream has said anything for this long, s
     LATE = 0.3  # weight of the newest whole answer
-    KEEP_S = 75.0  # a pace that nothing confirms stays as it is for this long, s
-    DRIFT_S = 10.0  # then the logarithm of its ratio to the usual falls to 1/e in this time, s
-    KEEP_WHOLE_S, DRIFT_WHOLE_S = 300.0, 300.0  # the same where only whole answers were ever heard: they would come too late to stop a crowd, s
+    WAIT_S = 75.0  # when nothing has been heard for this long, there is hope that the pace has changed, s
+    MOST_WAIT_S = 1800.0  # every hope that was in vain doubles the wait for the next one, up to this, s
+    IN_VAIN = 1.5  # a hope was in vain when the pace that came is more than this times as slow
+    HOPE_GROWS_S = 10.0  # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
@@ -40,6 +41,8 @@ class Nowcast:
         self.new_s = self.new_tok = 0.0  # what has come in since they faded last
         self.folded_s = self.streamed_s = -inf  # when that was; when a stream was heard of last, s
         self.heard_s = -inf  # when a stream or an answer was heard of last, s
+        self.hope_s = 0.0  # the pace that one request may assume after a long silence, s per token; 0: no hope
+        self.wait_s = self.WAIT_S  # how long the silence must last for that, s
 
     def stream(self, seconds: float, tokens: float):
         "A stream has brought this many tokens in this many seconds."
@@ -47,7 +50,7 @@ class Nowcast:
         self.new_tok += tokens
 
     def fold(self, now: float, usual_s: float):
-        "Take in what the streams have said since the last time; where nothing is heard, drift towards `usual_s` (0: unknown)."
+        "Take in what the streams have said since the last time; after a long silence hope for `usual_s` (0: unknown)."
         dt = max(now - self.folded_s, 0.0)
         self.streamed_s, self.heard_s = min(self.streamed_s, now), min(self.heard_s, now)  # a clock may jump back
         keep = exp(-dt / self.FADE_S)  # in silence too, or a new stream would be mixed with one of an hour ago
@@ -56,22 +59,30 @@ class Nowcast:
         if self.new_s > 0.0:
             self.streamed_s = self.heard_s = now
             self.pace_s = self.seconds / max(self.tokens, 1e-3)
-        elif (quiet := now - self.heard_s - (self.KEEP_S if self.streamed_s > -inf else self.KEEP_WHOLE_S)) > 0.0 and usual_s and self.pace_s:
+            self._learn_from_hope(self.pace_s)
+        elif (quiet := now - self.heard_s - self.wait_s) > 0.0 and usual_s and self.pace_s:
             ratio = min(max(self.pace_s / usual_s, 1.0 / self.FAR), self.FAR)
-            drift_s = self.DRIFT_S if self.streamed_s > -inf else self.DRIFT_WHOLE_S
-            self.pace_s = usual_s * ratio ** exp(-min(dt, quiet) / drift_s)
+            self.hope_s = usual_s * ratio ** exp(-quiet / self.HOPE_GROWS_S)
         self.new_s = self.new_tok = 0.0
         self.folded_s = now
+
+    def _learn_from_hope(self, pace_s: float):
+        "What came of a hope: the next one waits twice as long where it was in vain, else as long as the first."
+        if self.hope_s:
+            in_vain = pace_s > self.IN_VAIN * self.hope_s
+            self.wait_s = min(2.0 * self.wait_s, self.MOST_WAIT_S) if in_vain else self.WAIT_S
+            self.hope_s = 0.0
 
     def answer(self, pace_s: float, ok: bool, now: float):
         "A whole answer took `pace_s` per unit of work. Of failures only time-outs come here: they count where they say more."
         if now - self.streamed_s <= self.HOLD_S:
             return
         self.heard_s = max(now, self.heard_s)
-        if not self.pace_s:
-            self.pace_s = pace_s
+        if not self.pace_s or (self.hope_s and ok):
+            self.pace_s = pace_s  # what was known before a long silence counts no more
         elif ok or pace_s > self.pace_s:
             self.pace_s += self.LATE * (pace_s - self.pace_s)
+        self._learn_from_hope(pace_s)
 
 # %% ../../nbs/routing/02a_nowcast.ipynb #7a7b3f33
 def usual_pace_s(paces_s: list[float]) -> float:  # seconds per token; 0 where no pace is known

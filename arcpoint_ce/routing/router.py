@@ -559,10 +559,17 @@ class RouterLearning(RouterReservations):
         known = sorted(l.nowcast.pace_s for l in lanes if l.nowcast.pace_s)
         usual_s = usual_pace_s(known)
         for l in lanes:
-            l.nowcast.fold(now, others_pace_s(known, l.nowcast.pace_s)); s.slow[l.slot] = self._slow(l.nowcast.pace_s or usual_s or 1.)
+            n = l.nowcast
+            n.fold(now, others_pace_s(known, n.pace_s))
+            hope_s = 0. if s.in_flight[l.slot] else n.hope_s
+            s.slow[l.slot] = self._slow(hope_s or n.pace_s or usual_s or 1.)
         self._streamed_s = max((l.nowcast.streamed_s for l in lanes), default=-inf)
 
     def _slow(self, pace_s: float) -> float: return min(max(pace_s, 1e-6), 1e6)**self.gamma
+
+    def _one_is_enough(self, lane: Lane):
+        "A request was sent to a silent backend in hope: until it has told, the next one goes by what was known before."
+        self._signals.slow[lane.slot] = self._slow(lane.nowcast.pace_s)
 
     def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
         "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
@@ -689,6 +696,7 @@ class RouterDeciding(RouterRanking):
             now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
             d = self._leases[id] = Decision(id, request, lane, now, until, view, place, s.frozen(self._lean and policy is None), self._length_tok)
             s.turn = id; s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.
+            if lane.nowcast.hope_s: self._one_is_enough(lane)
             lane.features.begin(id << 4, now_us)
             if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
             if until < self._sweep_s: self._sweep_s = until
@@ -711,6 +719,7 @@ class RouterRetries(RouterDeciding):
             d.again += (view, place, s.frozen(), now),; d.lanes += lane,; d.eras += lane.breaker.era,
             d.open |= 1 << attempt; d.held |= 1 << attempt
             s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.; d.left.append(1.); d.seen, d.seen_s = 0, now
+            if lane.nowcast.hope_s: self._one_is_enough(lane)
             if d.open == 1 << attempt: s.retried = min(s.retried + .1, 1.)     # nothing else of it runs: the caller tries again
             lane.features.begin(d.id << 4 | attempt, now_us)
             self._ration(d, attempt, now)
@@ -734,6 +743,7 @@ class RouterClaims(RouterRetries):
             s, lane, id, now_us = self._signals, view.lanes[place], self._signals.turn + 1, int(now*1e6 + .5)
             d = self._leases[id] = Decision(id, request, lane, now, now + self.config.lease_s, view, place, s.frozen(), self._length_tok)
             s.turn = self.counts["decided"] = id; s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.; lane.features.begin(id << 4, now_us)
+            if lane.nowcast.hope_s: self._one_is_enough(lane)
             if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
             if d.until_s < self._sweep_s: self._sweep_s = d.until_s
             return d
