@@ -36,6 +36,7 @@ class Scene:
     most: tuple[float | None, ...] = ()       # requests in all with which the limit is still met
     change: tuple[float, ...] = ()            # foreseen time of one request over that of now; (): nothing is foreseen anywhere
     again: bool = False                       # a further attempt of a request that was tried already
+    shared: bool = False                      # do gauges, which others may read too, tell how quick the backends are
 
 @dataclass(slots=True)
 class Signals:
@@ -560,7 +561,7 @@ class OwnPace:
         first: float = 6.0,  # how much errors count for a first attempt where callers try again
         again: float = 20.0,  # and for every attempt after which nobody tries again
         draws: int = 3,  # candidates, where there are several gateways
-        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen
+        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen or gauges tell
         gateways: int = 1,  # gateways that route into this fleet and share nothing, this one included
     ):
         self.gamma, self.first, self.again = gamma, first, again
@@ -574,7 +575,7 @@ class OwnPace:
         plan = OwnPacePlan(scene.slots, per, errors)
         if self.gateways > 1:
             return DrawnPacePlan(plan, s, self.draws)
-        return SoftPacePlan(plan, self.sharpness) if scene.change else plan
+        return SoftPacePlan(plan, self.sharpness) if scene.change or scene.shared else plan
 
 # %% ../../nbs/routing/03_policies.ipynb #e764a95a
 POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom, OwnPace)}
