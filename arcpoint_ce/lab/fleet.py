@@ -328,15 +328,23 @@ class Published(Doors):
             self.seat(self.queue.popleft(), now, number)
         return number
 
+    def unqueue(self, job: Job):
+        "It waits no longer, if it did."
+        if self.queue and job in self.queue: self.queue.remove(job)
+
     def jobs(self) -> list[Job]:
         "Who is here: those in the batch in the order in which they would leave, then the queue."
         return [*(job for *_, job in sorted(self.heap)), *self.queue]
+
+    def pace(self, now: float) -> float:   # tokens/s
+        "What each request in the batch gets, or one would get that came now."
+        return self.paces[max(self.n, 1)][0]
 
     def publish(self, now: float):
         "Read the gauges. They are shown later, as far as they are late."
         c = self.now_is
         if not self.sim.observable or c.gauge == "frozen": return
-        rate = self.paces[max(self.n, 1)][0]
+        rate = self.pace(now)
         g = Gauge(now, self.n + c.others, len(self.queue), 1000./rate if rate else inf)
         self.past.append((now, c.gauge(g) if c.gauge else g))
 
@@ -548,7 +556,7 @@ class FleetJobs(FleetScaling):
         s = self.stations[job.place]
         job.alive = False; del self.running[job]
         if job.seated == 1: s.unseat(now, job); self.admit(s)
-        elif not job.seated and s.queue and job in s.queue: s.queue.remove(job)
+        elif not job.seated: s.unqueue(job)
 
 # %% ../../nbs/lab/30_fleet.ipynb #56a70b5f
 class FleetWaiting(FleetJobs):
