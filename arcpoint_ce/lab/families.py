@@ -170,6 +170,10 @@ class WorldFleet:
         for k in range(1, m): x[k] = a*x[k-1] + noise[k]
         return (self.capacity*self.base*np.exp(.15*x)).T
 
+    def dice_of(self, place: int) -> np.random.Generator:
+        "Randomness of one backend's trouble: the same however long the run is."
+        return dice(self.setting, f"trouble at {place}")
+
     @property
     def backends(self) -> tuple[Backend, ...]: return tuple(x.backend for x in self.sims)
 
@@ -376,11 +380,12 @@ def family(says: str, foreseeable: bool):
         return build
     return register
 
-def clocked_surges(w: World, r: np.random.Generator):
-    "Other tenants surge on half of the backends, in every cycle at about the same time (two seconds, and jitter)."
+def clocked_surges(w: World, places: list[int], dice_of: Callable[[int], np.random.Generator]):
+    "Other tenants surge at some places, in every cycle at about the same time (two seconds, and jitter)."
     cycle_s = w.setting.cycle_s
     cycles = int(w.grid[-1]//cycle_s) + 2
-    for place in hit(w, r, .5, 2):
+    for place in places:
+        r = dice_of(place)
         phase, length = r.uniform(0, cycle_s), r.uniform(.15, .3)*cycle_s
         late = lateness(w.setting, f"surge {place}", cycles)
         for c in range(-1, cycles - 1):
@@ -397,7 +402,7 @@ def surge(w: World, place: int, start_s: float, length_s: float, depth: float, r
 
 # %% ../../nbs/lab/32a_families.ipynb #49706773
 @family("other tenants surge on half of the backends, in every cycle at about the same time", True)
-def scheduled_surge(w, r): clocked_surges(w, r)
+def scheduled_surge(w, r): clocked_surges(w, hit(w, r, .5, 2), lambda place: r)
 
 @family("a third of the backends become slower and slower, and are restarted", True)
 def slow_degradation(w, r):
@@ -437,15 +442,15 @@ def cold_capacity(w, r):
 
 # %% ../../nbs/lab/32a_families.ipynb #5e551031
 @family("other tenants surge on a punctual clock; nothing streams, and every backend shows gauges", True)
-def batch_surge(w, r): clocked_surges(w, r)
+def batch_surge(w, r): clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
 
 @family("requests take two minutes; other tenants surge on a clock", True)
-def long_requests(w, r): clocked_surges(w, r)
+def long_requests(w, r): clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
 
 @family("conversations of 20 requests over 20 minutes, dear to move; other tenants surge on a clock", True)
 def sessions(w, r):
     w.talks = True
-    clocked_surges(w, r)
+    clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
 
 # %% ../../nbs/lab/32a_families.ipynb #a7249402
 def at_random(w: World, r, kind: str, intensity: float = 1., length: tuple[float, float] = (60., 150.), places: Sequence[int] | None = None):
