@@ -175,11 +175,14 @@ class Prefill:
         self.queue = deque()  # [work left, ms; who], first come first
         self.backlog_ms = 0.0
 
-    def add(self, who, fresh_tok: float, more_ms: float):
+    def add(self, who, fresh_tok: float, more_ms: float) -> bool:  # is there anything to read
         "A prompt with so many tokens that are not cached, and whatever else must be read."
         work_ms = self.fixed_ms + fresh_tok * self.tok_ms + more_ms
+        if work_ms <= EPSILON:
+            return False
         self.queue.append([work_ms, who])
         self.backlog_ms += work_ms
+        return True
 
     def share_ms(self, replicas: int) -> float:  # of one iteration, at each replica
         "How much of the prompts the next iteration takes on."
@@ -311,19 +314,20 @@ class Batch:
         return wait_s
 
     def add(self, job: Job, number: int, done_tok: float, fresh_tok: float, more_ms: float):
-        "A request whose prompt is read next; a curve that knows no prompts needs no reading."
+        "A request whose prompt is read next; where there is nothing to read, it decodes at once."
         held = Held(number, job.call.tokens_in + done_tok, done_tok, self.slow[job.call.k % len(self.slow)])
         self.held[job] = held
         self.memory.take(held.kv_tok)
-        self.prefill.add(job, fresh_tok, more_ms)
+        if not self.prefill.add(job, fresh_tok, more_ms):
+            self.decode(job, 0)
         self.set_rates()
 
-    def decode(self, job: Job):
+    def decode(self, job: Job, brings_tok: int = 1):
         "Its prompt has been read, which brings a token; the others follow."
         held = self.held[job]
         held.first_v = self.v
         self.memory.grow(self.v)
-        held.done_tok += 1
+        held.done_tok += brings_tok
         left_tok = max(job.call.tokens_out - held.done_tok, 0.0) * held.slow
         heappush(self.heap, (self.v + left_tok, held.number, job))
         self.set_rates()
