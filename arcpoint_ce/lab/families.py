@@ -290,7 +290,7 @@ class Hardware:
 
     def stations(self) -> Callable[[SimBackend, int], Published]:
         "What makes the stations of one fleet."
-        contexts = Contexts(len(self.sims), MOVE_S*1000/REF_TPOT_MS) if self.talks else None
+        contexts = Contexts(MOVE_S*1000/REF_TPOT_MS) if self.talks else None
         def engine_station(sim, place):
             return EngineStation(sim, place, self.engines[place], self.setting.seed, contexts, sim.curve.tpot(sim.curve.batch[0]))
         def talk_station(sim, place): return TalkStation(sim, place, contexts)

@@ -117,24 +117,29 @@ class Seen:
 class Contexts:
     "Where the contexts of conversations lie."
 
+    FORGET_S = 3600.0  # a conversation that was silent for so long is over
+
     def __init__(
         self,
-        places: int,  # backends
         move_tok: float,  # a move is as much work as so many output tokens
         keep_s: float = 600.0,  # a backend keeps a context this long after its last use, s (plausible guess)
     ):
-        self.at = [Seen(keep_s) for _ in range(places)]
-        self.known, self.move_tok, self.moves = Seen(keep_s), move_tok, 0
+        self.move_tok, self.keep_s, self.moves = move_tok, keep_s, 0
+        self.known, self.place = Seen(self.FORGET_S), {}  # conversations; where their last turn was served
 
     def bring(self, session: int, place: int, now: float) -> float:  # output tokens that it is worth
-        "The work of bringing a conversation's context to a backend; from now on it lies there too."
+        "The work of bringing a conversation's context to a backend; from now on it lies there."
         if session < 0:
             return 0.0
-        moved = self.known.has(session, now) and not self.at[place].has(session, now)
+        begun = self.known.has(session, now)
+        kept = begun and self.place[session] == place and now - self.known.last[session] <= self.keep_s
         self.known.use(session, now)
-        self.at[place].use(session, now)
-        self.moves += moved
-        return self.move_tok if moved else 0.0
+        self.place[session] = place
+        if not begun or kept:
+            return 0.0
+        self.moves += 1
+        return self.move_tok
+
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51018
 class TalkStation(Published):
