@@ -255,7 +255,8 @@ class Memory:
             self.still_tok += held.first_v
 
     def admits(self, tok: float, v: float) -> bool:
-        return self.room_tok(v) >= tok + self.engine.spare * max(self.limit_tok, 0.0)
+        "Is there room for a request and a little more? Else who was put back would come back at once, without end."
+        return self.room_tok(v) >= tok + max(self.engine.spare * self.limit_tok, 1.0)
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51028
 class Batch:
