@@ -118,9 +118,8 @@ class Gauge(NamedTuple):
 class Call:
     "One request of one caller, until it has ended."
     __slots__ = ("k", "tokens_in", "tokens_out", "tier", "slo_s", "born_s", "gateway", "tried", "open", "ended", "cost_usd",
-                 "memo", "retried", "jobs", "streams")
+                 "memo", "retried", "jobs", "streams", "first_late")
     session = prefix = -1       # conversation that it belongs to, beginning that its prompt shares with others; -1: none (see `MarkedCall`)
-    first_late = False          # did its first token come too late
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway):
         self.k, self.tokens_in, self.tokens_out = k, tokens_in, tokens_out
@@ -128,16 +127,16 @@ class Call:
         self.born_s, self.gateway = born_s, gateway       # when it came, s; which gateway got it
         self.tried, self.open, self.ended = [], 0, False  # places of its attempts; attempts still running; is it over
         self.cost_usd, self.memo = 0., None               # billed so far; whatever its gateway wants to keep until the end
-        self.streams = True                               # does its answer come token by token
+        self.streams, self.first_late = True, False       # does its answer come token by token; did its first token come too late
         self.retried, self.jobs = 0, None                 # pauses taken before another attempt; its attempts, where it may hedge
 
 class MarkedCall(Call):
-    "A call with marks of its own; most runs need none, and go faster without."
-    __slots__ = ("session", "prefix", "first_late")
+    "A call that belongs to a conversation, or shares its beginning; most runs have none, and go faster without."
+    __slots__ = ("session", "prefix")
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway, session: int = -1, prefix: int = -1):
         super().__init__(k, tokens_in, tokens_out, tier, slo_s, born_s, gateway)
-        self.session, self.prefix, self.first_late = session, prefix, False
+        self.session, self.prefix = session, prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -671,9 +670,8 @@ class FleetChunks(FleetGivenUp):
         tiers = [w.tiers[t] for t in w.tier.tolist()]
         deadlines = w.deadline_s.tolist() if hasattr(w, "deadline_s") else repeat(inf)
         marks = (w.session, w.prefix) if hasattr(w, "session") else ()
-        marked = self.first_token is not None or any((m >= 0).any() for m in marks)
-        if not marked: each = repeat(None)
-        else: each = zip(*(m.tolist() for m in marks)) if marks else repeat((-1, -1))
+        marked = any((m >= 0).any() for m in marks)
+        each = zip(*(m.tolist() for m in marks)) if marked else repeat(None)
         self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist(), deadlines, each)
         self.coming = next(self.rows); first_s = self.coming[0]
         if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
