@@ -23,12 +23,12 @@ class Engine:
     "What an inference engine adds to a service curve. ValueError on amounts that are none."
 
     kv_tok: float = inf  # tokens that the memory of one replica holds; inf: no limit
-    spare: float = 0.01  # share of it that must stay free when a request is admitted (vLLM's watermark)
-    chunk_tok: float | None = 2048.0  # prompt tokens per iteration (vLLM's default); None: whole prompts, decoding waits
+    spare: float = 0.01  # share of it left free when a request is admitted (vLLM's watermark)
+    chunk_tok: float | None = 2048.0  # prompt tokens per iteration (vLLM's default); None: whole
     prefix_share: float = 0.3  # share of a prompt that is shared with others (plausible guess)
-    prefix_s: float = 300.0  # a beginning stays in the cache this long after its last use, s (plausible guess)
+    prefix_s: float = 300.0  # a beginning is cached this long after its last use, s (plausible guess)
     pace_cv: float = 0.1  # of a backend's pace, second by second (plausible guess); 0: no noise
-    request_cv: float = 0.05  # of the pace of one request against the others (plausible guess); 0: no noise
+    request_cv: float = 0.05  # of the pace of one request against the others (plausible guess)
     tenant_in_tok: float = 500.0  # prompt of other tenants' requests, mean, tokens
     tenant_out_tok: float = 320.0  # their answers, mean, tokens
     tenant_kv_tok: float = 762.0  # what one of them holds, mean over its life, tokens
@@ -38,7 +38,9 @@ class Engine:
             if not getattr(self, name) > 0:
                 raise ValueError(f"Engine.{name} must be positive, got {getattr(self, name)!r}")
         if self.chunk_tok is not None and not 0 < self.chunk_tok < inf:
-            raise ValueError(f"Engine.chunk_tok must be positive, or None for whole prompts, got {self.chunk_tok!r}")
+            raise ValueError(
+                f"Engine.chunk_tok must be positive, or None for whole prompts, got {self.chunk_tok!r}"
+            )
         for name in ("spare", "prefix_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Engine.{name} must be within 0..1, got {getattr(self, name)!r}")
@@ -122,7 +124,7 @@ class Contexts:
     def __init__(
         self,
         move_tok: float,  # a move is as much work as so many output tokens
-        keep_s: float = 600.0,  # a backend keeps a context this long after its last use, s (plausible guess)
+        keep_s: float = 600.0,  # a context is kept this long after its last use, s (plausible guess)
     ):
         self.move_tok, self.keep_s, self.moves = move_tok, keep_s, 0
         self.known, self.place = Seen(self.FORGET_S), {}  # conversations; where their last turn was served
