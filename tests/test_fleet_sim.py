@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from arcpoint_ce.lab.fleet import FixedChoice, Fleet, Record, ServiceCurve, SimBackend, Tally
+from arcpoint_ce.lab.fleet import FirstToken, FixedChoice, Fleet, Published, Record, ServiceCurve, SimBackend, Tally
+from arcpoint_ce.lab.physics import Contexts, Engine, EngineStation, TalkStation
 from arcpoint_ce.lab.workloads import Lengths, Tokens, Workload, poisson, poisson_stream
 from arcpoint_ce.routing.core import Backend
 
@@ -112,18 +113,33 @@ HOOKS = st.one_of(
     st.tuples(st.just("surge"), st.sampled_from((.2, 1., 5.))))
 
 
-@settings(max_examples=150, deadline=None)
+def stations_of(kind):
+    "What makes the stations of a fleet: ideal, with conversations, or engines with little memory."
+    contexts = Contexts(40., keep_s=5.)
+    def talk(sim, place): return TalkStation(sim, place, contexts)
+    def engine(sim, place):
+        small = Engine(kv_tok=2500., chunk_tok=None if place == 1 else 300., prefix_s=3., pace_cv=.3, request_cv=.2)
+        return EngineStation(sim, place, small, 1, contexts, 20.)
+    return dict(ideal=Published, talk=talk, engine=engine)[kind]
+
+
+KINDS = ("ideal", "talk", "engine")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=70, deadline=None)
 @given(hooks=st.lists(st.tuples(st.floats(0., 60.), HOOKS), max_size=12), seed=st.integers(0, 99), retries=st.integers(0, 3),
        hedge_s=st.sampled_from((inf, .5, 4.)), timeout_s=st.sampled_from((3., 20.)), gateways=st.integers(1, 3), refuse=st.sampled_from((0., .3)),
        deadline_s=st.sampled_from((None, .01, 2.5, 8.)))
-def test_every_request_ends_once_and_every_place_comes_back(hooks, seed, retries, hedge_s, timeout_s, gateways, refuse, deadline_s):
+def test_every_request_ends_once_and_every_place_comes_back(kind, hooks, seed, retries, hedge_s, timeout_s, gateways, refuse, deadline_s):
     mates = [Ledger(5., refuse) for _ in range(gateways)]
     sims = [SimBackend(Backend(n, price_out=1.), CURVE, slots=4, queue=5, start_s=7.) for n in "ab"] + [SimBackend(Backend("c"), CURVE, start_s=7.)]
-    fleet = Fleet(sims, mates, seed=seed, timeout_s=timeout_s, retries=retries, hedge_s=hedge_s)
+    fleet = Fleet(sims, mates, seed=seed, timeout_s=timeout_s, retries=retries, hedge_s=hedge_s, stations=stations_of(kind), first_token=FirstToken(2.) if seed % 2 else None)
     for t, (what, *args) in hooks:
         if what == "set": fleet.at(t, lambda f, now, a=args: f.set(a[0], **a[1]))
         else: fleet.at(t, lambda f, now, w=what, a=args: getattr(f, w)(*a))
     work = poisson(6., 300, seed, SHORT)
+    if kind != "ideal": work = replace(work, session=np.arange(300) % 7 - 1, prefix=np.arange(300) % 3 - 1)
     r = fleet.run(replace(work, deadline_s=np.where(np.arange(300) % 3, deadline_s, inf)) if deadline_s else work, Once())
     if deadline_s: assert (r.latency_s[np.arange(300) % 3 > 0] <= deadline_s + 1e-9).all() and not (r.error[::3] == "deadline").any()
     assert len(r) == 300 and r.k.tolist() == list(range(300)) and fleet.open == 0 and not fleet.running
@@ -131,21 +147,25 @@ def test_every_request_ends_once_and_every_place_comes_back(hooks, seed, retries
     assert sum(len(m.given) for m in mates) == r.attempts.sum() and all(s.n == 0 and not s.queue for s in fleet.stations)
     assert (r.latency_s >= 0).all() and (r.attempts <= (1 + (hedge_s < inf)) + retries).all() and all(s.now_is for s in fleet.stations)
     assert all((e is None) == ok for ok, e in zip(r.ok, r.error)) and (r.cost_usd[~r.ok] >= 0).all()
-    for s in fleet.stations: assert not [1 for *_, job in s.heap if job.alive]
+    for s in fleet.stations: assert not [1 for *_, job in s.heap if job.alive] and not s.jobs()
+    if kind == "engine":
+        for s in fleet.stations: assert not s.put_back and not s.batch.prefill.queue and abs(s.batch.memory.still_tok) < 1e-3 and s.batch.memory.growing == 0
 
 
-def troubled(work, seed=0, **caller):
+def troubled(work, seed=0, kind="ideal", **caller):
     gateways = [Ledger(1.), Ledger(1.)]
-    fleet = Fleet([SimBackend(Backend(n, price_out=1.), CURVE, slots=6, queue=20) for n in "abc"], gateways, seed=seed, timeout_s=15., **caller)
+    fleet = Fleet([SimBackend(Backend(n, price_out=1.), CURVE, slots=6, queue=20) for n in "abc"], gateways, seed=seed, timeout_s=15., stations=stations_of(kind), **caller)
     fleet.at(10., lambda f, t: f.set("a", error_rate=.3, stuck_rate=.1)); fleet.at(20., lambda f, t: f.kill("b"))
     fleet.at(25., lambda f, t: f.surge(3.)); fleet.at(30., lambda f, t: f.set("c", delay_ms=300., speed=.4)); fleet.at(40., lambda f, t: f.surge(.5))
     r = fleet.run(work)
     return [getattr(r, k).tolist() for k in ("end_s", "ok", "place", "attempts", "cost_usd", "error", "gateway")], [g.ticks for g in gateways]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("caller", [{}, dict(retries=2, hedge_s=3.)])
-def test_the_same_seed_gives_the_same_run_and_chunks_change_nothing(caller):
-    work = poisson(6., 600, 1, SHORT); once = troubled(work, **caller)
+def test_the_same_seed_gives_the_same_run_and_chunks_change_nothing(caller, kind):
+    caller = caller | dict(kind=kind)
+    work = replace(poisson(6., 600, 1, SHORT), session=np.arange(600) % 7 - 1, prefix=np.arange(600) % 3 - 1); once = troubled(work, **caller)
     assert once == troubled(work, **caller) == troubled(work.chunks(7), **caller) == troubled(work.chunks(599), **caller)
     assert once == troubled((c for w in work.chunks(50) for c in (w[:0], w)), **caller), "empty chunks"
     assert once != troubled(work, seed=1, **caller)
