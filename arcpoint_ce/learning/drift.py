@@ -20,7 +20,7 @@ import numpy as np
 from ..routing.core import Step
 
 # %% ../../nbs/learning/23_drift.ipynb #cc9a171c
-DETECTORS = {"page_hinkley": 18., "adwin": 1e-4, "kswin": 1e-6}   # name -> usual setting
+DETECTORS = {"page_hinkley": 22., "adwin": 1e-4, "kswin": 1e-6}   # name -> usual setting
 
 def make_detector(
     kind: str,                 # one of DETECTORS
