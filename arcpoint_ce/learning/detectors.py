@@ -6,10 +6,10 @@
 __all__ = ['PAST', 'ONSET', 'QUESTIONS', 'SHIPPED', 'THRESHOLDS', 'units', 'season', 'beyond', 'answers', 'forest_scores', 'tail',
            'together', 'Detector', 'our_detector', 'series_scores', 'plain_forest', 'dice', 'simple_detectors']
 
-# %% ../../nbs/learning/24d_detectors.ipynb #38bb98fd
+# %% ../../nbs/learning/24d_detectors.ipynb #bbfedf8d
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from math import log10
 from typing import NamedTuple
 
@@ -159,7 +159,7 @@ def series_scores(
     ranked = _ranked(s, seeds)
     return onsets(together([ranked[k] for k in setting]), ONSET)
 
-# %% ../../nbs/learning/24d_detectors.ipynb #ab24d02c
+# %% ../../nbs/learning/24d_detectors.ipynb #fa02fc7a
 def _helped(raw: Mapping[Hashable, np.ndarray]) -> dict[Hashable, np.ndarray]:
     "Each raw score with and without rank calibration, with and without the onset filter."
     out = {}
@@ -170,10 +170,14 @@ def _helped(raw: Mapping[Hashable, np.ndarray]) -> dict[Hashable, np.ndarray]:
     return out
 
 
-def _detector(name: str, settings: Sequence, raw: Callable[[Series, object], np.ndarray]) -> Detector:
+def _detector(
+    name: str,
+    settings: Sequence[Hashable],
+    raw: Callable[[Series, Hashable], np.ndarray],
+) -> Detector:
     "A simple detector: one raw score for each of its settings, each helped."
-    helped = tuple((k, scale, on) for k in settings for scale in ("raw", "ranked") for on in (0, ONSET))
-    return Detector(name, helped, lambda s: _helped({k: raw(s, k) for k in settings}))
+    ways = product(settings, ("raw", "ranked"), (0, ONSET))
+    return Detector(name, tuple(ways), lambda s: _helped({k: raw(s, k) for k in settings}))
 
 
 def _ewma(s: Series, weight: float) -> np.ndarray:
@@ -189,9 +193,9 @@ def _relative(s: Series, rows: int) -> np.ndarray:
     change = np.abs(s.value - usual) / np.maximum(np.abs(usual), 1e-9)
     return np.minimum(np.nan_to_num(change, nan=0.0), 1e6)
 
-# %% ../../nbs/learning/24d_detectors.ipynb #f76b1cb4
+# %% ../../nbs/learning/24d_detectors.ipynb #08f62440
 def _half_space(s: Series, window: int, trees: int = 25, height: int = 8) -> np.ndarray:
-    "Half-space trees (Tan et al. 2011, River); scaled by the range of probation, scored, then learned."
+    "Half-space trees (Tan et al. 2011, River), scaled by the range of probation."
     from river import anomaly
 
     start = s.value[: max(s.probation, 2)]

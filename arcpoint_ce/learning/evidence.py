@@ -36,7 +36,7 @@ def moves_table(
     names = ["target", "step", "moved", "late_home", "late_free", "late_slowed", "source", "behind"]
     return pd.DataFrame(out, columns=names)
 
-# %% ../../nbs/learning/28c_evidence.ipynb #cbac5bcd
+# %% ../../nbs/learning/28c_evidence.ipynb #f2d1f586
 def effective(weights: np.ndarray) -> float:  # how often each logged request is used
     "Effective number of independent requests (Kish 1965)."
     weights = np.asarray(weights, float)
@@ -50,7 +50,8 @@ def _effective(moves: pd.DataFrame) -> float:
     for row in moves[moves.behind > 0].itertuples():
         used[row.target, row.source] += row.moved
         size[row.target, row.source] = row.behind
-    return effective(np.concatenate([np.full(n, used[k] / n) for k, n in size.items()])) if used else 0.0
+    weights = [np.full(n, used[k] / n) for k, n in size.items()]
+    return effective(np.concatenate(weights)) if weights else 0.0
 
 
 def hourly_interval(
@@ -67,7 +68,7 @@ def hourly_interval(
     found = bootstrap((x,), np.sum, **draws).confidence_interval
     return float(found.low), float(found.high)
 
-# %% ../../nbs/learning/28c_evidence.ipynb #09643084
+# %% ../../nbs/learning/28c_evidence.ipynb #8a70cea4
 @dataclass(frozen=True)
 class Evidence:
     "What a log can say about one rule. Counts are requests."
@@ -79,8 +80,12 @@ class Evidence:
     effective: float  # effective number of logged requests behind the moves
     hours: np.ndarray  # (hours, 2): avoided in each hour, low and high bound
 
-    def interval(self, bound: str = "low", than: "Evidence | None" = None) -> tuple[float, float] | None:
-        "95 % interval of what is avoided, or of how much more than by another rule; None: too few hours."
+    def interval(
+        self,
+        bound: str = "low",  # "low" or "high"
+        than: "Evidence | None" = None,  # of a rule to compare with; None: the log as it was
+    ) -> tuple[float, float] | None:  # None: too few hours
+        "95 % interval of how many breaches are avoided, or of how many more than by another rule."
         column = ("low", "high").index(bound)
         x = self.hours[:, column] - (than.hours[:, column] if than else 0.0)
         return hourly_interval(x)
@@ -99,7 +104,8 @@ def evidence(
     hours = np.zeros((int(s.ts_s[-1] // 3600) - first + 1, 2))
     hour = (moves.step.to_numpy(float) * s.step_s // 3600).astype(int) - first
     for column, there in enumerate(("late_slowed", "late_free")):
-        np.add.at(hours[:, column], np.maximum(hour, 0), (moves.late_home - moves[there]).to_numpy(float))
+        saved = (moves.late_home - moves[there]).to_numpy(float)
+        np.add.at(hours[:, column], np.maximum(hour, 0), saved)
     stayed = float(s.weight[to == s.home].sum())
     counts = [float(moves.moved[x].sum()) for x in (same, near, moves.behind == 0)]
     return Evidence(stayed, *counts, _effective(moves), hours)
