@@ -21,7 +21,7 @@ import numpy as np
 from ..routing.core import Step
 
 # %% ../../nbs/learning/23_drift.ipynb #cc9a171c
-DETECTORS = {"page_hinkley": 16.0, "adwin": 1e-4, "kswin": 1e-6}  # name -> usual setting
+DETECTORS = {"page_hinkley": 14.0, "adwin": 1e-4, "kswin": 1e-6}  # name -> usual setting
 SLACK = 0.6  # by how much an error's size may exceed its mean before that counts
 
 
