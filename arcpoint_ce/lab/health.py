@@ -250,7 +250,7 @@ class Cooldown(Health):
 
 # %% ../../nbs/lab/30d_health.ipynb #3d0a51c8
 class StreamBreaker(Health):
-    "Opens on lasting failure only; comes back through one probe, soon where a backend still serves some."
+    "Opens on lasting failure only, and not for long where a backend still serves some."
 
     def __init__(
         self,
@@ -271,26 +271,21 @@ class StreamBreaker(Health):
         self.first_s = [inf] * n  # when the first failure of the row ended, s
         self.opened_s = [-inf] * n
         self.wait = [self.wait_s] * n  # the wait at the next opening, s
-        self.probes = {}  # place -> when its probe went out, s
 
     def viable(self, places, now):
         if not self.out:
             return places
-        well = [p for p in places if self.out.get(p, -inf) <= now and p not in self.probes]
-        return well or places
-
-    def sent(self, place, now):
-        if self.out.get(place, inf) <= now:
-            self.probes.setdefault(place, now)
+        for p in [p for p, until in self.out.items() if until <= now]:
+            del self.out[p]
+            self.back_s[p] = now
+        return [p for p in places if p not in self.out] or places
 
     def ended(self, job, now, ok, error):
         p = job.place
         if ok:
             self.failed[p] = self.slow[p] = 0
             self.wait[p] = self.wait_s
-        if p in self.out:
-            return self._tried(job, now, ok)
-        if ok or job.start_s < self.opened_s[p]:
+        if ok or job.start_s < self.opened_s[p] or p in self.out:
             return
         if not self.failed[p]:
             self.first_s[p] = now
@@ -298,30 +293,10 @@ class StreamBreaker(Health):
         self.slow[p] = self.slow[p] + 1 if now - job.start_s > self.slow_s else 0
         lasting = now - self.first_s[p] >= self.lasting_s
         if self.slow[p] >= self.run or (self.failed[p] >= self.last and lasting):
-            self._open(p, now)
-
-    def _tried(self, job: Job, now: float, ok: bool):
-        "An attempt at an open place has ended. One from before it opened proves nothing."
-        p = job.place
-        if job.start_s < self.opened_s[p]:
-            return
-        if ok:
-            del self.out[p]
-            self.probes.pop(p, None)
-            self.back_s[p] = now
-        elif job.start_s >= self.probes.get(p, inf):
-            self._open(p, now)
-
-    def _open(self, p: int, now: float):
-        self.out[p] = now + self.wait[p]
-        self.opened_s[p] = now
-        self.wait[p] = min(2 * self.wait[p], self.max_wait_s)
-        self.failed[p] = self.slow[p] = 0
-        self.probes.pop(p, None)
-
-    def dropped(self, job, now):
-        if self.probes.get(job.place, inf) <= job.start_s:
-            del self.probes[job.place]
+            self.out[p] = now + self.wait[p]
+            self.opened_s[p] = now
+            self.wait[p] = min(2 * self.wait[p], self.max_wait_s)
+            self.failed[p] = self.slow[p] = 0
 
 # %% ../../nbs/lab/30d_health.ipynb #3d0a51cd
 class Pacing:
