@@ -53,7 +53,7 @@ class Plan:
 
     seeds: int = 8  # tuning seeds
     n: int = 4000  # requests per run
-    first: int = 4  # seeds of the first round, in which every setting runs
+    first: int = 2  # seeds of the first round, in which every setting runs
     keep: int = 6  # settings that come into the second round
     options: tuple = ()  # of the world, pairs
 
@@ -266,10 +266,12 @@ def tune(
     n_jobs: int = 2,
     progress: bool = True,
 ) -> dict:
-    "Tune families and write the result after each; what the file holds by this plan and these grids is kept."
+    "Tune families and write the result after each; what the file holds by these grids is kept. ValueError on another plan."
     out = Path(out)
-    found = json.loads(out.read_text()) if out.exists() else dict(families={})
-    found["plan"], known = plan.plain(), found["families"]
+    found = json.loads(out.read_text()) if out.exists() else dict(families={}, plan=plan.plain())
+    if (was := found["plan"]) != plan.plain():
+        raise ValueError(f"{out} was tuned with --seeds {was['seeds']} --requests {was['n']}: use the same, or another file")
+    known = found["families"]
 
     def write():
         out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
