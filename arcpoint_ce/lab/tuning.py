@@ -282,7 +282,7 @@ def tune(
             known[family] = tune_family(family, plan, n_jobs=n_jobs, progress=progress, also=also) | dict(mark=mark_of(plan))
             write()
     alike = {name: f for name, f in known.items() if f["peers"] and f.get("mark") == mark_of(plan)}
-    found["everywhere"] = tune_everywhere(alike, plan, n_jobs=n_jobs)
+    found["everywhere"] = tune_everywhere(alike, plan, GRIDS, n_jobs=n_jobs)
     write()
     return found
 
