@@ -389,7 +389,7 @@ class ClairvoyantRule(ClairvoyantPick):
 
 # %% ../../nbs/lab/31_baselines.ipynb #1d3fd48d
 class AdaptiveLeastSharp(AdaptiveLeastRequest):
-    "Adaptive least-request with an exponent of 6: the yardstick, one setting for everything, never tuned."
+    "Adaptive least-request with an exponent of 6: the yardstick, one setting, never tuned."
 
     def __init__(self):
         super().__init__(weight=0.3, gamma=6.0)
@@ -432,14 +432,15 @@ def peer_from(
     params: Mapping,  # its own parameters; `paced` adds pacing by told limits
     gateways: int = 1,  # that share the told limits
 ) -> Policy:  # a fresh one
-    "A peer's policy by name. ValueError on an unknown name, TypeError on an unknown or missing parameter, naming what there is."
+    "A peer's policy by name. ValueError on an unknown name, TypeError on a wrong parameter."
     if name not in peers:
         raise ValueError(f"unknown peer {name!r}; known: {', '.join(peers)}")
     own = {k: v for k, v in params.items() if k != "paced"}
     try:
         peer = peers[name](**own)
     except TypeError as e:
-        raise TypeError(f"peer {name!r}: {e}; it takes {signature(peers[name])}, and paced=True") from None
+        takes = signature(peers[name])
+        raise TypeError(f"peer {name!r}: {e}; it takes {takes}, and paced=True") from None
     if params.get("paced"):
         peer.pacing = Pacing()
     if peer.pacing is not None:
@@ -453,7 +454,7 @@ def make_peer(
     gateways: int = 1,  # that share the told limits
     **params,  # its own parameters; `paced` adds pacing by told limits
 ) -> Policy:  # a fresh one
-    "One of the peers of this notebook by name. ValueError on an unknown name, TypeError on a wrong parameter."
+    "A peer of this notebook. ValueError on an unknown name, TypeError on a wrong parameter."
     return peer_from(PEERS, name, params, gateways)
 
 # %% ../../nbs/lab/31_baselines.ipynb #58d599cf
@@ -486,14 +487,17 @@ RANGES: dict[str, tuple[float, float]] = dict(  # natural bounds of numeric para
 FROZEN = ("adaptive_least_sharp", "adaptive_least_sharp_paced")  # never tuned
 TUNED: dict[str, list[dict]] = dict(
     adaptive_least=grid(weight=(0.1, 0.3), gamma=(1.0, 2.0, 4.0, 8.0)),
-    adaptive_gauges=grid(weight=(0.1, 0.3), gamma=(2.0, 6.0), others=(0.0, 1.0), fresh=(False, True)),
+    adaptive_gauges=grid(
+        weight=(0.1, 0.3), gamma=(2.0, 6.0), others=(0.0, 1.0), fresh=(False, True)
+    ),
     peak_ewma=grid(decay_s=(3.0, 10.0, 30.0), per_work=(False, True))
     + grid(decay_s=(10.0, 30.0), per_work=(True,), by_capacity=(True,))
     + grid(decay_s=(10.0,), per_work=(True,), by_capacity=(True,), errors=(False,)),
     prequal=grid(by_capacity=(False, True))
     + grid(quantile=(0.6, 0.84, 0.95), pool=(6,), reuse=(1, 2), by_capacity=(True,))
     + grid(pool=(6,), reuse=(2,)),
-    c3=grid(alpha=(0.1, 0.3, 0.5), by_capacity=(False, True)) + grid(alpha=(0.1, 0.3, 0.5), by_capacity=(True,), adjust=(False,)),
+    c3=grid(alpha=(0.1, 0.3, 0.5), by_capacity=(False, True))
+    + grid(alpha=(0.1, 0.3, 0.5), by_capacity=(True,), adjust=(False,)),
     envoy=grid(run=(3, 5, 10), min_requests=(20, 50, 100)),
     resilience4j_tuned=grid(window=(20, 50), slow_rate=(0.3, 0.5, 0.7), wait_s=(10.0,))
     + grid(window=(20,), slow_rate=(0.3, 0.5, 0.7), wait_s=(30.0,)),
@@ -503,5 +507,7 @@ TUNED: dict[str, list[dict]] = dict(
 )
 UNTUNED = ("best_fixed", "clairvoyant")  # bounds, not rivals
 GRIDS: dict[str, list[dict]] = {
-    name: [{}] if name in FROZEN else with_pacing(TUNED.get(name, [{}])) for name in PEERS if name not in UNTUNED
+    name: [{}] if name in FROZEN else with_pacing(TUNED.get(name, [{}]))
+    for name in PEERS
+    if name not in UNTUNED
 }

@@ -26,7 +26,7 @@ class Peer(ABC):
 
     every_s = inf  # wants `tick` this often, s
     health = None  # who is left out after failures: a `Health`, or None
-    pacing: Pacing | None = None  # who is left out because its told limit is spent; None: limits are ignored
+    pacing: Pacing | None = None  # keeps to told request limits; None: they are ignored
 
     def start(self, backends: tuple[Backend, ...], seed: int):
         n = len(backends)
@@ -60,7 +60,7 @@ class Chooser(Peer):
     "How attempts go out, for every peer."
 
     def choose(self, call: Call, now: float, places: Sequence[int]) -> int:
-        "One of the places that health and pacing allow, counted as in flight; -1 where there is none."
+        "A place that health and pacing allow, counted as in flight; -1 where there is none."
         if self.health is not None:
             places = self.health.viable(places, now)
         if not places:
@@ -267,7 +267,7 @@ class Watching(Gauges):
 
 # %% ../../nbs/lab/30e_choosers.ipynb #6f1b710a
 class AdaptiveGauges(AdaptiveLeastRequest, Watching):
-    "Adaptive least-request that reads gauges: times per token as they are now, others' load if asked."
+    "Adaptive least-request that reads gauges: the pace of now, and others' load if asked."
 
     def __init__(
         self,

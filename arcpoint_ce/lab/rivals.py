@@ -47,7 +47,7 @@ class WorkLeft:
         self.load[job.place] -= self.left.pop(job, 1.0)
 
     def answered(self, tokens: float):
-        "A whole answer was this long: a plain mean of the first hundred, then the newest counts a hundredth."
+        "A whole answer: a plain mean of the first hundred, then the newest counts a hundredth."
         self.answers += 1
         self.mean_tok += max(1 / self.answers, 0.01) * (tokens - self.mean_tok)
 
@@ -66,7 +66,7 @@ class StreamPaces:
         self.pace_s: list[float | None] = [None] * n  # s per token; None: unknown
         self.streamed_s = [-inf] * n  # when a stream was heard last, s
         self.beat_s = self.drifted_s = 0.0  # when X and K faded last; when paces drifted last, s
-        self.marks: dict[Job, tuple[int, float]] = {}  # tokens and time of each stream's last report
+        self.marks: dict[Job, tuple[int, float]] = {}  # tokens and time of the last report
 
     def report(self, job: Job, tokens: int, now: float):
         "An open stream has brought this many tokens so far."
@@ -112,7 +112,7 @@ class StreamPaces:
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310010
 class StreamLeast(Policy):
-    "Least work left by capacity, times the pace of one's own streams to the sixth power. One setting, never tuned."
+    "Least work left by capacity, times the pace of own streams to the sixth power; never tuned."
 
     every_s = 1.0
     GAMMA, NEWEST = 6.0, 0.3  # power of the pace; weight of the newest attempt in the error rate
@@ -137,7 +137,8 @@ class StreamLeast(Policy):
         load, pace, usual = self.left.load, self.paces.pace_s, self.paces.usual_s()
         paces = [usual if pace[p] is None else pace[p] for p in places]
         return [
-            (load[p] + 1) / self.capacity[p] * s**self.GAMMA * (1 + c * self.error[p]) for p, s in zip(places, paces)
+            (load[p] + 1) / self.capacity[p] * s**self.GAMMA * (1 + c * self.error[p])
+            for p, s in zip(places, paces)
         ]
 
     def pick(self, call, now, places):
@@ -189,7 +190,8 @@ class LMetric(Watching):
 
     def score(self, call, p: int) -> float:
         batch = self.own[p] + self.others[p] + 1
-        return (self.prompts[p] + call.tokens_in) * batch / (self.capacity[p] if self.by_capacity else 1.0)
+        room = self.capacity[p] if self.by_capacity else 1.0
+        return (self.prompts[p] + call.tokens_in) * batch / room
 
     def pick(self, call, now, places):
         scores = [self.score(call, p) for p in places]
@@ -227,9 +229,10 @@ class LeastWorkLeft(Policy):
 
     def ready(self, n):
         "ValueError where nominal times are given, but not for all."
-        if missing := [b.name for b in self.backends if self.tpot_ms and b.name not in self.tpot_ms]:
+        names = [b.name for b in self.backends]
+        if missing := [name for name in names if self.tpot_ms and name not in self.tpot_ms]:
             raise ValueError(f"tpot_ms lacks {', '.join(missing)}")
-        self.speed = [1.0 / self.tpot_ms.get(b.name, 1.0) for b in self.backends]
+        self.speed = [1.0 / self.tpot_ms.get(name, 1.0) for name in names]
         self.left = WorkLeft(n)
 
     def choose(self, call, now, places):
@@ -240,7 +243,7 @@ class LeastWorkLeft(Policy):
 
     def pick(self, call, now, places):
         load, capacity, speed = self.left.load, self.capacity, self.speed
-        scores = [(load[p] + 1) / (capacity[p] * speed[p]) for p in places]  # in mean answers, which all share
+        scores = [(load[p] + 1) / (capacity[p] * speed[p]) for p in places]  # in mean answers
         return places[scores.index(min(scores))]
 
     def progress(self, job: Job, tokens: int, now: float):
@@ -257,7 +260,7 @@ class LeastWorkLeft(Policy):
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a31001d
 class StepForest:
-    "The exercise's forecaster of one backend: step latency a horizon ahead, by a Random Forest on three features."
+    "The exercise's forecaster of one backend: a Random Forest on three features of its steps."
 
     WINDOW, LEAST = 5, 20  # steps of mean and slope; pairs that it needs before it says anything
 
@@ -282,7 +285,8 @@ class StepForest:
         self.loads.append(load)
         self.latencies.append(latency)
         last = self.latencies[-self.WINDOW :]
-        self.rows.append([load, sum(last) / len(last), (last[-1] - last[0]) / max(len(last) - 1, 1)])
+        slope = (last[-1] - last[0]) / max(len(last) - 1, 1)
+        self.rows.append([load, sum(last) / len(last), slope])
         pairs = len(self.rows) - self.horizon
         if pairs >= max(self.LEAST, 1.25 * self.fitted):
             self._fit(pairs)
@@ -293,18 +297,18 @@ class StepForest:
         "Learn from every step whose future has come."
         from sklearn.ensemble import RandomForestRegressor  # takes a second, and few runs need it
 
-        model = RandomForestRegressor(self.trees, min_samples_leaf=2, random_state=self.seed, n_jobs=1)
+        model = RandomForestRegressor(self.trees, min_samples_leaf=2, random_state=self.seed)
         model.fit(np.array(self.rows[:pairs]), np.array(self.latencies[self.horizon :]))
         self.forest, self.fitted = CompiledForest.from_sklearn(model), pairs
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310021
 class ExerciseRule(LeastInFlight):
-    "The reference exercise's system: leave a backend whose forecast exceeds the limit for the best forecast."
+    "The exercise's system: leave a backend whose forecast exceeds the limit for the best one."
 
     def __init__(
         self,
         limit: float = 1.0,  # forecast latency that is too high, in limits of a request
-        limit_ms: float | None = None,  # the same in ms, as the exercise states it; None: `limit` counts
+        limit_ms: float | None = None,  # the same in ms, as the exercise has it; None: `limit`
         step_s: float = 6.0,  # length of a step, s
         horizon: int = 5,  # steps ahead
     ):
@@ -334,7 +338,8 @@ class ExerciseRule(LeastInFlight):
     def learn(self, job, now, ok, error):
         if ok or error == "timeout":
             took_s = now - job.start_s
-            self.took[job.place].append(took_s / job.call.slo_s if self.limit_ms is None else 1000 * took_s)
+            scaled = took_s / job.call.slo_s if self.limit_ms is None else 1000 * took_s
+            self.took[job.place].append(scaled)
 
     def tick(self, now, gauges):
         super().tick(now, gauges)
@@ -349,7 +354,8 @@ PEERS: dict[str, type[Policy]] = baselines.PEERS | dict(
     least_work_left=LeastWorkLeft,
     exercise_rule=ExerciseRule,
 )
-RANGES: dict[str, tuple[float, float]] = baselines.RANGES | dict(limit=(0.05, 8.0))  # natural bounds
+# natural bounds
+RANGES: dict[str, tuple[float, float]] = baselines.RANGES | dict(limit=(0.05, 8.0))
 FROZEN = (*baselines.FROZEN, "stream_least")  # never tuned
 GRIDS: dict[str, list[dict]] = baselines.GRIDS | dict(
     stream_least=[{}],

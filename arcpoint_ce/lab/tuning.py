@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TUNING_SEED', 'LOADS', 'TARGET', 'ALLOWED', 'FIRST', 'choose_load', 'Plan', 'rate_of', 'rates', 'rates_at',
            'best_load', 'key_of', 'best_of', 'at_edges', 'beyond', 'at_bounds', 'open_search', 'tells_limits',
-           'points_of', 'finalists', 'described', 'tune_family', 'tune_everywhere', 'mark_of', 'tune', 'kept', 'tuned',
-           'tuned_everywhere', 'rivals_of', 'settle']
+           'points_of', 'finalists', 'chosen', 'searched', 'tune_family', 'tune_everywhere', 'mark_of', 'tune', 'kept',
+           'tuned', 'tuned_everywhere', 'rivals_of', 'settle']
 
 # %% ../../nbs/lab/33c_tuning.ipynb #f5868db3
 import json
@@ -57,12 +57,21 @@ class Plan:
     keep: int = 6  # settings that come into the second round
     options: tuple = ()  # of the world, pairs
 
-    def tasks(self, family: str, policy: str, load: float, params: Mapping = {}, seeds: range | None = None) -> list[Task]:
+    def tasks(
+        self,
+        family: str,
+        policy: str,
+        load: float,
+        params: Mapping = {},  # of the policy
+        seeds: range | None = None,  # of the tuning seeds, from 0; None: all
+    ) -> list[Task]:
         options = dict(self.options) | dict(n=self.n, load=load)
-        return [Task(family, policy, TUNING_SEED + k, options, params) for k in seeds or range(self.seeds)]
+        chosen = [TUNING_SEED + k for k in seeds or range(self.seeds)]
+        return [Task(family, policy, seed, options, params) for seed in chosen]
 
     def plain(self) -> dict:  # fit for JSON
-        return dict(seeds=self.seeds, n=self.n, first=min(self.first, self.seeds), keep=self.keep, first_seed=TUNING_SEED)
+        first = min(self.first, self.seeds)
+        return dict(seeds=self.seeds, n=self.n, first=first, keep=self.keep, first_seed=TUNING_SEED)
 
 
 def rate_of(rows: Iterable[dict]) -> float:  # share of requests that missed their limit
@@ -70,18 +79,36 @@ def rate_of(rows: Iterable[dict]) -> float:  # share of requests that missed the
     return sum(r["violations"] for r in rows) / sum(r["requests"] for r in rows)
 
 # %% ../../nbs/lab/33c_tuning.ipynb #68de8258
-def rates(points: list[tuple[str, dict]], tasks, run, n_jobs: int, progress: bool) -> list[float]:
-    "Pooled rate of each (policy, settings); `tasks(policy, settings)` gives its runs, equally many for all."
-    table = run_tasks(run, [t for p in points for t in tasks(*p)], n_jobs=n_jobs, progress=progress)
+def rates(
+    points: list[tuple[str, dict]],  # (policy, settings)
+    tasks: Callable[[str, dict], list[Task]],  # the runs of one of them, equally many for all
+    run,
+    n_jobs: int,
+    progress: bool,
+) -> list[float]:
+    "Pooled rate of each of some settings."
+    every = [task for point in points for task in tasks(*point)]
+    table = run_tasks(run, every, n_jobs=n_jobs, progress=progress)
     k = len(table) // len(points)
     return [rate_of(table.iloc[k * i : k * (i + 1)].to_dict("records")) for i in range(len(points))]
 
 
-def rates_at(load: float, family: str, rivals: Mapping[str, Mapping], plan: Plan, run, n_jobs: int, seen: dict) -> dict[str, float]:
-    "Rate of every rival at one load; what `seen`, (policy, load) -> rate, holds already is not run again."
+def rates_at(
+    load: float,
+    family: str,
+    rivals: Mapping[str, Mapping],  # settings by peer
+    plan: Plan,
+    run,
+    n_jobs: int,
+    seen: dict[tuple[str, float], float],  # rates by policy and load; what it holds is not run again
+) -> dict[str, float]:
+    "Rate of every rival at one load."
     new = [(p, params) for p, params in rivals.items() if (p, load) not in seen]
     if new:
-        found = rates(new, lambda p, params: plan.tasks(family, p, load, params), run, n_jobs, False)
+        def tasks(policy, params):
+            return plan.tasks(family, policy, load, params)
+
+        found = rates(new, tasks, run, n_jobs, False)
         seen |= zip([(p, load) for p, _ in new], found)
     return {p: seen[p, load] for p in rivals}
 
@@ -96,7 +123,11 @@ def best_load(
 ) -> tuple[float, float]:  # the load and its rate
     "The load by the rule, for the best of some rivals at every load."
     seen = {} if seen is None else seen
-    return choose_load(lambda load: min(rates_at(load, family, rivals, plan, run, n_jobs, seen).values()))
+
+    def rate(load):
+        return min(rates_at(load, family, rivals, plan, run, n_jobs, seen).values())
+
+    return choose_load(rate)
 
 # %% ../../nbs/lab/33c_tuning.ipynb #33c0a002
 def key_of(params: Mapping) -> str:  # of a setting, also in files
@@ -116,12 +147,13 @@ def at_edges(
     for name, value in best.items():
         if name in RANGES and type(value) in (int, float):
             line = [p[name] for p in tried if name in p and dict(p) | {name: value} == dict(best)]
-            out += [(name, side) for side, edge in ((1, max(line)), (-1, min(line))) if value == edge]
+            sides = ((1, max(line)), (-1, min(line)))
+            out += [(name, side) for side, edge in sides if value == edge]
     return out
 
 
 def beyond(best: Mapping, tried: Sequence[Mapping]) -> list[dict]:
-    "The settings one geometric step beyond the edges on which the best one lies, within natural bounds."
+    "The settings one geometric step beyond the edges of the best one, within natural bounds."
     out = []
     for name, side in at_edges(best, tried):
         value, (low, high) = best[name], RANGES[name]
@@ -140,9 +172,9 @@ def at_bounds(best: Mapping) -> list[str]:
 def open_search(
     points: list[tuple[str, dict]],  # (peer, setting) to begin with
     rates_of: Callable[[list[tuple[str, dict]]], list[float]],  # tries some of them
-    known: Mapping[str, Sequence[Mapping]] = {},  # settings of each peer that were tried elsewhere: no edges
+    known: Mapping[str, Sequence[Mapping]] = {},  # settings of each peer that were tried before
 ) -> dict[str, dict[str, float]]:  # for each peer, rates by `key_of`
-    "Try settings, and go on beyond the edges until every peer's best lies inside or at natural bounds."
+    "Try settings, and go on until every peer's best lies inside or at natural bounds."
     tried: dict[str, dict[str, float]] = {}
     while points:
         for (peer, params), rate in zip(points, rates_of(points)):
@@ -155,7 +187,8 @@ def open_search(
     return tried
 
 # %% ../../nbs/lab/33c_tuning.ipynb #33c0a00a
-FIRST = ("stream_least", "adaptive_least_sharp", "adaptive_least")  # whose load is the provisional one
+# whose load is the provisional one
+FIRST = ("stream_least", "adaptive_least_sharp", "adaptive_least")
 
 
 def tells_limits(family: str, options: Mapping = {}) -> bool:
@@ -164,10 +197,15 @@ def tells_limits(family: str, options: Mapping = {}) -> bool:
     return any(b.rpm for b in world.backends)
 
 
-def points_of(family: str, grids: Mapping[str, list[dict]], options: Mapping = {}) -> list[tuple[str, dict]]:
+def points_of(
+    family: str,
+    grids: Mapping[str, list[dict]],  # settings by peer
+    options: Mapping = {},  # of the world
+) -> list[tuple[str, dict]]:  # (peer, setting)
     "The settings of all grids that can differ in this family."
     paced = tells_limits(family, options)
-    return [(p, params) for p, points in grids.items() for params in points if paced or not params.get("paced")]
+    every = [(peer, params) for peer, points in grids.items() for params in points]
+    return [point for point in every if paced or not point[1].get("paced")]
 
 
 def finalists(tried: Mapping[str, Mapping[str, float]], keep: int) -> list[tuple[str, dict]]:
@@ -180,11 +218,16 @@ def finalists(tried: Mapping[str, Mapping[str, float]], keep: int) -> list[tuple
     return out
 
 
-def described(seen: Mapping[str, float], best: dict, rate: float, seeds: int, grid: list[dict]) -> dict:
-    "What the file keeps of one peer in one family."
+def chosen(seen: Mapping[str, float], seeds: int) -> dict:  # rates by `key_of`, from so many seeds
+    "The best of some settings, as the file keeps it."
+    best = best_of(seen)
+    return dict(params=best, rate=min(seen.values()), seeds=seeds, at_bounds=at_bounds(best))
+
+
+def searched(seen: Mapping[str, float], grid: list[dict]) -> dict:
+    "What was tried, and what of it lay beyond the grid, as the file keeps it."
     given = {key_of(p) for p in grid}
-    extended = [key for key in seen if key not in given]
-    return dict(params=best, rate=rate, seeds=seeds, tried=dict(seen), beyond=extended, at_bounds=at_bounds(best))
+    return dict(tried=dict(seen), beyond=[key for key in seen if key not in given])
 
 # %% ../../nbs/lab/33c_tuning.ipynb #e718b2c0
 def tune_family(
@@ -197,31 +240,31 @@ def tune_family(
     also: Mapping[str, Mapping] = {},  # for each peer, a setting to try beside its grid
 ) -> dict:  # load, rate, best, peers, tried_at
     "Load, best setting of every peer, and the best peer of one family."
-    options = dict(plan.options)
     tried_at, _ = best_load(family, {p: {} for p in FIRST}, plan, run, n_jobs)
 
     def rates_on(seeds: int):
-        def of(points):
-            return rates(points, lambda p, params: plan.tasks(family, p, tried_at, params, range(seeds)), run, n_jobs, progress)
+        def tasks(policy, params):
+            return plan.tasks(family, policy, tried_at, params, range(seeds))
 
-        return of
+        return lambda points: rates(points, tasks, run, n_jobs, progress)
 
-    points = points_of(family, grids, options)
-    points += [(p, dict(params)) for p, params in also.items() if p in grids and (p, dict(params)) not in points]
+    points = points_of(family, grids, dict(plan.options))
+    further = [(p, dict(params)) for p, params in also.items() if p in grids]
+    points += [point for point in further if point not in points]
     first = min(plan.first, plan.seeds)
     tried = open_search(points, rates_on(first))
     known = {p: [json.loads(key) for key in seen] for p, seen in tried.items()}
     second = open_search(finalists(tried, plan.keep), rates_on(plan.seeds), known)
-    peers = {p: described(seen, best_of(seen), min(seen.values()), first, grids[p]) for p, seen in tried.items()}
+    peers = {p: searched(seen, grids[p]) | chosen(seen, first) for p, seen in tried.items()}
     for p, seen in second.items():
-        peers[p] |= dict(params=best_of(seen), rate=min(seen.values()), seeds=plan.seeds, at_bounds=at_bounds(best_of(seen)))
+        peers[p] |= chosen(seen, plan.seeds)
     best = min(second, key=lambda p: peers[p]["rate"])
     load, rate = best_load(family, {best: peers[best]["params"]}, plan, run, n_jobs)
     return dict(load=load, rate=rate, best=best, peers=peers, tried_at=tried_at)
 
 # %% ../../nbs/lab/33c_tuning.ipynb #33c0a00c
 def tune_everywhere(
-    families: dict[str, dict],  # by name, as `tune_family` found them; what is tried is added to them
+    families: dict[str, dict],  # by name, as `tune_family` found them; what is tried is added
     plan: Plan,  # of all of them
     grids: Mapping[str, list[dict]] = GRIDS,
     n_jobs: int = 2,
@@ -238,7 +281,9 @@ def tune_everywhere(
         found = families[family]
         seen = found["peers"].setdefault(peer, dict(tried={}))["tried"]
         if (key := key_of(params)) not in seen:
-            seen[key] = rate_of(run_tasks(run, plan.tasks(family, peer, found["tried_at"], params, seeds), n_jobs=n_jobs, progress=False).to_dict("records"))
+            tasks = plan.tasks(family, peer, found["tried_at"], params, seeds)
+            rows = run_tasks(run, tasks, n_jobs=n_jobs, progress=False)
+            seen[key] = rate_of(rows.to_dict("records"))
         return max(seen[key], least)
 
     def means(points):
@@ -247,10 +292,7 @@ def tune_everywhere(
     if not families:
         return {}
     tried = open_search([(p, params) for p, points in grids.items() for params in points], means)
-    return {
-        p: dict(params=best_of(seen), rate=min(seen.values()), tried=seen, at_bounds=at_bounds(best_of(seen)))
-        for p, seen in tried.items()
-    }
+    return {p: searched(seen, grids[p]) | chosen(seen, len(seeds)) for p, seen in tried.items()}
 
 # %% ../../nbs/lab/33c_tuning.ipynb #f03c7437
 def mark_of(plan: Plan) -> str:
@@ -266,11 +308,14 @@ def tune(
     n_jobs: int = 2,
     progress: bool = True,
 ) -> dict:
-    "Tune families and write the result after each; what the file holds by these grids is kept. ValueError on another plan."
+    """Tune families and write the result after each; what the file holds by these grids is kept.
+
+    ValueError where the file was made by another plan."""
     out = Path(out)
     found = json.loads(out.read_text()) if out.exists() else dict(families={}, plan=plan.plain())
     if (was := found["plan"]) != plan.plain():
-        raise ValueError(f"{out} was tuned with --seeds {was['seeds']} --requests {was['n']}: use the same, or another file")
+        same = f"--seeds {was['seeds']} --requests {was['n']}"
+        raise ValueError(f"{out} was tuned with {same}: use the same, or another file")
     known = found["families"]
 
     def write():
@@ -279,7 +324,8 @@ def tune(
     also = {p: x["params"] for p, x in found.get("everywhere", {}).items()}
     for family in families:
         if known.get(family, {}).get("mark") != mark_of(plan):
-            known[family] = tune_family(family, plan, n_jobs=n_jobs, progress=progress, also=also) | dict(mark=mark_of(plan))
+            result = tune_family(family, plan, n_jobs=n_jobs, progress=progress, also=also)
+            known[family] = result | dict(mark=mark_of(plan))
             write()
     alike = {name: f for name, f in known.items() if f["peers"] and f.get("mark") == mark_of(plan)}
     found["everywhere"] = tune_everywhere(alike, plan, GRIDS, n_jobs=n_jobs)
@@ -299,15 +345,17 @@ def tuned(family: str) -> dict:  # load, best, peers
     "What was found for a family. KeyError that names the command where it was never tuned."
     families = kept()["families"]
     if family not in families:
-        raise KeyError(f"family {family!r} was never tuned: run `arcpoint tune --out data/tuning.json --family {family}`")
+        command = f"arcpoint tune --out data/tuning.json --family {family}"
+        raise KeyError(f"family {family!r} was never tuned: run `{command}`")
     return families[family]
 
 
 def tuned_everywhere() -> dict[str, dict]:  # by peer, best first
-    "The one setting of every peer that is best over all families. KeyError that names the command where there is none."
+    "The one setting of every peer that is best over all families. KeyError where there is none."
     found = kept().get("everywhere")
     if not found:
-        raise KeyError("no settings for all families are kept: run `arcpoint tune --out data/tuning.json`")
+        command = "arcpoint tune --out data/tuning.json"
+        raise KeyError(f"no settings for all families are kept: run `{command}`")
     return {p: found[p]["params"] for p in sorted(found, key=lambda p: found[p]["rate"])}
 
 
@@ -325,10 +373,11 @@ def settle(
     plan: Plan | None = None,
     run=run_one,
 ) -> dict:  # load, rate, best, params
-    "Load and rival for a world: as tuned where it is the tuned one, else by the rule on tuning seeds."
+    "Load and rival for a world: as tuned where it is the tuned one, else by the rule."
     if not options:
         t = tuned(family)
-        return dict(load=t["load"], rate=t["rate"], best=t["best"], params=t["peers"][t["best"]]["params"])
+        best = t["best"]
+        return dict(load=t["load"], rate=t["rate"], best=best, params=t["peers"][best]["params"])
     plan = plan or Plan(12, 3000, options=tuple(options.items()))
     rivals, seen = rivals_of(family), {}
     load, _ = best_load(family, dict(list(rivals.items())[:2]), plan, run, n_jobs, seen)
