@@ -181,6 +181,20 @@ def test_results_of_other_grids_are_tuned_again_and_plans_are_not_mixed(tmp_path
         tune(out, ["ramp"], Plan(2, 100), progress=False, n_jobs=1)
 
 
+def test_a_rule_and_its_twin_count_as_one_rival(monkeypatch):
+    rates = dict(stream_least=0.001, sharp=0.002, sharp_paced=0.002, c3=0.003, p2c=0.004, adaptive_least=0.009)
+    peers = {p: dict(params={}, rate=rate, seeds=8) for p, rate in rates.items()}
+    peers["litellm"] = dict(params={}, rate=0.0001, seeds=2)  # only the first round saw it
+    monkeypatch.setattr(tuning, "kept", lambda: dict(families=dict(ramp=dict(peers=peers))))
+    assert list(tuning.rivals_of("ramp", 3)) == ["stream_least", "sharp", "c3", "adaptive_least"]
+
+
+def test_a_peer_that_came_later_leaves_no_half_entry():
+    families = {"ramp": dict(tried_at=0.5, peers={})}
+    found = tune_everywhere(families, Plan(), dict(p2c=[{}]), n_jobs=1, run=world_with(2.0, 0.3))
+    assert found["p2c"]["params"] == {} and families["ramp"]["peers"] == {}
+
+
 def test_what_was_never_tuned_names_the_command(monkeypatch):
     monkeypatch.setattr(tuning, "kept", lambda: dict(families={}, plan={}))
     with pytest.raises(KeyError, match="arcpoint tune --out data/tuning.json --family ramp"):

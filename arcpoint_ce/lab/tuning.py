@@ -274,12 +274,14 @@ def tune_everywhere(
     paced = {family: tells_limits(family, dict(plan.options)) for family in families}
     seeds = range(min(plan.first, plan.seeds))
     least = 0.5 / (plan.n * len(seeds))  # half a miss
+    elsewhere: dict[tuple[str, str], dict[str, float]] = {}
 
     def rate_in(family: str, peer: str, params: dict) -> float:
         if not paced[family]:
             params = {k: v for k, v in params.items() if k != "paced"}
         found = families[family]
-        seen = found["peers"].setdefault(peer, dict(tried={}))["tried"]
+        unknown = dict(tried=elsewhere.setdefault((family, peer), {}))  # a peer that came later
+        seen = found["peers"].get(peer, unknown)["tried"]
         if (key := key_of(params)) not in seen:
             tasks = plan.tasks(family, peer, found["tried_at"], params, seeds)
             rows = run_tasks(run, tasks, n_jobs=n_jobs, progress=False)
@@ -360,9 +362,15 @@ def tuned_everywhere() -> dict[str, dict]:  # by peer, best first
 
 
 def rivals_of(family: str, most: int = 4) -> dict[str, dict]:  # best first
-    "The best peers of a family with their settings; adaptive least-request is always among them."
+    """The best peers of a family with their settings; adaptive least-request is always among them.
+
+    Two that missed equally often chose alike (a rule and its paced twin where no limit is told): one is enough."""
     peers = tuned(family)["peers"]
-    names = sorted(peers, key=lambda p: (-peers[p]["seeds"], peers[p]["rate"]))[:most]
+    ranked = sorted(peers, key=lambda p: (-peers[p]["seeds"], peers[p]["rate"]))
+    unlike = {}
+    for p in ranked:
+        unlike.setdefault((peers[p]["seeds"], peers[p]["rate"] or p), p)
+    names = list(unlike.values())[:most]
     return {p: peers[p]["params"] for p in dict.fromkeys((*names, "adaptive_least"))}
 
 # %% ../../nbs/lab/33c_tuning.ipynb #39aa8a6c
