@@ -44,7 +44,10 @@ def world_with(gamma, weight, runs=None):
     return run
 
 
-@pytest.mark.parametrize("gamma, weight", [(12.0, 0.15), (0.3, 0.02), (2.0, 1.0), (1000.0, 0.1), (0.01, 0.1)])
+BEST = [(12.0, 0.15), (0.3, 0.02), (2.0, 1.0), (1000.0, 0.1), (0.01, 0.1)]
+
+
+@pytest.mark.parametrize("gamma, weight", BEST)
 def test_an_optimum_on_the_edge_of_a_grid_extends_it_until_it_lies_inside(gamma, weight):
     def misses(points):
         return [abs(log(p["gamma"] / gamma)) + abs(log(p["weight"] / weight)) for _, p in points]
@@ -182,7 +185,8 @@ def test_results_of_other_grids_are_tuned_again_and_plans_are_not_mixed(tmp_path
 
 
 def test_a_rule_and_its_twin_count_as_one_rival(monkeypatch):
-    rates = dict(stream_least=0.001, sharp=0.002, sharp_paced=0.002, c3=0.003, p2c=0.004, adaptive_least=0.009)
+    rates = dict(stream_least=0.001, sharp=0.002, sharp_paced=0.002, c3=0.003, p2c=0.004)
+    rates["adaptive_least"] = 0.009
     peers = {p: dict(params={}, rate=rate, seeds=8) for p, rate in rates.items()}
     peers["litellm"] = dict(params={}, rate=0.0001, seeds=2)  # only the first round saw it
     monkeypatch.setattr(tuning, "kept", lambda: dict(families=dict(ramp=dict(peers=peers))))
