@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from arcpoint_ce.lab.baselines import GRIDS, PEERS, make_peer
 from arcpoint_ce.lab.contest import contenders
 from arcpoint_ce.lab.families import Setting, World
 from arcpoint_ce.lab.fleet import Call, Fleet, Gauge, Job, ServiceCurve, SimBackend
+from arcpoint_ce.lab.rivals import FROZEN, GRIDS, PEERS, RANGES, UNTUNED, make_peer
 from arcpoint_ce.lab.scaling import tell
 from arcpoint_ce.lab.workloads import poisson
 from arcpoint_ce.routing.core import Backend
@@ -68,7 +68,10 @@ def walk(name, params, steps, seed, n=5):
     peer, rng, now, live, chosen = started(name, n, seed, **params), Random(seed), 0., [], []
     for step, error in steps:
         now += rng.random()*3
-        if step == "tick": peer.tick(now, tuple(Gauge(now - 1, 20*rng.random(), 2, 10 + 30*rng.random()) if p % 2 else None for p in range(n)))
+        if step == "tick":
+            peer.tick(now, tuple(Gauge(now - 1, 20*rng.random(), 2, 10 + 30*rng.random()) if p % 2 else None for p in range(n)))
+            for job in live if hasattr(peer, "progress") else ():
+                peer.progress(job, int(15*(now - job.start_s)), now)
         elif step == "send" or not live:
             call = a_call(len(chosen), now, 1. + 200*rng.random())
             job = attempt(peer, now, call)
@@ -90,6 +93,8 @@ def walk(name, params, steps, seed, n=5):
         assert peer.own == [sum(j.place == p for j in live) for p in range(n)]
     for job in live: peer.end(job, now + 1., True, None)
     assert peer.own == [0]*n
+    if hasattr(peer, "left"): assert peer.left.load == pytest.approx([0.]*n, abs=1e-9) and not peer.left.left
+    if hasattr(peer, "prompts"): assert peer.prompts == [0.]*n and not peer.begun
     return chosen
 
 
@@ -113,7 +118,7 @@ def test_a_long_life(name):
     assert len(set(walk(name, {}, steps, 1)) - {-1}) >= 2
 
 
-@pytest.mark.parametrize("name", sorted(set(PEERS) - {"round_robin", "adaptive_least", "adaptive_least_sharp", "adaptive_gauges", "c3", "clairvoyant"}))
+@pytest.mark.parametrize("name", sorted(set(PEERS) - {"round_robin", "adaptive_least", "adaptive_least_sharp", "adaptive_least_sharp_paced", "adaptive_gauges", "c3", "clairvoyant", "stream_least", "lmetric", "least_work_left"}))
 def test_the_seed_matters(name):
     steps = [("send", None)]*60
     assert len({tuple(walk(name, {}, steps, seed)) for seed in range(6)}) > 1
@@ -153,12 +158,17 @@ def test_unknown_names_and_parameters_are_refused():
     with pytest.raises(ValueError, match="tpot_ms lacks b1"): started("adaptive_least", 2, tpot_ms={"b0": 20.})
 
 
-def test_grids_give_each_tuned_peer_the_same_budget():
-    assert set(GRIDS) == set(PEERS) - {"best_fixed", "clairvoyant"}
-    assert {len(g) for g in GRIDS.values()} == {1, 9}
-    for name in ("adaptive_least", "peak_ewma", "prequal", "c3", "envoy", "resilience4j_tuned", "litellm", "llmd"): assert len(GRIDS[name]) == 9
+def test_grids_hold_every_rival_plain_and_paced_within_natural_bounds():
+    assert set(GRIDS) == set(PEERS) - set(UNTUNED)
     for name, points in GRIDS.items():
-        for params in points: started(name, **params)
+        plain = [p for p in points if not p.get("paced")]
+        assert points == plain if name in FROZEN else points == plain + [p | dict(paced=True) for p in plain], name
+        for params in points:
+            started(name, **params)
+            numbers = {k: v for k, v in params.items() if type(v) in (int, float) and k in RANGES}
+            assert all(RANGES[k][0] <= v <= RANGES[k][1] for k, v in numbers.items()), (name, params)
+    assert max(p["gamma"] for p in GRIDS["adaptive_least"]) >= 8
+    assert GRIDS["adaptive_least_sharp"] == GRIDS["stream_least"] == [{}]
 
 
 # ---- behaviour as published
@@ -485,7 +495,7 @@ def test_what_the_best_of_them_gain_in_a_fleet():
 
 # ---- replicas come and go
 
-@pytest.mark.parametrize("name", ["random", "least_in_flight", "p2c", "adaptive_least", "best_fixed", "clairvoyant"])
+@pytest.mark.parametrize("name", ["random", "least_in_flight", "p2c", "adaptive_least", "best_fixed", "clairvoyant", "stream_least", "least_work_left", "exercise_rule"])
 def test_told_of_new_capacities_it_acts_on_them_and_not_on_the_first(name):
     "A backend that shrinks to a quarter gets as much as one that was so small from the start; fixed weights stay."
     def share(first, later):

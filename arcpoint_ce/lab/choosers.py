@@ -17,41 +17,64 @@ from math import inf
 from random import Random
 
 from .fleet import Call, Gauge, Job
-from .health import FailureAccrual
+from .health import FailureAccrual, Pacing
 from ..routing.core import Backend
 
 # %% ../../nbs/lab/30e_choosers.ipynb #4d31efb9
 class Peer(ABC):
     "A peer's policy behind the lab's `Gateway` protocol."
-    every_s, health = inf, None
+
+    every_s = inf  # wants `tick` this often, s
+    health = None  # who is left out after failures: a `Health`, or None
+    pacing: Pacing | None = None  # keeps to told request limits; None: they are ignored
 
     def start(self, backends: tuple[Backend, ...], seed: int):
         n = len(backends)
         self.backends, self.random = backends, Random(seed).random
-        self.all, self.own, self.capacity = list(range(n)), [0]*n, [b.capacity for b in backends]
-        if self.health is not None: self.health.start(n, self.random)
+        self.all, self.own = list(range(n)), [0] * n
+        self.capacity = [b.capacity for b in backends]
+        if self.health is not None:
+            self.health.start(n, self.random)
+        if self.pacing is not None:
+            self.pacing.start(backends)
         self.ready(n)
 
-    def ready(self, n: int): pass                                                        # state of the rule, n places
-    @abstractmethod
-    def pick(self, call: Call, now: float, places: Sequence[int]) -> int: ...            # one of `places`, never empty
-    def learn(self, job: Job, now: float, ok: bool, error: str | None): pass             # from an ended attempt
+    def ready(self, n: int):
+        "Prepare the state of the rule for `n` places."
 
-    def send(self, call: Call, now: float) -> int: return self.choose(call, now, self.all)
-    def again(self, call: Call, now: float) -> int: return self.choose(call, now, [p for p in self.all if p not in call.tried])
+    @abstractmethod
+    def pick(self, call: Call, now: float, places: Sequence[int]) -> int:
+        "One of `places`, which are never empty."
+
+    def learn(self, job: Job, now: float, ok: bool, error: str | None):
+        "Take something from an attempt that has ended."
+
+    def send(self, call: Call, now: float) -> int:
+        return self.choose(call, now, self.all)
+
+    def again(self, call: Call, now: float) -> int:
+        return self.choose(call, now, [p for p in self.all if p not in call.tried])
 
 # %% ../../nbs/lab/30e_choosers.ipynb #ed1f239f
 class Chooser(Peer):
     "How attempts go out, for every peer."
+
     def choose(self, call: Call, now: float, places: Sequence[int]) -> int:
-        "One of the places that health allows, counted as in flight; -1 where there is none."
-        health = self.health
-        if health is not None: places = health.viable(places, now)
-        if not places: return -1
+        "A place that health and pacing allow, counted as in flight; -1 where there is none."
+        if self.health is not None:
+            places = self.health.viable(places, now)
+        if not places:
+            return -1
+        if self.pacing is not None:
+            places = self.pacing.viable(places, now)
         place = self.pick(call, now, places)
-        if place < 0: return -1
+        if place < 0:
+            return -1
         self.own[place] += 1
-        if health is not None: health.sent(place, now)
+        if self.health is not None:
+            self.health.sent(place, now)
+        if self.pacing is not None:
+            self.pacing.sent(place, now)
         return place
 
 # %% ../../nbs/lab/30e_choosers.ipynb #0d608e05
@@ -244,12 +267,43 @@ class Watching(Gauges):
 
 # %% ../../nbs/lab/30e_choosers.ipynb #6f1b710a
 class AdaptiveGauges(AdaptiveLeastRequest, Watching):
-    "Adaptive least-request over the load of all: own requests now, others' from the newest gauges."
-    def ready(self, n): AdaptiveLeastRequest.ready(self, n); Watching.ready(self, n)
+    "Adaptive least-request that reads gauges: the pace of now, and others' load if asked."
+
+    def __init__(
+        self,
+        weight: float = 0.1,  # of the newest answer in both averages, 0..1
+        gamma: float = 1.5,  # how much lateness counts
+        others: float = 0.0,  # share of others' load that is added to our own count, 0..1
+        fresh: bool = True,  # a published time per token replaces our own average
+        **params,  # the other parameters of `AdaptiveLeast`
+    ):
+        super().__init__(weight, gamma, **params)
+        self.share, self.fresh = others, fresh
+
+    def ready(self, n):
+        AdaptiveLeastRequest.ready(self, n)
+        Watching.ready(self, n)
+
+    def tick(self, now, gauges):
+        super().tick(now, gauges)
+        if not self.fresh:
+            return
+        for p, gauge in enumerate(gauges):
+            if gauge is not None and 0 < gauge.tpot_ms < inf:
+                self.late[p] = gauge.tpot_ms / 1000 * self.speed[p]
+                self.unknown.discard(p)
+                self.refactor(p)
+        for p in self.unknown:
+            self.refactor(p)
+
+    def learn(self, job, now, ok, error):
+        p = job.place
+        told = self.late[p] if self.fresh and self.told[p] else None
+        super().learn(job, now, ok, error)
+        if told is not None:
+            self.late[p] = told
+            self.refactor(p)
 
     def pick(self, call, now, places):
-        own, others, factor, best, low = self.own, self.others, self.factor, -1, inf
-        for p in places:
-            x = (own[p] + others[p] + 1)*factor[p]
-            if x < low: best, low = p, x
-        return best
+        own, others, factor, share = self.own, self.others, self.factor, self.share
+        return min(places, key=lambda p: (own[p] + share * others[p] + 1) * factor[p])

@@ -15,11 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from .baselines import PEERS, make_peer
 from .experiment import Task
 from .families import FAMILIES, GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from .fleet import Fleet, Record
 from .gateways import EngineGateway, lab_engine
+from .rivals import PEERS, make_peer
 from .scaling import SETTINGS, Scaler, scaler_for
 from .workloads import Workload
 from ..learning.engine import ContextEngine, Keeper
@@ -217,7 +217,7 @@ def contenders(name: str, world: World, params: dict, hold: dict) -> list:
         params = dict(clients=s.gateways) | params
     if name == "best_fixed":
         params = dict(weights=dict(zip((x.name for x in world.backends), mean_room(world)))) | params
-    return [make_peer(name, **params) for _ in range(s.gateways)]
+    return [make_peer(name, gateways=s.gateways, **params) for _ in range(s.gateways)]
 
 # %% ../../nbs/lab/33a_contest.ipynb #37548d00
 def herding(record: Record, n: int, window_s: float = 1.) -> float:
