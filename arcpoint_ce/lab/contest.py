@@ -100,7 +100,7 @@ def learn(engine: ContextEngine, now: float):
 
 def before(setting: Setting) -> Setting:
     "The same world as far as its past is concerned."
-    return replace(setting, gateways=1, n=100, retries=2)
+    return replace(setting, gateways=1, retries=2)
 
 
 def ours(
