@@ -259,7 +259,7 @@ def read_results(path: str | Path) -> pd.DataFrame:                 # as `write_
 
 # %% ../../nbs/lab/33_experiment.ipynb #19461fec
 FEWEST = 200  # misses on each side; with fewer, a ratio says nothing and counts are shown instead
-FLIPS = 2000  # sign patterns that are tried
+FLIPS = 2048  # sign patterns that are tried
 
 
 def over(top: float, bottom: float) -> float | None:  # None without a denominator
@@ -269,12 +269,12 @@ def over(top: float, bottom: float) -> float | None:  # None without a denominat
 
 def sign_patterns(
     n: int,  # worlds
-    most: int = FLIPS,  # patterns; all 2**n where they are no more than this
+    most: int = FLIPS,  # patterns; all of them where they are no more than this
     seed: int = 0,  # of the draw
-) -> np.ndarray:  # (patterns, n) of -1 and 1; the first keeps every sign
-    "Which differences change their sign. All patterns where they are few, else a draw."
-    if 2**n <= most:
-        return 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+) -> np.ndarray:  # (patterns, n) of -1 and 1; the first sign always stays, and the first row keeps every sign
+    "Which differences change their sign. Every pattern where they are few, else a draw."
+    if 2 ** (n - 1) <= most:
+        return 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] << 1 >> np.arange(n)) & 1)
     drawn = np.random.default_rng(seed).choice([-1.0, 1.0], (most, n))
     drawn[0] = 1.0
     return drawn
@@ -289,21 +289,20 @@ def ratio_interval(
     "The ratios of two sums that a sign-flip test of the pairs does not reject (Fisher 1935, Fieller 1954)."
     a, b = np.asarray(top, float), np.asarray(bottom, float)
     signs = sign_patterns(len(a), seed=seed)
-    flipped_a, flipped_b, sum_a, sum_b = signs @ a, signs @ b, a.sum(), b.sum()
-    rank = len(signs) - 1 - int((1 - level) * len(signs) + 1e-9)  # of the critical value, ascending
-    if min(sum_a, sum_b) <= 0:
+    flipped_a, flipped_b, sum_a, sum_b = signs[1:] @ a, signs[1:] @ b, a.sum(), b.sum()
+    as_far = int((1 - level) * len(signs) + 1e-9)  # flipped sums that must lie as far out for a ratio to stay
+    if min(sum_a, sum_b) <= 0 or as_far < 1:
         return None, None
 
     def excess(ratio: float) -> float:  # above 0: rejected
         sums = np.abs(flipped_a - ratio * flipped_b)
-        return abs(sum_a - ratio * sum_b) - np.partition(sums, rank)[rank]
+        return abs(sum_a - ratio * sum_b) - np.partition(sums, -as_far)[-as_far]
 
-    middle = sum_a / sum_b
-    critical = np.partition(np.abs(flipped_b), rank)[rank]
+    middle, critical = sum_a / sum_b, np.partition(np.abs(flipped_b), -as_far)[-as_far]
     low = float(brentq(excess, 0.0, middle)) if excess(0.0) > 0 else 0.0
     if sum_b - critical <= 1e-9 * sum_b:
         return (low if low > 0 else None), None
-    high = 2.0 * max(middle, 1e-3)
+    high = 2.0 * middle
     while excess(high) <= 0:
         high *= 2.0
     return low, float(brentq(excess, middle, high))
