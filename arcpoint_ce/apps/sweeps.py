@@ -151,7 +151,7 @@ class Sweeps:
 
 SWEEPS = dict(watched=(watched, watch_tasks), loads=(run_one, load_tasks), corners=(run_one, corner_tasks), mixes=(mixed, mix_tasks),
               punctuality=(run_one, punctuality_tasks))
-FEW = dict(watched=dict(families=SEEN[:2]), loads=dict(factors=FACTORS[::3]), corners=dict(corners=(CORNERS[0], CORNERS[3], CORNERS[5])), mixes={}, punctuality=dict(streams=(0.,)))
+FEW = dict(watched=dict(families=SEEN[:1]), loads=dict(factors=FACTORS[::3]), corners=dict(corners=(CORNERS[0], CORNERS[-1])), mixes={}, punctuality=dict(streams=(0.,)))
 if "jitter" not in {f.name for f in fields(Setting)}:
     FEW["punctuality"]["jitters"] = (0.,)
 
@@ -164,7 +164,7 @@ def run_sweep(name: str, seeds: Iterable[int], n: int, few: bool, out: str | Pat
 def run_sweeps(
     seeds: Iterable[int] = range(4),
     n: int = 5000,                     # requests per run
-    few: bool = False,                 # two families, three loads, three corners: for a first look
+    few: bool = False,                 # one family, three loads, two corners: for a first look
     out: str | Path | None = None,     # folder that remembers finished runs
     n_jobs: int = 2, progress: bool = True,
 ) -> Sweeps:
