@@ -117,6 +117,9 @@ def family_notes(family: str, v: Mapping) -> list[str]:
     out = []
     if v["ratio"] is not None and v["ratio"] > 1:
         out.append(f"ours loses: {v['ratio']:.2f} times the misses of {v['best_rival']}")
+    elif v["ratio"] is None and (v["missed_ours"] or 0) > (v["missed_best_rival"] or 0):
+        more, less = v["missed_ours"], v["missed_best_rival"]
+        out.append(f"ours misses more: {more} against {less} of {v['best_rival']}, too few for a ratio")
     if v["on_off"] is not None and v["on_off"] > 1:
         out.append(f"the forecast does harm: {v['on_off']:.2f} times the misses of ours without it")
     if v["best_rival"] is None:

@@ -226,6 +226,7 @@ def verdict(
         | dict(
             best_rival=str(rival) if rival else None,
             missed_best_rival=int(lost) if rival else None,
+            missed_ours=int(own.loc[own["seed"].isin(faced["seed"]), "violations"].sum()) if rival else None,
             changed_share=float(changed.mean()) if len(changed) else None,
             cost_ratio=float(cost / paid) if paid > 0 else None,
             load=load,
