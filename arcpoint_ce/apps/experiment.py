@@ -173,6 +173,7 @@ COLUMNS = dict(
     on_off_lo="from",
     on_off_hi="to",
     changed_share="decisions changed",
+    other_best_share="another best",
     cost_ratio="cost",
     load="load",
 )
@@ -285,6 +286,14 @@ def _checked(families: Sequence[str], n: int, load: float | None, scaler: str | 
     Setting(families[0], n=n, **({} if load is None else dict(load=load)))
     for family in families:
         tuned(family)
+
+
+def _written(folder: Path, table: pd.DataFrame, found: dict) -> ExperimentRun:
+    "The files of a finished comparison."
+    write_results(table, folder / "results.parquet")
+    runs_of(table).to_csv(folder / "runs.csv", index=False)
+    write_json(folder / "metrics.json", found)
+    return ExperimentRun(folder, found)
 
 
 def run_experiment(

@@ -6,7 +6,7 @@
 __all__ = ['FORECASTS', 'CLAIRVOYANTS', 'WRONG', 'OURS', 'CONTENDERS', 'SHEDS', 'engine_at', 'past_of', 'handed_on',
            'lived_through', 'learn', 'before', 'ours', 'taught', 'Stuck', 'flipped', 'frozen', 'spoiled',
            'spoiled_past', 'true_room', 'mean_room', 'our_gateway', 'contenders', 'herding', 'counted', 'low_times',
-           'leads', 'scaled', 'ran', 'changed_share', 'run_one']
+           'leads', 'scaled', 'ran', 'changed_shares', 'run_one']
 
 # %% ../../nbs/lab/33a_contest.ipynb #22511ab2
 from collections.abc import Callable
@@ -315,10 +315,13 @@ def ran(
     return hold["fleet"].run(world.workload), hold
 
 
-def changed_share(gateways: list) -> float | None:  # 0..1; None: none of them is ours
-    "Share of decisions that the forecast changed, mean over the gateways that can tell."
-    known = [x for g in gateways if (x := getattr(g, "changed_share", None)) is not None]
-    return float(np.mean(known)) if known else None
+def changed_shares(gateways: list) -> dict:  # changed_share, other_best_share, 0..1; None: none of them is ours
+    "Shares of decisions that the forecast changed, mean over the gateways that can tell."
+    out = {}
+    for name in ("changed_share", "other_best_share"):
+        known = [x for g in gateways if (x := getattr(g, name, None)) is not None]
+        out[name] = float(np.mean(known)) if known else None
+    return out
 
 
 def run_one(task: Task) -> dict:
@@ -327,7 +330,7 @@ def run_one(task: Task) -> dict:
     scaler = options.pop("scaler", None)
     world = World(Setting(task.family, task.seed, **options))
     record, hold = ran(world, name, dict(task.params), scaler)
-    row = counted(world, record) | dict(changed_share=changed_share(hold["fleet"].gateways))
+    row = counted(world, record) | changed_shares(hold["fleet"].gateways)
     if world.scalable:
         row |= hold["scaler"].row()
     if extra == "leads":

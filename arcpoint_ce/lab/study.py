@@ -204,6 +204,12 @@ def _ratios(t: pd.DataFrame, mine: str, rival: BestRival | None) -> dict:
     return out | dict(median_ratio_sharp=sharp.get("median_ratio"), median_on_off=off.get("median_ratio"))
 
 
+def _mean_of(own: pd.DataFrame, column: str) -> float | None:
+    "Mean of what is known."
+    known = own[column].dropna() if column in own else own["seed"][:0]
+    return float(known.mean()) if len(known) else None
+
+
 def verdict(
     table: pd.DataFrame,  # rows of all families
     family: str,
@@ -219,7 +225,6 @@ def verdict(
     faced = rival.rows(t) if rival else t[:0]
     lost, asked, paid = faced[["violations", "requests", "cost_usd"]].sum()
     cost = own.loc[own["seed"].isin(faced["seed"]), "cost_usd"].sum()
-    changed = own["changed_share"].dropna() if "changed_share" in own else own["seed"][:0]
     return (
         counts
         | _ratios(t, mine, rival)
@@ -227,7 +232,8 @@ def verdict(
             best_rival=str(rival) if rival else None,
             missed_best_rival=int(lost) if rival else None,
             missed_ours=int(own.loc[own["seed"].isin(faced["seed"]), "violations"].sum()) if rival else None,
-            changed_share=float(changed.mean()) if len(changed) else None,
+            changed_share=_mean_of(own, "changed_share"),
+            other_best_share=_mean_of(own, "other_best_share"),
             cost_ratio=float(cost / paid) if paid > 0 else None,
             load=load,
             load_rule_kept=bool(0.001 <= lost / asked <= 0.01) if rival else None,
