@@ -112,16 +112,23 @@ def claim(folder: Path, asked: Asked):
     write_json(path, mine)
 
 # %% ../../nbs/apps/52b_experiment.ipynb #44019aae
+def _doubt(low: float | None) -> str:
+    "What to add to a ratio above 1 whose interval does not lie above 1."
+    return "" if low is not None and low > 1 else "; the interval does not rule out chance"
+
+
 def family_notes(family: str, v: Mapping) -> list[str]:
     "What must be known to read one family's numbers."
     out = []
     if v["ratio"] is not None and v["ratio"] > 1:
-        out.append(f"ours loses: {v['ratio']:.2f} times the misses of {v['best_rival']}")
+        out.append(f"ours misses more: {v['ratio']:.2f} times the misses of {v['best_rival']}{_doubt(v['ratio_lo'])}")
     elif v["ratio"] is None and (v["missed_ours"] or 0) > (v["missed_best_rival"] or 0):
         more, less = v["missed_ours"], v["missed_best_rival"]
         out.append(f"ours misses more: {more} against {less} of {v['best_rival']}, too few for a ratio")
     if v["on_off"] is not None and v["on_off"] > 1:
-        out.append(f"the forecast does harm: {v['on_off']:.2f} times the misses of ours without it")
+        idle = v["changed_share"] is not None and v["changed_share"] < 0.01
+        why = "; it changed next to no decision" if idle else _doubt(v["on_off_lo"])
+        out.append(f"ours misses more with its forecast than without: {v['on_off']:.2f} times{why}")
     if v["best_rival"] is None:
         out.append("no best rival: it is chosen on even seeds and judged on odd ones, so both are needed")
     elif v["ratio"] is None:
