@@ -10,8 +10,9 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'PolicyOption', 'ForecasterOp
            'option', 'report', 'bench', 'fetch', 'learned', 'train', 'check_choice', 'engine_how', 'fleet_of',
            'requests_of', 'model_for', 'learn_before', 'hear_steps', 'engine_at_end', 'print_decision', 'answer',
            'decide', 'print_scenarios', 'new_store', 'fault_desk', 'stored_line', 'simulate', 'print_replay', 'replay',
-           'replayed', 'names', 'families_of', 'experiment', 'tune', 'agent_client', 'on_redis', 'calls_of',
-           'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve', 'dashboard', 'in_short', 'run', 'main']
+           'replayed', 'names', 'families_of', 'streams_number', 'StreamsCommand', 'experiment', 'record', 'tune',
+           'agent_client', 'on_redis', 'calls_of', 'context_of', 'ask', 'mcp', 'guards_of', 'service_of', 'serve',
+           'dashboard', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
 import os, sys
@@ -622,41 +623,105 @@ def families_of(text: str, usual: Iterable[str]) -> list[str]:
     from arcpoint_ce.lab.families import FAMILIES
     return names(text) or list(usual) if text != "all" else list(FAMILIES)
 
+# %% ../../nbs/apps/54_cli.ipynb #c0a1a002
+def streams_number(
+    args: Sequence[str],  # the words of a command line
+) -> list[str]:  # with a number behind `--streams`
+    "Put the number that old spellings mean: `--no-streams` is 0, and `--streams` without a number 1."
+    out, rest = [], list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--no-streams":
+            out += ["--streams", "0"]
+        elif word == "--streams" and (not rest or rest[0].startswith("--")):
+            out += ["--streams", "1"]
+        else:
+            out.append(word)
+    return out
+
+
+class StreamsCommand(TyperCommand):
+    "A command whose `--streams` takes a share, or nothing."
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, streams_number(args))
+
 # %% ../../nbs/apps/54_cli.ipynb #4669f857
-@app.command()
+@app.command(cls=StreamsCommand)
 def experiment(
     out: Annotated[Path, option("Folder of the result; a killed run goes on there.")],
     family: Annotated[str, option("Families, as NAME,NAME; all: every one.  [default: the report's ten]")] = "",
     seeds: Annotated[int, typer.Option(help="Worlds of each family.")] = 12,
     seed_from: Annotated[int, typer.Option(help="The first world.")] = 0,
+    requests: Annotated[int | None, option("Requests per run.  [default: 20000, quick 4000]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="At most 4 seeds and 4000 requests, for a first look.")] = False,
-    request_s: Annotated[float, typer.Option(help="Mean time to serve a request on an unloaded backend, s.")] = 8.,
+    physics: Annotated[str, typer.Option(help="Of the servers: ideal, or engine (slots, queue, KV cache, prefill).")] = "ideal",
+    jitter: Annotated[float, typer.Option(help="How far recurring starts stray, share of the cycle, 0 to 0.1.")] = 0.0,
+    streams: Annotated[float, typer.Option(help="Share of the answers that come token by token, 0 to 1.")] = 1.0,
+    request_s: Annotated[float, typer.Option(help="Mean time to serve a request on an unloaded backend, s.")] = 8.0,
+    load: Annotated[float | None, option("Own traffic, share of what others leave.  [default: as tuned, or by the rule]")] = None,
     gateways: Annotated[int, typer.Option(help="Gateways that share nothing.")] = 1,
-    staleness_s: Annotated[float, typer.Option(help="Gauges are seen this late, s.")] = 0.,
+    staleness_s: Annotated[float, typer.Option(help="Gauges are seen this late, s.")] = 0.0,
+    arrivals: Annotated[Path | None, option("Arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic.")] = None,
+    curves: Annotated[Path | None, option("Measured service curves: a CSV table, or a folder of them.")] = None,
+    scaler: Annotated[str | None, option("Of every contender, where replicas can be added: reactive, trend, cron, predictive.")] = None,
     forecast: Annotated[str, typer.Option(help="on, off, or wrong on purpose: shuffled, frozen, inverted, missing.")] = "on",
     forecaster: Annotated[str, typer.Option(help="Of ours: auto, none, room, latency, both.")] = "auto",
     policy: Annotated[str, typer.Option(help="Of ours: auto, or another one by its name.")] = "auto",
-    streams: Annotated[bool, typer.Option("--streams/--no-streams", help="Do answers come token by token, for ours to see?")] = True,
-    arrivals: Annotated[Path | None, option("Arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic.")] = None,
-    curves: Annotated[Path | None, option("Measured service curves: a CSV table, or a folder of them.")] = None,
     policies: Annotated[str, option("Contenders beyond those that always run, as NAME,NAME.")] = "",
-    requests: Annotated[int | None, option("Requests per run.  [default: 20000, quick 4000]")] = None,
+    forecasters: Annotated[str, option("Further variants of ours: none, room, latency, both; all: every one.")] = "",
     until: Annotated[float | None, option("Where nothing can be foreseen: more worlds (100 at most) until the interval's half-width is this.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
     """Compare routing policies in simulated worlds, paired by seed.
 
+    Ours, ours without a forecast, the family's three best tuned rivals, adaptive least-request as tuned and
+    frozen (adaptive_least_sharp), the frozen rule that reads its own streams, and the clairvoyants always run.
+    OUT/runs.csv holds the counts of every run, OUT/metrics.json what follows from them; a ratio needs 200 misses
+    on each side.
+
     \b
       arcpoint experiment --family scheduled_surge,diurnal --seeds 12 --out my-experiment
       arcpoint experiment --family scheduled_surge --request-s 30 --forecast off --out off30
-      arcpoint experiment --family gray_failure --seed-from 20 --no-streams --policies ours_room,ours_latency --out gray
+      arcpoint experiment --family gray_failure --seed-from 20 --streams 0 --forecasters all --out gray
+      arcpoint experiment --family cold_capacity --scaler reactive --load 0.6 --out cold
       arcpoint experiment --quick --arrivals azure.csv --curves my-curves.csv --out mine
     """
     from arcpoint_ce.apps.experiment import run_experiment
     from arcpoint_ce.lab.study import TEN
-    asked = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, forecast=forecast, arrivals=arrivals, curves=curves, seed_from=seed_from, streams=streams, forecaster=forecaster, policy=policy)
-    typer.echo(run_experiment(families_of(family, TEN), seeds, quick, **asked, out=out, policies=names(policies), n=requests, n_jobs=jobs, progress=progress, until=until))
+
+    world = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=streams, physics=physics)
+    world |= dict(jitter=jitter, arrivals=arrivals, curves=curves, scaler=scaler, load=load)
+    asked = dict(forecast=forecast, forecaster=forecaster, policy=policy, seed_from=seed_from, until=until)
+    asked |= dict(policies=names(policies), forecasters=names(forecasters), n=requests, n_jobs=jobs, progress=progress)
+    typer.echo(run_experiment(families_of(family, TEN), seeds, quick, **world, **asked, out=out))
+
+# %% ../../nbs/apps/54_cli.ipynb #c0a1a004
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="Folder of the record; a killed run goes on there.")] = Path("record"),
+    part: Annotated[str, option("Families, as NAME,NAME.  [default: every one of the development results]")] = "",
+    development: Annotated[Path | None, option("Development results, a runs.csv.  [default: data/results/development.csv]")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Run a part again that another version began; both attempts are kept.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and about how long, and run nothing.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+):
+    """Run the comparison of record: seeds 1,000 to 1,099, once, with contenders that the development results name.
+
+    A part is one family. Its folder says which version made it, and refuses another one. Nothing is committed.
+
+    \b
+      arcpoint record --dry-run
+      arcpoint record --part scheduled_surge --out my-record
+    """
+    from arcpoint_ce.apps.record import DEVELOPMENT, run_record
+
+    found = run_record(out, names(part), development or DEVELOPMENT, again, dry_run, jobs, progress)
+    typer.echo(text_table(["family", "contenders", "runs", "done before", "minutes left, about"], found))
+    if not dry_run:
+        typer.echo(f"\n{out / 'record.json'}")
 
 # %% ../../nbs/apps/54_cli.ipynb #254e46cc
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['FORECASTS', 'CLAIRVOYANTS', 'WRONG', 'OURS', 'CONTENDERS', 'SHEDS', 'engine_at', 'past_of', 'handed_on',
            'lived_through', 'learn', 'before', 'ours', 'taught', 'Stuck', 'flipped', 'frozen', 'spoiled',
            'spoiled_past', 'true_room', 'mean_room', 'our_gateway', 'contenders', 'herding', 'counted', 'low_times',
-           'leads', 'scaled', 'ran', 'run_one']
+           'leads', 'scaled', 'ran', 'changed_shares', 'run_one']
 
 # %% ../../nbs/lab/33a_contest.ipynb #22511ab2
 from collections.abc import Callable
@@ -287,26 +287,52 @@ def leads(world: World, trace: list, twin: Record, early_s: float = 120.0) -> di
         breaches=int(len(real) + (found == -np.inf).sum()),
         lead_s=float(np.median(real)) if len(real) else np.nan,
         false_shed=float(false.mean()),
-        changed_share=float((np.abs(np.log(np.array([c for _, c in trace]))) > np.log(1.1)).any(1).mean()),
+        acting_share=float((np.abs(np.log(np.array([c for _, c in trace]))) > np.log(1.1)).any(1).mean()),
     )
 
 # %% ../../nbs/lab/33a_contest.ipynb #0b8162e3
-def scaled(world: World, name: str) -> Scaler:
-    "The scaler of one contender."
-    how = "clairvoyant" if name in CLAIRVOYANTS else "predictive" if name in ("ours", "ours_thrifty") else "reactive"
-    return scaler_for(world, how, taught(before(world.setting)), **SETTINGS[how])
+def scaled(
+    world: World,
+    name: str,  # of the contender
+    how: str | None = None,  # one of the advisers of `lab.scaling`; None: predictive
+) -> Scaler:
+    "The scaler of one contender: the same for all, but clairvoyants keep their own."
+    how = "clairvoyant" if name in CLAIRVOYANTS else how or "predictive"
+    return scaler_for(world, how, taught(before(world.setting)), **SETTINGS.get(how, {}))
 
 # %% ../../nbs/lab/33a_contest.ipynb #573fffe7
-def ran(world: World, name: str, params: dict) -> tuple[Record, dict]:   # the record; fleet and trace
+def ran(
+    world: World,
+    name: str,  # of the contender
+    params: dict,  # of its policy
+    scaler: str | None = None,  # as for `scaled`, where replicas can be added
+) -> tuple[Record, dict]:  # the record; fleet, scaler and trace
     "One contender in a world."
     hold = {}
     hold["fleet"] = world.fleet(contenders(name, world, params, hold))
-    if world.scalable: hold["scaler"] = scaled(world, name).install(hold["fleet"])
+    if world.scalable:
+        hold["scaler"] = scaled(world, name, scaler).install(hold["fleet"])
     return hold["fleet"].run(world.workload), hold
+
+
+def changed_shares(gateways: list) -> dict:  # changed_share, other_best_share, 0..1; None: none of them is ours
+    "Shares of decisions that the forecast changed, mean over the gateways that can tell."
+    out = {}
+    for name in ("changed_share", "other_best_share"):
+        known = [x for g in gateways if (x := getattr(g, name, None)) is not None]
+        out[name] = float(np.mean(known)) if known else None
+    return out
+
 
 def run_one(task: Task) -> dict:
     "One contender in one world: a flat row. With `leads` behind its name, the lead times beside its forecast-off twin."
-    world, (name, _, extra) = World(Setting(task.family, task.seed, **dict(task.options))), task.policy.partition("+")
-    record, hold = ran(world, name, dict(task.params))
-    extra_cost = hold["scaler"].row() if world.scalable else {}
-    return counted(world, record) | extra_cost | (leads(world, hold["trace"], ran(world, "ours_none", dict(task.params))[0]) if extra == "leads" else {})
+    options, (name, _, extra) = dict(task.options), task.policy.partition("+")
+    scaler = options.pop("scaler", None)
+    world = World(Setting(task.family, task.seed, **options))
+    record, hold = ran(world, name, dict(task.params), scaler)
+    row = counted(world, record) | changed_shares(hold["fleet"].gateways)
+    if world.scalable:
+        row |= hold["scaler"].row()
+    if extra == "leads":
+        row |= leads(world, hold["trace"], ran(world, "ours_none", dict(task.params), scaler)[0])
+    return row
