@@ -731,6 +731,7 @@ def tune(
     seeds: Annotated[int, typer.Option(help="Tuning worlds of each family.")] = 8,
     requests: Annotated[int, typer.Option(help="Requests per run.")] = 4000,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    loads: Annotated[bool, typer.Option("--loads", help="Only choose the loads again, with the best settings that the file holds.")] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
     """Tune every reactive policy and choose the loads, on worlds that no comparison uses.
@@ -740,11 +741,12 @@ def tune(
     """
     from arcpoint_ce.apps.experiment import known_names
     from arcpoint_ce.lab.families import FAMILIES
-    from arcpoint_ce.lab.tuning import Plan, tune as run_tuning
+    from arcpoint_ce.lab.tuning import Plan, settle_loads, tune as run_tuning
     asked = known_names("family", families_of(family, FAMILIES), FAMILIES)
     if min(seeds, requests, jobs) < 1: raise ValueError("--seeds, --requests and --jobs must be 1 or more")
     if not out.absolute().parent.is_dir(): raise FileNotFoundError(f"{out.parent}: no such folder")
-    found = run_tuning(out, asked, Plan(seeds, requests), jobs, progress)["families"]
+    if loads: found = settle_loads(out, asked, jobs)["families"]
+    else: found = run_tuning(out, asked, Plan(seeds, requests), jobs, progress)["families"]
     typer.echo(text_table(["family", "load", "misses", "best reactive"], [(f, found[f]["load"], found[f]["rate"], found[f]["best"]) for f in asked]))
 
 # %% ../../nbs/apps/54_cli.ipynb #d79dc428
