@@ -20,7 +20,7 @@ from .experiment import Task
 from .families import FAMILIES, GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from .fleet import Fleet, Record
 from .gateways import EngineGateway, lab_engine
-from .scaling import SETTINGS, Scaler, scaler_for
+from .scaling import DEFAULT_SCALER, SCALER_SETTINGS, Scaler, scaler_for
 from .workloads import Workload
 from ..learning.engine import ContextEngine, Keeper
 from ..learning.feedback import FeedbackStore, NullStore
@@ -291,10 +291,15 @@ def leads(world: World, trace: list, twin: Record, early_s: float = 120.0) -> di
     )
 
 # %% ../../nbs/lab/33a_contest.ipynb #0b8162e3
-def scaled(world: World, name: str) -> Scaler:
-    "The scaler of one contender."
-    how = "clairvoyant" if name in CLAIRVOYANTS else "predictive" if name in ("ours", "ours_thrifty") else "reactive"
-    return scaler_for(world, how, taught(before(world.setting)), **SETTINGS[how])
+def scaled(
+    world: World,
+    name: str,  # the contender; all of them get the same scaler
+) -> Scaler:
+    "The scaler of one contender: the one that the world's setting names (`scaler`), for everybody."
+    if name not in CONTENDERS:
+        raise ValueError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")
+    how = getattr(world.setting, "scaler", DEFAULT_SCALER)
+    return scaler_for(world, how, **SCALER_SETTINGS[how])
 
 # %% ../../nbs/lab/33a_contest.ipynb #573fffe7
 def ran(world: World, name: str, params: dict) -> tuple[Record, dict]:   # the record; fleet and trace
