@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'Bind', 'TUNING_SEEDS', 'LOADS', 'SessionSetting', 'slowdown', 'SessionWorld', 'SessionsNow', 'run_sessions',
-           'used_soon', 'present_bound', 'present_moves', 'missed_by', 'tuned_move_at']
+           'used_soon', 'present_bound', 'present_moves', 'TrueOccupancy', 'Foresighted', 'missed_by', 'tuned_move_at']
 
 # %% ../../nbs/lab/32e_sessions.ipynb #72ea3255
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .scaling import open_best
+from ..learning.placement import Placer, learn_occupancy
 
 # %% ../../nbs/lab/32e_sessions.ipynb #a9dfe2cd
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,80 @@ def present_moves(move_at: float) -> Bind:
         return best if slow[here] > move_at and slow[best] < 0.5 * slow[here] + 0.5 else here
 
     return rule
+
+# %% ../../nbs/lab/32e_sessions.ipynb #a372dd70
+class TrueOccupancy:
+    "What others will really take, in the place of what was learned."
+
+    def __init__(self, world: SessionWorld, step_s: float = 10.0):
+        self.world, self.step_s = world, step_s
+
+    def ahead(self, now_s: float, shift: np.ndarray, span_s: float) -> np.ndarray:
+        "The truth from now on, (places, steps)."
+        every = round(self.step_s / self.world.setting.step_s)
+        k = int(now_s / self.world.setting.step_s)
+        n = max(int(np.ceil(span_s / self.step_s)), 1)
+        at = np.minimum(k + every * np.arange(n), self.world.others.shape[1] - 1)
+        return self.world.others[:, at]
+
+    def usual_at(self, now_s: float) -> np.ndarray:
+        "Nothing: the truth needs no shift."
+        return np.zeros(6)
+
+
+class Foresighted:
+    "Binds sessions with a placer or by the worst moment, and moves them if it is told to."
+
+    def __init__(
+        self,
+        world: SessionWorld,
+        how: str = "room",  # "room": the placer; "worst": the backend whose worst moment is least bad
+        true: bool = False,  # the true future in place of the learned clock
+        move_at: float | None = None,  # slowdown at which a session moves; None: never
+        clocks: bool = True,  # False: the level only
+        quantile: float = 0.8,  # of the past cycles
+    ):
+        s = self.setting = world.setting
+        occupancy = TrueOccupancy(world) if true else learn_occupancy(
+            world.gauges(world.start_s), 10.0, quantile, clocks
+        )
+        self.placer = Placer(FULL * world.capacity, occupancy)
+        self.how, self.move_at, self.heard_s = how, move_at, -1.0
+        self.rng = np.random.default_rng(s.seed)
+        self.ends_s: dict[int, float] = {}
+
+    def __call__(self, seen: SessionsNow, session: int, here: int | None) -> int:
+        "The place of a session, by what is known now."
+        if seen.now_s >= self.heard_s + 10:
+            self.heard_s = seen.now_s
+            self.placer.heard(seen.now_s, seen.others)
+            for key in [k for k, e in self.ends_s.items() if e < seen.now_s]:
+                self.placer.release(key)
+                del self.ends_s[key]
+        if here is None:
+            self.ends_s[session] = seen.now_s + self.setting.life_s
+            return self.bind(seen, session)
+        if self.move_at is None or session not in self.ends_s:
+            return here
+        full = np.maximum(seen.others + seen.running + 1, seen.others + seen.bound * seen.duty)
+        slow = slowdown(full / seen.capacity)
+        if slow[here] <= self.move_at or slow.min() >= 0.5 * slow[here] + 0.5:
+            return here
+        there = self.bind(seen, session)
+        return there if slow[there] < 0.5 * slow[here] + 0.5 else self.keep(seen, session, here)
+
+    def bind(self, seen: SessionsNow, session: int) -> int:
+        "Where the rest of its life has room."
+        rest_s = max(self.ends_s[session] - seen.now_s, 10.0)
+        if self.how == "worst":
+            others = self.placer.others(seen.now_s, rest_s).max(1)
+            return int(np.argmin((others + seen.bound * seen.duty) / seen.capacity))
+        return self.placer.bind(session, seen.now_s, rest_s, seen.duty, tuple(self.rng.random(2)))
+
+    def keep(self, seen: SessionsNow, session: int, here: int) -> int:
+        "Back to where it was: the drawn place is no better now."
+        self.placer.bound[session] = (here, self.ends_s[session], seen.duty)
+        return here
 
 # %% ../../nbs/lab/32e_sessions.ipynb #5f211093
 TUNING_SEEDS = range(900_000, 900_006)
