@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAY_S', 'DEAR_USD', 'CHEAP', 'MIX', 'PEAK_H', 'BUDGETS', 'Rule', 'SIMPLE', 'TUNING_SEEDS', 'RESERVES', 'RULES',
-           'WITHOUT', 'Budget', 'budget_demand', 'kept_within', 'spend', 'elapsed_share', 'greedy', 'even', 'threshold',
-           'reserve', 'open_grid', 'planned', 'flat', 'truth', 'tune_budget']
+           'WITHOUT', 'BUDGET_SETTINGS', 'Budget', 'budget_demand', 'kept_within', 'spend', 'elapsed_share', 'greedy',
+           'even', 'threshold', 'reserve', 'open_grid', 'planned', 'flat', 'truth', 'tune_budget', 'budgets_table',
+           'budgets_summary']
 
 # %% ../../nbs/lab/32d_budgets.ipynb #f642cb53
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -285,3 +286,64 @@ def tune_budget(name: str, rule: str, seeds: Iterable[int] = TUNING_SEEDS) -> di
         return sum(x["cost_usd"] for x in bills)
 
     return open_grid(cost, grid)
+
+# %% ../../nbs/lab/32d_budgets.ipynb #8a6847c9
+BUDGET_SETTINGS: dict[str, dict[str, dict[str, float]]] = dict(
+    minute=dict(
+        greedy={},
+        even=dict(burst=0.0),
+        threshold=dict(kind=1.0, last=0.2),
+        reserve=dict(factor=1.0, power=1.0),
+        flat=dict(reserve=0.0),
+        planned=dict(reserve=0.0),
+    ),
+    day=dict(
+        greedy={},
+        even=dict(burst=0.0),
+        threshold=dict(kind=2.5, last=0.1),
+        reserve=dict(factor=1.25, power=0.5),
+        flat=dict(reserve=0.76),
+        planned=dict(reserve=0.1),
+    ),
+    month=dict(
+        greedy={},
+        even=dict(burst=0.0),
+        threshold=dict(kind=2.5, last=0.05),
+        reserve=dict(factor=0.75, power=0.5),
+        flat=dict(reserve=0.0),
+        planned=dict(reserve=0.0),
+    ),
+)
+
+
+def budgets_table(
+    seeds: Iterable[int],
+    budgets: Iterable[str] = tuple(BUDGETS),
+    rules: Iterable[str] = tuple(RULES),
+) -> pd.DataFrame:  # a row per budget, seed and rule
+    "Cost of every rule, and of the same plan with the truth, in the same worlds."
+    rules, rows = list(rules), []
+    for name in budgets:
+        b = BUDGETS[name]
+        for seed in seeds:
+            past, came = budget_demand(name, seed)
+            made = {r: RULES[r][0](b, past, **BUDGET_SETTINGS[name][r]) for r in rules}
+            made["truth"] = truth(b, came, b.past_s)
+            for rule, act in made.items():
+                bill = spend(b, came, act, b.past_s)
+                rows.append(dict(budget=name, seed=seed, rule=rule, requests=int(came.sum())) | bill)
+    return pd.DataFrame(rows)
+
+
+def budgets_summary(table: pd.DataFrame) -> pd.DataFrame:  # a row per budget and rule
+    "Cost over all seeds, over greedy, and over the best rule without a forecast (on these seeds)."
+    out = table.groupby(["budget", "rule"], sort=False).agg(
+        cost_usd=("cost_usd", "sum"), unused=("unused", "mean")
+    )
+    for name in out.index.levels[0]:
+        costs = out.loc[name, "cost_usd"]
+        best = min((r for r in WITHOUT if r in costs.index), key=costs.get)
+        out.loc[[name], "over_greedy"] = (costs / costs["greedy"]).to_numpy()
+        out.loc[[name], "over_best_simple"] = (costs / costs[best]).to_numpy()
+        out.loc[[name], "best_simple"] = best
+    return out

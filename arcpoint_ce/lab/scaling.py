@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ADVISERS', 'DEFAULT_SCALER', 'YARDSTICK', 'TUNING_SEEDS', 'DWELLS_S', 'QUANTILES', 'TUNED_AT', 'SCALER_SETTINGS',
-           'sites_of', 'counts_before', 'Books', 'Crew', 'Scaler', 'tell', 'Known', 'past_counts', 'demand_of', 'about',
-           'make_adviser', 'scaler_for', 'bill', 'yardstick', 'scaled_run', 'fill_for', 'open_best', 'ScalerTuning',
-           'tuning_worlds']
+           'FACTORS', 'Router', 'sites_of', 'counts_before', 'Books', 'Crew', 'Scaler', 'tell', 'Known', 'past_counts',
+           'demand_of', 'about', 'make_adviser', 'scaler_for', 'bill', 'yardstick', 'scaled_run', 'fill_for',
+           'open_best', 'ScalerTuning', 'tuning_worlds', 'cold_table', 'cold_summary']
 
 # %% ../../nbs/lab/32c_scaling.ipynb #5888a7f2
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -260,9 +260,9 @@ def scaled_run(
 def fill_for(
     missed: Callable[[float], float],  # fill -> share of requests that miss their limit
     most: float,  # the share that is allowed
-    low: float = 0.2,
-    high: float = 1.6,  # fills between which it looks first; both ends give way
-    halvings: int = 6,
+    low: float = 0.5,
+    high: float = 1.0,  # fills between which it looks first; both ends give way
+    halvings: int = 5,
 ) -> float | None:  # None: not even the lowest fill keeps within it
     "The highest fill that keeps within the limit; misses hardly fall as the fill grows."
     while missed(high) <= most and high < 20:
@@ -298,9 +298,9 @@ def open_best(
     return min(costs, key=lambda x: (costs[x], x)), costs
 
 # %% ../../nbs/lab/32c_scaling.ipynb #aa833516
-TUNING_SEEDS = range(900_000, 900_012)
-DWELLS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 960.0)  # to begin with, s
-QUANTILES = (0.5, 0.8, 0.9, 0.95)  # to begin with
+TUNING_SEEDS = range(900_000, 900_004)
+DWELLS_S = (60.0, 240.0, 960.0)  # to begin with, s
+QUANTILES = (0.8, 0.9)  # to begin with
 
 
 def _half(x: float) -> float:
@@ -367,7 +367,7 @@ class ScalerTuning:
         return dict(fill=self.found[tuple(sorted(chosen.items()))][1]) | chosen
 
 # %% ../../nbs/lab/32c_scaling.ipynb #eb85e5cf
-TUNED_AT = dict(load=0.8, n=10_000, most=0.002)  # where the settings below were chosen
+TUNED_AT = dict(load=0.8, n=6_000, most=0.002)  # where the settings below were chosen
 SCALER_SETTINGS: dict[str, dict[str, float]] = dict(
     predictive=dict(fill=0.85),
     cron=dict(fill=0.85),
@@ -383,3 +383,61 @@ def tuning_worlds(seeds: Iterable[int] = TUNING_SEEDS) -> list[World]:
         World(Setting("cold_capacity", seed=s, n=TUNED_AT["n"], load=TUNED_AT["load"]))
         for s in seeds
     ]
+
+# %% ../../nbs/lab/32c_scaling.ipynb #819c1747
+FACTORS = (0.85, 0.925, 1.0, 1.075, 1.15)  # of the tuned fill
+Router = Callable[[World], tuple[list, dict]]
+
+
+def cold_table(
+    seeds: Iterable[int],
+    routers: Mapping[str, Router],  # by name
+    scalers: Iterable[str] = ADVISERS,
+    factors: Sequence[float] = FACTORS,
+    settings: Mapping[str, Mapping[str, float]] = SCALER_SETTINGS,
+    **setting,  # of the world: n, load, ...
+) -> pd.DataFrame:  # a row per seed, router, scaler and factor
+    "Full factorial of scalers and routers in the same worlds, at several fills."
+    setting = dict(n=TUNED_AT["n"], load=TUNED_AT["load"]) | setting
+    scalers, rows = list(scalers), []
+    for seed in seeds:
+        world = World(Setting("cold_capacity", seed=seed, **setting))
+        for router, make in routers.items():
+            for how in scalers:
+                for factor in factors:
+                    params = dict(settings[how])
+                    params["fill"] *= factor
+                    row = scaled_run(world, how, make, **params)
+                    rows.append(dict(seed=seed, router=router, scaler=how, factor=factor) | params | row)
+    return pd.DataFrame(rows)
+
+
+def _at_equal_misses(missed: np.ndarray, hours: np.ndarray, wanted: float) -> float:
+    "Replica-hours at so many misses, between two fills that were run; nan where none enclose it."
+    order = np.argsort(missed, kind="stable")
+    x, y = np.log(missed[order] + 0.5), hours[order]
+    if not x[0] <= np.log(wanted + 0.5) <= x[-1]:
+        return float("nan")
+    return float(np.interp(np.log(wanted + 0.5), x, y))
+
+
+def cold_summary(
+    table: pd.DataFrame,  # of `cold_table`
+    most: float = TUNED_AT["most"],  # the share of misses at which bills are compared
+) -> pd.DataFrame:  # a row per router and scaler
+    "Misses and bill as tuned; the bill at equal misses, and over the better of reactive and trend."
+    rows = []
+    for (router, how), part in table.groupby(["router", "scaler"], sort=False):
+        sums = part.groupby("factor")[["requests", "missed", "replica_s"]].sum()
+        hours = sums.replica_s.to_numpy() / 3600
+        wanted = most * sums.requests.iloc[0]
+        equal = _at_equal_misses(sums.missed.to_numpy(), hours, wanted)
+        tuned = sums.loc[1.0]
+        about = dict(router=router, scaler=how, requests=int(tuned.requests), missed=int(tuned.missed))
+        rows.append(about | dict(replica_hours=tuned.replica_s / 3600, equal_misses_hours=equal))
+    out = pd.DataFrame(rows).set_index(["router", "scaler"])
+    for router in out.index.levels[0]:
+        there = [h for h in ("reactive", "trend") if (router, h) in out.index]
+        best = out.loc[[(router, h) for h in there], "equal_misses_hours"].min()
+        out.loc[[router], "over_waiting"] = out.loc[[router], "equal_misses_hours"] / best
+    return out

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .demand import detect
+from .demand import best_clock
 
 # %% ../../nbs/learning/21g_placement.ipynb #1c615104
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,7 @@ def learn_occupancy(
         raise ValueError("learn_occupancy: step_s must be positive and quantile within 0..1")
     usual, high = [], []
     for x in table.T:
-        found = detect(x, 6)[0] if clocks and len(x) > 40 else []
-        cycle = max((len(p) for p in found), default=1)
+        cycle = best_clock(x, 6) if clocks else 1
         by_phase = [x[p::cycle] for p in range(cycle)]
         usual.append(tuple(float(np.median(v)) for v in by_phase))
         q = quantile if cycle > 1 else 0.5

@@ -9,18 +9,19 @@ __all__ = ['MEMORIES', 'LEVELS', 'Arrivals', 'learn_arrivals', 'Level', 'QuotaPl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 
 import numpy as np
 
-from .demand import detect
+from .demand import best_clock
 
 # %% ../../nbs/learning/21f_quota.ipynb #e66005d8
 MEMORIES = (0, 1, 2, 4, 8, 16, 32, 64)  # steps that the level may be taken from; 0: no level
 LEVELS = (0.25, 4.0)  # the level is kept within these
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Arrivals:
     "What is expected of every kind at every time of the cycle."
 
@@ -39,29 +40,17 @@ class Arrivals:
 
     def _sum_to(self, t_s: float) -> np.ndarray:
         "Expected requests of each kind from time 0 on."
-        table = np.array(self.mean)
-        sums = np.vstack([np.zeros(table.shape[1]), np.cumsum(table, 0)])
+        table, sums = self._tables
         cycles, rest_s = divmod(t_s, self.cycle_s)
         k = rest_s / self.step_s
         low = min(int(k), len(table) - 1)
         return cycles * sums[-1] + sums[low] + (k - low) * table[low]
 
-
-def _clock_of(total: np.ndarray, ahead: int) -> int:
-    "Of the clocks detected in a series the one that says most about its second half, steps; 1: none."
-    # a detected clock may be a multiple of the true one, so its parts are tried too
-    if len(total) < 12:
-        return 1
-    half = len(total) // 2
-    first, second = total[:half], total[half:]
-
-    def error(cycle: int) -> float:
-        said = np.array([first[p::cycle].mean() for p in range(cycle)])
-        return float(((said[np.arange(half, len(total)) % cycle] - second) ** 2).mean())
-
-    found = [len(p) for p in detect(total, ahead)[0]]
-    parts = {c // k for c in found for k in range(1, 8) if c % k == 0 and c // k > 3}
-    return min((c for c in sorted({1} | parts) if c <= half), key=error)
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        "The means, and their sums from the start of the cycle on."
+        table = np.array(self.mean)
+        return table, np.vstack([np.zeros(table.shape[1]), np.cumsum(table, 0)])
 
 
 def _rest_error(arrivals: Arrivals, total: np.ndarray, span: int) -> float:
@@ -92,7 +81,7 @@ def learn_arrivals(
     if len(table) < span:
         raise ValueError(f"learn_arrivals: {len(table)} steps are less than one period of {span}")
     total = table.sum(1)
-    cycle = _clock_of(total, max(span // 2, 1)) if clocks else 1
+    cycle = best_clock(total, max(span // 2, 1)) if clocks else 1
     mean = [tuple(table[p::cycle].mean(0).tolist()) for p in range(cycle)]
     tried = [Arrivals(tuple(mean), step_s, m) for m in MEMORIES if m <= span and len(table) > span]
     return min(tried, key=lambda a: _rest_error(a, total, span), default=Arrivals(tuple(mean), step_s))
