@@ -79,8 +79,8 @@ def test_the_profile_is_as_wide_as_the_clock_is_unpunctual(jitter):
         a = 120 * c + 40 + round(rng.normal(0, jitter))
         taken[a : a + 30, 0] += 20
     high = np.array(learn_occupancy(taken, 10.0).high[0])
-    assert len(high) == 120
-    assert 0 <= (high > 15).sum() - 30 - 1.5 * jitter < 6 + jitter
+    assert abs(len(high) - 120) <= 1
+    assert 0 <= (high > 15).sum() - 30 - jitter < 6 + jitter
 
 
 def test_bad_samples_are_named():

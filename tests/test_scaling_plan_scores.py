@@ -34,7 +34,7 @@ def test_a_warning_in_time_early_late_and_false():
 
 def test_whoever_always_warns_warns_of_every_calm_step():
     always = warning_scores(np.ones(100, bool), flags(100, 50), 60.0, early_s=300.0)
-    assert always["false_share"] == 1.0 and always["recall"] == 0.0
+    assert always["false_share"] == 1.0 and always["recall"] == 1.0
     silent = warning_scores(np.zeros(100, bool), flags(100, 50), 60.0)
     assert (silent["recall"], silent["false_share"], silent["lead_s"]) == (0.0, 0.0, None)
 

@@ -106,7 +106,7 @@ def kept_within(
     "What of a wish can be had: no more than there are, no more than is left, the dearest first."
     out = np.minimum(np.floor(wanted + 1e-9), counts)
     for kind in range(len(out) - 1, -1, -1):
-        out[kind] = min(out[kind], left)
+        out[kind] = min(out[kind], np.floor(left))
         left -= out[kind]
     return out
 

@@ -369,11 +369,11 @@ class ScalerTuning:
 # %% ../../nbs/lab/32c_scaling.ipynb #eb85e5cf
 TUNED_AT = dict(load=0.8, n=6_000, most=0.002)  # where the settings below were chosen
 SCALER_SETTINGS: dict[str, dict[str, float]] = dict(
-    predictive=dict(fill=0.85),
-    cron=dict(fill=0.85),
-    trend=dict(fill=0.939, dwell_s=30.0),
-    reactive=dict(fill=0.987, dwell_s=700.0),
-    clairvoyant=dict(fill=0.82),
+    predictive=dict(fill=0.734, quantile=0.8, dwell_s=60.0),
+    cron=dict(fill=0.738, quantile=0.8, dwell_s=30.0),
+    trend=dict(fill=0.738, quantile=0.9, dwell_s=60.0),
+    reactive=dict(fill=0.734, dwell_s=1440.0),
+    clairvoyant=dict(fill=0.723, dwell_s=15.0),
 )
 
 
@@ -385,7 +385,7 @@ def tuning_worlds(seeds: Iterable[int] = TUNING_SEEDS) -> list[World]:
     ]
 
 # %% ../../nbs/lab/32c_scaling.ipynb #819c1747
-FACTORS = (0.85, 0.925, 1.0, 1.075, 1.15)  # of the tuned fill
+FACTORS = (0.85, 1.0, 1.15)  # of the tuned fill
 Router = Callable[[World], tuple[list, dict]]
 
 

@@ -131,7 +131,8 @@ def best_clock(
 
     found = [len(p) for p in detect(x, ahead)[0]]
     parts = {c // k for c in found for k in range(1, 8) if c % k == 0 and c // k > 3}
-    return min((c for c in sorted({1} | parts) if c <= half), key=error)
+    near = {c + d for c in parts for d in (-2, -1, 0, 1, 2)}  # a clock that jitters is found roughly
+    return min((c for c in sorted({1} | near) if c <= half), key=error)
 
 # %% ../../nbs/learning/20a_demand.ipynb #cd8b30b1
 def grow(X: np.ndarray, y: np.ndarray, trees: int, leaf: int, seed: int) -> CompiledForest:
