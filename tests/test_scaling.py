@@ -2,13 +2,40 @@
 from math import ceil
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from arcpoint_ce.lab.baselines import make_peer
+from arcpoint_ce.lab.rivals import make_peer
 from arcpoint_ce.lab.families import Setting, World
-from arcpoint_ce.lab.scaling import ADVISERS, Crew, bill, counts_before, equal_cost, make_adviser, mean_replicas, scaler_for
-from arcpoint_ce.learning.scaling import Advisor, Outlook, Reactive, Scaling, Site, learn_demand, room_rps, with_fewer, with_more
+from arcpoint_ce.lab import contest
+from arcpoint_ce.lab.scaling import (
+    ADVISERS,
+    DEFAULT_SCALER,
+    SCALER_SETTINGS,
+    Crew,
+    ScalerTuning,
+    bill,
+    cold_summary,
+    counts_before,
+    fill_for,
+    make_adviser,
+    open_best,
+    scaler_for,
+)
+from arcpoint_ce.learning.scaling import (
+    Advisor,
+    Cron,
+    Outlook,
+    Reactive,
+    Scaling,
+    Site,
+    chance_above,
+    learn_demand,
+    room_rps,
+    with_fewer,
+    with_more,
+)
 
 PERIOD = 60
 
@@ -149,11 +176,102 @@ def test_gateways_are_told_by_their_own_method():
     assert seen and all(x > 0 for x in seen[0]) and len(seen[0]) == len(world.sims)
 
 
-def test_equal_cost_is_never_below_and_hardly_above(world):
-    want = mean_replicas([world], "predictive", fill=.7)
-    fill = equal_cost([world], want, dwell_s=700.)
-    assert want <= mean_replicas([world], "reactive", fill=fill, dwell_s=700.) < 1.12*want
-    assert mean_replicas([world], "reactive", fill=1.03*fill, dwell_s=700.) < want or fill > 1.9
+@pytest.mark.parametrize("how", ["predictive", "cron", "trend", "reactive"])
+def test_every_contender_gets_the_same_scaler(how):
+    setting = dict(seed=1, n=300, load=0.8)
+    plans = {}
+    for name in contest.CONTENDERS:
+        scaler = contest.scaled(World(Setting("cold_capacity", **setting)), name, how)
+        assert type(scaler.adviser) is type(make_adviser(how, World(Setting("cold_capacity", **setting)), 10))
+        at = [(t, a.replicas) for t, a, _ in scaler.log]
+        plans[name] = (scaler.ready, scaler.orders, scaler.adviser.fill, at)
+    assert len(plans) > 15 and all(p == plans["ours"] for p in plans.values())
+
+
+def test_rivals_get_the_predictive_scaler_unless_asked_otherwise(world):
+    assert DEFAULT_SCALER == "predictive"
+    for name in ("ours", "ours_none", "adaptive_least_sharp", "clairvoyant_1", "p2c"):
+        adviser = contest.scaled(world, name).adviser
+        assert isinstance(adviser, Advisor) and adviser.outlook.model.demand.season.profiles
+        assert adviser.fill == SCALER_SETTINGS["predictive"]["fill"]
+    with pytest.raises(ValueError, match="unknown contender"):
+        contest.scaled(world, "nobody")
+
+
+def test_a_schedule_follows_the_past_and_nothing_else():
+    counts = np.r_[np.full(20, 100.0), np.full(40, 10.0)]
+    cron = Cron(np.tile(counts, 3), 60, 10.0, 180.0, index=5, quantile=0.5, fill=1.0)
+    cron.arrived(0.0, 1e6)
+    shifted = np.roll(counts, 5) / 10
+    for k in range(0, 130, 7):
+        then, order, keep, _ = cron.needs(10.0 * k)
+        assert then == order == shifted[(k + 18) % 60]
+        assert keep == max(shifted[(k + j) % 60] for j in range(19))
+    with pytest.raises(ValueError, match="two cycles"):
+        Cron(counts, 60, 10.0, 180.0)
+    with pytest.raises(ValueError, match="quantile"):
+        Cron(np.tile(counts, 3), 60, 10.0, 180.0, quantile=1.5)
+
+
+def test_chances_fall_with_the_room_and_keep_their_word(model):
+    outlook, later = Outlook(model), arrivals(25, 95)
+    stated, came = [], []
+    for k, n in enumerate(later):
+        outlook.push(6 * PERIOD + k, n)
+        chances = [chance_above(outlook, r) for r in (1.0, 4.0, 8.0, 12.0, 16.0)]
+        assert chances == sorted(chances, reverse=True)
+        stated.append(chance_above(outlook, 11.5))
+    came = later[18:] / 10 > 11.5
+    assert abs(np.mean(stated[:-18]) - came.mean()) < 0.05
+
+
+@pytest.mark.parametrize("optimum", [0.01, 0.3, 3.0, 7.0, 200.0])
+def test_a_grid_grows_until_its_best_value_is_no_edge(optimum):
+    def cost(x):
+        return abs(np.log(x / optimum))
+
+    best, tried = open_best(cost, (1.0, 2.0, 4.0), lambda x: x / 2, lambda x: 2 * x)
+    assert abs(np.log2(best / optimum)) <= 1 and min(tried) < best < max(tried)
+
+
+def test_a_grid_stops_where_nothing_keeps_the_limit():
+    best, tried = open_best(lambda x: np.inf, (1.0, 2.0), lambda x: x / 2, lambda x: 2 * x)
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize("knee", [0.1, 0.4, 0.9, 3.0])
+def test_the_fill_is_the_highest_that_keeps_the_limit(knee):
+    def missed(fill):
+        return 0.001 if fill <= knee else 0.1
+
+    fill = fill_for(missed, 0.002, halvings=9)
+    assert missed(fill) <= 0.002 < missed(1.02 * fill)
+
+
+def test_tuning_takes_the_cheapest_setting_at_equal_misses(world, monkeypatch):
+    from arcpoint_ce.lab import scaling
+
+    def run(world, how, router, fill, dwell_s):
+        return dict(missed=0 if fill <= 1 / (1 + abs(dwell_s - 30) / 100) else 1200)
+
+    def paid(world, how, fill, dwell_s):
+        return dict(replicas=1 / fill)
+
+    monkeypatch.setattr(scaling, "scaled_run", run)
+    monkeypatch.setattr(scaling, "bill", paid)
+    best = ScalerTuning([world], "reactive", 0.002).best()
+    assert best["dwell_s"] == 30.0 and 0.9 < best["fill"] <= 1.0
+
+
+def test_bills_are_compared_at_equal_misses():
+    rows = []
+    for scaler, hours in (("reactive", 20.0), ("trend", 16.0), ("predictive", 12.0)):
+        for factor, missed in ((0.9, 2), (1.0, 20), (1.1, 200)):
+            paid = dict(replica_s=3600 * hours / factor, missed=missed, requests=10_000)
+            rows.append(dict(router="r", scaler=scaler, factor=factor, **paid))
+    out = cold_summary(pd.DataFrame(rows), most=0.002)
+    assert out.missed.tolist() == [20, 20, 20]
+    assert out.over_waiting.round(3).tolist() == [1.25, 1.0, 0.75]
 
 
 def test_the_past_does_not_depend_on_what_is_judged():

@@ -81,7 +81,7 @@ class Asked:
 
 
 def world_options(
-    family: str,
+    family: str | Sequence[str],  # one family, or several
     files: Mapping = {},  # the caller's own, by option
     scaler: str | None = None,  # of every contender; None: the default one
     **given,  # fields of a Setting
@@ -91,11 +91,12 @@ def world_options(
     given = {k: v for k, v in given.items() if usual.get(k) != v}
     if unknown_here := sorted(set(given) - {f.name for f in fields(Setting)}):
         raise ValueError(f"worlds of this version have no {', '.join(unknown_here)}: leave it out, or update arcpoint_ce")
-    plain = Setting(family)
-    mine = replace(plain, **given)
+    given = {k: v for k, v in given.items() if v is not None}
+    plain = [Setting(f) for f in ([family] if isinstance(family, str) else family)]
+    mine = replace(plain[0], **given)
     if not isinstance(mine.gateways, int):
         raise ValueError(f"gateways must be a whole number, got {mine.gateways!r}")
-    out = {k: getattr(mine, k) for k in given if getattr(mine, k) != getattr(plain, k)} | dict(files)
+    out = {k: v for k in given if any((v := getattr(mine, k)) != getattr(p, k) for p in plain)} | dict(files)
     return out | (dict(scaler=scaler) if scaler else {})
 
 # %% ../../nbs/apps/52b_experiment.ipynb #d8879af2
@@ -270,8 +271,10 @@ def further(policies: Sequence[str], forecasters: Sequence[str]) -> tuple[str, .
     return known_names("policy", [*asked, *policies], CONTENDERS) if asked or policies else ()
 
 
-def _streamed(streams: bool | float) -> float:
+def _streamed(streams: bool | float | None) -> float | None:
     "The share of answers that stream. ValueError outside 0..1."
+    if streams is None:
+        return None
     if isinstance(streams, (bool, int, float)) and 0 <= streams <= 1:
         return float(streams)
     raise ValueError(f"streams must be a share from 0 to 1, got {streams!r}")
@@ -307,7 +310,7 @@ def run_experiment(
     family: Sequence[str] = TEN,  # scenario families
     seeds: int = 12,  # worlds of each
     quick: bool = False,  # at most 4 seeds and 4000 requests
-    request_s: float = 8.0,  # mean time to serve a request on an unloaded backend, s
+    request_s: float | None = None,  # mean time to serve a request on an unloaded backend, s; None: the family's usual
     gateways: int = 1,  # that share nothing
     staleness_s: float = 0.0,  # gauges are seen this late, s
     forecast: str = "on",  # on, off, or wrong on purpose: shuffled, frozen, inverted, missing
@@ -320,7 +323,7 @@ def run_experiment(
     n_jobs: int = 2,
     progress: bool = True,
     seed_from: int = 0,  # the first world; the record and tuning have seeds of their own
-    streams: bool | float = 1.0,  # share of the answers that come token by token, for gateways to see
+    streams: bool | float | None = None,  # share of the answers that come token by token; None: the family's usual
     forecaster: str = "auto",  # of ours: auto, none, room, latency, both
     policy: str = "auto",  # of ours: auto, or the name of another one
     until: float | None = None,  # families that nobody can foresee: more worlds until their half-width is this, 100 at most
@@ -338,7 +341,7 @@ def run_experiment(
     n = n if n is not None else 4_000 if quick else 20_000
     _checked(families, n, load, scaler, until)
     given = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=_streamed(streams))
-    o = world_options(families[0], files, scaler, **given, physics=physics, jitter=jitter)
+    o = world_options(families, files, scaler, **given, physics=physics, jitter=jitter)
     asked = Asked(tuple(o.items()), n, forecast, more, tuple(own.items()), tuple(hashes.items()), load)
     folder = Path(out)
     claim(folder, asked)

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 
-from ..lab.baselines import make_peer
+from ..lab.rivals import make_peer
 from ..lab.chaos import ours_at, quiet_past, site_of
 from ..lab.contest import before, handed_on, ours, past_of
 from ..lab.families import FAMILIES, Setting, World

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..lab.baselines import make_peer
+from ..lab.rivals import make_peer
 from ..lab.contest import CONTENDERS, FORECASTS, counted, ran, run_one
 from ..lab.experiment import Task, code_version, compare, run_tasks
 from ..lab.families import FAMILIES, Setting, World

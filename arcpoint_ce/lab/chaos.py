@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from .baselines import PEERS, make_peer
+from .rivals import PEERS, make_peer
 from .choosers import Policy
 from .contest import lived_through, ours
 from .families import REF_PREFILL_MS, REF_TPOT_MS, fitted, shapes

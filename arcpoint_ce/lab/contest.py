@@ -20,7 +20,7 @@ from .families import FAMILIES, GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, Wo
 from .fleet import Fleet, Record
 from .gateways import EngineGateway, lab_engine
 from .rivals import PEERS, make_peer
-from .scaling import SETTINGS, Scaler, scaler_for
+from .scaling import DEFAULT_SCALER, SCALER_SETTINGS, Scaler, scaler_for
 from .workloads import Workload
 from ..learning.engine import ContextEngine, Keeper
 from ..learning.feedback import FeedbackStore, NullStore
@@ -42,7 +42,7 @@ def engine_at(
     "An engine at the door of a world: told the limit of its requests and how many gateways there are."
     s = world.setting
     limits = dict(slo_ms=s.slack * REF_PREFILL_MS * 500.0, slo_tok_ms=s.slack * REF_TPOT_MS)
-    return lab_engine(backends, seed, **limits, store=store, lease_s=20 * s.request_s, gateways=s.gateways, **how)
+    return lab_engine(backends, seed, **limits, store=store, lease_s=world.timeout_s, gateways=s.gateways, **how)
 
 
 @lru_cache(8)
@@ -293,12 +293,14 @@ def leads(world: World, trace: list, twin: Record, early_s: float = 120.0) -> di
 # %% ../../nbs/lab/33a_contest.ipynb #0b8162e3
 def scaled(
     world: World,
-    name: str,  # of the contender
-    how: str | None = None,  # one of the advisers of `lab.scaling`; None: predictive
+    name: str,  # the contender
+    how: str | None = None,  # one of the advisers of `lab.scaling`; None: DEFAULT_SCALER
 ) -> Scaler:
-    "The scaler of one contender: the same for all, but clairvoyants keep their own."
-    how = "clairvoyant" if name in CLAIRVOYANTS else how or "predictive"
-    return scaler_for(world, how, taught(before(world.setting)), **SETTINGS.get(how, {}))
+    "The scaler of one contender: the same for everybody."
+    if name not in CONTENDERS:
+        raise ValueError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")
+    how = how or DEFAULT_SCALER
+    return scaler_for(world, how, **SCALER_SETTINGS[how])
 
 # %% ../../nbs/lab/33a_contest.ipynb #573fffe7
 def ran(

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import gmean
 
 import arcpoint_ce
-from .baselines import PEERS
+from .rivals import PEERS
 from .contest import CLAIRVOYANTS, run_one
 from .experiment import Task, code_version, enough, paired, run_tasks
 from .families import FAMILIES

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['level_path', 'best_rule', 'autocorrelation', 'centred_mean', 'phase_medians', 'smooth_circle', 'detrended', 'profile',
-           'held_out_rest', 'candidates', 'detect', 'grow', 'cross_forecast', 'Demand', 'replay_load', 'held_season',
-           'honest_path', 'run_rows', 'fit_demand', 'fit_curve']
+           'held_out_rest', 'candidates', 'detect', 'best_clock', 'grow', 'cross_forecast', 'Demand', 'replay_load',
+           'held_season', 'honest_path', 'run_rows', 'fit_demand', 'fit_curve']
 
 # %% ../../nbs/learning/20a_demand.ipynb #7db4dcb3
 from dataclasses import dataclass, replace
@@ -113,6 +113,26 @@ def detect(
         held += rest - held_out_rest(rest, period, smooth)
         rest = rest - found[-1][np.arange(len(rest)) % period]
     return found, rest, held
+
+# %% ../../nbs/learning/20a_demand.ipynb #8e9bb5ef
+def best_clock(
+    series: np.ndarray,  # one value per step, (n,)
+    ahead: int,  # steps ahead, for `detect`
+) -> int:  # steps; 1: none
+    "The one clock that says most about the second half of a series."
+    x = np.asarray(series, float)
+    half = len(x) // 2
+    if half < 20:
+        return 1
+
+    def error(cycle: int) -> float:
+        said = np.array([x[:half][p::cycle].mean() for p in range(cycle)])
+        return float(((said[np.arange(half, len(x)) % cycle] - x[half:]) ** 2).mean())
+
+    found = [len(p) for p in detect(x, ahead)[0]]
+    parts = {c // k for c in found for k in range(1, 8) if c % k == 0 and c // k > 3}
+    near = {c + d for c in parts for d in (-2, -1, 0, 1, 2)}  # a clock that jitters is found roughly
+    return min((c for c in sorted({1} | near) if c <= half), key=error)
 
 # %% ../../nbs/learning/20a_demand.ipynb #cd8b30b1
 def grow(X: np.ndarray, y: np.ndarray, trees: int, leaf: int, seed: int) -> CompiledForest:

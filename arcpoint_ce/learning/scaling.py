@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScalingModel', 'unit', 'trend_only', 'learn_demand', 'Counter', 'Watch', 'Outlook', 'Site', 'Advice', 'room_rps',
-           'dearest', 'with_more', 'with_fewer', 'Needs', 'Scaling', 'Advisor', 'Reactive']
+           'dearest', 'with_more', 'with_fewer', 'Needs', 'Scaling', 'Advisor', 'Reactive', 'Cron', 'chance_above']
 
 # %% ../../nbs/learning/21e_scaling.ipynb #b3341dcb
 from abc import ABC, abstractmethod
@@ -229,3 +229,55 @@ class Reactive(Counter, Scaling):
         self.close(now)
         rate = sum(self.last)/(len(self.last)*self.step_s) if self.last else 0.
         return rate, rate, rate, f"{rate:.1f} rps at present"
+
+# %% ../../nbs/learning/21e_scaling.ipynb #d45857cd
+class Cron(Scaling):
+    "A schedule from past cycles: what each time of the cycle asked for, whatever comes today."
+
+    def __init__(
+        self,
+        counts: Sequence[float],  # own arrivals per step in past cycles, oldest first, (n,)
+        period: int,  # length of the cycle, steps
+        step_s: float,  # length of a step, s
+        ahead_s: float,  # how long a replica takes to start, s
+        index: int = 0,  # number of the first step (its start over step_s)
+        quantile: float = 0.9,  # of the past cycles at the same time, 0..1
+        fill: float = 0.8,  # share of a replica that may be used
+        dwell_s: float = 30.0,  # least time before a release, s
+    ):
+        "ValueError on fewer than two past cycles, or a quantile outside 0..1."
+        super().__init__(fill, dwell_s)
+        load = np.asarray(counts, float)
+        if period < 1 or len(load) < 2 * period:
+            raise ValueError(
+                f"Cron: {len(load)} steps are fewer than two cycles of {period}; give more of the past"
+            )
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"Cron: quantile must be within 0..1, got {quantile!r}")
+        by_phase = [np.quantile(load[p::period], quantile) / step_s for p in range(period)]
+        self.rates_rps = np.roll(by_phase, index % period)
+        self.step_s, self.ahead_s = step_s, ahead_s
+
+    def arrived(self, now: float, n: float = 1.0):
+        "A schedule does not listen."
+
+    def needs(self, now: float) -> tuple[float, float, float, str]:
+        "The scheduled rate one start-up time ahead, and the highest until then."
+        first = int(now // self.step_s)
+        last = int((now + self.ahead_s) // self.step_s)
+        rates = self.rates_rps[np.arange(first, last + 1) % len(self.rates_rps)]
+        then = float(rates[-1])
+        return then, then, float(rates.max()), f"{then:.1f} rps scheduled in {self.ahead_s:.0f} s"
+
+# %% ../../nbs/learning/21e_scaling.ipynb #e37950aa
+def chance_above(
+    outlook: Outlook,  # fed with the arrivals until now
+    room_rps: float,  # what can be held at the horizon, requests/s
+) -> float:  # 0..1
+    "P(the demand at the horizon exceeds this), by the misses of past forecasts."
+    expected = float(outlook.path()[-1])
+    room = room_rps * outlook.step_s
+    if not outlook.misses:
+        return float(expected > room)
+    came = expected + np.array(outlook.misses) * unit(expected)
+    return float((came > room).mean())
