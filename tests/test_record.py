@@ -57,13 +57,13 @@ def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = set(read_rows(rows)[0])
-    assert 6 <= len(done) < 60 and not (tmp_path / "out" / "record.json").exists()
+    assert 6 <= len(done) < 70 and not (tmp_path / "out" / "record.json").exists()
     assert start(tmp_path / "out", development, tmp_path / "second").wait() == 0
     again = (tmp_path / "second").read_text().splitlines()
-    assert len(again) == 60 - len(done) and not done & set(again)
+    assert len(again) == 70 - len(done) and not done & set(again)
     runs = pd.read_csv(tmp_path / "out" / "runs.csv")
     found = json.loads((tmp_path / "out" / "record.json").read_text())["ramp"]
-    assert found["missed"] == runs.groupby("contender").missed.sum().to_dict() and len(runs) == 60
+    assert found["missed"] == runs.groupby("contender").missed.sum().to_dict() and len(runs) == 70
     assert set(runs.contender) == {"ours", "ours_none", "adaptive_least_sharp", "prequal", "c3", "p2c"} | set(R.FIXED)
 
 

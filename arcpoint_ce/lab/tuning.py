@@ -22,7 +22,7 @@ import pandas as pd
 
 from .contest import run_one
 from .experiment import Task, run_tasks
-from .families import FAMILIES, Setting, World
+from .families import FAMILIES, USUAL, Setting, World
 from .rivals import GRIDS, RANGES
 
 # %% ../../nbs/lab/33c_tuning.ipynb #f1ae8382
@@ -121,13 +121,14 @@ def best_load(
     n_jobs: int = 1,
     seen: dict | None = None,  # rates that are known already
 ) -> tuple[float, float]:  # the load and its rate
-    "The load by the rule, for the best of some rivals at every load."
+    "The load by the rule, for the best of some rivals at every load; a family with a load of its own keeps it."
     seen = {} if seen is None else seen
 
     def rate(load):
         return min(rates_at(load, family, rivals, plan, run, n_jobs, seen).values())
 
-    return choose_load(rate)
+    fixed = USUAL.get(family, {}).get("load")
+    return choose_load(rate) if fixed is None else (fixed, rate(fixed))
 
 # %% ../../nbs/lab/33c_tuning.ipynb #33c0a002
 def key_of(params: Mapping) -> str:  # of a setting, also in files
