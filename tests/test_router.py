@@ -880,12 +880,12 @@ def sick_for_a_minute(factor):
 @pytest.mark.parametrize("factor", [1.5, 3., 10., inf])
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("who", ["all", "only the sick one"])
-def test_a_backend_that_recovers_is_used_again_within_six_minutes(who, n, factor, every):
+def test_a_backend_that_recovers_is_used_again_within_two_minutes(who, n, factor, every):
     "Though nothing tells of it but a request that is sent there to see; and it is avoided while it is slow."
-    sent = serve(busy(n), sick_for_a_minute(factor), 480., every=every, streams=WHO_STREAMS[who])
+    sent = serve(busy(n), sick_for_a_minute(factor), 240., every=every, streams=WHO_STREAMS[who])
     assert share(sent, "b0", 10., 30.) > .2
     assert share(sent, "b0", 45., 90.) < (.15 if factor > 2. else .35)
-    assert share(sent, "b0", 90., 450.) > 0. and share(sent, "b0", 450., 480.) > .1
+    assert share(sent, "b0", 90., 210.) > 0. and share(sent, "b0", 210., 240.) > .1
 
 
 @pytest.mark.parametrize("factor", [1.5, 10., inf])
@@ -1123,7 +1123,7 @@ def test_errors_count_less_where_callers_retry_but_not_in_the_retry_itself():
     sc, s = scene_of(2, missing=0.); sc = Scene(*[getattr(sc, f) for f in ("backends", "slots")], (1., 1.), *[getattr(sc, f) for f in ("p50_ms", "p_slow", "step_ms", "cost_usd", "slo_ms")])
     ratio = lambda again, retried: (lambda x: x[0]/x[1])(OwnPace().plan(Scene(*[getattr(sc, f) for f in ("backends", "slots", "weight", "p50_ms", "p_slow", "step_ms", "cost_usd", "slo_ms")], again=again), t := Signals(
         [0, 0], [.2, 0.], [0., 0.], [0., 0.], retried=retried)).scores(t, 0.))*sc.backends[0].capacity/sc.backends[1].capacity
-    assert [ratio(*x) for x in ((False, 1.), (False, 0.), (True, 1.), (True, 0.))] == pytest.approx([2.2, 5., 5., 5.])
+    assert [ratio(*x) for x in ((False, 1.), (False, 0.), (True, 1.), (True, 0.))] == pytest.approx([1.2, 5., 5., 5.])
 
 
 def test_no_forecast_acts_on_single_requests_while_own_streams_tell():
@@ -1160,84 +1160,6 @@ def test_after_a_long_silence_one_request_at_a_time_finds_out():
         batch = sent(now, 2)
         assert {d.backend for d in batch} == {"quick"}, "known to be slow"
         answered(batch, took_ms, now)
-    tried = [d.backend for d in sent(420.0, 1) + sent(422.0, 4)]
+    tried = [d.backend for d in sent(520.0, 1) + sent(522.0, 4)]
     assert tried.count("slow") == 1, tried
-    assert "slow" not in [d.backend for d in sent(429.0, 4)], "it has not told anything yet"
-
-
-# ---- gauges
-def gauged(pace_ms: dict, at_s: float, waiting: int = 0) -> dict:
-    return {name: (at_s, 8, waiting, ms) for name, ms in pace_ms.items()}
-
-
-def choices(r: Router, now: float, n: int = 40) -> list:
-    names = []
-    for _ in range(n):
-        d = r.decide(Request(tokens_out=100), now)
-        names.append(d.backend)
-        r.cancel(d, now)
-    return names
-
-
-def test_a_gauge_moves_requests_before_any_answer_ends():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    assert r.read_gauges(10.0, gauged(dict(a=20.0, b=20.0), 10.0)) == 2
-    r.roll(10.0)
-    assert set(choices(r, 10.5)) == {"a", "b"}
-    r.read_gauges(15.0, gauged(dict(a=20.0, b=60.0), 15.0))
-    r.roll(15.0)
-    assert set(choices(r, 15.5)) == {"a"}
-
-
-def test_candidates_are_drawn_where_gauges_tell():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    r.read_gauges(10.0, gauged(dict(a=20.0, b=21.0), 10.0))
-    r.roll(10.0)
-    odds = {c.backend: c.probability for c in r.rank(Request(tokens_out=100), 10.5)}
-    assert 0.0 < odds["b"] < odds["a"] < 1.0
-
-
-def test_requests_that_wait_count_in_a_gauge():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    r.read_gauges(10.0, gauged(dict(a=20.0), 10.0) | gauged(dict(b=20.0), 10.0, waiting=16))
-    r.roll(10.0)
-    assert set(choices(r, 10.5)) == {"a"}
-
-
-@pytest.mark.parametrize("gauge", [None, (1.0, 2.0), (10.0, -1, 0, 20.0), (10.0, 8, 0, inf), (999.0, 8, 0, 20.0), ("now", 8, 0, 20.0)])
-def test_what_cannot_be_a_gauge_is_none(gauge):
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    assert r.read_gauges(10.0, dict(a=gauge, stranger=(10.0, 8, 0, 20.0))) == 0
-    assert r.status(10.0)[0]["pace_ms"] is None
-
-
-def test_an_old_gauge_is_old_news():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    r.read_gauges(100.0, gauged(dict(a=20.0, b=60.0), 80.0))
-    r.roll(100.0)
-    assert r.status(100.0)[0]["pace_ms"] is None
-
-
-def test_a_sick_backend_with_fine_gauges_is_found_out():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    for now in range(0, 60, 5):
-        r.read_gauges(float(now), gauged(dict(a=20.0, b=20.0), float(now)))
-        r.roll(float(now))
-        for d in [r.decide(Request(tokens_out=100), float(now)) for _ in range(8)]:
-            took_ms = 10_000.0 if d.backend == "b" else 2_000.0
-            r.observe(Outcome(d.backend, float(now), took_ms, True, None, d.id, 0, 0, 100))
-    assert choices(r, 60.0).count("b") <= 2
-
-
-def test_gauges_do_not_steer_where_own_streams_tell():
-    r = Router([Backend("a", capacity=8.0), Backend("b", capacity=8.0)])
-    running = [r.decide(Request(tokens_out=1000), 0.0) for _ in range(8)]
-    for now in range(1, 12):
-        for d in running:
-            if d.backend == "a":
-                r.progress(d, 40 * now, float(now))
-        if now > 3:
-            r.read_gauges(float(now), gauged(dict(a=20.0, b=200.0), float(now)))
-        r.roll(float(now))
-    paces = {s["backend"]: s["pace_ms"] for s in r.status(11.0)}
-    assert paces["a"] == pytest.approx(25.0, rel=0.1) and paces["b"] is None, paces
+    assert "slow" not in [d.backend for d in sent(529.0, 4)], "it has not told anything yet"

@@ -533,7 +533,6 @@ class ContextEngine:
         except Exception as e:
             self.journal.log.warning("gauges failed", extra=dict(fields=dict(error=f"{type(e).__name__}: {e}")))
             said = {}
-        self.router.read_gauges(now, said)
         self.forecaster.gauges(now, said)
 
     def _tighten(self, now: float):

@@ -33,7 +33,7 @@ class BreakerConfig:
     max_open_s: float = 300.           # no wait is longer, s
     patient_s: float = 0.              # while others have room, waits may grow to this instead, s
     jitter: float = .2                 # up to this share of a wait is left out, at random
-    probes: int = 3                    # probes out at the same time, at most
+    probes: int = 3                    # probes out at the same time, at most; 0: no trial, it closes when the wait is over
     probe_success: int = 3             # good probes that close it; as many slow ones reopen it
     max_half_open_s: float = 30.       # how long probes may be out without a verdict, s
     quick_s: float = 0.                # failures that took less than this do not count for failures in a row, s
@@ -41,7 +41,8 @@ class BreakerConfig:
     forgiving: bool = False            # the next wait is as short as the first one, once calls have succeeded in between
 
     def __post_init__(self):
-        for k in ("window", "min_calls", "consecutive", "probes", "probe_success"): _check(self, k, 1, whole=True)
+        for k in ("window", "min_calls", "consecutive", "probe_success"): _check(self, k, 1, whole=True)
+        _check(self, "probes", 0, whole=True)
         _check(self, "failure_rate", 0., 1., above=True); _check(self, "slow_rate", 0., above=True)
         for k in ("open_s", "max_open_s", "max_half_open_s"): _check(self, k, 0., above=True)
         _check(self, "patient_s", 0.); _check(self, "quick_s", 0.); _check(self, "lasting_s", 0.); _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
@@ -220,7 +221,7 @@ class Trial(Waits):
         "Ask before a call: closed yes (the clock is not even looked at), open no, half-open while slots last."
         if self.state is CLOSED: return True
         at = self._at(now)
-        if self.state is OPEN or self.out >= self.config.probes: return False
+        if self.state is OPEN or self.out >= max(self.config.probes, 1): return False
         if not self.out: self._busy_s = at
         self.out += 1
         return True
@@ -260,6 +261,8 @@ class Timed(Judged):
         "Open to half-open after the wait; half-open to open where probes do not come back."
         at, c = self._at(now), self.config
         if at < self.until_s: return False
+        if self.state is OPEN and not c.probes:
+            return self._close(f"waited {at - self.since_s:.1f} s; failures alone can open it again", {"opens": self.opens})
         if self.state is OPEN:
             return self._try(f"waited {at - self.since_s:.1f} s; at most {_probes(c.probes)} at a time may try it")
         self.until_s = (self._busy_s if self.out else at) + c.max_half_open_s

@@ -36,7 +36,6 @@ class Scene:
     most: tuple[float | None, ...] = ()       # requests in all with which the limit is still met
     change: tuple[float, ...] = ()            # foreseen time of one request over that of now; (): nothing is foreseen anywhere
     again: bool = False                       # a further attempt of a request that was tried already
-    shared: bool = False                      # do gauges, which others may read too, tell how quick the backends are
 
 @dataclass(slots=True)
 class Signals:
@@ -551,17 +550,17 @@ class OwnPace:
     name, peak, explore = "own_pace", False, 0.0
     sheds = False  # a forecast acts through the pace, not by taking weight away
     breaker = BreakerConfig(
-        window=20, min_calls=20, failure_rate=1.0, lasting_s=2.0, quick_s=0.5, slow_rate=2.0,
-        open_s=5.0, forgiving=True, probes=1, probe_success=1,
+        window=50, min_calls=50, failure_rate=1.0, lasting_s=2.0, quick_s=0.5, slow_rate=2.0,
+        open_s=5.0, forgiving=True, probes=0,
     )
 
     def __init__(
         self,
         gamma: float = 6.0,  # power of the pace
-        first: float = 6.0,  # how much errors count for a first attempt where callers try again
+        first: float = 1.0,  # how much errors count for a first attempt where callers try again
         again: float = 20.0,  # and for every attempt after which nobody tries again
         draws: int = 3,  # candidates, where there are several gateways
-        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen or gauges tell
+        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen
         gateways: int = 1,  # gateways that route into this fleet and share nothing, this one included
     ):
         self.gamma, self.first, self.again = gamma, first, again
@@ -575,7 +574,7 @@ class OwnPace:
         plan = OwnPacePlan(scene.slots, per, errors)
         if self.gateways > 1:
             return DrawnPacePlan(plan, s, self.draws)
-        return SoftPacePlan(plan, self.sharpness) if scene.change or scene.shared else plan
+        return SoftPacePlan(plan, self.sharpness) if scene.change else plan
 
 # %% ../../nbs/routing/03_policies.ipynb #e764a95a
 POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom, OwnPace)}

@@ -24,7 +24,7 @@ from threading import Lock
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker, BreakerConfig, ShedConfig, Shedder, in_panic
 from .core import DEFAULT_SLO_MS, STEP_S, Backend, Forecast, ForecastTable, Outcome, Request, Tier, foreseen_change, serves
 from .features import BackendFeatures
-from .nowcast import IN_WEIGHT, Nowcast, gauge_pace, others_pace_s, usual_pace_s
+from .nowcast import IN_WEIGHT, Nowcast, others_pace_s, usual_pace_s
 from .policies import OwnPace, Plan, Policy, Scene, Signals, WeightedPlan, capacities
 
 # %% ../../nbs/routing/04_router.ipynb #d63488ea
@@ -315,7 +315,7 @@ def slow_start(lane: Lane, now: float, window_s: float) -> float:   # share of i
 
 # %% ../../nbs/routing/04_router.ipynb #bb970117
 def make_scene(lanes, request: Request, now: float, fs: list[Forecast | None], limit, tier: Tier | None,
-               window_s: float, panic: bool, again: bool = False, streaming: bool = False, shared: bool = False) -> Scene:
+               window_s: float, panic: bool, again: bool = False, streaming: bool = False) -> Scene:
     "What the policy sees. `fs`: belief about each lane; `limit(backend, request)` gives the latency limit, ms."
     fs = [f if f is not None and f.trust > 0 else None for f in fs]     # what has earned no trust does not act
     slo = tuple(limit(l.backend, request) for l in lanes)
@@ -330,7 +330,7 @@ def make_scene(lanes, request: Request, now: float, fs: list[Forecast | None], l
         cost_usd=tuple(typical.cost_usd(l.backend) for l in lanes), slo_ms=slo,
         confidence=tier.confidence if tier else .9,
         occupied=tuple(f.occupied if f else None for f in fs), most=tuple(f.most if f else None for f in fs),
-        change=change if not streaming and any(f is not None and l.now_ms is not None for f, l in zip(fs, lanes)) else (), again=again, shared=shared)
+        change=change if not streaming and any(f is not None and l.now_ms is not None for f, l in zip(fs, lanes)) else (), again=again)
 
 # %% ../../nbs/routing/04_router.ipynb #bf12ed83
 @dataclass(frozen=True, slots=True)
@@ -377,7 +377,7 @@ class RouterState:
         self.counts = {"decided": 0, "observed": 0, "cancelled": 0, "expired": 0, "late": 0, "ignored": 0, "progress_ignored": 0}
         self._lock, self._random, self._phases = Lock(), Random(config.seed).random, Random(config.seed).random
         self._lanes, self._signals, self._retired = {}, Signals(), []
-        self._views, self._stamp, self._faded_s, self._folded_s, self._streamed_s, self._gauged_s, self._length_tok, self._work = {}, 0, -inf, -inf, -inf, -inf, 256., 0.
+        self._views, self._stamp, self._faded_s, self._folded_s, self._streamed_s, self._length_tok, self._work = {}, 0, -inf, -inf, -inf, 256., 0.
         self._leases, self._lapsed, self._sweep_s = {}, {}, inf
         self._gone_events = deque(maxlen=1000)
         for b in backends: self.add(b, -inf)
@@ -486,8 +486,7 @@ class RouterViews(RouterStandings):
         lanes, c, names = list(self._lanes.values()), self.config, {l.backend.name for l in probing}
         free = tuple(l for l in lanes if why[l.backend.name] is None)
         fs = [self._belief(l, now) for l in free]
-        scene = make_scene(free, request, now, fs, self.limit_ms, self.tiers.get(request.tier), c.slow_start_s, panic, bool(tried), streaming := now - self._streamed_s < STREAMING_S,
-                           not streaming and now - self._gauged_s < STREAMING_S)
+        scene = make_scene(free, request, now, fs, self.limit_ms, self.tiers.get(request.tier), c.slow_start_s, panic, bool(tried), now - self._streamed_s < STREAMING_S)
         mode = "panic" if panic else "predictive" if (scene.change if self.gamma else any(p is not None for p in scene.p_slow)) else "reactive"
         stale_s = self.table.made_s + self.table.max_age_s
         context_tok = min([inf, *(l.backend.context_tok for l in lanes if l.backend.context_tok)])
@@ -558,10 +557,10 @@ class RouterLearning(RouterReservations):
         "Renew every pace. Who is unknown counts as usual."
         lanes, s = self._lanes.values(), self._signals
         known = sorted(l.nowcast.pace_s for l in lanes if l.nowcast.pace_s)
-        usual_s, gauges = usual_pace_s(known), now - self._streamed_s >= STREAMING_S
+        usual_s = usual_pace_s(known)
         for l in lanes:
             n = l.nowcast
-            n.fold(now, others_pace_s(known, n.pace_s), gauges)
+            n.fold(now, others_pace_s(known, n.pace_s))
             hope_s = 0. if s.in_flight[l.slot] else n.hope_s
             s.slow[l.slot] = self._slow(hope_s or n.pace_s or usual_s or 1.)
         self._streamed_s = max((l.nowcast.streamed_s for l in lanes), default=-inf)
@@ -569,8 +568,9 @@ class RouterLearning(RouterReservations):
     def _slow(self, pace_s: float) -> float: return min(max(pace_s, 1e-6), 1e6)**self.gamma
 
     def _one_is_enough(self, lane: Lane):
-        "A request was sent to a silent backend in hope: until it has told, the next one goes by what was known before."
-        self._signals.slow[lane.slot] = self._slow(lane.nowcast.pace_s)
+        "A request was sent to a silent backend in hope: until it has told, the next one goes by the worse of hope and what was known before."
+        n = lane.nowcast
+        self._signals.slow[lane.slot] = self._slow(max(n.pace_s, n.hope_s))
 
     def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
         "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
@@ -599,7 +599,7 @@ class RouterLearning(RouterReservations):
             work = o.tokens_out + o.tokens_in/IN_WEIGHT or 1.
             if ok: self._work += (.01 if self._work else 1.)*(work - self._work)
             elif work < self._work: work = self._work              # what a time-out would have brought is not known
-            n.answer(took/1000./work, ok, end_s, o.ts_s); pace_s = n.pace_s
+            n.answer(took/1000./work, ok, end_s); pace_s = n.pace_s
             if s.slow[slot] == 1.: self._spread(max(end_s, self._folded_s))     # the first that is known of it
             elif pace_s: s.slow[slot] = pace_s**self.gamma if 1e-6 < pace_s < 1e6 else self._slow(pace_s)
         if self.policy.peak: a = 1. if took > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
@@ -763,17 +763,6 @@ class RouterTicking(RouterClaims):
             room = {l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0. for l in lanes}
             left = self.shedder.update(risk, room, now)
             for l in lanes: l.weight = left[l.backend.name]
-
-    def read_gauges(self, now: float, gauges: Mapping[str, tuple]) -> int:   # backend -> (time, s; running; waiting; ms per token); how many were taken
-        "What backends publish of themselves. Backends that are not in the fleet, and values that cannot be, are passed over."
-        taken = 0
-        with self._lock:
-            for name, gauge in gauges.items():
-                if name in self._lanes and (said := gauge_pace(gauge, now)):
-                    self._lanes[name].nowcast.read(*said, now)
-                    taken += 1
-            if taken: self._gauged_s = now
-        return taken
 
     def roll(self, now: float):
         "Release expired leases and close the telemetry steps that have ended, on every backend; the ticker calls it."
