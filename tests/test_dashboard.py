@@ -168,7 +168,7 @@ class Dashboard:
         self.process = started("dashboard", "--store", store, "--port", self.port, *more, log=self.log)
 
     def __enter__(self): until(lambda: urlopen(f"{self.url}/_stcore/health", timeout=2).status == 200, f"the dashboard is up: {self.log.read_text()[-500:]}", 180); return self
-    def __exit__(self, *_): self.process.terminate(); self.process.wait(20)
+    def __exit__(self, *_): self.process.terminate(); self.process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def live(tmp_path_factory):
     try:
         until(lambda: Path(f"{store}.control").exists(), f"the simulation runs: {(home/'sim.log').read_text()[-500:]}", 240)
         with Dashboard(store) as d: yield d
-    finally: sim.send_signal(signal.SIGINT); sim.wait(20)
+    finally: sim.send_signal(signal.SIGINT); sim.wait(120)
 
 
 class Watched:

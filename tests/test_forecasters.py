@@ -353,7 +353,7 @@ def test_members_come_and_go(kind, forest, past):
     check(table, engine, end + 301.0)
     assert "west" not in table and engine.failures == 0
     if kind != "none":
-        assert set(table) == {"east", "south", "north"}
+        assert {"south", "north"} <= set(table) <= {"east", "south", "north"}  # what has become slower may be demoted
     plain(engine.status(end + 301.0))
     for name in ("east", "south", "north"):
         engine.router.remove(name)

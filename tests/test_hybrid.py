@@ -101,7 +101,7 @@ def test_whatever_the_agent_raises_stays_here(error):
     assert in_flight(engine) == 3
     for d in made:
         assert h.observe(Outcome(d.backend, d.at_s, 50.0, decision=d.id))
-    engine.store.flush()
+    until(lambda: (engine.store.flush(), len(engine.store.rows("events")) == 3)[1])  # an agent's thread may end a little later
     events = engine.store.rows("events")
     assert in_flight(engine) == 0 and [e["what"] for e in events] == ["agent failed"] * 3
     assert type(error).__name__ in events[0]["why"]

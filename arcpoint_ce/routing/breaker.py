@@ -212,6 +212,10 @@ class Trial(Waits):
         self.out = 0
         return super()._open(reason, evidence)
 
+    @property
+    def slots(self) -> int:  # probes that may be out at the same time; one where only a person begins a trial
+        return max(self.config.probes, 1)
+
     def _try(self, reason: str) -> bool:
         "Begin a trial: no probe out, no verdict yet."
         self.out = self.good = self.slow = 0
@@ -221,7 +225,7 @@ class Trial(Waits):
         "Ask before a call: closed yes (the clock is not even looked at), open no, half-open while slots last."
         if self.state is CLOSED: return True
         at = self._at(now)
-        if self.state is OPEN or self.out >= max(self.config.probes, 1): return False
+        if self.state is OPEN or self.out >= self.slots: return False
         if not self.out: self._busy_s = at
         self.out += 1
         return True

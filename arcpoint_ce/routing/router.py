@@ -277,7 +277,7 @@ def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: f
 def probe_due(b: Breaker, now: float, roomy: bool = False) -> bool:   # whether a request may test it
     "Half-open with a probe to give, or open with the wait over; the first one waits longer where others are `roomy`. Changes nothing."
     if roomy and now < b.patient_until_s and not (b.state == HALF_OPEN and (b.out or b.good or b.slow)): return False
-    return b.out < b.config.probes if b.state == HALF_OPEN else b.state == OPEN and now >= b.until_s
+    return b.out < b.slots if b.state == HALF_OPEN else b.state == OPEN and now >= b.until_s
 
 def free_share(lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], gateways: int = 1) -> float | None:   # 0..1; None: nobody knows
     "The share of what these lanes can hold that is still free, if all gateways have as many requests there as this one. Who is unknown counts as nominal."
@@ -504,7 +504,7 @@ class RouterTaking(RouterViews):
         lane = d.lanes[attempt]; breaker = lane.breaker
         if breaker.state is not CLOSED and breaker.acquire(now):
             d.probes |= 1 << attempt
-            if breaker.out >= breaker.config.probes: self._stamp += 1
+            if breaker.out >= breaker.slots: self._stamp += 1
         if lane.budget and lane.budget.spend(d.request.tokens_in + d.request.tokens_out, now): self._stamp += 1
 
 # %% ../../nbs/routing/04_router.ipynb #8f2aad1a
