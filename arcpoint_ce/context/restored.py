@@ -112,6 +112,7 @@ def restored_router(
         for b in (status or {}).get("backends", ()):
             if b["backend"] in fleet.names and b["in_flight"]:
                 occupy(router, b["backend"], b["in_flight"], b.get("work_left", b["in_flight"]), memo["at_s"])
+        router.roll(now)
         return Restored(router, now, tuple(notes))
     now = records.now() if at_s is None else at_s
     router.restore(dict(turn=0, breakers={}, measured=measured_by_records(records, now)))
@@ -121,4 +122,5 @@ def restored_router(
         if state in ("open", "half_open"):
             router.force(name, state, now, why)
     router.swap(completed(table_by_records(records, fleet.names, now), router), now)
+    router.roll(now)
     return Restored(router, now, tuple(notes))
