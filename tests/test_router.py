@@ -891,11 +891,11 @@ def test_a_backend_that_recovers_is_used_again_within_five_minutes(who, n, facto
 @pytest.mark.parametrize("factor", [1.5, 10., inf])
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("who", ["nobody", "the others"])
-def test_without_streams_it_takes_minutes_but_not_for_ever(who, n, factor):
-    sent = serve(busy(n), sick_for_a_minute(factor), 1500., streams=WHO_STREAMS[who])
+def test_without_streams_it_takes_half_an_hour_but_not_for_ever(who, n, factor):
+    sent = serve(busy(n), sick_for_a_minute(factor), 2500., streams=WHO_STREAMS[who])
     assert share(sent, "b0", 10., 30.) > .2
     assert share(sent, "b0", 45., 90.) < (.15 if factor > 2. else .35)
-    assert share(sent, "b0", 1400., 1500.) > .1
+    assert share(sent, "b0", 2400., 2500.) > .1
 
 
 def test_whole_answers_and_streams_in_the_same_fleet():
@@ -1156,10 +1156,10 @@ def test_after_a_long_silence_one_request_at_a_time_finds_out():
 
     took_ms = dict(quick=2000.0, slow=20_000.0)
     answered(sent(0.0, 8), took_ms, 0.0)
-    for now in (30.0, 150.0, 270.0):
+    for now in (30.0, 900.0, 1700.0):
         batch = sent(now, 2)
         assert {d.backend for d in batch} == {"quick"}, "known to be slow"
         answered(batch, took_ms, now)
-    tried = [d.backend for d in sent(520.0, 1) + sent(522.0, 4)]
+    tried = [d.backend for d in sent(2120.0, 1) + sent(2122.0, 4)]
     assert tried.count("slow") == 1, tried
-    assert "slow" not in [d.backend for d in sent(529.0, 4)], "it has not told anything yet"
+    assert "slow" not in [d.backend for d in sent(2129.0, 4)], "it has not told anything yet"

@@ -28,7 +28,7 @@ class Nowcast:
     FADE_S = 1.0  # what streams said fades to 1/e in this time, s
     HOLD_S = 2.0  # whole answers count again when no stream has said anything for this long, s
     LATE = 0.3  # weight of the newest whole answer
-    WAIT_S, WAIT_WHOLE_S = 2.0, 300.0  # of silence before there is hope, where streams tell and where only whole answers do, s
+    WAIT_S, WAIT_WHOLE_S = 2.0, 1800.0  # of silence before there is hope, where streams tell and where only whole answers do, s
     HOPE_GROWS_S = 60.0  # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
