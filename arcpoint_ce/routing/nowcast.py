@@ -30,6 +30,7 @@ class Nowcast:
     LATE = 0.3  # weight of the newest whole answer
     WAIT_S, WAIT_WHOLE_S = 2.0, 1800.0  # of silence before there is hope, where streams tell and where only whole answers do, s
     HOPE_GROWS_S = 60.0  # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
+    MOST_LATE = 2.0  # a time-out speaks of no more than this times the known pace: its request may just have been long
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
@@ -75,7 +76,8 @@ class Nowcast:
         if not self.pace_s or (self.hope_s and ok):
             self.pace_s = pace_s  # what was known before a long silence counts no more
         elif ok or pace_s > self.pace_s:
-            self.pace_s += self.LATE * (pace_s - self.pace_s)
+            told_s = pace_s if ok else min(pace_s, self.MOST_LATE * self.pace_s)
+            self.pace_s += self.LATE * (told_s - self.pace_s)
         self.hope_s = 0.0
 
 # %% ../../nbs/routing/02a_nowcast.ipynb #7a7b3f33
