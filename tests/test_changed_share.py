@@ -1,4 +1,5 @@
 "The share of decisions that a forecast changed: measured on the side, without touching the run."
+
 import numpy as np
 import pytest
 
@@ -10,7 +11,9 @@ from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Request
 
 def judged_run(streams, every, monkeypatch, name="ours_room"):
     monkeypatch.setattr(G, "SAMPLED_EVERY", every)
-    record, hold = ran(World(Setting("scheduled_surge", 1, n=800, load=0.45, streams=streams)), name, {})
+    record, hold = ran(
+        World(Setting("scheduled_surge", 1, n=800, load=0.45, streams=streams)), name, {}
+    )
     return record, hold["fleet"].gateways[0]
 
 
@@ -32,7 +35,9 @@ def test_the_share_grows_with_what_is_foreseen(slower, other):
     "A larger backend is left once it will be slow enough, and looking leaves the router as it was."
     backends = [Backend("a", capacity=64.0), Backend("b", capacity=32.0)]
     engine = G.lab_engine(backends, slo_ms=100.0, slo_tok_ms=60.0, forecaster="none")
-    f = Forecast("a", 0.0, 60.0, (4e3 * slower,) * 7, (4e3 * slower,) * 7, now_ms=4e3, throughout=True)
+    f = Forecast(
+        "a", 0.0, 60.0, (4e3 * slower,) * 7, (4e3 * slower,) * 7, now_ms=4e3, throughout=True
+    )
     engine.router.swap(ForecastTable(1, 0.0, forecasts={"a": f}), 0.0)
     before = [(c.backend, c.probability) for c in engine.router.rank(Request(), 1.0)]
     moved, another = G.forecast_effect(engine.router, Request(), 1.0)

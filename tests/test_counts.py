@@ -1,4 +1,7 @@
-"The interval of a ratio keeps its word on counts such as the laboratory brings, and the published table says so."
+"""The interval of a ratio keeps its word on counts such as the laboratory brings, and the published
+table says so.
+"""
+
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +16,9 @@ RESULT = Path(__file__).parents[1] / "data" / "results" / "coverage.csv"
 def test_the_chosen_method_holds_the_truth_and_its_predecessor_does_not(n):
     some = {k: METHODS[k] for k in ("sign flips", "percentile")}
     held = coverage_table((n,), 150, methods=some, seed=1).groupby("method")["held"].mean()
-    assert 0.925 < held["sign flips"] < 0.97 and held["percentile"] < held["sign flips"] - 0.01  # 1,200 comparisons: 0.006
+    assert (
+        0.925 < held["sign flips"] < 0.97 and held["percentile"] < held["sign flips"] - 0.01
+    )  # 1,200 comparisons: 0.006
 
 
 def test_the_published_table_is_whole_and_supports_the_choice():
@@ -28,6 +33,13 @@ def test_the_published_table_is_whole_and_supports_the_choice():
 def test_the_published_table_can_be_made_again():
     "One cell of it, with the numbers of its command."
     table = pd.read_csv(RESULT)
-    again = coverage_table((20,), 400, recipes=RECIPES[:1], methods={"sign flips": METHODS["sign flips"]}).iloc[0]
-    there = table[(table.method == "sign flips") & (table.recipe == RECIPES[0].name) & (table.n_worlds == 20)].iloc[0]
-    assert there.held == pytest.approx(again.held, abs=1e-4) and there.comparisons == again.comparisons == 400
+    again = coverage_table(
+        (20,), 400, recipes=RECIPES[:1], methods={"sign flips": METHODS["sign flips"]}
+    ).iloc[0]
+    there = table[
+        (table.method == "sign flips") & (table.recipe == RECIPES[0].name) & (table.n_worlds == 20)
+    ].iloc[0]
+    assert (
+        there.held == pytest.approx(again.held, abs=1e-4)
+        and there.comparisons == again.comparisons == 400
+    )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from arcpoint_ce.learning.drift import DETECTORS, Stream, DriftConfig, delay_curve, heavy_errors
+from arcpoint_ce.learning.drift import DETECTORS, DriftConfig, Stream, delay_curve, heavy_errors
 from arcpoint_ce.learning.online import adaptation
 
 

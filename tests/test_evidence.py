@@ -1,11 +1,19 @@
-"What a replay may claim: outcomes that the log holds, and estimates with the requests they rest on."
+"""What a replay may claim: outcomes that the log holds, and estimates with the requests they rest
+on.
+"""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from arcpoint_ce.learning.evidence import effective, evidence, moves_table, said
-from arcpoint_ce.learning.hindsight import exercise_trio, judge_moves, make_stage, study, study_metrics
+from arcpoint_ce.learning.hindsight import (
+    exercise_trio,
+    judge_moves,
+    make_stage,
+    study,
+    study_metrics,
+)
 from arcpoint_ce.routing.core import Backend
 
 FLEET = [Backend("a", capacity=8), Backend("b", capacity=8), Backend("c", capacity=8)]
@@ -36,7 +44,9 @@ def test_a_rule_that_agrees_with_the_log_has_known_outcomes_alone():
 
 
 def test_the_estimate_is_the_importance_weighted_mean_of_logged_outcomes():
-    "Written again, request by request: each logged request counts as often as a moved one leans on it."
+    """Written again, request by request: each logged request counts as often as a moved one leans
+    on it.
+    """
     stage, _ = world(1)
     to = np.where(stage.home == 1, 0, stage.home)
     weights = np.zeros(len(stage.home))
@@ -71,7 +81,9 @@ def test_where_the_target_served_nobody_nothing_is_known():
 
 
 def test_the_interval_holds_the_truth():
-    "The truth is known in a simulated log: how many of the moved requests would have been late there."
+    """The truth is known in a simulated log: how many of the moved requests would have been late
+    there.
+    """
     held = 0
     for seed in range(100, 180):
         stage, late = world(seed)

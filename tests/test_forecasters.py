@@ -1,4 +1,7 @@
-"One contract for every forecaster: what an engine does with one, it does with each, the toys of this file included."
+"""One contract for every forecaster: what an engine does with one, it does with each, the toys of
+this file included.
+"""
+
 import inspect
 import json
 from collections import Counter
@@ -12,7 +15,16 @@ from arcpoint_ce.learning.feedback import FeedbackStore
 from arcpoint_ce.learning.forecast import LatencyForest
 from arcpoint_ce.learning.forecasters import AutoForecaster, PaceJudge, make_forecaster, step_table
 from arcpoint_ce.learning.registry import Registry, RegistryError, keep_lessons, take_lessons
-from arcpoint_ce.routing.core import LEVELS, Backend, Forecast, Forecaster, ForecastTable, Outcome, Request, check_forecaster
+from arcpoint_ce.routing.core import (
+    LEVELS,
+    Backend,
+    Forecast,
+    Forecaster,
+    ForecastTable,
+    Outcome,
+    Request,
+    check_forecaster,
+)
 from arcpoint_ce.routing.router import NoBackend, RouterConfig
 
 NAMES = ("east", "west", "south")
@@ -24,20 +36,45 @@ CONFIG = EngineConfig(tick_s=5.0, memo_s=5.0, learn="never")
 
 class Toy:  # fulfils the protocol without inheriting from it
     name, lesson, lesson_due, evidence = "toy", 0, None, 0.0
-    def __init__(self): self.last_ms, self.heard, self.version = {}, Counter(), 0
-    def start(self, router): self.heard["start"] += 1
-    def outcome(self, outcome): self.heard["outcome"] += 1
-    def gauges(self, now, said): self.heard["gauges"] += len(said)
-    def news(self): return []
-    def memo(self): return {}
-    def lessons(self): return dict(self.last_ms)
-    def restore(self, lessons, memo): self.last_ms.update(lessons)
-    def status(self): return dict(evidence=0.0, backends={})
-    def step(self, backend, step): self.last_ms[backend] = step.mean_ms or self.last_ms.get(backend, 100.0)
+
+    def __init__(self):
+        self.last_ms, self.heard, self.version = {}, Counter(), 0
+
+    def start(self, router):
+        self.heard["start"] += 1
+
+    def outcome(self, outcome):
+        self.heard["outcome"] += 1
+
+    def gauges(self, now, said):
+        self.heard["gauges"] += len(said)
+
+    def news(self):
+        return []
+
+    def memo(self):
+        return {}
+
+    def lessons(self):
+        return dict(self.last_ms)
+
+    def restore(self, lessons, memo):
+        self.last_ms.update(lessons)
+
+    def status(self):
+        return dict(evidence=0.0, backends={})
+
+    def step(self, backend, step):
+        self.last_ms[backend] = step.mean_ms or self.last_ms.get(backend, 100.0)
+
     def tick(self, now):
         self.version += 1
-        forecasts = {b: Forecast(b, now, 50.0, *[tuple(ms * k for k in SPREAD)] * 2) for b, ms in self.last_ms.items()}
+        forecasts = {
+            b: Forecast(b, now, 50.0, *[tuple(ms * k for k in SPREAD)] * 2)
+            for b, ms in self.last_ms.items()
+        }
         return ForecastTable(self.version, now, 60.0, forecasts, self.name)
+
     def learn(self, steps, outcomes, now):
         self.lesson += 1
         return f"the newest latency of {len(dict(steps))} backends"
@@ -54,7 +91,9 @@ class Heir(Forecaster):
     def tick(self, now):
         self.version += 1
         second = tuple(1000.0 * k for k in SPREAD)
-        forecasts = {b.name: Forecast(b.name, now, 50.0, second, second) for b in self.router.backends}
+        forecasts = {
+            b.name: Forecast(b.name, now, 50.0, second, second) for b in self.router.backends
+        }
         return ForecastTable(self.version, now, 60.0, forecasts, self.name)
 
 
@@ -64,10 +103,19 @@ def latency_ms(backend: str, at_s: float) -> float:
 
 
 def ended(decision, at_s: float, took_ms: float) -> Outcome:
-    return Outcome(decision.backend, at_s - took_ms / 1000, took_ms, True, None, decision.id, 0, 20, 100)
+    return Outcome(
+        decision.backend, at_s - took_ms / 1000, took_ms, True, None, decision.id, 0, 20, 100
+    )
 
 
-def live(engine, begin_s: float, seconds: float, seed: int = 0, slower=lambda backend, at_s: 1.0, gauges=None) -> float:
+def live(
+    engine,
+    begin_s: float,
+    seconds: float,
+    seed: int = 0,
+    slower=lambda backend, at_s: 1.0,
+    gauges=None,
+) -> float:
     "Two requests a second, told of while they stream; the time when it ends, s."
     rng, due = Random(seed), []
     engine.gauges = gauges or engine.gauges
@@ -81,7 +129,10 @@ def live(engine, begin_s: float, seconds: float, seed: int = 0, slower=lambda ba
                 engine.observe(ended(decision, at_s, took_ms))
         d = engine.decide(Request(f"r{now}", tokens_in=20, tokens_out=100), now)
         took_ms = latency_ms(d.backend, now) * slower(d.backend, now) * rng.lognormvariate(0, 0.05)
-        due += [(now + took_ms * part / 1000, d, int(100 * part), took_ms) for part in (0.25, 0.5, 0.75, 1.0)]
+        due += [
+            (now + took_ms * part / 1000, d, int(100 * part), took_ms)
+            for part in (0.25, 0.5, 0.75, 1.0)
+        ]
         due.sort(key=lambda x: x[0])
         engine.step(now)
     for at_s, decision, tokens, took_ms in due:
@@ -116,7 +167,9 @@ def make(kind, forest):
 
 def engine_of(kind, forest, store=None, names=NAMES, **how):
     fleet = [Backend(n, 8.0) for n in names]
-    return ContextEngine(fleet, store, forecaster=make(kind, forest), router=ROUTER, config=CONFIG, **how)
+    return ContextEngine(
+        fleet, store, forecaster=make(kind, forest), router=ROUTER, config=CONFIG, **how
+    )
 
 
 def taught(kind, forest, past, store=None):
@@ -132,23 +185,38 @@ def check(table, engine, now):
     "A table as the engine hands it on: every forecast whole."
     assert isinstance(table, ForecastTable) and table.made_s == now and table.max_age_s > 0
     for name, f in table.items():
-        assert f.backend == name in {b.name for b in engine.router.backends} and f.made_s <= now and f.horizon_s > 0
+        assert (
+            f.backend == name in {b.name for b in engine.router.backends}
+            and f.made_s <= now
+            and f.horizon_s > 0
+        )
         for quantiles in (f.step_ms, f.request_ms):
             assert len(quantiles) == len(LEVELS) and list(quantiles) == sorted(quantiles)
             assert 0 < quantiles[0] < quantiles[-1] < 1e7
-        assert f.most > 0 and f.occupied >= 0 and isfinite(f.most + f.occupied) and 0 <= f.trust <= 1
+        assert (
+            f.most > 0 and f.occupied >= 0 and isfinite(f.most + f.occupied) and 0 <= f.trust <= 1
+        )
 
 
 def plain(x):
-    "As it comes back from JSON. It may hold no NaN, and no number of numpy, which JSON would keep as text."
+    """As it comes back from JSON.
+
+    It may hold no NaN, and no number of numpy, which JSON would keep as text.
+    """
     return json.loads(json.dumps(x, allow_nan=False))
 
 
 def test_a_toy_is_small_and_whatever_lacks_a_method_is_refused():
     assert len(inspect.getsource(Toy).splitlines()) <= 20
     assert check_forecaster(Toy()) and check_forecaster(Heir())
-    lame = type("Lame", (), {k: v for k, v in vars(Toy).items() if k not in ("news", "lesson_due") and k[:2] != "__"})
-    with pytest.raises(TypeError, match="it lacks news, lesson_due.*inherit from arcpoint_ce.Forecaster"):
+    lame = type(
+        "Lame",
+        (),
+        {k: v for k, v in vars(Toy).items() if k not in ("news", "lesson_due") and k[:2] != "__"},
+    )
+    with pytest.raises(
+        TypeError, match="it lacks news, lesson_due.*inherit from arcpoint_ce.Forecaster"
+    ):
         ContextEngine([Backend("east")], forecaster=lame())
     with pytest.raises(ValueError, match="unknown forecaster 'rooms'; known: auto"):
         make_forecaster("rooms")
@@ -158,7 +226,10 @@ def test_a_toy_is_small_and_whatever_lacks_a_method_is_refused():
 def test_hears_and_forecasts(kind, forest, past):
     engine = taught(kind, forest, past)
     now = past[2]
-    gauges = lambda t: {n: (t, 2.0, 0.0, 20.0) for n in NAMES}
+
+    def gauges(t):
+        return {n: (t, 2.0, 0.0, 20.0) for n in NAMES}
+
     end = live(engine, now, 120.0, gauges=gauges)
     before = engine.router.table.version
     table = engine.tick(end + 5.0)
@@ -168,7 +239,9 @@ def test_hears_and_forecasts(kind, forest, past):
     assert all(f.now_ms > 0 for f in table.values())
     assert engine.failures == 0
     status = plain(engine.status(end + 5.0))
-    assert status["forecaster"]["name"] == engine.forecaster.name and set(status["forecast"]["backends"]) >= set(table)
+    assert status["forecaster"]["name"] == engine.forecaster.name and set(
+        status["forecast"]["backends"]
+    ) >= set(table)
     assert engine.rank(Request(), end + 5.0)
     if kind == "toy":
         assert engine.forecaster.heard["outcome"] > 200 and engine.forecaster.heard["gauges"] > 60
@@ -178,7 +251,11 @@ def settle(engine, begin_s: float, seconds: float = 120.0) -> ForecastTable:
     "The same answers from every backend: what was measured before counts no more."
     for k in range(int(seconds)):
         for name in NAMES:
-            engine.observe(Outcome(name, begin_s + k, latency_ms(name, begin_s + k), True, None, None, 0, 20, 100))
+            engine.observe(
+                Outcome(
+                    name, begin_s + k, latency_ms(name, begin_s + k), True, None, None, 0, 20, 100
+                )
+            )
     for k in range(int(seconds / 5)):
         table = engine.tick(begin_s + 5.0 * (k + 1))
     return table
@@ -186,12 +263,16 @@ def settle(engine, begin_s: float, seconds: float = 120.0) -> ForecastTable:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_learned_comes_back(kind, forest, past):
-    "The same past heard, the same lessons, the same answers since: the same forecasts (sensors begin anew, and come close)."
+    """The same past heard, the same lessons, the same answers since: the same forecasts (sensors
+    begin anew, and come close).
+    """
     steps, outcomes, now = past
     first, second = taught(kind, forest, past), engine_of(kind, forest)
     first.tick(now)
     lessons, memo = plain(first.forecaster.lessons()), plain(first.forecaster.memo())
-    assert bool(lessons) == (kind in LEARNERS and kind != "toy") and (first.forecaster.lesson > 0) == (kind in LEARNERS)
+    assert bool(lessons) == (kind in LEARNERS and kind != "toy") and (
+        first.forecaster.lesson > 0
+    ) == (kind in LEARNERS)
     for name, step in steps:
         second.forecaster.step(name, step)
     second.forecaster.restore(lessons, memo)
@@ -209,7 +290,7 @@ def test_a_lesson_makes_every_backend_known(kind, forest, past):
     engine = taught(kind, forest, past)
     engine.tick(now)
     known = engine.tick(now + 5.0)
-    assert set(known) == (set() if kind == "toy" else set(NAMES))      # the toy hears steps only
+    assert set(known) == (set() if kind == "toy" else set(NAMES))  # the toy hears steps only
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +311,9 @@ def test_the_whole_loop_and_a_restart(kind, forest, past, tmp_path):
     last = engine.decide(Request("last"), end + 10.0).id
     engine.close(end + 11.0)
     with engine_of(kind, forest, path) as again:
-        assert again.resumed and not [e for e in again.store.rows("events") if e["what"] == "not resumed"]
+        assert again.resumed and not [
+            e for e in again.store.rows("events") if e["what"] == "not resumed"
+        ]
         assert again.forecaster.evidence == pytest.approx(evidence, abs=0.02)
         assert kind == "toy" or set(plain(again.forecaster.lessons())) == set(lessons)
         assert set(again.router.table) == set(table)
@@ -242,13 +325,20 @@ def test_the_whole_loop_and_a_restart(kind, forest, past, tmp_path):
 
 @pytest.mark.parametrize("kind", FORESTS)
 def test_a_shift_is_drift_and_costs_trust(kind, forest, past):
-    "From one moment on everything takes four times as long, as nobody could foresee, and goes up and down without a rule."
+    """From one moment on everything takes four times as long, as nobody could foresee, and goes up
+    and down without a rule.
+    """
     engine, now = taught(kind, forest, past), past[2]
     calm = live(engine, now, 300.0)
     engine.store.flush()
     part = engine.forecaster if kind != "both" else engine.forecaster.parts[1]
     before, events = part.evidence, Counter(e["what"] for e in engine.store.rows("events"))
-    live(engine, calm, 1200.0, slower=lambda b, t: 4.0 if Random(int(t // 60)).random() < 0.5 else 1.0)
+    live(
+        engine,
+        calm,
+        1200.0,
+        slower=lambda b, t: 4.0 if Random(int(t // 60)).random() < 0.5 else 1.0,
+    )
     engine.store.flush()
     after = Counter(e["what"] for e in engine.store.rows("events"))
     assert after["drift"] > events["drift"] and part.evidence < before - 0.2
@@ -281,7 +371,9 @@ class Claims(Forecaster):
             then_ms = now_ms * (latency_ms(b.name, now + self.AHEAD_S) / now_ms) ** self.sign
             quantiles = tuple(then_ms * (1 + 0.01 * (k - 3)) for k in range(7))
             trust = self.judge.earned.trust(b.name)
-            forecasts[b.name] = Forecast(b.name, now, self.AHEAD_S, quantiles, quantiles, now_ms=now_ms, trust=trust)
+            forecasts[b.name] = Forecast(
+                b.name, now, self.AHEAD_S, quantiles, quantiles, now_ms=now_ms, trust=trust
+            )
         table = ForecastTable(self.version, now, 60.0, forecasts, self.name)
         self.judge.foresaw(table, now)
         return table
@@ -297,11 +389,15 @@ def test_trust_is_earned_and_lost():
     for engine in (right, wrong):
         live(engine, 0.0, 1500.0)
     assert right.forecaster.evidence > 0.9 and wrong.forecaster.evidence < -0.5
-    changes = {engine.forecaster.name: [engine.foreseen_change(n) for n in NAMES] for engine in (right, wrong)}
+    changes = {
+        engine.forecaster.name: [engine.foreseen_change(n) for n in NAMES]
+        for engine in (right, wrong)
+    }
     assert changes["wrong"] == [1.0] * 3 and max(changes["right"]) > 1.2
     wrong.tick(1505.0)
     wrong.tick(1520.0)  # the streams have been silent for a while: the present cannot tell
-    change = {name: 16.0 if name == "east" else 0.25 for name in NAMES}      # what it says now would move everything
+    # what it says now would move everything
+    change = {name: 16.0 if name == "east" else 0.25 for name in NAMES}
     earned = wrong.forecaster.judge.earned
     wrong.forecaster.tick = lambda now: ForecastTable(
         99, now, 60.0, {n: foresees(n, now, change[n], earned.trust(n)) for n in NAMES}
@@ -323,18 +419,26 @@ def foresees(name: str, now: float, change: float, trust: float) -> Forecast:
 def test_auto_lets_the_right_one_act_and_takes_it_out_when_the_world_turns():
     candidates = [Claims("wrong", -1.0), Claims("right", 1.0)]
     auto = AutoForecaster(candidates)
-    engine = ContextEngine([Backend(n, 8.0) for n in NAMES], forecaster=auto, router=ROUTER, config=CONFIG)
-    assert engine.tick(0.0).model == "auto: none, right watches" and engine.foreseen_change("east") == 1.0
+    engine = ContextEngine(
+        [Backend(n, 8.0) for n in NAMES], forecaster=auto, router=ROUTER, config=CONFIG
+    )
+    assert (
+        engine.tick(0.0).model == "auto: none, right watches"
+        and engine.foreseen_change("east") == 1.0
+    )
     live(engine, 0.0, 1500.0)
     assert auto.acting == "right" and engine.router.table.model == "auto: right"
     assert max(engine.foreseen_change(n) for n in NAMES) > 1.2
-    candidates[1].sign = -1.0                                     # from now on it is wrong, too
+    candidates[1].sign = -1.0  # from now on it is wrong, too
     live(engine, 1500.0, 3000.0)
     assert auto.acting == "none" and {f.trust for f in engine.router.table.values()} == {0.0}
     engine.store.flush()
     switches = [e["why"] for e in engine.store.rows("events") if e["what"] == "switched"]
     assert len(switches) == 2
-    assert "right acts in place of none" in switches[0] and "none acts in place of right" in switches[1]
+    assert (
+        "right acts in place of none" in switches[0]
+        and "none acts in place of right" in switches[1]
+    )
     assert engine.status(4500.0)["forecaster"]["acting"] == "none"
 
 
@@ -353,7 +457,8 @@ def test_members_come_and_go(kind, forest, past):
     check(table, engine, end + 301.0)
     assert "west" not in table and engine.failures == 0
     if kind != "none":
-        assert {"south", "north"} <= set(table) <= {"east", "south", "north"}  # what has become slower may be demoted
+        # what has become slower may be demoted
+        assert {"south", "north"} <= set(table) <= {"east", "south", "north"}
     plain(engine.status(end + 301.0))
     for name in ("east", "south", "north"):
         engine.router.remove(name)
@@ -378,7 +483,9 @@ def test_an_empty_fleet(kind, forest):
 
 def bad_gauges(now):
     nan = float("nan")
-    return dict(east=(now, nan, 0.0, 20.0), west=("soon", 1, 2, 3), south=None, nobody=(now, 1.0, 0.0, 20.0))
+    return dict(
+        east=(now, nan, 0.0, 20.0), west=("soon", 1, 2, 3), south=None, nobody=(now, 1.0, 0.0, 20.0)
+    )
 
 
 def broken_gauges(now):
@@ -398,7 +505,9 @@ def test_bad_gauges_change_nothing(kind, forest, past):
         assert engine.failures == 0
 
 
-@pytest.mark.parametrize("where", ["tick", "step", "outcome", "gauges", "news", "status", "memo", "lessons"])
+@pytest.mark.parametrize(
+    "where", ["tick", "step", "outcome", "gauges", "news", "status", "memo", "lessons"]
+)
 def test_a_forecaster_that_raises_is_counted_and_the_engine_goes_on(where):
     class Bad(Heir):
         lesson = 1
@@ -408,11 +517,16 @@ def test_a_forecaster_that_raises_is_counted_and_the_engine_goes_on(where):
 
     setattr(Bad, where, fails)
     fleet = [Backend(n, 8.0) for n in NAMES]
-    engine = ContextEngine(fleet, forecaster=Bad(), router=ROUTER, config=CONFIG, gauges=lambda now: {})
+    engine = ContextEngine(
+        fleet, forecaster=Bad(), router=ROUTER, config=CONFIG, gauges=lambda now: {}
+    )
     live(engine, 0.0, 60.0)
     assert engine.failures > 0
     engine.store.flush()
-    assert len(engine.store.rows("outcomes")) == 120 and engine.decide(Request(), 61.0).backend in NAMES
+    assert (
+        len(engine.store.rows("outcomes")) == 120
+        and engine.decide(Request(), 61.0).backend in NAMES
+    )
     assert sum(engine.router.in_flight().values()) == 1
 
 
@@ -429,25 +543,35 @@ def test_the_registry_holds_versions_of_its_lessons(kind, forest, past, tmp_path
         for name, step in steps:
             if kind == "toy" and step.start_s < until_s:
                 engine.forecaster.step(name, step)
-        until = [x for x in steps if x[1].start_s < until_s], [o for o in outcomes if o.ts_s < until_s]
+        until = (
+            [x for x in steps if x[1].start_s < until_s],
+            [o for o in outcomes if o.ts_s < until_s],
+        )
         engine.forecaster.learn(*until, until_s)
         engine.tick(until_s)
         lessons.append(plain(engine.forecaster.lessons()))
-        kept = keep_lessons(registry, engine.forecaster, until_s, dict(share=share), parent="v1" if k else None)
+        kept = keep_lessons(
+            registry, engine.forecaster, until_s, dict(share=share), parent="v1" if k else None
+        )
         registry.move(kept.name, "live", until_s, "a test")
     assert lessons[0] != lessons[1]
     number = engine.forecaster.lesson
     take_lessons(registry, registry.rollback(now + 1.0, "worse").name, engine.forecaster)
     check(engine.tick(now + 5.0), engine, now + 5.0)
     assert plain(engine.forecaster.lessons()) == lessons[0]
-    assert kind == "toy" or engine.forecaster.lesson > number, "the store would keep the lessons that were rolled back"
+    assert kind == "toy" or engine.forecaster.lesson > number, (
+        "the store would keep the lessons that were rolled back"
+    )
     with pytest.raises(RegistryError, match="this forecaster is 'heir'"):
         take_lessons(registry, "v1", engine_of("heir", None).forecaster)
 
 
 def test_a_store_keeps_what_was_rolled_back_to(forest, past, tmp_path):
     steps, outcomes, now = past
-    engine, registry = taught("latency", forest, past, tmp_path / "e.db"), Registry(tmp_path / "registry")
+    engine, registry = (
+        taught("latency", forest, past, tmp_path / "e.db"),
+        Registry(tmp_path / "registry"),
+    )
     engine.tick(now)
     keep_lessons(registry, engine.forecaster, now)
     first = plain(engine.forecaster.lessons())

@@ -1,4 +1,7 @@
-"An agent beside the router: on a router and on an engine, with probes, with holdouts, and with an agent that breaks."
+"""An agent beside the router: on a router and on an engine, with probes, with holdouts, and with an
+agent that breaks.
+"""
+
 import time
 
 import pytest
@@ -30,7 +33,9 @@ class Wants:
         time.sleep(self.wait_s)
         if self.raises is not None:
             raise self.raises
-        return Verdict(self.backend, None, True, "it is better", 0.9, (), Trace("t", time.monotonic), {})
+        return Verdict(
+            self.backend, None, True, "it is better", 0.9, (), Trace("t", time.monotonic), {}
+        )
 
 
 def routers():
@@ -54,8 +59,14 @@ def test_everything_goes_through_it(router):
     assert {c.backend for c in h.rank(Request(), 0.0)} == {"east", "north", "west"}
     d = h.decide(Request(tokens_out=100), 1.0)
     assert d.backend == "west" and in_flight(router) == 1
-    assert h.progress(d, 10, 2.0) and h.retry(d, 2.5) in ("east", "north") and in_flight(router) == 2
-    assert h.observe(Outcome("west", 1.0, 900.0, decision=d.id)) and h.cancel(d, 3.0) and in_flight(router) == 0
+    assert (
+        h.progress(d, 10, 2.0) and h.retry(d, 2.5) in ("east", "north") and in_flight(router) == 2
+    )
+    assert (
+        h.observe(Outcome("west", 1.0, 900.0, decision=d.id))
+        and h.cancel(d, 3.0)
+        and in_flight(router) == 0
+    )
     assert h.cancel(h.claim(Request(), "north", 4.0), 5.0)
     h.close()
 
@@ -66,8 +77,12 @@ def test_its_decisions_on_an_engine_are_stored_like_every_other_one():
     d = h.decide(Request("r1"), 1.0)
     h.observe(Outcome(d.backend, 1.0, 80.0, decision=d.id))
     engine.store.flush()
-    row, = engine.store.joined(id=d.id)
-    assert (row["backend"], row["request"], [o["fate"] for o in row["outcomes"]]) == ("west", "r1", ["joined"])
+    (row,) = engine.store.joined(id=d.id)
+    assert (row["backend"], row["request"], [o["fate"] for o in row["outcomes"]]) == (
+        "west",
+        "r1",
+        ["joined"],
+    )
     others = [r for r in engine.store.joined() if r["id"] != d.id]
     assert [o["error"] for r in others for o in r["outcomes"]] == ["cancelled"] * len(others)
 
@@ -88,7 +103,15 @@ def test_a_probe_is_given_and_not_taken_away(router):
     assert in_flight(router) == 0
 
 
-ERRORS = [ValueError("bad"), KeyError("x"), OSError("no net"), TimeoutError("inside"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
+ERRORS = [
+    ValueError("bad"),
+    KeyError("x"),
+    OSError("no net"),
+    TimeoutError("inside"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
@@ -101,7 +124,8 @@ def test_whatever_the_agent_raises_stays_here(error):
     assert in_flight(engine) == 3
     for d in made:
         assert h.observe(Outcome(d.backend, d.at_s, 50.0, decision=d.id))
-    until(lambda: (engine.store.flush(), len(engine.store.rows("events")) == 3)[1])  # an agent's thread may end a little later
+    # an agent's thread may end a little later
+    until(lambda: (engine.store.flush(), len(engine.store.rows("events")) == 3)[1])
     events = engine.store.rows("events")
     assert in_flight(engine) == 0 and [e["what"] for e in events] == ["agent failed"] * 3
     assert type(error).__name__ in events[0]["why"]
@@ -115,11 +139,23 @@ def test_an_agent_that_fails_after_the_deadline_is_counted_and_asked_again():
     until(lambda: h.counts["failed"] == 1)
     h.decide(Request(), 2.0)
     until(lambda: h.counts["failed"] == 2)
-    assert first.backend in ("east", "north", "west") and len(agent.asked) == 2 and h.counts["late"] == 2
+    assert (
+        first.backend in ("east", "north", "west")
+        and len(agent.asked) == 2
+        and h.counts["late"] == 2
+    )
     assert in_flight(engine) == 2
 
 
-@pytest.mark.parametrize("answer", [None, "west", Verdict("mars", None, True, "", None, (), None, {}), Verdict([], None, True, "", None, (), None, {})])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "west",
+        Verdict("mars", None, True, "", None, (), None, {}),
+        Verdict([], None, True, "", None, (), None, {}),
+    ],
+)
 def test_an_answer_that_is_none_changes_nothing(answer):
     agent = Wants()
     agent.choose = lambda *a: answer
@@ -134,7 +170,11 @@ def test_a_gate_or_a_worth_that_raises_costs_nothing():
     router = Router(FLEET)
     h = HybridRouter(router, Wants(), AskAll(), worth=lambda r: 1 / 0)
     d = h.decide(Request(), 1.0)
-    assert h.counts["failed"] == 1 and in_flight(router) == 1 and h.observe(Outcome(d.backend, 1.0, 50.0, decision=d.id))
+    assert (
+        h.counts["failed"] == 1
+        and in_flight(router) == 1
+        and h.observe(Outcome(d.backend, 1.0, 50.0, decision=d.id))
+    )
 
 
 def test_who_stops_the_caller_leaves_no_reservation():

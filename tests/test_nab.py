@@ -1,4 +1,6 @@
-"The benchmark's score against a plain reading of its rules, and settings that never see what they are judged on."
+"""The benchmark's score against a plain reading of its rules, and settings that never see what they
+are judged on.
+"""
 
 import json
 import os
@@ -7,14 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arcpoint_ce.learning import nab
-from arcpoint_ce.learning.detectors import Detector, our_detector, plain_forest, series_scores, simple_detectors
+from arcpoint_ce.learning.detectors import (
+    Detector,
+    our_detector,
+    plain_forest,
+    series_scores,
+    simple_detectors,
+)
 from arcpoint_ce.learning.leftout import Judge, choose, kinds, leave_out
 
-GIVEN = Path(os.environ.get("ARCPOINT_DATA", Path(__file__).parents[2] / "shared" / "data")) / "telemetry" / "nab"
-needs_given = pytest.mark.skipif(not GIVEN.is_dir(), reason="the labelled series are not here: set ARCPOINT_DATA")
+GIVEN = (
+    Path(os.environ.get("ARCPOINT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    / "telemetry"
+    / "nab"
+)
+needs_given = pytest.mark.skipif(
+    not GIVEN.is_dir(), reason="the labelled series are not here: set ARCPOINT_DATA"
+)
 
 
 def sigma(y):
@@ -73,11 +88,15 @@ def test_score_is_that_of_the_rules(data):
 
 
 def test_the_published_rule_in_numbers():
-    "Figures that the benchmark's authors give with the rule (the scaled sigmoid), its null and its perfect detector."
+    """Figures that the benchmark's authors give with the rule (the scaled sigmoid), its null and
+    its perfect detector.
+    """
     assert float(-nab.sigmoid(1.0)) == pytest.approx(0.98661, abs=1e-5)
     assert float(nab.sigmoid(-0.5)) == pytest.approx(0.84828, abs=1e-5)
     assert float(nab.sigmoid(0.0)) == 0
-    assert nab.PROFILES == dict(standard=(1.0, 1.0, 0.11), low_fp=(1.0, 1.0, 0.22), low_fn=(1.0, 2.0, 0.11))
+    assert nab.PROFILES == dict(
+        standard=(1.0, 1.0, 0.11), low_fp=(1.0, 1.0, 0.22), low_fn=(1.0, 2.0, 0.11)
+    )
     assert nab.probation(4032) == 604 and nab.probation(22_695) == 750
     s = nab.Series("one", np.arange(1000) * 300, np.zeros(1000), ((300, 399), (700, 799)))
     perfect, null = np.zeros(1000), np.zeros(1000)
@@ -96,7 +115,8 @@ def test_the_future_changes_nothing(tmp_path):
 @pytest.mark.parametrize("name", [d.name for d in simple_detectors() if d.name != "random"])
 def test_simple_detectors_do_not_see_the_future(tmp_path, name):
     detector = next(d for d in simple_detectors(quick=True) if d.name == name)
-    s = nab.load_nab(nab.write_synthetic(tmp_path, 1, 5400))[0]  # probation is 750 rows, with or without the end
+    # probation is 750 rows, with or without the end
+    s = nab.load_nab(nab.write_synthetic(tmp_path, 1, 5400))[0]
     part = s._replace(time_s=s.time_s[:5000], value=s.value[:5000])
     whole = detector.scores(s)
     for setting, x in detector.scores(part).items():
@@ -129,20 +149,27 @@ def test_choosing_is_not_shown_the_series_that_is_judged(easy):
 
 @pytest.mark.parametrize("group", [False, True])
 def test_a_poisoned_series_does_not_change_what_is_chosen_for_it(easy, group):
-    "Other values, other labels: what is chosen without a series is the same, and what is chosen with it is not."
+    """Other values, other labels: what is chosen without a series is the same, and what is chosen
+    with it is not.
+    """
     groups = ["a", "a", "b", "c"] if group else None
     detector = our_detector(1, most=1)
     clean = leave_out(Judge(detector), easy, groups)
     rng = np.random.default_rng(0)
-    poisoned = [s._replace(value=rng.permutation(s.value), windows=((1000, 1400),)) for s in easy[:1]] + easy[1:]
+    poisoned = [
+        s._replace(value=rng.permutation(s.value), windows=((1000, 1400),)) for s in easy[:1]
+    ] + easy[1:]
     after = leave_out(Judge(detector), poisoned, groups)
     for s in easy[: 2 if group else 1]:
         assert (after.choices[s.name] == clean.choices[s.name]) is (s is easy[0] or group)
-    assert after.choices[easy[3].name] != clean.choices[easy[3].name]  # it counts where it is not left out
+    # it counts where it is not left out
+    assert after.choices[easy[3].name] != clean.choices[easy[3].name]
 
 
 def test_what_was_fitted_to_its_own_series_is_worth_nothing_left_out(easy):
-    "Each setting knows one series by heart: perfect where it was chosen, worthless where it is judged."
+    """Each setting knows one series by heart: perfect where it was chosen, worthless where it is
+    judged.
+    """
 
     def by_heart(s):
         starts = np.isin(np.arange(len(s.value)), [a for a, _ in s.judged]) * 1.0
@@ -155,7 +182,9 @@ def test_what_was_fitted_to_its_own_series_is_worth_nothing_left_out(easy):
 
 
 def test_many_chances_do_not_help_chance(easy):
-    "The best of two hundred random settings looks good where it was chosen, and is not good left out."
+    """The best of two hundred random settings looks good where it was chosen, and is not good left
+    out.
+    """
 
     def tries(s):
         rng = np.random.default_rng([7, len(s.name), int(s.value.sum() * 1000) % 2**31])
@@ -198,22 +227,34 @@ def test_layout_of_the_publisher(tmp_path):
     (tmp_path / "labels" / "combined_windows.json").write_text(json.dumps(named))
     series = nab.load_nab(tmp_path)
     assert [s.name for s in series] == ["realThings/series_0.csv", "realThings/series_1.csv"]
-    assert kinds([*series, series[0]._replace(name="other/x.csv")]) == ["realThings", "realThings", "other"]
+    assert kinds([*series, series[0]._replace(name="other/x.csv")]) == [
+        "realThings",
+        "realThings",
+        "other",
+    ]
 
 
 @needs_given
 def test_given_series():
     series = nab.load_nab(GIVEN)
-    oracle = {s.name: np.isin(np.arange(len(s.value)), [max(a, s.probation) for a, _ in s.judged]) * 1.0 for s in series}
+    oracle = {
+        s.name: np.isin(np.arange(len(s.value)), [max(a, s.probation) for a, _ in s.judged]) * 1.0
+        for s in series
+    }
     assert nab.score_at(oracle, series, "standard", 1.0) > 99
-    draws = [{s.name: np.random.default_rng([k, i]).random(len(s.value)) for i, s in enumerate(series)} for k in range(20)]
+    draws = [
+        {s.name: np.random.default_rng([k, i]).random(len(s.value)) for i, s in enumerate(series)}
+        for k in range(20)
+    ]
     at = [
         np.mean([nab.score_at(x, series, p, nab.best_threshold(x, series, p)) for x in draws])
         for p in nab.PROFILES
     ]
     assert abs(at[0] - 13) < 4 and abs(at[1] - 4) < 3 and abs(at[2] - 27) < 4
     plain = {s.name: plain_forest(s) for s in series}
-    assert nab.score_at(plain, series, "standard", nab.best_threshold(plain, series, "standard")) == 0
+    assert (
+        nab.score_at(plain, series, "standard", nab.best_threshold(plain, series, "standard")) == 0
+    )
 
 
 @needs_given
@@ -221,7 +262,13 @@ def test_left_out_score_of_the_given_series():
     "One forest instead of three, so that it is quick; the report's figures come from three."
     series = nab.load_nab(GIVEN)
     ours = leave_out(Judge(our_detector(1)), series)
-    assert ours.score("standard") >= 66 and ours.score("low_fp") >= 58 and ours.score("low_fn") >= 70
-    simple = {d.name: leave_out(Judge(d), series) for d in simple_detectors(quick=True) if "window" in d.name.lower()}
+    assert (
+        ours.score("standard") >= 66 and ours.score("low_fp") >= 58 and ours.score("low_fn") >= 70
+    )
+    simple = {
+        d.name: leave_out(Judge(d), series)
+        for d in simple_detectors(quick=True)
+        if "window" in d.name.lower()
+    }
     assert len(simple) == 2
     assert all(ours.score(p) > x.score(p) for x in simple.values() for p in nab.PROFILES)

@@ -1,4 +1,7 @@
-"A store and a registry that version 0.1 wrote (see data/make_store_0_1.py) open in today's engine, which resumes from them."
+"""A store and a registry that version 0.1 wrote (see data/make_store_0_1.py) open in today's
+engine, which resumes from them.
+"""
+
 import json
 import shutil
 import sqlite3
@@ -26,7 +29,9 @@ def path(tmp_path):
 def written(path) -> dict:
     "What the old engine wrote down for its successor, read without our code."
     with sqlite3.connect(path) as db:
-        return json.loads(db.execute("SELECT value FROM states WHERE name = 'engine'").fetchone()[0])
+        return json.loads(
+            db.execute("SELECT value FROM states WHERE name = 'engine'").fetchone()[0]
+        )
 
 
 def forecaster(name):
@@ -43,7 +48,9 @@ def state_of(engine, backend: str, now: float) -> tuple[str, float | None]:
 def test_an_engine_resumes_from_it_twice(path, name):
     memo = written(path)
     now, old = memo["at_s"], memo["router"]["breakers"]
-    assert old["west"]["state"] == "open" and old["west"]["until_s"] > now + 1.0, "the fixture shows nothing"
+    assert old["west"]["state"] == "open" and old["west"]["until_s"] > now + 1.0, (
+        "the fixture shows nothing"
+    )
     ids = set()
     for opening in range(2):
         engine = ContextEngine(FLEET, path, forecaster=forecaster(name))
@@ -79,18 +86,33 @@ def test_its_rows_stay_readable(path):
 
 
 def test_the_old_forecast_acts_only_for_whoever_made_it(path):
-    "Version 0.1 trusted every forecast. Today's engine waits for its own forecaster: `auto` has let nobody act yet."
+    """Version 0.1 trusted every forecast.
+
+    Today's engine waits for its own forecaster: `auto` has let nobody act yet.
+    """
     now = written(path)["at_s"]
     engine = ContextEngine(FLEET, path)
     d = engine.decide(Request("first", tokens_in=10), now + 1.0)
     assert d.mode == "reactive" and engine.foreseen_change("east") == 1.0
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda memo: memo["router"]["breakers"]["west"].update(state="ajar"), "breaker 'west' starts fresh"),
-    (lambda memo: memo["router"]["breakers"]["west"].pop("ring"), "breaker 'west' starts fresh"),
-    (lambda memo: memo.update(forecaster=dict(name="latency", memo=dict(earned=3))), "'latency' had learned does not fit"),
-])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (
+            lambda memo: memo["router"]["breakers"]["west"].update(state="ajar"),
+            "breaker 'west' starts fresh",
+        ),
+        (
+            lambda memo: memo["router"]["breakers"]["west"].pop("ring"),
+            "breaker 'west' starts fresh",
+        ),
+        (
+            lambda memo: memo.update(forecaster=dict(name="latency", memo=dict(earned=3))),
+            "'latency' had learned does not fit",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_told_and_the_rest_resumes(path, spoil, says):
     memo = written(path)
     spoil(memo)

@@ -1,4 +1,7 @@
-"Which backend? One answer in the whole house: the engine's, the service's, and that of whoever has only the store."
+"""Which backend? One answer in the whole house: the engine's, the service's, and that of whoever
+has only the store.
+"""
+
 import json
 from math import isclose
 from random import Random
@@ -29,9 +32,13 @@ ASKED = dict(tier="gold", tokens_in=500, tokens_out=80)
 
 
 def lived(path, **engine):
-    "A service on a file, after five minutes: `west` streams slowly, `down` is open, `north` has spent its minute, some requests are running."
+    """A service on a file, after five minutes: `west` streams slowly, `down` is open, `north` has
+    spent its minute, some requests are running.
+    """
     clock = [0.0]
-    service = make_service(path, FLEET, clock=lambda: clock[0], slo_ms=3000.0, slo_tok_ms=2.0, **engine)
+    service = make_service(
+        path, FLEET, clock=lambda: clock[0], slo_ms=3000.0, slo_tok_ms=2.0, **engine
+    )
     e, rng, running = service.engine, Random(0), []
     for k in range(289):
         now = clock[0] = float(k)
@@ -42,7 +49,16 @@ def lived(path, **engine):
             running.append((d, now))
         for d, since in [x for x in running if x[1] <= now - 2]:
             tokens = 8 if d.backend == "west" else 80
-            e.observe(Outcome(d.backend, since, 2000.0 + rng.random(), decision=d.id, tokens_in=500, tokens_out=tokens))
+            e.observe(
+                Outcome(
+                    d.backend,
+                    since,
+                    2000.0 + rng.random(),
+                    decision=d.id,
+                    tokens_in=500,
+                    tokens_out=tokens,
+                )
+            )
             running.remove((d, since))
         e.step(now + 0.5)
     for _ in range(8):  # and `down` fails, again and again
@@ -59,7 +75,10 @@ def lived(path, **engine):
 
 
 def plain(ranking):
-    return [(c.backend, c.score, c.probability, c.in_flight, round(c.error_rate, 9), c.reason) for c in ranking]
+    return [
+        (c.backend, c.score, c.probability, c.in_flight, round(c.error_rate, 9), c.reason)
+        for c in ranking
+    ]
 
 
 def same(a, b):
@@ -74,7 +93,8 @@ def same(a, b):
 def test_engine_service_and_store_say_the_same(tmp_path, policy):
     service = lived(tmp_path / "s.sqlite", policy=policy)
     engine, request = service.engine, Request("", tier="gold", tokens_in=500, tokens_out=80)
-    engine.rank(request, 292.0)  # paces are renewed once a second: now at 290, as in a restored router
+    # paces are renewed once a second: now at 290, as in a restored router
+    engine.rank(request, 292.0)
     mine = engine.rank(request, 290.0)
     states = {b["backend"]: b["state"] for b in engine.status(290.0)["backends"]}
     assert states["down"] == "open" and len(mine) == 5 and max(c.in_flight for c in mine) > 0
@@ -90,7 +110,9 @@ def test_engine_service_and_store_say_the_same(tmp_path, policy):
     with TestClient(make_app(service), base_url="http://127.0.0.1") as http:
         told = http.post("/which", json=ASKED).json()
     assert known.policy == alone.policy == told["policy"] == engine.router.policy.name
-    for options in ([(o.backend, o.score, o.probability) for o in w.options] for w in (known, alone)):
+    for options in (
+        [(o.backend, o.score, o.probability) for o in w.options] for w in (known, alone)
+    ):
         assert same(options, [(c.backend, c.score, c.probability) for c in mine])
     assert [o["backend"] for o in told["options"]] == [c.backend for c in mine]
     assert known.backend == alone.backend == told["options"][0]["backend"] == mine[0].backend
@@ -103,7 +125,9 @@ def test_where_the_engine_is_at_hand_it_is_asked_itself(tmp_path):
     first = service.context.which(**ASKED).options[0]
     for _ in range(3):
         service.engine.claim(Request(tier="gold"), first.backend, 290.0)
-    mine = service.engine.rank(Request("", tier="gold", tokens_in=500, tokens_out=80), service.context.records.now())
+    mine = service.engine.rank(
+        Request("", tier="gold", tokens_in=500, tokens_out=80), service.context.records.now()
+    )
     score = {c.backend: c.score for c in mine}[first.backend]
     now = {o.backend: o.score for o in service.context.which(**ASKED).options}[first.backend]
     assert same(now, score) and now > 1.2 * first.score
@@ -132,14 +156,34 @@ def test_what_a_router_measured_outlives_it():
     a = Router([Backend("east", 8.0, rpm=60.0), Backend("west", 8.0)])
     for k in range(40):
         d = a.claim(Request(tokens_out=100), "east" if k % 2 else "west", float(k), anyway=True)
-        a.observe(Outcome(d.backend, float(k), 3000.0 if d.backend == "east" else 900.0, k % 5 > 0, decision=d.id, tokens_out=100))
+        a.observe(
+            Outcome(
+                d.backend,
+                float(k),
+                3000.0 if d.backend == "east" else 900.0,
+                k % 5 > 0,
+                decision=d.id,
+                tokens_out=100,
+            )
+        )
     memo = json.loads(json.dumps(a.memo(), allow_nan=False))
     b = Router(a.backends)
-    assert b.restore(memo) == [] and same(plain(b.rank(Request(), 41.0)), plain(a.rank(Request(), 41.0)))
+    assert b.restore(memo) == [] and same(
+        plain(b.rank(Request(), 41.0)), plain(a.rank(Request(), 41.0))
+    )
     assert b.paces(41.0) == a.paces(41.0) and b.latencies() == a.latencies()
 
 
-@pytest.mark.parametrize("bad", [dict(error=2.0), dict(pace_s=-1.0), dict(error="x"), dict(minute=[1]), dict(latency_ms=float("nan"))])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(error=2.0),
+        dict(pace_s=-1.0),
+        dict(error="x"),
+        dict(minute=[1]),
+        dict(latency_ms=float("nan")),
+    ],
+)
 def test_measurements_that_do_not_fit_start_fresh(bad):
     a = Router([Backend("east"), Backend("west")])
     d = a.decide(Request(), 1.0)

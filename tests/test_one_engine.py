@@ -1,4 +1,5 @@
 "One engine: whoever builds one from a fleet file gets the same product."
+
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +30,7 @@ LOG_S = 1_714_521_600  # begin of the log, s
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("one")/"fleet.toml"
+    file = tmp_path_factory.mktemp("one") / "fleet.toml"
     file.write_text(FLEET)
     return file
 
@@ -58,7 +59,9 @@ def family_world(path):
     from arcpoint_ce.lab.contest import contenders
     from arcpoint_ce.lab.families import Setting, World
 
-    gateway, = contenders("ours", World(Setting("gray_failure", 0, n=200)), dict(store=NullStore()), {})
+    (gateway,) = contenders(
+        "ours", World(Setting("gray_failure", 0, n=200)), dict(store=NullStore()), {}
+    )
     return gateway.make(tuple(load_fleet(path)), 0)
 
 
@@ -80,7 +83,10 @@ def log_of(path):
     "A short request log of this fleet, as a source."
     from arcpoint_ce.telemetry.source import load_steps
 
-    rows = [f"{LOG_S + k*2},{('one', 'two', 'three')[k % 3]},{800 + 10*(k % 7)},true,300,60" for k in range(600)]
+    rows = [
+        f"{LOG_S + k * 2},{('one', 'two', 'three')[k % 3]},{800 + 10 * (k % 7)},true,300,60"
+        for k in range(600)
+    ]
     log = path.with_name("log.csv")
     log.write_text("\n".join(["ts,backend,latency_ms,ok,tokens_in,tokens_out", *rows]))
     return load_steps(str(log))
@@ -89,7 +95,7 @@ def log_of(path):
 def replay(path):
     from arcpoint_ce.apps.cli import replayed
 
-    _, engine, _ = replayed(log_of(path), load_fleet(path), 0., None, .5, {})
+    _, engine, _ = replayed(log_of(path), load_fleet(path), 0.0, None, 0.5, {})
     return engine
 
 
@@ -103,19 +109,32 @@ def decide(path):
 def service(path):
     from arcpoint_ce.context.service import make_service
 
-    return make_service(None, load_fleet(path), clock=lambda: 0.).engine
+    return make_service(None, load_fleet(path), clock=lambda: 0.0).engine
 
 
 def kinds(forecaster):
     "A forecaster with its parts and how each is set up."
     parts = getattr(getattr(forecaster, "team", forecaster), "parts", ())
-    plain = ("learn_s", "keep", "gate_config", "ahead_s", "forest", "horizon_s", "trees", "prior", "online", "drift")
+    plain = (
+        "learn_s",
+        "keep",
+        "gate_config",
+        "ahead_s",
+        "forest",
+        "horizon_s",
+        "trees",
+        "prior",
+        "online",
+        "drift",
+    )
     settings = {k: v for k in plain if (v := vars(forecaster).get(k)) is not None}
     return type(forecaster), forecaster.name, settings, [kinds(p) for p in parts]
 
 
 def settings(engine):
-    "Everything that makes one engine decide otherwise than another, but for limits, steps, the pace of ticks, seeds and stores."
+    """Everything that makes one engine decide otherwise than another, but for limits, steps, the
+    pace of ticks, seeds and stores.
+    """
     router = engine.router
     return dict(
         engine=type(engine),
@@ -132,7 +151,16 @@ def settings(engine):
     )
 
 
-BUILDERS = (laboratory, laboratory_with_a_past, family_world, simulation, dashboards_demo, replay, decide, service)
+BUILDERS = (
+    laboratory,
+    laboratory_with_a_past,
+    family_world,
+    simulation,
+    dashboards_demo,
+    replay,
+    decide,
+    service,
+)
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda b: b.__name__)
@@ -143,13 +171,24 @@ def test_every_way_leads_to_the_same_engine(path, build):
     assert list(engine.router.backends) == list(plain.router.backends)
 
 
-@pytest.mark.parametrize("how", [dict(policy="p2c"), dict(policy="head_room"), dict(forecaster="none"), dict(forecaster="room"), dict(holdout=.1)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(policy="p2c"),
+        dict(policy="head_room"),
+        dict(forecaster="none"),
+        dict(forecaster="room"),
+        dict(holdout=0.1),
+    ],
+)
 def test_another_setting_is_seen(path, how):
     "The comparison above would notice."
     assert settings(ContextEngine(load_fleet(path), **how)) != settings(program(path))
 
 
-@pytest.mark.parametrize("how", [dict(policy="p2c", forecaster="room"), dict(policy="previous", forecaster="none")])
+@pytest.mark.parametrize(
+    "how", [dict(policy="p2c", forecaster="room"), dict(policy="previous", forecaster="none")]
+)
 @pytest.mark.filterwarnings("ignore:policy='previous'")
 def test_what_is_asked_for_is_what_the_laboratory_builds(path, how):
     from arcpoint_ce.lab.chaos import site_of

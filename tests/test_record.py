@@ -1,4 +1,5 @@
 "The record: run once, in parts, resumable after a kill, and never by two versions under one name."
+
 import json
 import os
 import signal
@@ -13,18 +14,37 @@ from arcpoint_ce.apps import cli
 from arcpoint_ce.apps import record as R
 from arcpoint_ce.lab.experiment import read_rows
 
-MISSED = dict(ours=5, ours_none=6, adaptive_least_sharp=7, prequal=9, c3=12, p2c=40, litellm=80, clairvoyant_1=1)
+MISSED = dict(
+    ours=5,
+    ours_none=6,
+    adaptive_least_sharp=7,
+    prequal=9,
+    c3=12,
+    p2c=40,
+    litellm=80,
+    clairvoyant_1=1,
+)
 
 
 @pytest.fixture
 def development(tmp_path):
     rows = [
-        dict(family=f, seed=s, contender=p, requests=1000, missed=m, failed=0, attempts=1000, cost_usd=1.0)
+        dict(
+            family=f,
+            seed=s,
+            contender=p,
+            requests=1000,
+            missed=m,
+            failed=0,
+            attempts=1000,
+            cost_usd=1.0,
+        )
         for f in ("ramp", "step_failure")
         for s in (100, 101)
         for p, m in MISSED.items()
     ]
-    rows += [dict(rows[0], contender="envoy", missed=0)]  # ran in one world only: it cannot be the best
+    # ran in one world only: it cannot be the best
+    rows += [dict(rows[0], contender="envoy", missed=0)]
     pd.DataFrame(rows).to_csv(tmp_path / "development.csv", index=False)
     return tmp_path / "development.csv"
 
@@ -44,7 +64,9 @@ R.run_record(sys.argv[1], ["ramp"], sys.argv[2], n_jobs=2, progress=False, what=
 
 
 def start(out, development, log):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out), str(development), str(log)], start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(out), str(development), str(log)], start_new_session=True
+    )
 
 
 def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
@@ -52,7 +74,9 @@ def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
     first = start(tmp_path / "out", development, tmp_path / "first")
     give_up = time.monotonic() + 120
     while not (rows.exists() and rows.read_bytes().count(b"\n") >= 6):
-        assert first.poll() is None and time.monotonic() < give_up, "the record ended or hung before it could be killed"
+        assert first.poll() is None and time.monotonic() < give_up, (
+            "the record ended or hung before it could be killed"
+        )
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -64,14 +88,30 @@ def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
     runs = pd.read_csv(tmp_path / "out" / "runs.csv")
     found = json.loads((tmp_path / "out" / "record.json").read_text())["ramp"]
     assert found["missed"] == runs.groupby("contender").missed.sum().to_dict() and len(runs) == 70
-    assert set(runs.contender) == {"ours", "ours_none", "adaptive_least_sharp", "prequal", "c3", "p2c"} | set(R.FIXED)
+    assert set(runs.contender) == {
+        "ours",
+        "ours_none",
+        "adaptive_least_sharp",
+        "prequal",
+        "c3",
+        "p2c",
+    } | set(R.FIXED)
 
 
 def toy(task):
-    return dict(violations=task.seed % 5 + 1, requests=100, failed=0, attempts=100, cost_usd=1.0, changed_share=None)
+    return dict(
+        violations=task.seed % 5 + 1,
+        requests=100,
+        failed=0,
+        attempts=100,
+        cost_usd=1.0,
+        changed_share=None,
+    )
 
 
-def test_another_version_is_refused_and_an_open_second_attempt_keeps_the_first(tmp_path, development, monkeypatch):
+def test_another_version_is_refused_and_an_open_second_attempt_keeps_the_first(
+    tmp_path, development, monkeypatch
+):
     how = dict(families=["ramp"], development=development, n_jobs=1, progress=False, run=toy)
     how |= dict(what=R.RecordPlan(seeds=(900_500, 900_501), requests=50))
     R.run_record(tmp_path / "out", **how)
@@ -86,15 +126,25 @@ def test_another_version_is_refused_and_an_open_second_attempt_keeps_the_first(t
     assert now["version"] == "9.9.9+changed" and now["earlier_versions"] == [was["version"]]
     assert (tmp_path / "out" / "ramp.attempt1" / "runs.csv").read_bytes() == before
     whole = json.loads((tmp_path / "out" / "record.json").read_text())
-    assert whole["parts"]["ramp"]["earlier_versions"] == [was["version"]]  # the page that quotes it can tell
+    # the page that quotes it can tell
+    assert whole["parts"]["ramp"]["earlier_versions"] == [was["version"]]
 
 
-def test_the_shell_says_what_would_be_run_and_runs_nothing(tmp_path, development, capsys, monkeypatch):
+def test_the_shell_says_what_would_be_run_and_runs_nothing(
+    tmp_path, development, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["record", "--dry-run", "--development", str(development)]) == 0
     out = capsys.readouterr().out
-    assert "step_failure" in out and "prequal" in out and "minutes left" in out and not (tmp_path / "record").exists()
-    assert cli.run(["record", "--part", "rampp", "--dry-run", "--development", str(development)]) == 2
+    assert (
+        "step_failure" in out
+        and "prequal" in out
+        and "minutes left" in out
+        and not (tmp_path / "record").exists()
+    )
+    assert (
+        cli.run(["record", "--part", "rampp", "--dry-run", "--development", str(development)]) == 2
+    )
     assert "did you mean 'ramp'" in capsys.readouterr().err
     assert cli.run(["record", "--development", "none.csv"]) == 2
     assert "--seed-from 100" in capsys.readouterr().err

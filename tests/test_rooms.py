@@ -1,11 +1,13 @@
-"The room forecaster in an engine, as a program uses it: what it has learned pays, and what goes wrong harms nobody."
+"""The room forecaster in an engine, as a program uses it: what it has learned pays, and what goes
+wrong harms nobody.
+"""
+
 import pytest
 from test_gateways import Program
 
 from arcpoint_ce import Backend, ContextEngine, Outcome, Request, RouterConfig
 from arcpoint_ce.lab.contest import contenders, counted, ours
 from arcpoint_ce.lab.families import Setting, World
-from arcpoint_ce.learning.feedback import NullStore
 from arcpoint_ce.learning.rooms import RoomForecaster
 
 EPOCH_S = 1.7e9  # a program's clock does not begin at 0
@@ -23,8 +25,11 @@ class Lasting(Program):
 @pytest.fixture(scope="module")
 def missed():
     "By contender: limits missed in a world whose surges keep a clock, without streams."
-    world = World(Setting("scheduled_surge", 2, n=2500, load=.49, streams=0.))
-    judged = lambda gateway: counted(world, world.fleet([gateway]).run(world.workload))["violations"]
+    world = World(Setting("scheduled_surge", 2, n=2500, load=0.49, streams=0.0))
+
+    def judged(gateway):
+        return counted(world, world.fleet([gateway]).run(world.workload))["violations"]
+
     program = Lasting(world, "room", EPOCH_S, policy="head_room")
     past = world.fleet([program], past=True)
     past.run(world.history())
@@ -43,21 +48,27 @@ def test_a_program_gets_what_was_measured(missed):
 
 
 def test_what_was_learned_is_what_pays(missed):
-    assert missed["program"] < .4*missed["untaught"], missed
+    assert missed["program"] < 0.4 * missed["untaught"], missed
 
 
 # ---- what goes wrong in a program
 
 
-def running(gauges=None, names="ab", holdout=0., **how):
+def running(gauges=None, names="ab", holdout=0.0, **how):
     return ContextEngine(
-        [Backend(n, capacity=8) for n in names], forecaster=RoomForecaster(**how), gauges=gauges, holdout=holdout,
-        router=RouterConfig(slo_ms=3000., slo_tok_ms=60.))
+        [Backend(n, capacity=8) for n in names],
+        forecaster=RoomForecaster(**how),
+        gauges=gauges,
+        holdout=holdout,
+        router=RouterConfig(slo_ms=3000.0, slo_tok_ms=60.0),
+    )
 
 
-def serve(engine, now, took_s=4., **outcome):
+def serve(engine, now, took_s=4.0, **outcome):
     d = engine.decide(Request(f"r{now}", tokens_in=500, tokens_out=100), now)
-    engine.observe(Outcome(d.backend, now, took_s*1000., decision=d.id, tokens_out=100, **outcome))
+    engine.observe(
+        Outcome(d.backend, now, took_s * 1000.0, decision=d.id, tokens_out=100, **outcome)
+    )
     return d
 
 
@@ -67,41 +78,62 @@ def test_a_backend_that_is_idle_for_hours_costs_nobody_the_forecast():
         serve(e, T + k)
     e.tick(T + 20)
     e.router.force("b", "open", T + 20, "drain")
-    for k in range(5, 3*3600, 5):
+    for k in range(5, 3 * 3600, 5):
         serve(e, T + 20 + k)
         e.step(T + 20 + k)
     said = e.status(T + 20 + k)["forecast"]
     assert e.failures == 0 and not said["stale"] and set(said["backends"]) == {"a", "b"}
 
 
-BAD = [(T, 1., 0., 0.), (T, None, 0., 20.), (T, 1., 0., float("nan")), (T, 1., 0., float("inf")), (T*1000, 1., 0., 20.), "x", 1/3]
+BAD = [
+    (T, 1.0, 0.0, 0.0),
+    (T, None, 0.0, 20.0),
+    (T, 1.0, 0.0, float("nan")),
+    (T, 1.0, 0.0, float("inf")),
+    (T * 1000, 1.0, 0.0, 20.0),
+    "x",
+    1 / 3,
+]
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_one_bad_gauge_is_counted_and_harms_nobody(bad):
-    e = running(lambda t: {"a": bad if 50 < t - T < 60 else (t, 2., 0., 25.), "b": (t, 3., 0., 25.)}, learn_s=300.)
+    e = running(
+        lambda t: {"a": bad if 50 < t - T < 60 else (t, 2.0, 0.0, 25.0), "b": (t, 3.0, 0.0, 25.0)},
+        learn_s=300.0,
+    )
     lessons = 0
     for k in range(0, 1000, 5):
         serve(e, T + k)
         e.step(T + k)
         if e.forecaster.lesson_due:
             lessons += e.retrain(T + k)
-    assert e.failures == 0 and e.forecaster.bad_gauges in (1, 2) and e.router.table.forecasts["a"].most > 1
-    assert lessons >= 2 and e.forecaster.learned_s >= T + 600 and e.status(T + 1000)["forecaster"]["bad_gauges"] in (1, 2)
+    assert (
+        e.failures == 0
+        and e.forecaster.bad_gauges in (1, 2)
+        and e.router.table.forecasts["a"].most > 1
+    )
+    assert (
+        lessons >= 2
+        and e.forecaster.learned_s >= T + 600
+        and e.status(T + 1000)["forecaster"]["bad_gauges"] in (1, 2)
+    )
 
 
 def test_a_source_of_gauges_that_fails_leaves_our_own_answers(caplog):
-    e = running(lambda t: 1/0)
+    e = running(lambda t: 1 / 0)
     with caplog.at_level("WARNING", "arcpoint_ce"):
         for k in range(0, 300, 5):
             serve(e, T + k)
             e.step(T + k)
-    assert e.failures == 0 and e.router.table.version == 60 and e.forecaster.rooms.sensors[0].known > 0
+    assert (
+        e.failures == 0 and e.router.table.version == 60 and e.forecaster.rooms.sensors[0].known > 0
+    )
     assert sum(r.message == "gauges failed" for r in caplog.records) == 60
 
 
 def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
-    e = running(learn_s=600.)
+    e = running(learn_s=600.0)
     for k in range(0, 1800, 5):
         if k % 300 == 150:
             e.router.add(Backend(f"n{k}", capacity=4), T + k)
@@ -116,7 +148,7 @@ def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
     assert e.failures == 0 and len(f.journal.ticks) == 361 and f.lesson >= 2
     curve = f.rooms.model.responses[f.places["b"]]
     e.router.remove("a")
-    e.retrain(T + 1801)                                               # a lesson before the next tick
+    e.retrain(T + 1801)  # a lesson before the next tick
     e.tick(T + 1802)
     assert list(f.places) == ["b"]
     e.router.remove("b")
@@ -126,7 +158,9 @@ def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
 
 
 def test_versions_and_lessons_go_on_after_a_restart(tmp_path):
-    begun = lambda: ContextEngine([Backend("a"), Backend("b")], tmp_path/"s.sqlite", forecaster="room")
+    def begun():
+        return ContextEngine([Backend("a"), Backend("b")], tmp_path / "s.sqlite", forecaster="room")
+
     e = begun()
     for k in range(400):
         serve(e, T + k)
@@ -152,14 +186,14 @@ def test_an_empty_fleet_waits_for_members():
 
 
 def test_held_out_requests_are_written_down_and_pass_open_breakers_but_no_persons():
-    e = running(holdout=.99)
+    e = running(holdout=0.99)
     placed = []
     for k in range(200):
         d = e.decide(Request(f"r{k}"), T + k)
-        e.observe(Outcome(d.backend, T + k, 4000., decision=d.id, tokens_out=100))
+        e.observe(Outcome(d.backend, T + k, 4000.0, decision=d.id, tokens_out=100))
         placed.append(d.backend)
     e.store.flush(T + 200)
-    assert e.store.status()["fates"]["joined"] == 200 and .3 < placed.count("a")/200 < .7
+    assert e.store.status()["fates"]["joined"] == 200 and 0.3 < placed.count("a") / 200 < 0.7
     held = e.rollout.holdout.test.live.n
     assert held > 180 and held + e.rollout.holdout.test.new.n == 200
     e.router.force("b", "open", T + 200, "drain")
@@ -169,14 +203,19 @@ def test_held_out_requests_are_written_down_and_pass_open_breakers_but_no_person
 
 
 def test_held_out_requests_go_where_a_breaker_that_opened_by_itself_would_not_let_them():
-    e = running(holdout=.5)
+    e = running(holdout=0.5)
     for k in range(60):
-        d = e.decide(Request(f"r{k}"), T + .05*k)
+        d = e.decide(Request(f"r{k}"), T + 0.05 * k)
         ok = d.backend == "a"
-        e.observe(Outcome(d.backend, T + .05*k, 900., ok, None if ok else "error", decision=d.id))
+        e.observe(
+            Outcome(d.backend, T + 0.05 * k, 900.0, ok, None if ok else "error", decision=d.id)
+        )
     now = T + 4
     assert e.router.health("b", now)[0] == "open"
-    arms = {d.backend: e.rollout.holdout.held(d.request) for d in (e.decide(Request(f"s{k}"), now) for k in range(100))}
+    arms = {
+        d.backend: e.rollout.holdout.held(d.request)
+        for d in (e.decide(Request(f"s{k}"), now) for k in range(100))
+    }
     assert arms["b"] is True and set(arms) == {"a", "b"}
 
 
@@ -186,36 +225,43 @@ def test_clocks_keep_their_time_over_a_restart():
     from arcpoint_ce.learning.headroom import Foresight
 
     def begun():
-        e = running(names="a", ahead_s=10.)
+        e = running(names="a", ahead_s=10.0)
         e.tick(T)
         return e
 
-    profile = tuple(float(k) for k in range(6))                         # one minute: 0 to 5 requests of others
+    profile = tuple(float(k) for k in range(6))  # one minute: 0 to 5 requests of others
     e = begun()
     f = e.forecaster
-    f.believe(replace(f.rooms.model, foresight=(Foresight(10., (profile,)),)), f.fleet, {})
+    f.believe(replace(f.rooms.model, foresight=(Foresight(10.0, (profile,)),)), f.fleet, {})
     f.lesson = 1
-    at = lambda forecaster, now: forecaster.rooms.model.foresight[0].at(
-        forecaster.rooms.model.foresight[0].occupied, now - forecaster.from_s)
+
+    def at(forecaster, now):
+        return forecaster.rooms.model.foresight[0].at(
+            forecaster.rooms.model.foresight[0].occupied, now - forecaster.from_s
+        )
+
     told = f.lessons(), f.memo()
-    for late_s in (0., 7., 25., 90., 3605.):
-        again = RoomForecaster(ahead_s=10.)
+    for late_s in (0.0, 7.0, 25.0, 90.0, 3605.0):
+        again = RoomForecaster(ahead_s=10.0)
         again.start(e.router)
         again.restore(*told)
         again.tick(T + late_s)
-        for k in (1., 17., 44.):
+        for k in (1.0, 17.0, 44.0):
             assert at(again, T + late_s + k) == pytest.approx(at(f, T + late_s + k)), late_s
         assert again.lessons()["from_s"] <= T + late_s
 
 
 def test_the_interval_holds_what_it_promises_in_a_calm_fleet():
-    "Four of five step means, in a fleet whose answers are of all lengths; what only the pace is uncertain by holds far fewer."
+    """Four of five step means, in a fleet whose answers are of all lengths; what only the pace is
+    uncertain by holds far fewer.
+    """
     from arcpoint_ce.apps.simulate import make_stage
+
     stage = make_stage(None, "calm", None, requests=6000, forecaster="room")
     gateway = stage.router()
     stage.fleet([gateway]).run(stage.workload)
     rows = [gateway.engine.score.row(b.name) for b in stage.backends]
     matured = sum(r["matured"] for r in rows)
-    assert matured > 200 and .7 < sum(r["coverage"]*r["matured"] for r in rows)/matured < .9
+    assert matured > 200 and 0.7 < sum(r["coverage"] * r["matured"] for r in rows) / matured < 0.9
     low, high = gateway.router.table[stage.backends[0].name].sure
-    assert .85 < low < 1 < high < 1.15
+    assert 0.85 < low < 1 < high < 1.15

@@ -1,4 +1,6 @@
-"Placement: room over a life, no herding, clocks as wide as they are punctual; and the session rules by hand."
+"""Placement: room over a life, no herding, clocks as wide as they are punctual; and the session
+rules by hand.
+"""
 
 import numpy as np
 import pytest
@@ -128,7 +130,9 @@ def test_a_clock_beats_the_present_where_sessions_are_bound(world):
 
 
 def test_summaries_add_up():
-    table = sessions_table([3], loads=(0.2,), jitters_s=(20.0,), rules=("present_moves", "present_bound"))
+    table = sessions_table(
+        [3], loads=(0.2,), jitters_s=(20.0,), rules=("present_moves", "present_bound")
+    )
     out = sessions_summary(table)
     missed = table.set_index("rule").missed
     assert out.ratio.iloc[1] == pytest.approx(missed["present_bound"] / missed["present_moves"])

@@ -1,4 +1,6 @@
-"Quotas: the planner never overspends, keeps what is to come for those who save most; every rule by hand; the ledger adds up."
+"""Quotas: the planner never overspends, keeps what is to come for those who save most; every rule
+by hand; the ledger adds up.
+"""
 
 import numpy as np
 import pytest
@@ -76,13 +78,23 @@ def test_the_level_follows_busy_days_within_its_limits():
     assert level.value() == 0.25
 
 
-@pytest.mark.parametrize("bad", [dict(counts=[[1.0, np.nan]] * 9), dict(counts=[1.0] * 9), dict(period_s=0.5), dict(period_s=100.0)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(counts=[[1.0, np.nan]] * 9),
+        dict(counts=[1.0] * 9),
+        dict(period_s=0.5),
+        dict(period_s=100.0),
+    ],
+)
 def test_bad_input_is_named(bad):
     with pytest.raises(ValueError, match="learn_arrivals"):
         learn_arrivals(**dict(counts=np.ones((9, 2)), step_s=1.0, period_s=4.0) | bad)
 
 
-@pytest.mark.parametrize("bad", [dict(saves=(9.0, 1.0)), dict(saves=(1.0,)), dict(quota=-1), dict(period_s=0.0)])
+@pytest.mark.parametrize(
+    "bad", [dict(saves=(9.0, 1.0)), dict(saves=(1.0,)), dict(quota=-1), dict(period_s=0.0)]
+)
 def test_a_planner_refuses_what_is_none(bad):
     with pytest.raises(ValueError, match="QuotaPlanner"):
         QuotaPlanner(**dict(arrivals=MORNING, saves=(1.0, 9.0), quota=5, period_s=4.0) | bad)
@@ -92,10 +104,12 @@ def test_rules_by_hand():
     past = np.tile(of(4, 2, 2, 1, 1), (8, 1))
     row = of(4, 2, 2, 1, 1)
     assert greedy(SMALL, past)(0.0, 10.0, row).tolist() == row.tolist()
-    assert even(SMALL, past, 0.0)(0.0, 10.0, row).tolist() == [0, 0, 0, 1, 1]  # 2.5 of 10 in the first quarter
+    # 2.5 of 10 in the first quarter
+    assert even(SMALL, past, 0.0)(0.0, 10.0, row).tolist() == [0, 0, 0, 1, 1]
     assert threshold(SMALL, past, 2.5, 0.1)(0.0, 10.0, row).tolist() == [0, 0, 1, 1, 1]
     assert threshold(SMALL, past, 2.5, 0.5)(3.0, 10.0, row).tolist() == row.tolist()
-    kept = reserve(SMALL, past, 1.0, 1.0)(1.0, 10.0, row)  # half is left: 12, 8, 4, 2 and 0 are set aside
+    # half is left: 12, 8, 4, 2 and 0 are set aside
+    kept = reserve(SMALL, past, 1.0, 1.0)(1.0, 10.0, row)
     assert kept.tolist() == [0, 0, 2, 1, 1]
     assert reserve(SMALL, past, 1.0, 1.0)(3.0, 10.0, row).tolist() == row.tolist()
 
@@ -104,10 +118,16 @@ def test_the_truth_ends_the_period_with_nothing_left_and_no_dear_request_outside
     came = np.array([of(9, 0, 0, 0, 0), of(3, 2, 0, 0, 0), of(0, 0, 2, 1, 0), of(0, 0, 0, 1, 2)])
     bill = spend(SMALL, came, truth(SMALL, came, 0.0))
     best = of(2, 2, 2, 2, 2) @ np.array(DEAR_USD)
-    assert bill["cheap"] >= 9 and bill["cost_usd"] <= came.sum(0) @ np.array(DEAR_USD) - (1 - CHEAP) * (best - 0.001)
+    assert bill["cheap"] >= 9 and bill["cost_usd"] <= came.sum(0) @ np.array(DEAR_USD) - (
+        1 - CHEAP
+    ) * (best - 0.001)
 
 
-@given(st.lists(st.floats(0, 9), min_size=5, max_size=5), st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(0, 30))
+@given(
+    st.lists(st.floats(0, 9), min_size=5, max_size=5),
+    st.lists(st.integers(0, 9), min_size=5, max_size=5),
+    st.integers(0, 30),
+)
 @settings(max_examples=80, deadline=None)
 def test_wishes_are_kept_to_what_there_is(wanted, counts, left):
     got = kept_within(np.array(wanted), np.array(counts), left)
@@ -119,7 +139,10 @@ def test_wishes_are_kept_to_what_there_is(wanted, counts, left):
 def test_every_rule_spends_no_more_than_the_quota_and_pays_at_least_what_the_truth_pays():
     b = BUDGETS["month"]
     past, came = budget_demand("month", 1)
-    bills = {n: spend(b, came, f(b, past, **{k: v[0] for k, v in g.items()})) for n, (f, g) in RULES.items()}
+    bills = {
+        n: spend(b, came, f(b, past, **{k: v[0] for k, v in g.items()}))
+        for n, (f, g) in RULES.items()
+    }
     known = spend(b, came, truth(b, came, b.past_s), b.past_s)
     assert all(x["cheap"] <= 2 * b.quota and 0 <= x["unused"] <= 1 for x in bills.values())
     assert all(known["cost_usd"] <= x["cost_usd"] + 1e-9 for x in bills.values())
@@ -142,8 +165,15 @@ def test_tables_name_the_best_simple_rule():
     out = budgets_summary(table)
     assert out.loc[("month", "planned"), "best_simple"] == "even"
     want = table.set_index("rule").cost_usd
-    assert out.loc[("month", "planned"), "over_best_simple"] == pytest.approx(want["planned"] / want["even"])
+    assert out.loc[("month", "planned"), "over_best_simple"] == pytest.approx(
+        want["planned"] / want["even"]
+    )
 
 
 def test_grids_grow_towards_the_optimum():
-    assert open_grid(lambda x, y: (x - 20) ** 2 + (y - 0.01) ** 2, dict(x=(1.0, 2.0), y=(0.5, 1.0)))["x"] > 12
+    assert (
+        open_grid(lambda x, y: (x - 20) ** 2 + (y - 0.01) ** 2, dict(x=(1.0, 2.0), y=(0.5, 1.0)))[
+            "x"
+        ]
+        > 12
+    )

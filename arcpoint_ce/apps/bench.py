@@ -32,7 +32,14 @@ from .dashbench import bench_dashboard
 from .servicebench import bench_service
 
 # %% ../../nbs/apps/53b_bench.ipynb #f7ced6c4
-from ..lab.fleet import FixedChoice, Fleet, ServiceCurve, SimBackend, Tally, rare_collections
+from arcpoint_ce.lab.fleet import (
+    FixedChoice,
+    Fleet,
+    ServiceCurve,
+    SimBackend,
+    Tally,
+    rare_collections,
+)
 from ..lab.gateways import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from ..learning.anomaly import bench_anomaly
@@ -46,66 +53,105 @@ from ..telemetry.frames import to_steps
 
 # %% ../../nbs/apps/53b_bench.ipynb #e6fa48b7
 def timed(
-    name: str,                     # of the figure; the unit is appended
-    ns: list[int],                 # measured durations, ns
-    warm: int,                     # how many of the first ones do not count
-    unit: str = "us",              # "us" or "ms"
-) -> dict[str, float]:             # <name>_p50_<unit>, <name>_p99_<unit>, <name>_n
+    name: str,  # of the figure; the unit is appended
+    ns: list[int],  # measured durations, ns
+    warm: int,  # how many of the first ones do not count
+    unit: str = "us",  # "us" or "ms"
+) -> dict[str, float]:  # <name>_p50_<unit>, <name>_p99_<unit>, <name>_n
     "Median and 99th percentile of the durations after the warm-up."
     x, per = sorted(ns[warm:]), {"us": 1e3, "ms": 1e6}[unit]
-    at = lambda q: x[min(int(q*len(x)), len(x) - 1)]/per
-    return {f"{name}_p50_{unit}": at(.5), f"{name}_p99_{unit}": at(.99), f"{name}_n": len(x)}
+
+    def at(q):
+        return x[min(int(q * len(x)), len(x) - 1)] / per
+
+    return {f"{name}_p50_{unit}": at(0.5), f"{name}_p99_{unit}": at(0.99), f"{name}_n": len(x)}
 
 # %% ../../nbs/apps/53b_bench.ipynb #dd41c28f
-def held_router(n_backends: int, seed: int = 0) -> Router:   # all forecasts fresh for a day
+def held_router(n_backends: int, seed: int = 0) -> Router:  # all forecasts fresh for a day
     "A router with a forecast for each of its backends."
     rng, names = Random(seed), [f"b{k:03d}" for k in range(n_backends)]
-    q = {n: tuple(rng.uniform(60., 240.)*x for x in (.6, .7, .85, 1., 1.2, 1.5, 1.8)) for n in names}
-    router = Router([Backend(n, capacity=16., price_out=rng.choice((1., 4.))) for n in names])
-    router.swap(ForecastTable(1, 0., 86_400., {n: Forecast(n, 0., 300., tuple(sorted(v)), tuple(sorted(v))) for n, v in q.items()}), 0.)
+    q = {
+        n: tuple(rng.uniform(60.0, 240.0) * x for x in (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8))
+        for n in names
+    }
+    router = Router([Backend(n, capacity=16.0, price_out=rng.choice((1.0, 4.0))) for n in names])
+    router.swap(
+        ForecastTable(
+            1,
+            0.0,
+            86_400.0,
+            {n: Forecast(n, 0.0, 300.0, tuple(sorted(v)), tuple(sorted(v))) for n, v in q.items()},
+        ),
+        0.0,
+    )
     return router
 
 # %% ../../nbs/apps/53b_bench.ipynb #a90d3e9a
 def bench_decide(
-    n_backends: int,               # size of the fleet
-    calls: int = 40_000,           # measured calls
-    warm: int = 5_000,             # calls before that do not count
-    running: int = 100,            # requests in flight
-    clock: Callable[[], int] = perf_counter_ns,   # ns
-) -> dict[str, float]:             # decide_<n>_*, progress_<n>_*, observe_<n>_*, us
+    n_backends: int,  # size of the fleet
+    calls: int = 40_000,  # measured calls
+    warm: int = 5_000,  # calls before that do not count
+    running: int = 100,  # requests in flight
+    clock: Callable[[], int] = perf_counter_ns,  # ns
+) -> dict[str, float]:  # decide_<n>_*, progress_<n>_*, observe_<n>_*, us
     "Decisions, progress and outcomes in turn."
-    router, now, open_, decide, progress, observe = held_router(n_backends), 100., [], [], [], []
+    router, now, open_, decide, progress, observe = held_router(n_backends), 100.0, [], [], [], []
     asked = Request(tokens_in=500, tokens_out=200)
     for _ in range(calls + warm + running):
-        now += .001
-        a = clock(); d = router.decide(asked, now); decide.append(clock() - a)
+        now += 0.001
+        a = clock()
+        d = router.decide(asked, now)
+        decide.append(clock() - a)
         open_.append(d)
-        if len(open_) <= running: continue
-        router.progress(open_[3*running//4], 50, now)   # the first tokens of a stream, not timed
-        d = open_[running//2]                      # half of its answer has come
-        a = clock(); router.progress(d, 100, now); progress.append(clock() - a)
-        d = open_.pop(0); o = Outcome(d.backend, d.at_s, (now - d.at_s)*1000., decision=d.id, tokens_in=500, tokens_out=200)
-        a = clock(); router.observe(o); observe.append(clock() - a)
-    names = {"decide": (decide, warm + running), "progress": (progress, warm), "observe": (observe, warm)}
-    return {k: v for name, (ns, less) in names.items() for k, v in timed(f"{name}_{n_backends}", ns, less).items()}
+        if len(open_) <= running:
+            continue
+        router.progress(open_[3 * running // 4], 50, now)  # the first tokens of a stream, not timed
+        d = open_[running // 2]  # half of its answer has come
+        a = clock()
+        router.progress(d, 100, now)
+        progress.append(clock() - a)
+        d = open_.pop(0)
+        o = Outcome(
+            d.backend, d.at_s, (now - d.at_s) * 1000.0, decision=d.id, tokens_in=500, tokens_out=200
+        )
+        a = clock()
+        router.observe(o)
+        observe.append(clock() - a)
+    names = {
+        "decide": (decide, warm + running),
+        "progress": (progress, warm),
+        "observe": (observe, warm),
+    }
+    return {
+        k: v
+        for name, (ns, less) in names.items()
+        for k, v in timed(f"{name}_{n_backends}", ns, less).items()
+    }
 
 # %% ../../nbs/apps/53b_bench.ipynb #8ddfa47f
-def child(script: str, *args) -> dict:   # what the script printed as JSON
+def child(script: str, *args) -> dict:  # what the script printed as JSON
     "Run a script in a fresh interpreter. RuntimeError with its last words if it fails."
-    run = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True)
-    if run.returncode: raise RuntimeError(f"bench: a child process failed: {run.stderr.strip()[-500:]}")
-    return json.loads(run.stdout.strip().splitlines()[-1])   # libraries may have said something before
+    run = subprocess.run(
+        [sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True
+    )
+    if run.returncode:
+        raise RuntimeError(f"bench: a child process failed: {run.stderr.strip()[-500:]}")
+    # libraries may have said something before
+    return json.loads(run.stdout.strip().splitlines()[-1])
 
-PEAK = '''
+
+PEAK = """
 def peak_mb():
     try: return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))/1024
     except OSError:
         import resource, sys
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1 if sys.platform == "darwin" else 1/1024)/2**20
-'''
+"""
 
 # %% ../../nbs/apps/53b_bench.ipynb #f2a8cacc
-GROWTH = PEAK + '''
+GROWTH = (
+    PEAK
+    + """
 import json, sys
 from arcpoint_ce.routing.core import Backend, Outcome, Request
 from arcpoint_ce.routing.router import Router
@@ -118,57 +164,97 @@ def some(n, latency_ms=(80., 95., 120., 170., 220.)):
         router.observe(Outcome(d.backend, now, latency_ms[k % 5], decision=d.id, tokens_out=90))
 some(int(sys.argv[2])); before = peak_mb(); some(int(sys.argv[1]))
 print(json.dumps({"observe_growth_mb": peak_mb() - before, "observe_growth_outcomes": int(sys.argv[1])}))
-'''
+"""
+)
 
-def bench_growth(outcomes: int = 10_000_000, warm: int = 500_000) -> dict[str, float]:   # observe_growth_mb
-    "Growth of the peak memory over so many decisions and outcomes, after a warm-up of over an hour of fleet time."
+
+# observe_growth_mb
+def bench_growth(outcomes: int = 10_000_000, warm: int = 500_000) -> dict[str, float]:
+    """Growth of the peak memory over so many decisions and outcomes, after a warm-up of over an
+    hour of fleet time.
+    """
     return child(GROWTH, outcomes, warm)
 
 # %% ../../nbs/apps/53b_bench.ipynb #015bbb5e
-def synthetic_steps(n_backends: int, minutes: int, seed: int = 0) -> pd.DataFrame:   # a step table
+def synthetic_steps(n_backends: int, minutes: int, seed: int = 0) -> pd.DataFrame:  # a step table
     "Steps of a made-up fleet: own level, slow drift, noise."
     rng, out = np.random.default_rng(seed), []
     for k in range(n_backends):
-        walk = np.cumsum(rng.normal(0, .02, minutes)); n = rng.poisson(rng.integers(20, 80), minutes)
-        ms = rng.uniform(50, 250)*np.exp(walk - np.linspace(0, walk[-1], minutes) + rng.normal(0, .05, minutes))
-        out.append(pd.DataFrame(dict(backend=f"b{k:03d}", start_s=60*np.arange(minutes), n=n, n_err=0, n_lat=n,
-                                     latency_us=(n*ms*1000).astype(int), tokens_in=0, tokens_out=0)))
+        walk = np.cumsum(rng.normal(0, 0.02, minutes))
+        n = rng.poisson(rng.integers(20, 80), minutes)
+        ms = rng.uniform(50, 250) * np.exp(
+            walk - np.linspace(0, walk[-1], minutes) + rng.normal(0, 0.05, minutes)
+        )
+        out.append(
+            pd.DataFrame(
+                dict(
+                    backend=f"b{k:03d}",
+                    start_s=60 * np.arange(minutes),
+                    n=n,
+                    n_err=0,
+                    n_lat=n,
+                    latency_us=(n * ms * 1000).astype(int),
+                    tokens_in=0,
+                    tokens_out=0,
+                )
+            )
+        )
     return pd.concat(out).sort_values(["start_s", "backend"], ignore_index=True)
 
 # %% ../../nbs/apps/53b_bench.ipynb #c6e6fb1a
 def between_ticks(router: Router, names: list[str], now: float, rng: Random, per_backend: int = 3):
     "Outcomes of the last five seconds, in the order in which they ended."
-    ends = sorted((now - 5.*rng.random(), n) for n in names for _ in range(per_backend))
+    ends = sorted((now - 5.0 * rng.random(), n) for n in names for _ in range(per_backend))
     for end, n in ends:
-        ms = rng.uniform(50., 250.)
-        router.observe(Outcome(n, end - ms/1000., ms, tokens_in=400, tokens_out=90))
+        ms = rng.uniform(50.0, 250.0)
+        router.observe(Outcome(n, end - ms / 1000.0, ms, tokens_in=400, tokens_out=90))
 
 # %% ../../nbs/apps/53b_bench.ipynb #1631d3cc
 def bench_tick(
     n_backends: int = 64,
-    minutes: int = 250,            # length of the training data
-    ticks: int = 1_200,            # measured; 12 make a minute
-    trees: int | None = None,      # None: as shipped
-    clock: Callable[[], int] = perf_counter_ns,   # ns
-) -> dict[str, float]:             # tick_<n>_p50_ms, tick_<n>_p99_ms, tick_<n>_closing_p50_ms
+    minutes: int = 250,  # length of the training data
+    ticks: int = 1_200,  # measured; 12 make a minute
+    trees: int | None = None,  # None: as shipped
+    clock: Callable[[], int] = perf_counter_ns,  # ns
+) -> dict[str, float]:  # tick_<n>_p50_ms, tick_<n>_p99_ms, tick_<n>_closing_p50_ms
     "Ticks of a fleet under traffic: steps, windows, forest, intervals, swap."
     table, rng, ns, closing = synthetic_steps(n_backends, minutes), Random(0), [], []
     whole = []
-    ticker = Ticker(LatencyForest(**({} if trees is None else {"trees": trees})).fit(table), Router([Backend(n) for n in table["backend"].unique()]))
-    for name, step in to_steps(table): ticker.pulse.push(name, step)
-    names, now, warm = [b.name for b in ticker.router.backends], 60.*minutes, 24
+    ticker = Ticker(
+        LatencyForest(**({} if trees is None else {"trees": trees})).fit(table),
+        Router([Backend(n) for n in table["backend"].unique()]),
+    )
+    for name, step in to_steps(table):
+        ticker.pulse.push(name, step)
+    names, now, warm = [b.name for b in ticker.router.backends], 60.0 * minutes, 24
     for k in range(ticks + warm):
-        now += 5.; between_ticks(ticker.router, names, now, rng)
-        a = clock(); forecasts = ticker.tick(now); ns.append(clock() - a)
-        if k >= warm and k % 12 == 11: closing.append(ns[-1])
-    for k in range(ticks//20):                     # a tick a minute: the whole fleet is forecast in one
-        for _ in range(12): now += 5.; between_ticks(ticker.router, names, now, rng)
-        a = clock(); ticker.tick(now); whole.append(clock() - a)
-    return timed(f"tick_{n_backends}", ns, warm, "ms") | timed(f"tick_{n_backends}_whole", whole, 0, "ms") | {
-        f"tick_{n_backends}_closing_p50_ms": median(closing)/1e6, f"tick_{n_backends}_forecasts": len(forecasts)}
+        now += 5.0
+        between_ticks(ticker.router, names, now, rng)
+        a = clock()
+        forecasts = ticker.tick(now)
+        ns.append(clock() - a)
+        if k >= warm and k % 12 == 11:
+            closing.append(ns[-1])
+    for k in range(ticks // 20):  # a tick a minute: the whole fleet is forecast in one
+        for _ in range(12):
+            now += 5.0
+            between_ticks(ticker.router, names, now, rng)
+        a = clock()
+        ticker.tick(now)
+        whole.append(clock() - a)
+    return (
+        timed(f"tick_{n_backends}", ns, warm, "ms")
+        | timed(f"tick_{n_backends}_whole", whole, 0, "ms")
+        | {
+            f"tick_{n_backends}_closing_p50_ms": median(closing) / 1e6,
+            f"tick_{n_backends}_forecasts": len(forecasts),
+        }
+    )
 
 # %% ../../nbs/apps/53b_bench.ipynb #d972e559
-LOG = PEAK + '''
+LOG = (
+    PEAK
+    + """
 import json, sys
 from time import perf_counter
 from arcpoint_ce.telemetry.requests import load_requests
@@ -176,7 +262,9 @@ start = perf_counter()
 with load_requests(sys.argv[1]) as log: steps, rows = log.steps(), log.rows
 took = perf_counter() - start
 print(json.dumps({"log_rows_per_s": rows/took, "log_peak_mb": peak_mb(), "log_rows": rows, "log_steps": len(steps), "log_steps_sum": int(steps.n.sum())}))
-'''
+"""
+)
+
 
 def write_log(path: Path, rows: int):
     "A synthetic request log, deterministic."
@@ -184,27 +272,30 @@ def write_log(path: Path, rows: int):
         'backend-' || (hash(i) % 5) AS backend, CASE WHEN hash(i + 3) % 97 = 0 THEN NULL ELSE round(40 + (hash(i + 1) % 100000) / 400.0, 3) END AS latency_ms,
         hash(i + 3) % 97 <> 0 AS ok, hash(i + 2) % 3000 AS tokens_in, hash(i + 4) % 500 AS tokens_out FROM range({rows}) AS t(i)) TO '{path}' (HEADER)""")
 
-def bench_log(rows: int = 3_000_000) -> dict[str, float]:   # log_rows_per_s, log_peak_mb
+
+def bench_log(rows: int = 3_000_000) -> dict[str, float]:  # log_rows_per_s, log_peak_mb
     "Read, validate and fold a CSV log."
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/"log.csv"
+        path = Path(folder) / "log.csv"
         write_log(path, rows)
         return child(LOG, path)
 
 # %% ../../nbs/apps/53b_bench.ipynb #13f3636f
-SIM_CURVE = ServiceCurve((1., 16., 32.), (20., 24., 40.))
+SIM_CURVE = ServiceCurve((1.0, 16.0, 32.0), (20.0, 24.0, 40.0))
 
-def sim_work(n: int, seed: int = 1) -> Workload:   # requests
+
+def sim_work(n: int, seed: int = 1) -> Workload:  # requests
     "Poisson arrivals at 200 rps, lognormal lengths."
-    return poisson(200., n, seed, tokens=Tokens(Lengths(500., .5), Lengths(64., .5)))
+    return poisson(200.0, n, seed, tokens=Tokens(Lengths(500.0, 0.5), Lengths(64.0, 0.5)))
+
 
 def sim_fleet(
     gateway,
-    streams: float = 0.,  # share of requests whose answers come token by token, 0..1
+    streams: float = 0.0,  # share of requests whose answers come token by token, 0..1
 ) -> Fleet:
     "Eight equal backends behind one gateway."
-    sims = [SimBackend(Backend(f"b{k}", capacity=128.), SIM_CURVE, replicas=4) for k in range(8)]
-    return Fleet(sims, [gateway], timeout_s=60., streams=streams)
+    sims = [SimBackend(Backend(f"b{k}", capacity=128.0), SIM_CURVE, replicas=4) for k in range(8)]
+    return Fleet(sims, [gateway], timeout_s=60.0, streams=streams)
 
 
 def sim_engine(
@@ -212,7 +303,9 @@ def sim_engine(
     **how,  # policy, forecaster and the rest of `ContextEngine`
 ) -> EngineGateway:
     "The whole engine at the door, told its limits."
-    return EngineGateway(lambda b, seed: lab_engine(b, seed, slo_ms=100., slo_tok_ms=60., **how), ticks=ticks)
+    return EngineGateway(
+        lambda b, seed: lab_engine(b, seed, slo_ms=100.0, slo_tok_ms=60.0, **how), ticks=ticks
+    )
 
 
 def sim_router() -> EngineGateway:
@@ -222,116 +315,174 @@ def sim_router() -> EngineGateway:
 
 class InTurn(FixedChoice):
     "The cheapest policy: each backend in turn."
-    def send(self, call, now): return call.k & 7
+
+    def send(self, call, now):
+        return call.k & 7
 
 # %% ../../nbs/apps/53b_bench.ipynb #534a9cdb
-def sim_mean_s(gateway, work: Workload, streams: float = 0.) -> float:   # mean latency, s
+def sim_mean_s(gateway, work: Workload, streams: float = 0.0) -> float:  # mean latency, s
     "One run of the fleet."
     tally = sim_fleet(gateway, streams).run(work, Tally())
-    return tally.latency_s/tally.n
+    return tally.latency_s / tally.n
+
 
 def best_rate(
-    run: Callable[[], float],      # one whole run; returns the mean latency that it found, s
-    n: int,                        # requests in it
+    run: Callable[[], float],  # one whole run; returns the mean latency that it found, s
+    n: int,  # requests in it
     repeats: int,
-) -> tuple[float, float]:          # requests per second of processor time, the best; mean latency, s
+) -> tuple[float, float]:  # requests per second of processor time, the best; mean latency, s
     "How fast it goes when nothing disturbs it."
     took = []
     for _ in range(repeats):
-        start = process_time(); mean_s = run(); took.append(process_time() - start)
-    return n/min(took), mean_s
+        start = process_time()
+        mean_s = run()
+        took.append(process_time() - start)
+    return n / min(took), mean_s
 
 # %% ../../nbs/apps/53b_bench.ipynb #54658e90
 class SimpyBackend:
     "One backend as a SimPy process: a batch that shares its pace."
+
     def __init__(self, env, simpy, replicas: int = 4):
         self.env, self.simpy, self.replicas = env, simpy, replicas
-        self.heap, self.v, self.at_s, self.rate, self.number = [], 0., 0., 0., 0   # (virtual end, number, event); tokens; s; tokens/s
+        # (virtual end, number, event); tokens; s; tokens/s
+        self.heap, self.v, self.at_s, self.rate, self.number = [], 0.0, 0.0, 0.0, 0
         self.process = env.process(self.run())
 
     def advance(self):
-        self.v += (self.env.now - self.at_s)*self.rate; self.at_s = self.env.now
+        self.v += (self.env.now - self.at_s) * self.rate
+        self.at_s = self.env.now
 
-    def pace(self): self.rate = 1000./SIM_CURVE.tpot(len(self.heap)/self.replicas) if self.heap else 0.
+    def pace(self):
+        self.rate = 1000.0 / SIM_CURVE.tpot(len(self.heap) / self.replicas) if self.heap else 0.0
 
-    def serve(self, tokens: float):    # an event: the answer is there
-        done = self.env.event(); self.number += 1
-        self.advance(); heappush(self.heap, (self.v + tokens, self.number, done)); self.pace()
+    def serve(self, tokens: float):  # an event: the answer is there
+        done = self.env.event()
+        self.number += 1
+        self.advance()
+        heappush(self.heap, (self.v + tokens, self.number, done))
+        self.pace()
         self.process.interrupt()
         return done
 
     def run(self):
         while True:
             try:
-                yield self.env.timeout(max(self.heap[0][0] - self.v, 0.)/self.rate) if self.heap else self.env.event()
-                self.advance(); heappop(self.heap)[2].succeed(); self.pace()
-            except self.simpy.Interrupt: pass
+                yield (
+                    self.env.timeout(max(self.heap[0][0] - self.v, 0.0) / self.rate)
+                    if self.heap
+                    else self.env.event()
+                )
+                self.advance()
+                heappop(self.heap)[2].succeed()
+                self.pace()
+            except self.simpy.Interrupt:
+                pass
 
 # %% ../../nbs/apps/53b_bench.ipynb #8bbb0896
-def simpy_mean_s(simpy, work: Workload) -> float:   # mean latency, s
+def simpy_mean_s(simpy, work: Workload) -> float:  # mean latency, s
     "The same fleet and requests in SimPy."
-    env, took, failed = simpy.Environment(), [0., 0], []
+    env, took, failed = simpy.Environment(), [0.0, 0], []
     backends = [SimpyBackend(env, simpy) for _ in range(8)]
+
     def caller(backend, tokens):
         born, answer = env.now, backend.serve(tokens)
-        yield answer | env.timeout(60.)
-        if not answer.processed: failed.append(born)
-        took[0] += env.now - born; took[1] += 1
+        yield answer | env.timeout(60.0)
+        if not answer.processed:
+            failed.append(born)
+        took[0] += env.now - born
+        took[1] += 1
+
     def source():
-        for k, (gap, tokens) in enumerate(zip(np.diff(work.at_s, prepend=0.).tolist(), work.tokens_out.tolist())):
+        for k, (gap, tokens) in enumerate(
+            zip(np.diff(work.at_s, prepend=0.0).tolist(), work.tokens_out.tolist())
+        ):
             yield env.timeout(gap)
             env.process(caller(backends[k & 7], tokens))
+
     env.process(source())
-    with rare_collections(): env.run()
-    if failed: raise RuntimeError(f"bench: {len(failed)} requests timed out in SimPy, none should")
-    return took[0]/took[1]
+    with rare_collections():
+        env.run()
+    if failed:
+        raise RuntimeError(f"bench: {len(failed)} requests timed out in SimPy, none should")
+    return took[0] / took[1]
 
 # %% ../../nbs/apps/53b_bench.ipynb #1c93e8d7
-def bench_sim(n: int = 40_000, repeats: int = 7) -> dict[str, float | str | None]:   # sim_requests_per_s, sim_over_simpy, ...
-    "Requests per second of the simulated fleet: with P2C in the real router, with the whole engine (without and with streams), and with a constant-time policy beside SimPy."
-    work = sim_work(n); out = {"sim_requests_per_s": best_rate(lambda: sim_mean_s(sim_router(), work), n, repeats)[0]}
+# sim_requests_per_s, sim_over_simpy, ...
+def bench_sim(n: int = 40_000, repeats: int = 7) -> dict[str, float | str | None]:
+    """Requests per second of the simulated fleet: with P2C in the real router, with the whole
+    engine (without and with streams), and with a constant-time policy beside SimPy.
+    """
+    work = sim_work(n)
+    out = {"sim_requests_per_s": best_rate(lambda: sim_mean_s(sim_router(), work), n, repeats)[0]}
     out["sim_engine_per_s"] = best_rate(lambda: sim_mean_s(sim_engine(), work), n, repeats)[0]
-    out["sim_engine_streams_per_s"] = best_rate(lambda: sim_mean_s(sim_engine(), work, 1.), n, repeats)[0]
-    out["sim_fixed_per_s"], out["sim_mean_s"] = best_rate(lambda: sim_mean_s(InTurn(), work), n, repeats)
-    try: import simpy
-    except ImportError: return out | {"sim_over_simpy": None, "sim_over_simpy_why": "simpy is not installed: pip install 'arcpoint_ce[dev]'"}
-    speed, mean_s = best_rate(lambda: simpy_mean_s(simpy, work), n, max(repeats//2, 1))
-    return out | {"simpy_per_s": speed, "simpy_mean_s": mean_s, "sim_over_simpy": out["sim_fixed_per_s"]/speed}
+    out["sim_engine_streams_per_s"] = best_rate(
+        lambda: sim_mean_s(sim_engine(), work, 1.0), n, repeats
+    )[0]
+    out["sim_fixed_per_s"], out["sim_mean_s"] = best_rate(
+        lambda: sim_mean_s(InTurn(), work), n, repeats
+    )
+    try:
+        import simpy
+    except ImportError:
+        return out | {
+            "sim_over_simpy": None,
+            "sim_over_simpy_why": "simpy is not installed: pip install 'arcpoint_ce[dev]'",
+        }
+    speed, mean_s = best_rate(lambda: simpy_mean_s(simpy, work), n, max(repeats // 2, 1))
+    return out | {
+        "simpy_per_s": speed,
+        "simpy_mean_s": mean_s,
+        "sim_over_simpy": out["sim_fixed_per_s"] / speed,
+    }
 
 # %% ../../nbs/apps/53b_bench.ipynb #871bcb70
-IMPORT = '''
+IMPORT = """
 import json, sys
 from time import perf_counter
 start = perf_counter()
 import arcpoint_ce
 print(json.dumps({"import_ms": 1000*(perf_counter() - start), "pandas": "pandas" in sys.modules}))
-'''
+"""
 
-def bench_import(runs: int = 9) -> dict[str, float]:   # import_ms
+
+def bench_import(runs: int = 9) -> dict[str, float]:  # import_ms
     "Time that the import takes. RuntimeError where it has loaded pandas."
     got = [child(IMPORT) for _ in range(runs)]
-    if any(g["pandas"] for g in got): raise RuntimeError("bench: import arcpoint_ce has loaded pandas")
+    if any(g["pandas"] for g in got):
+        raise RuntimeError("bench: import arcpoint_ce has loaded pandas")
     return {"import_ms": median(g["import_ms"] for g in got)}
 
 # %% ../../nbs/apps/53b_bench.ipynb #c38d4e28
 def bench_served(**sizes) -> dict:
     "The service over a large store, in a folder that is thrown away."
-    with tempfile.TemporaryDirectory() as folder: return bench_service(Path(folder), **sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_service(Path(folder), **sizes)
+
 
 def bench_looked_at(**sizes) -> dict:
     "The dashboard in a browser, in a folder that is thrown away."
-    with tempfile.TemporaryDirectory() as folder: return bench_dashboard(Path(folder), **sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_dashboard(Path(folder), **sizes)
 
 # %% ../../nbs/apps/53b_bench.ipynb #030b0f68
-def machine() -> dict:             # facts that times depend on
-    return {"cpu_count": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
-            "gc_enabled": gc.isenabled()}
+def machine() -> dict:  # facts that times depend on
+    return {
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "gc_enabled": gc.isenabled(),
+    }
 
-def bench_loop_store(n: int) -> dict:   # records
+
+def bench_loop_store(n: int) -> dict:  # records
     "The feedback store on a SQLite file in a temporary folder."
-    with tempfile.TemporaryDirectory() as folder: return bench_store(folder, perf_counter, n)
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_store(folder, perf_counter, n)
 
-def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the order of running
+
+def parts(quick: bool) -> dict[str, Callable[[], dict]]:  # by name, in the order of running
     "What is measured."
     calls, f = (20_000 if quick else 60_000), (lambda full, less: less if quick else full)
     return {
@@ -346,19 +497,30 @@ def parts(quick: bool) -> dict[str, Callable[[], dict]]:   # by name, in the ord
         "online learning": lambda: bench_online(perf_counter, f(3000, 500)),
         "anomalies": lambda: bench_anomaly(perf_counter, f(2000, 300)),
         "tick": lambda: bench_tick(**f({}, dict(minutes=110, ticks=120))),
-        "service": lambda: bench_served(**f({}, dict(records=20_000, calls=20, seconds=2., clients=10))),
-        "dashboard": lambda: bench_looked_at(**f({}, dict(records=20_000, n=3, viewers=2, seconds=3.))),
+        "service": lambda: bench_served(
+            **f({}, dict(records=20_000, calls=20, seconds=2.0, clients=10))
+        ),
+        "dashboard": lambda: bench_looked_at(
+            **f({}, dict(records=20_000, n=3, viewers=2, seconds=3.0))
+        ),
     }
 
 # %% ../../nbs/apps/53b_bench.ipynb #88526fd7
 def run_bench(
-    quick: bool = False,           # small sizes, for a look
-    progress: bool = True,         # show a progress bar
-) -> dict:                         # figures by name (`decide_8_p50_us`, ...), and facts about the machine
+    quick: bool = False,  # small sizes, for a look
+    progress: bool = True,  # show a progress bar
+) -> dict:  # figures by name (`decide_8_p50_us`, ...), and facts about the machine
     "Measure everything, part by part. A failing part raises."
-    out, bar = machine() | {"quick": quick}, tqdm(parts(quick).items(), disable=not progress, unit="part")
+    out, bar = (
+        machine() | {"quick": quick},
+        tqdm(parts(quick).items(), disable=not progress, unit="part"),
+    )
     for name, part in bar:
         bar.set_description(name)
         out |= part()
-    short = {f"{name}_p{q}_us": out[f"{name}_8_p{q}_us"] for name in ("observe", "progress") for q in (50, 99)}
+    short = {
+        f"{name}_p{q}_us": out[f"{name}_8_p{q}_us"]
+        for name in ("observe", "progress")
+        for q in (50, 99)
+    }
     return out | short | {"progress_n": out["progress_8_n"]}

@@ -9,7 +9,7 @@ __all__ = ['PALETTE', 'STATES', 'SIMULATED_S', 'CSS', 'BREAKERS', 'HEIGHT', 'SEV
            'chances', 'told', 'without', 'causes_chart']
 
 # %% ../../nbs/apps/50b_charts.ipynb #a3ab8dc8
-from datetime import datetime, timezone, tzinfo
+from datetime import UTC, datetime, tzinfo
 from html import escape
 from math import isfinite
 
@@ -19,30 +19,61 @@ import pandas as pd
 from ..context.state import BackendState, TierState
 
 # %% ../../nbs/apps/50b_charts.ipynb #4b48264f
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")   # Okabe and Ito (2008); the yellow darkened, grey for black
-STATES = {"available": ("●", "#009E73"), "degraded": ("▲", "#E69F00"), "down": ("✕", "#D55E00"), "unknown": ("○", "#7F7F7F")}
-SIMULATED_S = 3*365*86_400.            # a time before 1973 is a simulation's own
+PALETTE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#B8A800",
+    "#7F7F7F",
+)  # Okabe and Ito (2008); the yellow darkened, grey for black
+STATES = {
+    "available": ("●", "#009E73"),
+    "degraded": ("▲", "#E69F00"),
+    "down": ("✕", "#D55E00"),
+    "unknown": ("○", "#7F7F7F"),
+}
+SIMULATED_S = 3 * 365 * 86_400.0  # a time before 1973 is a simulation's own
+
 
 def number(x: float | None, unit: str = "", digits: int = 3) -> str:
     "With so many digits, and its unit; a dash where there is none."
-    if x is None or not isfinite(x): return "–"
-    text = f"{x:,.0f}" if abs(x) >= 10**(digits - 1) else f"{x:.{digits}g}"
+    if x is None or not isfinite(x):
+        return "–"
+    text = f"{x:,.0f}" if abs(x) >= 10 ** (digits - 1) else f"{x:.{digits}g}"
     return f"{text} {unit}".rstrip()
 
-def percent(x: float | None, digits: int = 1) -> str: return "–" if x is None or not isfinite(x) else f"{x:.{digits}%}"
 
-def simulated(at_s: float) -> bool: return at_s < SIMULATED_S
+def percent(x: float | None, digits: int = 1) -> str:
+    return "–" if x is None or not isfinite(x) else f"{x:.{digits}%}"
 
-def moment(at_s: float | None, zone: tzinfo = timezone.utc, day: bool = True) -> str:
+
+def simulated(at_s: float) -> bool:
+    return at_s < SIMULATED_S
+
+
+def moment(at_s: float | None, zone: tzinfo = UTC, day: bool = True) -> str:
     "A time for a reader; a simulation's as time since its start."
-    if at_s is None or not isfinite(at_s): return "–"
-    if simulated(at_s): return f"{at_s//3600:.0f}:{at_s//60 % 60:02.0f}:{at_s % 60:04.1f}"
+    if at_s is None or not isfinite(at_s):
+        return "–"
+    if simulated(at_s):
+        return f"{at_s // 3600:.0f}:{at_s // 60 % 60:02.0f}:{at_s % 60:04.1f}"
     return datetime.fromtimestamp(at_s, zone).strftime("%d %b %H:%M:%S" if day else "%H:%M:%S")
+
 
 def ago(seconds: float | None) -> str:
     "How long ago."
-    if seconds is None or not isfinite(seconds): return "never"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 6000 else f"{seconds/3600:.0f} h"
+    if seconds is None or not isfinite(seconds):
+        return "never"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} h"
+    )
 
 # %% ../../nbs/apps/50b_charts.ipynb #a02fc366
 CSS = """<style>
@@ -61,38 +92,115 @@ CSS = """<style>
 .ace-bar s{position:absolute;top:0;width:3px;height:1.1rem;margin-left:-1px;background:#D55E00}
 </style>"""
 
-def row(label: str, value: str) -> str: return f'<div class="ace-row"><span>{escape(label)}</span><span>{escape(value)}</span></div>'   # HTML
 
-def band(s: BackendState) -> str:      # HTML
+def row(label: str, value: str) -> str:
+    return (
+        # HTML
+        f'<div class="ace-row"><span>{escape(label)}</span><span>{escape(value)}</span></div>'
+    )
+
+
+def band(s: BackendState) -> str:  # HTML
     "Forecast against limit."
-    low, mid, high = s.forecast_ms; most = 1.15*max(high, s.limit_ms, s.p50_ms or 0.) or 1.
-    at = lambda x: f"{100*min(max(x/most, 0.), 1.):.1f}%"
+    low, mid, high = s.forecast_ms
+    most = 1.15 * max(high, s.limit_ms, s.p50_ms or 0.0) or 1.0
+
+    def at(x):
+        return f"{100 * min(max(x / most, 0.0), 1.0):.1f}%"
+
     here = f'<u style="left:{at(s.p50_ms)}"></u>' if s.p50_ms is not None else ""
-    words = escape(f"forecast {number(mid)} ms, 80 % interval {number(low)} to {number(high)}; limit {number(s.limit_ms)} ms; measured {number(s.p50_ms)} ms")
-    return f'<div class="ace-bar" role="img" aria-label="{words}" title="{words}"><i style="left:{at(low)};width:{100*(high - low)/most:.1f}%"></i>{here}<b style="left:{at(mid)}"></b><s style="left:{at(s.limit_ms)}"></s></div>'
+    words = escape(
+        f"forecast {number(mid)} ms, 80 % interval {number(low)} to {number(high)}; limit {number(s.limit_ms)} ms; measured {number(s.p50_ms)} ms"
+    )
+    return f'<div class="ace-bar" role="img" aria-label="{words}" title="{words}"><i style="left:{at(low)};width:{100 * (high - low) / most:.1f}%"></i>{here}<b style="left:{at(mid)}"></b><s style="left:{at(s.limit_ms)}"></s></div>'
 
 # %% ../../nbs/apps/50b_charts.ipynb #194baed4
-BREAKERS = {"closed": "closed", "open": "open", "half_open": "half-open", "shedding": "sheds weight"}
+BREAKERS = {
+    "closed": "closed",
+    "open": "open",
+    "half_open": "half-open",
+    "shedding": "sheds weight",
+}
 
-def card(s: BackendState, open_: list[str], zone: tzinfo = timezone.utc) -> str:   # HTML; open_: incidents that go on
+
+# HTML; open_: incidents that go on
+def card(s: BackendState, open_: list[str], zone: tzinfo = UTC) -> str:
     "One backend."
-    mark, colour = STATES[s.availability]; breaker = BREAKERS.get(s.breaker, s.breaker) + (f" until {moment(s.until_s, zone, day=False)}" if s.until_s else "")
-    said = row("forecast", f"{number(s.forecast_ms[1])} ms ({number(s.forecast_ms[0])} – {number(s.forecast_ms[2])})") + band(s) if s.forecast_ms else row("forecast", "none in force")
-    rows = [("P(breach)", percent(s.p_breach, 0)), ("latency p50 / p95", f"{number(s.p50_ms)} / {number(s.p95_ms)} ms"), ("load", f"{number(s.load_rps)} rps, {percent(s.busy, 0)} busy"), ("errors", f"{percent(s.error_rate)} of {s.requests}"),
-            ("cost", f"{number(s.usd_per_request, '', 2)} USD a request"), ("last heard", f"{ago(s.stale_s)} ago")]
-    notes = "".join(f'<div class="ace-note">{escape(x)}</div>' for x in (s.breaker_why if s.breaker != "closed" else s.why, *(f"incident: {x}" for x in (*open_, *s.incidents)[:2])))
-    return (f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(s.backend)}</h4><span class="ace-state">{mark} {s.availability}</span></div>'
-            + row("breaker", breaker) + said + "".join(row(*r) for r in rows) + notes + "</div>")
+    mark, colour = STATES[s.availability]
+    breaker = BREAKERS.get(s.breaker, s.breaker) + (
+        f" until {moment(s.until_s, zone, day=False)}" if s.until_s else ""
+    )
+    said = (
+        row(
+            "forecast",
+            f"{number(s.forecast_ms[1])} ms ({number(s.forecast_ms[0])} – {number(s.forecast_ms[2])})",
+        )
+        + band(s)
+        if s.forecast_ms
+        else row("forecast", "none in force")
+    )
+    rows = [
+        ("P(breach)", percent(s.p_breach, 0)),
+        ("latency p50 / p95", f"{number(s.p50_ms)} / {number(s.p95_ms)} ms"),
+        ("load", f"{number(s.load_rps)} rps, {percent(s.busy, 0)} busy"),
+        ("errors", f"{percent(s.error_rate)} of {s.requests}"),
+        ("cost", f"{number(s.usd_per_request, '', 2)} USD a request"),
+        ("last heard", f"{ago(s.stale_s)} ago"),
+    ]
+    notes = "".join(
+        f'<div class="ace-note">{escape(x)}</div>'
+        for x in (
+            s.breaker_why if s.breaker != "closed" else s.why,
+            *(f"incident: {x}" for x in (*open_, *s.incidents)[:2]),
+        )
+    )
+    return (
+        f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(s.backend)}</h4><span class="ace-state">{mark} {s.availability}</span></div>'
+        + row("breaker", breaker)
+        + said
+        + "".join(row(*r) for r in rows)
+        + notes
+        + "</div>"
+    )
 
-def cards(states: list[BackendState], zone: tzinfo = timezone.utc) -> str: return CSS + '<div class="ace-cards">' + "".join(card(s, [], zone) for s in states) + "</div>"   # HTML
 
-def tier_card(t: TierState) -> str:    # HTML
+def cards(states: list[BackendState], zone: tzinfo = UTC) -> str:
+    return (
+        CSS + '<div class="ace-cards">' + "".join(card(s, [], zone) for s in states) + "</div>"
+    )  # HTML
+
+
+def tier_card(t: TierState) -> str:  # HTML
     "One tier: how many of its requests met their limit, and how much of its error budget is left."
-    left = t.budget_left; colour = STATES["unknown" if left is None else "available" if left > .25 else "degraded" if left > 0 else "down"][1]
-    told = "–" if left is None else f"{left:.0%} left" if left >= 0 else f"overdrawn {-left:.1f} times"
-    return f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(t.tier or "no tier")}</h4><span class="ace-state">{percent(t.attainment)}</span></div>' + row("within the limit of", f"{number(t.limit_ms)} ms") + row("error budget", told) + row("requests", f"{t.requests:,}") + (row("rate limits leave", f"{t.rpm_left:,.0f} requests this minute") if t.rpm_left is not None else "") + "</div>"
+    left = t.budget_left
+    colour = STATES[
+        "unknown"
+        if left is None
+        else "available"
+        if left > 0.25
+        else "degraded"
+        if left > 0
+        else "down"
+    ][1]
+    told = (
+        "–" if left is None else f"{left:.0%} left" if left >= 0 else f"overdrawn {-left:.1f} times"
+    )
+    return (
+        f'<div class="ace-card" style="--c:{colour}"><div class="ace-row"><h4>{escape(t.tier or "no tier")}</h4><span class="ace-state">{percent(t.attainment)}</span></div>'
+        + row("within the limit of", f"{number(t.limit_ms)} ms")
+        + row("error budget", told)
+        + row("requests", f"{t.requests:,}")
+        + (
+            row("rate limits leave", f"{t.rpm_left:,.0f} requests this minute")
+            if t.rpm_left is not None
+            else ""
+        )
+        + "</div>"
+    )
 
-def tier_cards(tiers: list[TierState]) -> str: return CSS + '<div class="ace-cards">' + "".join(map(tier_card, tiers)) + "</div>"   # HTML
+
+def tier_cards(tiers: list[TierState]) -> str:
+    return CSS + '<div class="ace-cards">' + "".join(map(tier_card, tiers)) + "</div>"  # HTML
 
 # %% ../../nbs/apps/50b_charts.ipynb #4373dea3
 def filled(t: pd.DataFrame) -> pd.DataFrame:
@@ -103,92 +211,294 @@ def filled(t: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/apps/50b_charts.ipynb #3bd4e8d9
 HEIGHT = 330
 
+
 def timed(t: pd.DataFrame, column: str = "at_s") -> pd.DataFrame:
     "With a time to draw and one to read."
-    return t.assign(t=pd.to_datetime(t[column], unit="s", utc=True), utc=[moment(x) + ("" if simulated(x) else " UTC") for x in t[column]])
+    return t.assign(
+        t=pd.to_datetime(t[column], unit="s", utc=True),
+        utc=[moment(x) + ("" if simulated(x) else " UTC") for x in t[column]],
+    )
 
-def time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> alt.X:   # span_s: what the axis covers; None: what is drawn
+
+# span_s: what the axis covers; None: what is drawn
+def time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> alt.X:
     "The axis of a time."
-    domain = alt.Undefined if span_s is None else [datetime.fromtimestamp(x, timezone.utc).isoformat() for x in span_s]
-    if own_clock: return alt.X("t:T", title="simulated time, h:min:s", scale=alt.Scale(type="utc", domain=domain), axis=alt.Axis(format="%H:%M:%S", tickCount=8, labelOverlap="greedy", grid=False))
-    return alt.X("t:T", title="time (your zone)", scale=alt.Scale(domain=domain), axis=alt.Axis(tickCount=8, labelOverlap="greedy", grid=False))
+    domain = (
+        alt.Undefined
+        if span_s is None
+        else [datetime.fromtimestamp(x, UTC).isoformat() for x in span_s]
+    )
+    if own_clock:
+        return alt.X(
+            "t:T",
+            title="simulated time, h:min:s",
+            scale=alt.Scale(type="utc", domain=domain),
+            axis=alt.Axis(format="%H:%M:%S", tickCount=8, labelOverlap="greedy", grid=False),
+        )
+    return alt.X(
+        "t:T",
+        title="time (your zone)",
+        scale=alt.Scale(domain=domain),
+        axis=alt.Axis(tickCount=8, labelOverlap="greedy", grid=False),
+    )
 
-def own_clock(t: pd.DataFrame, column: str = "at_s") -> bool: return bool(len(t)) and simulated(float(t[column].max()))
+
+def own_clock(t: pd.DataFrame, column: str = "at_s") -> bool:
+    return bool(len(t)) and simulated(float(t[column].max()))
+
 
 def coloured(names, title: str) -> alt.Color:
     "A colour for each name, always the same."
     names = sorted(names)
-    return alt.Color(f"{title}:N", title=None, scale=alt.Scale(domain=names, range=[PALETTE[i % len(PALETTE)] for i in range(len(names))]), legend=alt.Legend(orient="top", columns=6, labelLimit=160, symbolLimit=24))
+    return alt.Color(
+        f"{title}:N",
+        title=None,
+        scale=alt.Scale(domain=names, range=[PALETTE[i % len(PALETTE)] for i in range(len(names))]),
+        legend=alt.Legend(orient="top", columns=6, labelLimit=160, symbolLimit=24),
+    )
 
 # %% ../../nbs/apps/50b_charts.ipynb #08634300
-def lines(t: pd.DataFrame, y: str, title: str, by: str = "backend", names=None, form: str = ",.2~f", brush: bool = True) -> alt.Chart:   # t: at_s, y, by
+def lines(
+    t: pd.DataFrame,
+    y: str,
+    title: str,
+    by: str = "backend",
+    names=None,
+    form: str = ",.2~f",
+    brush: bool = True,
+) -> alt.Chart:  # t: at_s, y, by
     "One line for each name; a stretch of time can be selected."
-    base = alt.Chart(timed(t), height=HEIGHT).encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)), coloured(names or t[by].unique(), by),
-        tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip(f"{by}:N"), alt.Tooltip(f"{y}:Q", title=title, format=form)])
+    base = alt.Chart(timed(t), height=HEIGHT).encode(
+        time_axis(own_clock(t)),
+        alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)),
+        coloured(names or t[by].unique(), by),
+        tooltip=[
+            alt.Tooltip("utc:N", title="time"),
+            alt.Tooltip(f"{by}:N"),
+            alt.Tooltip(f"{y}:Q", title=title, format=form),
+        ],
+    )
     out = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=14))
     return out.add_params(span()) if brush else out
 
-def span() -> alt.Parameter: return alt.selection_interval(name="span", encodings=["x"])   # a stretch of time, selected with the mouse
 
-def areas(t: pd.DataFrame, y: str, title: str, by: str, names=None) -> alt.Chart:   # t: at_s, y, by
+def span() -> alt.Parameter:
+    # a stretch of time, selected with the mouse
+    return alt.selection_interval(name="span", encodings=["x"])
+
+
+def areas(t: pd.DataFrame, y: str, title: str, by: str, names=None) -> alt.Chart:  # t: at_s, y, by
     "Stacked to a whole."
-    return alt.Chart(timed(t), height=HEIGHT).mark_area(interpolate="step").encode(time_axis(own_clock(t)), alt.Y(f"{y}:Q", title=title, stack="normalize", axis=alt.Axis(format="%", tickCount=5)), coloured(names or t[by].unique(), by),
-        tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip(f"{by}:N"), alt.Tooltip(f"{y}:Q", title="decisions", format=",")]).add_params(span())
+    return (
+        alt.Chart(timed(t), height=HEIGHT)
+        .mark_area(interpolate="step")
+        .encode(
+            time_axis(own_clock(t)),
+            alt.Y(f"{y}:Q", title=title, stack="normalize", axis=alt.Axis(format="%", tickCount=5)),
+            coloured(names or t[by].unique(), by),
+            tooltip=[
+                alt.Tooltip("utc:N", title="time"),
+                alt.Tooltip(f"{by}:N"),
+                alt.Tooltip(f"{y}:Q", title="decisions", format=","),
+            ],
+        )
+        .add_params(span())
+    )
 
 # %% ../../nbs/apps/50b_charts.ipynb #62482023
-def forecast_chart(made: pd.DataFrame, actual: pd.DataFrame, limit_ms: float) -> alt.Chart:   # rows of one backend: about_s, p10, p50, p90; at_s, latency_ms
+# rows of one backend: about_s, p10, p50, p90; at_s, latency_ms
+def forecast_chart(made: pd.DataFrame, actual: pd.DataFrame, limit_ms: float) -> alt.Chart:
     "The interval as a band, the median as a line, what came as dots, the limit as a rule."
-    clock = own_clock(actual) or own_clock(made, "about_s"); x = time_axis(clock); title = "mean latency of a step, ms"
-    key = alt.Color("what:N", title=None, scale=alt.Scale(domain=["forecast, 80 % interval", "actual", "limit"], range=[PALETTE[0], PALETTE[1], PALETTE[5]]), legend=alt.Legend(orient="top", labelLimit=240, symbolOpacity=1))
-    tip = lambda *extra: [alt.Tooltip("utc:N", title="time"), *extra]
-    said = alt.Chart(timed(made, "about_s").assign(what="forecast, 80 % interval"), height=HEIGHT + 60).encode(x, key)
-    area = said.mark_area(opacity=.25).encode(alt.Y("p10:Q", title=title), alt.Y2("p90:Q"))
-    mid = said.mark_line(strokeWidth=2).encode(alt.Y("p50:Q", title=title), tooltip=tip(alt.Tooltip("p50:Q", title="forecast, ms", format=",.0f"), alt.Tooltip("p10:Q", title="from, ms", format=",.0f"), alt.Tooltip("p90:Q", title="to, ms", format=",.0f")))
-    came = alt.Chart(timed(actual).assign(what="actual")).mark_line(point=alt.OverlayMarkDef(size=26), strokeWidth=1.2).encode(x, alt.Y("latency_ms:Q", title=title), key, tooltip=tip(alt.Tooltip("latency_ms:Q", title="actual, ms", format=",.0f")))
-    rule = alt.Chart(pd.DataFrame(dict(limit=[limit_ms], what=["limit"]))).mark_rule(strokeDash=[6, 4], strokeWidth=1.8).encode(alt.Y("limit:Q", title=title), key, tooltip=[alt.Tooltip("limit:Q", title="limit, ms", format=",.0f")])
+    clock = own_clock(actual) or own_clock(made, "about_s")
+    x = time_axis(clock)
+    title = "mean latency of a step, ms"
+    key = alt.Color(
+        "what:N",
+        title=None,
+        scale=alt.Scale(
+            domain=["forecast, 80 % interval", "actual", "limit"],
+            range=[PALETTE[0], PALETTE[1], PALETTE[5]],
+        ),
+        legend=alt.Legend(orient="top", labelLimit=240, symbolOpacity=1),
+    )
+
+    def tip(*extra):
+        return [alt.Tooltip("utc:N", title="time"), *extra]
+
+    said = alt.Chart(
+        timed(made, "about_s").assign(what="forecast, 80 % interval"), height=HEIGHT + 60
+    ).encode(x, key)
+    area = said.mark_area(opacity=0.25).encode(alt.Y("p10:Q", title=title), alt.Y2("p90:Q"))
+    mid = said.mark_line(strokeWidth=2).encode(
+        alt.Y("p50:Q", title=title),
+        tooltip=tip(
+            alt.Tooltip("p50:Q", title="forecast, ms", format=",.0f"),
+            alt.Tooltip("p10:Q", title="from, ms", format=",.0f"),
+            alt.Tooltip("p90:Q", title="to, ms", format=",.0f"),
+        ),
+    )
+    came = (
+        alt.Chart(timed(actual).assign(what="actual"))
+        .mark_line(point=alt.OverlayMarkDef(size=26), strokeWidth=1.2)
+        .encode(
+            x,
+            alt.Y("latency_ms:Q", title=title),
+            key,
+            tooltip=tip(alt.Tooltip("latency_ms:Q", title="actual, ms", format=",.0f")),
+        )
+    )
+    rule = (
+        alt.Chart(pd.DataFrame(dict(limit=[limit_ms], what=["limit"])))
+        .mark_rule(strokeDash=[6, 4], strokeWidth=1.8)
+        .encode(
+            alt.Y("limit:Q", title=title),
+            key,
+            tooltip=[alt.Tooltip("limit:Q", title="limit, ms", format=",.0f")],
+        )
+    )
     return (area + mid + came + rule).add_params(span())
 
 # %% ../../nbs/apps/50b_charts.ipynb #36d4ca54
-def ratio_chart(looks) -> alt.Chart:   # rows of (at_s, ratio, low, high)
-    "A sequential test: the estimate within its always-valid interval, and the rule of no difference."
-    t = pd.DataFrame(looks, columns=["at_s", "ratio", "low", "high"]); base = alt.Chart(timed(t), height=HEIGHT - 60).encode(time_axis(own_clock(t)))
-    y = dict(title="latency, candidate / live", scale=alt.Scale(zero=False)); tip = [alt.Tooltip("utc:N", title="look"), *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("ratio", "low", "high"))]
-    band = base.mark_area(opacity=.25, color=PALETTE[0]).encode(alt.Y("low:Q", **y), alt.Y2("high:Q")); mid = base.mark_line(color=PALETTE[0], strokeWidth=2, point=alt.OverlayMarkDef(size=26)).encode(alt.Y("ratio:Q", **y), tooltip=tip)
-    return band + mid + alt.Chart(pd.DataFrame(dict(one=[1.]))).mark_rule(strokeDash=[6, 4]).encode(alt.Y("one:Q", **y))
+def ratio_chart(looks) -> alt.Chart:  # rows of (at_s, ratio, low, high)
+    """A sequential test: the estimate within its always-valid interval, and the rule of no
+    difference.
+    """
+    t = pd.DataFrame(looks, columns=["at_s", "ratio", "low", "high"])
+    base = alt.Chart(timed(t), height=HEIGHT - 60).encode(time_axis(own_clock(t)))
+    y = dict(title="latency, candidate / live", scale=alt.Scale(zero=False))
+    tip = [
+        alt.Tooltip("utc:N", title="look"),
+        *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("ratio", "low", "high")),
+    ]
+    band = base.mark_area(opacity=0.25, color=PALETTE[0]).encode(
+        alt.Y("low:Q", **y), alt.Y2("high:Q")
+    )
+    mid = base.mark_line(color=PALETTE[0], strokeWidth=2, point=alt.OverlayMarkDef(size=26)).encode(
+        alt.Y("ratio:Q", **y), tooltip=tip
+    )
+    return (
+        band
+        + mid
+        + alt.Chart(pd.DataFrame(dict(one=[1.0])))
+        .mark_rule(strokeDash=[6, 4])
+        .encode(alt.Y("one:Q", **y))
+    )
 
 # %% ../../nbs/apps/50b_charts.ipynb #02efb77e
-SEVERITY = alt.Color("severity:N", title=None, scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]), legend=alt.Legend(orient="top"))
+SEVERITY = alt.Color(
+    "severity:N",
+    title=None,
+    scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]),
+    legend=alt.Legend(orient="top"),
+)
 
-def spells(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:   # start_s, end_s, backend, severity, says
+
+# start_s, end_s, backend, severity, says
+def spells(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:
     "Incidents as bars by backend."
     shown = timed(t, "start_s").assign(end=pd.to_datetime(t.end_s, unit="s", utc=True))
-    return alt.Chart(shown, height=alt.Step(24)).mark_bar(height=12, cornerRadius=3, clip=True).encode(time_axis(own_clock(t, "start_s"), span_s), alt.X2("end:T"), alt.Y("backend:N", title=None, axis=alt.Axis(labelLimit=180)), SEVERITY,
-        tooltip=[alt.Tooltip("utc:N", title="began"), alt.Tooltip("severity:N"), alt.Tooltip("says:N", title="what")])
+    return (
+        alt.Chart(shown, height=alt.Step(24))
+        .mark_bar(height=12, cornerRadius=3, clip=True)
+        .encode(
+            time_axis(own_clock(t, "start_s"), span_s),
+            alt.X2("end:T"),
+            alt.Y("backend:N", title=None, axis=alt.Axis(labelLimit=180)),
+            SEVERITY,
+            tooltip=[
+                alt.Tooltip("utc:N", title="began"),
+                alt.Tooltip("severity:N"),
+                alt.Tooltip("says:N", title="what"),
+            ],
+        )
+    )
 
-def ticks(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:    # at_s, backend, what, says
+
+def ticks(t: pd.DataFrame, span_s: tuple[float, float]) -> alt.Chart:  # at_s, backend, what, says
     "Events as marks by kind."
-    return alt.Chart(timed(t), height=alt.Step(24)).mark_point(filled=True, size=90, clip=True).encode(time_axis(own_clock(t), span_s), alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=180)), coloured(t.backend.unique(), "backend"), alt.Shape("backend:N", title=None, legend=None),
-        tooltip=[alt.Tooltip("utc:N", title="time"), alt.Tooltip("backend:N"), alt.Tooltip("says:N", title="what")])
+    return (
+        alt.Chart(timed(t), height=alt.Step(24))
+        .mark_point(filled=True, size=90, clip=True)
+        .encode(
+            time_axis(own_clock(t), span_s),
+            alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=180)),
+            coloured(t.backend.unique(), "backend"),
+            alt.Shape("backend:N", title=None, legend=None),
+            tooltip=[
+                alt.Tooltip("utc:N", title="time"),
+                alt.Tooltip("backend:N"),
+                alt.Tooltip("says:N", title="what"),
+            ],
+        )
+    )
 
-def chances(t: pd.DataFrame) -> alt.Chart:   # backend, p_breach, source
+
+def chances(t: pd.DataFrame) -> alt.Chart:  # backend, p_breach, source
     "P(breach) by backend, the likeliest first."
-    base = alt.Chart(t, height=alt.Step(26)).encode(alt.X("p_breach:Q", title="P(step latency beyond the limit)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
-        alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)), tooltip=["backend:N", alt.Tooltip("p_breach:Q", format=".1%", title="P(breach)"), alt.Tooltip("source:N", title="from")])
+    base = alt.Chart(t, height=alt.Step(26)).encode(
+        alt.X(
+            "p_breach:Q",
+            title="P(step latency beyond the limit)",
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format="%", tickCount=5),
+        ),
+        alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)),
+        tooltip=[
+            "backend:N",
+            alt.Tooltip("p_breach:Q", format=".1%", title="P(breach)"),
+            alt.Tooltip("source:N", title="from"),
+        ],
+    )
     return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]) + told(base, "p_breach")
 
-def told(base: alt.Chart, value: str) -> alt.Chart: return base.mark_text(align="left", dx=5, color="#7F7F7F").encode(text=alt.Text(f"{value}:Q", format=".0%"))   # the figure beside its bar
+
+def told(base: alt.Chart, value: str) -> alt.Chart:
+    return base.mark_text(align="left", dx=5, color="#7F7F7F").encode(
+        text=alt.Text(f"{value}:Q", format=".0%")
+    )  # the figure beside its bar
 
 # %% ../../nbs/apps/50b_charts.ipynb #75c04c39
-def without(t: pd.DataFrame) -> alt.Chart:   # backend, without_it
+def without(t: pd.DataFrame) -> alt.Chart:  # backend, without_it
     "How full the others would be without each."
-    base = alt.Chart(t, height=alt.Step(26)).encode(alt.X("without_it:Q", title="load of the others without it (P90 of the demand)", axis=alt.Axis(format="%", tickCount=5)), alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)),
-        tooltip=["backend:N", alt.Tooltip("without_it:Q", format=".0%", title="load of the others")])
-    bars = base.mark_bar(cornerRadiusEnd=3).encode(color=alt.condition("datum.without_it >= 1", alt.value(PALETTE[5]), alt.value(PALETTE[4])))
-    return bars + told(base, "without_it") + alt.Chart(pd.DataFrame(dict(x=[1.]))).mark_rule(strokeDash=[6, 4], color=PALETTE[5]).encode(alt.X("x:Q"))
+    base = alt.Chart(t, height=alt.Step(26)).encode(
+        alt.X(
+            "without_it:Q",
+            title="load of the others without it (P90 of the demand)",
+            axis=alt.Axis(format="%", tickCount=5),
+        ),
+        alt.Y("backend:N", title=None, sort="-x", axis=alt.Axis(labelLimit=180)),
+        tooltip=[
+            "backend:N",
+            alt.Tooltip("without_it:Q", format=".0%", title="load of the others"),
+        ],
+    )
+    bars = base.mark_bar(cornerRadiusEnd=3).encode(
+        color=alt.condition("datum.without_it >= 1", alt.value(PALETTE[5]), alt.value(PALETTE[4]))
+    )
+    return (
+        bars
+        + told(base, "without_it")
+        + alt.Chart(pd.DataFrame(dict(x=[1.0])))
+        .mark_rule(strokeDash=[6, 4], color=PALETTE[5])
+        .encode(alt.X("x:Q"))
+    )
 
 # %% ../../nbs/apps/50b_charts.ipynb #971702a5
-def causes_chart(t: pd.DataFrame, unit: str) -> alt.Chart:   # says, contribution, low, high
+def causes_chart(t: pd.DataFrame, unit: str) -> alt.Chart:  # says, contribution, low, high
     "Causes with their 90 % intervals."
-    base = alt.Chart(t, height=alt.Step(34)); y = alt.Y("says:N", title=None, sort=list(t.says), axis=alt.Axis(labelLimit=380))
-    tip = [alt.Tooltip("says:N", title="cause"), *(alt.Tooltip(f"{k}:Q", title=w, format=",.4~g") for k, w in (("contribution", "contribution"), ("low", "from"), ("high", "to")))]
-    return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]).encode(alt.X("contribution:Q", title=f"contribution, {unit}", axis=alt.Axis(tickCount=6, format="~g")), y, tooltip=tip) + base.mark_rule(strokeWidth=2, color="#7F7F7F").encode(alt.X("low:Q"), alt.X2("high:Q"), y)
+    base = alt.Chart(t, height=alt.Step(34))
+    y = alt.Y("says:N", title=None, sort=list(t.says), axis=alt.Axis(labelLimit=380))
+    tip = [
+        alt.Tooltip("says:N", title="cause"),
+        *(
+            alt.Tooltip(f"{k}:Q", title=w, format=",.4~g")
+            for k, w in (("contribution", "contribution"), ("low", "from"), ("high", "to"))
+        ),
+    ]
+    return base.mark_bar(cornerRadiusEnd=3, color=PALETTE[0]).encode(
+        alt.X(
+            "contribution:Q", title=f"contribution, {unit}", axis=alt.Axis(tickCount=6, format="~g")
+        ),
+        y,
+        tooltip=tip,
+    ) + base.mark_rule(strokeWidth=2, color="#7F7F7F").encode(alt.X("low:Q"), alt.X2("high:Q"), y)

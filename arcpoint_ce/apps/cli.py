@@ -15,10 +15,11 @@ __all__ = ['app', 'DataName', 'Columns', 'Preset', 'PolicyOption', 'ForecasterOp
            'dashboard', 'in_short', 'run', 'main']
 
 # %% ../../nbs/apps/54_cli.ipynb #94082270
-import os, sys
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -26,48 +27,77 @@ import typer
 from typer.core import TyperCommand
 
 from .. import __version__
-from .report import (ReportUsageError, as_metrics, find_template, list_reports, parsed, read_parameters,
-                                     run_report, settle, shown, unknown, write_json)
+from arcpoint_ce.apps.report import (
+    ReportUsageError,
+    as_metrics,
+    find_template,
+    list_reports,
+    parsed,
+    read_parameters,
+    run_report,
+    settle,
+    shown,
+    unknown,
+    write_json,
+)
 
 # %% ../../nbs/apps/54_cli.ipynb #da554d81
 def text_table(
-    head: Sequence[str],             # column names
-    rows: Iterable[Sequence],        # values; numbers stand right
+    head: Sequence[str],  # column names
+    rows: Iterable[Sequence],  # values; numbers stand right
 ) -> str:
     "A plain table with aligned columns."
     rows = [list(r) for r in rows]
-    right = [bool(rows) and all(isinstance(r[i], (int, float)) or r[i] is None for r in rows) for i in range(len(head))]
+    right = [
+        bool(rows) and all(isinstance(r[i], (int, float)) or r[i] is None for r in rows)
+        for i in range(len(head))
+    ]
     cells = [list(head), *([shown(x) for x in r] for r in rows)]
     width = [max(len(r[i]) for r in cells) for i in range(len(head))]
-    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, width, right)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-"*w for w in width), *lines[1:]])
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, width, right)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in width), *lines[1:]])
 
 # %% ../../nbs/apps/54_cli.ipynb #bc81be33
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
 
 def _version(asked: bool):
     "Print the version and stop."
-    if not asked: return
+    if not asked:
+        return
     typer.echo(f"arcpoint_ce {__version__}")
     raise typer.Exit()
 
+
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ):
-    """Forecasts, minutes ahead, how every backend of a fleet will behave, and routes each request accordingly.
+    """Forecasts, minutes ahead, how every backend of a fleet will behave, and routes each request
+    accordingly.
 
-    \b
+    
     Start here (everything runs on a synthetic sample that is part of the package):
       arcpoint report routing                       the main job, an HTML report
       arcpoint report --list                        which reports there are, with their parameters
       arcpoint decide sample --task chat            one decision, with its reasons
-      arcpoint simulate --scenario backend_down     a simulated fleet breaks, the real router deals with it
+      arcpoint simulate --scenario backend_down     a simulated fleet breaks, the real router deals
+      with it
       arcpoint experiment --quick --out my-experiment   policies compared in simulated worlds
       arcpoint replay sample --store run.sqlite     a live engine on a log, everything written down
       arcpoint ask "How is the fleet?" --store run.sqlite   state, which, why, risk, in words
-    \b
+    
     With your own request log (CSV, JSONL, Parquet; columns ts, backend, latency_ms):
       arcpoint report routing -p data requests.csv -p slo_ms 300 --out my-report
       arcpoint train requests.csv --out my-model
@@ -76,18 +106,21 @@ def root(
 
 # %% ../../nbs/apps/54_cli.ipynb #00c87614
 def join_pairs(
-    args: Sequence[str],         # the words of a command line
+    args: Sequence[str],  # the words of a command line
     option: str = "-p",
-) -> list[str]:                  # `-p`, `name=value` instead of `-p`, `name`, `value`
+) -> list[str]:  # `-p`, `name=value` instead of `-p`, `name`, `value`
     "Join names and values. A name without a value is left alone; `split_pair` complains."
     out, rest = [], list(args)
     while rest:
         out.append(rest.pop(0))
-        if out[-1] != option or not rest: continue
+        if out[-1] != option or not rest:
+            continue
         out.append(rest.pop(0))
         valued = rest and not rest[0].startswith("--") and rest[0] != option
-        if "=" not in out[-1] and valued: out[-1] += "=" + rest.pop(0)
+        if "=" not in out[-1] and valued:
+            out[-1] += "=" + rest.pop(0)
     return out
+
 
 def split_pair(text: str) -> tuple[str, str]:
     "Name and value. ValueError where one is missing."
@@ -96,9 +129,12 @@ def split_pair(text: str) -> tuple[str, str]:
         raise ValueError(f"-p wants a name and a value, got {text!r}; for example: -p slo_ms 300")
     return name, value
 
+
 class PairsCommand(TyperCommand):
     "A command whose `-p` takes a name and a value."
-    def parse_args(self, ctx, args): return super().parse_args(ctx, join_pairs(args))
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, join_pairs(args))
 
 # %% ../../nbs/apps/54_cli.ipynb #85e2474f
 def print_reports():
@@ -108,29 +144,48 @@ def print_reports():
         rows = [(f"  {p.name}", p.type, repr(p.default), p.help) for p in r.parameters.values()]
         typer.echo(text_table(["  parameter", "type", "default", "what it is"], rows) + "\n")
 
+
 def print_run(run):
     "What came of a report."
-    if run.metrics: typer.echo(text_table(["metric", "value"], [(k, v) for k, v in run.table()]))
+    if run.metrics:
+        typer.echo(text_table(["metric", "value"], [(k, v) for k, v in run.table()]))
     typer.echo(f"\nreport {run.name}: {run.status}, {run.seconds:.0f} s")
     if run.failure:
         typer.echo(f"failed: {run.failure}", err=True)
-        for line in run.lines: typer.echo(f"  {line}", err=True)
-    typer.echo(f"notebook: {run.notebook}\npage: {run.html}" if run.failure else f"page: {run.html}")
+        for line in run.lines:
+            typer.echo(f"  {line}", err=True)
+    typer.echo(
+        f"notebook: {run.notebook}\npage: {run.html}" if run.failure else f"page: {run.html}"
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #7186afa1
-def argument(help: str): return typer.Argument(help=help, show_default=False)
+def argument(help: str):
+    return typer.Argument(help=help, show_default=False)
 
-def option(help: str, *names: str, **kw): return typer.Option(*names, help=help, show_default=False, **kw)
+
+def option(help: str, *names: str, **kw):
+    return typer.Option(*names, help=help, show_default=False, **kw)
 
 # %% ../../nbs/apps/54_cli.ipynb #d14e7cb4
 @app.command(cls=PairsCommand)
 def report(
-    name: Annotated[str | None, argument("A report's name (see --list), or the path of a template.")] = None,
-    p: Annotated[list[str] | None, option("A parameter; may be repeated.", "-p", metavar="NAME VALUE")] = None,
-    out: Annotated[Path | None, option("Folder for the result, empty or new.  [default: reports/out/NAME/<UTC>_<hash>]")] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit of the whole run, s; 0: none.")] = 3600.,
+    name: Annotated[
+        str | None, argument("A report's name (see --list), or the path of a template.")
+    ] = None,
+    p: Annotated[
+        list[str] | None, option("A parameter; may be repeated.", "-p", metavar="NAME VALUE")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option("Folder for the result, empty or new.  [default: reports/out/NAME/<UTC>_<hash>]"),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Time limit of the whole run, s; 0: none.")
+    ] = 3600.0,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
-    list_: Annotated[bool, typer.Option("--list", help="Show the reports, their parameters, types and defaults.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the reports, their parameters, types and defaults.")
+    ] = False,
 ):
     """Run a report and keep its page, notebook and numbers.
 
@@ -139,13 +194,23 @@ def report(
       arcpoint report forecast -p data exercise -p seeds 5
       arcpoint report routing -p data requests.csv -p slo_ms 300 --out my-report
     """
-    if list_: return print_reports()
-    if name is None: raise ReportUsageError("which report? `arcpoint report --list` shows them all")
+    if list_:
+        return print_reports()
+    if name is None:
+        raise ReportUsageError("which report? `arcpoint report --list` shows them all")
     given = dict(map(split_pair, p or []))
     values = settle(read_parameters(find_template(name)), given, parsed)
-    run = run_report(name, out=out, progress=progress, timeout_s=timeout, check=False, **{k: values[k] for k in given})
+    run = run_report(
+        name,
+        out=out,
+        progress=progress,
+        timeout_s=timeout,
+        check=False,
+        **{k: values[k] for k in given},
+    )
     print_run(run)
-    if run.failure: raise typer.Exit(1)
+    if run.failure:
+        raise typer.Exit(1)
 
 # %% ../../nbs/apps/54_cli.ipynb #78394743
 @app.command()
@@ -155,11 +220,19 @@ def bench(json: Annotated[Path | None, option("Write the figures to this file as
     \b
       arcpoint bench --json bench.json
     """
-    if json is not None and not json.parent.is_dir(): raise FileNotFoundError(f"{json.parent}: no such folder")
+    if json is not None and not json.parent.is_dir():
+        raise FileNotFoundError(f"{json.parent}: no such folder")
     from arcpoint_ce.apps.bench import run_bench
+
     figures = run_bench()
-    typer.echo(text_table(["figure", "value"], [(k, v) for k, v in figures.items() if not isinstance(v, (dict, list))]))
-    if json is not None: write_json(json, as_metrics({k: v for k, v in figures.items() if k != "schema_version"}))
+    typer.echo(
+        text_table(
+            ["figure", "value"],
+            [(k, v) for k, v in figures.items() if not isinstance(v, (dict, list))],
+        )
+    )
+    if json is not None:
+        write_json(json, as_metrics({k: v for k, v in figures.items() if k != "schema_version"}))
 
 # %% ../../nbs/apps/54_cli.ipynb #43a190bd
 @app.command()
@@ -170,27 +243,63 @@ def fetch(name: Annotated[str | None, argument("A data set; left out: list them.
       arcpoint fetch
       arcpoint fetch azure_conv_2023
     """
-    from arcpoint_ce.telemetry.traces import REGISTRY, fetch as get
+    from arcpoint_ce.telemetry.traces import REGISTRY
+    from arcpoint_ce.telemetry.traces import fetch as get
+
     if name is None:
-        place = lambda e: "/".join(e["url"].split("/")[2:5]) if e["url"] else f"not for download; {e.get('source', '')}"
+
+        def place(e):
+            return (
+                "/".join(e["url"].split("/")[2:5])
+                if e["url"]
+                else f"not for download; {e.get('source', '')}"
+            )
+
         rows = [(n, e["licence"], place(e)) for n, e in REGISTRY.items()]
         return typer.echo(text_table(["data set", "licence", "from"], rows))
-    if name not in REGISTRY: raise unknown("data set", name, REGISTRY)
+    if name not in REGISTRY:
+        raise unknown("data set", name, REGISTRY)
     typer.echo(get(name))
 
 # %% ../../nbs/apps/54_cli.ipynb #8ff67562
 DataName = Annotated[str, typer.Argument(help="sample, exercise, or a file or glob of files.")]
 Columns = Annotated[str, option("Your names of the columns, as ts:started,latency_ms:took.")]
-Preset = Annotated[str, option("Layout of the file: litellm, otel (request logs), telemetry, petshop (series).")]
+Preset = Annotated[
+    str, option("Layout of the file: litellm, otel (request logs), telemetry, petshop (series).")
+]
 
-def learned(model) -> str:   # of a fitted LatencyForest
+
+def learned(model) -> str:  # of a fitted LatencyForest
     "What was learned, one line per backend."
-    minutes = lambda steps: steps*model.step_s_/60
-    clocks = lambda m: ", ".join(shown(minutes(len(c))) for c in m.demand.season.profiles) or "none"
-    rows = [(m.name, m.usual_load/model.step_s_, clocks(m), "no" if m.scale.curve is None else "yes",
-             minutes(m.scale.base_steps), m.trust) for m in model.models_.values()]
-    return text_table(["backend", "usual load, rps", "clocks, min", "load explains latency", "measured from the last, min",
-                       "trust in the forest"], rows)
+
+    def minutes(steps):
+        return steps * model.step_s_ / 60
+
+    def clocks(m):
+        return ", ".join(shown(minutes(len(c))) for c in m.demand.season.profiles) or "none"
+
+    rows = [
+        (
+            m.name,
+            m.usual_load / model.step_s_,
+            clocks(m),
+            "no" if m.scale.curve is None else "yes",
+            minutes(m.scale.base_steps),
+            m.trust,
+        )
+        for m in model.models_.values()
+    ]
+    return text_table(
+        [
+            "backend",
+            "usual load, rps",
+            "clocks, min",
+            "load explains latency",
+            "measured from the last, min",
+            "trust in the forest",
+        ],
+        rows,
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #2a8a7854
 @app.command()
@@ -198,8 +307,12 @@ def train(
     data: DataName = "sample",
     preset: Preset = "",
     columns: Columns = "",
-    out: Annotated[Path, typer.Option(help="Folder of the model; an older model in it is replaced.")] = Path("model"),
-    horizon_min: Annotated[float, typer.Option(help="How far ahead, minutes; a multiple of the step.")] = 5.,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the model; an older model in it is replaced.")
+    ] = Path("model"),
+    horizon_min: Annotated[
+        float, typer.Option(help="How far ahead, minutes; a multiple of the step.")
+    ] = 5.0,
 ):
     """Fit the forecaster on a log or series and save it as plain arrays.
 
@@ -207,33 +320,50 @@ def train(
       arcpoint train requests.csv --out my-model
       arcpoint train metrics.csv --preset petshop --horizon-min 10
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out/"forecaster.json").is_file()):
-        raise FileExistsError(f"{out} holds something that is no model; give an empty, a new or a model's folder")
+    if out.is_file() or (
+        out.is_dir() and any(out.iterdir()) and not (out / "forecaster.json").is_file()
+    ):
+        raise FileExistsError(
+            f"{out} holds something that is no model; give an empty, a new or a model's folder"
+        )
     from arcpoint_ce.learning.forecast import LatencyForest, save
     from arcpoint_ce.telemetry.source import load_steps
+
     source = load_steps(data, preset, columns=columns or None)
     size = f"{len(source.backends)} backends, {len(source.steps)} steps of {source.step_s} s"
     typer.echo(f"training on {source.title}: {size} ...", err=True)
-    model = LatencyForest(horizon_s=int(round(horizon_min*60))).fit(source.steps)
+    model = LatencyForest(horizon_s=int(round(horizon_min * 60))).fit(source.steps)
     save(model, out)
     typer.echo(learned(model))
-    typer.echo(f"\n{source.rows_in} rows in, {source.quarantined} quarantined; {model.n_rows_} training rows; saved in {out}")
+    typer.echo(
+        f"\n{source.rows_in} rows in, {source.quarantined} quarantined; {model.n_rows_} training rows; saved in {out}"
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #ce10a54e
 def check_choice(what: str, name: str | None, known: Iterable[str]):
     "ValueError with the nearest known name."
     known = list(known)
-    if name is not None and known and name not in known: raise unknown(what, name, known)
+    if name is not None and known and name not in known:
+        raise unknown(what, name, known)
 
 # %% ../../nbs/apps/54_cli.ipynb #ad65bc21
 PolicyOption = Annotated[str, typer.Option(help="Routing rule: auto, or another one by its name.")]
-ForecasterOption = Annotated[str, typer.Option(help="What forecasts: auto, none, room, latency, both.")]
-SloOption = Annotated[float | None, option("Latency limit where nothing more particular says one, ms.")]
+ForecasterOption = Annotated[
+    str, typer.Option(help="What forecasts: auto, none, room, latency, both.")
+]
+SloOption = Annotated[
+    float | None, option("Latency limit where nothing more particular says one, ms.")
+]
 SloTokOption = Annotated[float | None, option("And this much more per output token, ms.")]
 ShadowOption = Annotated[str | None, option("A rule that is watched: what would it have done?")]
-CanaryOption = Annotated[str | None, option("A rule on a twentieth of the requests, rolled back or promoted by a test.")]
+CanaryOption = Annotated[
+    str | None, option("A rule on a twentieth of the requests, rolled back or promoted by a test.")
+]
 AbOption = Annotated[str | None, option("A rule on half of the requests.")]
-HoldoutOption = Annotated[float, typer.Option(help="Share of the requests that is sent by capacity alone, for comparison.")]
+HoldoutOption = Annotated[
+    float,
+    typer.Option(help="Share of the requests that is sent by capacity alone, for comparison."),
+]
 
 
 def engine_how(
@@ -257,7 +387,9 @@ def engine_how(
     for name in asked.values():
         check_choice("policy", name, ["auto", *POLICIES])
     if len(asked) > 1:
-        raise ValueError(f"give one of {' and '.join(f'--{k}' for k in asked)}: their effects could not be told apart")
+        raise ValueError(
+            f"give one of {' and '.join(f'--{k}' for k in asked)}: their effects could not be told apart"
+        )
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise ValueError(f"--slo-ms must be positive, got {slo_ms:g}")
     if slo_tok_ms is not None and not 0 <= slo_tok_ms < float("inf"):
@@ -265,42 +397,60 @@ def engine_how(
     if not 0 <= holdout < 1:
         raise ValueError(f"--holdout must be a share from 0 to below 1, got {holdout:g}")
     told = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, holdout=holdout or None, **asked)
-    return dict(policy=policy, forecaster=forecaster) | {k: v for k, v in told.items() if v is not None}
+    return dict(policy=policy, forecaster=forecaster) | {
+        k: v for k, v in told.items() if v is not None
+    }
 
 # %% ../../nbs/apps/54_cli.ipynb #5aafb7c4
-REPLAYED_STEPS = 120               # steps at the end of the data that `decide` replays
-LEARNED_STEPS = 720                # steps before them that a forecaster learns from
-HEARD_STEPS = 15                   # steps at the end of a series of which the router hears
+REPLAYED_STEPS = 120  # steps at the end of the data that `decide` replays
+LEARNED_STEPS = 720  # steps before them that a forecaster learns from
+HEARD_STEPS = 15  # steps at the end of a series of which the router hears
 
-def fleet_of(source, file: Path | None):   # a StepSource -> Fleet
+
+def fleet_of(source, file: Path | None):  # a StepSource -> Fleet
     "The fleet from a file, the shipped one for the sample, or what the data shows."
     from arcpoint_ce.telemetry.fleet import Backend, Fleet, infer_fleet, load_fleet, seen_capacity
     from arcpoint_ce.telemetry.traces import sample_path
-    if file is not None: return load_fleet(file)
-    if source.name == "sample": return load_fleet(sample_path().parent/"fleet.toml")
-    if source.loaded is not None: return infer_fleet(source.loaded)
-    steps = source.steps if "in_flight" in source.steps else source.steps.assign(in_flight=float("nan"))
-    return Fleet([Backend(n, c) for n, c in seen_capacity(steps, source.step_s).items()], source="inferred from the steps")
+
+    if file is not None:
+        return load_fleet(file)
+    if source.name == "sample":
+        return load_fleet(sample_path().parent / "fleet.toml")
+    if source.loaded is not None:
+        return infer_fleet(source.loaded)
+    steps = (
+        source.steps if "in_flight" in source.steps else source.steps.assign(in_flight=float("nan"))
+    )
+    return Fleet(
+        [Backend(n, c) for n, c in seen_capacity(steps, source.step_s).items()],
+        source="inferred from the steps",
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #6d0c6007
-def requests_of(source) -> list:  # a StepSource -> `Logged` rows in order of time; empty where it has no single requests
+# a StepSource -> `Logged` rows in order of time; empty where it has no single requests
+def requests_of(source) -> list:
     "The requests of a log."
     from arcpoint_ce.learning.replay import logged
 
     return list(logged(source.loaded.df())) if source.kind == "requests" else []
 
 
-def model_for(source, folder: Path):   # a StepSource -> fitted LatencyForest
+def model_for(source, folder: Path):  # a StepSource -> fitted LatencyForest
     "A stored model that fits the data's steps. ValueError where it does not."
     from arcpoint_ce.learning.forecast import load
+
     model = load(folder)
     if model.step_s_ != source.step_s:
-        raise ValueError(f"{folder} was trained on steps of {model.step_s_} s, {source.name} has {source.step_s} s: train on it")
+        raise ValueError(
+            f"{folder} was trained on steps of {model.step_s_} s, {source.name} has {source.step_s} s: train on it"
+        )
     return model
 
 
 def learn_before(engine, steps, rows, now: float):
-    "Teach an engine's forecaster from the past before `now` (s), and say on the terminal what came of it."
+    """Teach an engine's forecaster from the past before `now` (s), and say on the terminal what
+    came of it.
+    """
     from arcpoint_ce.learning.replay import teach
 
     if engine.forecaster.name == "none":
@@ -313,19 +463,24 @@ def learn_before(engine, steps, rows, now: float):
 
 
 def hear_steps(engine, steps, step_s: int, now: float):
-    "Let the router hear a few requests for each of the newest steps, where the data has no single ones. The forecaster does not."
+    """Let the router hear a few requests for each of the newest steps, where the data has no single
+    ones. The forecaster does not.
+    """
     from arcpoint_ce.learning.hindsight import pseudo_requests
     from arcpoint_ce.routing.core import Outcome
 
     rows = pseudo_requests(steps[steps["start_s"] >= now - HEARD_STEPS * step_s], step_s)
     for r in rows.sort_values("ts_s").itertuples():
         took_ms = float(r.latency_ms) if r.ok else None
-        engine.observe(Outcome(r.backend, float(r.ts_s), took_ms, bool(r.ok), None if r.ok else "error"))
+        engine.observe(
+            Outcome(r.backend, float(r.ts_s), took_ms, bool(r.ok), None if r.ok else "error")
+        )
     engine.router.roll(now)
     engine.feed.take()
 
 
-def engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict):  # -> (ContextEngine, end of the data, s)
+# -> (ContextEngine, end of the data, s)
+def engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict):
     "An engine as it stands at the end of the data."
     from arcpoint_ce.learning.engine import ContextEngine
     from arcpoint_ce.learning.feedback import NullStore
@@ -336,7 +491,9 @@ def engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict): 
     now = float(steps["start_s"].max() + step_s)
     rows = requests_of(source)
     begin_s = max(now - REPLAYED_STEPS * step_s, float(steps["start_s"].median())) if rows else now
-    past = steps[(steps["start_s"] < begin_s) & (steps["start_s"] >= begin_s - LEARNED_STEPS * step_s)]
+    past = steps[
+        (steps["start_s"] < begin_s) & (steps["start_s"] >= begin_s - LEARNED_STEPS * step_s)
+    ]
     if model_dir is not None:
         how = how | dict(forecaster=model_for(source, model_dir))
     engine = ContextEngine(fleet, NullStore(), router=RouterConfig(step_s=step_s, seed=seed), **how)
@@ -345,7 +502,9 @@ def engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict): 
     if model_dir is not None:
         warm(engine, past)
     else:
-        learn_before(engine, past, [r for r in rows if r.at_s >= begin_s - LEARNED_STEPS * step_s], begin_s)
+        learn_before(
+            engine, past, [r for r in rows if r.at_s >= begin_s - LEARNED_STEPS * step_s], begin_s
+        )
     play = Replay(engine)
     for r in rows:
         if r.at_s >= begin_s:
@@ -358,8 +517,10 @@ def engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict): 
 # %% ../../nbs/apps/54_cli.ipynb #c837cf48
 def print_decision(decision, ranking, now: float, fleet):
     "A decision with its reasons, and everything that was considered."
-    when = datetime.fromtimestamp(now, timezone.utc)
-    typer.echo(f"at {when:%Y-%m-%d %H:%M:%S} UTC, fleet: {fleet.source or 'given'}\n\n-> {decision.backend}   ({decision.mode})")
+    when = datetime.fromtimestamp(now, UTC)
+    typer.echo(
+        f"at {when:%Y-%m-%d %H:%M:%S} UTC, fleet: {fleet.source or 'given'}\n\n-> {decision.backend}   ({decision.mode})"
+    )
     for why in decision.reasons:
         typer.echo(f"   {why}")
 
@@ -368,15 +529,35 @@ def print_decision(decision, ranking, now: float, fleet):
 
     rows = [
         (
-            c.backend, known(c.score), f"{c.probability:.1%}", known(c.p_slow), known(c.p50_ms),
-            f"{c.error_rate:.1%}", c.cost_usd, c.reason,
+            c.backend,
+            known(c.score),
+            f"{c.probability:.1%}",
+            known(c.p_slow),
+            known(c.p50_ms),
+            f"{c.error_rate:.1%}",
+            c.cost_usd,
+            c.reason,
         )
         for c in ranking
     ]
-    typer.echo("\n" + text_table(["backend", "score", "odds", "P(slow)", "p50, ms", "errors", "cost, USD", "why"], rows))
+    typer.echo(
+        "\n"
+        + text_table(
+            ["backend", "score", "odds", "P(slow)", "p50, ms", "errors", "cost, USD", "why"], rows
+        )
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #9629c603
-def answer(data: str, preset: str, columns: str, file: Path | None, model_dir: Path | None, request, seed: int, how: dict):
+def answer(
+    data: str,
+    preset: str,
+    columns: str,
+    file: Path | None,
+    model_dir: Path | None,
+    request,
+    seed: int,
+    how: dict,
+):
     "The work behind `decide`. `how`: as from `engine_how`."
     from arcpoint_ce.telemetry.source import load_steps
 
@@ -400,12 +581,19 @@ def decide(
     data: DataName = "sample",
     preset: Preset = "",
     columns: Columns = "",
-    fleet: Annotated[Path | None, option("A fleet file (see data/fleet.toml); left out: inferred from the data.")] = None,
-    model_dir: Annotated[Path | None, option("A model of `arcpoint train` in place of a forecaster of the engine's own.")] = None,
+    fleet: Annotated[
+        Path | None, option("A fleet file (see data/fleet.toml); left out: inferred from the data.")
+    ] = None,
+    model_dir: Annotated[
+        Path | None,
+        option("A model of `arcpoint train` in place of a forecaster of the engine's own."),
+    ] = None,
     tier: Annotated[str | None, option("SLA tier of the caller.")] = None,
     model: Annotated[str | None, option("Model wanted.")] = None,
     task: Annotated[str | None, option("Task wanted.")] = None,
-    slo_ms: Annotated[float | None, option("Latency limit of this request, and of all that name none, ms.")] = None,
+    slo_ms: Annotated[
+        float | None, option("Latency limit of this request, and of all that name none, ms.")
+    ] = None,
     slo_tok_ms: SloTokOption = None,
     tokens_in: Annotated[int, typer.Option(help="Input tokens.")] = 0,
     tokens_out: Annotated[int, typer.Option(help="Expected output tokens.")] = 0,
@@ -415,18 +603,23 @@ def decide(
 ):
     """Where one request would go at the end of a log, and why.
 
-    \b
+    
       arcpoint decide sample --tier premium --tokens-in 800 --tokens-out 200
       arcpoint decide sample --forecaster latency
       arcpoint decide requests.csv --model-dir my-model --slo-ms 300 --policy p2c
 
-    The engine learns from everything but the last 120 steps, and decides those again as `arcpoint replay` does.
+    The engine learns from everything but the last 120 steps, and decides those again as `arcpoint
+    replay` does.
     """
     from arcpoint_ce.routing.core import Request
+
     how = engine_how(policy, forecaster, slo_ms, slo_tok_ms)
     if model_dir is not None and forecaster not in ("auto", "latency"):
-        raise ValueError(f"--model-dir is a latency forecaster: leave --forecaster {forecaster} out")
-    if min(tokens_in, tokens_out) < 0: raise ValueError("--tokens-in and --tokens-out must be 0 or more")
+        raise ValueError(
+            f"--model-dir is a latency forecaster: leave --forecaster {forecaster} out"
+        )
+    if min(tokens_in, tokens_out) < 0:
+        raise ValueError("--tokens-in and --tokens-out must be 0 or more")
     request = Request("", model, task, tier, slo_ms, tokens_in, tokens_out)
     answer(data, preset, columns, fleet, model_dir, request, seed, how)
 
@@ -434,27 +627,37 @@ def decide(
 def print_scenarios():
     "Everything that --scenario takes."
     from arcpoint_ce.apps.simulate import scenario_rows
+
     typer.echo(text_table(["name", "sort", "what happens"], scenario_rows()))
     typer.echo("\nscenarios break the fleet of --fleet; families bring fleets of their own")
 
 # %% ../../nbs/apps/54_cli.ipynb #027985fb
-def new_store(path: Path | None):   # -> FeedbackStore; None: none was asked for
+def new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
     "A fresh store. FileExistsError where something is there."
-    if path is None: return None
-    if path.exists(): raise FileExistsError(f"{path} is there already; give a new file, or move the old one away")
+    if path is None:
+        return None
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; give a new file, or move the old one away")
     from arcpoint_ce.learning.feedback import FeedbackStore
+
     return FeedbackStore(path)
 
+
 @contextmanager
-def fault_desk(stage, store: Path | None):   # an apps.simulate.Stage -> a FaultDesk that is open meanwhile, or None
+# an apps.simulate.Stage -> a FaultDesk that is open meanwhile, or None
+def fault_desk(stage, store: Path | None):
     "Where faults are ordered while a simulation runs."
-    if store is None: yield None; return
+    if store is None:
+        yield None
+        return
     from arcpoint_ce.apps.control import FaultDesk, OpenDesk
+
     with OpenDesk(FaultDesk([b.name for b in stage.backends]), store) as door:
         typer.echo(f"faults may be ordered at {door.url}; the token is in {door.path}", err=True)
         yield door.desk
 
-def stored_line(store, path: Path) -> str:   # of a FeedbackStore that is closed
+
+def stored_line(store, path: Path) -> str:  # of a FeedbackStore that is closed
     "What was written down."
     return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
 
@@ -493,37 +696,75 @@ A file for --faults:
 # %% ../../nbs/apps/54_cli.ipynb #28c58254
 @app.command(help=SIMULATED, epilog=FAULT_FILE)
 def simulate(
-    fleet: Annotated[Path | None, option("Fleet file (see data/fleet.toml); left out: the shipped sample's.")] = None,
+    fleet: Annotated[
+        Path | None, option("Fleet file (see data/fleet.toml); left out: the shipped sample's.")
+    ] = None,
     scenario: Annotated[str | None, option("What goes wrong; --list shows all names.")] = None,
-    faults: Annotated[Path | None, option("Faults of your own (TOML or JSON) in place of a scenario.")] = None,
-    speed: Annotated[float, typer.Option(help="Simulated seconds per second; 0: as fast as it goes.")] = 0.,
+    faults: Annotated[
+        Path | None, option("Faults of your own (TOML or JSON) in place of a scenario.")
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="Simulated seconds per second; 0: as fast as it goes.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the requests and of all chance.")] = 0,
     requests: Annotated[int, typer.Option(help="How many; more of them last longer.")] = 6000,
-    load: Annotated[float, typer.Option(help="Own traffic, share of what the fleet can take within the limit.")] = .4,
-    every_s: Annotated[float, typer.Option(help="Simulated seconds between two lines.")] = 10.,
-    store: Annotated[Path | None, option("Write decisions, outcomes, steps and states to this new file.")] = None,
-    inject: Annotated[bool, typer.Option("--inject", help="Take faults from a dashboard meanwhile (needs --store).")] = False,
+    load: Annotated[
+        float, typer.Option(help="Own traffic, share of what the fleet can take within the limit.")
+    ] = 0.4,
+    every_s: Annotated[float, typer.Option(help="Simulated seconds between two lines.")] = 10.0,
+    store: Annotated[
+        Path | None, option("Write decisions, outcomes, steps and states to this new file.")
+    ] = None,
+    inject: Annotated[
+        bool,
+        typer.Option("--inject", help="Take faults from a dashboard meanwhile (needs --store)."),
+    ] = False,
     policy: PolicyOption = "auto",
     forecaster: ForecasterOption = "auto",
-    streams: Annotated[bool, typer.Option("--streams/--no-streams", help="Do answers come token by token, for ours to see?")] = True,
+    streams: Annotated[
+        bool,
+        typer.Option(
+            "--streams/--no-streams", help="Do answers come token by token, for ours to see?"
+        ),
+    ] = True,
     shadow: ShadowOption = None,
     canary: CanaryOption = None,
     ab: AbOption = None,
-    holdout: HoldoutOption = 0.,
+    holdout: HoldoutOption = 0.0,
     list_: Annotated[bool, typer.Option("--list", help="Show the scenarios and families.")] = False,
 ):
     "One simulated fleet with the real router, line by line; errors as in `apps.simulate`."
-    if list_: return print_scenarios()
-    if inject and store is None: raise ValueError("--inject needs --store: address and token of the endpoint are written beside it")
-    from arcpoint_ce.apps.simulate import SUMMARY, check_amounts, compare, headline, make_stage, simulate as show, stored_stage
+    if list_:
+        return print_scenarios()
+    if inject and store is None:
+        raise ValueError(
+            "--inject needs --store: address and token of the endpoint are written beside it"
+        )
+    from arcpoint_ce.apps.simulate import (
+        SUMMARY,
+        check_amounts,
+        compare,
+        headline,
+        make_stage,
+        stored_stage,
+    )
+    from arcpoint_ce.apps.simulate import (
+        simulate as show,
+    )
+
     check_amounts(requests, load, speed, every_s)
     how = engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
     stage = make_stage(fleet, scenario, faults, seed, requests, load, streams=float(streams), **how)
     written = new_store(store)
-    if written is not None: typer.echo("learning what is usual ...", err=True); stage = stored_stage(stage, written)
+    if written is not None:
+        typer.echo("learning what is usual ...", err=True)
+        stage = stored_stage(stage, written)
     typer.echo(headline(stage, seed))
-    with fault_desk(stage, store if inject else None) as desk: record, run = show(stage, every_s, speed, typer.echo, desk)
-    if written is not None: run.gateways[0].engine.close(run.now); typer.echo(stored_line(written, store))
+    with fault_desk(stage, store if inject else None) as desk:
+        record, run = show(stage, every_s, speed, typer.echo, desk)
+    if written is not None:
+        run.gateways[0].engine.close(run.now)
+        typer.echo(stored_line(written, store))
     typer.echo("\n" + text_table(SUMMARY, compare(stage, record)))
 
 # %% ../../nbs/apps/54_cli.ipynb #1799f9fd
@@ -541,21 +782,38 @@ def print_replay(counts: dict, engine, now: float):
     typer.echo("\n" + text_table(head, [row(n) for n in sorted(about)]))
     said = s["forecaster"]
     acts = f", acting: {said['acting']}" if "acting" in said else ""
-    typer.echo(f"\npolicy: {s['policy']}; forecaster: {said['name']}{acts}, evidence {said['evidence']:+.2f}")
-    typer.echo(f"drift events: {sum(s['drift']['events'].values())}; incidents: {s['anomalies']['incidents'] or 'none'}")
+    typer.echo(
+        f"\npolicy: {s['policy']}; forecaster: {said['name']}{acts}, evidence {said['evidence']:+.2f}"
+    )
+    typer.echo(
+        f"drift events: {sum(s['drift']['events'].values())}; incidents: {s['anomalies']['incidents'] or 'none'}"
+    )
     if s["rollout"]:
-        typer.echo(f"rollout {s['rollout']['name']}: {s['rollout']['state']}; {s['rollout']['why']}")
+        typer.echo(
+            f"rollout {s['rollout']['name']}: {s['rollout']['state']}; {s['rollout']['why']}"
+        )
 
 # %% ../../nbs/apps/54_cli.ipynb #3533e7dc
 @app.command()
 def replay(
-    log: Annotated[str, typer.Argument(help="Request log (CSV, JSONL, Parquet, glob), or sample.")] = "sample",
+    log: Annotated[
+        str, typer.Argument(help="Request log (CSV, JSONL, Parquet, glob), or sample.")
+    ] = "sample",
     preset: Preset = "",
     columns: Columns = "",
-    fleet: Annotated[Path | None, option("Fleet file; left out: the shipped one for the sample, else what the log shows.")] = None,
-    speed: Annotated[float, typer.Option(help="Log seconds per second; 0: as fast as it goes.")] = 0.,
-    store: Annotated[Path | None, option("Write decisions, outcomes, steps and states to this new file.")] = None,
-    learn: Annotated[float, typer.Option(help="Share of the log to learn from before the replay begins.")] = .5,
+    fleet: Annotated[
+        Path | None,
+        option("Fleet file; left out: the shipped one for the sample, else what the log shows."),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="Log seconds per second; 0: as fast as it goes.")
+    ] = 0.0,
+    store: Annotated[
+        Path | None, option("Write decisions, outcomes, steps and states to this new file.")
+    ] = None,
+    learn: Annotated[
+        float, typer.Option(help="Share of the log to learn from before the replay begins.")
+    ] = 0.5,
     policy: PolicyOption = "auto",
     forecaster: ForecasterOption = "auto",
     slo_ms: SloOption = None,
@@ -563,31 +821,44 @@ def replay(
     shadow: ShadowOption = None,
     canary: CanaryOption = None,
     ab: AbOption = None,
-    holdout: HoldoutOption = 0.,
+    holdout: HoldoutOption = 0.0,
 ):
     """Run a live engine on a request log: decide every request again, and learn from what came.
 
-    \b
+    
       arcpoint replay sample
       arcpoint replay requests.csv --store replay.sqlite
       arcpoint replay requests.csv --speed 60 --fleet my-fleet.toml
       arcpoint replay requests.csv --forecaster latency --shadow predicted_cost
 
-    Where the engine chooses as the log did, decision and outcome are joined. Elsewhere the log cannot say
-    what would have happened: the decision is withdrawn, and the outcome teaches what the backend did.
-    Where the log tells tokens and the time to the first one, the engine hears of every stream's progress.
+    Where the engine chooses as the log did, decision and outcome are joined. Elsewhere the log
+    cannot say
+    what would have happened: the decision is withdrawn, and the outcome teaches what the backend
+    did.
+    Where the log tells tokens and the time to the first one, the engine hears of every stream's
+    progress.
     """
-    if not 0 < learn < 1: raise ValueError(f"--learn must lie between 0 and 1, got {learn:g}")
-    if not 0 <= speed < float("inf"): raise ValueError(f"--speed must be 0 (as fast as it goes) or above, got {speed:g}")
+    if not 0 < learn < 1:
+        raise ValueError(f"--learn must lie between 0 and 1, got {learn:g}")
+    if not 0 <= speed < float("inf"):
+        raise ValueError(f"--speed must be 0 (as fast as it goes) or above, got {speed:g}")
     how = engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
     from arcpoint_ce.telemetry.source import load_steps
+
     source = load_steps(log, preset, columns=columns or None)
-    if source.kind != "requests": raise ValueError(f"{log}: {source.kind} has no single requests to replay; give a request log")
+    if source.kind != "requests":
+        raise ValueError(
+            f"{log}: {source.kind} has no single requests to replay; give a request log"
+        )
     print_replay(*replayed(source, fleet_of(source, fleet), speed, store, learn, how))
 
 # %% ../../nbs/apps/54_cli.ipynb #ea52b394
-def replayed(source, fleet, speed: float, store: Path | None, learn: float, how: dict):  # -> (counts, engine, end of the log, s)
-    "Learn from the first part, then replay the rest, with a progress bar on a terminal. `how`: as from `engine_how`."
+# -> (counts, engine, end of the log, s)
+def replayed(source, fleet, speed: float, store: Path | None, learn: float, how: dict):
+    """Learn from the first part, then replay the rest, with a progress bar on a terminal.
+
+    `how`: as from `engine_how`.
+    """
     import time
 
     from tqdm import tqdm
@@ -602,8 +873,16 @@ def replayed(source, fleet, speed: float, store: Path | None, learn: float, how:
     since_s = float(source.steps["start_s"].quantile(learn))
     past, rows = source.steps[source.steps["start_s"] < since_s], requests_of(source)
     detector = learn_anomalies(past, source.step_s)
-    config = EngineConfig(tick_s=max(source.step_s / 6, 2.0), learn="never")  # ten seconds for steps of a minute
-    engine = ContextEngine(fleet, written, anomalies=detector, router=RouterConfig(step_s=source.step_s), config=config, **how)
+    # ten seconds for steps of a minute
+    config = EngineConfig(tick_s=max(source.step_s / 6, 2.0), learn="never")
+    engine = ContextEngine(
+        fleet,
+        written,
+        anomalies=detector,
+        router=RouterConfig(step_s=source.step_s),
+        config=config,
+        **how,
+    )
     learn_before(engine, past, [r for r in rows if r.at_s < since_s], since_s)
     rest = [r for r in rows if r.at_s >= since_s]
     play = Replay(engine, speed, time.monotonic, time.sleep)
@@ -614,20 +893,24 @@ def replayed(source, fleet, speed: float, store: Path | None, learn: float, how:
     return counts, engine, play.at_s
 
 # %% ../../nbs/apps/54_cli.ipynb #950b8c4a
-def names(text: str) -> list[str]:   # a,b -> ["a", "b"]
+def names(text: str) -> list[str]:  # a,b -> ["a", "b"]
     "Names of a comma list."
     return [x.strip() for x in text.split(",") if x.strip()]
+
 
 def families_of(text: str, usual: Iterable[str]) -> list[str]:
     "Asked families, or the usual ones; `all` for every one there is."
     from arcpoint_ce.lab.families import FAMILIES
+
     return names(text) or list(usual) if text != "all" else list(FAMILIES)
 
 # %% ../../nbs/apps/54_cli.ipynb #c0a1a002
 def streams_number(
     args: Sequence[str],  # the words of a command line
 ) -> list[str]:  # with a number behind `--streams`
-    "Put the number that old spellings mean: `--no-streams` is 0, and `--streams` without a number 1."
+    """Put the number that old spellings mean: `--no-streams` is 0, and `--streams` without a number
+    1.
+    """
     out, rest = [], list(args)
     while rest:
         word = rest.pop(0)
@@ -650,76 +933,162 @@ class StreamsCommand(TyperCommand):
 @app.command(cls=StreamsCommand)
 def experiment(
     out: Annotated[Path, option("Folder of the result; a killed run goes on there.")],
-    family: Annotated[str, option("Families, as NAME,NAME; all: every one.  [default: the report's ten]")] = "",
+    family: Annotated[
+        str, option("Families, as NAME,NAME; all: every one.  [default: the report's ten]")
+    ] = "",
     seeds: Annotated[int, typer.Option(help="Worlds of each family.")] = 12,
     seed_from: Annotated[int, typer.Option(help="The first world.")] = 0,
-    requests: Annotated[int | None, option("Requests per run.  [default: 20000, quick 4000]")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="At most 4 seeds and 4000 requests, for a first look.")] = False,
-    physics: Annotated[str, typer.Option(help="Of the servers: ideal, or engine (slots, queue, KV cache, prefill).")] = "ideal",
-    jitter: Annotated[float, typer.Option(help="How far recurring starts stray, share of the cycle, 0 to 0.1.")] = 0.0,
-    streams: Annotated[float | None, option("Share of the answers that come token by token, 0 to 1.  [default: as the family has it, mostly 1]")] = None,
-    request_s: Annotated[float | None, option("Mean time to serve a request on an unloaded backend, s.  [default: as the family has it, mostly 8]")] = None,
-    load: Annotated[float | None, option("Own traffic, share of what others leave.  [default: as tuned, or by the rule]")] = None,
+    requests: Annotated[
+        int | None, option("Requests per run.  [default: 20000, quick 4000]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most 4 seeds and 4000 requests, for a first look.")
+    ] = False,
+    physics: Annotated[
+        str,
+        typer.Option(help="Of the servers: ideal, or engine (slots, queue, KV cache, prefill)."),
+    ] = "ideal",
+    jitter: Annotated[
+        float, typer.Option(help="How far recurring starts stray, share of the cycle, 0 to 0.1.")
+    ] = 0.0,
+    streams: Annotated[
+        float | None,
+        option(
+            "Share of the answers that come token by token, 0 to 1.  [default: as the family has it, mostly 1]"
+        ),
+    ] = None,
+    request_s: Annotated[
+        float | None,
+        option(
+            "Mean time to serve a request on an unloaded backend, s.  [default: as the family has it, mostly 8]"
+        ),
+    ] = None,
+    load: Annotated[
+        float | None,
+        option("Own traffic, share of what others leave.  [default: as tuned, or by the rule]"),
+    ] = None,
     gateways: Annotated[int, typer.Option(help="Gateways that share nothing.")] = 1,
     staleness_s: Annotated[float, typer.Option(help="Gauges are seen this late, s.")] = 0.0,
-    arrivals: Annotated[Path | None, option("Arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic.")] = None,
-    curves: Annotated[Path | None, option("Measured service curves: a CSV table, or a folder of them.")] = None,
-    scaler: Annotated[str | None, option("Of every contender, where replicas can be added: reactive, trend, cron, predictive.")] = None,
-    forecast: Annotated[str, typer.Option(help="on, off, or wrong on purpose: shuffled, frozen, inverted, missing.")] = "on",
-    forecaster: Annotated[str, typer.Option(help="Of ours: auto, none, room, latency, both.")] = "auto",
-    policy: Annotated[str, typer.Option(help="Of ours: auto, or another one by its name.")] = "auto",
+    arrivals: Annotated[
+        Path | None,
+        option("Arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic."),
+    ] = None,
+    curves: Annotated[
+        Path | None, option("Measured service curves: a CSV table, or a folder of them.")
+    ] = None,
+    scaler: Annotated[
+        str | None,
+        option(
+            "Of every contender, where replicas can be added: reactive, trend, cron, predictive."
+        ),
+    ] = None,
+    forecast: Annotated[
+        str, typer.Option(help="on, off, or wrong on purpose: shuffled, frozen, inverted, missing.")
+    ] = "on",
+    forecaster: Annotated[
+        str, typer.Option(help="Of ours: auto, none, room, latency, both.")
+    ] = "auto",
+    policy: Annotated[
+        str, typer.Option(help="Of ours: auto, or another one by its name.")
+    ] = "auto",
     policies: Annotated[str, option("Contenders beyond those that always run, as NAME,NAME.")] = "",
-    forecasters: Annotated[str, option("Further variants of ours: none, room, latency, both; all: every one.")] = "",
-    until: Annotated[float | None, option("Where nothing can be foreseen: more worlds (100 at most) until the interval's half-width is this.")] = None,
+    forecasters: Annotated[
+        str, option("Further variants of ours: none, room, latency, both; all: every one.")
+    ] = "",
+    until: Annotated[
+        float | None,
+        option(
+            "Where nothing can be foreseen: more worlds (100 at most) until the interval's half-width is this."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
     """Compare routing policies in simulated worlds, paired by seed.
 
-    Ours, ours without a forecast, the family's three best tuned rivals, adaptive least-request as tuned and
-    frozen (adaptive_least_sharp), the frozen rule that reads its own streams, and the clairvoyants always run.
-    OUT/runs.csv holds the counts of every run, OUT/metrics.json what follows from them; a ratio needs 200 misses
+    Ours, ours without a forecast, the family's three best tuned rivals, adaptive least-request as
+    tuned and
+    frozen (adaptive_least_sharp), the frozen rule that reads its own streams, and the clairvoyants
+    always run.
+    OUT/runs.csv holds the counts of every run, OUT/metrics.json what follows from them; a ratio
+    needs 200 misses
     on each side.
 
-    \b
+    
       arcpoint experiment --family scheduled_surge,diurnal --seeds 12 --out my-experiment
       arcpoint experiment --family scheduled_surge --request-s 30 --forecast off --out off30
-      arcpoint experiment --family gray_failure --seed-from 20 --streams 0 --forecasters all --out gray
+      arcpoint experiment --family gray_failure --seed-from 20 --streams 0 --forecasters all --out
+      gray
       arcpoint experiment --family cold_capacity --scaler reactive --load 0.6 --out cold
       arcpoint experiment --quick --arrivals azure.csv --curves my-curves.csv --out mine
     """
     from arcpoint_ce.apps.experiment import run_experiment
     from arcpoint_ce.lab.study import TEN
 
-    world = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=streams, physics=physics)
+    world = dict(
+        request_s=request_s,
+        gateways=gateways,
+        staleness_s=staleness_s,
+        streams=streams,
+        physics=physics,
+    )
     world |= dict(jitter=jitter, arrivals=arrivals, curves=curves, scaler=scaler, load=load)
-    asked = dict(forecast=forecast, forecaster=forecaster, policy=policy, seed_from=seed_from, until=until)
-    asked |= dict(policies=names(policies), forecasters=names(forecasters), n=requests, n_jobs=jobs, progress=progress)
+    asked = dict(
+        forecast=forecast, forecaster=forecaster, policy=policy, seed_from=seed_from, until=until
+    )
+    asked |= dict(
+        policies=names(policies),
+        forecasters=names(forecasters),
+        n=requests,
+        n_jobs=jobs,
+        progress=progress,
+    )
     typer.echo(run_experiment(families_of(family, TEN), seeds, quick, **world, **asked, out=out))
 
 # %% ../../nbs/apps/54_cli.ipynb #c0a1a004
 @app.command()
 def record(
-    out: Annotated[Path, typer.Option(help="Folder of the record; a killed run goes on there.")] = Path("record"),
-    part: Annotated[str, option("Families, as NAME,NAME.  [default: every one of the development results]")] = "",
-    development: Annotated[Path | None, option("Development results, a runs.csv.  [default: data/results/development.csv]")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Run a part again that another version began; both attempts are kept.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and about how long, and run nothing.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the record; a killed run goes on there.")
+    ] = Path("record"),
+    part: Annotated[
+        str, option("Families, as NAME,NAME.  [default: every one of the development results]")
+    ] = "",
+    development: Annotated[
+        Path | None,
+        option("Development results, a runs.csv.  [default: data/results/development.csv]"),
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Run a part again that another version began; both attempts are kept."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be run and about how long, and run nothing."
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
-    """Run the comparison of record: seeds 1,000 to 1,099, once, with contenders that the development results name.
+    """Run the comparison of record: seeds 1,000 to 1,099, once, with contenders that the development
+    results name.
 
-    A part is one family. Its folder says which version made it, and refuses another one. Nothing is committed.
+    A part is one family. Its folder says which version made it, and refuses another one. Nothing is
+    committed.
 
-    \b
+    
       arcpoint record --dry-run
       arcpoint record --part scheduled_surge --out my-record
     """
     from arcpoint_ce.apps.record import DEVELOPMENT, run_record
 
     found = run_record(out, names(part), development or DEVELOPMENT, again, dry_run, jobs, progress)
-    typer.echo(text_table(["family", "contenders", "runs", "done before", "minutes left, about"], found))
+    typer.echo(
+        text_table(["family", "contenders", "runs", "done before", "minutes left, about"], found)
+    )
     if not dry_run:
         typer.echo(f"\n{out / 'record.json'}")
 
@@ -731,7 +1100,13 @@ def tune(
     seeds: Annotated[int, typer.Option(help="Tuning worlds of each family.")] = 8,
     requests: Annotated[int, typer.Option(help="Requests per run.")] = 4000,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
-    loads: Annotated[bool, typer.Option("--loads", help="Only choose the loads again, with the best settings that the file holds.")] = False,
+    loads: Annotated[
+        bool,
+        typer.Option(
+            "--loads",
+            help="Only choose the loads again, with the best settings that the file holds.",
+        ),
+    ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ):
     """Tune every reactive policy and choose the loads, on worlds that no comparison uses.
@@ -741,35 +1116,66 @@ def tune(
     """
     from arcpoint_ce.apps.experiment import known_names
     from arcpoint_ce.lab.families import FAMILIES
-    from arcpoint_ce.lab.tuning import Plan, settle_loads, tune as run_tuning
+    from arcpoint_ce.lab.tuning import Plan, settle_loads
+    from arcpoint_ce.lab.tuning import tune as run_tuning
+
     asked = known_names("family", families_of(family, FAMILIES), FAMILIES)
-    if min(seeds, requests, jobs) < 1: raise ValueError("--seeds, --requests and --jobs must be 1 or more")
-    if not out.absolute().parent.is_dir(): raise FileNotFoundError(f"{out.parent}: no such folder")
-    if loads: found = settle_loads(out, asked, jobs)["families"]
-    else: found = run_tuning(out, asked, Plan(seeds, requests), jobs, progress)["families"]
-    typer.echo(text_table(["family", "load", "misses", "best reactive"], [(f, found[f]["load"], found[f]["rate"], found[f]["best"]) for f in asked]))
+    if min(seeds, requests, jobs) < 1:
+        raise ValueError("--seeds, --requests and --jobs must be 1 or more")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder")
+    if loads:
+        found = settle_loads(out, asked, jobs)["families"]
+    else:
+        found = run_tuning(out, asked, Plan(seeds, requests), jobs, progress)["families"]
+    typer.echo(
+        text_table(
+            ["family", "load", "misses", "best reactive"],
+            [(f, found[f]["load"], found[f]["rate"], found[f]["best"]) for f in asked],
+        )
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #d79dc428
-StoreOption = Annotated[str, typer.Option(help="A feedback store, as simulate, replay or an engine wrote it: a file, or the address of a Redis (redis://HOST:PORT/DB, rediss://..., unix://PATH).", show_default=False)]   # no Path: it would fold the slashes of an address
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        help="A feedback store, as simulate, replay or an engine wrote it: a file, or the address of a Redis (redis://HOST:PORT/DB, rediss://..., unix://PATH).",
+        show_default=False,
+    ),
+]  # no Path: it would fold the slashes of an address
 FleetOption = Annotated[Path | None, option("Fleet file, where the store does not name its fleet.")]
-CallsOption = Annotated[Path | None, option("Folder with graph.csv (who calls whom, backends among them) and metrics.csv (their telemetry): causes are then looked for behind a backend, too.")]
+CallsOption = Annotated[
+    Path | None,
+    option(
+        "Folder with graph.csv (who calls whom, backends among them) and metrics.csv (their telemetry): causes are then looked for behind a backend, too."
+    ),
+]
 
-def agent_client(model: bool):   # an anthropic.Anthropic, or None
+
+def agent_client(model: bool):  # an anthropic.Anthropic, or None
     "A client where a key is present and a model is wanted."
-    if not (model and os.environ.get("ANTHROPIC_API_KEY")): return None
+    if not (model and os.environ.get("ANTHROPIC_API_KEY")):
+        return None
     import anthropic
+
     return anthropic.Anthropic()
 
-def on_redis(store: str) -> bool: return store.startswith(("redis:", "rediss:", "unix:"))
 
-def calls_of(folder: Path | None):   # -> Dependencies | None
+def on_redis(store: str) -> bool:
+    return store.startswith(("redis:", "rediss:", "unix:"))
+
+
+def calls_of(folder: Path | None):  # -> Dependencies | None
     from arcpoint_ce.context.callgraph import read_dependencies
+
     return read_dependencies(folder) if folder else None
 
-def context_of(store: str, fleet: Path | None, calls: Path | None):   # -> Context
+
+def context_of(store: str, fleet: Path | None, calls: Path | None):  # -> Context
     "The context of a store."
     from arcpoint_ce.context.questions import Context
     from arcpoint_ce.telemetry.fleet import load_fleet
+
     return Context(store, load_fleet(fleet) if fleet else None, calls=calls_of(calls))
 
 # %% ../../nbs/apps/54_cli.ipynb #8a9fa781
@@ -779,23 +1185,35 @@ def ask(
     store: StoreOption,
     fleet: FleetOption = None,
     calls: CallsOption = None,
-    model: Annotated[bool, typer.Option("--model/--no-model", help="Let Claude phrase the answer where ANTHROPIC_API_KEY is set.")] = True,
+    model: Annotated[
+        bool,
+        typer.Option(
+            "--model/--no-model",
+            help="Let Claude phrase the answer where ANTHROPIC_API_KEY is set.",
+        ),
+    ] = True,
     name: Annotated[str, typer.Option(help="Model that phrases.")] = "claude-sonnet-5-5",
 ):
     """Ask a store in words: state, which backend, why it dropped, capacity risk, what happened.
 
-    \b
+    
       arcpoint ask "How is the fleet?" --store run.sqlite
       arcpoint ask "Why did quality drop yesterday evening?" --store run.sqlite
       arcpoint ask "Which backend should serve a premium request of 2000 tokens?" --store run.sqlite
       arcpoint ask "What capacity risk do we run in the next five minutes?" --store run.sqlite
 
-    Times are UTC and resolved by code; "now" is the newest event of the store. The answer is computed from
+    Times are UTC and resolved by code; "now" is the newest event of the store. The answer is
+    computed from
     the records. Without a key it comes from templates, with the same evidence.
     """
     from arcpoint_ce.context.agent import AgentConfig
     from arcpoint_ce.context.ask import ask as answer_to
-    typer.echo(answer_to(context_of(store, fleet, calls), question, agent_client(model), AgentConfig(model=name)))
+
+    typer.echo(
+        answer_to(
+            context_of(store, fleet, calls), question, agent_client(model), AgentConfig(model=name)
+        )
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #0fb66150
 @app.command()
@@ -806,34 +1224,57 @@ def mcp(store: StoreOption, fleet: FleetOption = None, calls: CallsOption = None
       arcpoint mcp --store run.sqlite
     """
     import asyncio
+
     from arcpoint_ce.context.service import serve_stdio
+
     asyncio.run(serve_stdio(context_of(store, fleet, calls)))
 
 # %% ../../nbs/apps/54_cli.ipynb #3f80cc7f
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-def guards_of(host: str):   # -> Guards
+
+def guards_of(host: str):  # -> Guards
     "Tokens from the environment. ValueError where the service would be open to others."
     from arcpoint_ce.context.service import Guards
-    token, read = os.environ.get("ARCPOINT_TOKEN") or None, os.environ.get("ARCPOINT_READ_TOKEN") or None
-    if host not in LOOPBACK and token is None: raise ValueError(f"--host {host} is open to others: set ARCPOINT_TOKEN (and ARCPOINT_READ_TOKEN for those who only ask), or stay on 127.0.0.1")
-    if read and not token: raise ValueError("ARCPOINT_READ_TOKEN needs ARCPOINT_TOKEN beside it")
+
+    token, read = (
+        os.environ.get("ARCPOINT_TOKEN") or None,
+        os.environ.get("ARCPOINT_READ_TOKEN") or None,
+    )
+    if host not in LOOPBACK and token is None:
+        raise ValueError(
+            f"--host {host} is open to others: set ARCPOINT_TOKEN (and ARCPOINT_READ_TOKEN for those who only ask), or stay on 127.0.0.1"
+        )
+    if read and not token:
+        raise ValueError("ARCPOINT_READ_TOKEN needs ARCPOINT_TOKEN beside it")
     return Guards(token, read)
 
-def service_of(store: str, fleet: Path | None, calls: Path | None, **how):   # -> Service; `how`: as from `engine_how`
+
+# -> Service; `how`: as from `engine_how`
+def service_of(store: str, fleet: Path | None, calls: Path | None, **how):
     "An engine on the store; a new store without a fleet file gets the shipped fleet."
     import time
+
     from arcpoint_ce.apps.simulate import shipped_fleet
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet import load_fleet
-    if fleet is None and not on_redis(store) and not Path(store).exists(): fleet = shipped_fleet(); typer.echo(f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True)
-    return make_service(store, load_fleet(fleet) if fleet else None, clock=time.time, calls=calls_of(calls), **how)
+
+    if fleet is None and not on_redis(store) and not Path(store).exists():
+        fleet = shipped_fleet()
+        typer.echo(
+            f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True
+        )
+    return make_service(
+        store, load_fleet(fleet) if fleet else None, clock=time.time, calls=calls_of(calls), **how
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #baacaf8f
 @app.command()
 def serve(
     store: StoreOption,
-    host: Annotated[str, typer.Option(help="Address; anything but the loopback address needs ARCPOINT_TOKEN.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address; anything but the loopback address needs ARCPOINT_TOKEN.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8400,
     fleet: FleetOption = None,
     calls: CallsOption = None,
@@ -844,25 +1285,38 @@ def serve(
     shadow: ShadowOption = None,
     canary: CanaryOption = None,
     ab: AbOption = None,
-    holdout: HoldoutOption = 0.,
+    holdout: HoldoutOption = 0.0,
 ):
     """Serve questions, decisions and outcomes over HTTP, and the questions over MCP (/mcp).
 
-    \b
+    
       arcpoint serve --store run.sqlite
-      arcpoint serve --store run.sqlite --fleet my-fleet.toml --slo-ms 300 --slo-tok-ms 25 --canary p2c
+      arcpoint serve --store run.sqlite --fleet my-fleet.toml --slo-ms 300 --slo-tok-ms 25 --canary
+      p2c
       curl -s 127.0.0.1:8400/state
-      curl -s 127.0.0.1:8400/decide -H 'content-type: application/json' -d '{"tier": "premium", "tokens_in": 500}'
+      curl -s 127.0.0.1:8400/decide -H 'content-type: application/json' -d '{"tier": "premium",
+      "tokens_in": 500}'
 
-    GET /healthz, /state, /risk, /incidents, /status, /metrics, /openapi.json; POST /which, /why, /simulate,
+    GET /healthz, /state, /risk, /incidents, /status, /metrics, /openapi.json; POST /which, /why,
+    /simulate,
     /decide, /progress, /observe. A 200 for a decision or an outcome is sent after its commit.
     """
     import uvicorn
+
     from arcpoint_ce.context.service import make_app
+
     how = engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
     guards = guards_of(host)
     made = make_app(service_of(store, fleet, calls, **how), guards)
-    uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on")
+    uvicorn.run(
+        made,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #8d6996a8
 @app.command()
@@ -870,13 +1324,17 @@ def dashboard(
     store: StoreOption,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8501,
     fleet: FleetOption = None,
-    registry: Annotated[Path | None, option("Folder of the model registry, for versions and their lineage.")] = None,
+    registry: Annotated[
+        Path | None, option("Folder of the model registry, for versions and their lineage.")
+    ] = None,
 ):
-    """Show what an engine knows, live, in a browser: fleet, forecasts, decisions, learning, risk, causes.
+    """Show what an engine knows, live, in a browser: fleet, forecasts, decisions, learning, risk,
+    causes.
 
-    \b
+    
       arcpoint simulate --scenario calm --speed 10 --requests 60000 --store run.sqlite --inject
-      arcpoint dashboard --store run.sqlite          # in another terminal; then open http://127.0.0.1:8501
+      arcpoint dashboard --store run.sqlite          # in another terminal; then open
+      http://127.0.0.1:8501
       arcpoint replay LOG --speed 60 --store replay.sqlite
       arcpoint dashboard --store replay.sqlite --port 8502
 
@@ -884,41 +1342,67 @@ def dashboard(
     """
     from arcpoint_ce.apps.dashboard import serve as serve_pages
     from arcpoint_ce.apps.frame import Where
-    if on_redis(store): raise ValueError("the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`")
-    if fleet is not None and not fleet.is_file(): raise FileNotFoundError(2, "no such file", str(fleet))
+
+    if on_redis(store):
+        raise ValueError(
+            "the dashboard reads SQLite stores; ask a Redis store with `arcpoint ask` or `arcpoint serve`"
+        )
+    if fleet is not None and not fleet.is_file():
+        raise FileNotFoundError(2, "no such file", str(fleet))
     typer.echo(f"dashboard of {store}: http://127.0.0.1:{port}", err=True)
-    serve_pages(Where(store, str(fleet) if fleet else None, str(registry) if registry else None), port)
+    serve_pages(
+        Where(store, str(fleet) if fleet else None, str(registry) if registry else None), port
+    )
 
 # %% ../../nbs/apps/54_cli.ipynb #0d37c5a4
-EXTRAS = {"anthropic": "agent", "fastapi": "service", "uvicorn": "service", "mcp": "service", "streamlit": "dashboard",
-          "litellm": "litellm", "redis": "redis", "dask": "dask", "distributed": "dask"}
+EXTRAS = {
+    "anthropic": "agent",
+    "fastapi": "service",
+    "uvicorn": "service",
+    "mcp": "service",
+    "streamlit": "dashboard",
+    "litellm": "litellm",
+    "redis": "redis",
+    "dask": "dask",
+    "distributed": "dask",
+}
 
-def in_short(e: BaseException) -> tuple[int, str]:   # exit code, message
+
+def in_short(e: BaseException) -> tuple[int, str]:  # exit code, message
     "What to tell a person about an error."
     if isinstance(e, ModuleNotFoundError):
         extra = EXTRAS.get((e.name or "").partition(".")[0])
         name = f"arcpoint_ce[{extra}]" if extra else "arcpoint_ce"
         return 1, f"this needs the package {e.name!r}, which is not installed: pip install '{name}'"
-    if isinstance(e, FileNotFoundError) and e.filename: return 2, f"{e.filename}: no such file or folder"
-    if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or ''}: {e.strerror.lower()}".lstrip(": ")
-    if isinstance(e, (ValueError, OSError)): return 2, str(e)
-    if isinstance(e, KeyError): return 2, str(e.args[0] if e.args else e)
-    if type(e) is RuntimeError or type(e).__name__ in ("NoBackend", "ReportError"): return 1, str(e)
+    if isinstance(e, FileNotFoundError) and e.filename:
+        return 2, f"{e.filename}: no such file or folder"
+    if isinstance(e, OSError) and e.strerror:
+        return 2, f"{e.filename or ''}: {e.strerror.lower()}".lstrip(": ")
+    if isinstance(e, (ValueError, OSError)):
+        return 2, str(e)
+    if isinstance(e, KeyError):
+        return 2, str(e.args[0] if e.args else e)
+    if type(e) is RuntimeError or type(e).__name__ in ("NoBackend", "ReportError"):
+        return 1, str(e)
     return 1, f"{type(e).__name__}: {e} (ARCPOINT_DEBUG=1 shows where)"
 
 # %% ../../nbs/apps/54_cli.ipynb #72b9b4be
 def run(
-    args: Sequence[str],     # the words behind `arcpoint`
-) -> int:                    # exit code
+    args: Sequence[str],  # the words behind `arcpoint`
+) -> int:  # exit code
     "Run one command line."
-    try: app(args=list(args), prog_name="arcpoint")
-    except SystemExit as e: return e.code if isinstance(e.code, int) else int(e.code is not None)
+    try:
+        app(args=list(args), prog_name="arcpoint")
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
     except Exception as e:
-        if os.environ.get("ARCPOINT_DEBUG"): raise
+        if os.environ.get("ARCPOINT_DEBUG"):
+            raise
         code, text = in_short(e)
         typer.echo(f"arcpoint: {text}", err=True)
         return code
     return 0
+
 
 def main():
     "The console entry point."

@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Thread
 from time import sleep
 
-from fastapi import FastAPI, Request as HttpRequest, Response
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
 from pydantic import Field, ValidationError
 
 from ..context.questions import Asked
@@ -27,70 +28,127 @@ from ..lab.fleet import Fleet
 # %% ../../nbs/apps/52a_control.ipynb #d8c9cc69
 class FaultArgs(Asked):
     "A fault that is to begin now."
+
     kind: str = Field(max_length=100, description="one of the kinds that GET /faults names")
     target: str = Field(max_length=200, description="a backend, or '*' for all")
-    duration_s: float = Field(60., gt=0, le=86_400., allow_inf_nan=False, description="of simulated time, s")
-    intensity: float = Field(1., gt=0, le=100., allow_inf_nan=False)
+    duration_s: float = Field(
+        60.0, gt=0, le=86_400.0, allow_inf_nan=False, description="of simulated time, s"
+    )
+    intensity: float = Field(1.0, gt=0, le=100.0, allow_inf_nan=False)
 
 # %% ../../nbs/apps/52a_control.ipynb #ddccf9a0
 class FaultDesk:
     "Takes orders from any thread; the simulation fetches them."
-    def __init__(self, names: Sequence[str]): self.names, self.orders, self.done, self.now_s = tuple(names), deque(maxlen=100), deque(maxlen=1000), 0.
+
+    def __init__(self, names: Sequence[str]):
+        self.names, self.orders, self.done, self.now_s = (
+            tuple(names),
+            deque(maxlen=100),
+            deque(maxlen=1000),
+            0.0,
+        )
 
     def order(self, a: FaultArgs) -> dict:
         "KeyError on an unknown backend, ValueError on a fault that makes no sense."
-        if a.target != "*" and a.target not in self.names: raise KeyError(f"no backend {a.target!r}; the fleet has {', '.join(self.names)} (or '*' for all)")
-        Fault(a.kind, a.target, 10., a.duration_s, a.intensity)
+        if a.target != "*" and a.target not in self.names:
+            raise KeyError(
+                f"no backend {a.target!r}; the fleet has {', '.join(self.names)} (or '*' for all)"
+            )
+        Fault(a.kind, a.target, 10.0, a.duration_s, a.intensity)
         self.orders.append(a)
         return dict(ordered=a.kind, target=a.target, waiting=len(self.orders))
 
     def take(self, fleet: Fleet, now: float):
-        "Install what was ordered. A rate limit needs ten seconds of traffic first, so it waits for them."
+        """Install what was ordered.
+
+        A rate limit needs ten seconds of traffic first, so it waits for them.
+        """
         self.now_s, later = now, []
         while self.orders:
             a = self.orders.popleft()
-            if a.kind == "rate_limit_exhaustion" and now < 10.: later.append(a); continue
-            f = Fault(a.kind, a.target, now, a.duration_s, a.intensity); install(f, fleet); self.done.append(f)
+            if a.kind == "rate_limit_exhaustion" and now < 10.0:
+                later.append(a)
+                continue
+            f = Fault(a.kind, a.target, now, a.duration_s, a.intensity)
+            install(f, fleet)
+            self.done.append(f)
         self.orders.extend(later)
 
-    def told(self) -> dict:            # plain values
+    def told(self) -> dict:  # plain values
         "Kinds, backends, and what was ordered so far."
-        faults = [dict(kind=f.kind, target=f.target, start_s=f.start_s, end_s=f.end_s, intensity=f.intensity, on=f.start_s <= self.now_s < f.end_s) for f in self.done]
-        return dict(now_s=self.now_s, backends=list(self.names), kinds={k: v.says for k, v in sorted(KINDS.items())}, graded={k: v.graded for k, v in KINDS.items()}, faults=faults)
+        faults = [
+            dict(
+                kind=f.kind,
+                target=f.target,
+                start_s=f.start_s,
+                end_s=f.end_s,
+                intensity=f.intensity,
+                on=f.start_s <= self.now_s < f.end_s,
+            )
+            for f in self.done
+        ]
+        return dict(
+            now_s=self.now_s,
+            backends=list(self.names),
+            kinds={k: v.says for k, v in sorted(KINDS.items())},
+            graded={k: v.graded for k, v in KINDS.items()},
+            faults=faults,
+        )
 
 # %% ../../nbs/apps/52a_control.ipynb #60a173be
-def desk_app(desk: FaultDesk, token: str) -> GuardedApp:   # an ASGI application
+def desk_app(desk: FaultDesk, token: str) -> GuardedApp:  # an ASGI application
     "The desk over HTTP."
     app = FastAPI(title="arcpoint simulate", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/faults")
-    async def told() -> Response: return json_answer(desk.told())
+    async def told() -> Response:
+        return json_answer(desk.told())
 
     @app.post("/faults")
     async def order(request: HttpRequest) -> Response:
-        try: args = FaultArgs.model_validate_json(await request.body())
-        except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
+        try:
+            args = FaultArgs.model_validate_json(await request.body())
+        except ValidationError as e:
+            return problem(422, "wrong arguments", in_words(e))
         return safely(lambda: desk.order(args))
 
     return GuardedApp(app, Guards(token))
 
-def control_path(store: str | Path) -> Path: return Path(f"{store}.control")   # where address and token of the simulation stand
+
+def control_path(store: str | Path) -> Path:
+    return Path(f"{store}.control")  # where address and token of the simulation stand
 
 # %% ../../nbs/apps/52a_control.ipynb #876df0eb
 class OpenDesk:
     "A desk that is served on the loopback address; use it in a `with`."
-    def __init__(self, desk: FaultDesk, store: str | Path): self.desk, self.path, self.token = desk, control_path(store), secrets.token_urlsafe(32)
+
+    def __init__(self, desk: FaultDesk, store: str | Path):
+        self.desk, self.path, self.token = desk, control_path(store), secrets.token_urlsafe(32)
 
     def __enter__(self) -> "OpenDesk":
         import uvicorn
-        self.socket = socket.socket(); self.socket.bind(("127.0.0.1", 0)); self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(desk_app(self.desk, self.token), log_level="warning", access_log=False))
-        self.thread = Thread(target=self.server.run, kwargs=dict(sockets=[self.socket]), name="arcpoint-desk", daemon=True); self.thread.start()
-        while not self.server.started and self.thread.is_alive(): sleep(.01)
+
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(
+            uvicorn.Config(desk_app(self.desk, self.token), log_level="warning", access_log=False)
+        )
+        self.thread = Thread(
+            target=self.server.run,
+            kwargs=dict(sockets=[self.socket]),
+            name="arcpoint-desk",
+            daemon=True,
+        )
+        self.thread.start()
+        while not self.server.started and self.thread.is_alive():
+            sleep(0.01)
         self.path.unlink(missing_ok=True)
-        with open(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f: json.dump(dict(url=self.url, token=self.token), f)
+        with open(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f:
+            json.dump(dict(url=self.url, token=self.token), f)
         return self
 
     def __exit__(self, *_):
         self.path.unlink(missing_ok=True)
-        self.server.should_exit = True; self.thread.join(5)
+        self.server.should_exit = True
+        self.thread.join(5)

@@ -7,7 +7,6 @@ __all__ = ['FLAGS', 'READY', 'Dashboard', 'chromium', 'painted', 'refreshes', 'd
            'bench_dashboard', 'hour_of_refreshes']
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #e050b552
-import os
 import shutil
 import socket
 import subprocess
@@ -26,123 +25,257 @@ from ..routing.core import Backend, Outcome, Request
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 READY = ".ace-card,[data-testid=stDataFrame]"
 
+
 class Dashboard:
     "`arcpoint dashboard` in a process of its own; use it in a `with`."
+
     def __init__(self, store: Path):
-        with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
         run = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
-        self.process = subprocess.Popen([sys.executable, "-c", run, "dashboard", "--store", str(store), "--port", str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                run,
+                "dashboard",
+                "--store",
+                str(store),
+                "--port",
+                str(self.port),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def __enter__(self):
         from urllib.request import urlopen
+
         end = monotonic() + 90
         while monotonic() < end and self.process.poll() is None:
-            try: urlopen(f"http://127.0.0.1:{self.port}/_stcore/health", timeout=2).close(); return self
-            except OSError: sleep(.1)
+            try:
+                urlopen(f"http://127.0.0.1:{self.port}/_stcore/health", timeout=2).close()
+                return self
+            except OSError:
+                sleep(0.1)
         raise RuntimeError("the dashboard did not come up within 90 s")
 
-    def __exit__(self, *_): self.process.terminate(); self.process.wait(20)
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(20)
 
-    def url(self, page: str = "", every: str = "1 s") -> str: return f"http://127.0.0.1:{self.port}/{page}?every={every.replace(' ', '+')}"
+    def url(self, page: str = "", every: str = "1 s") -> str:
+        return f"http://127.0.0.1:{self.port}/{page}?every={every.replace(' ', '+')}"
 
-    def rss_mb(self) -> float:         # resident memory, MB; Linux
-        return next(int(x.split()[1]) for x in open(f"/proc/{self.process.pid}/status") if x.startswith("VmRSS"))/1024
+    def rss_mb(self) -> float:  # resident memory, MB; Linux
+        return (
+            next(
+                int(x.split()[1])
+                for x in open(f"/proc/{self.process.pid}/status")
+                if x.startswith("VmRSS")
+            )
+            / 1024
+        )
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #21d1e912
-def chromium(p, folder: Path):         # a playwright driver -> a browser
+def chromium(p, folder: Path):  # a playwright driver -> a browser
     "Debian's, with the lowest priority. FileNotFoundError where there is none."
     found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None: raise FileNotFoundError(2, "no chromium to look with; apt-get install chromium", "chromium")
-    gentle = folder/"chromium.sh"; gentle.write_text(f'#!/bin/sh\nexec nice -n 19 {found} "$@"\n'); gentle.chmod(0o700)
+    if found is None:
+        raise FileNotFoundError(2, "no chromium to look with; apt-get install chromium", "chromium")
+    gentle = folder / "chromium.sh"
+    gentle.write_text(f'#!/bin/sh\nexec nice -n 19 {found} "$@"\n')
+    gentle.chmod(0o700)
     return p.chromium.launch(executable_path=str(gentle), args=FLAGS)
+
 
 def painted(page, url: str) -> float:  # s
     "From the address to the first backends on the screen."
-    t = perf_counter(); page.goto(url, wait_until="commit"); page.wait_for_selector(READY, timeout=60_000)
+    t = perf_counter()
+    page.goto(url, wait_until="commit")
+    page.wait_for_selector(READY, timeout=60_000)
     return perf_counter() - t
 
-def refreshes(browser, url: str, n: int) -> dict[str, list[float]]:   # part of the page -> s
+
+def refreshes(browser, url: str, n: int) -> dict[str, list[float]]:  # part of the page -> s
     "From the message that asks for a part of the page to the end of its answer."
     from streamlit.proto.BackMsg_pb2 import BackMsg
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
     page, asked, running, took = browser.new_page(), {}, set(), {}
+
     def sent(data):
-        if part := BackMsg.FromString(data).rerun_script.fragment_id: asked.setdefault(part, perf_counter())
+        if part := BackMsg.FromString(data).rerun_script.fragment_id:
+            asked.setdefault(part, perf_counter())
+
     def heard(data):
-        m = ForwardMsg.FromString(data); kind = m.WhichOneof("type")
-        if kind == "delta" and m.delta.fragment_id: running.add(m.delta.fragment_id)
+        m = ForwardMsg.FromString(data)
+        kind = m.WhichOneof("type")
+        if kind == "delta" and m.delta.fragment_id:
+            running.add(m.delta.fragment_id)
         if kind == "script_finished":
-            for part in running & asked.keys(): took.setdefault(part, []).append(perf_counter() - asked.pop(part))
+            for part in running & asked.keys():
+                took.setdefault(part, []).append(perf_counter() - asked.pop(part))
             running.clear()
+
     page.on("websocket", lambda ws: (ws.on("framesent", sent), ws.on("framereceived", heard)))
-    page.goto(url); page.wait_for_selector("[data-testid=stMetric],[data-testid=stHeading]", timeout=60_000); page.wait_for_timeout(3000); took.clear()
-    while not took or min(map(len, took.values())) < n: page.wait_for_timeout(200)
+    page.goto(url)
+    page.wait_for_selector("[data-testid=stMetric],[data-testid=stHeading]", timeout=60_000)
+    page.wait_for_timeout(3000)
+    took.clear()
+    while not took or min(map(len, took.values())) < n:
+        page.wait_for_timeout(200)
     page.close()
     return took
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #de76d08d
-def decide_times(engine: ContextEngine, seconds: float, per_s: float, now) -> list[float]:   # s; now: the engine's clock
+# s; now: the engine's clock
+def decide_times(engine: ContextEngine, seconds: float, per_s: float, now) -> list[float]:
     "How long each decision took, at a steady pace."
-    took, due = [], perf_counter(); end = due + seconds
+    took, due = [], perf_counter()
+    end = due + seconds
     while due < end:
-        sleep(max(due - perf_counter(), 0.)); t = perf_counter()
-        d = engine.decide(Request(tier="gold", tokens_in=500), now()); took.append(perf_counter() - t)
-        engine.observe(Outcome(d.backend, now(), 90., decision=d.id)); due += 1/per_s
+        sleep(max(due - perf_counter(), 0.0))
+        t = perf_counter()
+        d = engine.decide(Request(tier="gold", tokens_in=500), now())
+        took.append(perf_counter() - t)
+        engine.observe(Outcome(d.backend, now(), 90.0, decision=d.id))
+        due += 1 / per_s
     return took
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #8e870922
-def watched_ratio(browser, folder: Path, viewers: int, seconds: float, rounds: int = 4, per_s: float = 300.) -> dict:
+def watched_ratio(
+    browser, folder: Path, viewers: int, seconds: float, rounds: int = 4, per_s: float = 300.0
+) -> dict:
     "p99 of `decide` with so many dashboards open, over none."
     quiet, watched, now = [], [], monotonic
-    with ContextEngine([Backend(f"b{k}", capacity=16.) for k in range(8)], folder/"watched.sqlite", config=EngineConfig()).start(now) as engine:
-        decide_times(engine, 3., per_s, now)
-        with Dashboard(folder/"watched.sqlite") as d:
+    with ContextEngine(
+        [Backend(f"b{k}", capacity=16.0) for k in range(8)],
+        folder / "watched.sqlite",
+        config=EngineConfig(),
+    ).start(now) as engine:
+        decide_times(engine, 3.0, per_s, now)
+        with Dashboard(folder / "watched.sqlite") as d:
             for _ in range(rounds):
                 quiet.append(decide_times(engine, seconds, per_s, now))
                 pages = [browser.new_page() for _ in range(viewers)]
-                for p in pages: painted(p, d.url())
-                sleep(3.); watched.append(decide_times(engine, seconds, per_s, now))
-                for p in pages: p.close()
-                sleep(3.)
-    at = lambda x: 1e6*float(np.quantile(x, .99)); q, w = at(sum(quiet, [])), at(sum(watched, []))
-    return dict(dashboard_viewers=viewers, decide_unwatched_p99_us=q, decide_watched_p99_us=w, decide_watched_over_unwatched=w/q, decide_watched_by_round=[at(b)/at(a) for a, b in zip(quiet, watched)], decide_watched_n=sum(map(len, watched)))
+                for p in pages:
+                    painted(p, d.url())
+                sleep(3.0)
+                watched.append(decide_times(engine, seconds, per_s, now))
+                for p in pages:
+                    p.close()
+                sleep(3.0)
+
+    def at(x):
+        return 1e6 * float(np.quantile(x, 0.99))
+
+    q, w = at(sum(quiet, [])), at(sum(watched, []))
+    return dict(
+        dashboard_viewers=viewers,
+        decide_unwatched_p99_us=q,
+        decide_watched_p99_us=w,
+        decide_watched_over_unwatched=w / q,
+        decide_watched_by_round=[at(b) / at(a) for a, b in zip(quiet, watched)],
+        decide_watched_n=sum(map(len, watched)),
+    )
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #e366c56c
 def look(folder: Path, records: int, n: int, viewers: int, seconds: float) -> dict:
     "Everything, with one browser."
     from playwright.sync_api import sync_playwright
-    store = folder/"looked_at.sqlite"; made = fill_store(store, records); out = dict(dashboard_records=made)
+
+    store = folder / "looked_at.sqlite"
+    made = fill_store(store, records)
+    out = dict(dashboard_records=made)
     with sync_playwright() as p:
         browser = chromium(p, folder)
         with Dashboard(store) as d:
-            page = browser.new_page(); out["dashboard_first_paint_s"] = painted(page, d.url()); page.close()
-            later = [browser.new_page() for _ in range(3)]; out["dashboard_next_paint_s"] = float(np.median([painted(x, d.url()) for x in later]))
-            for x in later: x.close()
-            by_page = {name or "fleet": refreshes(browser, d.url(name), n) for name in ("", "forecast", "decisions", "learning", "risk")}
-            slowest = {k: max(float(np.median(x)) for x in parts.values()) for k, parts in by_page.items()}
-            out |= dict(dashboard_refresh_s=max(slowest.values()), dashboard_refresh_by_page_s=slowest, dashboard_refreshes=n, dashboard_rss_mb=d.rss_mb())
+            page = browser.new_page()
+            out["dashboard_first_paint_s"] = painted(page, d.url())
+            page.close()
+            later = [browser.new_page() for _ in range(3)]
+            out["dashboard_next_paint_s"] = float(np.median([painted(x, d.url()) for x in later]))
+            for x in later:
+                x.close()
+            by_page = {
+                name or "fleet": refreshes(browser, d.url(name), n)
+                for name in ("", "forecast", "decisions", "learning", "risk")
+            }
+            slowest = {
+                k: max(float(np.median(x)) for x in parts.values()) for k, parts in by_page.items()
+            }
+            out |= dict(
+                dashboard_refresh_s=max(slowest.values()),
+                dashboard_refresh_by_page_s=slowest,
+                dashboard_refreshes=n,
+                dashboard_rss_mb=d.rss_mb(),
+            )
         out |= watched_ratio(browser, folder, viewers, seconds) if viewers else {}
         browser.close()
     return out
 
-def bench_dashboard(folder: Path, records: int = 1_000_000, n: int = 15, viewers: int = 10, seconds: float = 20.) -> dict:
+
+def bench_dashboard(
+    folder: Path, records: int = 1_000_000, n: int = 15, viewers: int = 10, seconds: float = 20.0
+) -> dict:
     "Without playwright or a browser: a note in place of figures."
     try:
-        with ThreadPoolExecutor(1) as pool: return pool.submit(look, folder, records, n, viewers, seconds).result()   # a notebook's thread has a loop already
-    except (ModuleNotFoundError, FileNotFoundError) as e: return dict(dashboard_first_paint_s=None, dashboard_refresh_s=None, dashboard_note=str(e))
+        with ThreadPoolExecutor(1) as pool:
+            # a notebook's thread has a loop already
+            return pool.submit(look, folder, records, n, viewers, seconds).result()
+    except (ModuleNotFoundError, FileNotFoundError) as e:
+        return dict(dashboard_first_paint_s=None, dashboard_refresh_s=None, dashboard_note=str(e))
 
 # %% ../../nbs/apps/52e_dashbench.ipynb #2c5734f2
-def hour_of_refreshes(folder: Path, seconds: float = 3600., settle_s: float = 120.) -> dict:
-    "Resident memory of the dashboard while a page refreshes every second; growth is over the mean of the third and fourth minute."
+def hour_of_refreshes(folder: Path, seconds: float = 3600.0, settle_s: float = 120.0) -> dict:
+    """Resident memory of the dashboard while a page refreshes every second; growth is over the mean
+    of the third and fourth minute.
+    """
     from playwright.sync_api import sync_playwright
-    store, rows = folder/"hour.sqlite", []; run = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
-    engine = subprocess.Popen([sys.executable, "-c", run, "simulate", "--scenario", "calm", "--speed", "2", "--requests", str(int(25*seconds)), "--store", str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    store, rows = folder / "hour.sqlite", []
+    run = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
+    engine = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            run,
+            "simulate",
+            "--scenario",
+            "calm",
+            "--speed",
+            "2",
+            "--requests",
+            str(int(25 * seconds)),
+            "--store",
+            str(store),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        sleep(60.)                     # it has learned what is usual, and begun
+        sleep(60.0)  # it has learned what is usual, and begun
         with Dashboard(store) as d, sync_playwright() as p:
-            browser = chromium(p, folder); page = browser.new_page(); painted(page, d.url() + "&window=last+hour"); began = monotonic()
-            while monotonic() < began + seconds: page.wait_for_timeout(10_000); rows.append((monotonic() - began, d.rss_mb()))
+            browser = chromium(p, folder)
+            page = browser.new_page()
+            painted(page, d.url() + "&window=last+hour")
+            began = monotonic()
+            while monotonic() < began + seconds:
+                page.wait_for_timeout(10_000)
+                rows.append((monotonic() - began, d.rss_mb()))
             browser.close()
-    finally: engine.terminate(); engine.wait(20)
-    first, last = (float(np.mean([x for t, x in rows if a <= t < b])) for a, b in ((settle_s, 2*settle_s), (seconds - settle_s, seconds + 20.)))
-    return dict(dashboard_hour_s=seconds, dashboard_rss_first_mb=first, dashboard_rss_last_mb=last, dashboard_growth=last/first - 1)
+    finally:
+        engine.terminate()
+        engine.wait(20)
+    first, last = (
+        float(np.mean([x for t, x in rows if a <= t < b]))
+        for a, b in ((settle_s, 2 * settle_s), (seconds - settle_s, seconds + 20.0))
+    )
+    return dict(
+        dashboard_hour_s=seconds,
+        dashboard_rss_first_mb=first,
+        dashboard_rss_last_mb=last,
+        dashboard_growth=last / first - 1,
+    )

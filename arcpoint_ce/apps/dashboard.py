@@ -7,9 +7,7 @@ __all__ = ['PAGES', 'NARROW', 'choices', 'mark', 'show', 'options', 'serve', 'ma
 
 # %% ../../nbs/apps/51_dashboard.ipynb #4625568d
 import os
-import sys
 from base64 import b64encode
-from importlib import import_module
 from pathlib import Path
 
 import streamlit as st
@@ -21,47 +19,111 @@ from .pages import fleet_page, forecast_page, risk_page
 from .stories import chaos_page, decisions_page, learning_page, why_page
 
 # %% ../../nbs/apps/51_dashboard.ipynb #e2a5b4da
-PAGES = {"fleet": (fleet_page, "Fleet", "dns"), "forecast": (forecast_page, "Forecast", "show_chart"), "decisions": (decisions_page, "Decisions", "alt_route"), "learning": (learning_page, "Learning", "school"),
-         "risk": (risk_page, "Risk", "warning"), "why": (why_page, "Why", "troubleshoot"), "chaos": (chaos_page, "Chaos", "bolt")}
+PAGES = {
+    "fleet": (fleet_page, "Fleet", "dns"),
+    "forecast": (forecast_page, "Forecast", "show_chart"),
+    "decisions": (decisions_page, "Decisions", "alt_route"),
+    "learning": (learning_page, "Learning", "school"),
+    "risk": (risk_page, "Risk", "warning"),
+    "why": (why_page, "Why", "troubleshoot"),
+    "chaos": (chaos_page, "Chaos", "bolt"),
+}
 NARROW = "<style>.block-container{padding:4.2rem 2.2rem 2rem;max-width:1900px}h3{font-size:1.15rem!important;padding:.6rem 0 .2rem!important}[data-testid=stMetricValue]{font-size:1.45rem}</style>"
+
 
 def choices(where: Where) -> Page:
     "What all pages share, chosen above them."
-    window, end, pace, source = st.columns([1, 1.4, .8, 2], vertical_alignment="bottom")
+    window, end, pace, source = st.columns([1, 1.4, 0.8, 2], vertical_alignment="bottom")
     span = window.selectbox("Window", list(SPANS), index=2, key="window", bind="query-params")
-    until = end.text_input("until (UTC)", key="until", bind="query-params", placeholder="now", help="Words ('2 hours ago', 'yesterday evening'), a date, or seconds. Empty: the newest record.")
+    until = end.text_input(
+        "until (UTC)",
+        key="until",
+        bind="query-params",
+        placeholder="now",
+        help="Words ('2 hours ago', 'yesterday evening'), a date, or seconds. Empty: the newest record.",
+    )
     every = pace.selectbox("Refresh", list(EVERY), key="every", bind="query-params")
     source.caption(f":material/database: `{Path(where.store).name}`, read only")
-    return Page(where, records_of(where), SPANS[span], until or "", EVERY[every], zone_of(st.context.timezone))
+    return Page(
+        where,
+        records_of(where),
+        SPANS[span],
+        until or "",
+        EVERY[every],
+        zone_of(st.context.timezone),
+    )
 
-def mark() -> str:                     # a data URL: an icon by name would be fetched from elsewhere, an image's file ends with the run that drew it
+
+# a data URL: an icon by name would be fetched from elsewhere, an image's file ends with the run
+# that drew it
+def mark() -> str:
     "A rising line on a disc."
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><circle cx="32" cy="32" r="30" fill="{PALETTE[0]}"/><path d="M14 44 28 34 38 40 50 18" fill="none" stroke="white" stroke-width="6"/></svg>'
     return "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
 
+
 def show(where: Where):
     "The whole dashboard."
-    schemapi.DEBUG_MODE = False        # charts are checked in notebooks and tests; here it would double the time of a refresh
-    st.set_page_config("arcpoint", mark(), layout="wide"); st.html(NARROW)
-    def run(name: str): guarded(lambda: PAGES[name][0](choices(where)))
-    made = {name: st.Page(lambda name=name: run(name), title=title, icon=f":material/{icon}:", url_path=name, default=name == "fleet") for name, (_, title, icon) in PAGES.items()}
+    # charts are checked in notebooks and tests; here it would double the time of a refresh
+    schemapi.DEBUG_MODE = False
+    st.set_page_config("arcpoint", mark(), layout="wide")
+    st.html(NARROW)
+
+    def run(name: str):
+        guarded(lambda: PAGES[name][0](choices(where)))
+
+    made = {
+        name: st.Page(
+            lambda name=name: run(name),
+            title=title,
+            icon=f":material/{icon}:",
+            url_path=name,
+            default=name == "fleet",
+        )
+        for name, (_, title, icon) in PAGES.items()
+    }
     st.session_state["pages"] = made
     st.navigation(list(made.values()), position="top").run()
 
 # %% ../../nbs/apps/51_dashboard.ipynb #5f21d7fb
-def options(port: int) -> dict:        # of `streamlit run`
+def options(port: int) -> dict:  # of `streamlit run`
     "Quiet, local, offline."
     theme = {"theme.light.primaryColor": PALETTE[0], "theme.dark.primaryColor": PALETTE[4]}
-    return {"server.address": "127.0.0.1", "server.port": port, "server.headless": True, "server.fileWatcherType": "none", "server.runOnSave": False, "browser.gatherUsageStats": False, "browser.serverAddress": "127.0.0.1",
-            "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "global.suppressDeprecationWarnings": True, "runner.magicEnabled": False, "server.maxMessageSize": 50, **theme}
+    return {
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "server.headless": True,
+        "server.fileWatcherType": "none",
+        "server.runOnSave": False,
+        "browser.gatherUsageStats": False,
+        "browser.serverAddress": "127.0.0.1",
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "global.suppressDeprecationWarnings": True,
+        "runner.magicEnabled": False,
+        "server.maxMessageSize": 50,
+        **theme,
+    }
+
 
 def serve(where: Where, port: int = 8501):
     "Until it is stopped. ModuleNotFoundError without the extra `dashboard`."
     from streamlit.web import bootstrap
-    if hasattr(os, "nice"): os.nice(10)
-    os.environ["ARCPOINT_DASHBOARD"] = "\x1f".join(x or "" for x in (where.store, where.fleet, where.registry, where.control))
-    flags = options(port); bootstrap.load_config_options({k.replace(".", "_"): v for k, v in flags.items()})
-    bootstrap.run(str(Path(__file__).with_name("page.py")), False, [], {k.replace(".", "_"): v for k, v in flags.items()})
+
+    if hasattr(os, "nice"):
+        os.nice(10)
+    os.environ["ARCPOINT_DASHBOARD"] = "\x1f".join(
+        x or "" for x in (where.store, where.fleet, where.registry, where.control)
+    )
+    flags = options(port)
+    bootstrap.load_config_options({k.replace(".", "_"): v for k, v in flags.items()})
+    bootstrap.run(
+        str(Path(__file__).with_name("page.py")),
+        False,
+        [],
+        {k.replace(".", "_"): v for k, v in flags.items()},
+    )
+
 
 def main():
     "The script that Streamlit runs for every viewer."

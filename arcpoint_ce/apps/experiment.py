@@ -30,40 +30,62 @@ from ..learning.forecasters import FORECASTERS
 from ..routing.policies import POLICIES
 
 # %% ../../nbs/apps/52b_experiment.ipynb #5adc7092
-def known_names(what: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:   # each once, in order
+# each once, in order
+def known_names(what: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     "Names that exist. ValueError with the list where one does not, or where there is none."
-    if isinstance(names, str): names = [names]
+    if isinstance(names, str):
+        names = [names]
     names = tuple(dict.fromkeys(n.strip() for n in names))
     for n in names:
-        if n not in known: raise unknown(what, n, list(known))
-    if not names: raise ValueError(f"no {what} given; known: {', '.join(known)}")
+        if n not in known:
+            raise unknown(what, n, list(known))
+    if not names:
+        raise ValueError(f"no {what} given; known: {', '.join(known)}")
     return names
 
+
 def seeds_of(seeds: int, quick: bool, first: int = 0) -> tuple[int, ...]:
-    "Worlds of a comparison; at most four when it must be quick. ValueError where they are none, or would be tuning seeds."
+    """Worlds of a comparison; at most four when it must be quick. ValueError where they are none,
+    or would be tuning seeds.
+    """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 0 < seeds < TUNING_SEED:
         raise ValueError(f"seeds must be a whole number from 1 to {TUNING_SEED - 1}, got {seeds!r}")
-    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < TUNING_SEED - seeds:
-        raise ValueError(f"the first seed must be a whole number from 0 to {TUNING_SEED - seeds - 1}, got {first!r}")
+    if (
+        isinstance(first, bool)
+        or not isinstance(first, int)
+        or not 0 <= first < TUNING_SEED - seeds
+    ):
+        raise ValueError(
+            f"the first seed must be a whole number from 0 to {TUNING_SEED - seeds - 1}, got {first!r}"
+        )
     return tuple(range(first, first + (min(seeds, 4) if quick else seeds)))
 
 # %% ../../nbs/apps/52b_experiment.ipynb #5824737a
-def file_hash(path: Path) -> str:      # 64 hexadecimal digits
+def file_hash(path: Path) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file, or of the names and contents of the CSV files in a folder."
-    if path.is_file(): return sha256(path.read_bytes()).hexdigest()
-    parts = [f"{p.relative_to(path)}:{sha256(p.read_bytes()).hexdigest()}" for p in sorted(path.rglob("*.csv"))]
+    if path.is_file():
+        return sha256(path.read_bytes()).hexdigest()
+    parts = [
+        f"{p.relative_to(path)}:{sha256(p.read_bytes()).hexdigest()}"
+        for p in sorted(path.rglob("*.csv"))
+    ]
     return sha256("\n".join(parts).encode()).hexdigest()
 
-def own_file(path: str | Path, read) -> tuple[str, str]:   # absolute path, hash
+
+def own_file(path: str | Path, read) -> tuple[str, str]:  # absolute path, hash
     "A file of the caller's that can be read. FileNotFoundError or ValueError naming it."
     path = Path(path).expanduser().absolute()
     read(path)
     return str(path), file_hash(path)
 
-def own_files(arrivals: str | Path | None, curves: str | Path | None) -> tuple[dict, dict]:   # paths and hashes, by option
+
+# paths and hashes, by option
+def own_files(arrivals: str | Path | None, curves: str | Path | None) -> tuple[dict, dict]:
     "The caller's own files as options of the world."
-    read = dict(arrivals=lambda p: load_workload(p, 100, 1.), curves=load_curves)
-    found = {k: own_file(p, read[k]) for k, p in dict(arrivals=arrivals, curves=curves).items() if p}
+    read = dict(arrivals=lambda p: load_workload(p, 100, 1.0), curves=load_curves)
+    found = {
+        k: own_file(p, read[k]) for k, p in dict(arrivals=arrivals, curves=curves).items() if p
+    }
     return {k: p for k, (p, _) in found.items()}, {k: h for k, (_, h) in found.items()}
 
 # %% ../../nbs/apps/52b_experiment.ipynb #3326bb13
@@ -75,7 +97,8 @@ class Asked:
     n: int  # requests per run
     forecast: str
     policies: tuple[str, ...]  # beyond those that always run
-    own: tuple[tuple[str, str], ...] = ()  # policy and forecaster of ours, where they are not the default
+    # policy and forecaster of ours, where they are not the default
+    own: tuple[tuple[str, str], ...] = ()
     hashes: tuple[tuple[str, str], ...] = ()  # of the caller's files
     load: float | None = None  # None: as tuned, or by the rule
 
@@ -90,24 +113,33 @@ def world_options(
     usual = dict(physics="ideal", jitter=0.0)  # said, but not asked for
     given = {k: v for k, v in given.items() if usual.get(k) != v}
     if unknown_here := sorted(set(given) - {f.name for f in fields(Setting)}):
-        raise ValueError(f"worlds of this version have no {', '.join(unknown_here)}: leave it out, or update arcpoint_ce")
+        raise ValueError(
+            f"worlds of this version have no {', '.join(unknown_here)}: leave it out, or update arcpoint_ce"
+        )
     given = {k: v for k, v in given.items() if v is not None}
     plain = [Setting(f) for f in ([family] if isinstance(family, str) else family)]
     mine = replace(plain[0], **given)
     if not isinstance(mine.gateways, int):
         raise ValueError(f"gateways must be a whole number, got {mine.gateways!r}")
-    out = {k: v for k in given if any((v := getattr(mine, k)) != getattr(p, k) for p in plain)} | dict(files)
+    out = {
+        k: v for k in given if any((v := getattr(mine, k)) != getattr(p, k) for p in plain)
+    } | dict(files)
     return out | (dict(scaler=scaler) if scaler else {})
 
 # %% ../../nbs/apps/52b_experiment.ipynb #d8879af2
 def claim(folder: Path, asked: Asked):
-    "Write the question into a new folder, compare it in an old one. ValueError with the remedy where they differ."
-    path, mine = folder/"question.json", json.loads(json.dumps(asdict(asked)))
+    """Write the question into a new folder, compare it in an old one.
+
+    ValueError with the remedy where they differ.
+    """
+    path, mine = folder / "question.json", json.loads(json.dumps(asdict(asked)))
     if path.exists():
         its = json.loads(path.read_text(encoding="utf-8"))
         if differ := [k for k in mine if its.get(k) != mine[k]]:
             was, now = ({k: x.get(k) for k in differ} for x in (its, mine))
-            raise ValueError(f"{folder} answers another question ({was}, asked now: {now}): take another --out, or delete it to start afresh")
+            raise ValueError(
+                f"{folder} answers another question ({was}, asked now: {now}): take another --out, or delete it to start afresh"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
@@ -122,33 +154,47 @@ def family_notes(family: str, v: Mapping) -> list[str]:
     "What must be known to read one family's numbers."
     out = []
     if v["ratio"] is not None and v["ratio"] > 1:
-        out.append(f"ours misses more: {v['ratio']:.2f} times the misses of {v['best_rival']}{_doubt(v['ratio_lo'])}")
+        out.append(
+            f"ours misses more: {v['ratio']:.2f} times the misses of {v['best_rival']}{_doubt(v['ratio_lo'])}"
+        )
     elif v["ratio"] is None and (v["missed_ours"] or 0) > (v["missed_best_rival"] or 0):
         more, less = v["missed_ours"], v["missed_best_rival"]
-        out.append(f"ours misses more: {more} against {less} of {v['best_rival']}, too few for a ratio")
+        out.append(
+            f"ours misses more: {more} against {less} of {v['best_rival']}, too few for a ratio"
+        )
     if v["on_off"] is not None and v["on_off"] > 1:
         idle = v["changed_share"] is not None and v["changed_share"] < 0.01
         why = "; it changed next to no decision" if idle else _doubt(v["on_off_lo"])
         out.append(f"ours misses more with its forecast than without: {v['on_off']:.2f} times{why}")
     if v["best_rival"] is None:
-        out.append("no best rival: it is chosen on even seeds and judged on odd ones, so both are needed")
+        out.append(
+            "no best rival: it is chosen on even seeds and judged on odd ones, so both are needed"
+        )
     elif v["ratio"] is None:
         out.append("fewer than 200 misses on a side: counts only")
     elif v["ratio_lo"] is None or v["ratio_hi"] is None:
         out.append("too few worlds with misses for an interval")
     if v["no_room"]:
-        out.append("no room: even the best clairvoyant leaves more than 0.7 of the best rival's misses")
+        out.append(
+            "no room: even the best clairvoyant leaves more than 0.7 of the best rival's misses"
+        )
     if v["n_x_zero"]:
         out.append(f"in {v['n_x_zero']} of {v['n_seeds']} worlds only ours missed limits")
     if v["load_rule_kept"] is False:
-        out.append("the load rule is not kept: the best rival does not miss between 0.1 and 1 % of the limits")
+        out.append(
+            "the load rule is not kept: the best rival does not miss between 0.1 and 1 % of the limits"
+        )
     return [f"{family}: {x}" for x in out]
 
 
 def notes_of(metrics: Mapping, families: Iterable[str], asked: Asked, quick: bool) -> list[str]:
     "What must be known to read these numbers."
     o = dict(asked.options)
-    chosen = "were chosen anew for these options, on tuning seeds with short runs" if o else "are the tuned ones"
+    chosen = (
+        "were chosen anew for these options, on tuning seeds with short runs"
+        if o
+        else "are the tuned ones"
+    )
     out = [
         "simulated: every number comes from the lab, none from live traffic",
         "missed: requests that failed or came later than their limit",
@@ -185,7 +231,8 @@ COLUMNS = dict(
     cost_ratio="cost",
     load="load",
 )
-COUNTS = ("missed", "failed", "requests", "attempts", "cost_usd", "replica_hours")  # of every contender
+# of every contender
+COUNTS = ("missed", "failed", "requests", "attempts", "cost_usd", "replica_hours")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -220,7 +267,13 @@ class ExperimentRun:
 
     def __repr__(self) -> str:
         notes = "\n".join(f"- {x}" for x in self.metrics["notes"])
-        return "\n\n".join([_aligned(self.counts()), _aligned(self.table()), f"{notes}\n{self.folder / 'metrics.json'}"])
+        return "\n\n".join(
+            [
+                _aligned(self.counts()),
+                _aligned(self.table()),
+                f"{notes}\n{self.folder / 'metrics.json'}",
+            ]
+        )
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(x)}</li>" for x in self.metrics["notes"])
@@ -244,16 +297,40 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
     return f"<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/apps/52b_experiment.ipynb #f80934f4
-def record_of(metrics: Mapping, asked: Asked, families: Sequence[str], seeds: Sequence[int], quick: bool) -> dict:
+def record_of(
+    metrics: Mapping, asked: Asked, families: Sequence[str], seeds: Sequence[int], quick: bool
+) -> dict:
     "What metrics.json holds: the study's numbers, and what they are about."
-    about = dict(families=list(families), seeds=list(seeds), n=asked.n, quick=quick, forecast=asked.forecast, settings=dict(asked.options),
-                 policies=list(asked.policies), ours=dict(asked.own), version=code_version({}, SOURCES), data_sha256=dict(asked.hashes),
-                 load=asked.load, curves="measured" if "curves" in dict(asked.options) else "synthetic", simulated=True)
+    about = dict(
+        families=list(families),
+        seeds=list(seeds),
+        n=asked.n,
+        quick=quick,
+        forecast=asked.forecast,
+        settings=dict(asked.options),
+        policies=list(asked.policies),
+        ours=dict(asked.own),
+        version=code_version({}, SOURCES),
+        data_sha256=dict(asked.hashes),
+        load=asked.load,
+        curves="measured" if "curves" in dict(asked.options) else "synthetic",
+        simulated=True,
+    )
     return as_metrics({**metrics, **about, "notes": notes_of(metrics, families, asked, quick)})
 
 # %% ../../nbs/apps/52b_experiment.ipynb #2cc18d19
-RUN_COLUMNS = ("family", "seed", "contender", "requests", "missed", "failed", "attempts", "cost_usd")
-VARIANTS = ("none", "room", "latency", "both")  # forecasters of ours, each of which can run as a contender
+RUN_COLUMNS = (
+    "family",
+    "seed",
+    "contender",
+    "requests",
+    "missed",
+    "failed",
+    "attempts",
+    "cost_usd",
+)
+# forecasters of ours, each of which can run as a contender
+VARIANTS = ("none", "room", "latency", "both")
 SCALERS = tuple(a for a in ADVISERS if a != "clairvoyant")
 
 
@@ -264,8 +341,14 @@ def runs_of(table: pd.DataFrame) -> pd.DataFrame:  # one line per run
 
 
 def further(policies: Sequence[str], forecasters: Sequence[str]) -> tuple[str, ...]:
-    "Contenders beyond those that always run; `all` forecasters: every variant of ours. ValueError on an unknown name."
-    asked = [f"ours_{x}" for x in known_names("forecaster", forecasters, ("all", *VARIANTS))] if forecasters else []
+    """Contenders beyond those that always run; `all` forecasters: every variant of ours. ValueError
+    on an unknown name.
+    """
+    asked = (
+        [f"ours_{x}" for x in known_names("forecaster", forecasters, ("all", *VARIANTS))]
+        if forecasters
+        else []
+    )
     if "ours_all" in asked:
         asked = [f"ours_{x}" for x in VARIANTS]
     return known_names("policy", [*asked, *policies], CONTENDERS) if asked or policies else ()
@@ -287,7 +370,9 @@ def _own(policy: str, forecaster: str) -> dict[str, str]:
     return {k: v for k, v in dict(policy=policy, forecaster=forecaster).items() if v != "auto"}
 
 
-def _checked(families: Sequence[str], n: int, load: float | None, scaler: str | None, until: float | None):
+def _checked(
+    families: Sequence[str], n: int, load: float | None, scaler: str | None, until: float | None
+):
     "ValueError on amounts that are none, before anything runs."
     if scaler is not None:
         known_names("scaler", [scaler], SCALERS)
@@ -310,11 +395,13 @@ def run_experiment(
     family: Sequence[str] = TEN,  # scenario families
     seeds: int = 12,  # worlds of each
     quick: bool = False,  # at most 4 seeds and 4000 requests
-    request_s: float | None = None,  # mean time to serve a request on an unloaded backend, s; None: the family's usual
+    # mean time to serve a request on an unloaded backend, s; None: the family's usual
+    request_s: float | None = None,
     gateways: int = 1,  # that share nothing
     staleness_s: float = 0.0,  # gauges are seen this late, s
     forecast: str = "on",  # on, off, or wrong on purpose: shuffled, frozen, inverted, missing
-    arrivals: str | Path | None = None,  # arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic
+    # arrival file (Azure, Mooncake, BurstGPT, ServeGen) in place of synthetic traffic
+    arrivals: str | Path | None = None,
     curves: str | Path | None = None,  # measured service curves, a CSV table or a folder of them
     *,
     out: str | Path,  # folder of the result; a killed run goes on there
@@ -323,26 +410,36 @@ def run_experiment(
     n_jobs: int = 2,
     progress: bool = True,
     seed_from: int = 0,  # the first world; the record and tuning have seeds of their own
-    streams: bool | float | None = None,  # share of the answers that come token by token; None: the family's usual
+    # share of the answers that come token by token; None: the family's usual
+    streams: bool | float | None = None,
     forecaster: str = "auto",  # of ours: auto, none, room, latency, both
     policy: str = "auto",  # of ours: auto, or the name of another one
-    until: float | None = None,  # families that nobody can foresee: more worlds until their half-width is this, 100 at most
+    # families that nobody can foresee: more worlds until their half-width is this, 100 at most
+    until: float | None = None,
     physics: str = "ideal",  # of the servers: ideal, or engine
     jitter: float = 0.0,  # how far starts of recurring trouble stray, share of the cycle, 0..0.1
     scaler: str | None = None,  # of every contender, where replicas can be added; None: predictive
     load: float | None = None,  # share of what other tenants leave; None: as tuned, or by the rule
-    forecasters: Sequence[str] = (),  # further variants of ours: none, room, latency, both; all: every one
+    # further variants of ours: none, room, latency, both; all: every one
+    forecasters: Sequence[str] = (),
 ) -> ExperimentRun:
-    "Compare policies and write OUT/results.parquet, runs.csv and metrics.json. ValueError or FileNotFoundError on a wrong call."
+    """Compare policies and write OUT/results.parquet, runs.csv and metrics.json.
+
+    ValueError or FileNotFoundError on a wrong call.
+    """
     families = known_names("family", family, FAMILIES)
     known_names("forecast", [forecast], FORECASTS)
     more, own = further(policies or (), forecasters), _own(policy, forecaster)
     worlds, (files, hashes) = seeds_of(seeds, quick, seed_from), own_files(arrivals, curves)
     n = n if n is not None else 4_000 if quick else 20_000
     _checked(families, n, load, scaler, until)
-    given = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=_streamed(streams))
+    given = dict(
+        request_s=request_s, gateways=gateways, staleness_s=staleness_s, streams=_streamed(streams)
+    )
     o = world_options(families, files, scaler, **given, physics=physics, jitter=jitter)
-    asked = Asked(tuple(o.items()), n, forecast, more, tuple(own.items()), tuple(hashes.items()), load)
+    asked = Asked(
+        tuple(o.items()), n, forecast, more, tuple(own.items()), tuple(hashes.items()), load
+    )
     folder = Path(out)
     claim(folder, asked)
     shapes.cache_clear()

@@ -10,10 +10,9 @@ __all__ = ['SPANS', 'EVERY', 'plain', 'Where', 'Page', 'records_of', 'asked', 'k
 import json
 import re
 import sqlite3
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timezone, tzinfo
+from datetime import UTC, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -24,7 +23,7 @@ from ..context.state import Facts, StoreError
 from ..context.when import when
 
 # %% ../../nbs/apps/50c_frame.ipynb #7fdec02a
-def plain(text) -> str:                # Markdown that shows exactly this text
+def plain(text) -> str:  # Markdown that shows exactly this text
     "Escape all that Markdown, HTML, directives and formulas would read."
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~:$^=&\"'/@])", r"\\\1", " ".join(str(text).split()))
 
@@ -32,93 +31,151 @@ def plain(text) -> str:                # Markdown that shows exactly this text
 @dataclass(frozen=True, slots=True)
 class Where:
     "What the dashboard was started with."
+
     store: str
-    fleet: str | None = None           # fleet file, where the store names none
-    registry: str | None = None        # folder of the model registry
-    control: str | None = None         # address and token of a simulation
+    fleet: str | None = None  # fleet file, where the store names none
+    registry: str | None = None  # folder of the model registry
+    control: str | None = None  # address and token of a simulation
 
 # %% ../../nbs/apps/50c_frame.ipynb #266cddc7
-SPANS = {"last 5 minutes": 300., "last 15 minutes": 900., "last hour": 3600., "last 6 hours": 21_600., "last day": 86_400., "all": None}
-EVERY = {"1 s": 1., "5 s": 5., "30 s": 30., "stands still": None}
+SPANS = {
+    "last 5 minutes": 300.0,
+    "last 15 minutes": 900.0,
+    "last hour": 3600.0,
+    "last 6 hours": 21_600.0,
+    "last day": 86_400.0,
+    "all": None,
+}
+EVERY = {"1 s": 1.0, "5 s": 5.0, "30 s": 30.0, "stands still": None}
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
     "What every page is given."
+
     where: Where
     records: Facts
     span_s: float | None
-    until: str                         # words; empty: now
-    every_s: float | None              # between refreshes; None: stands still
+    until: str  # words; empty: now
+    every_s: float | None  # between refreshes; None: stands still
     zone: tzinfo
 
     def until_s(self) -> float | None:  # s; None: now
         "The end of the window. ValueError on words that name no time."
-        if not self.until.strip(): return None
-        try: return float(self.until)
-        except ValueError: found = when(self.until, self.records.now())
-        if found is None: raise ValueError(f"{self.until!r} names no time; say 'yesterday evening', '2 hours ago', a date, or seconds")
+        if not self.until.strip():
+            return None
+        try:
+            return float(self.until)
+        except ValueError:
+            found = when(self.until, self.records.now())
+        if found is None:
+            raise ValueError(
+                f"{self.until!r} names no time; say 'yesterday evening', '2 hours ago', a date, or seconds"
+            )
         return found.until_s
 
-    def look(self, most: int = 120) -> Look: return self.ask(look_at, self.span_s, self.until_s(), most)
+    def look(self, most: int = 120) -> Look:
+        return self.ask(look_at, self.span_s, self.until_s(), most)
 
-    def ask(self, view: Callable, *args, keep_s: float = 1.):
+    def ask(self, view: Callable, *args, keep_s: float = 1.0):
         "An answer, shared by all who look. Nobody may change it."
-        return (asked if keep_s <= 1. else kept)(f"{view.__module__}.{view.__qualname__}", self.where, args, view, self.records)
+        return (asked if keep_s <= 1.0 else kept)(
+            f"{view.__module__}.{view.__qualname__}", self.where, args, view, self.records
+        )
 
 # %% ../../nbs/apps/50c_frame.ipynb #a8ce92e7
 @st.cache_resource(max_entries=8)
 def records_of(where: Where) -> Facts:
     "The store, for reading only. StoreError says what to do."
     from arcpoint_ce.telemetry.fleet import load_fleet
+
     return Facts(where.store, load_fleet(where.fleet) if where.fleet else None)
 
-@st.cache_resource(ttl=.9, max_entries=48, show_spinner=False)
-def asked(name: str, where: Where, args: tuple, _view: Callable, _records: Facts): return _view(_records, *args)   # name, where and args are the key
 
-@st.cache_resource(ttl=60., max_entries=16, show_spinner=False)
-def kept(name: str, where: Where, args: tuple, _view: Callable, _records: Facts): return _view(_records, *args)    # about what has passed and does not change
+@st.cache_resource(ttl=0.9, max_entries=48, show_spinner=False)
+def asked(name: str, where: Where, args: tuple, _view: Callable, _records: Facts):
+    return _view(_records, *args)  # name, where and args are the key
+
+
+@st.cache_resource(ttl=60.0, max_entries=16, show_spinner=False)
+def kept(name: str, where: Where, args: tuple, _view: Callable, _records: Facts):
+    return _view(_records, *args)  # about what has passed and does not change
 
 # %% ../../nbs/apps/50c_frame.ipynb #6be43858
 def guarded(draw: Callable[[], None]):
     "Draw, or say why not."
-    try: draw()
-    except StoreError as e: st.info(plain(e), icon=":material/database:")
-    except sqlite3.Error as e: st.warning(plain(f"The store cannot be read just now ({e}). This page tries again by itself."), icon=":material/sync_problem:")
-    except (ValueError, KeyError) as e: st.info(plain(e.args[0] if isinstance(e, KeyError) and e.args else e), icon=":material/info:")
+    try:
+        draw()
+    except StoreError as e:
+        st.info(plain(e), icon=":material/database:")
+    except sqlite3.Error as e:
+        st.warning(
+            plain(f"The store cannot be read just now ({e}). This page tries again by itself."),
+            icon=":material/sync_problem:",
+        )
+    except (ValueError, KeyError) as e:
+        st.info(
+            plain(e.args[0] if isinstance(e, KeyError) and e.args else e), icon=":material/info:"
+        )
 
-def selected(event) -> tuple[float, float] | None:   # s; what a chart was told
+
+def selected(event) -> tuple[float, float] | None:  # s; what a chart was told
     "The stretch of time that was dragged over."
-    got = (event.selection or {}).get("span") if event else None; t = got.get("t") if got else None
-    return (min(t)/1000., max(t)/1000.) if t and len(t) == 2 and max(t) > min(t) else None
+    got = (event.selection or {}).get("span") if event else None
+    t = got.get("t") if got else None
+    return (min(t) / 1000.0, max(t) / 1000.0) if t and len(t) == 2 and max(t) > min(t) else None
+
 
 def live(page: Page, draw: Callable[[], None], chart: str | None = None):
-    "A part of a page that refreshes by itself; it holds still while a stretch of its chart is selected, so that no refresh crosses a click."
+    """A part of a page that refreshes by itself; it holds still while a stretch of its chart is
+    selected, so that no refresh crosses a click.
+    """
     held = chart is not None and selected(st.session_state.get(chart)) is not None
+
     def drawn():
         guarded(draw)
-        if chart is not None and (selected(st.session_state.get(chart)) is not None) != held: st.rerun()
+        if chart is not None and (selected(st.session_state.get(chart)) is not None) != held:
+            st.rerun()
+
     st.fragment(drawn, run_every=None if held else page.every_s)()
 
-@st.cache_resource
-def last_moves() -> dict[str, tuple[float, float]]: return {}   # store -> (its newest record, when that was first seen here)
 
-def silent_s(store: str, newest: float, now: float) -> float:   # s
+@st.cache_resource
+def last_moves() -> dict[str, tuple[float, float]]:
+    return {}  # store -> (its newest record, when that was first seen here)
+
+
+def silent_s(store: str, newest: float, now: float) -> float:  # s
     "For how long the newest record has been the same; 0 at the first look."
     seen = last_moves().get(store)
-    if seen is None or seen[0] != newest: last_moves()[store] = seen = (newest, now)
+    if seen is None or seen[0] != newest:
+        last_moves()[store] = seen = (newest, now)
     return now - seen[1]
 
 # %% ../../nbs/apps/50c_frame.ipynb #389fd8a6
 def zone_of(name: str | None) -> tzinfo:
     "The viewer's zone; UTC where the browser does not say."
-    try: return ZoneInfo(name) if name else timezone.utc
-    except (ZoneInfoNotFoundError, ValueError): return timezone.utc
+    try:
+        return ZoneInfo(name) if name else UTC
+    except (ZoneInfoNotFoundError, ValueError):
+        return UTC
 
-def status_of(records: Facts) -> dict | None: return records.named("engine/status")   # as the engine last wrote it down; None: no engine did
 
-def control_of(where: Where) -> dict | None:   # url and token; None: no simulation takes faults
+def status_of(records: Facts) -> dict | None:
+    return records.named("engine/status")  # as the engine last wrote it down; None: no engine did
+
+
+def control_of(where: Where) -> dict | None:  # url and token; None: no simulation takes faults
     "Of a simulation on this machine. Nothing else is ever sent the token."
     path = Path(where.control or f"{where.store}.control")
-    try: told = json.loads(path.read_text())
-    except (OSError, ValueError): return None
-    return told if isinstance(told, dict) and re.fullmatch(r"http://127\.0\.0\.1:\d{1,5}", str(told.get("url"))) and told.get("token") else None
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return (
+        told
+        if isinstance(told, dict)
+        and re.fullmatch(r"http://127\.0\.0\.1:\d{1,5}", str(told.get("url")))
+        and told.get("token")
+        else None
+    )

@@ -9,6 +9,10 @@ __all__ = ['run']
 from importlib import import_module
 from os import environ
 
-def run(): import_module("arcpoint_ce.apps.dashboard").main()   # imported, so that caches outlive a run
 
-if __name__ == "__main__" and "ARCPOINT_DASHBOARD" in environ: run()
+def run():
+    import_module("arcpoint_ce.apps.dashboard").main()  # imported, so that caches outlive a run
+
+
+if __name__ == "__main__" and "ARCPOINT_DASHBOARD" in environ:
+    run()

@@ -14,17 +14,36 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import streamlit as st
 
-from .charts import ago, cards, chances, filled, forecast_chart, lines, moment, number, percent, tier_cards, without
+from arcpoint_ce.apps.charts import (
+    ago,
+    cards,
+    chances,
+    filled,
+    forecast_chart,
+    lines,
+    moment,
+    number,
+    percent,
+    tier_cards,
+    without,
+)
 from .frame import Page, live, plain, selected, silent_s, status_of
 from .views import forecast_scores, forecasts_made, load_over_time
 from ..context.questions import Risk, capacity_risk
 from ..context.state import BackendState, FleetState, fleet_state
 
 # %% ../../nbs/apps/50d_pages.ipynb #6933e7f4
-SHOWN = 12                             # cards on a page
-ORDER = {"trouble": lambda s: (-WORDS.index(s.availability), -(s.p_breach or 0.), s.backend), "name": lambda s: s.backend, "load": lambda s: -s.load_rps, "latency": lambda s: -(s.p95_ms or 0.),
-         "errors": lambda s: -(s.error_rate or 0.), "cost": lambda s: -(s.usd_per_request or 0.)}
+SHOWN = 12  # cards on a page
+ORDER = {
+    "trouble": lambda s: (-WORDS.index(s.availability), -(s.p_breach or 0.0), s.backend),
+    "name": lambda s: s.backend,
+    "load": lambda s: -s.load_rps,
+    "latency": lambda s: -(s.p95_ms or 0.0),
+    "errors": lambda s: -(s.error_rate or 0.0),
+    "cost": lambda s: -(s.usd_per_request or 0.0),
+}
 WORDS = ("available", "unknown", "degraded", "down")
+
 
 def state_at(page: Page) -> FleetState:
     "The state at the end of the window."
@@ -34,55 +53,197 @@ def state_at(page: Page) -> FleetState:
 # %% ../../nbs/apps/50d_pages.ipynb #73363e3b
 def headline(page: Page, state: FleetState):
     "The fleet in six figures."
-    n = len(state.backends); good = sum(s.availability == "available" for s in state.backends); asked = sum(t.requests for t in state.tiers)
-    met = sum(t.attainment*t.requests for t in state.tiers)/asked if asked else None; ended = sum(s.requests for s in state.backends)
-    failed = sum((s.error_rate or 0.)*s.requests for s in state.backends)/ended if ended else None
-    tiles = [("available", f"{good} of {n}", "backends that are neither degraded nor down"), ("limits met, last hour", percent(met, 2), "requests that ended well and within their limit"), ("load", number(sum(s.load_rps for s in state.backends), "rps"), "requests per second, last five minutes"),
-             ("errors", percent(failed, 2), "failed attempts, last five minutes"), ("P(breach)", percent(max((s.p_breach or 0. for s in state.backends), default=None), 0), "of the backend most at risk, at the horizon of its forecast"), ("incidents", str(sum(len(s.incidents) for s in state.backends)), "open or just over")]
-    for column, (label, value, why) in zip(st.columns(len(tiles)), tiles): column.metric(label, value, help=why, border=True)
+    n = len(state.backends)
+    good = sum(s.availability == "available" for s in state.backends)
+    asked = sum(t.requests for t in state.tiers)
+    met = sum(t.attainment * t.requests for t in state.tiers) / asked if asked else None
+    ended = sum(s.requests for s in state.backends)
+    failed = (
+        sum((s.error_rate or 0.0) * s.requests for s in state.backends) / ended if ended else None
+    )
+    tiles = [
+        ("available", f"{good} of {n}", "backends that are neither degraded nor down"),
+        (
+            "limits met, last hour",
+            percent(met, 2),
+            "requests that ended well and within their limit",
+        ),
+        (
+            "load",
+            number(sum(s.load_rps for s in state.backends), "rps"),
+            "requests per second, last five minutes",
+        ),
+        ("errors", percent(failed, 2), "failed attempts, last five minutes"),
+        (
+            "P(breach)",
+            percent(max((s.p_breach or 0.0 for s in state.backends), default=None), 0),
+            "of the backend most at risk, at the horizon of its forecast",
+        ),
+        ("incidents", str(sum(len(s.incidents) for s in state.backends)), "open or just over"),
+    ]
+    for column, (label, value, why) in zip(st.columns(len(tiles)), tiles):
+        column.metric(label, value, help=why, border=True)
+
 
 def silence(page: Page, state: FleetState):
     "A word where nothing new has come for a while."
-    if page.until: st.caption(f":material/history: as of {plain(moment(state.at_s, page.zone))}"); return
+    if page.until:
+        st.caption(f":material/history: as of {plain(moment(state.at_s, page.zone))}")
+        return
     quiet = silent_s(page.where.store, state.at_s, time.monotonic())
-    if quiet > 10: st.warning(f"Nothing new for {ago(quiet)}: the engine stands still or has ended. What is shown is as of {plain(moment(state.at_s, page.zone))}.", icon=":material/hourglass_empty:")
-    else: st.caption(f":material/schedule: as of {plain(moment(state.at_s, page.zone))}, newest record {ago(state.age_s)} old then")
+    if quiet > 10:
+        st.warning(
+            f"Nothing new for {ago(quiet)}: the engine stands still or has ended. What is shown is as of {plain(moment(state.at_s, page.zone))}.",
+            icon=":material/hourglass_empty:",
+        )
+    else:
+        st.caption(
+            f":material/schedule: as of {plain(moment(state.at_s, page.zone))}, newest record {ago(state.age_s)} old then"
+        )
 
 # %% ../../nbs/apps/50d_pages.ipynb #3d8d6010
-COLUMNS = dict(backend="backend", availability="state", breaker="breaker", until="until", forecast_ms="forecast", high_ms="80 % below", limit_ms="limit", p_breach="P(breach)", p50_ms="p50", p95_ms="p95", load_rps="load", busy="busy", error_rate="errors", usd="cost", stale_s="heard", trend="load over time", why="why")
+COLUMNS = dict(
+    backend="backend",
+    availability="state",
+    breaker="breaker",
+    until="until",
+    forecast_ms="forecast",
+    high_ms="80 % below",
+    limit_ms="limit",
+    p_breach="P(breach)",
+    p50_ms="p50",
+    p95_ms="p95",
+    load_rps="load",
+    busy="busy",
+    error_rate="errors",
+    usd="cost",
+    stale_s="heard",
+    trend="load over time",
+    why="why",
+)
+
 
 def fleet_table(states: Sequence[BackendState], load: pd.DataFrame, zone) -> pd.DataFrame:
     "One row for each backend."
-    trend = load.sort_values("at_s").groupby("backend").rps.agg(lambda x: [round(v, 3) for v in x][-60:]).to_dict()
-    return pd.DataFrame([dict(backend=s.backend, availability=s.availability, breaker=s.breaker.replace("_", "-"), until=moment(s.until_s, zone, False), forecast_ms=s.forecast_ms[1] if s.forecast_ms else None, high_ms=s.forecast_ms[2] if s.forecast_ms else None, limit_ms=s.limit_ms, p_breach=s.p_breach,
-        p50_ms=s.p50_ms, p95_ms=s.p95_ms, load_rps=s.load_rps, busy=s.busy, error_rate=s.error_rate, usd=s.usd_per_request, stale_s=s.stale_s, trend=trend.get(s.backend, []), why=s.breaker_why if s.breaker != "closed" else s.why) for s in states], columns=list(COLUMNS))
+    trend = (
+        load.sort_values("at_s")
+        .groupby("backend")
+        .rps.agg(lambda x: [round(v, 3) for v in x][-60:])
+        .to_dict()
+    )
+    return pd.DataFrame(
+        [
+            dict(
+                backend=s.backend,
+                availability=s.availability,
+                breaker=s.breaker.replace("_", "-"),
+                until=moment(s.until_s, zone, False),
+                forecast_ms=s.forecast_ms[1] if s.forecast_ms else None,
+                high_ms=s.forecast_ms[2] if s.forecast_ms else None,
+                limit_ms=s.limit_ms,
+                p_breach=s.p_breach,
+                p50_ms=s.p50_ms,
+                p95_ms=s.p95_ms,
+                load_rps=s.load_rps,
+                busy=s.busy,
+                error_rate=s.error_rate,
+                usd=s.usd_per_request,
+                stale_s=s.stale_s,
+                trend=trend.get(s.backend, []),
+                why=s.breaker_why if s.breaker != "closed" else s.why,
+            )
+            for s in states
+        ],
+        columns=list(COLUMNS),
+    )
 
-def fleet_columns() -> dict:           # column configuration with units
-    c = st.column_config; ms = lambda k: c.NumberColumn(f"{COLUMNS[k]}, ms", format="%.0f"); share = lambda k: c.NumberColumn(COLUMNS[k], format="percent")
-    return {k: c.TextColumn(v) for k, v in COLUMNS.items()} | {k: ms(k) for k in ("forecast_ms", "high_ms", "limit_ms", "p50_ms", "p95_ms")} | {k: share(k) for k in ("busy", "error_rate")} | dict(
-        backend=c.TextColumn("backend", pinned=True), p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1), load_rps=c.NumberColumn("load, rps", format="%.2f"), usd=c.NumberColumn("cost, USD a request", format="%.5f"), stale_s=c.NumberColumn("heard, s ago", format="%.0f"), trend=c.AreaChartColumn("load over time", y_min=0))
 
-def busiest(load: pd.DataFrame, most: int = 8) -> list[str]: return load.groupby("backend").rps.sum().nlargest(most).index.tolist()   # names
+def fleet_columns() -> dict:  # column configuration with units
+    c = st.column_config
+
+    def ms(k):
+        return c.NumberColumn(f"{COLUMNS[k]}, ms", format="%.0f")
+
+    def share(k):
+        return c.NumberColumn(COLUMNS[k], format="percent")
+
+    return (
+        {k: c.TextColumn(v) for k, v in COLUMNS.items()}
+        | {k: ms(k) for k in ("forecast_ms", "high_ms", "limit_ms", "p50_ms", "p95_ms")}
+        | {k: share(k) for k in ("busy", "error_rate")}
+        | dict(
+            backend=c.TextColumn("backend", pinned=True),
+            p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1),
+            load_rps=c.NumberColumn("load, rps", format="%.2f"),
+            usd=c.NumberColumn("cost, USD a request", format="%.5f"),
+            stale_s=c.NumberColumn("heard, s ago", format="%.0f"),
+            trend=c.AreaChartColumn("load over time", y_min=0),
+        )
+    )
+
+
+def busiest(load: pd.DataFrame, most: int = 8) -> list[str]:
+    return load.groupby("backend").rps.sum().nlargest(most).index.tolist()  # names
 
 # %% ../../nbs/apps/50d_pages.ipynb #645f724f
 def fleet_page(page: Page):
     "State of every backend and tier."
-    n = len(page.records.plain_fleet()["backends"]); left, right, _ = st.columns([1, 1, 4], vertical_alignment="bottom")
-    how = left.segmented_control("Show as", ["cards", "table"], default="cards" if n <= SHOWN else "table", key="as", bind="query-params") or "cards"
-    order = right.selectbox("Sort cards by", list(ORDER), key="sort", bind="query-params") if how == "cards" else "trouble"
+    n = len(page.records.plain_fleet()["backends"])
+    left, right, _ = st.columns([1, 1, 4], vertical_alignment="bottom")
+    how = (
+        left.segmented_control(
+            "Show as",
+            ["cards", "table"],
+            default="cards" if n <= SHOWN else "table",
+            key="as",
+            bind="query-params",
+        )
+        or "cards"
+    )
+    order = (
+        right.selectbox("Sort cards by", list(ORDER), key="sort", bind="query-params")
+        if how == "cards"
+        else "trouble"
+    )
+
     def draw():
         state, load = state_at(page), page.ask(load_over_time, page.look())
-        silence(page, state); headline(page, state)
-        if state.tiers: st.subheader("Tiers"); st.html(tier_cards(state.tiers))
-        st.subheader("Backends"); states = sorted(state.backends, key=ORDER[order])
-        if how == "table": st.dataframe(filled(fleet_table(states, load, page.zone)), column_config=fleet_columns(), hide_index=True, height=min(38 + 35*len(states), 640))
+        silence(page, state)
+        headline(page, state)
+        if state.tiers:
+            st.subheader("Tiers")
+            st.html(tier_cards(state.tiers))
+        st.subheader("Backends")
+        states = sorted(state.backends, key=ORDER[order])
+        if how == "table":
+            st.dataframe(
+                filled(fleet_table(states, load, page.zone)),
+                column_config=fleet_columns(),
+                hide_index=True,
+                height=min(38 + 35 * len(states), 640),
+            )
         else:
             st.html(cards(states[:SHOWN], page.zone))
-            if n > SHOWN: st.caption(f"{SHOWN} of {n} backends, sorted by {order}; the table shows all.")
-        st.subheader("Load"); names = busiest(load)
-        if load.empty: st.caption("No step has closed in this window yet."); return
-        st.altair_chart(lines(load[load.backend.isin(names)], "rps", "requests per second", names=names, brush=False), key="load")
-        if n > len(names): st.caption(f"The {len(names)} busiest of {n}.")
+            if n > SHOWN:
+                st.caption(f"{SHOWN} of {n} backends, sorted by {order}; the table shows all.")
+        st.subheader("Load")
+        names = busiest(load)
+        if load.empty:
+            st.caption("No step has closed in this window yet.")
+            return
+        st.altair_chart(
+            lines(
+                load[load.backend.isin(names)],
+                "rps",
+                "requests per second",
+                names=names,
+                brush=False,
+            ),
+            key="load",
+        )
+        if n > len(names):
+            st.caption(f"The {len(names)} busiest of {n}.")
+
     live(page, draw)
 
 # %% ../../nbs/apps/50d_pages.ipynb #19d8bbe3
@@ -107,7 +268,10 @@ def acts_for(
     if about is None:
         return "reactive fallback", "no forecast in force"
     if status.get("forecaster", {}).get("acting") == "none":
-        return "reactive fallback", "no forecaster has earned trust yet: what is shown is only watched"
+        return (
+            "reactive fallback",
+            "no forecaster has earned trust yet: what is shown is only watched",
+        )
     if about.get("trust") == 0:
         return "reactive fallback", "this backend's forecast has earned no trust"
     acts, why = FORCE.get(about.get("state", "normal"), FORCE["normal"])
@@ -144,7 +308,11 @@ def force_columns() -> dict:
         why=c.TextColumn("why"),
         mae_ms=c.NumberColumn("error, ms", format="%.1f"),
         persistence_ms=c.NumberColumn("persistence, ms", format="%.1f"),
-        skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"),
+        skill=c.NumberColumn(
+            "skill",
+            format="%.2f",
+            help="1 - error over that of persistence; below 0: worse than doing nothing",
+        ),
         coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"),
         n=c.NumberColumn("forecasts", format="%d"),
     )
@@ -155,60 +323,179 @@ def pick_backend(page: Page) -> str:
     names = page.records.fleet().names
     return st.selectbox("Backend", names, key="backend", bind="query-params")
 
+
 def forecast_page(page: Page):
     "Forecast against actual."
     left, _ = st.columns([1, 2])
-    with left: backend = pick_backend(page)
+    with left:
+        backend = pick_backend(page)
+
     def draw():
-        look = page.look(240); made, state = page.ask(forecasts_made, look, backend), state_at(page)
-        silence(page, state); load = page.ask(load_over_time, look); here = load[load.backend == backend]; scores = page.ask(all_scores, look)
-        mine = scores[scores.backend == backend]; s = mine.iloc[0] if len(mine) else None; t = in_force(page.ask(status_of), scores); acts = t[t.backend == backend]
-        tiles = [("in force", acts.acts.iloc[0] if len(acts) else "reactive fallback"), ("skill over persistence", "–" if s is None else number(s.skill)), ("in the 80 % interval", "–" if s is None else percent(s.coverage, 0)), ("error / persistence", "–" if s is None else f"{number(s.mae_ms)} / {number(s.persistence_ms)} ms")]
-        for column, (label, value) in zip(st.columns([2, 1, 1, 1]), tiles): column.metric(label, value, border=True)
-        if made.empty: st.info("No forecast was made for this backend in this window: the engine runs reactively, or has not warmed up.", icon=":material/info:")
-        else: chart_with_window(page, forecast_chart(thinned(made), here[["at_s", "latency_ms"]].dropna(), state[backend].limit_ms), "forecast", "latency")
-        st.subheader("What is in force"); st.dataframe(filled(t), column_config=force_columns(), hide_index=True, height=min(38 + 35*max(len(t), 1), 500))
+        look = page.look(240)
+        made, state = page.ask(forecasts_made, look, backend), state_at(page)
+        silence(page, state)
+        load = page.ask(load_over_time, look)
+        here = load[load.backend == backend]
+        scores = page.ask(all_scores, look)
+        mine = scores[scores.backend == backend]
+        s = mine.iloc[0] if len(mine) else None
+        t = in_force(page.ask(status_of), scores)
+        acts = t[t.backend == backend]
+        tiles = [
+            ("in force", acts.acts.iloc[0] if len(acts) else "reactive fallback"),
+            ("skill over persistence", "–" if s is None else number(s.skill)),
+            ("in the 80 % interval", "–" if s is None else percent(s.coverage, 0)),
+            (
+                "error / persistence",
+                "–" if s is None else f"{number(s.mae_ms)} / {number(s.persistence_ms)} ms",
+            ),
+        ]
+        for column, (label, value) in zip(st.columns([2, 1, 1, 1]), tiles):
+            column.metric(label, value, border=True)
+        if made.empty:
+            st.info(
+                "No forecast was made for this backend in this window: the engine runs reactively, or has not warmed up.",
+                icon=":material/info:",
+            )
+        else:
+            chart_with_window(
+                page,
+                forecast_chart(
+                    thinned(made), here[["at_s", "latency_ms"]].dropna(), state[backend].limit_ms
+                ),
+                "forecast",
+                "latency",
+            )
+        st.subheader("What is in force")
+        st.dataframe(
+            filled(t),
+            column_config=force_columns(),
+            hide_index=True,
+            height=min(38 + 35 * max(len(t), 1), 500),
+        )
+
     live(page, draw, "forecast")
 
-def all_scores(records, look) -> pd.DataFrame: return forecast_scores(forecasts_made(records, look, None, 1000))   # of every backend
 
-def thinned(made: pd.DataFrame, most: int = 400) -> pd.DataFrame: return made.sort_values("about_s").iloc[::max(1, len(made)//most)]   # rows enough for a picture
+def all_scores(records, look) -> pd.DataFrame:
+    return forecast_scores(forecasts_made(records, look, None, 1000))  # of every backend
+
+
+def thinned(made: pd.DataFrame, most: int = 400) -> pd.DataFrame:
+    # rows enough for a picture
+    return made.sort_values("about_s").iloc[:: max(1, len(made) // most)]
 
 # %% ../../nbs/apps/50d_pages.ipynb #dd447a53
 def chart_with_window(page: Page, chart, key: str, metric: str):
     "A chart; where a stretch is selected, the way to its explanation."
     span = selected(st.altair_chart(chart, key=key, on_select="rerun", selection_mode="span"))
-    if span is None: st.caption("Drag over the chart to ask why."); return
+    if span is None:
+        st.caption("Drag over the chart to ask why.")
+        return
     words = f"{moment(span[0], page.zone)} to {moment(span[1], page.zone)}"
-    st.page_link(page_of("why"), label=f"Why? {plain(words)}", icon=":material/search:", query_params=dict(metric=metric, since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"))
-    st.caption("The page holds still while a stretch is selected; a double click on the chart lets it go on.")
+    st.page_link(
+        page_of("why"),
+        label=f"Why? {plain(words)}",
+        icon=":material/search:",
+        query_params=dict(metric=metric, since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"),
+    )
+    st.caption(
+        "The page holds still while a stretch is selected; a double click on the chart lets it go on."
+    )
 
-def page_of(name: str): return st.session_state["pages"][name]   # a streamlit page, as the entry point registered it
+
+def page_of(name: str):
+    return st.session_state["pages"][name]  # a streamlit page, as the entry point registered it
 
 # %% ../../nbs/apps/50d_pages.ipynb #93b82b7b
 def act_in_words(a: dict) -> str:
     "An action as an operator would say it."
-    left = f" ({number(a['uncovered'])} requests at once stay uncovered)" if a["uncovered"] > 1e-6 else ""
-    if a["action"] == "shift": return f"shift from {', '.join(a['source'])} to " + (", ".join(f"{b} ({number(x)} at once)" for b, x in a["to"].items()) or "nowhere: there is no room") + left
-    if a["action"] == "start replicas": return f"start {a['add']} replicas of {a['of']}{left}"
+    left = (
+        f" ({number(a['uncovered'])} requests at once stay uncovered)"
+        if a["uncovered"] > 1e-6
+        else ""
+    )
+    if a["action"] == "shift":
+        return (
+            f"shift from {', '.join(a['source'])} to "
+            + (
+                ", ".join(f"{b} ({number(x)} at once)" for b, x in a["to"].items())
+                or "nowhere: there is no room"
+            )
+            + left
+        )
+    if a["action"] == "start replicas":
+        return f"start {a['add']} replicas of {a['of']}{left}"
     return f"shed the tier {a['tier']}{left}"
 
-def risk_at(page: Page) -> Risk: return page.ask(capacity_risk, *(() if page.until_s() is None else (page.until_s(),)))
+
+def risk_at(page: Page) -> Risk:
+    return page.ask(capacity_risk, *(() if page.until_s() is None else (page.until_s(),)))
+
 
 def risk_page(page: Page):
     "The next five minutes."
+
     def draw():
-        r = risk_at(page); silence(page, state_at(page))
-        tiles = [("P(some backend breaches)", percent(r.p_any, 0)), ("P(fleet cannot hold the demand)", percent(r.p_fleet, 1)), ("demand, expected / P90", f"{number(r.demand_rps)} / {number(r.demand_p90_rps)} rps"), ("room for more at once", number(r.head_room))]
-        for column, (label, value) in zip(st.columns(len(tiles)), tiles): column.metric(label, value, border=True)
-        if r.action: st.warning("Cheapest remedy: " + plain(act_in_words(dict(r.action))), icon=":material/build:")
-        else: st.success("Nothing needs to be done: no backend is likely to breach, and the fleet holds the demand.", icon=":material/check_circle:")
-        t = pd.DataFrame([dict(backend=b.backend, p_breach=b.p_breach, source=b.source, busy=b.busy, room=b.room, exhausted_s=b.exhausted_s, without_it=b.without_it) for b in r.backends])
-        left, right = st.columns(2); t = t.astype({k: float for k in ("p_breach", "busy", "room", "exhausted_s", "without_it")}); top = t.nlargest(20, "p_breach"); worst = t.nlargest(20, "without_it")
-        left.subheader("P(breach) in five minutes"); left.altair_chart(chances(top.assign(p_breach=top.p_breach.fillna(0.))), key="chances")
-        right.subheader("If one is lost (N−1)"); right.altair_chart(without(worst), key="without")
+        r = risk_at(page)
+        silence(page, state_at(page))
+        tiles = [
+            ("P(some backend breaches)", percent(r.p_any, 0)),
+            ("P(fleet cannot hold the demand)", percent(r.p_fleet, 1)),
+            ("demand, expected / P90", f"{number(r.demand_rps)} / {number(r.demand_p90_rps)} rps"),
+            ("room for more at once", number(r.head_room)),
+        ]
+        for column, (label, value) in zip(st.columns(len(tiles)), tiles):
+            column.metric(label, value, border=True)
+        if r.action:
+            st.warning(
+                "Cheapest remedy: " + plain(act_in_words(dict(r.action))), icon=":material/build:"
+            )
+        else:
+            st.success(
+                "Nothing needs to be done: no backend is likely to breach, and the fleet holds the demand.",
+                icon=":material/check_circle:",
+            )
+        t = pd.DataFrame(
+            [
+                dict(
+                    backend=b.backend,
+                    p_breach=b.p_breach,
+                    source=b.source,
+                    busy=b.busy,
+                    room=b.room,
+                    exhausted_s=b.exhausted_s,
+                    without_it=b.without_it,
+                )
+                for b in r.backends
+            ]
+        )
+        left, right = st.columns(2)
+        t = t.astype({k: float for k in ("p_breach", "busy", "room", "exhausted_s", "without_it")})
+        top = t.nlargest(20, "p_breach")
+        worst = t.nlargest(20, "without_it")
+        left.subheader("P(breach) in five minutes")
+        left.altair_chart(chances(top.assign(p_breach=top.p_breach.fillna(0.0))), key="chances")
+        right.subheader("If one is lost (N−1)")
+        right.altair_chart(without(worst), key="without")
         c = st.column_config
-        st.dataframe(filled(t), hide_index=True, height=min(38 + 35*len(t), 420), column_config=dict(backend=c.TextColumn("backend", pinned=True), p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1), source=c.TextColumn("from"), busy=c.NumberColumn("running at once", format="%.2f"),
-            room=c.NumberColumn("room", format="%.1f"), exhausted_s=c.NumberColumn("rate limit spent in, s", format="%.0f"), without_it=c.NumberColumn("others without it", format="percent")))
-        if r.tried: st.caption(plain("Considered: " + "; ".join(act_in_words(dict(a)) for a in r.tried) + "."))
+        st.dataframe(
+            filled(t),
+            hide_index=True,
+            height=min(38 + 35 * len(t), 420),
+            column_config=dict(
+                backend=c.TextColumn("backend", pinned=True),
+                p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1),
+                source=c.TextColumn("from"),
+                busy=c.NumberColumn("running at once", format="%.2f"),
+                room=c.NumberColumn("room", format="%.1f"),
+                exhausted_s=c.NumberColumn("rate limit spent in, s", format="%.0f"),
+                without_it=c.NumberColumn("others without it", format="percent"),
+            ),
+        )
+        if r.tried:
+            st.caption(
+                plain("Considered: " + "; ".join(act_in_words(dict(a)) for a in r.tried) + ".")
+            )
+
     live(page, draw)

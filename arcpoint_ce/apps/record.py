@@ -47,7 +47,9 @@ def read_development(
         raise FileNotFoundError(f"{path}: no development results; {how}")
     table = pd.read_csv(path)
     if lost := [c for c in RUN_COLUMNS if c not in table]:
-        raise ValueError(f"{path}: no column {lost[0]!r}, so these are no development results; {how}")
+        raise ValueError(
+            f"{path}: no column {lost[0]!r}, so these are no development results; {how}"
+        )
     return table
 
 
@@ -85,7 +87,9 @@ class Part:
     def describe(self) -> dict:  # fit for JSON
         "What its folder says about it."
         seeds = sorted({t.seed for t in self.tasks})
-        about = dict(family=self.family, version=self.version, load=self.load, contenders=self.contenders)
+        about = dict(
+            family=self.family, version=self.version, load=self.load, contenders=self.contenders
+        )
         return about | dict(seeds=[seeds[0], seeds[-1]], runs=len(self.tasks))
 
 
@@ -102,7 +106,10 @@ def part_of(
 
 
 def claim_part(folder: Path, part: Part, again: bool = False):
-    "Begin a part in a new folder, or go on in an old one. ValueError where another version began it."
+    """Begin a part in a new folder, or go on in an old one.
+
+    ValueError where another version began it.
+    """
     path, earlier = folder / "part.json", []
     if path.exists():
         its = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +143,8 @@ def run_part(
     return table
 
 # %% ../../nbs/apps/52f_record.ipynb #c0a1c014
-PAST_S, OURS_S, RIVAL_S = 9.0, 0.09, 0.03  # CPU time: of a past; of ours and of a rival per 1,000 requests
+# CPU time: of a past; of ours and of a rival per 1,000 requests
+PAST_S, OURS_S, RIVAL_S = 9.0, 0.09, 0.03
 
 
 def record_outlook(
@@ -149,21 +157,39 @@ def record_outlook(
     for part in parts:
         done, _ = read_rows(Path(out) / part.family / "rows" / "rows.jsonl")
         left = [t for t in part.tasks if "row" not in done.get(t.key, {})]
-        thousands = [dict(t.options)["n"] / 1000 * (OURS_S if "ours" in t.policy else RIVAL_S) for t in left]
+        thousands = [
+            dict(t.options)["n"] / 1000 * (OURS_S if "ours" in t.policy else RIVAL_S) for t in left
+        ]
         pasts = PAST_S * sum(t.policy == "ours" for t in left)
         minutes = (sum(thousands) + pasts) / n_jobs / 60
-        rows.append((part.family, " ".join(part.contenders), len(part.tasks), len(part.tasks) - len(left), round(minutes, 1)))
+        rows.append(
+            (
+                part.family,
+                " ".join(part.contenders),
+                len(part.tasks),
+                len(part.tasks) - len(left),
+                round(minutes, 1),
+            )
+        )
     return rows
 
 
 def write_record(out: str | Path) -> dict:  # as in record.json
     "Judge the parts that are finished. ValueError where there is none."
-    folders = [p.parent for p in sorted(Path(out).glob("*/runs.csv")) if ".attempt" not in p.parent.name]
+    folders = [
+        p.parent for p in sorted(Path(out).glob("*/runs.csv")) if ".attempt" not in p.parent.name
+    ]
     if not folders:
         raise ValueError(f"{out}: no part is finished yet")
     parts = [json.loads((f / "part.json").read_text(encoding="utf-8")) for f in folders]
-    rows = [x["row"] | x["task"] for f in folders for x in read_rows(f / "rows" / "rows.jsonl")[0].values()]
-    table = pd.DataFrame([{k: v for k, v in r.items() if k not in ("options", "params")} for r in rows])
+    rows = [
+        x["row"] | x["task"]
+        for f in folders
+        for x in read_rows(f / "rows" / "rows.jsonl")[0].values()
+    ]
+    table = pd.DataFrame(
+        [{k: v for k, v in r.items() if k not in ("options", "params")} for r in rows]
+    )
     found = judged(table, {p["family"]: p["load"] for p in parts})
     found = as_metrics(found | dict(parts={p["family"]: p for p in parts}, simulated=True))
     runs_of(table).to_csv(Path(out) / "runs.csv", index=False)
@@ -184,7 +210,11 @@ def run_record(
 ) -> list[tuple]:  # what was to be run, as from `record_outlook`
     "Run the record, part by part; a killed one goes on where it stopped."
     known = read_development(development)
-    asked = known_names("part", families, dict.fromkeys(known["family"])) if families else tuple(dict.fromkeys(known["family"]))
+    asked = (
+        known_names("part", families, dict.fromkeys(known["family"]))
+        if families
+        else tuple(dict.fromkeys(known["family"]))
+    )
     parts = [part_of(f, known, what) for f in asked]
     outlook = record_outlook(parts, out, n_jobs)
     for part in () if dry else parts:

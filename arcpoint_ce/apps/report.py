@@ -11,10 +11,15 @@ __all__ = ['TYPES', 'METRICS_SCHEMA', 'PAGE', 'ReportUsageError', 'ReportError',
            'list_reports']
 
 # %% ../../nbs/apps/50_report.ipynb #03581e62
-import ast, json, os, re, subprocess, sys
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import sha256
 from html import escape
@@ -27,146 +32,211 @@ from pathlib import Path
 class ReportUsageError(ValueError):
     "The call was wrong: an unknown report or parameter, a wrong type, a folder that is not empty."
 
+
 class ReportError(RuntimeError):
     "A report failed while it ran; `run` says where and keeps the notebook."
+
     def __init__(self, run: "ReportRun"):
         super().__init__(f"report {run.name!r} failed: {run.failure}\nnotebook: {run.notebook}")
         self.run = run
 
 # %% ../../nbs/apps/50_report.ipynb #df9e4563
 def unknown(
-    what: str,            # kind of thing: "report", "parameter"
-    name: str,            # what was asked for
-    known,                # the names there are
-    labels=None,          # what to show of each; None: the names
+    what: str,  # kind of thing: "report", "parameter"
+    name: str,  # what was asked for
+    known,  # the names there are
+    labels=None,  # what to show of each; None: the names
 ) -> ReportUsageError:
     "An error that suggests the nearest name."
     near = get_close_matches(name, list(known), 1)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    return ReportUsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(labels or known) or 'none'}")
+    return ReportUsageError(
+        f"unknown {what} {name!r}{hint} Known: {', '.join(labels or known) or 'none'}"
+    )
 
 # %% ../../nbs/apps/50_report.ipynb #3d82d510
-def templates() -> dict[str, Path]:   # file by report name
+def templates() -> dict[str, Path]:  # file by report name
     "The shipped templates, in an installed package as in a checkout."
-    try: found = list(files("arcpoint_ce.templates").iterdir())
-    except ModuleNotFoundError: found = list((Path(str(files("arcpoint_ce"))).parent/"reports").glob("*.ipynb"))
-    return {Path(p.name).stem: Path(str(p)) for p in sorted(found, key=lambda p: p.name) if p.name.endswith(".ipynb")}
+    try:
+        found = list(files("arcpoint_ce.templates").iterdir())
+    except ModuleNotFoundError:
+        found = list((Path(str(files("arcpoint_ce"))).parent / "reports").glob("*.ipynb"))
+    return {
+        Path(p.name).stem: Path(str(p))
+        for p in sorted(found, key=lambda p: p.name)
+        if p.name.endswith(".ipynb")
+    }
+
 
 def find_template(
-    name: str | Path,     # a shipped report's name, or the path of a template
-) -> Path:                # the template's file
+    name: str | Path,  # a shipped report's name, or the path of a template
+) -> Path:  # the template's file
     "ReportUsageError where there is no such report."
     if str(name).endswith(".ipynb"):
-        if Path(name).is_file(): return Path(name)
+        if Path(name).is_file():
+            return Path(name)
         raise ReportUsageError(f"{name}: no such template")
     known = templates()
-    if str(name) in known: return known[str(name)]
+    if str(name) in known:
+        return known[str(name)]
     raise unknown("report", str(name), known)
 
 # %% ../../nbs/apps/50_report.ipynb #974a283c
 @dataclass(frozen=True, slots=True)
 class Parameter:
     "One parameter of a report."
-    name: str
-    type: str                          # as annotated: int, float, bool or str
-    default: object
-    help: str                          # the comment behind it
 
-def tagged_source(nb) -> str | None:   # None: there is no such cell
+    name: str
+    type: str  # as annotated: int, float, bool or str
+    default: object
+    help: str  # the comment behind it
+
+
+def tagged_source(nb) -> str | None:  # None: there is no such cell
     "Source of the cell tagged `parameters`."
-    return next((c.source for c in nb.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])), None)
+    return next(
+        (
+            c.source
+            for c in nb.cells
+            if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])
+        ),
+        None,
+    )
+
 
 def assigned(source: str) -> list[str]:
     "Names that a parameters cell sets."
     tree = ast.parse(source).body
-    targets = [t for x in tree if isinstance(x, (ast.Assign, ast.AnnAssign)) for t in getattr(x, "targets", None) or [x.target]]
+    targets = [
+        t
+        for x in tree
+        if isinstance(x, (ast.Assign, ast.AnnAssign))
+        for t in getattr(x, "targets", None) or [x.target]
+    ]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 # %% ../../nbs/apps/50_report.ipynb #6ca8b2c6
 def read_parameters(
-    template: Path,       # a notebook with a cell tagged `parameters`
+    template: Path,  # a notebook with a cell tagged `parameters`
 ) -> dict[str, Parameter]:
-    "What a template may be told. ReportUsageError where it has no tagged cell or one that cannot be read."
+    """What a template may be told.
+
+    ReportUsageError where it has no tagged cell or one that cannot be read.
+    """
     import nbformat
     from papermill import inspect_notebook
+
     nb = nbformat.read(template, 4)
     if (source := tagged_source(nb)) is None:
-        raise ReportUsageError(f"{template}: no cell is tagged `parameters`; tag the one that holds the defaults")
+        raise ReportUsageError(
+            f"{template}: no cell is tagged `parameters`; tag the one that holds the defaults"
+        )
     found = inspect_notebook(nb)
     if lost := [n for n in assigned(source) if n not in found]:
-        raise ReportUsageError(f"{template}: papermill cannot read parameter {', '.join(lost)}; write "
-                               "`name: type = value  # help`, without `=` in the comment and `|` in the type")
+        raise ReportUsageError(
+            f"{template}: papermill cannot read parameter {', '.join(lost)}; write "
+            "`name: type = value  # help`, without `=` in the comment and `|` in the type"
+        )
     out = {}
     for n, p in found.items():
         default = ast.literal_eval(p["default"])
         kind = p["inferred_type_name"]
-        out[n] = Parameter(n, type(default).__name__ if kind == "None" else kind, default, p["help"])
+        out[n] = Parameter(
+            n, type(default).__name__ if kind == "None" else kind, default, p["help"]
+        )
     return out
 
 # %% ../../nbs/apps/50_report.ipynb #fea34150
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 
+
 def checked(
     p: Parameter,
-    value,                # what the caller gave
-) -> object:              # the value as the declared type
+    value,  # what the caller gave
+) -> object:  # the value as the declared type
     "ReportUsageError on a value of another type."
-    if hasattr(value, "item"): value = value.item()
-    if p.type == "float" and isinstance(value, int) and not isinstance(value, bool): value = float(value)
-    if p.type == "str" and isinstance(value, os.PathLike): value = os.fspath(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    if p.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if p.type == "str" and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     want = TYPES.get(p.type)
     if want and (not isinstance(value, want) or (want is int and isinstance(value, bool))):
-        raise ReportUsageError(f"parameter {p.name!r} must be {p.type}, got {value!r}; its default is {p.default!r}")
+        raise ReportUsageError(
+            f"parameter {p.name!r} must be {p.type}, got {value!r}; its default is {p.default!r}"
+        )
     return value
 
 # %% ../../nbs/apps/50_report.ipynb #8f3043c4
 def parsed(
     p: Parameter,
-    text: str,            # as typed on a command line
+    text: str,  # as typed on a command line
 ) -> object:
     "ReportUsageError where the text is no such value."
     yes_no = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
-        if p.type == "bool": return yes_no[text.lower()]
+        if p.type == "bool":
+            return yes_no[text.lower()]
         return TYPES[p.type](text) if p.type in TYPES else ast.literal_eval(text)
     except (KeyError, ValueError, SyntaxError):
-        raise ReportUsageError(f"parameter {p.name!r} must be {p.type}, got {text!r}; its default is {p.default!r}") from None
+        raise ReportUsageError(
+            f"parameter {p.name!r} must be {p.type}, got {text!r}; its default is {p.default!r}"
+        ) from None
 
 # %% ../../nbs/apps/50_report.ipynb #73e14615
 def settle(
     known: dict[str, Parameter],
-    given: Mapping[str, object],   # what the caller gave
-    read: Callable = checked,      # `checked` for values, `parsed` for text
-) -> dict[str, object]:            # every parameter, defaults filled in
-    "ReportUsageError on a name that the template does not know, and on `out_dir`, which is not the caller's."
+    given: Mapping[str, object],  # what the caller gave
+    read: Callable = checked,  # `checked` for values, `parsed` for text
+) -> dict[str, object]:  # every parameter, defaults filled in
+    """ReportUsageError on a name that the template does not know, and on `out_dir`, which is not
+    the caller's.
+    """
     mine = [n for n in known if n != "out_dir"]
     for name in given:
-        if name == "out_dir": raise ReportUsageError("out_dir is filled in by the run; choose the folder with out= (--out)")
-        if name not in known: raise unknown("parameter", name, mine, [f"{n} ({known[n].default!r})" for n in mine])
+        if name == "out_dir":
+            raise ReportUsageError(
+                "out_dir is filled in by the run; choose the folder with out= (--out)"
+            )
+        if name not in known:
+            raise unknown("parameter", name, mine, [f"{n} ({known[n].default!r})" for n in mine])
     return {n: read(known[n], given[n]) if n in given else p.default for n, p in known.items()}
 
 # %% ../../nbs/apps/50_report.ipynb #36cec060
 METRICS_SCHEMA = 1
 
-def plain(value, at: str, lost: dict[str, str]):   # a JSON value
-    "Values as JSON has them; what is not finite is noted in `lost`. TypeError on anything that is no data."
-    if hasattr(value, "tolist"): value = value.tolist()
-    if isinstance(value, Mapping): return {str(k): plain(v, f"{at}.{k}".lstrip("."), lost) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [plain(v, f"{at}[{i}]", lost) for i, v in enumerate(value)]
+
+def plain(value, at: str, lost: dict[str, str]):  # a JSON value
+    """Values as JSON has them; what is not finite is noted in `lost`. TypeError on anything that is
+    no data.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, f"{at}.{k}".lstrip("."), lost) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, f"{at}[{i}]", lost) for i, v in enumerate(value)]
     if isinstance(value, float) and not isfinite(value):
         lost[at] = str(value)
         return None
-    if value is None or isinstance(value, (bool, int, float, str)): return value
-    if isinstance(value, (Path, datetime)): return str(value)
-    raise TypeError(f"metric {at!r} is a {type(value).__name__}; give numbers, text, lists or dicts of them")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (Path, datetime)):
+        return str(value)
+    raise TypeError(
+        f"metric {at!r} is a {type(value).__name__}; give numbers, text, lists or dicts of them"
+    )
 
 # %% ../../nbs/apps/50_report.ipynb #2d377ed2
 def as_metrics(
     metrics: Mapping[str, object],
-) -> dict[str, object]:   # the same as JSON values, with the schema's version and what was not finite
+    # the same as JSON values, with the schema's version and what was not finite
+) -> dict[str, object]:
     "ValueError on names that the file itself uses."
     used = {"schema_version", "not_finite"} & set(metrics)
-    if used: raise ValueError(f"metrics must not be named {', '.join(sorted(used))}")
+    if used:
+        raise ValueError(f"metrics must not be named {', '.join(sorted(used))}")
     lost: dict[str, str] = {}
     values = plain(metrics, "", lost)
     return {"schema_version": METRICS_SCHEMA, **values, **({"not_finite": lost} if lost else {})}
@@ -175,50 +245,62 @@ def as_metrics(
 def write_json(path: Path, value):
     "Write a file that appears whole or not at all."
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     os.replace(part, path)
 
+
 def write_metrics(
-    out_dir: str,                      # the run's folder; "": print instead (a template run by hand)
-    metrics: Mapping[str, object],     # name -> number; text, lists and dicts may be among them
-) -> dict[str, object]:                # as written
+    out_dir: str,  # the run's folder; "": print instead (a template run by hand)
+    metrics: Mapping[str, object],  # name -> number; text, lists and dicts may be among them
+) -> dict[str, object]:  # as written
     "What a template calls at its end."
     out = as_metrics(metrics)
-    if out_dir: write_json(Path(out_dir)/"metrics.json", out)
-    else: print(json.dumps(out, indent=1))
+    if out_dir:
+        write_json(Path(out_dir) / "metrics.json", out)
+    else:
+        print(json.dumps(out, indent=1))
     return out
 
 # %% ../../nbs/apps/50_report.ipynb #17e6a715
 def run_folder(
-    name: str,                 # of the report
-    out: str | Path | None,    # the caller's folder, empty or new; None: reports/out/<name>/<UTC>_<hash>
-    now: datetime,             # UTC
-    digest: str,               # what distinguishes this run
-) -> Path:                     # made, empty, absolute
+    name: str,  # of the report
+    # the caller's folder, empty or new; None: reports/out/<name>/<UTC>_<hash>
+    out: str | Path | None,
+    now: datetime,  # UTC
+    digest: str,  # what distinguishes this run
+) -> Path:  # made, empty, absolute
     "ReportUsageError where the caller's folder holds anything."
     if out is not None:
         folder = Path(out).absolute()
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise ReportUsageError(f"{out} is not empty: a report never overwrites; give an empty or a new folder")
+            raise ReportUsageError(
+                f"{out} is not empty: a report never overwrites; give an empty or a new folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    home = Path("reports/out").absolute()/name
+    home = Path("reports/out").absolute() / name
     home.mkdir(parents=True, exist_ok=True)
     for k in count(1):
-        try: (folder := home/f"{now:%Y%m%dT%H%M%SZ}_{digest}{'' if k == 1 else f'_{k}'}").mkdir()
-        except FileExistsError: continue
+        try:
+            (folder := home / f"{now:%Y%m%dT%H%M%SZ}_{digest}{'' if k == 1 else f'_{k}'}").mkdir()
+        except FileExistsError:
+            continue
         return folder
 
 # %% ../../nbs/apps/50_report.ipynb #499a6614
 def point_latest(folder: Path):
     "Let `latest` beside a run name it: a link, or a text file where links cannot be made."
-    part, link = folder.parent/f".latest.{folder.name}", folder.parent/"latest"
-    try: part.symlink_to(folder.name, target_is_directory=True)
-    except OSError: part.write_text(folder.name + "\n", encoding="utf-8")
+    part, link = folder.parent / f".latest.{folder.name}", folder.parent / "latest"
+    try:
+        part.symlink_to(folder.name, target_is_directory=True)
+    except OSError:
+        part.write_text(folder.name + "\n", encoding="utf-8")
     os.replace(part, link)
 
 # %% ../../nbs/apps/50_report.ipynb #1a6063ae
-def own_kernel() -> type:   # a kernel manager class
+def own_kernel() -> type:  # a kernel manager class
     "Kernels of the running interpreter, whatever kernels are registered."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -226,8 +308,16 @@ def own_kernel() -> type:   # a kernel manager class
     class OwnKernel(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+            argv = [
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                "{connection_file}",
+                "--log-level=ERROR",
+            ]
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
     return OwnKernel
 
 # %% ../../nbs/apps/50_report.ipynb #aaedc1cd
@@ -235,75 +325,107 @@ def without_colour(text: str) -> str:
     "Text without terminal colours."
     return re.sub("\x1b\\[[0-9;]*m", "", text)
 
-def stopped_cell(nb) -> int | None:   # index; None: no cell had begun
+
+def stopped_cell(nb) -> int | None:  # index; None: no cell had begun
     "The last cell that was started."
     begun = [i for i, c in enumerate(nb.cells) if c.metadata.get("papermill", {}).get("start_time")]
     return begun[-1] if begun else None
 
+
 def mark_stopped(nb, at: int, error: BaseException):
     "Let the notebook say what happened: this cell failed, those after it never ran."
     from nbformat.v4 import new_output
+
     cell = nb.cells[at]
     cell.metadata["papermill"] |= {"exception": True, "status": "failed"}
     lines = f"{type(error).__name__}: {error}".strip().splitlines()
     shown = new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines)
-    if cell.cell_type == "code": cell.outputs.append(shown)
-    for c in nb.cells[at + 1:]: c.metadata["papermill"]["status"] = "pending"
+    if cell.cell_type == "code":
+        cell.outputs.append(shown)
+    for c in nb.cells[at + 1 :]:
+        c.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/50_report.ipynb #e526db8c
 def describe(
-    error: BaseException,     # what papermill raised
-    nb,                       # the notebook as far as it got
-    limit_s: float,           # the run's time limit, s
-) -> dict[str, object]:       # cell (from 1), source, error, lines
+    error: BaseException,  # what papermill raised
+    nb,  # the notebook as far as it got
+    limit_s: float,  # the run's time limit, s
+) -> dict[str, object]:  # cell (from 1), source, error, lines
     "A failure in a few words, for the record and the terminal."
     from nbclient.exceptions import CellTimeoutError
+
     at = getattr(error, "cell_index", None)
-    if at is None and (at := stopped_cell(nb)) is not None: mark_stopped(nb, at, error)
+    if at is None and (at := stopped_cell(nb)) is not None:
+        mark_stopped(nb, at, error)
     source = getattr(error, "source", None) or (nb.cells[at].source if at is not None else "")
-    if isinstance(error, CellTimeoutError): what, lines = f"time-out: the run took longer than {limit_s:g} s", []
+    if isinstance(error, CellTimeoutError):
+        what, lines = f"time-out: the run took longer than {limit_s:g} s", []
     elif hasattr(error, "ename"):
         what = f"{error.ename}: {error.evalue}"
         lines = without_colour("\n".join(error.traceback)).strip().splitlines()[-6:]
-    else: what, lines = f"{type(error).__name__}: {str(error).strip()}", []
-    return dict(cell=None if at is None else at + 1, source=next(iter(source.strip().splitlines()), ""), error=what, lines=lines)
+    else:
+        what, lines = f"{type(error).__name__}: {str(error).strip()}", []
+    return dict(
+        cell=None if at is None else at + 1,
+        source=next(iter(source.strip().splitlines()), ""),
+        error=what,
+        lines=lines,
+    )
+
 
 def in_words(failure: Mapping[str, object] | None) -> str | None:
     "One line about a failure."
-    if failure is None: return None
+    if failure is None:
+        return None
     where = f" (cell {failure['cell']}: {str(failure['source'])[:60]})" if failure["cell"] else ""
     return f"{failure['error']}{where}"
 
 # %% ../../nbs/apps/50_report.ipynb #891ca7b5
 def utc_now() -> datetime:
     "The wall clock, UTC."
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 # %% ../../nbs/apps/50_report.ipynb #b760066c
 def execute(
     template: Path,
-    notebook: Path,                     # where the executed notebook goes
-    values: dict[str, object],          # all parameters
-    progress: bool,                     # a bar on stderr
-    limit_s: float,                     # time limit of the whole run, s; 0: none
+    notebook: Path,  # where the executed notebook goes
+    values: dict[str, object],  # all parameters
+    progress: bool,  # a bar on stderr
+    limit_s: float,  # time limit of the whole run, s; 0: none
     clock: Callable[[], datetime],
-) -> dict[str, object] | None:          # what went wrong; None: nothing
+) -> dict[str, object] | None:  # what went wrong; None: nothing
     "Run a template. Only a KeyboardInterrupt passes through; everything else is a failed run."
     import nbformat
     from papermill import execute_notebook
-    literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")
+
+    def literal(path):
+        return str(path).replace("{", "{{").replace("}", "}}")
+
     began = clock()
-    left = lambda cell: max(1, int(limit_s - (clock() - began).total_seconds())) if limit_s else None
+
+    def left(cell):
+        return max(1, int(limit_s - (clock() - began).total_seconds())) if limit_s else None
+
     bar = dict(desc=f"report {template.stem}", file=sys.stderr) if progress else False
     try:
-        execute_notebook(literal(template), literal(notebook), values, kernel_name="python3", language="python",
-                         progress_bar=bar, kernel_manager_class=own_kernel(), timeout_func=left)
+        execute_notebook(
+            literal(template),
+            literal(notebook),
+            values,
+            kernel_name="python3",
+            language="python",
+            progress_bar=bar,
+            kernel_manager_class=own_kernel(),
+            timeout_func=left,
+        )
         return None
     except Exception as e:
-        if not notebook.exists(): notebook.write_bytes(template.read_bytes())
+        if not notebook.exists():
+            notebook.write_bytes(template.read_bytes())
         nb = nbformat.read(notebook, 4)
         failure = describe(e, nb, limit_s)
-        if not hasattr(e, "cell_index"): nbformat.write(nb, notebook)
+        if not hasattr(e, "cell_index"):
+            nbformat.write(nb, notebook)
         return failure
 
 # %% ../../nbs/apps/50_report.ipynb #e82522e7
@@ -322,70 +444,120 @@ details.code > summary { cursor: pointer; color: #777; font: 12px sans-serif; pa
 # %% ../../nbs/apps/50_report.ipynb #f6a469aa
 def title_of(nb, otherwise: str) -> str:
     "The first heading of a notebook."
-    heads = (re.search(r"^#\s+(.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown")
+    heads = (
+        re.search(r"^#\s+(.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown"
+    )
     return next((m[1].strip() for m in heads if m), otherwise)
 
+
 def write_html(
-    notebook: Path,       # executed
-    page: Path,           # the page to write
+    notebook: Path,  # executed
+    page: Path,  # the page to write
 ):
     "One file, no script or style from elsewhere."
     import nbformat
     from nbconvert import HTMLExporter
+
     nb = nbformat.read(notebook, 4)
-    exporter = HTMLExporter(raw_template=PAGE, embed_images=True, exclude_input_prompt=True,
-                            exclude_output_prompt=True, exclude_anchor_links=True)
+    exporter = HTMLExporter(
+        raw_template=PAGE,
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
     about = {"name": title_of(nb, notebook.parent.name), "path": str(notebook.parent)}
     text, _ = exporter.from_notebook_node(nb, resources={"metadata": about})
     page.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/apps/50_report.ipynb #0cde1023
-def git_state() -> dict[str, object]:   # git_sha and git_dirty, None outside a checkout
-    "The commit of the package's own checkout; a repository that merely contains the environment does not count."
+def git_state() -> dict[str, object]:  # git_sha and git_dirty, None outside a checkout
+    """The commit of the package's own checkout; a repository that merely contains the environment
+    does not count.
+    """
     home = Path(str(files("arcpoint_ce")))
-    git = lambda *a: subprocess.run(["git", "-C", str(home), *a], capture_output=True, text=True, timeout=10).stdout.strip()
-    try: found = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if git("ls-files", "__init__.py") else ""
-    except (OSError, subprocess.TimeoutExpired): found = ""
-    return dict(git_sha=found.removesuffix("-dirty") or None, git_dirty=found.endswith("-dirty") if found else None)
+
+    def git(*a):
+        return subprocess.run(
+            ["git", "-C", str(home), *a], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        found = (
+            git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+            if git("ls-files", "__init__.py")
+            else ""
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    return dict(
+        git_sha=found.removesuffix("-dirty") or None,
+        git_dirty=found.endswith("-dirty") if found else None,
+    )
 
 # %% ../../nbs/apps/50_report.ipynb #3f3bce37
-def record_of(name: str, template: Path, values: dict[str, object], now: datetime) -> dict[str, object]:
+def record_of(
+    name: str, template: Path, values: dict[str, object], now: datetime
+) -> dict[str, object]:
     "The record of a run that begins."
     from arcpoint_ce import __version__
-    return dict(schema_version=1, report=name, status="running", failure=None, parameters=values, package_version=__version__,
-                **git_state(), python=sys.version.split()[0], template_sha256=sha256(template.read_bytes()).hexdigest(),
-                data_sha256=None, started_utc=now.isoformat(timespec="seconds"), ended_utc=None, seconds=None)
+
+    return dict(
+        schema_version=1,
+        report=name,
+        status="running",
+        failure=None,
+        parameters=values,
+        package_version=__version__,
+        **git_state(),
+        python=sys.version.split()[0],
+        template_sha256=sha256(template.read_bytes()).hexdigest(),
+        data_sha256=None,
+        started_utc=now.isoformat(timespec="seconds"),
+        ended_utc=None,
+        seconds=None,
+    )
 
 # %% ../../nbs/apps/50_report.ipynb #7ac0e596
 def shown(x) -> str:
     "A value for a person: four figures, all digits of large ones, a dash for nothing."
-    if x is None: return "–"
-    if isinstance(x, float) and isfinite(x): return f"{x:.0f}" if abs(x) < 1e15 and (x == int(x) or abs(x) >= 1e4) else f"{x:.4g}"
+    if x is None:
+        return "–"
+    if isinstance(x, float) and isfinite(x):
+        return f"{x:.0f}" if abs(x) < 1e15 and (x == int(x) or abs(x) >= 1e4) else f"{x:.4g}"
     return str(x)
 
 # %% ../../nbs/apps/50_report.ipynb #dfaa5445
 @dataclass(frozen=True)
 class ReportRun:
     "A report that has run."
-    name: str
-    folder: Path                       # everything about the run is in here
-    status: str                        # "ok" or "failed"
-    metrics: dict[str, object]         # as in metrics.json; empty where the template wrote none
-    html: Path                         # the page
-    notebook: Path                     # the executed notebook
-    seconds: float                     # how long it took, s
-    failure: str | None = None         # what went wrong, in one line
-    lines: tuple[str, ...] = ()        # the last lines of the error
 
-    def table(self) -> list[tuple[str, str]]:   # (metric, value)
+    name: str
+    folder: Path  # everything about the run is in here
+    status: str  # "ok" or "failed"
+    metrics: dict[str, object]  # as in metrics.json; empty where the template wrote none
+    html: Path  # the page
+    notebook: Path  # the executed notebook
+    seconds: float  # how long it took, s
+    failure: str | None = None  # what went wrong, in one line
+    lines: tuple[str, ...] = ()  # the last lines of the error
+
+    def table(self) -> list[tuple[str, str]]:  # (metric, value)
         "The single values among the metrics, for a person."
-        return [(k, shown(v)) for k, v in self.metrics.items()
-                if k not in ("schema_version", "not_finite") and not isinstance(v, (dict, list))]
+        return [
+            (k, shown(v))
+            for k, v in self.metrics.items()
+            if k not in ("schema_version", "not_finite") and not isinstance(v, (dict, list))
+        ]
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in self.table())
-        return (f"<p>report {escape(self.name)}: {escape(self.failure or self.status)}, {self.seconds:.0f} s, "
-                f"<a href='{escape(str(self.html))}'>{escape(str(self.html))}</a></p><table><tbody>{rows}</tbody></table>")
+        rows = "".join(
+            f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in self.table()
+        )
+        return (
+            f"<p>report {escape(self.name)}: {escape(self.failure or self.status)}, {self.seconds:.0f} s, "
+            f"<a href='{escape(str(self.html))}'>{escape(str(self.html))}</a></p><table><tbody>{rows}</tbody></table>"
+        )
 
 # %% ../../nbs/apps/50_report.ipynb #d800142e
 def finish(
@@ -397,64 +569,109 @@ def finish(
     ended: datetime,
 ) -> ReportRun:
     "Page, numbers and record of a run that has ended. A page that cannot be made fails the run."
-    notebook, page, numbers = folder/"report.ipynb", folder/"report.html", folder/"metrics.json"
-    try: write_html(notebook, page)
-    except Exception as e: failure = failure or dict(cell=None, source="", error=f"the page could not be made: {e}", lines=[])
-    if failure is None and not numbers.exists(): write_metrics(str(folder), {})
+    notebook, page, numbers = (
+        folder / "report.ipynb",
+        folder / "report.html",
+        folder / "metrics.json",
+    )
+    try:
+        write_html(notebook, page)
+    except Exception as e:
+        failure = failure or dict(
+            cell=None, source="", error=f"the page could not be made: {e}", lines=[]
+        )
+    if failure is None and not numbers.exists():
+        write_metrics(str(folder), {})
     metrics = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {}
     seconds, status = (ended - began).total_seconds(), "failed" if failure else "ok"
-    end = dict(status=status, failure=failure, data_sha256=metrics.get("data_sha256"),
-               ended_utc=ended.isoformat(timespec="seconds"), seconds=round(seconds, 3))
-    write_json(folder/"params.json", record | end)
+    end = dict(
+        status=status,
+        failure=failure,
+        data_sha256=metrics.get("data_sha256"),
+        ended_utc=ended.isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+    )
+    write_json(folder / "params.json", record | end)
     lines = tuple(failure["lines"]) if failure else ()
-    return ReportRun(name, folder, status, metrics, page, notebook, seconds, in_words(failure), lines)
+    return ReportRun(
+        name, folder, status, metrics, page, notebook, seconds, in_words(failure), lines
+    )
 
 # %% ../../nbs/apps/50_report.ipynb #e59abf88
 def run_report(
-    name: str | Path,                   # a shipped report, or the path of a template
+    name: str | Path,  # a shipped report, or the path of a template
     *,
-    out: str | Path | None = None,      # an empty or new folder; None: reports/out/<name>/<UTC>_<hash> here
-    progress: bool = True,              # a bar on stderr
-    timeout_s: float = 3600.,           # time limit of the whole run, s; 0: none
-    check: bool = True,                 # raise ReportError on a failed run
+    # an empty or new folder; None: reports/out/<name>/<UTC>_<hash> here
+    out: str | Path | None = None,
+    progress: bool = True,  # a bar on stderr
+    timeout_s: float = 3600.0,  # time limit of the whole run, s; 0: none
+    check: bool = True,  # raise ReportError on a failed run
     clock: Callable[[], datetime] = utc_now,
-    **params,                           # the report's own parameters
+    **params,  # the report's own parameters
 ) -> ReportRun:
-    "Run a report and keep notebook, page, numbers and record. ReportUsageError on a wrong call, ReportError on a failed run."
-    if not timeout_s >= 0: raise ReportUsageError(f"timeout_s must be 0 (none) or more, got {timeout_s!r}")
+    """Run a report and keep notebook, page, numbers and record.
+
+    ReportUsageError on a wrong call, ReportError on a failed run.
+    """
+    if not timeout_s >= 0:
+        raise ReportUsageError(f"timeout_s must be 0 (none) or more, got {timeout_s!r}")
     template = find_template(name).absolute()
     values, began, stem = settle(read_parameters(template), params), clock(), template.stem
     record = record_of(stem, template, values, began)
     told = [record[k] for k in ("parameters", "template_sha256", "package_version", "git_sha")]
     folder = run_folder(stem, out, began, sha256(repr(told).encode()).hexdigest()[:8])
-    if "out_dir" in values: values["out_dir"] = str(folder)
-    write_json(folder/"params.json", record)
+    if "out_dir" in values:
+        values["out_dir"] = str(folder)
+    write_json(folder / "params.json", record)
     failure = dict(cell=None, source="", error="interrupted", lines=[])
-    try: failure = execute(template, folder/"report.ipynb", values, progress, timeout_s, clock)
+    try:
+        failure = execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
     finally:
         run = finish(stem, folder, record, failure, began, clock())
-        if out is None: point_latest(folder)
-    if failure and check: raise ReportError(run)
+        if out is None:
+            point_latest(folder)
+    if failure and check:
+        raise ReportError(run)
     return run
 
 # %% ../../nbs/apps/50_report.ipynb #19249fa7
 @dataclass(frozen=True, slots=True)
 class ReportInfo:
     "One report that can be run."
+
     name: str
-    title: str                         # its heading
-    parameters: dict[str, Parameter]   # without `out_dir`
+    title: str  # its heading
+    parameters: dict[str, Parameter]  # without `out_dir`
+
 
 class ReportList(list):
     "Reports; a table in the notebook."
+
     def _repr_html_(self) -> str:
-        cells = [(r.name, p.name, p.type, repr(p.default), p.help) for r in self for p in r.parameters.values()]
-        head = "".join(f"<th>{h}</th>" for h in ("report", "parameter", "type", "default", "what it is"))
-        return (f"<table><thead><tr>{head}</tr></thead><tbody>" +
-                "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells) + "</tbody></table>")
+        cells = [
+            (r.name, p.name, p.type, repr(p.default), p.help)
+            for r in self
+            for p in r.parameters.values()
+        ]
+        head = "".join(
+            f"<th>{h}</th>" for h in ("report", "parameter", "type", "default", "what it is")
+        )
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>"
+            + "".join(
+                "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells
+            )
+            + "</tbody></table>"
+        )
+
 
 def list_reports() -> ReportList:
     "All shipped reports. ReportUsageError names a template that cannot be read."
     import nbformat
-    own = lambda p: {k: v for k, v in read_parameters(p).items() if k != "out_dir"}
-    return ReportList(ReportInfo(n, title_of(nbformat.read(p, 4), n), own(p)) for n, p in templates().items())
+
+    def own(p):
+        return {k: v for k, v in read_parameters(p).items() if k != "out_dir"}
+
+    return ReportList(
+        ReportInfo(n, title_of(nbformat.read(p, 4), n), own(p)) for n, p in templates().items()
+    )

@@ -22,81 +22,218 @@ from ..learning.shelves import SqliteShelf
 from ..routing.core import bucket_of
 
 # %% ../../nbs/apps/52d_servicebench.ipynb #cd4f0928
-def fill_store(path: Path, records: int = 1_000_000, backends: int = 50, seed: int = 0) -> int:   # records written
+def fill_store(
+    path: Path, records: int = 1_000_000, backends: int = 50, seed: int = 0
+) -> int:  # records written
     "A store of synthetic decisions, outcomes and steps, evenly over half a day at most."
-    rng, shelf, names = np.random.default_rng(seed), SqliteShelf(path), [f"b{k:03d}" for k in range(backends)]
-    fleet = dict(backends=[dict(name=n, capacity=16., price_in=1., price_out=4.) for n in names], tiers=[dict(name="gold", slo_ms=300., confidence=.95)], slo_ms=300., slo_tok_ms=0., step_s=60)
-    minutes = min(720, records//(4*backends)); each = (records - minutes*backends)//2; at = np.sort(rng.uniform(0, 60*minutes, each)); who = rng.integers(backends, size=each); ms = rng.lognormal(4.6, .3, each)
+    rng, shelf, names = (
+        np.random.default_rng(seed),
+        SqliteShelf(path),
+        [f"b{k:03d}" for k in range(backends)],
+    )
+    fleet = dict(
+        backends=[dict(name=n, capacity=16.0, price_in=1.0, price_out=4.0) for n in names],
+        tiers=[dict(name="gold", slo_ms=300.0, confidence=0.95)],
+        slo_ms=300.0,
+        slo_tok_ms=0.0,
+        step_s=60,
+    )
+    minutes = min(720, records // (4 * backends))
+    each = (records - minutes * backends) // 2
+    at = np.sort(rng.uniform(0, 60 * minutes, each))
+    who = rng.integers(backends, size=each)
+    ms = rng.lognormal(4.6, 0.3, each)
     for a in range(0, each, 50_000):
         part = range(a, min(a + 50_000, each))
-        decisions = [(float(at[i]), i, "", "gold", None, None, names[who[i]], "reactive", None, None, None, None, None, .02, float(at[i]) + 600., None, None, 300.) for i in part]
-        outcomes = [(float(at[i] + ms[i]/1000), i, 0, names[who[i]], float(at[i]), float(ms[i]), 1, None, 0, "joined", 500, 100, None, None, None, None) for i in part]
+        decisions = [
+            (
+                float(at[i]),
+                i,
+                "",
+                "gold",
+                None,
+                None,
+                names[who[i]],
+                "reactive",
+                None,
+                None,
+                None,
+                None,
+                None,
+                0.02,
+                float(at[i]) + 600.0,
+                None,
+                None,
+                300.0,
+            )
+            for i in part
+        ]
+        outcomes = [
+            (
+                float(at[i] + ms[i] / 1000),
+                i,
+                0,
+                names[who[i]],
+                float(at[i]),
+                float(ms[i]),
+                1,
+                None,
+                0,
+                "joined",
+                500,
+                100,
+                None,
+                None,
+                None,
+                None,
+            )
+            for i in part
+        ]
         shelf.write(dict(decisions=decisions, outcomes=outcomes), {})
     hist = json.dumps({str(bucket_of(100_000)): 8, str(bucket_of(150_000)): 4})
-    shelf.write(dict(steps=[(60*m, n, 12, 0, 12, 1_300_000, 6000, 1200, 1, None, hist, None, None, None, None) for m in range(minutes) for n in names]), {"fleet": json.dumps(fleet)})
+    shelf.write(
+        dict(
+            steps=[
+                (60 * m, n, 12, 0, 12, 1_300_000, 6000, 1200, 1, None, hist, None, None, None, None)
+                for m in range(minutes)
+                for n in names
+            ]
+        ),
+        {"fleet": json.dumps(fleet)},
+    )
     shelf.close()
-    return 2*each + minutes*backends
+    return 2 * each + minutes * backends
 
 # %% ../../nbs/apps/52d_servicebench.ipynb #5fe62978
 class Served:
     "`arcpoint serve` in a process of its own; use it in a `with`."
+
     def __init__(self, store: Path, core: int | None = 0):
-        with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
         run = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
-        self.process = subprocess.Popen([sys.executable, "-c", run, "serve", "--port", str(self.port), "--store", str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if core is not None and hasattr(os, "sched_setaffinity"): os.sched_setaffinity(self.process.pid, {core})
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", run, "serve", "--port", str(self.port), "--store", str(store)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        if core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self.process.pid, {core})
 
     def __enter__(self):
         for _ in range(1200):
-            if self.process.poll() is not None: raise RuntimeError(f"the service did not start: {self.process.stderr.read().decode()[-500:]}")
-            try: socket.create_connection(("127.0.0.1", self.port), 1).close(); return self
-            except OSError: sleep(.05)
+            if self.process.poll() is not None:
+                raise RuntimeError(
+                    f"the service did not start: {self.process.stderr.read().decode()[-500:]}"
+                )
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                sleep(0.05)
         raise RuntimeError("the service did not come up within a minute")
 
-    def __exit__(self, *_): self.process.terminate(); self.process.wait(20)
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(20)
+
 
 class Caller:
     "One HTTP connection that is kept alive."
-    async def open(self, port: int): self.r, self.w = await asyncio.open_connection("127.0.0.1", port); return self
+
+    async def open(self, port: int):
+        self.r, self.w = await asyncio.open_connection("127.0.0.1", port)
+        return self
 
     async def call(self, method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
         b = b"" if body is None else json.dumps(body).encode()
-        self.w.write(f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(b)}\r\n\r\n".encode() + b)
-        head = (await self.r.readuntil(b"\r\n\r\n")).lower(); size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+        self.w.write(
+            f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(b)}\r\n\r\n".encode()
+            + b
+        )
+        head = (await self.r.readuntil(b"\r\n\r\n")).lower()
+        size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
         return int(head[9:12]), json.loads(await self.r.readexactly(size))
 
 # %% ../../nbs/apps/52d_servicebench.ipynb #cb02df23
-async def ask_load(port: int, calls: int) -> dict:   # ms
+async def ask_load(port: int, calls: int) -> dict:  # ms
     "Questions one after the other."
     c, out = await Caller().open(port), {}
-    for name, how in dict(state=("GET", "/state", None), which=("POST", "/which", dict(tier="gold"))).items():
+    for name, how in dict(
+        state=("GET", "/state", None), which=("POST", "/which", dict(tier="gold"))
+    ).items():
         took = []
         for k in range(calls + 5):
-            t = perf_counter(); status, _ = await c.call(*how); took.append(1000*(perf_counter() - t))
-            if status != 200: raise RuntimeError(f"{how[1]} answered {status}")
-        out |= {f"{name}_http_p50_ms": float(np.median(took[5:])), f"{name}_http_p99_ms": float(np.quantile(took[5:], .99))}
-    t = perf_counter(); status, _ = await c.call("POST", "/why", dict(metric="latency", when="last 60 minutes")); out["why_http_s"] = perf_counter() - t
+            t = perf_counter()
+            status, _ = await c.call(*how)
+            took.append(1000 * (perf_counter() - t))
+            if status != 200:
+                raise RuntimeError(f"{how[1]} answered {status}")
+        out |= {
+            f"{name}_http_p50_ms": float(np.median(took[5:])),
+            f"{name}_http_p99_ms": float(np.quantile(took[5:], 0.99)),
+        }
+    t = perf_counter()
+    status, _ = await c.call("POST", "/why", dict(metric="latency", when="last 60 minutes"))
+    out["why_http_s"] = perf_counter() - t
     return out
+
 
 async def act_load(port: int, seconds: float, clients: int) -> dict:
     "Decisions with their outcomes, by many clients at once."
     end, took, errors = perf_counter() + seconds, [], 0
+
     async def client():
         nonlocal errors
         c = await Caller().open(port)
         while perf_counter() < end:
-            t = perf_counter(); status, d = await c.call("POST", "/decide", dict(tier="gold", tokens_in=500)); took.append(1000*(perf_counter() - t))
-            if status != 200: errors += 1; continue
-            errors += (await c.call("POST", "/observe", dict(decision=d["decision"], backend=d["backend"], latency_ms=90., tokens_in=500)))[0] != 200
+            t = perf_counter()
+            status, d = await c.call("POST", "/decide", dict(tier="gold", tokens_in=500))
+            took.append(1000 * (perf_counter() - t))
+            if status != 200:
+                errors += 1
+                continue
+            errors += (
+                await c.call(
+                    "POST",
+                    "/observe",
+                    dict(
+                        decision=d["decision"], backend=d["backend"], latency_ms=90.0, tokens_in=500
+                    ),
+                )
+            )[0] != 200
+
     await asyncio.gather(*(client() for _ in range(clients)))
-    return dict(service_decisions_per_s=len(took)/seconds, service_outcomes_too=True, service_clients=clients, service_seconds=seconds, service_errors=errors, service_p50_ms=float(np.median(took)), service_p99_ms=float(np.quantile(took, .99)))
+    return dict(
+        service_decisions_per_s=len(took) / seconds,
+        service_outcomes_too=True,
+        service_clients=clients,
+        service_seconds=seconds,
+        service_errors=errors,
+        service_p50_ms=float(np.median(took)),
+        service_p99_ms=float(np.quantile(took, 0.99)),
+    )
 
 # %% ../../nbs/apps/52d_servicebench.ipynb #6341a484
 def apart(work):
     "Run a coroutine in a thread of its own: a notebook's thread has a loop already."
-    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, work).result()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
-def bench_service(folder: Path, records: int = 1_000_000, calls: int = 200, seconds: float = 60., clients: int = 50) -> dict:
+
+def bench_service(
+    folder: Path,
+    records: int = 1_000_000,
+    calls: int = 200,
+    seconds: float = 60.0,
+    clients: int = 50,
+) -> dict:
     "Questions over a large store, then decisions under load."
-    made = fill_store(folder/"large.sqlite", records)
-    with Served(folder/"large.sqlite") as s: return dict(service_records=made) | apart(ask_load(s.port, calls)) | apart(act_load(s.port, seconds, clients))
+    made = fill_store(folder / "large.sqlite", records)
+    with Served(folder / "large.sqlite") as s:
+        return (
+            dict(service_records=made)
+            | apart(ask_load(s.port, calls))
+            | apart(act_load(s.port, seconds, clients))
+        )

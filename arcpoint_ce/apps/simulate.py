@@ -18,13 +18,13 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 
-from ..lab.rivals import make_peer
 from ..lab.chaos import ours_at, quiet_past, site_of
 from ..lab.contest import before, handed_on, ours, past_of
 from ..lab.families import FAMILIES, Setting, World
 from ..lab.faults import PLANS, SCENARIOS, Fault, Scenario, load_scenario
 from ..lab.fleet import Fleet, Record
 from ..lab.gateways import STEP_S, EngineGateway
+from ..lab.rivals import make_peer
 from ..lab.workloads import Workload
 from ..learning.anomaly import AnomalyDetector, learn_anomalies
 from ..learning.engine import ContextEngine
@@ -44,7 +44,8 @@ class Stage:
     backends: tuple[Backend, ...]
     workload: Workload
     fleet: Callable[[Sequence], Fleet]  # gateways -> a fleet with its faults, ready to run
-    router: Callable[..., EngineGateway]  # makes our gateway; takes `into` (a store) and what else `ContextEngine` takes
+    # makes our gateway; takes `into` (a store) and what else `ContextEngine` takes
+    router: Callable[..., EngineGateway]
     past: Callable[[], NullStore]  # what our engine has lived through while nothing was wrong
     ours: str  # how our engine is set up, in a few words
 
@@ -86,14 +87,20 @@ def settled(
     backends: Iterable[Backend],
     how: dict,  # settings of `ContextEngine` by name; None and 0 mean that it was not asked for
 ) -> tuple[dict, str]:  # the settings that were asked for; what our engine is called
-    "Make an engine with these settings once, so that what makes no sense is refused before anything runs."
+    """Make an engine with these settings once, so that what makes no sense is refused before
+    anything runs.
+    """
     how = {k: v for k, v in how.items() if v}
     engine = ContextEngine(backends, NullStore(), **how)
     beside = [f"{k} {v}" for k, v in how.items() if k not in ("policy", "forecaster")]
-    return how, ", ".join([engine.router.policy.name, f"forecaster {engine.forecaster.name}", *beside])
+    return how, ", ".join(
+        [engine.router.policy.name, f"forecaster {engine.forecaster.name}", *beside]
+    )
 
 
-def family_stage(name: str, seed: int, requests: int, load: float, streams: float, how: dict) -> Stage:
+def family_stage(
+    name: str, seed: int, requests: int, load: float, streams: float, how: dict
+) -> Stage:
     "One world of a scenario family."
     w = World(Setting(name, seed, requests, load, streams=streams))
     how, called = settled(w.backends, how)
@@ -110,13 +117,24 @@ def family_stage(name: str, seed: int, requests: int, load: float, streams: floa
     )
 
 # %% ../../nbs/apps/52_simulate.ipynb #37d2b730
-def check_targets(trouble: Scenario, names: Sequence[str], span_s: float, faults: Path | None, path: Path, requests: int):
+def check_targets(
+    trouble: Scenario,
+    names: Sequence[str],
+    span_s: float,
+    faults: Path | None,
+    path: Path,
+    requests: int,
+):
     "ValueError where a fault hits nobody of this fleet, or comes too late."
     for f in trouble.faults:
         if isinstance(f.target, str) and f.target not in ("*", *names):
-            raise ValueError(f"{faults}: no backend {f.target!r} in {path}; it has {', '.join(names)} (or '*' for all)")
+            raise ValueError(
+                f"{faults}: no backend {f.target!r} in {path}; it has {', '.join(names)} (or '*' for all)"
+            )
         if isinstance(f.target, int) and f.target >= len(names):
-            raise ValueError(f"{faults}: no backend number {f.target} in {path}; it has {len(names)}, counted from 0")
+            raise ValueError(
+                f"{faults}: no backend number {f.target} in {path}; it has {len(names)}, counted from 0"
+            )
     if trouble.start_s >= span_s:
         raise ValueError(
             f"{faults}: its first fault starts at {trouble.start_s:g} s, "
@@ -134,7 +152,10 @@ def file_stage(
     streams: float,
     how: dict,
 ) -> Stage:
-    "A fleet file with a named scenario or a fault file. ValueError and FileNotFoundError name what is wrong."
+    """A fleet file with a named scenario or a fault file.
+
+    ValueError and FileNotFoundError name what is wrong.
+    """
     fleet = load_fleet(path)
     site = site_of(fleet, n=requests, seed=seed, load=load, streams=streams)
     how, called = settled(fleet, how)
@@ -172,15 +193,21 @@ def make_stage(
     if faults and scenario:
         raise ValueError("give --scenario or --faults, not both")
     if not faults and not scenario:
-        raise ValueError("which scenario? `arcpoint simulate --list` shows them all, or give --faults FILE")
+        raise ValueError(
+            "which scenario? `arcpoint simulate --list` shows them all, or give --faults FILE"
+        )
     if scenario and scenario not in (CALM, *SCENARIOS, *FAMILIES):
         raise unknown_scenario(scenario)
     if scenario in FAMILIES and scenario not in SCENARIOS:
         if fleet:
             others = ", ".join(SCENARIOS)
-            raise ValueError(f"{scenario!r} is a family with fleets of its own: leave --fleet out, or choose one of {others}")
+            raise ValueError(
+                f"{scenario!r} is a family with fleets of its own: leave --fleet out, or choose one of {others}"
+            )
         return family_stage(scenario, seed, requests, load, streams, how)
-    return file_stage(fleet or shipped_fleet(), scenario, faults, seed, requests, load, streams, how)
+    return file_stage(
+        fleet or shipped_fleet(), scenario, faults, seed, requests, load, streams, how
+    )
 
 # %% ../../nbs/apps/52_simulate.ipynb #31f477d6
 def live_gateway(
@@ -264,7 +291,12 @@ class ForesightNews:
         engine, shedding = self.engine, set(self.engine.journal.shedding)
         for name in sorted(shedding - self.shedding):
             times = engine.foreseen_change(name)
-            self.told.append((now, f"{name}: sheds before a breach, a request is foreseen to take {times:.1f} times as long as now"))
+            self.told.append(
+                (
+                    now,
+                    f"{name}: sheds before a breach, a request is foreseen to take {times:.1f} times as long as now",
+                )
+            )
         for name in sorted(self.shedding - shedding):
             self.told.append((now, f"{name}: sheds no longer"))
         facts = self._facts()
@@ -288,7 +320,13 @@ def fault_news(
     "Faults that began or ended in (since, now]."
     out = []
     for f in faults:
-        target = "all backends" if f.target == "*" else f.target if isinstance(f.target, str) else names[f.target]
+        target = (
+            "all backends"
+            if f.target == "*"
+            else f.target
+            if isinstance(f.target, str)
+            else names[f.target]
+        )
         what = f"{f.kind} on {target}"
         if since_s < f.start_s <= now:
             out.append((f.start_s, f"fault begins: {what}, for {f.duration_s:.0f} s"))
@@ -297,9 +335,14 @@ def fault_news(
     return out
 
 
-def breaker_news(gateway: EngineGateway, since_s: float, now: float) -> list[tuple[float, str]]:  # (s, text)
+def breaker_news(
+    gateway: EngineGateway, since_s: float, now: float
+) -> list[tuple[float, str]]:  # (s, text)
     "Breakers that moved in (since, now]."
-    spoken = lambda state: state.replace("_", "-")
+
+    def spoken(state):
+        return state.replace("_", "-")
+
     return [
         (t.at_s, f"{t.backend}: {spoken(t.old)} to {spoken(t.new)}, {t.reason}")
         for t in gateway.router.transitions
@@ -348,7 +391,8 @@ class Show:
     say: Callable[[str], None] = print
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    desk: object | None = None  # where faults are ordered meanwhile: `take(fleet, now)` installs them
+    # where faults are ordered meanwhile: `take(fleet, now)` installs them
+    desk: object | None = None
     events: Counter = field(default_factory=Counter)  # how many of each sort were told
 
     def run(self) -> tuple[Record, Fleet]:
@@ -407,20 +451,34 @@ class Show:
 
 # %% ../../nbs/apps/52_simulate.ipynb #e59aa5c7
 SUMMARY = ("policy", "in SLO", "failed", "p50, s", "p99, s", "attempts", "cost, USD")
-BESIDE = {"adaptive_least_sharp": "adaptive least, sharp", "p2c": "p2c (two choices)"}  # peers that run beside ours
+# peers that run beside ours
+BESIDE = {"adaptive_least_sharp": "adaptive least, sharp", "p2c": "p2c (two choices)"}
 
 
 def summary(name: str, r: Record) -> tuple:  # a row of the last table
     "How one policy stood it."
     took = sorted(r.latency_s[r.ok].tolist())
-    at = [round(took[min(int(q * len(took)), len(took) - 1)], 2) if took else None for q in (0.5, 0.99)]
+    at = [
+        round(took[min(int(q * len(took)), len(took) - 1)], 2) if took else None
+        for q in (0.5, 0.99)
+    ]
     cost_usd = round(float(r.cost_usd.sum()), 4)
-    return name, f"{1 - r.violated.mean():.2%}", int((~r.ok).sum()), *at, int(r.attempts.sum()), cost_usd
+    return (
+        name,
+        f"{1 - r.violated.mean():.2%}",
+        int((~r.ok).sum()),
+        *at,
+        int(r.attempts.sum()),
+        cost_usd,
+    )
 
 
 def compare(stage: Stage, record: Record) -> list[tuple]:
     "Ours, and the rules beside it, on the same requests and faults."
-    peers = [summary(called, stage.fleet([make_peer(name)]).run(stage.workload)) for name, called in BESIDE.items()]
+    peers = [
+        summary(called, stage.fleet([make_peer(name)]).run(stage.workload))
+        for name, called in BESIDE.items()
+    ]
     return [summary(f"ours ({stage.ours})", record), *peers]
 
 # %% ../../nbs/apps/52_simulate.ipynb #81627e05

@@ -14,12 +14,24 @@ import json
 import re
 from collections.abc import Mapping
 from urllib.error import HTTPError, URLError
-from urllib.request import Request as HttpRequest, urlopen
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
 
 import pandas as pd
 import streamlit as st
 
-from .charts import areas, causes_chart, filled, lines, moment, number, percent, ratio_chart, spells, ticks
+from arcpoint_ce.apps.charts import (
+    areas,
+    causes_chart,
+    filled,
+    lines,
+    moment,
+    number,
+    percent,
+    ratio_chart,
+    spells,
+    ticks,
+)
 from .frame import Page, control_of, guarded, live, plain, selected, status_of
 from .pages import chart_with_window, silence, state_at
 from arcpoint_ce.apps.views import (
@@ -39,12 +51,29 @@ from ..context.causes import HARMS, DropExplained, explain_drop
 from ..context.questions import Context
 
 # %% ../../nbs/apps/50e_stories.ipynb #00d67eaa
-MODES = {"predictive": "forecast", "reactive": "own measurements", "panic": "panic: too little healthy capacity"}
+MODES = {
+    "predictive": "forecast",
+    "reactive": "own measurements",
+    "panic": "panic: too little healthy capacity",
+}
+
 
 def decision_columns() -> dict:
     c = st.column_config
-    return dict(at=c.TextColumn("time", pinned=True), id=c.NumberColumn("id", format="%d"), backend=c.TextColumn("backend"), why=c.TextColumn("went by"), tier=c.TextColumn("tier"), model=c.TextColumn("model"), task=c.TextColumn("task"), propensity=c.NumberColumn("drawn with", format="percent"),
-                latency_ms=c.NumberColumn("took, ms", format="%.0f"), limit_ms=c.NumberColumn("limit, ms", format="%.0f"), outcome=c.TextColumn("outcome"))
+    return dict(
+        at=c.TextColumn("time", pinned=True),
+        id=c.NumberColumn("id", format="%d"),
+        backend=c.TextColumn("backend"),
+        why=c.TextColumn("went by"),
+        tier=c.TextColumn("tier"),
+        model=c.TextColumn("model"),
+        task=c.TextColumn("task"),
+        propensity=c.NumberColumn("drawn with", format="percent"),
+        latency_ms=c.NumberColumn("took, ms", format="%.0f"),
+        limit_ms=c.NumberColumn("limit, ms", format="%.0f"),
+        outcome=c.TextColumn("outcome"),
+    )
+
 
 def opened(event, ids: list[int]) -> int | None:
     "The decision of the row that was clicked."
@@ -54,67 +83,203 @@ def opened(event, ids: list[int]) -> int | None:
 # %% ../../nbs/apps/50e_stories.ipynb #5f550dcc
 def decisions_page(page: Page):
     "Who was chosen, and why."
-    left, middle, _ = st.columns([1, 1, 2]); names = page.records.fleet().names; tiers = sorted({t["name"] for t in page.records.plain_fleet()["tiers"]} | {t.tier for t in state_at(page).tiers if t.tier})
-    backend = left.selectbox("Backend", ["all", *names], key="of", bind="query-params"); tier = middle.selectbox("Tier", ["all", *tiers], key="tier", bind="query-params")
-    only = lambda x: None if x == "all" else x
+    left, middle, _ = st.columns([1, 1, 2])
+    names = page.records.fleet().names
+    tiers = sorted(
+        {t["name"] for t in page.records.plain_fleet()["tiers"]}
+        | {t.tier for t in state_at(page).tiers if t.tier}
+    )
+    backend = left.selectbox("Backend", ["all", *names], key="of", bind="query-params")
+    tier = middle.selectbox("Tier", ["all", *tiers], key="tier", bind="query-params")
+
+    def only(x):
+        return None if x == "all" else x
+
     live(page, lambda: drawn(page, only(tier)), "drawn")
-    st.subheader("Newest decisions"); live(page, lambda: newest(page, only(backend), only(tier)))
+    st.subheader("Newest decisions")
+    live(page, lambda: newest(page, only(backend), only(tier)))
 
 # %% ../../nbs/apps/50e_stories.ipynb #9d6ddf4a
 def drawn(page: Page, tier: str | None):
     "Shares over time."
-    t, every = page.ask(drawn_over_time, page.look(), tier); silence(page, state_at(page))
-    if t.empty: st.info("No decision was made in this window.", icon=":material/info:"); return
-    by = t.groupby(["at_s", "backend"], as_index=False).n.sum(); top = by.groupby("backend").n.sum().nlargest(7).index
-    by = by.assign(backend=by.backend.where(by.backend.isin(top), "others")).groupby(["at_s", "backend"], as_index=False).n.sum()
-    left, right = st.columns(2); left.subheader("By backend"); right.subheader("By reason")
-    with left: chart_with_window(page, areas(by, "n", "share of the decisions", "backend"), "drawn", "slo")
-    right.altair_chart(areas(t.assign(reason=t["mode"].map(MODES).fillna(t["mode"])).groupby(["at_s", "reason"], as_index=False).n.sum(), "n", "share of the decisions", "reason"), key="reasons")
-    if every > 1: st.caption(f"One of {every} decisions was read.")
+    t, every = page.ask(drawn_over_time, page.look(), tier)
+    silence(page, state_at(page))
+    if t.empty:
+        st.info("No decision was made in this window.", icon=":material/info:")
+        return
+    by = t.groupby(["at_s", "backend"], as_index=False).n.sum()
+    top = by.groupby("backend").n.sum().nlargest(7).index
+    by = (
+        by.assign(backend=by.backend.where(by.backend.isin(top), "others"))
+        .groupby(["at_s", "backend"], as_index=False)
+        .n.sum()
+    )
+    left, right = st.columns(2)
+    left.subheader("By backend")
+    right.subheader("By reason")
+    with left:
+        chart_with_window(page, areas(by, "n", "share of the decisions", "backend"), "drawn", "slo")
+    right.altair_chart(
+        areas(
+            t.assign(reason=t["mode"].map(MODES).fillna(t["mode"]))
+            .groupby(["at_s", "reason"], as_index=False)
+            .n.sum(),
+            "n",
+            "share of the decisions",
+            "reason",
+        ),
+        key="reasons",
+    )
+    if every > 1:
+        st.caption(f"One of {every} decisions was read.")
 
 # %% ../../nbs/apps/50e_stories.ipynb #404a077d
 def newest(page: Page, backend: str | None, tier: str | None):
     "The list, and the one that is opened; it stands in the address."
     t = page.ask(newest_decisions, page.look(), backend, tier)
-    if t.empty: st.info("No decision in this window.", icon=":material/info:"); return
-    show = t.assign(at=[moment(x, page.zone) for x in t.at_s], why=t["mode"].map(MODES).fillna(t["mode"]))[list(decision_columns())]
+    if t.empty:
+        st.info("No decision in this window.", icon=":material/info:")
+        return
+    show = t.assign(
+        at=[moment(x, page.zone) for x in t.at_s], why=t["mode"].map(MODES).fillna(t["mode"])
+    )[list(decision_columns())]
+
     def keep():
         id = opened(st.session_state.get("list"), st.session_state.get("ids", []))
-        if id is not None: st.query_params["decision"] = str(id)
+        if id is not None:
+            st.query_params["decision"] = str(id)
+
     st.session_state["ids"] = t.id.tolist()
-    st.dataframe(filled(show), key="list", column_config=decision_columns(), hide_index=True, height=320, on_select=keep, selection_mode="single-row")
+    st.dataframe(
+        filled(show),
+        key="list",
+        column_config=decision_columns(),
+        hide_index=True,
+        height=320,
+        on_select=keep,
+        selection_mode="single-row",
+    )
     chosen = st.query_params.get("decision")
-    if chosen is None: st.caption("Click at the left edge of a row to open the decision."); return
+    if chosen is None:
+        st.caption("Click at the left edge of a row to open the decision.")
+        return
     guarded(lambda: one_decision(page, int(chosen)))
 
 # %% ../../nbs/apps/50e_stories.ipynb #5474c765
 def one_decision(page: Page, id: int):
     "To its last detail."
-    d = page.ask(open_decision, id, keep_s=1.); r = d.row; c = st.column_config; have = lambda x: x is not None and x == x
+    d = page.ask(open_decision, id, keep_s=1.0)
+    r = d.row
+    c = st.column_config
+
+    def have(x):
+        return x is not None and x == x
+
     st.subheader(f"Decision {id}")
-    told = [("backend", r["backend"]), ("went by", MODES.get(r["mode"], r["mode"])), ("drawn with", percent(r["propensity"])), ("forecast", f"{number(r['p50_ms'])} ms" if have(r["p50_ms"]) else "none used"), ("limit", f"{number(r['limit_ms'])} ms")]
-    for column, (label, value) in zip(st.columns([2, 2, 1, 1, 1]), told): column.metric(label, value, border=True)
-    if paces := in_paces(r["features"]): st.markdown(plain(paces + "."))
+    told = [
+        ("backend", r["backend"]),
+        ("went by", MODES.get(r["mode"], r["mode"])),
+        ("drawn with", percent(r["propensity"])),
+        ("forecast", f"{number(r['p50_ms'])} ms" if have(r["p50_ms"]) else "none used"),
+        ("limit", f"{number(r['limit_ms'])} ms"),
+    ]
+    for column, (label, value) in zip(st.columns([2, 2, 1, 1, 1]), told):
+        column.metric(label, value, border=True)
+    if paces := in_paces(r["features"]):
+        st.markdown(plain(paces + "."))
     st.markdown(plain(d.runner_up))
     left, right = st.columns(2)
-    left.markdown("**Candidates**"); left.dataframe(filled(d.candidates.sort_values("score", kind="stable")), hide_index=True, column_config=dict(backend="backend", probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1), score=c.NumberColumn("score (lower is better)", format="%.3g"), why="excluded because"))
-    right.markdown("**Attempts**"); right.dataframe(filled(d.outcomes.assign(at=[moment(x, page.zone) for x in d.outcomes.ts_s], ok=d.outcomes.ok.astype(bool))[["at", "attempt", "backend", "latency_ms", "ttft_ms", "ok", "error", "fate", "tokens_in", "tokens_out", "cost_usd"]]), hide_index=True,
-        column_config=dict(at="began", latency_ms=c.NumberColumn("took, ms", format="%.0f"), ttft_ms=c.NumberColumn("first token, ms", format="%.0f"), tokens_in="tokens in", tokens_out="tokens out", cost_usd=c.NumberColumn("cost, USD", format="%.5f")))
+    left.markdown("**Candidates**")
+    left.dataframe(
+        filled(d.candidates.sort_values("score", kind="stable")),
+        hide_index=True,
+        column_config=dict(
+            backend="backend",
+            probability=c.ProgressColumn("probability", format="percent", min_value=0, max_value=1),
+            score=c.NumberColumn("score (lower is better)", format="%.3g"),
+            why="excluded because",
+        ),
+    )
+    right.markdown("**Attempts**")
+    right.dataframe(
+        filled(
+            d.outcomes.assign(
+                at=[moment(x, page.zone) for x in d.outcomes.ts_s], ok=d.outcomes.ok.astype(bool)
+            )[
+                [
+                    "at",
+                    "attempt",
+                    "backend",
+                    "latency_ms",
+                    "ttft_ms",
+                    "ok",
+                    "error",
+                    "fate",
+                    "tokens_in",
+                    "tokens_out",
+                    "cost_usd",
+                ]
+            ]
+        ),
+        hide_index=True,
+        column_config=dict(
+            at="began",
+            latency_ms=c.NumberColumn("took, ms", format="%.0f"),
+            ttft_ms=c.NumberColumn("first token, ms", format="%.0f"),
+            tokens_in="tokens in",
+            tokens_out="tokens out",
+            cost_usd=c.NumberColumn("cost, USD", format="%.5f"),
+        ),
+    )
     age = f", {number(r['age_s'])} s old" if have(r["age_s"]) else ""
-    st.caption(plain(f"Request {r['request'] or 'without an id'}; tier {r['tier'] or 'none'}, model {r['model'] or 'any'}, task {r['task'] or 'any'}. " + (f"Forecast version {r['version']:.0f}{age}: 80 % interval {number(r['p10_ms'])} to {number(r['p90_ms'])} ms." if have(r["version"]) else "No forecast was used.") + f" Decided {moment(r['at_s'], page.zone)}."))
+    st.caption(
+        plain(
+            f"Request {r['request'] or 'without an id'}; tier {r['tier'] or 'none'}, model {r['model'] or 'any'}, task {r['task'] or 'any'}. "
+            + (
+                f"Forecast version {r['version']:.0f}{age}: 80 % interval {number(r['p10_ms'])} to {number(r['p90_ms'])} ms."
+                if have(r["version"])
+                else "No forecast was used."
+            )
+            + f" Decided {moment(r['at_s'], page.zone)}."
+        )
+    )
 
 # %% ../../nbs/apps/50e_stories.ipynb #46731122
-def incident_rows(records, look) -> pd.DataFrame:   # start_s, end_s, backend, severity, says; the newest 300
+# start_s, end_s, backend, severity, says; the newest 300
+def incident_rows(records, look) -> pd.DataFrame:
     "Incidents that touch a window, those that go on included."
-    rows = records.rows("SELECT start_s, end_s, backend, severity, says FROM incidents WHERE end_s >= ? AND start_s < ? ORDER BY start_s DESC LIMIT 300", (look.since_s, look.until_s), look.since_s - 86_400., look.until_s + 86_400.)
-    rows += [(r["start_s"], look.until_s, r["backend"], r["severity"], r["says"]) for r in records.going_on(look.until_s)]
-    return pd.DataFrame(rows, columns=["start_s", "end_s", "backend", "severity", "says"]).sort_values("start_s", ascending=False)
+    rows = records.rows(
+        "SELECT start_s, end_s, backend, severity, says FROM incidents WHERE end_s >= ? AND start_s < ? ORDER BY start_s DESC LIMIT 300",
+        (look.since_s, look.until_s),
+        look.since_s - 86_400.0,
+        look.until_s + 86_400.0,
+    )
+    rows += [
+        (r["start_s"], look.until_s, r["backend"], r["severity"], r["says"])
+        for r in records.going_on(look.until_s)
+    ]
+    return pd.DataFrame(
+        rows, columns=["start_s", "end_s", "backend", "severity", "says"]
+    ).sort_values("start_s", ascending=False)
 
-def event_rows(records, look) -> pd.DataFrame:      # at_s, backend, what, says; the newest 500
+
+def event_rows(records, look) -> pd.DataFrame:  # at_s, backend, what, says; the newest 500
     "Breakers, drift and model events."
-    t = records.rows("SELECT at_s, backend, 'breaker ' || replace(new, '_', '-'), reason FROM transitions WHERE at_s >= ? AND at_s < ? ORDER BY at_s DESC LIMIT 300", (look.since_s, look.until_s), look.since_s, look.until_s)
-    e = records.rows("SELECT at_s, coalesce(backend, 'all'), what, why FROM events WHERE at_s >= ? AND at_s < ? ORDER BY at_s DESC LIMIT 200", (look.since_s, look.until_s), look.since_s, look.until_s)
-    return pd.DataFrame(t + e, columns=["at_s", "backend", "what", "says"]).sort_values("at_s", ascending=False)
+    t = records.rows(
+        "SELECT at_s, backend, 'breaker ' || replace(new, '_', '-'), reason FROM transitions WHERE at_s >= ? AND at_s < ? ORDER BY at_s DESC LIMIT 300",
+        (look.since_s, look.until_s),
+        look.since_s,
+        look.until_s,
+    )
+    e = records.rows(
+        "SELECT at_s, coalesce(backend, 'all'), what, why FROM events WHERE at_s >= ? AND at_s < ? ORDER BY at_s DESC LIMIT 200",
+        (look.since_s, look.until_s),
+        look.since_s,
+        look.until_s,
+    )
+    return pd.DataFrame(t + e, columns=["at_s", "backend", "what", "says"]).sort_values(
+        "at_s", ascending=False
+    )
 
 # %% ../../nbs/apps/50e_stories.ipynb #3a5e7ad1
 def learning_page(page: Page):
@@ -163,16 +328,30 @@ def acts_in_words(t: pd.DataFrame) -> str:
         told = "none acts yet: no forecaster has earned it"
     else:
         return "This engine does not forecast: it goes by its own measurements."
-    return told + (f"; {', '.join(watching)} {'watches' if len(watching) == 1 else 'watch'}" if watching else "") + "."
+    return (
+        told
+        + (
+            f"; {', '.join(watching)} {'watches' if len(watching) == 1 else 'watch'}"
+            if watching
+            else ""
+        )
+        + "."
+    )
 
 
 def who_foresees(page: Page):
-    "Which forecaster acts, on what evidence; per backend trust, skill and coverage; switches and lessons."
+    """Which forecaster acts, on what evidence; per backend trust, skill and coverage; switches and
+    lessons.
+    """
     status = page.ask(status_of)
     if status is None:
         return
     st.subheader("Who foresees")
-    who, trust, lessons = forecasters_of(status), trust_rows(status), page.ask(lesson_rows, page.look())
+    who, trust, lessons = (
+        forecasters_of(status),
+        trust_rows(status),
+        page.ask(lesson_rows, page.look()),
+    )
     taught = status["forecaster"].get("lesson")
     st.markdown(plain(acts_in_words(who) + ("" if not taught else f" Lessons so far: {taught}.")))
     if (who.forecaster != "none").any():
@@ -180,7 +359,9 @@ def who_foresees(page: Page):
         left.dataframe(filled(who), hide_index=True, column_config=who_columns())
         if len(trust):
             height = min(38 + 35 * len(trust), 320)
-            right.dataframe(filled(trust), hide_index=True, height=height, column_config=trust_columns())
+            right.dataframe(
+                filled(trust), hide_index=True, height=height, column_config=trust_columns()
+            )
     if len(lessons):
         st.markdown("**Switches and lessons**")
         spoken(lessons, page)
@@ -191,7 +372,11 @@ def who_columns() -> dict:
     return dict(
         forecaster=c.TextColumn("forecaster"),
         acts=c.CheckboxColumn("acts"),
-        evidence=c.NumberColumn("evidence", format="%.2f", help="from forecasts that came true or not; 1 is enough for full trust, below 0 speaks against it"),
+        evidence=c.NumberColumn(
+            "evidence",
+            format="%.2f",
+            help="from forecasts that came true or not; 1 is enough for full trust, below 0 speaks against it",
+        ),
         changes=c.NumberColumn("changes foreseen", format="%d"),
         right=c.NumberColumn("of them right", format="%d", help="better than: it stays as it is"),
     )
@@ -203,8 +388,14 @@ def trust_columns() -> dict:
         backend=c.TextColumn("backend", pinned=True),
         by=c.TextColumn("by"),
         state=c.TextColumn("state"),
-        trust=c.ProgressColumn("trust", format="percent", min_value=0, max_value=1, help="how far the forecast may act"),
-        skill=c.NumberColumn("skill", format="%.2f", help="1 - error over that of persistence; below 0: worse than doing nothing"),
+        trust=c.ProgressColumn(
+            "trust", format="percent", min_value=0, max_value=1, help="how far the forecast may act"
+        ),
+        skill=c.NumberColumn(
+            "skill",
+            format="%.2f",
+            help="1 - error over that of persistence; below 0: worse than doing nothing",
+        ),
         coverage=c.NumberColumn("in the interval", format="percent", help="80 % is aimed at"),
         matured=c.NumberColumn("forecasts judged", format="%d"),
     )
@@ -212,10 +403,29 @@ def trust_columns() -> dict:
 # %% ../../nbs/apps/50e_stories.ipynb #ee68fb3d
 def drift_told(status: dict | None):
     "What the drift detectors have said in all, and the ladder of each backend."
-    if status is None: return
-    counts = lambda d: sum((d.get("events") or {}).values()); f, d = status["feature_drift"], status["drift"]
-    rungs = {n: b["state"] for n, b in status["forecast"]["backends"].items() if b["state"] != "normal"}
-    st.caption(plain(f"Since the engine started: {counts(d)} drifts of forecast errors ({d.get('streams', 0)} streams watched), {counts(f)} of features ({f.get('streams', 0)}). " + ("Stepped aside or widened: " + ", ".join(f"{n} ({s})" for n, s in sorted(rungs.items())) + "." if rungs else "Every forecast is in force as usual.")))
+    if status is None:
+        return
+
+    def counts(d):
+        return sum((d.get("events") or {}).values())
+
+    f, d = status["feature_drift"], status["drift"]
+    rungs = {
+        n: b["state"] for n, b in status["forecast"]["backends"].items() if b["state"] != "normal"
+    }
+    st.caption(
+        plain(
+            f"Since the engine started: {counts(d)} drifts of forecast errors ({d.get('streams', 0)} streams watched), {counts(f)} of features ({f.get('streams', 0)}). "
+            + (
+                "Stepped aside or widened: "
+                + ", ".join(f"{n} ({s})" for n, s in sorted(rungs.items()))
+                + "."
+                if rungs
+                else "Every forecast is in force as usual."
+            )
+        )
+    )
+
 
 def rollout_in_words(
     c: Mapping,  # as `Canary.told` and `Rollout.told` give it
@@ -250,121 +460,318 @@ def rollouts_told(page: Page):
 
 def models(page: Page):
     "Versions with lineage."
-    if page.where.registry is None: st.caption("Start the dashboard with `--registry FOLDER` to see model versions, their parents and the test that promoted or kept them; `arcpoint report retrain -p registry FOLDER` fills one."); return
+    if page.where.registry is None:
+        st.caption(
+            "Start the dashboard with `--registry FOLDER` to see model versions, their parents and the test that promoted or kept them; `arcpoint report retrain -p registry FOLDER` fills one."
+        )
+        return
     from arcpoint_ce.learning.registry import Registry
+
     rows = Registry(page.where.registry).table()
-    if not rows: st.caption("The registry holds no version yet."); return
-    t = pd.DataFrame(rows); t["made_s"] = [moment(x, page.zone) for x in t.made_s]
-    st.dataframe(t.rename(columns=dict(made_s="made", why="why (gain with its 95 % interval)")), hide_index=True)
+    if not rows:
+        st.caption("The registry holds no version yet.")
+        return
+    t = pd.DataFrame(rows)
+    t["made_s"] = [moment(x, page.zone) for x in t.made_s]
+    st.dataframe(
+        t.rename(columns=dict(made_s="made", why="why (gain with its 95 % interval)")),
+        hide_index=True,
+    )
 
 # %% ../../nbs/apps/50e_stories.ipynb #d52ef11c
-CURVES = {"slo": ("beyond", "beyond their limit", "%"), "errors": ("error_rate", "failed", "%"), "latency": ("latency_ms", "mean latency, ms", ",.0f")}
+CURVES = {
+    "slo": ("beyond", "beyond their limit", "%"),
+    "errors": ("error_rate", "failed", "%"),
+    "latency": ("latency_ms", "mean latency, ms", ",.0f"),
+}
+
 
 def curve(page: Page, metric: str):
     "The metric over the window, by tier."
-    t, every = page.ask(met_over_time, page.look()); column, title, form = CURVES.get(metric, CURVES["slo"])
-    if t.empty: st.info("No request ended in this window.", icon=":material/info:"); return
+    t, every = page.ask(met_over_time, page.look())
+    column, title, form = CURVES.get(metric, CURVES["slo"])
+    if t.empty:
+        st.info("No request ended in this window.", icon=":material/info:")
+        return
     chart_here(lines(t.assign(beyond=1 - t.met), column, title, by="tier", form=form))
-    if every > 1: st.caption(f"One of {every} requests was read for the curve.")
+    if every > 1:
+        st.caption(f"One of {every} requests was read for the curve.")
+
 
 def chart_here(chart):
     "A chart on which a stretch is chosen for this very page; it goes into the address."
     span = selected(st.altair_chart(chart, key="curve", on_select="rerun", selection_mode="span"))
     if span is not None and st.session_state.get("curve-span") != span:
-        st.session_state["curve-span"] = span; st.query_params.update(since=f"{span[0]:.1f}", end=f"{span[1]:.1f}"); st.rerun()
+        st.session_state["curve-span"] = span
+        st.query_params.update(since=f"{span[0]:.1f}", end=f"{span[1]:.1f}")
+        st.rerun()
 
-def meant(page: Page) -> tuple[float, float]:   # s
-    "The stretch to explain: of the address, or the last tenth of the window. ValueError on an address that holds no numbers."
+
+def meant(page: Page) -> tuple[float, float]:  # s
+    """The stretch to explain: of the address, or the last tenth of the window. ValueError on an
+    address that holds no numbers.
+    """
     since, end = st.query_params.get("since"), st.query_params.get("end")
-    if since is not None and end is not None: return float(since), float(end)
-    look = page.look(); return look.until_s - (look.until_s - look.since_s)/10, look.until_s + 1e-6
+    if since is not None and end is not None:
+        return float(since), float(end)
+    look = page.look()
+    return look.until_s - (look.until_s - look.since_s) / 10, look.until_s + 1e-6
 
-def explained(records, metric: str, window: tuple[float, float]) -> DropExplained: return explain_drop(records, metric, window)
+
+def explained(records, metric: str, window: tuple[float, float]) -> DropExplained:
+    return explain_drop(records, metric, window)
+
 
 def why_page(page: Page):
     "Why it dropped."
-    left, _ = st.columns([1, 3]); metric = left.selectbox("Metric", list(HARMS), index=list(HARMS).index("slo"), key="metric", bind="query-params", format_func=lambda m: {"slo": "slo: beyond the limit", "ttft": "ttft: time to first token"}.get(m, m))
-    guarded(lambda: curve(page, metric)); guarded(lambda: reasons(page, metric))
-    st.subheader("The agent's reasoning"); guarded(lambda: traces(page))
+    left, _ = st.columns([1, 3])
+    metric = left.selectbox(
+        "Metric",
+        list(HARMS),
+        index=list(HARMS).index("slo"),
+        key="metric",
+        bind="query-params",
+        format_func=lambda m: {
+            "slo": "slo: beyond the limit",
+            "ttft": "ttft: time to first token",
+        }.get(m, m),
+    )
+    guarded(lambda: curve(page, metric))
+    guarded(lambda: reasons(page, metric))
+    st.subheader("The agent's reasoning")
+    guarded(lambda: traces(page))
 
 # %% ../../nbs/apps/50e_stories.ipynb #8d5cfa18
 def reasons(page: Page, metric: str):
     "The explanation of the stretch that is meant."
-    span = meant(page); d = page.ask(explained, metric, span, keep_s=60.); c = st.column_config
+    span = meant(page)
+    d = page.ask(explained, metric, span, keep_s=60.0)
+    c = st.column_config
     st.subheader(plain(f"{moment(span[0], page.zone)} to {moment(span[1], page.zone)}"))
     st.markdown(("**" if d.significant else "") + plain(d.says) + ("**" if d.significant else ""))
-    show = (lambda x: percent(x, 2)) if HARMS[metric].startswith("share") else lambda x: number(x, HARMS[metric])
-    tiles = [("before", show(d.before)), ("in the window", show(d.after)), ("began to change", moment(d.change.at_s, page.zone) if d.change else "–"), ("sure", percent(d.confidence, 0))]
-    for column, (label, value) in zip(st.columns(4), tiles): column.metric(label, value, border=True)
-    if d.causes and d.significant: st.altair_chart(causes_chart(pd.DataFrame([dict(says=x.says, contribution=x.contribution, low=x.low, high=x.high) for x in d.causes]), HARMS[metric]), key="causes")
+    show = (
+        (lambda x: percent(x, 2))
+        if HARMS[metric].startswith("share")
+        else lambda x: number(x, HARMS[metric])
+    )
+    tiles = [
+        ("before", show(d.before)),
+        ("in the window", show(d.after)),
+        ("began to change", moment(d.change.at_s, page.zone) if d.change else "–"),
+        ("sure", percent(d.confidence, 0)),
+    ]
+    for column, (label, value) in zip(st.columns(4), tiles):
+        column.metric(label, value, border=True)
+    if d.causes and d.significant:
+        st.altair_chart(
+            causes_chart(
+                pd.DataFrame(
+                    [
+                        dict(says=x.says, contribution=x.contribution, low=x.low, high=x.high)
+                        for x in d.causes
+                    ]
+                ),
+                HARMS[metric],
+            ),
+            key="causes",
+        )
     if d.segments:
-        st.markdown("**Where it changed**: mix shift and change within each segment add up to the whole.")
-        for tab, (dimension, rows) in zip(st.tabs(list(d.segments)), d.segments.items()): tab.dataframe(pd.DataFrame(rows), hide_index=True, key=f"seg-{dimension}", column_config=segment_columns(HARMS[metric]))
-    if d.evidence: st.markdown("**Evidence**")
-    for k, e in enumerate(d.evidence[:20]): guarded(lambda: evidence(page, k, e))
+        st.markdown(
+            "**Where it changed**: mix shift and change within each segment add up to the whole."
+        )
+        for tab, (dimension, rows) in zip(st.tabs(list(d.segments)), d.segments.items()):
+            tab.dataframe(
+                pd.DataFrame(rows),
+                hide_index=True,
+                key=f"seg-{dimension}",
+                column_config=segment_columns(HARMS[metric]),
+            )
+    if d.evidence:
+        st.markdown("**Evidence**")
+    for k, e in enumerate(d.evidence[:20]):
+        guarded(lambda: evidence(page, k, e))
 
 # %% ../../nbs/apps/50e_stories.ipynb #2248bbd4
 def segment_columns(unit: str) -> dict:
-    c = st.column_config; share = lambda label: c.NumberColumn(label, format="percent"); value = lambda label: c.NumberColumn(f"{label}, {unit}", format="%.4g")
-    return dict(segment=c.TextColumn("segment"), share_before=share("of the requests before"), share_after=share("after"), mean_before=value("mean before"), mean_after=value("after"), mix=value("by mix shift"), within=value("by change within"))
+    c = st.column_config
+
+    def share(label):
+        return c.NumberColumn(label, format="percent")
+
+    def value(label):
+        return c.NumberColumn(f"{label}, {unit}", format="%.4g")
+
+    return dict(
+        segment=c.TextColumn("segment"),
+        share_before=share("of the requests before"),
+        share_after=share("after"),
+        mean_before=value("mean before"),
+        mean_after=value("after"),
+        mix=value("by mix shift"),
+        within=value("by change within"),
+    )
+
 
 def evidence(page: Page, k: int, e):
     "One piece; the records behind it are fetched where somebody opens it."
     with st.expander(plain(e.says) + f" · {plain(moment(e.at_s, page.zone))}"):
         st.caption(plain(e.id))
-        if st.toggle("Show the records", key=f"evidence-{k}"): st.dataframe(pd.DataFrame(page.ask(rows_behind, e.id, keep_s=60.)).astype(str), hide_index=True)
+        if st.toggle("Show the records", key=f"evidence-{k}"):
+            st.dataframe(
+                pd.DataFrame(page.ask(rows_behind, e.id, keep_s=60.0)).astype(str), hide_index=True
+            )
+
 
 ENDED_SQL = "SELECT end_s, decision, attempt, backend, latency_ms, ok, error, tokens_in, tokens_out, ttft_ms, cost_usd FROM outcomes WHERE end_s >= ? AND end_s < ? ORDER BY latency_ms DESC LIMIT 100"
 
+
 def rows_behind(records, id: str) -> list[dict]:
     "The records of a piece of evidence; of many requests the hundred slowest."
-    if not id.startswith("requests/"): return Context(records).evidence(id)
-    since, until = map(float, re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id).groups()); names = ENDED_SQL.split(" FROM")[0].removeprefix("SELECT ").split(", ")
+    if not id.startswith("requests/"):
+        return Context(records).evidence(id)
+    since, until = map(float, re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id).groups())
+    names = ENDED_SQL.split(" FROM")[0].removeprefix("SELECT ").split(", ")
     return [dict(zip(names, r)) for r in records.rows(ENDED_SQL, (since, until), since, until)]
 
 # %% ../../nbs/apps/50e_stories.ipynb #14b1b0a9
 def traces(page: Page):
     "Conversations of the agent, step by step."
     found = page.ask(newest_traces)
-    if not found: st.caption("No conversation is recorded in this store. A `HybridRouter` or an `Agent` with a store writes them down."); return
-    id = st.selectbox("Conversation", [t["id"] for t in found], key="trace", format_func=lambda i: f"{i}, {moment(next(t['at_s'] for t in found if t['id'] == i), page.zone)}")
+    if not found:
+        st.caption(
+            "No conversation is recorded in this store. A `HybridRouter` or an `Agent` with a store writes them down."
+        )
+        return
+    id = st.selectbox(
+        "Conversation",
+        [t["id"] for t in found],
+        key="trace",
+        format_func=lambda i: (
+            f"{i}, {moment(next(t['at_s'] for t in found if t['id'] == i), page.zone)}"
+        ),
+    )
     trace = Trace.read(next(t for t in found if t["id"] == id))
     st.caption(f"{len(trace.steps)} steps, chain of hashes intact, head {trace.head[:16]}")
     for s in trace.steps:
-        with st.expander(f"{s.n}\\. {plain(s.kind)} · {s.at_s:.2f} s · {s.hash[:8]}"): st.json(s.data, expanded=2)
+        with st.expander(f"{s.n}\\. {plain(s.kind)} · {s.at_s:.2f} s · {s.hash[:8]}"):
+            st.json(s.data, expanded=2)
 
 # %% ../../nbs/apps/50e_stories.ipynb #ace8be0f
 def desk(told: dict, body: dict | None = None) -> dict:
     "Ask or order. ValueError says what the simulation objected to, or that it is gone."
-    request = HttpRequest(told["url"] + "/faults", None if body is None else json.dumps(body).encode(), {"authorization": f"Bearer {told['token']}", "content-type": "application/json"})
+    request = HttpRequest(
+        told["url"] + "/faults",
+        None if body is None else json.dumps(body).encode(),
+        {"authorization": f"Bearer {told['token']}", "content-type": "application/json"},
+    )
     try:
-        with urlopen(request, timeout=3) as r: return json.load(r)
-    except HTTPError as e: raise ValueError(f"the simulation refused: {json.load(e).get('detail') or e.reason}") from None
-    except (URLError, OSError, ValueError): raise ValueError("the simulation does not answer; it may have ended") from None
+        with urlopen(request, timeout=3) as r:
+            return json.load(r)
+    except HTTPError as e:
+        raise ValueError(
+            f"the simulation refused: {json.load(e).get('detail') or e.reason}"
+        ) from None
+    except (URLError, OSError, ValueError):
+        raise ValueError("the simulation does not answer; it may have ended") from None
+
 
 def chaos_page(page: Page):
     "Order a fault, and watch."
     told = control_of(page.where)
-    if told is None: st.info("No simulation takes faults beside this store. Start one: `arcpoint simulate --scenario calm --speed 10 --requests 60000 --store NEW.sqlite --inject`, and the dashboard on the same store.", icon=":material/science:"); return
-    guarded(lambda: order(told)); live(page, lambda: ordered(page, told))
+    if told is None:
+        st.info(
+            "No simulation takes faults beside this store. Start one: `arcpoint simulate --scenario calm --speed 10 --requests 60000 --store NEW.sqlite --inject`, and the dashboard on the same store.",
+            icon=":material/science:",
+        )
+        return
+    guarded(lambda: order(told))
+    live(page, lambda: ordered(page, told))
+
 
 def order(told: dict):
     "The form."
     now = desk(told)
     with st.form("order"):
         kind, target, long, strong = st.columns([2, 1, 1, 1])
-        k = kind.selectbox("Fault", list(now["kinds"]), format_func=lambda x: f"{x}: {now['kinds'][x]}", index=list(now["kinds"]).index("backend_down")); t = target.selectbox("Backend", [*now["backends"], "*"], format_func=lambda x: "all" if x == "*" else x)
-        d = long.number_input("Duration, simulated s", 1., 3600., 120.); x = strong.number_input("Intensity", .1, 10., 1., step=.1, help="1 is what the description says; some faults have no degrees")
+        k = kind.selectbox(
+            "Fault",
+            list(now["kinds"]),
+            format_func=lambda x: f"{x}: {now['kinds'][x]}",
+            index=list(now["kinds"]).index("backend_down"),
+        )
+        t = target.selectbox(
+            "Backend", [*now["backends"], "*"], format_func=lambda x: "all" if x == "*" else x
+        )
+        d = long.number_input("Duration, simulated s", 1.0, 3600.0, 120.0)
+        x = strong.number_input(
+            "Intensity",
+            0.1,
+            10.0,
+            1.0,
+            step=0.1,
+            help="1 is what the description says; some faults have no degrees",
+        )
         if st.form_submit_button("Inject", type="primary", icon=":material/bolt:"):
-            body = dict(kind=k, target="*" if k == "traffic_surge" else t, duration_s=d, **(dict(intensity=x) if now["graded"][k] else {}))
-            desk(told, body); st.success(plain(f"Ordered: {k} on {body['target']} for {d:g} s. Watch the fleet, decisions and learning pages."), icon=":material/check:")
+            body = dict(
+                kind=k,
+                target="*" if k == "traffic_surge" else t,
+                duration_s=d,
+                **(dict(intensity=x) if now["graded"][k] else {}),
+            )
+            desk(told, body)
+            st.success(
+                plain(
+                    f"Ordered: {k} on {body['target']} for {d:g} s. Watch the fleet, decisions and learning pages."
+                ),
+                icon=":material/check:",
+            )
 
 # %% ../../nbs/apps/50e_stories.ipynb #b7e443b8
 def ordered(page: Page, told: dict):
     "What was ordered so far, and how the fleet takes it."
-    now = desk(told); st.caption(plain(f"The simulation is at {moment(now['now_s'], page.zone)}."))
-    if now["faults"]: st.dataframe(pd.DataFrame([dict(fault=f["kind"], backend=f["target"], began=moment(f["start_s"], page.zone), ends=moment(f["end_s"], page.zone), intensity=f["intensity"], state="at work" if f["on"] else "over") for f in reversed(now["faults"])]), hide_index=True)
-    t, _ = page.ask(drawn_over_time, page.look(), None); m, _ = page.ask(met_over_time, page.look()); left, right = st.columns(2)
-    left.subheader("Who gets the requests"); right.subheader("Attempts beyond their limit")
-    if len(t): left.altair_chart(areas(t.groupby(["at_s", "backend"], as_index=False).n.sum(), "n", "share of the decisions", "backend"), key="chaos-drawn")
-    if len(m): right.altair_chart(lines(m.assign(beyond=1 - m.met), "beyond", "beyond their limit", by="tier", form="%", brush=False), key="chaos-met")
+    now = desk(told)
+    st.caption(plain(f"The simulation is at {moment(now['now_s'], page.zone)}."))
+    if now["faults"]:
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    dict(
+                        fault=f["kind"],
+                        backend=f["target"],
+                        began=moment(f["start_s"], page.zone),
+                        ends=moment(f["end_s"], page.zone),
+                        intensity=f["intensity"],
+                        state="at work" if f["on"] else "over",
+                    )
+                    for f in reversed(now["faults"])
+                ]
+            ),
+            hide_index=True,
+        )
+    t, _ = page.ask(drawn_over_time, page.look(), None)
+    m, _ = page.ask(met_over_time, page.look())
+    left, right = st.columns(2)
+    left.subheader("Who gets the requests")
+    right.subheader("Attempts beyond their limit")
+    if len(t):
+        left.altair_chart(
+            areas(
+                t.groupby(["at_s", "backend"], as_index=False).n.sum(),
+                "n",
+                "share of the decisions",
+                "backend",
+            ),
+            key="chaos-drawn",
+        )
+    if len(m):
+        right.altair_chart(
+            lines(
+                m.assign(beyond=1 - m.met),
+                "beyond",
+                "beyond their limit",
+                by="tier",
+                form="%",
+                brush=False,
+            ),
+            key="chaos-met",
+        )

@@ -16,57 +16,112 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..lab.rivals import make_peer
 from ..lab.contest import CONTENDERS, FORECASTS, counted, ran, run_one
 from ..lab.experiment import Task, code_version, compare, run_tasks
-from ..lab.families import FAMILIES, Setting, World
+from ..lab.families import Setting, World
 from ..lab.fleet import Record
+from ..lab.rivals import make_peer
 from ..lab.study import SHARP, SOURCES, STREAMING
-from ..lab.tuning import rivals_of, settle, tuned
+from ..lab.tuning import settle, tuned
 from ..learning.gate import DEMOTED
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #8ad2abf7
-LEVELS = (0., .1, .25, .5, .6, .7, .8, .85, .9, .925, .95, .96, .97, .98, .985, .99, .9925, .995, .9975, .999, 1.)
-NEVER, PARTS = 100., 50                # limits; parts of a run
+LEVELS = (
+    0.0,
+    0.1,
+    0.25,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.85,
+    0.9,
+    0.925,
+    0.95,
+    0.96,
+    0.97,
+    0.98,
+    0.985,
+    0.99,
+    0.9925,
+    0.995,
+    0.9975,
+    0.999,
+    1.0,
+)
+NEVER, PARTS = 100.0, 50  # limits; parts of a run
 
-def curves(world: World, record: Record) -> dict[str, float]:   # q0.000 .. q1.000 in limits, miss00 .. miss49
+
+# q0.000 .. q1.000 in limits, miss00 .. miss49
+def curves(world: World, record: Record) -> dict[str, float]:
     "Latency quantiles over the limit, and misses up to each part of the run."
-    took = np.where(record.ok, np.minimum(record.latency_s/record.slo_s, NEVER), NEVER)
-    part = np.clip((record.born_s - world.start_s)/(world.end_s - world.start_s)*PARTS, 0, PARTS - 1).astype(int)
+    took = np.where(record.ok, np.minimum(record.latency_s / record.slo_s, NEVER), NEVER)
+    part = np.clip(
+        (record.born_s - world.start_s) / (world.end_s - world.start_s) * PARTS, 0, PARTS - 1
+    ).astype(int)
     missed = np.cumsum(np.bincount(part[record.violated], minlength=PARTS))
-    return {f"q{l:.4f}": float(q) for l, q in zip(LEVELS, np.quantile(took, LEVELS))} | {f"miss{k:02d}": float(x) for k, x in enumerate(missed)}
+    return {f"q{l:.4f}": float(q) for l, q in zip(LEVELS, np.quantile(took, LEVELS))} | {
+        f"miss{k:02d}": float(x) for k, x in enumerate(missed)
+    }
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #bdf8e57f
-def acting(world: World, trace: Sequence) -> dict[str, float]:   # act00 .. act49, shares of what backends can hold
-    "How far the forecast moved what is expected of a backend (log of the foreseen change), mean over backends, in each part of the run."
-    if not trace: return {}
-    part = np.clip((np.array([now for now, _ in trace]) - world.start_s)/(world.end_s - world.start_s)*PARTS, 0, PARTS - 1).astype(int)
+# act00 .. act49, shares of what backends can hold
+def acting(world: World, trace: Sequence) -> dict[str, float]:
+    """How far the forecast moved what is expected of a backend (log of the foreseen change), mean
+    over backends, in each part of the run.
+    """
+    if not trace:
+        return {}
+    part = np.clip(
+        (np.array([now for now, _ in trace]) - world.start_s)
+        / (world.end_s - world.start_s)
+        * PARTS,
+        0,
+        PARTS - 1,
+    ).astype(int)
     moved = np.array([np.mean(np.abs(np.log(changes))) for _, changes in trace])
     total, count = (np.bincount(part, w, PARTS) for w in (moved, None))
-    return {f"act{k:02d}": float(t/c) if c else None for k, (t, c) in enumerate(zip(total, count))}
+    return {
+        f"act{k:02d}": float(t / c) if c else None for k, (t, c) in enumerate(zip(total, count))
+    }
 
-def gated(world: World, gateway) -> dict:   # demoted, demoted_at_s, why, trust
+
+def gated(world: World, gateway) -> dict:  # demoted, demoted_at_s, why, trust
     "What the gate of one gateway did."
     engine = getattr(gateway, "engine", None)
-    if engine is None: return {}
-    rows = engine.forecaster.status()["backends"]; out = [e for e in engine.journal.told if e[1] == DEMOTED]
-    return dict(demoted=len(out), demoted_at_s=out[0][0] - world.start_s if out else None, why=out[0][2] if out else None,
-                trust=float(np.mean([rows.get(b.name, {}).get("trust") or 0. for b in world.backends])))
+    if engine is None:
+        return {}
+    rows = engine.forecaster.status()["backends"]
+    out = [e for e in engine.journal.told if e[1] == DEMOTED]
+    return dict(
+        demoted=len(out),
+        demoted_at_s=out[0][0] - world.start_s if out else None,
+        why=out[0][2] if out else None,
+        trust=float(np.mean([rows.get(b.name, {}).get("trust") or 0.0 for b in world.backends])),
+    )
+
 
 def watched(task: Task) -> dict:
     "One contender in one world: counts, curves, and what became of its forecast."
     world = World(Setting(task.family, task.seed, **dict(task.options)))
     record, hold = ran(world, task.policy, dict(task.params))
-    return counted(world, record) | curves(world, record) | acting(world, hold.get("trace", ())) | gated(world, hold["fleet"].gateways[0])
+    return (
+        counted(world, record)
+        | curves(world, record)
+        | acting(world, hold.get("trace", ()))
+        | gated(world, hold["fleet"].gateways[0])
+    )
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #caee074d
 SEEN = ("scheduled_surge", "slow_degradation", "gray_failure", "memoryless_surge")
-FACTORS = (.6, .8, 1., 1.2, 1.4, 1.7, 2.)
-CORNERS = ((0., 1), (1., 1), (5., 1), (15., 1), (0., 4), (0., 16), (15., 16))   # staleness s, gateways
+FACTORS = (0.6, 0.8, 1.0, 1.2, 1.4, 1.7, 2.0)
+# staleness s, gateways
+CORNERS = ((0.0, 1), (1.0, 1), (5.0, 1), (15.0, 1), (0.0, 4), (0.0, 16), (15.0, 16))
 SEER = "clairvoyant_1"
 WRONG = tuple(f"ours_{f}" for f in FORECASTS if f not in ("on", "off"))
 
-LINE = tuple(p for p in ("ours", "ours_none", SHARP, STREAMING) if p in CONTENDERS)  # side by side in every sweep
+# side by side in every sweep
+LINE = tuple(p for p in ("ours", "ours_none", SHARP, STREAMING) if p in CONTENDERS)
 JITTERS = (0.0, 0.01, 0.03, 0.10)  # how far starts stray, share of the cycle
 
 
@@ -82,18 +137,42 @@ def rivals(
 
 def watch_tasks(seeds: Iterable[int], n: int, families: Iterable[str] = SEEN) -> list[Task]:
     "Runs to be watched; wrong forecasters in the first family."
-    return [Task(f, p, s, dict(n=n, load=settle(f, {})["load"]), params) for k, f in enumerate(families) for s in seeds
-            for p, params in (rivals(f) | ({w: {} for w in WRONG} if k == 0 else {})).items()]
+    return [
+        Task(f, p, s, dict(n=n, load=settle(f, {})["load"]), params)
+        for k, f in enumerate(families)
+        for s in seeds
+        for p, params in (rivals(f) | ({w: {} for w in WRONG} if k == 0 else {})).items()
+    ]
 
-def load_tasks(seeds: Iterable[int], n: int, family: str = SEEN[0], factors: Sequence[float] = FACTORS) -> list[Task]:
+
+def load_tasks(
+    seeds: Iterable[int], n: int, family: str = SEEN[0], factors: Sequence[float] = FACTORS
+) -> list[Task]:
     "Runs at multiples of the tuned load."
     tuned_load = settle(family, {})["load"]
-    return [Task(family, p, s, dict(n=n, load=round(tuned_load*x, 4)), params) for x in factors for s in seeds for p, params in rivals(family).items()]
+    return [
+        Task(family, p, s, dict(n=n, load=round(tuned_load * x, 4)), params)
+        for x in factors
+        for s in seeds
+        for p, params in rivals(family).items()
+    ]
 
-def corner_tasks(seeds: Iterable[int], n: int, family: str = SEEN[0], corners: Sequence[tuple[float, int]] = CORNERS) -> list[Task]:
+
+def corner_tasks(
+    seeds: Iterable[int],
+    n: int,
+    family: str = SEEN[0],
+    corners: Sequence[tuple[float, int]] = CORNERS,
+) -> list[Task]:
     "Runs with late gauges and several gateways."
     load = settle(family, {})["load"]
-    return [Task(family, p, s, dict(n=n, load=load, staleness_s=late, gateways=g), params) for late, g in corners for s in seeds for p, params in rivals(family).items()]
+    return [
+        Task(family, p, s, dict(n=n, load=load, staleness_s=late, gateways=g), params)
+        for late, g in corners
+        for s in seeds
+        for p, params in rivals(family).items()
+    ]
+
 
 def punctuality_tasks(
     seeds: Iterable[int],
@@ -102,93 +181,167 @@ def punctuality_tasks(
     jitters: Sequence[float] = JITTERS,
     streams: Sequence[float] = (0.0, 1.0),  # shares of the answers that come token by token
 ) -> list[Task]:
-    "Runs whose recurring trouble starts more or less on time. ValueError where worlds cannot stray."
+    """Runs whose recurring trouble starts more or less on time.
+
+    ValueError where worlds cannot stray.
+    """
     if max(jitters) > 0 and "jitter" not in {f.name for f in fields(Setting)}:
-        raise ValueError("worlds of this version have no jitter: ask for jitters=(0.0,), or update arcpoint_ce")
+        raise ValueError(
+            "worlds of this version have no jitter: ask for jitters=(0.0,), or update arcpoint_ce"
+        )
     load = settle(family, {})["load"]
     points = [(j, share) for j in jitters for share in streams]
     worlds = [dict(n=n, load=load, streams=s) | (dict(jitter=j) if j else {}) for j, s in points]
     return [Task(family, p, s, w) for w in worlds for s in seeds for p in LINE]
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #f2af1988
-MIXES = tuple(("tilt", x) for x in (0., .5, 1., 1.5, 2., 3.)) + tuple(("fill", x) for x in (.5, .6, .7, .8, .9))
+MIXES = tuple(("tilt", x) for x in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)) + tuple(
+    ("fill", x) for x in (0.5, 0.6, 0.7, 0.8, 0.9)
+)
 
-def mix_weights(room: np.ndarray, price: np.ndarray, need: float, how: str, knob: float) -> np.ndarray:   # per backend; sum 1
+
+def mix_weights(
+    room: np.ndarray, price: np.ndarray, need: float, how: str, knob: float
+) -> np.ndarray:  # per backend; sum 1
     "Fixed weights of one mix. ValueError on an unknown kind."
-    if how == "tilt": w = room*price**-knob
+    if how == "tilt":
+        w = room * price**-knob
     elif how == "fill":
         w, order = np.zeros(len(room)), np.argsort(price, kind="stable")
-        for i in order: w[i] = max(min(knob*room[i], need - w.sum()), 0.)
-        w = w + room*max(need - w.sum(), 0.)/room.sum()
-    else: raise ValueError(f"unknown mix {how!r}; known: tilt, fill")
-    return w/w.sum()
+        for i in order:
+            w[i] = max(min(knob * room[i], need - w.sum()), 0.0)
+        w = w + room * max(need - w.sum(), 0.0) / room.sum()
+    else:
+        raise ValueError(f"unknown mix {how!r}; known: tilt, fill")
+    return w / w.sum()
+
 
 def mixed(task: Task) -> dict:
     "One contender, or a fixed mix, in one world: a flat row."
-    if task.policy != "fixed_mix": return run_one(task)
+    if task.policy != "fixed_mix":
+        return run_one(task)
     world, p = World(Setting(task.family, task.seed, **dict(task.options))), dict(task.params)
-    room, price = world.capacity*(1 - world.base), np.array([b.price_out for b in world.backends])
-    w = mix_weights(room, price, world.setting.load*room.sum(), p["how"], p["knob"])
-    gateways = [make_peer("best_fixed", weights={b.name: float(x) for b, x in zip(world.backends, w)}) for _ in range(world.setting.gateways)]
+    room, price = world.capacity * (1 - world.base), np.array([b.price_out for b in world.backends])
+    w = mix_weights(room, price, world.setting.load * room.sum(), p["how"], p["knob"])
+    gateways = [
+        make_peer("best_fixed", weights={b.name: float(x) for b, x in zip(world.backends, w)})
+        for _ in range(world.setting.gateways)
+    ]
     return counted(world, world.fleet(gateways).run(world.workload))
+
 
 def mix_tasks(seeds: Iterable[int], n: int, family: str = "diurnal") -> list[Task]:
     "Ours, ours with thrift, the best reactive policy, and all fixed mixes."
     options = dict(n=n, load=settle(family, {})["load"])
     named = rivals(family, ("ours", "ours_thrifty", "adaptive_least", "p2c"))
     return [Task(family, p, s, options, params) for s in seeds for p, params in named.items()] + [
-        Task(family, "fixed_mix", s, options, dict(how=h, knob=k)) for s in seeds for h, k in MIXES]
+        Task(family, "fixed_mix", s, options, dict(how=h, knob=k)) for s in seeds for h, k in MIXES
+    ]
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #027a7aa9
 @dataclass(frozen=True, slots=True)
 class Sweeps:
     "Tables of rows, one per run."
-    watched: pd.DataFrame              # four families, all forecasters in the first
-    loads: pd.DataFrame                # by load
-    corners: pd.DataFrame              # by staleness_s and gateways
-    mixes: pd.DataFrame                # fixed mixes by how and knob
-    punctuality: pd.DataFrame          # by jitter and streams
 
-SWEEPS = dict(watched=(watched, watch_tasks), loads=(run_one, load_tasks), corners=(run_one, corner_tasks), mixes=(mixed, mix_tasks),
-              punctuality=(run_one, punctuality_tasks))
-FEW = dict(watched=dict(families=SEEN[:1]), loads=dict(factors=FACTORS[::3]), corners=dict(corners=(CORNERS[0], CORNERS[-1])), mixes={}, punctuality=dict(streams=(0.,)))
+    watched: pd.DataFrame  # four families, all forecasters in the first
+    loads: pd.DataFrame  # by load
+    corners: pd.DataFrame  # by staleness_s and gateways
+    mixes: pd.DataFrame  # fixed mixes by how and knob
+    punctuality: pd.DataFrame  # by jitter and streams
+
+
+SWEEPS = dict(
+    watched=(watched, watch_tasks),
+    loads=(run_one, load_tasks),
+    corners=(run_one, corner_tasks),
+    mixes=(mixed, mix_tasks),
+    punctuality=(run_one, punctuality_tasks),
+)
+FEW = dict(
+    watched=dict(families=SEEN[:1]),
+    loads=dict(factors=FACTORS[::3]),
+    corners=dict(corners=(CORNERS[0], CORNERS[-1])),
+    mixes={},
+    punctuality=dict(streams=(0.0,)),
+)
 if "jitter" not in {f.name for f in fields(Setting)}:
-    FEW["punctuality"]["jitters"] = (0.,)
+    FEW["punctuality"]["jitters"] = (0.0,)
 
-def run_sweep(name: str, seeds: Iterable[int], n: int, few: bool, out: str | Path | None, n_jobs: int, progress: bool) -> pd.DataFrame:   # one row per run
+
+def run_sweep(
+    name: str,
+    seeds: Iterable[int],
+    n: int,
+    few: bool,
+    out: str | Path | None,
+    n_jobs: int,
+    progress: bool,
+) -> pd.DataFrame:  # one row per run
     "Run one of SWEEPS; arguments as for `run_sweeps`. KeyError on an unknown name."
     run, tasks = SWEEPS[name]
     version = code_version({}, [*SOURCES, __file__])
-    return run_tasks(run, tasks(tuple(seeds), n, **FEW[name] if few else {}), Path(out)/name if out else None, version, n_jobs, progress)
+    return run_tasks(
+        run,
+        tasks(tuple(seeds), n, **FEW[name] if few else {}),
+        Path(out) / name if out else None,
+        version,
+        n_jobs,
+        progress,
+    )
+
 
 def run_sweeps(
     seeds: Iterable[int] = range(4),
-    n: int = 5000,                     # requests per run
-    few: bool = False,                 # one family, three loads, two corners: for a first look
-    out: str | Path | None = None,     # folder that remembers finished runs
-    n_jobs: int = 2, progress: bool = True,
+    n: int = 5000,  # requests per run
+    few: bool = False,  # one family, three loads, two corners: for a first look
+    out: str | Path | None = None,  # folder that remembers finished runs
+    n_jobs: int = 2,
+    progress: bool = True,
 ) -> Sweeps:
     "Run all sweeps."
-    return Sweeps(**{name: run_sweep(name, seeds, n, few, out, n_jobs, progress) for name in SWEEPS})
+    return Sweeps(
+        **{name: run_sweep(name, seeds, n, few, out, n_jobs, progress) for name in SWEEPS}
+    )
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #1fdd55d8
-def ratios(table: pd.DataFrame, mine: str, against: str, by: Sequence[str]) -> pd.DataFrame:   # by, ratio, ratio_lo, ratio_hi, n_seeds
+# by, ratio, ratio_lo, ratio_hi, n_seeds
+def ratios(table: pd.DataFrame, mine: str, against: str, by: Sequence[str]) -> pd.DataFrame:
     "Pooled ratio of violations, paired by seed, in each group."
     out = compare(table, mine, against, by=list(by))
-    return out[[*by, "ratio", "ratio_lo", "ratio_hi", "sum_ours", "sum_reactive", "n_seeds"]].astype({c: float for c in ("ratio", "ratio_lo", "ratio_hi")})
+    return out[
+        [*by, "ratio", "ratio_lo", "ratio_hi", "sum_ours", "sum_reactive", "n_seeds"]
+    ].astype({c: float for c in ("ratio", "ratio_lo", "ratio_hi")})
 
-def wrong_table(table: pd.DataFrame, family: str = SEEN[0]) -> pd.DataFrame:   # by forecast
+
+def wrong_table(table: pd.DataFrame, family: str = SEEN[0]) -> pd.DataFrame:  # by forecast
     "Each forecaster against the best reactive policy, and what the gate did about it."
     t, best, rows = table[table.family == family], settle(family, {})["best"], []
     for p in ("ours", "ours_none", *WRONG):
-        own = t[t.policy == p]; r = compare(t, p, best).iloc[0]
-        rows.append(dict(forecast={"": "on", "none": "off"}.get(p.removeprefix("ours").lstrip("_"), p.removeprefix("ours_")), ratio=r["ratio"], ratio_lo=r["ratio_lo"], ratio_hi=r["ratio_hi"], violations=int(own.violations.sum()),
-                         demoted_runs=int((own.demoted > 0).sum()), runs=len(own), first_demotion_s=float(own.demoted_at_s.median()), trust_at_end=float(own.trust.mean())))
+        own = t[t.policy == p]
+        r = compare(t, p, best).iloc[0]
+        rows.append(
+            dict(
+                forecast={"": "on", "none": "off"}.get(
+                    p.removeprefix("ours").lstrip("_"), p.removeprefix("ours_")
+                ),
+                ratio=r["ratio"],
+                ratio_lo=r["ratio_lo"],
+                ratio_hi=r["ratio_hi"],
+                violations=int(own.violations.sum()),
+                demoted_runs=int((own.demoted > 0).sum()),
+                runs=len(own),
+                first_demotion_s=float(own.demoted_at_s.median()),
+                trust_at_end=float(own.trust.mean()),
+            )
+        )
     return pd.DataFrame(rows)
 
-def regret(table: pd.DataFrame, family: str, policy: str, seer: str = SEER) -> np.ndarray:   # (PARTS,) misses per run
+
+# (PARTS,) misses per run
+def regret(table: pd.DataFrame, family: str, policy: str, seer: str = SEER) -> np.ndarray:
     "Misses so far beyond the clairvoyant's, mean over seeds."
-    columns = [f"miss{k:02d}" for k in range(PARTS)]; t = table[table.family == family].set_index(["policy", "seed"])[columns].astype(float)
+    columns = [f"miss{k:02d}" for k in range(PARTS)]
+    t = table[table.family == family].set_index(["policy", "seed"])[columns].astype(float)
     return (t.loc[policy] - t.loc[seer]).mean().to_numpy()
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #c0a1ab03
@@ -202,7 +355,17 @@ def sweep_counts(
     usual = Setting("ramp")
     filled = {c: table[c].fillna(getattr(usual, c, 0.0)) for c in POINTS if c in table}
     counts = table.assign(**filled).rename(columns=dict(policy="contender", violations="missed"))
-    wanted = (*filled, "seed", "contender", "requests", "missed", "failed", "attempts", "cost_usd", "changed_share")
+    wanted = (
+        *filled,
+        "seed",
+        "contender",
+        "requests",
+        "missed",
+        "failed",
+        "attempts",
+        "cost_usd",
+        "changed_share",
+    )
     return counts[["family", *(c for c in wanted if c in counts)]]
 
 
@@ -220,21 +383,46 @@ def point_table(
             held = compare(group, mine, name).iloc[0] if name != mine else {}
             row = dict(zip(by, at)) | dict(contender=name) | sums.to_dict()
             row |= {c: held.get(c) for c in ("ratio", "ratio_lo", "ratio_hi")}
-            rows.append(row | dict(changed_share=own["changed_share"].mean() if "changed_share" in own else None))
+            rows.append(
+                row
+                | dict(
+                    changed_share=own["changed_share"].mean() if "changed_share" in own else None
+                )
+            )
     out = pd.DataFrame(rows).rename(columns=dict(violations="missed"))
-    return out.astype(dict(requests=int, missed=int, failed=int, attempts=int, ratio=float, ratio_lo=float, ratio_hi=float))
+    return out.astype(
+        dict(
+            requests=int,
+            missed=int,
+            failed=int,
+            attempts=int,
+            ratio=float,
+            ratio_lo=float,
+            ratio_hi=float,
+        )
+    )
 
 # %% ../../nbs/apps/52c_sweeps.ipynb #647a6bc9
-def cost_table(table: pd.DataFrame) -> pd.DataFrame:   # name, attainment, usd_per_1000, kind
+def cost_table(table: pd.DataFrame) -> pd.DataFrame:  # name, attainment, usd_per_1000, kind
     "Price and kept limits of every contender and mix, pooled over seeds."
-    name = [f"{r.how} {r.knob:g}" if r.policy == "fixed_mix" else r.policy for r in table.itertuples()]
-    g = table.assign(name=name, kind=np.where(table.policy == "fixed_mix", "fixed mix", "policy")).groupby(["name", "kind"], sort=False)[["violations", "requests", "cost_usd"]].sum()
-    return g.assign(attainment=1 - g.violations/g.requests, usd_per_1000=1000*g.cost_usd/g.requests).reset_index()
+    name = [
+        f"{r.how} {r.knob:g}" if r.policy == "fixed_mix" else r.policy for r in table.itertuples()
+    ]
+    g = (
+        table.assign(name=name, kind=np.where(table.policy == "fixed_mix", "fixed mix", "policy"))
+        .groupby(["name", "kind"], sort=False)[["violations", "requests", "cost_usd"]]
+        .sum()
+    )
+    return g.assign(
+        attainment=1 - g.violations / g.requests, usd_per_1000=1000 * g.cost_usd / g.requests
+    ).reset_index()
 
-def saving(costs: pd.DataFrame, name: str) -> dict:   # cost_ratio, mix; None where no mix is as good
+
+def saving(costs: pd.DataFrame, name: str) -> dict:  # cost_ratio, mix; None where no mix is as good
     "Cost of a policy over that of the cheapest fixed mix that keeps as many limits."
     mine = costs[costs.name == name].iloc[0]
     good = costs[(costs.kind == "fixed mix") & (costs.attainment >= mine.attainment)]
-    if good.empty: return dict(cost_ratio=None, mix=None)
+    if good.empty:
+        return dict(cost_ratio=None, mix=None)
     best = good.loc[good.usd_per_1000.idxmin()]
-    return dict(cost_ratio=float(mine.usd_per_1000/best.usd_per_1000), mix=best["name"])
+    return dict(cost_ratio=float(mine.usd_per_1000 / best.usd_per_1000), mix=best["name"])

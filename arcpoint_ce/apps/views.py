@@ -23,99 +23,215 @@ from ..learning.shelves import TABLES
 @dataclass(frozen=True, slots=True)
 class Look:
     "A window, and the stretches that it is cut into."
+
     since_s: float
     until_s: float
-    every_s: float                     # length of a stretch, s
+    every_s: float  # length of a stretch, s
 
     def __post_init__(self):
-        if not self.until_s > self.since_s or not self.every_s > 0: raise ValueError(f"a window must end after it begins, got {self.since_s:.0f} to {self.until_s:.0f} s by {self.every_s:g} s")
+        if not self.until_s > self.since_s or not self.every_s > 0:
+            raise ValueError(
+                f"a window must end after it begins, got {self.since_s:.0f} to {self.until_s:.0f} s by {self.every_s:g} s"
+            )
+
 
 def look_at(
     records: Facts,
-    span_s: float | None,              # length of the window, s; None: everything that is recorded
-    until_s: float | None = None,      # its end, s; None: the newest event
-    most: int = 120,                   # stretches
+    span_s: float | None,  # length of the window, s; None: everything that is recorded
+    until_s: float | None = None,  # its end, s; None: the newest event
+    most: int = 120,  # stretches
 ) -> Look:
     "The window that is meant. StoreError on an empty store."
-    end = records.now() if until_s is None else until_s; step_s = records.plain_fleet()["step_s"]
-    if span_s is None: span_s = max(end - oldest_s(records), step_s)
-    return Look(end - span_s, end, max(1, ceil(span_s/step_s/most))*step_s)
+    end = records.now() if until_s is None else until_s
+    step_s = records.plain_fleet()["step_s"]
+    if span_s is None:
+        span_s = max(end - oldest_s(records), step_s)
+    return Look(end - span_s, end, max(1, ceil(span_s / step_s / most)) * step_s)
 
-def oldest_s(records: Facts) -> float:   # s
+
+def oldest_s(records: Facts) -> float:  # s
     "When the oldest record was made."
-    found = [r[0] for t in ("decisions", "outcomes", "steps") for r in records.rows(f"SELECT min({TABLES[t][0]}) FROM {t}", (), -inf, inf) if r[0] is not None]
-    return min(found, default=0.)
+    found = [
+        r[0]
+        for t in ("decisions", "outcomes", "steps")
+        for r in records.rows(f"SELECT min({TABLES[t][0]}) FROM {t}", (), -inf, inf)
+        if r[0] is not None
+    ]
+    return min(found, default=0.0)
 
 # %% ../../nbs/apps/50a_views.ipynb #08f4dc7f
 LOAD_SQL = """SELECT backend, CAST((start_s - ?)/? AS INT) AS k, sum(n), sum(n_err), sum(n_lat), sum(latency_us), max(start_s) FROM steps
     WHERE start_s >= ? AND start_s < ? GROUP BY backend, k"""
 
-def stretch_start(look: Look) -> float: return look.since_s//look.every_s*look.every_s   # s, of the first stretch
 
-def load_over_time(records: Facts, look: Look) -> pd.DataFrame:   # backend, at_s (middle of the stretch), rps, error_rate, latency_ms (mean), n
+def stretch_start(look: Look) -> float:
+    return look.since_s // look.every_s * look.every_s  # s, of the first stretch
+
+
+# backend, at_s (middle of the stretch), rps, error_rate, latency_ms (mean), n
+def load_over_time(records: Facts, look: Look) -> pd.DataFrame:
     "What every backend did. The last stretch may be shorter: it ends with the newest closed step."
-    start, step_s = stretch_start(look), records.plain_fleet()["step_s"]; rows = records.rows(LOAD_SQL, (start, look.every_s, start, look.until_s), start, look.until_s)
-    t = pd.DataFrame(rows, columns=["backend", "k", "n", "n_err", "n_lat", "us", "last_s"]).astype({c: float for c in ("k", "n", "n_err", "n_lat", "us", "last_s")}); began = start + t.k*look.every_s
+    start, step_s = stretch_start(look), records.plain_fleet()["step_s"]
+    rows = records.rows(LOAD_SQL, (start, look.every_s, start, look.until_s), start, look.until_s)
+    t = pd.DataFrame(rows, columns=["backend", "k", "n", "n_err", "n_lat", "us", "last_s"]).astype(
+        {c: float for c in ("k", "n", "n_err", "n_lat", "us", "last_s")}
+    )
+    began = start + t.k * look.every_s
     lasted = (t.last_s.max() + step_s - began).clip(upper=look.every_s)
-    return pd.DataFrame(dict(backend=t.backend, at_s=began + lasted/2, rps=t.n/lasted, error_rate=t.n_err/t.n.where(t.n > 0), latency_ms=t.us/1000./t.n_lat.where(t.n_lat > 0), n=t.n))
+    return pd.DataFrame(
+        dict(
+            backend=t.backend,
+            at_s=began + lasted / 2,
+            rps=t.n / lasted,
+            error_rate=t.n_err / t.n.where(t.n > 0),
+            latency_ms=t.us / 1000.0 / t.n_lat.where(t.n_lat > 0),
+            n=t.n,
+        )
+    )
 
 # %% ../../nbs/apps/50a_views.ipynb #2255491d
-MOST = 40_000                          # requests read for one view
+MOST = 40_000  # requests read for one view
+
 
 def one_in(records: Facts, table: str, look: Look, most: int = MOST) -> int:
     "Of how many rows of a window one is read; from the row numbers, so it costs nothing."
-    time = TABLES[table][0]; edge = lambda order, to: records.rows(f"SELECT rowid FROM {table} WHERE {time} >= ? AND {time} < ? ORDER BY {time} {order} LIMIT 1", (look.since_s, look.until_s), look.since_s, look.until_s)
+    time = TABLES[table][0]
+
+    def edge(order, to):
+        return records.rows(
+            f"SELECT rowid FROM {table} WHERE {time} >= ? AND {time} < ? ORDER BY {time} {order} LIMIT 1",
+            (look.since_s, look.until_s),
+            look.since_s,
+            look.until_s,
+        )
+
     first, last = edge("ASC", 0), edge("DESC", 1)
-    return max(1, ceil(abs(last[0][0] - first[0][0])/most)) if first else 1
+    return max(1, ceil(abs(last[0][0] - first[0][0]) / most)) if first else 1
+
 
 MET_SQL = """SELECT CAST((o.end_s - ?)/? AS INT) AS k, d.tier, count(*), sum(o.ok AND o.latency_ms <= coalesce(d.limit_ms, ?)), sum(NOT o.ok), avg(CASE WHEN o.ok THEN o.latency_ms END)
     FROM outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.end_s - 86400. AND d.at_s <= o.end_s
     WHERE o.end_s >= ? AND o.end_s < ? AND (o.rowid % ?) = 0 AND coalesce(o.error, '') <> 'cancelled' AND o.fate <> 'duplicate' GROUP BY k, d.tier"""
 
-def met_over_time(records: Facts, look: Look, most: int = MOST) -> tuple[pd.DataFrame, int]:   # at_s, tier, n, met, error_rate, latency_ms; one of how many
+
+# at_s, tier, n, met, error_rate, latency_ms; one of how many
+def met_over_time(records: Facts, look: Look, most: int = MOST) -> tuple[pd.DataFrame, int]:
     "Share of the attempts that met their limit, by tier."
     every, start = one_in(records, "outcomes", look, most), stretch_start(look)
-    rows = records.rows(MET_SQL, (start, look.every_s, records.plain_fleet()["slo_ms"], start, look.until_s, every), start - 86_400., look.until_s)
+    rows = records.rows(
+        MET_SQL,
+        (start, look.every_s, records.plain_fleet()["slo_ms"], start, look.until_s, every),
+        start - 86_400.0,
+        look.until_s,
+    )
     t = pd.DataFrame(rows, columns=["k", "tier", "n", "met", "bad", "latency_ms"])
-    return pd.DataFrame(dict(at_s=start + (t.k + .5)*look.every_s, tier=t.tier.fillna("no tier"), n=t.n*every, met=t.met/t.n, error_rate=t.bad/t.n, latency_ms=t.latency_ms)), every
+    return pd.DataFrame(
+        dict(
+            at_s=start + (t.k + 0.5) * look.every_s,
+            tier=t.tier.fillna("no tier"),
+            n=t.n * every,
+            met=t.met / t.n,
+            error_rate=t.bad / t.n,
+            latency_ms=t.latency_ms,
+        )
+    ), every
 
 # %% ../../nbs/apps/50a_views.ipynb #d47c039f
 DRAWN_SQL = """SELECT CAST((at_s - ?)/? AS INT) AS k, backend, mode, count(*) FROM decisions WHERE at_s >= ? AND at_s < ? AND (rowid % ?) = 0
     AND (? IS NULL OR tier = ?) GROUP BY k, backend, mode"""
 
-def drawn_over_time(records: Facts, look: Look, tier: str | None = None, most: int = 4*MOST) -> tuple[pd.DataFrame, int]:   # at_s, backend, mode, n; one of how many
+
+def drawn_over_time(
+    records: Facts, look: Look, tier: str | None = None, most: int = 4 * MOST
+) -> tuple[pd.DataFrame, int]:  # at_s, backend, mode, n; one of how many
     "Decisions by backend and reason."
     every, start = one_in(records, "decisions", look, most), stretch_start(look)
-    rows = records.rows(DRAWN_SQL, (start, look.every_s, start, look.until_s, every, tier, tier), start, look.until_s)
+    rows = records.rows(
+        DRAWN_SQL,
+        (start, look.every_s, start, look.until_s, every, tier, tier),
+        start,
+        look.until_s,
+    )
     t = pd.DataFrame(rows, columns=["k", "backend", "mode", "n"])
-    return pd.DataFrame(dict(at_s=start + (t.k + .5)*look.every_s, backend=t.backend, mode=t["mode"], n=t.n*every)), every
+    return pd.DataFrame(
+        dict(
+            at_s=start + (t.k + 0.5) * look.every_s,
+            backend=t.backend,
+            mode=t["mode"],
+            n=t.n * every,
+        )
+    ), every
 
 # %% ../../nbs/apps/50a_views.ipynb #610f7edf
 NEWEST_SQL = """SELECT d.at_s, d.id, d.request, d.tier, d.task, d.model, d.backend, d.mode, d.propensity, d.limit_ms, o.latency_ms, o.ok, o.error, o.attempt
     FROM (SELECT * FROM decisions WHERE at_s >= ? AND at_s < ? AND (? IS NULL OR backend = ?) AND (? IS NULL OR tier = ?) ORDER BY at_s DESC LIMIT ?) d
     LEFT JOIN outcomes o ON o.decision = d.id AND o.attempt = (SELECT max(x.attempt) FROM outcomes x WHERE x.decision = d.id) ORDER BY d.at_s DESC"""
 
-def newest_decisions(records: Facts, look: Look, backend: str | None = None, tier: str | None = None, limit: int = 200) -> pd.DataFrame:
+
+def newest_decisions(
+    records: Facts,
+    look: Look,
+    backend: str | None = None,
+    tier: str | None = None,
+    limit: int = 200,
+) -> pd.DataFrame:
     "The newest of a window, with how they ended."
-    rows = records.rows(NEWEST_SQL, (look.since_s, look.until_s, backend, backend, tier, tier, limit), look.since_s, inf)
-    t = pd.DataFrame(rows, columns=["at_s", "id", "request", "tier", "task", "model", "backend", "mode", "propensity", "limit_ms", "latency_ms", "ok", "error", "attempt"])
+    rows = records.rows(
+        NEWEST_SQL,
+        (look.since_s, look.until_s, backend, backend, tier, tier, limit),
+        look.since_s,
+        inf,
+    )
+    t = pd.DataFrame(
+        rows,
+        columns=[
+            "at_s",
+            "id",
+            "request",
+            "tier",
+            "task",
+            "model",
+            "backend",
+            "mode",
+            "propensity",
+            "limit_ms",
+            "latency_ms",
+            "ok",
+            "error",
+            "attempt",
+        ],
+    )
     slow = t.latency_ms > t.limit_ms
-    t["outcome"] = ["waiting" if pd.isna(ok) else (e or "failed") if not ok else "late" if s else "met" for ok, e, s in zip(t.ok, t.error, slow)]
+    t["outcome"] = [
+        "waiting" if pd.isna(ok) else (e or "failed") if not ok else "late" if s else "met"
+        for ok, e, s in zip(t.ok, t.error, slow)
+    ]
     return t.drop(columns=["ok", "error"])
 
 # %% ../../nbs/apps/50a_views.ipynb #8c685362
 @dataclass(frozen=True)
 class Opened:
     "One decision whole."
-    row: Mapping                       # of the table "decisions"
-    candidates: pd.DataFrame           # backend, probability, score, why; the likeliest first, then what was excluded
-    outcomes: pd.DataFrame             # one row per attempt
-    runner_up: str                     # what would have made it win
+
+    row: Mapping  # of the table "decisions"
+    # backend, probability, score, why; the likeliest first, then what was excluded
+    candidates: pd.DataFrame
+    outcomes: pd.DataFrame  # one row per attempt
+    runner_up: str  # what would have made it win
+
 
 def candidate_rows(told: Mapping) -> list[tuple]:
     "Rows of `Opened.candidates`. A store of an older version holds odds alone."
-    pair = lambda x: x if isinstance(x, list) else [x, None]
-    rows = [(b, *pair(x), "a probe" if pair(x)[1] is None and isinstance(x, list) else "") if not isinstance(x, str) else (b, 0., None, x) for b, x in told.items()]
+
+    def pair(x):
+        return x if isinstance(x, list) else [x, None]
+
+    rows = [
+        (b, *pair(x), "a probe" if pair(x)[1] is None and isinstance(x, list) else "")
+        if not isinstance(x, str)
+        else (b, 0.0, None, x)
+        for b, x in told.items()
+    ]
     return sorted(rows, key=lambda r: (-r[1], r[0]))
 
 # %% ../../nbs/apps/50a_views.ipynb #44470174
@@ -135,10 +251,19 @@ def would_win(
     if here[2] is None:
         return told + f" {chosen} was given a probe; without it {b} would have been the likeliest."
     if score < here[2]:
-        return told + f" It had the better score ({score:.4g} against {here[2]:.4g}): the draw among candidates chose {chosen}."
+        return (
+            told
+            + f" It had the better score ({score:.4g} against {here[2]:.4g}): the draw among candidates chose {chosen}."
+        )
     if here[2] > 0.0:
-        return told + f" Its score was {score/here[2]:.3g} times that of {chosen}: below that it would have won."
-    return told + f" It would have had the better score if it fell from {score:.4g} to below {here[2]:.4g}, or if {chosen}'s rose above {score:.4g}."
+        return (
+            told
+            + f" Its score was {score / here[2]:.3g} times that of {chosen}: below that it would have won."
+        )
+    return (
+        told
+        + f" It would have had the better score if it fell from {score:.4g} to below {here[2]:.4g}, or if {chosen}'s rose above {score:.4g}."
+    )
 
 
 def in_paces(
@@ -151,18 +276,37 @@ def in_paces(
         if not (isinstance(known, list) and len(known) == 3):
             return ""  # a store of an older version holds features of another kind
         pace_ms, left, change = known
-        ahead = "" if abs(change - 1) < 0.01 else f", foreseen to take {change:.2f} times as long soon"
-        parts.append(f"{backend}: {pace_ms:.3g} ms per token, {left:.2g} requests of work left there{ahead}")
+        ahead = (
+            "" if abs(change - 1) < 0.01 else f", foreseen to take {change:.2f} times as long soon"
+        )
+        parts.append(
+            f"{backend}: {pace_ms:.3g} ms per token, {left:.2g} requests of work left there{ahead}"
+        )
     return "; ".join(parts)
 
 # %% ../../nbs/apps/50a_views.ipynb #5b0be9f6
 def open_decision(records: Facts, id: int) -> Opened:
     "KeyError where there is none."
-    read = lambda t, key: pd.DataFrame(records.rows(f"SELECT {', '.join(TABLES[t])} FROM {t} WHERE {key} = ?", (id,), -inf, inf), columns=TABLES[t])
+
+    def read(t, key):
+        return pd.DataFrame(
+            records.rows(
+                f"SELECT {', '.join(TABLES[t])} FROM {t} WHERE {key} = ?", (id,), -inf, inf
+            ),
+            columns=TABLES[t],
+        )
+
     found = read("decisions", "id")
-    if found.empty: raise KeyError(f"no decision {id}")
-    row = {k: v for k, v in found.iloc[0].to_dict().items()}; rows = candidate_rows(json.loads(row["candidates"] or "{}"))
-    return Opened(row, pd.DataFrame(rows, columns=["backend", "probability", "score", "why"]), read("outcomes", "decision").sort_values("attempt"), would_win(rows, row["backend"]))
+    if found.empty:
+        raise KeyError(f"no decision {id}")
+    row = {k: v for k, v in found.iloc[0].to_dict().items()}
+    rows = candidate_rows(json.loads(row["candidates"] or "{}"))
+    return Opened(
+        row,
+        pd.DataFrame(rows, columns=["backend", "probability", "score", "why"]),
+        read("outcomes", "decision").sort_values("attempt"),
+        would_win(rows, row["backend"]),
+    )
 
 # %% ../../nbs/apps/50a_views.ipynb #97919ab4
 SAID_SQL = """SELECT f.made_s, f.made_s + f.horizon_s, json_extract(f.step_ms, '$[1]'), json_extract(f.step_ms, '$[3]'), json_extract(f.step_ms, '$[5]'),
@@ -170,42 +314,100 @@ SAID_SQL = """SELECT f.made_s, f.made_s + f.horizon_s, json_extract(f.step_ms, '
         (SELECT sum(s.latency_us)/1000./sum(s.n_lat) FROM steps s WHERE s.start_s = CAST(f.made_s/? - 1 AS INT)*? AND s.backend = f.backend), f.backend
     FROM forecasts f WHERE f.made_s >= ? AND f.made_s < ? AND (? IS NULL OR f.backend = ?) AND ((f.rowid*40503) & 65535) % ? = 0 ORDER BY f.made_s"""
 
-def forecasts_made(records: Facts, look: Look, backend: str | None = None, most: int = 4000) -> pd.DataFrame:   # made_s, about_s, p10, p50, p90, actual, last (all ms; actual and last NaN where unknown), backend
+
+def forecasts_made(
+    records: Facts,
+    look: Look,
+    backend: str | None = None,
+    most: int = 4000,
+    # made_s, about_s, p10, p50, p90, actual, last (all ms; actual and last NaN where unknown),
+    # backend
+) -> pd.DataFrame:
     "Forecasts that speak of the window, with what came."
-    step_s = records.plain_fleet()["step_s"]; ahead = records.rows("SELECT max(horizon_s) FROM forecasts WHERE made_s >= ? AND made_s < ?", (look.until_s - 900., look.until_s), look.since_s, look.until_s)[0][0] or 0.
-    told = Look(look.since_s - ahead, look.until_s, look.every_s); every = one_in(records, "forecasts", told, most*(1 if backend is None else len(records.fleet().names)))
-    rows = records.rows(SAID_SQL, (step_s, step_s, step_s, step_s, told.since_s, told.until_s, backend, backend, every), told.since_s, look.until_s)
-    return pd.DataFrame(rows, columns=["made_s", "about_s", "p10", "p50", "p90", "actual", "last", "backend"]).astype({k: float for k in ("p10", "p50", "p90", "actual", "last")})
+    step_s = records.plain_fleet()["step_s"]
+    ahead = (
+        records.rows(
+            "SELECT max(horizon_s) FROM forecasts WHERE made_s >= ? AND made_s < ?",
+            (look.until_s - 900.0, look.until_s),
+            look.since_s,
+            look.until_s,
+        )[0][0]
+        or 0.0
+    )
+    told = Look(look.since_s - ahead, look.until_s, look.every_s)
+    every = one_in(
+        records, "forecasts", told, most * (1 if backend is None else len(records.fleet().names))
+    )
+    rows = records.rows(
+        SAID_SQL,
+        (step_s, step_s, step_s, step_s, told.since_s, told.until_s, backend, backend, every),
+        told.since_s,
+        look.until_s,
+    )
+    return pd.DataFrame(
+        rows, columns=["made_s", "about_s", "p10", "p50", "p90", "actual", "last", "backend"]
+    ).astype({k: float for k in ("p10", "p50", "p90", "actual", "last")})
 
 # %% ../../nbs/apps/50a_views.ipynb #4d741d1e
-def forecast_scores(made: pd.DataFrame) -> pd.DataFrame:   # by backend: n, mae_ms, persistence_ms, skill, coverage
+# by backend: n, mae_ms, persistence_ms, skill, coverage
+def forecast_scores(made: pd.DataFrame) -> pd.DataFrame:
     "How good they were, beside persistence on the same rows."
-    t = made.dropna(subset=["actual", "last", "p50"]); miss, last = (t.p50 - t.actual).abs(), (t["last"] - t.actual).abs()
-    g = pd.DataFrame(dict(backend=t.backend, mae_ms=miss, persistence_ms=last, coverage=((t.actual >= t.p10) & (t.actual <= t.p90)).astype(float))).groupby("backend")
-    out = g.mean().assign(n=g.size()); out["skill"] = 1 - out.mae_ms/out.persistence_ms.where(out.persistence_ms > 0)
+    t = made.dropna(subset=["actual", "last", "p50"])
+    miss, last = (t.p50 - t.actual).abs(), (t["last"] - t.actual).abs()
+    g = pd.DataFrame(
+        dict(
+            backend=t.backend,
+            mae_ms=miss,
+            persistence_ms=last,
+            coverage=((t.actual >= t.p10) & (t.actual <= t.p90)).astype(float),
+        )
+    ).groupby("backend")
+    out = g.mean().assign(n=g.size())
+    out["skill"] = 1 - out.mae_ms / out.persistence_ms.where(out.persistence_ms > 0)
     return out.reset_index()
 
 # %% ../../nbs/apps/50a_views.ipynb #93403b5e
 def newest_traces(records: Facts, limit: int = 50) -> list[dict]:
-    "Rows of the table \"traces\", nested values read."
-    rows = records.rows("SELECT at_s, id, detail FROM traces ORDER BY at_s DESC LIMIT ?", (limit,), -inf, inf)
+    'Rows of the table "traces", nested values read.'
+    rows = records.rows(
+        "SELECT at_s, id, detail FROM traces ORDER BY at_s DESC LIMIT ?", (limit,), -inf, inf
+    )
     return [dict(at_s=at, id=id, detail=json.loads(detail)) for at, id, detail in rows]
 
 
 def rollouts(records: Facts, limit: int = 20) -> list[dict]:
-    "Rollouts as they last wrote themselves down (`Canary.told`, `Rollout.told`), the newest first; one that has only begun comes from the status."
+    """Rollouts as they last wrote themselves down (`Canary.told`, `Rollout.told`), the newest
+    first; one that has only begun comes from the status.
+    """
     sql = "SELECT value FROM states WHERE name >= 'rollout/' AND name < 'rollout0' LIMIT 200"
     found = [json.loads(v) for (v,) in records.rows(sql, (), 0.0, 0.0)]
     status = records.named("engine/status") or {}
     new = status.get("rollout")
     if new and new["name"] not in {c["name"] for c in found}:
         calls = dict(live=new["ended"], new=0)
-        blank = dict(used=new["ended"], budget=None, share=new["holdout"] or None, say="watched", calls=calls, looks=[])
-        found.append(dict(name=new["name"], at_s=status["at_s"], state=new["state"], why=new["why"]) | blank)
+        blank = dict(
+            used=new["ended"],
+            budget=None,
+            share=new["holdout"] or None,
+            say="watched",
+            calls=calls,
+            looks=[],
+        )
+        found.append(
+            dict(name=new["name"], at_s=status["at_s"], state=new["state"], why=new["why"]) | blank
+        )
     return sorted(found, key=lambda c: -c["at_s"])[:limit]
 
 # %% ../../nbs/apps/50a_views.ipynb #0df901bc
-LESSONS = ("switched", "retrained", "retraining failed", "drift", "demoted", "sheds", "sheds no longer")
+LESSONS = (
+    "switched",
+    "retrained",
+    "retraining failed",
+    "drift",
+    "demoted",
+    "sheds",
+    "sheds no longer",
+)
 
 
 def forecasters_of(
@@ -217,7 +419,13 @@ def forecasters_of(
     acting = f.get("acting", name)
     parts = f.get("parts") or {name: f}
     rows = [
-        dict(forecaster=n, acts=n == acting or acting == name, evidence=x.get("evidence"), changes=x.get("changes"), right=x.get("right"))
+        dict(
+            forecaster=n,
+            acts=n == acting or acting == name,
+            evidence=x.get("evidence"),
+            changes=x.get("changes"),
+            right=x.get("right"),
+        )
         for n, x in parts.items()
     ]
     if acting == "none":
@@ -226,17 +434,23 @@ def forecasters_of(
     return t.sort_values("acts", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def trust_rows(status: Mapping) -> pd.DataFrame:  # backend, by, state, trust, skill, coverage, matured
+# backend, by, state, trust, skill, coverage, matured
+def trust_rows(status: Mapping) -> pd.DataFrame:
     "How far the forecast of every backend may act, and how good it has been."
     names = ["backend", "by", "state", "trust", "skill", "coverage", "matured"]
     name = status["forecaster"].get("name", "none")
     rows = status["forecast"]["backends"].items()
-    return pd.DataFrame([dict(by=name) | x | dict(backend=b) for b, x in sorted(rows)], columns=names)
+    return pd.DataFrame(
+        [dict(by=name) | x | dict(backend=b) for b, x in sorted(rows)], columns=names
+    )
 
 
-def lesson_rows(records: Facts, look: Look, limit: int = 100) -> pd.DataFrame:  # at_s, backend, what, says; the newest first
+# at_s, backend, what, says; the newest first
+def lesson_rows(records: Facts, look: Look, limit: int = 100) -> pd.DataFrame:
     "Switches, lessons, drift and shedding of a window."
     sql = f"""SELECT at_s, coalesce(backend, 'all'), what, why FROM events WHERE at_s >= ? AND at_s < ?
         AND what IN ({", ".join("?" * len(LESSONS))}) ORDER BY at_s DESC LIMIT ?"""
-    rows = records.rows(sql, (look.since_s, look.until_s, *LESSONS, limit), look.since_s, look.until_s)
+    rows = records.rows(
+        sql, (look.since_s, look.until_s, *LESSONS, limit), look.since_s, look.until_s
+    )
     return pd.DataFrame(rows, columns=["at_s", "backend", "what", "says"])

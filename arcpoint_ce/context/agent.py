@@ -9,14 +9,14 @@ __all__ = ['TEXT_KEYS', 'PLAIN', 'NUMBER', 'QUOTED', 'READS', 'RULES', 'FAILED_H
            'Agent']
 
 # %% ../../nbs/context/43_agent.ipynb #be4579ad
-import json, re
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from math import inf, isfinite
 from secrets import token_hex
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,133 +29,241 @@ from ..routing.core import Request
 @dataclass(frozen=True, slots=True)
 class TraceStep:
     "One step of a reasoning."
+
     n: int
-    kind: str                          # "asked", "model", "tool", "check", "verdict", ...
-    at_s: float                        # since the trace began, s
+    kind: str  # "asked", "model", "tool", "check", "verdict", ...
+    at_s: float  # since the trace began, s
     data: Mapping
-    before: str                        # hash of the step before; "" for the first
+    before: str  # hash of the step before; "" for the first
 
     @property
-    def hash(self) -> str: return sha256(json.dumps([self.n, self.kind, self.at_s, self.data, self.before], sort_keys=True, default=str).encode()).hexdigest()
+    def hash(self) -> str:
+        return sha256(
+            json.dumps(
+                [self.n, self.kind, self.at_s, self.data, self.before], sort_keys=True, default=str
+            ).encode()
+        ).hexdigest()
+
 
 class TraceSteps:
     "Appends and checks."
-    def __init__(self, id: str, clock: Callable[[], float]): self.id, self.clock, self.began, self.steps = id, clock, clock(), []
+
+    def __init__(self, id: str, clock: Callable[[], float]):
+        self.id, self.clock, self.began, self.steps = id, clock, clock(), []
 
     def add(self, kind: str, **data):
         "Append one step."
         plain = json.loads(json.dumps(finite(data), default=str))
-        self.steps.append(TraceStep(len(self.steps), kind, round(self.clock() - self.began, 6), plain, self.head))
+        self.steps.append(
+            TraceStep(len(self.steps), kind, round(self.clock() - self.began, 6), plain, self.head)
+        )
 
     @property
-    def head(self) -> str: return self.steps[-1].hash if self.steps else ""   # hash of the newest step
+    def head(self) -> str:
+        return self.steps[-1].hash if self.steps else ""  # hash of the newest step
 
-    def verify(self, head: str | None = None, count: int | None = None) -> bool:   # as they were anchored
+    # as they were anchored
+    def verify(self, head: str | None = None, count: int | None = None) -> bool:
         "Is the chain whole, and does it end where it was anchored?"
-        whole = all(s.n == k and s.before == (self.steps[k-1].hash if k else "") for k, s in enumerate(self.steps))
-        return whole and (head is None or head == self.head) and (count is None or count == len(self.steps))
+        whole = all(
+            s.n == k and s.before == (self.steps[k - 1].hash if k else "")
+            for k, s in enumerate(self.steps)
+        )
+        return (
+            whole
+            and (head is None or head == self.head)
+            and (count is None or count == len(self.steps))
+        )
 
 # %% ../../nbs/context/43_agent.ipynb #0ae6f489
 class Trace(TraceSteps):
     "A reasoning, step by step; a table in the notebook."
-    def anchor(self, store: FeedbackStore, at_s: float) -> bool:   # False: the store's queue is full
+
+    def anchor(self, store: FeedbackStore, at_s: float) -> bool:  # False: the store's queue is full
         "Write it down: steps, head and count."
-        return store.put("traces", at_s=at_s, id=self.id, detail=dict(head=self.head, count=len(self.steps), steps=[[s.n, s.kind, s.at_s, s.data, s.before] for s in self.steps]))
+        return store.put(
+            "traces",
+            at_s=at_s,
+            id=self.id,
+            detail=dict(
+                head=self.head,
+                count=len(self.steps),
+                steps=[[s.n, s.kind, s.at_s, s.data, s.before] for s in self.steps],
+            ),
+        )
 
     @classmethod
-    def read(cls, row: Mapping) -> "Trace":    # a row of the table "traces"
+    def read(cls, row: Mapping) -> "Trace":  # a row of the table "traces"
         "A trace from the store. ValueError where it was tampered with."
-        d = row["detail"]; out = cls(row["id"], lambda: 0.); out.steps = [TraceStep(*s) for s in d["steps"]]
-        if not out.verify(d["head"], d["count"]): raise ValueError(f"trace {row['id']!r} was changed after it was written")
+        d = row["detail"]
+        out = cls(row["id"], lambda: 0.0)
+        out.steps = [TraceStep(*s) for s in d["steps"]]
+        if not out.verify(d["head"], d["count"]):
+            raise ValueError(f"trace {row['id']!r} was changed after it was written")
         return out
 
-    def rows(self) -> list[tuple]: return [(s.n, s.kind, f"{s.at_s:.3f}", json.dumps(s.data)[:300], s.hash[:8]) for s in self.steps]
-    def __repr__(self): return f"Trace({self.id!r}, {len(self.steps)} steps, head {self.head[:12]})\n" + "\n".join(f"  {n}. {k} ({t} s): {d[:160]}" for n, k, t, d, _ in self.rows())
+    def rows(self) -> list[tuple]:
+        return [
+            (s.n, s.kind, f"{s.at_s:.3f}", json.dumps(s.data)[:300], s.hash[:8]) for s in self.steps
+        ]
+
+    def __repr__(self):
+        return f"Trace({self.id!r}, {len(self.steps)} steps, head {self.head[:12]})\n" + "\n".join(
+            f"  {n}. {k} ({t} s): {d[:160]}" for n, k, t, d, _ in self.rows()
+        )
 
     def _repr_html_(self):
-        body = "".join("<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in r) + "</tr>" for r in self.rows())
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in r) + "</tr>" for r in self.rows()
+        )
         return f"<table><thead><tr><th></th><th>step</th><th>s</th><th>what</th><th>hash</th></tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/context/43_agent.ipynb #6710876d
 TEXT_KEYS = {"says", "why", "reason", "breaker_why", "incidents", "would_change", "error"}
 PLAIN = re.compile(r"[^A-Za-z0-9 .,:;%/_()+='!?-]")
 
-def clean(text: str, most: int = 160) -> str: return PLAIN.sub("", str(text))[:most]   # plain alphabet, bounded
+
+def clean(text: str, most: int = 160) -> str:
+    return PLAIN.sub("", str(text))[:most]  # plain alphabet, bounded
+
 
 def apart(x, texts: list[str], key: str = ""):
     "The same value with free text moved into `texts`."
-    if isinstance(x, Mapping): return {clean(k, 60): apart(v, texts, k) for k, v in list(x.items())[:200]}
-    if isinstance(x, (list, tuple)): return [apart(v, texts, key) for v in x[:60]]
-    if not isinstance(x, str): return round(x, 6) if isinstance(x, float) else x
-    if key not in TEXT_KEYS: return clean(x, 80)
-    texts.append(clean(x)); return f"text {len(texts) - 1}"
+    if isinstance(x, Mapping):
+        return {clean(k, 60): apart(v, texts, k) for k, v in list(x.items())[:200]}
+    if isinstance(x, (list, tuple)):
+        return [apart(v, texts, key) for v in x[:60]]
+    if not isinstance(x, str):
+        return round(x, 6) if isinstance(x, float) else x
+    if key not in TEXT_KEYS:
+        return clean(x, 80)
+    texts.append(clean(x))
+    return f"text {len(texts) - 1}"
+
 
 def shown_to_agent(answer: Mapping, most: int = 12_000) -> str:
     "A tool's result as JSON text: data and telemetry text apart, of bounded length."
-    texts: list[str] = []; data = apart(answer, texts)
+    texts: list[str] = []
+    data = apart(answer, texts)
     out = json.dumps(dict(data=data, untrusted_telemetry_text=texts), separators=(",", ":"))
-    return out if len(out) <= most else json.dumps(dict(data=dict(says=clean(str(answer.get("says", "")), 500), cut="the full answer is too long; ask for less"), untrusted_telemetry_text=[]))
+    return (
+        out
+        if len(out) <= most
+        else json.dumps(
+            dict(
+                data=dict(
+                    says=clean(str(answer.get("says", "")), 500),
+                    cut="the full answer is too long; ask for less",
+                ),
+                untrusted_telemetry_text=[],
+            )
+        )
+    )
 
 # %% ../../nbs/context/43_agent.ipynb #446e861a
-NUMBER = re.compile(r"(?<![A-Za-z0-9_.])\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![A-Za-z0-9_]*[A-Za-z_])|(?<![A-Za-z0-9_.])\d+(?:\.\d+)?(?=\s?(?:ms|s|rps|x|USD|tok)\b)")
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![A-Za-z0-9_]*[A-Za-z_])|(?<![A-Za-z0-9_.])\d+(?:\.\d+)?(?=\s?(?:ms|s|rps|x|USD|tok)\b)"
+)
+
 
 def numbers_in(x) -> Iterable[float]:
     "Every number in a plain value, those inside of texts too."
-    if isinstance(x, Mapping): yield from (n for v in x.values() for n in numbers_in(v))
-    elif isinstance(x, (list, tuple)): yield from (n for v in x for n in numbers_in(v))
-    elif isinstance(x, bool) or x is None: return
-    elif isinstance(x, (int, float)): yield float(x)
-    elif isinstance(x, str): yield from (float(m[0].replace(",", "")) for m in NUMBER.finditer(x))
+    if isinstance(x, Mapping):
+        yield from (n for v in x.values() for n in numbers_in(v))
+    elif isinstance(x, (list, tuple)):
+        yield from (n for v in x for n in numbers_in(v))
+    elif isinstance(x, bool) or x is None:
+        return
+    elif isinstance(x, (int, float)):
+        yield float(x)
+    elif isinstance(x, str):
+        yield from (float(m[0].replace(",", "")) for m in NUMBER.finditer(x))
 
-def stated(text: str) -> list[tuple[float, float]]:   # value and half of its last digit
+
+def stated(text: str) -> list[tuple[float, float]]:  # value and half of its last digit
     "Numbers of a text with their precision."
     out = []
     for m in NUMBER.finditer(text):
-        raw = m[0].replace(",", ""); places = len(raw.partition(".")[2]) if "e" not in raw.lower() else 0
-        out.append((float(raw), .5*10.**-places))
+        raw = m[0].replace(",", "")
+        places = len(raw.partition(".")[2]) if "e" not in raw.lower() else 0
+        out.append((float(raw), 0.5 * 10.0**-places))
     return out
 
-def ungrounded(text: str, known: Iterable[float]) -> list[float]:   # numbers that nothing supports
+
+def ungrounded(text: str, known: Iterable[float]) -> list[float]:  # numbers that nothing supports
     "What the reasoning states and nobody told it."
-    told = {abs(k)*s for k in known if isfinite(k) for s in (1., 100., 1000., .001)} | {100*(1 - k) for k in known if 0 <= k <= 1} if not isinstance(known, set) else known
-    return [v for v, half in stated(text) if not any(abs(v - k) <= half*1.0001 + 1e-12 for k in told)]
+    told = (
+        {abs(k) * s for k in known if isfinite(k) for s in (1.0, 100.0, 1000.0, 0.001)}
+        | {100 * (1 - k) for k in known if 0 <= k <= 1}
+        if not isinstance(known, set)
+        else known
+    )
+    return [
+        v for v, half in stated(text) if not any(abs(v - k) <= half * 1.0001 + 1e-12 for k in told)
+    ]
 
 # %% ../../nbs/context/43_agent.ipynb #d50c9121
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
     "Model, prices and limits. ValueError on limits that are none."
+
     model: str = "claude-sonnet-5-5"
-    max_tokens: int = 1024             # of one turn
-    steps: int = 6                     # turns of the model
-    calls: int = 12                    # tool calls in all
-    tokens: int = 60_000               # in and out, in all
-    seconds: float = 20.               # from the question to the verdict
-    usd: float = .25
-    price_in: float = 3.               # USD per million tokens
-    price_out: float = 15.
-    price_cached: float = .3
+    max_tokens: int = 1024  # of one turn
+    steps: int = 6  # turns of the model
+    calls: int = 12  # tool calls in all
+    tokens: int = 60_000  # in and out, in all
+    seconds: float = 20.0  # from the question to the verdict
+    usd: float = 0.25
+    price_in: float = 3.0  # USD per million tokens
+    price_out: float = 15.0
+    price_cached: float = 0.3
 
     def __post_init__(self):
         for k in ("max_tokens", "steps", "calls", "tokens", "seconds", "usd"):
-            if not getattr(self, k) > 0: raise ValueError(f"AgentConfig.{k} must be positive, got {getattr(self, k)!r}")
+            if not getattr(self, k) > 0:
+                raise ValueError(f"AgentConfig.{k} must be positive, got {getattr(self, k)!r}")
 
 # %% ../../nbs/context/43_agent.ipynb #5eeefbb6
 class FinalAnswer(BaseModel):
     "What the agent proposes, and why."
+
     model_config = ConfigDict(extra="forbid")
     backend: str = Field(max_length=200, description="one of the viable backends")
     fallback: str | None = Field(None, max_length=200, description="another viable backend")
-    confidence: float = Field(ge=0, le=1, allow_inf_nan=False, description="probability that the request ends well and in time there")
-    reasoning: str = Field(max_length=2000, description="why, in a few sentences; every number must come from a tool's result")
-    evidence: list[str] = Field(default_factory=list, max_length=20, description="ids of evidence found in tool results")
+    confidence: float = Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="probability that the request ends well and in time there",
+    )
+    reasoning: str = Field(
+        max_length=2000,
+        description="why, in a few sentences; every number must come from a tool's result",
+    )
+    evidence: list[str] = Field(
+        default_factory=list, max_length=20, description="ids of evidence found in tool results"
+    )
 
-QUOTED = 30                            # a stretch of telemetry text this long, word by word, is a repetition
-READS = ("state", "which", "why", "risk", "simulate")   # tools of the agent, all of them read-only
+
+QUOTED = 30  # a stretch of telemetry text this long, word by word, is a repetition
+READS = ("state", "which", "why", "risk", "simulate")  # tools of the agent, all of them read-only
+
 
 def tool_schemas() -> list[dict]:
     "The tools as the API wants them; the last one carries the cache mark."
-    out = [dict(name=n, description=TOOLS[n].says, input_schema=TOOLS[n].args.model_json_schema()) for n in READS]
-    return out + [dict(name="answer", description="Give the final answer. Call it once, when you know enough.", input_schema=FinalAnswer.model_json_schema(), cache_control=dict(type="ephemeral"))]
+    out = [
+        dict(name=n, description=TOOLS[n].says, input_schema=TOOLS[n].args.model_json_schema())
+        for n in READS
+    ]
+    return out + [
+        dict(
+            name="answer",
+            description="Give the final answer. Call it once, when you know enough.",
+            input_schema=FinalAnswer.model_json_schema(),
+            cache_control=dict(type="ephemeral"),
+        )
+    ]
+
 
 RULES = """You help a router to choose a backend for one request. Ask the tools, then call `answer`.
 Choose only among the viable backends that you are given. State no number that no tool has told you. Name the ids of the evidence you used.
@@ -168,143 +276,349 @@ class Stopped(Exception):
 # %% ../../nbs/context/43_agent.ipynb #f2f4fb92
 class Meter:
     "Counts what is used, and stops what has used too much."
-    def __init__(self, config: AgentConfig, clock: Callable[[], float]): self.config, self.clock, self.began = config, clock, clock(); self.steps = self.calls = self.tokens = 0; self.usd = 0.
+
+    def __init__(self, config: AgentConfig, clock: Callable[[], float]):
+        self.config, self.clock, self.began = config, clock, clock()
+        self.steps = self.calls = self.tokens = 0
+        self.usd = 0.0
 
     @property
-    def left_s(self) -> float: return self.config.seconds - (self.clock() - self.began)
+    def left_s(self) -> float:
+        return self.config.seconds - (self.clock() - self.began)
 
     def step(self):
         self.steps += 1
-        if self.steps > self.config.steps: raise Stopped(f"more than {self.config.steps} turns")
+        if self.steps > self.config.steps:
+            raise Stopped(f"more than {self.config.steps} turns")
         self.time()
 
     def time(self):
-        if self.left_s <= 0: raise Stopped(f"not done within {self.config.seconds:g} s")
+        if self.left_s <= 0:
+            raise Stopped(f"not done within {self.config.seconds:g} s")
 
     def call(self):
         self.calls += 1
-        if self.calls > self.config.calls: raise Stopped(f"more than {self.config.calls} tool calls")
+        if self.calls > self.config.calls:
+            raise Stopped(f"more than {self.config.calls} tool calls")
         self.time()
 
     def used(self, usage):
         "Tokens of one turn. Stopped where tokens or dollars are spent."
         c, n = self.config, lambda k: int(getattr(usage, k, 0) or 0)
-        cached, made = n("cache_read_input_tokens"), n("cache_creation_input_tokens"); self.tokens += n("input_tokens") + cached + made + n("output_tokens")
-        self.usd += ((n("input_tokens") + 1.25*made)*c.price_in + cached*c.price_cached + n("output_tokens")*c.price_out)/1e6
-        if self.tokens > c.tokens: raise Stopped(f"more than {c.tokens} tokens")
-        if self.usd > c.usd: raise Stopped(f"more than {c.usd:g} USD")
+        cached, made = n("cache_read_input_tokens"), n("cache_creation_input_tokens")
+        self.tokens += n("input_tokens") + cached + made + n("output_tokens")
+        self.usd += (
+            (n("input_tokens") + 1.25 * made) * c.price_in
+            + cached * c.price_cached
+            + n("output_tokens") * c.price_out
+        ) / 1e6
+        if self.tokens > c.tokens:
+            raise Stopped(f"more than {c.tokens} tokens")
+        if self.usd > c.usd:
+            raise Stopped(f"more than {c.usd:g} USD")
 
-    def facts(self) -> dict: return dict(steps=self.steps, calls=self.calls, tokens=self.tokens, usd=round(self.usd, 6), seconds=round(self.clock() - self.began, 3))
+    def facts(self) -> dict:
+        return dict(
+            steps=self.steps,
+            calls=self.calls,
+            tokens=self.tokens,
+            usd=round(self.usd, 6),
+            seconds=round(self.clock() - self.began, 3),
+        )
 
 # %% ../../nbs/context/43_agent.ipynb #8ccfc1f7
 @dataclass(frozen=True)
 class Verdict:
     "What came of asking."
-    backend: str                       # who shall serve: the agent's, or the router's own
+
+    backend: str  # who shall serve: the agent's, or the router's own
     fallback: str | None
-    accepted: bool                     # is it the agent's
-    why: str                           # its reasoning, or why it was not taken
+    accepted: bool  # is it the agent's
+    why: str  # its reasoning, or why it was not taken
     confidence: float | None
     evidence: tuple[str, ...]
     trace: Trace
     usage: Mapping
 
-    def _repr_html_(self): return f"<p><b>{escape(self.backend)}</b> ({'agent' if self.accepted else 'router'}): {escape(self.why)}</p>{self.trace._repr_html_()}"
+    def _repr_html_(self):
+        return f"<p><b>{escape(self.backend)}</b> ({'agent' if self.accepted else 'router'}): {escape(self.why)}</p>{self.trace._repr_html_()}"
 
 # %% ../../nbs/context/43_agent.ipynb #101573b2
 class AgentTools:
     "Answers the model's tool calls."
-    def __init__(self, context: Context, config: AgentConfig = AgentConfig(), client=None, clock: Callable[[], float] | None = None, store: FeedbackStore | None = None):
-        import time
-        self.context, self.config, self.client, self.store, self.clock = context, config, client, store, clock or time.monotonic
 
-    def run_tool(self, name: str, args, trace: Trace, told: list) -> tuple[str, bool]:   # text, failed
+    def __init__(
+        self,
+        context: Context,
+        config: AgentConfig = AgentConfig(),
+        client=None,
+        clock: Callable[[], float] | None = None,
+        store: FeedbackStore | None = None,
+    ):
+        import time
+
+        self.context, self.config, self.client, self.store, self.clock = (
+            context,
+            config,
+            client,
+            store,
+            clock or time.monotonic,
+        )
+
+    # text, failed
+    def run_tool(self, name: str, args, trace: Trace, told: list) -> tuple[str, bool]:
         "One read-only function; what is not in the table is refused."
-        if name not in READS: trace.add("refused", tool=clean(name, 60)); return f"there is no tool of that name; use {', '.join(READS)} or answer", True
-        try: out = self.context.ask(name, **(args if isinstance(args, dict) else {})).json()
-        except (ValueError, KeyError, TypeError, OverflowError) as e: trace.add("tool", name=name, args=clean(json.dumps(args, default=str), 400), error=clean(str(e), 300)); return f"cannot be answered: {clean(str(e), 300)}", True
-        text = shown_to_agent(out); told.append(text); trace.add("tool", name=name, args=args, result=text)
+        if name not in READS:
+            trace.add("refused", tool=clean(name, 60))
+            return f"there is no tool of that name; use {', '.join(READS)} or answer", True
+        try:
+            out = self.context.ask(name, **(args if isinstance(args, dict) else {})).json()
+        except (ValueError, KeyError, TypeError, OverflowError) as e:
+            trace.add(
+                "tool",
+                name=name,
+                args=clean(json.dumps(args, default=str), 400),
+                error=clean(str(e), 300),
+            )
+            return f"cannot be answered: {clean(str(e), 300)}", True
+        text = shown_to_agent(out)
+        told.append(text)
+        trace.add("tool", name=name, args=args, result=text)
         return text, False
 
-    def objections(self, a: FinalAnswer, viable: Sequence[str], told: Sequence[str], request: Request) -> list[str]:
+    def objections(
+        self, a: FinalAnswer, viable: Sequence[str], told: Sequence[str], request: Request
+    ) -> list[str]:
         "What is wrong with an answer."
         out = []
-        if a.backend not in viable: out.append(f"backend {clean(a.backend, 60)!r} is not viable; choose among {', '.join(viable)}")
-        if a.fallback is not None and a.fallback not in viable: out.append(f"fallback {clean(a.fallback, 60)!r} is not viable")
-        known = [n for t in told for n in numbers_in(json.loads(t))] + list(numbers_in([x for x in request[1:] if x != inf])) + [float(len(viable))]
-        if bad := ungrounded(a.reasoning, known): out.append(f"no tool has told you {', '.join(f'{x:g}' for x in bad[:5])}")
+        if a.backend not in viable:
+            out.append(
+                f"backend {clean(a.backend, 60)!r} is not viable; choose among {', '.join(viable)}"
+            )
+        if a.fallback is not None and a.fallback not in viable:
+            out.append(f"fallback {clean(a.fallback, 60)!r} is not viable")
+        known = (
+            [n for t in told for n in numbers_in(json.loads(t))]
+            + list(numbers_in([x for x in request[1:] if x != inf]))
+            + [float(len(viable))]
+        )
+        if bad := ungrounded(a.reasoning, known):
+            out.append(f"no tool has told you {', '.join(f'{x:g}' for x in bad[:5])}")
         spoken = clean(a.reasoning, 2000).lower()
-        if any(len(x) >= QUOTED and x.lower() in spoken for t in told for x in json.loads(t)["untrusted_telemetry_text"]): out.append("the reasoning repeats telemetry text; say it in your own words")
-        if clean(a.reasoning, 2000) != a.reasoning or "://" in a.reasoning: out.append("the reasoning must be plain text: letters, digits and ordinary punctuation, no links")
-        if lost := [e for e in a.evidence if not any(json.dumps(clean(e, 80)) in t for t in told)]: out.append(f"no tool has named the evidence {clean(lost[0], 80)!r}")
+        if any(
+            len(x) >= QUOTED and x.lower() in spoken
+            for t in told
+            for x in json.loads(t)["untrusted_telemetry_text"]
+        ):
+            out.append("the reasoning repeats telemetry text; say it in your own words")
+        if clean(a.reasoning, 2000) != a.reasoning or "://" in a.reasoning:
+            out.append(
+                "the reasoning must be plain text: letters, digits and ordinary punctuation, no links"
+            )
+        if lost := [e for e in a.evidence if not any(json.dumps(clean(e, 80)) in t for t in told)]:
+            out.append(f"no tool has named the evidence {clean(lost[0], 80)!r}")
         return out
 
 # %% ../../nbs/context/43_agent.ipynb #d8bf4c48
-FAILED_HOW = {"max_tokens": "its answer was cut off", "refusal": "it refused", "end_turn": "it ended without an answer", "pause_turn": "it paused", "stop_sequence": "it stopped without an answer", "model_context_window_exceeded": "its context was full"}
+FAILED_HOW = {
+    "max_tokens": "its answer was cut off",
+    "refusal": "it refused",
+    "end_turn": "it ended without an answer",
+    "pause_turn": "it paused",
+    "stop_sequence": "it stopped without an answer",
+    "model_context_window_exceeded": "its context was full",
+}
+
 
 class AgentTurns(AgentTools):
     "Turns of the model."
-    def turn(self, messages: list, meter: Meter, conversation: str):   # the SDK's message; conversation: id of the trace
-        "One streamed turn under the deadline. Stopped says what went wrong. The SDK's own OpenTelemetry spans carry the conversation's id."
+
+    # the SDK's message; conversation: id of the trace
+    def turn(self, messages: list, meter: Meter, conversation: str):
+        """One streamed turn under the deadline.
+
+        Stopped says what went wrong. The SDK's own OpenTelemetry spans carry the conversation's id.
+        """
         import anthropic
-        meter.step(); c = self.config; spans = {**self.client.open_telemetry, "conversation_id": conversation}
+
+        meter.step()
+        c = self.config
+        spans = {**self.client.open_telemetry, "conversation_id": conversation}
         system = [dict(type="text", text=RULES, cache_control=dict(type="ephemeral"))]
         try:
-            with self.client.with_options(timeout=max(meter.left_s, .05), max_retries=0, open_telemetry=spans).messages.stream(model=c.model, max_tokens=c.max_tokens, system=system, tools=tool_schemas(), messages=messages) as stream:
-                for _ in stream: meter.time()
+            with self.client.with_options(
+                timeout=max(meter.left_s, 0.05), max_retries=0, open_telemetry=spans
+            ).messages.stream(
+                model=c.model,
+                max_tokens=c.max_tokens,
+                system=system,
+                tools=tool_schemas(),
+                messages=messages,
+            ) as stream:
+                for _ in stream:
+                    meter.time()
                 message = stream.get_final_message()
-        except anthropic.APIStatusError as e: raise Stopped(f"the API answered {e.status_code}") from e
-        except (anthropic.APITimeoutError, TimeoutError) as e: raise Stopped(f"no answer within {c.seconds:g} s") from e
-        except anthropic.APIError as e: raise Stopped(f"the API failed: {type(e).__name__}") from e
-        except Stopped: raise
-        except Exception as e: raise Stopped(f"its answer could not be read: {type(e).__name__}") from e
+        except anthropic.APIStatusError as e:
+            raise Stopped(f"the API answered {e.status_code}") from e
+        except (anthropic.APITimeoutError, TimeoutError) as e:
+            raise Stopped(f"no answer within {c.seconds:g} s") from e
+        except anthropic.APIError as e:
+            raise Stopped(f"the API failed: {type(e).__name__}") from e
+        except Stopped:
+            raise
+        except Exception as e:
+            raise Stopped(f"its answer could not be read: {type(e).__name__}") from e
         meter.used(message.usage)
-        if message.stop_reason != "tool_use": raise Stopped(FAILED_HOW.get(message.stop_reason, "it ended without an answer"))
+        if message.stop_reason != "tool_use":
+            raise Stopped(FAILED_HOW.get(message.stop_reason, "it ended without an answer"))
         return message
 
 # %% ../../nbs/context/43_agent.ipynb #943ee305
 def first_message(request: Request, viable: Sequence[str], router: str) -> str:
     "The question, with free text cut to a plain alphabet."
-    about = {k: clean(v) if isinstance(v, str) else v for k, v in request._asdict().items() if v not in (None, inf, "") and k != "id"}
-    return json.dumps(dict(request=about, viable_backends=[clean(v, 80) for v in viable], router_would_choose=clean(router, 80)))
+    about = {
+        k: clean(v) if isinstance(v, str) else v
+        for k, v in request._asdict().items()
+        if v not in (None, inf, "") and k != "id"
+    }
+    return json.dumps(
+        dict(
+            request=about,
+            viable_backends=[clean(v, 80) for v in viable],
+            router_would_choose=clean(router, 80),
+        )
+    )
 
 # %% ../../nbs/context/43_agent.ipynb #c6882353
 class AgentLoop(AgentTurns):
     "Turns until an answer stands, or falls."
-    def loop(self, request: Request, viable: Sequence[str], router: str, trace: Trace, meter: Meter) -> FinalAnswer:
+
+    def loop(
+        self, request: Request, viable: Sequence[str], router: str, trace: Trace, meter: Meter
+    ) -> FinalAnswer:
         "Stopped where no answer stands."
-        messages, told, repaired, strange = [dict(role="user", content=first_message(request, viable, router))], [], False, 0
+        messages, told, repaired, strange = (
+            [dict(role="user", content=first_message(request, viable, router))],
+            [],
+            False,
+            0,
+        )
         while True:
-            message = self.turn(messages, meter, trace.id); trace.add("model", text=[clean(b.text, 500) for b in message.content if b.type == "text"], asks=[clean(b.name, 60) for b in message.content if b.type == "tool_use"], **meter.facts())
-            answers, results = [b for b in message.content if b.type == "tool_use" and b.name == "answer"], []
+            message = self.turn(messages, meter, trace.id)
+            trace.add(
+                "model",
+                text=[clean(b.text, 500) for b in message.content if b.type == "text"],
+                asks=[clean(b.name, 60) for b in message.content if b.type == "tool_use"],
+                **meter.facts(),
+            )
+            answers, results = (
+                [b for b in message.content if b.type == "tool_use" and b.name == "answer"],
+                [],
+            )
             for b in message.content:
-                if b.type != "tool_use" or b.name == "answer": continue
-                meter.call(); text, failed = self.run_tool(b.name, b.input, trace, told); strange += b.name not in READS
-                if strange > 3: raise Stopped("it kept asking for tools that do not exist")
-                results.append(dict(type="tool_result", tool_use_id=b.id, content=text, is_error=failed))
+                if b.type != "tool_use" or b.name == "answer":
+                    continue
+                meter.call()
+                text, failed = self.run_tool(b.name, b.input, trace, told)
+                strange += b.name not in READS
+                if strange > 3:
+                    raise Stopped("it kept asking for tools that do not exist")
+                results.append(
+                    dict(type="tool_result", tool_use_id=b.id, content=text, is_error=failed)
+                )
             if answers:
-                try: a = FinalAnswer.model_validate(answers[0].input); wrong = self.objections(a, viable, told, request)
-                except ValidationError as e: a, wrong = None, [x["msg"] for x in e.errors()[:3]]
-                trace.add("check", answer=a.model_dump() if a else clean(json.dumps(answers[0].input, default=str), 400), objections=wrong)
-                if not wrong: return a
-                if repaired: raise Stopped("its answer was wrong twice: " + "; ".join(wrong)[:300])
-                repaired = True; results += [dict(type="tool_result", tool_use_id=b.id, content="not accepted: " + "; ".join(wrong), is_error=True) for b in answers]
-            messages += [dict(role="assistant", content=[b.model_dump(exclude_none=True, include={"type", "text", "id", "name", "input"}) for b in message.content]), dict(role="user", content=results)]
+                try:
+                    a = FinalAnswer.model_validate(answers[0].input)
+                    wrong = self.objections(a, viable, told, request)
+                except ValidationError as e:
+                    a, wrong = None, [x["msg"] for x in e.errors()[:3]]
+                trace.add(
+                    "check",
+                    answer=a.model_dump()
+                    if a
+                    else clean(json.dumps(answers[0].input, default=str), 400),
+                    objections=wrong,
+                )
+                if not wrong:
+                    return a
+                if repaired:
+                    raise Stopped("its answer was wrong twice: " + "; ".join(wrong)[:300])
+                repaired = True
+                results += [
+                    dict(
+                        type="tool_result",
+                        tool_use_id=b.id,
+                        content="not accepted: " + "; ".join(wrong),
+                        is_error=True,
+                    )
+                    for b in answers
+                ]
+            messages += [
+                dict(
+                    role="assistant",
+                    content=[
+                        b.model_dump(
+                            exclude_none=True, include={"type", "text", "id", "name", "input"}
+                        )
+                        for b in message.content
+                    ],
+                ),
+                dict(role="user", content=results),
+            ]
 
 # %% ../../nbs/context/43_agent.ipynb #eac3046a
 class Agent(AgentLoop):
-    "Proposes a backend for a hard request. Give an `anthropic.Anthropic` client, or have one made from ANTHROPIC_API_KEY."
-    def choose(self, request: Request, viable: Sequence[str], router: str, at_s: float = 0.) -> Verdict:   # viable: computed by code; router: what it would choose
-        "Never raises for what the model or the API does: then the router's choice stands. ValueError where the router's choice is not viable."
-        if router not in viable: raise ValueError(f"the router's choice {router!r} is not among the viable backends")
-        if self.client is None: import anthropic; self.client = anthropic.Anthropic()
-        trace, meter = Trace(f"agent-{at_s:.3f}-{token_hex(4)}", self.clock), Meter(self.config, self.clock)
-        trace.add("asked", request=json.loads(first_message(request, viable, router)), model=self.config.model)
-        try: a = self.loop(request, viable, router, trace, meter)
-        except Stopped as e: a, why = None, str(e)
-        trace.add("verdict", accepted=a is not None, backend=a.backend if a else router, why=a.reasoning if a else why, **meter.facts())
-        if self.store is not None: trace.anchor(self.store, at_s)
-        if a is None: return Verdict(router, None, False, why, None, (), trace, meter.facts())
-        return Verdict(a.backend, a.fallback, True, a.reasoning, a.confidence, tuple(a.evidence), trace, meter.facts())
+    """Proposes a backend for a hard request.
 
-    def __repr__(self): return f"Agent({self.config.model}, at most {self.config.steps} turns, {self.config.seconds:g} s, {self.config.usd:g} USD)"
+    Give an `anthropic.Anthropic` client, or have one made from ANTHROPIC_API_KEY.
+    """
+
+    def choose(
+        self, request: Request, viable: Sequence[str], router: str, at_s: float = 0.0
+    ) -> Verdict:  # viable: computed by code; router: what it would choose
+        """Never raises for what the model or the API does: then the router's choice stands.
+        ValueError where the router's choice is not viable.
+        """
+        if router not in viable:
+            raise ValueError(f"the router's choice {router!r} is not among the viable backends")
+        if self.client is None:
+            import anthropic
+
+            self.client = anthropic.Anthropic()
+        trace, meter = (
+            Trace(f"agent-{at_s:.3f}-{token_hex(4)}", self.clock),
+            Meter(self.config, self.clock),
+        )
+        trace.add(
+            "asked",
+            request=json.loads(first_message(request, viable, router)),
+            model=self.config.model,
+        )
+        try:
+            a = self.loop(request, viable, router, trace, meter)
+        except Stopped as e:
+            a, why = None, str(e)
+        trace.add(
+            "verdict",
+            accepted=a is not None,
+            backend=a.backend if a else router,
+            why=a.reasoning if a else why,
+            **meter.facts(),
+        )
+        if self.store is not None:
+            trace.anchor(self.store, at_s)
+        if a is None:
+            return Verdict(router, None, False, why, None, (), trace, meter.facts())
+        return Verdict(
+            a.backend,
+            a.fallback,
+            True,
+            a.reasoning,
+            a.confidence,
+            tuple(a.evidence),
+            trace,
+            meter.facts(),
+        )
+
+    def __repr__(self):
+        return f"Agent({self.config.model}, at most {self.config.steps} turns, {self.config.seconds:g} s, {self.config.usd:g} USD)"

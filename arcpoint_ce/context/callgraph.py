@@ -18,245 +18,453 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 # %% ../../nbs/context/40a_callgraph.ipynb #aebeb350
-METRICS = {"latency": 1., "availability": -1.}   # what may be asked about -> sign that makes it harm
+# what may be asked about -> sign that makes it harm
+METRICS = {"latency": 1.0, "availability": -1.0}
 
-def read_services(path: str | Path) -> pd.DataFrame:   # index: s; columns: (service, metric, statistic)
+
+# index: s; columns: (service, metric, statistic)
+def read_services(path: str | Path) -> pd.DataFrame:
     "One file of service telemetry. FileNotFoundError and ValueError name the file and what to do."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; service telemetry has three header rows (service, metric, statistic) and a time in s per row")
-    try: table = pd.read_csv(path, header=[0, 1, 2], index_col=0)
-    except (ValueError, IndexError) as e: raise ValueError(f"{path}: not service telemetry with three header rows ({e})") from e
-    if table.empty or not is_numeric_dtype(table.index): raise ValueError(f"{path}: the first column must hold times in s, one row per step")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; service telemetry has three header rows (service, metric, statistic) and a time in s per row"
+        )
+    try:
+        table = pd.read_csv(path, header=[0, 1, 2], index_col=0)
+    except (ValueError, IndexError) as e:
+        raise ValueError(f"{path}: not service telemetry with three header rows ({e})") from e
+    if table.empty or not is_numeric_dtype(table.index):
+        raise ValueError(f"{path}: the first column must hold times in s, one row per step")
     for c in table.columns:
         bad = pd.to_numeric(table[c], errors="coerce").isna() & table[c].notna()
-        if bad.any(): raise ValueError(f"{path}: line {bad.argmax() + 5}, column {'/'.join(map(str, c))}: {table[c].iloc[bad.argmax()]!r} is no number; leave it empty where nothing was measured")
+        if bad.any():
+            raise ValueError(
+                f"{path}: line {bad.argmax() + 5}, column {'/'.join(map(str, c))}: {table[c].iloc[bad.argmax()]!r} is no number; leave it empty where nothing was measured"
+            )
     return table.sort_index()
 
 # %% ../../nbs/context/40a_callgraph.ipynb #4c5bb57b
 @dataclass(frozen=True)
 class CallGraph:
     "Who calls whom."
+
     nodes: tuple[str, ...]
-    calls: np.ndarray                  # (n, n) of bool: row calls column
+    calls: np.ndarray  # (n, n) of bool: row calls column
 
     def place(self, node: str) -> int:
         "Its number. KeyError with the nodes there are."
-        if node not in self.nodes: raise KeyError(f"node {node!r} is not in the call graph; it has {', '.join(self.nodes[:8])}{', …' if len(self.nodes) > 8 else ''}")
+        if node not in self.nodes:
+            raise KeyError(
+                f"node {node!r} is not in the call graph; it has {', '.join(self.nodes[:8])}{', …' if len(self.nodes) > 8 else ''}"
+            )
         return self.nodes.index(node)
 
-    def matrix(self, table: pd.DataFrame, metric: str, statistic: str) -> np.ndarray:   # (steps, n); NaN: not measured
+    # (steps, n); NaN: not measured
+    def matrix(self, table: pd.DataFrame, metric: str, statistic: str) -> np.ndarray:
         "One statistic of all nodes."
         missing = np.full(len(table), np.nan)
-        return np.column_stack([table[n, metric, statistic].to_numpy(float) if (n, metric, statistic) in table.columns else missing for n in self.nodes])
+        return np.column_stack(
+            [
+                table[n, metric, statistic].to_numpy(float)
+                if (n, metric, statistic) in table.columns
+                else missing
+                for n in self.nodes
+            ]
+        )
 
-    def __repr__(self): return f"CallGraph({len(self.nodes)} nodes, {int(self.calls.sum())} calls)"
+    def __repr__(self):
+        return f"CallGraph({len(self.nodes)} nodes, {int(self.calls.sum())} calls)"
+
 
 def read_graph(path: str | Path) -> CallGraph:
-    "An adjacency matrix with names in the first row and column; rows call columns. FileNotFoundError, ValueError."
+    """An adjacency matrix with names in the first row and column; rows call columns.
+    FileNotFoundError, ValueError.
+    """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; it should hold the call graph as a matrix, rows call columns")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; it should hold the call graph as a matrix, rows call columns"
+        )
     g = pd.read_csv(path, index_col=0)
-    if sorted(g.index) != sorted(g.columns): raise ValueError(f"{path}: rows and columns must name the same services; only one side has {', '.join(sorted(set(g.index) ^ set(g.columns))[:3])}")
+    if sorted(g.index) != sorted(g.columns):
+        raise ValueError(
+            f"{path}: rows and columns must name the same services; only one side has {', '.join(sorted(set(g.index) ^ set(g.columns))[:3])}"
+        )
     return CallGraph(tuple(g.columns), g.loc[g.columns].to_numpy(float) > 0)
 
 # %% ../../nbs/context/40a_callgraph.ipynb #112af321
-def mean_of(x: np.ndarray, rows: np.ndarray) -> np.ndarray:   # x: (B, L, n), rows: (B, L) -> (B, n); NaN: nothing measured
+# x: (B, L, n), rows: (B, L) -> (B, n); NaN: nothing measured
+def mean_of(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     "Mean over the given rows, missing values left out."
-    ok = np.isfinite(x) & rows[:, :, None]; n = ok.sum(1)
-    return np.divide(np.where(ok, x, 0.).sum(1), n, out=np.full(n.shape, np.nan), where=n > 0)
+    ok = np.isfinite(x) & rows[:, :, None]
+    n = ok.sum(1)
+    return np.divide(np.where(ok, x, 0.0).sum(1), n, out=np.full(n.shape, np.nan), where=n > 0)
+
 
 def own_excess(
     graph: CallGraph,
-    harm: np.ndarray,                  # (B, L, n): B windows of L steps
-    requests: np.ndarray,              # (B, L, n)
-    before: np.ndarray,                # (B, L): rows before the incident
-    level: np.ndarray,                 # (n,): normal level; NaN: not seen in normal times
-    target: int,                       # place of the node that is asked about
-) -> np.ndarray:                       # (B, n): harm of the target that each node explains
+    harm: np.ndarray,  # (B, L, n): B windows of L steps
+    requests: np.ndarray,  # (B, L, n)
+    before: np.ndarray,  # (B, L): rows before the incident
+    level: np.ndarray,  # (n,): normal level; NaN: not seen in normal times
+    target: int,  # place of the node that is asked about
+) -> np.ndarray:  # (B, n): harm of the target that each node explains
     "Call-weighted own excess times path weight."
     base = np.fmax(level, mean_of(harm, before))
-    excess = np.nan_to_num(np.maximum(mean_of(harm, ~before) - base, 0.))
-    r = np.nan_to_num(mean_of(requests, ~before)); of_callers = r @ graph.calls.astype(float)
-    w = graph.calls*np.divide(r, of_callers, out=np.zeros_like(r), where=of_callers > 0)[:, None, :]
-    own = np.maximum(excess - np.einsum("bcd,bd->bc", w, excess), 0.)
-    start = np.zeros((len(r), len(graph.nodes), 1)); start[:, target] = 1.
-    return own*np.linalg.solve(np.eye(len(graph.nodes)) - np.swapaxes(w, 1, 2), start)[..., 0]
+    excess = np.nan_to_num(np.maximum(mean_of(harm, ~before) - base, 0.0))
+    r = np.nan_to_num(mean_of(requests, ~before))
+    of_callers = r @ graph.calls.astype(float)
+    w = (
+        graph.calls
+        * np.divide(r, of_callers, out=np.zeros_like(r), where=of_callers > 0)[:, None, :]
+    )
+    own = np.maximum(excess - np.einsum("bcd,bd->bc", w, excess), 0.0)
+    start = np.zeros((len(r), len(graph.nodes), 1))
+    start[:, target] = 1.0
+    return own * np.linalg.solve(np.eye(len(graph.nodes)) - np.swapaxes(w, 1, 2), start)[..., 0]
 
 # %% ../../nbs/context/40a_callgraph.ipynb #bf0de54a
 @dataclass(frozen=True, slots=True)
 class CauseConfig:
     "When a cause is claimed. ValueError on values that make no sense."
-    rows: int = 5                      # length of the normal windows, steps
-    before: int = 2                    # of them before the supposed incident
-    quantile: float = .99              # of what a node explains in normal windows
-    least: float = .015                # smallest latency worth a word, share of the target's normal one
-    least_points: float = .05          # the same for availability, points
-    claim: float = 2.5                 # times the normal that a cause must explain
+
+    rows: int = 5  # length of the normal windows, steps
+    before: int = 2  # of them before the supposed incident
+    quantile: float = 0.99  # of what a node explains in normal windows
+    least: float = 0.015  # smallest latency worth a word, share of the target's normal one
+    least_points: float = 0.05  # the same for availability, points
+    claim: float = 2.5  # times the normal that a cause must explain
 
     def __post_init__(self):
-        if not 0 < self.before < self.rows: raise ValueError(f"CauseConfig.before must lie between 0 and rows = {self.rows}, got {self.before!r}")
-        if not 0 < self.quantile <= 1: raise ValueError(f"CauseConfig.quantile must be within 0..1, got {self.quantile!r}")
+        if not 0 < self.before < self.rows:
+            raise ValueError(
+                f"CauseConfig.before must lie between 0 and rows = {self.rows}, got {self.before!r}"
+            )
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"CauseConfig.quantile must be within 0..1, got {self.quantile!r}")
         for k in ("least", "least_points", "claim"):
-            if not getattr(self, k) > 0: raise ValueError(f"CauseConfig.{k} must be positive, got {getattr(self, k)!r}")
+            if not getattr(self, k) > 0:
+                raise ValueError(f"CauseConfig.{k} must be positive, got {getattr(self, k)!r}")
 
 # %% ../../nbs/context/40a_callgraph.ipynb #51fe8010
 @dataclass(frozen=True)
 class Ranked:
     "Candidates for the root cause, most harm explained first."
+
     target: str
     metric: str
     nodes: tuple[str, ...]
-    explains: tuple[float, ...]        # of the target's harm, s or points
-    ratios: tuple[float, ...]          # times what the node explains in normal windows
-    claim: float                       # ratio that a cause needs
+    explains: tuple[float, ...]  # of the target's harm, s or points
+    ratios: tuple[float, ...]  # times what the node explains in normal windows
+    claim: float  # ratio that a cause needs
 
     @property
-    def claimed(self) -> bool: return bool(self.ratios) and self.ratios[0] >= self.claim
+    def claimed(self) -> bool:
+        return bool(self.ratios) and self.ratios[0] >= self.claim
 
     @property
-    def cause(self) -> str | None: return self.nodes[0] if self.claimed else None   # None: no cause
+    def cause(self) -> str | None:
+        return self.nodes[0] if self.claimed else None  # None: no cause
 
     def table(self, top: int = 5) -> pd.DataFrame:
         unit = "s" if self.metric == "latency" else "points"
-        return pd.DataFrame({"service": self.nodes[:top], f"explains, {unit}": np.round(self.explains[:top], 4), "times normal": np.round(self.ratios[:top], 2)})
+        return pd.DataFrame(
+            {
+                "service": self.nodes[:top],
+                f"explains, {unit}": np.round(self.explains[:top], 4),
+                "times normal": np.round(self.ratios[:top], 2),
+            }
+        )
 
     def __repr__(self):
-        first = f"{self.nodes[0]} explains {self.explains[0]:.3g}, {self.ratios[0]:.1f} times what it does in normal times" if self.nodes else "nothing exceeds its normal level"
+        first = (
+            f"{self.nodes[0]} explains {self.explains[0]:.3g}, {self.ratios[0]:.1f} times what it does in normal times"
+            if self.nodes
+            else "nothing exceeds its normal level"
+        )
         return f"{self.metric} of {self.target}: {'' if self.claimed else 'no cause; '}{first}"
 
-    def _repr_html_(self): return f"<p>{escape(repr(self))}</p>{self.table()._repr_html_()}"
+    def _repr_html_(self):
+        return f"<p>{escape(repr(self))}</p>{self.table()._repr_html_()}"
 
 # %% ../../nbs/context/40a_callgraph.ipynb #36696f7f
 class Explained:
     "What is normal, for one target and metric. Learned state ends in `_`."
-    def __init__(self, graph: CallGraph, target: str, metric: str, config: CauseConfig = CauseConfig()):
-        if metric not in METRICS: raise KeyError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-        self.graph, self.target, self.metric, self.config, self.at = graph, target, metric, config, graph.place(target)
 
-    def parts(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:   # harm and requests, (steps, n)
-        return METRICS[self.metric]*self.graph.matrix(table, self.metric, "Average"), self.graph.matrix(table, "requests", "Sum")
+    def __init__(
+        self, graph: CallGraph, target: str, metric: str, config: CauseConfig = CauseConfig()
+    ):
+        if metric not in METRICS:
+            raise KeyError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+        self.graph, self.target, self.metric, self.config, self.at = (
+            graph,
+            target,
+            metric,
+            config,
+            graph.place(target),
+        )
+
+    # harm and requests, (steps, n)
+    def parts(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        return METRICS[self.metric] * self.graph.matrix(
+            table, self.metric, "Average"
+        ), self.graph.matrix(table, "requests", "Sum")
 
     def fit(self, normal: pd.DataFrame) -> "Explained":
         "Learn levels, and what nodes explain where nothing is wrong. ValueError on too few rows."
         c = self.config
-        if len(normal) < 4*c.rows: raise ValueError(f"{len(normal)} normal rows are too few; give at least {4*c.rows}")
+        if len(normal) < 4 * c.rows:
+            raise ValueError(f"{len(normal)} normal rows are too few; give at least {4 * c.rows}")
         harm, requests = self.parts(normal)
         self.level_ = mean_of(harm[None], np.ones((1, len(harm)), bool))[0]
-        if not np.isfinite(self.level_[self.at]): raise ValueError(f"{self.target!r} has no {self.metric} in the normal rows")
-        cut = lambda x: np.stack([x[k:k + c.rows] for k in range(len(x) - c.rows + 1)])
-        before = np.zeros((len(harm) - c.rows + 1, c.rows), bool); before[:, :c.before] = True
+        if not np.isfinite(self.level_[self.at]):
+            raise ValueError(f"{self.target!r} has no {self.metric} in the normal rows")
+
+        def cut(x):
+            return np.stack([x[k : k + c.rows] for k in range(len(x) - c.rows + 1)])
+
+        before = np.zeros((len(harm) - c.rows + 1, c.rows), bool)
+        before[:, : c.before] = True
         noise = own_excess(self.graph, cut(harm), cut(requests), before, self.level_, self.at)
-        self.noise_ = np.quantile(noise, c.quantile, axis=0) + (c.least*self.level_[self.at] if self.metric == "latency" else c.least_points)
+        self.noise_ = np.quantile(noise, c.quantile, axis=0) + (
+            c.least * self.level_[self.at] if self.metric == "latency" else c.least_points
+        )
         return self
 
 # %% ../../nbs/context/40a_callgraph.ipynb #bb0a954b
 class RootCauses(Explained):
     "Root causes on a call graph: `fit` on normal rows, `explain` an incident."
-    def explain(self, table: pd.DataFrame, since_s: float) -> Ranked:   # rows of the incident and some before; when it began, s
-        "Nodes by the harm of the target that they explain. ValueError where no row lies in the incident."
-        step_s = float(np.median(np.diff(table.index))) if len(table) > 1 else 0.
-        before = table.index.to_numpy(float) + step_s <= since_s       # a row is labelled with its start
-        if before.all(): raise ValueError(f"no row after {since_s:.0f} s; the last one begins at {table.index[-1]:.0f} s")
+
+    # rows of the incident and some before; when it began, s
+    def explain(self, table: pd.DataFrame, since_s: float) -> Ranked:
+        """Nodes by the harm of the target that they explain.
+
+        ValueError where no row lies in the incident.
+        """
+        step_s = float(np.median(np.diff(table.index))) if len(table) > 1 else 0.0
+        before = table.index.to_numpy(float) + step_s <= since_s  # a row is labelled with its start
+        if before.all():
+            raise ValueError(
+                f"no row after {since_s:.0f} s; the last one begins at {table.index[-1]:.0f} s"
+            )
         harm, requests = self.parts(table)
-        found = own_excess(self.graph, harm[None], requests[None], before[None], self.level_, self.at)[0]
+        found = own_excess(
+            self.graph, harm[None], requests[None], before[None], self.level_, self.at
+        )[0]
         order = [k for k in np.argsort(-found, kind="stable") if found[k] > 0]
-        return Ranked(self.target, self.metric, tuple(self.graph.nodes[k] for k in order), tuple(float(found[k]) for k in order),
-                      tuple(float(found[k]/self.noise_[k]) for k in order), self.config.claim)
+        return Ranked(
+            self.target,
+            self.metric,
+            tuple(self.graph.nodes[k] for k in order),
+            tuple(float(found[k]) for k in order),
+            tuple(float(found[k] / self.noise_[k]) for k in order),
+            self.config.claim,
+        )
 
 # %% ../../nbs/context/40a_callgraph.ipynb #e0027890
 @dataclass(frozen=True)
 class Incident:
     "A labelled incident."
+
     name: str
     table: pd.DataFrame
     target: str
     metric: str
     since_s: float
-    root: str | None                   # the true root cause; None: not told
+    root: str | None  # the true root cause; None: not told
+
 
 def read_incident(folder: Path) -> Incident:
-    "One folder with metrics.csv and target.json. ValueError where the label does not say what is asked."
-    path = folder/"target.json"
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; it should name target, metric and time of the incident")
-    try: label = json.loads(path.read_text()); t = label["target"]; asked = t["node"], t["metric"], float(t["timestamp"])
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}: needs target.node, target.metric and target.timestamp ({type(e).__name__}: {e})") from e
-    return Incident(f"{folder.parent.name}/{folder.name}", read_services(folder/"metrics.csv"), *asked, (label.get("root_cause") or {}).get("node"))
+    """One folder with metrics.csv and target.json.
+
+    ValueError where the label does not say what is asked.
+    """
+    path = folder / "target.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; it should name target, metric and time of the incident"
+        )
+    try:
+        label = json.loads(path.read_text())
+        t = label["target"]
+        asked = t["node"], t["metric"], float(t["timestamp"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"{path}: needs target.node, target.metric and target.timestamp ({type(e).__name__}: {e})"
+        ) from e
+    return Incident(
+        f"{folder.parent.name}/{folder.name}",
+        read_services(folder / "metrics.csv"),
+        *asked,
+        (label.get("root_cause") or {}).get("node"),
+    )
 
 # %% ../../nbs/context/40a_callgraph.ipynb #439439ca
 @dataclass(frozen=True)
 class IncidentFolder:
     "A graph, normal rows and incidents."
+
     graph: CallGraph
     normal: pd.DataFrame
     incidents: tuple[Incident, ...]
 
-def read_incidents(folder: str | Path, normal: str | Path | None = None) -> IncidentFolder:   # normal: another file of normal rows
+
+# normal: another file of normal rows
+def read_incidents(folder: str | Path, normal: str | Path | None = None) -> IncidentFolder:
     "A folder of PetShop's layout. FileNotFoundError says what is missing."
     folder = Path(folder)
-    found = sorted(p for part in ("train", "test") for p in (folder/part).glob("*") if p.is_dir())
-    if not found: raise FileNotFoundError(f"{folder}: no incidents; folders train/*/ or test/*/ should hold metrics.csv and target.json")
-    return IncidentFolder(read_graph(folder/"graph.csv"), read_services(normal or folder/"noissue"/"metrics.csv"), tuple(map(read_incident, found)))
+    found = sorted(p for part in ("train", "test") for p in (folder / part).glob("*") if p.is_dir())
+    if not found:
+        raise FileNotFoundError(
+            f"{folder}: no incidents; folders train/*/ or test/*/ should hold metrics.csv and target.json"
+        )
+    return IncidentFolder(
+        read_graph(folder / "graph.csv"),
+        read_services(normal or folder / "noissue" / "metrics.csv"),
+        tuple(map(read_incident, found)),
+    )
 
 # %% ../../nbs/context/40a_callgraph.ipynb #61de16ce
 def ranked(data: IncidentFolder, config: CauseConfig = CauseConfig()) -> list[Ranked]:
     "Every incident explained, in order. Models are fitted once per target and metric."
-    models = {(i.target, i.metric): RootCauses(data.graph, i.target, i.metric, config).fit(data.normal) for i in data.incidents}
+    models = {
+        (i.target, i.metric): RootCauses(data.graph, i.target, i.metric, config).fit(data.normal)
+        for i in data.incidents
+    }
     return [models[i.target, i.metric].explain(i.table, i.since_s) for i in data.incidents]
 
-def false_claims(data: IncidentFolder, config: CauseConfig = CauseConfig()) -> pd.DataFrame:   # a row per window: metric, target, at_s, first, ratio, claimed
-    "What is claimed in disjoint windows of the second half of the normal rows, by models of the first half."
-    half, c, out = len(data.normal)//2, config, []
+
+# a row per window: metric, target, at_s, first, ratio, claimed
+def false_claims(data: IncidentFolder, config: CauseConfig = CauseConfig()) -> pd.DataFrame:
+    """What is claimed in disjoint windows of the second half of the normal rows, by models of the
+    first half.
+    """
+    half, c, out = len(data.normal) // 2, config, []
     first, rest = data.normal.iloc[:half], data.normal.iloc[half:]
     for target, metric in dict.fromkeys((i.target, i.metric) for i in data.incidents):
         model = RootCauses(data.graph, target, metric, c).fit(first)
-        cuts = [rest.iloc[k:k + c.rows] for k in range(0, len(rest) - c.rows + 1, c.rows)]
+        cuts = [rest.iloc[k : k + c.rows] for k in range(0, len(rest) - c.rows + 1, c.rows)]
         for w in cuts:
             r = model.explain(w, at_s := float(w.index[c.before]))
-            out.append((metric, target, at_s, r.nodes[0] if r.nodes else None, r.ratios[0] if r.nodes else 0., r.claimed))
+            out.append(
+                (
+                    metric,
+                    target,
+                    at_s,
+                    r.nodes[0] if r.nodes else None,
+                    r.ratios[0] if r.nodes else 0.0,
+                    r.claimed,
+                )
+            )
     return pd.DataFrame(out, columns=["metric", "target", "at_s", "first", "ratio", "claimed"])
 
 # %% ../../nbs/context/40a_callgraph.ipynb #dd6219c4
-SHOP = {"front": ("search", "cart"), "search": ("db",), "cart": ("db", "payment"), "db": (), "payment": ()}   # who calls whom
+SHOP = {
+    "front": ("search", "cart"),
+    "search": ("db",),
+    "cart": ("db", "payment"),
+    "db": (),
+    "payment": (),
+}  # who calls whom
 
-def shop_rows(rng: np.random.Generator, steps: int, slow: str | None = None, since: int = 0, extra: float = .1) -> pd.DataFrame:
+
+def shop_rows(
+    rng: np.random.Generator,
+    steps: int,
+    slow: str | None = None,
+    since: int = 0,
+    extra: float = 0.1,
+) -> pd.DataFrame:
     "Steps of the made-up shop; `slow` takes `extra` seconds longer from row `since` on."
-    own = {n: rng.uniform(.9, 1.1)*.03*rng.lognormal(0, .08, steps) + (extra*(np.arange(steps) >= since) if n == slow else 0.) for n in SHOP}
-    n = {"front": rng.poisson(400, steps)}; n["search"] = n["front"]; n["cart"] = rng.binomial(n["front"], .4); n["payment"] = rng.binomial(n["cart"], .7); n["db"] = n["search"] + n["cart"]
+    own = {
+        n: rng.uniform(0.9, 1.1) * 0.03 * rng.lognormal(0, 0.08, steps)
+        + (extra * (np.arange(steps) >= since) if n == slow else 0.0)
+        for n in SHOP
+    }
+    n = {"front": rng.poisson(400, steps)}
+    n["search"] = n["front"]
+    n["cart"] = rng.binomial(n["front"], 0.4)
+    n["payment"] = rng.binomial(n["cart"], 0.7)
+    n["db"] = n["search"] + n["cart"]
     took: dict = {}
-    for s in ("db", "payment", "search", "cart", "front"): took[s] = own[s] + sum(took[c]*(np.minimum(n[c], n[s])/n[s]) for c in SHOP[s])
-    columns = {(s, m, t): x for s in SHOP for m, t, x in (("latency", "Average", took[s]), ("requests", "Sum", n[s].astype(float)), ("availability", "Average", 100. - rng.exponential(.05, steps)))}
-    return pd.DataFrame(columns, index=pd.Index(300.*np.arange(steps), name="unix_timestamp")).rename_axis(columns=["microservice", "metric", "statistic"])
+    for s in ("db", "payment", "search", "cart", "front"):
+        took[s] = own[s] + sum(took[c] * (np.minimum(n[c], n[s]) / n[s]) for c in SHOP[s])
+    columns = {
+        (s, m, t): x
+        for s in SHOP
+        for m, t, x in (
+            ("latency", "Average", took[s]),
+            ("requests", "Sum", n[s].astype(float)),
+            ("availability", "Average", 100.0 - rng.exponential(0.05, steps)),
+        )
+    }
+    return pd.DataFrame(
+        columns, index=pd.Index(300.0 * np.arange(steps), name="unix_timestamp")
+    ).rename_axis(columns=["microservice", "metric", "statistic"])
+
 
 def write_synthetic(folder: str | Path, incidents: int = 8, seed: int = 0) -> Path:
     "Graph, normal rows and labelled incidents of the made-up shop."
     folder, rng, names = Path(folder), np.random.default_rng(seed), list(SHOP)
-    (folder/"noissue").mkdir(parents=True)
-    pd.DataFrame([[float(b in SHOP[a]) for b in names] for a in names], names, names).to_csv(folder/"graph.csv")
-    shop_rows(rng, 400).to_csv(folder/"noissue"/"metrics.csv")
+    (folder / "noissue").mkdir(parents=True)
+    pd.DataFrame([[float(b in SHOP[a]) for b in names] for a in names], names, names).to_csv(
+        folder / "graph.csv"
+    )
+    shop_rows(rng, 400).to_csv(folder / "noissue" / "metrics.csv")
     for k in range(incidents):
-        one, root = folder/"test"/f"issue_{k}", names[k % len(names)]; one.mkdir(parents=True)
-        shop_rows(rng, 5, root, 2).to_csv(one/"metrics.csv")
-        (one/"target.json").write_text(json.dumps(dict(target=dict(node="front", metric="latency", agg="Average", timestamp=600.), root_cause=dict(node=root))))
+        one, root = folder / "test" / f"issue_{k}", names[k % len(names)]
+        one.mkdir(parents=True)
+        shop_rows(rng, 5, root, 2).to_csv(one / "metrics.csv")
+        (one / "target.json").write_text(
+            json.dumps(
+                dict(
+                    target=dict(node="front", metric="latency", agg="Average", timestamp=600.0),
+                    root_cause=dict(node=root),
+                )
+            )
+        )
     return folder
 
 # %% ../../nbs/context/40a_callgraph.ipynb #cb97aaca
 @dataclass(frozen=True)
 class Dependencies:
     "What stands behind the backends: a call graph that names them, and its telemetry."
-    graph: CallGraph
-    table: pd.DataFrame                # rows as of `read_services`
 
-    def behind(self, backend: str, metric: str, window: tuple[float, float], config: CauseConfig = CauseConfig()) -> Ranked | None:   # None: nothing can be said, or nothing is claimed
+    graph: CallGraph
+    table: pd.DataFrame  # rows as of `read_services`
+
+    def behind(
+        self,
+        backend: str,
+        metric: str,
+        window: tuple[float, float],
+        config: CauseConfig = CauseConfig(),
+    ) -> Ranked | None:  # None: nothing can be said, or nothing is claimed
         "What explains a worse backend in a window; `metric` is one of METRICS."
-        at = self.table.index.to_numpy(float); step_s = float(np.median(np.diff(at))) if len(at) > 1 else np.inf
+        at = self.table.index.to_numpy(float)
+        step_s = float(np.median(np.diff(at))) if len(at) > 1 else np.inf
         normal, rows = self.table[at + step_s <= window[0]], self.table[at < window[1]]
-        rows = rows.iloc[max(len(normal) - config.before, 0):]
-        if backend not in self.graph.nodes or len(normal) < 4*config.rows or len(rows) <= config.before: return None
-        try: found = RootCauses(self.graph, backend, metric, config).fit(normal).explain(rows, window[0])
-        except ValueError: return None            # the backend was not measured
+        rows = rows.iloc[max(len(normal) - config.before, 0) :]
+        if (
+            backend not in self.graph.nodes
+            or len(normal) < 4 * config.rows
+            or len(rows) <= config.before
+        ):
+            return None
+        try:
+            found = (
+                RootCauses(self.graph, backend, metric, config).fit(normal).explain(rows, window[0])
+            )
+        except ValueError:
+            return None  # the backend was not measured
         return found if found.claimed else None
 
+
 def read_dependencies(folder: str | Path) -> Dependencies:
-    "graph.csv and metrics.csv of a folder, in PetShop's layout. FileNotFoundError and ValueError name the file."
+    """graph.csv and metrics.csv of a folder, in PetShop's layout.
+
+    FileNotFoundError and ValueError name the file.
+    """
     folder = Path(folder)
-    return Dependencies(read_graph(folder/"graph.csv"), read_services(folder/"metrics.csv"))
+    return Dependencies(read_graph(folder / "graph.csv"), read_services(folder / "metrics.csv"))

@@ -12,8 +12,8 @@ __all__ = ['HARMS', 'WORDS', 'BLOCKS', 'LOADED', 'SAYS', 'DIMENSIONS', 'ROWS_SQL
 # %% ../../nbs/context/41_causes.ipynb #1560eb41
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum, log
 from html import escape
+from math import fsum, log
 
 import numpy as np
 import pandas as pd
@@ -22,331 +22,747 @@ from .callgraph import Dependencies
 from .state import Answer, Evidence, Facts, row_id
 
 # %% ../../nbs/context/41_causes.ipynb #7ba9dda9
-HARMS = {"latency": "ms", "errors": "share failed", "slo": "share beyond the limit", "ttft": "ms", "cost": "USD per request", "quality": "1 - expected quality"}
-WORDS = {"latency": "latency", "errors": "error rate", "slo": "share beyond the limit", "ttft": "time to first token", "cost": "cost per request", "quality": "lack of quality"}
+HARMS = {
+    "latency": "ms",
+    "errors": "share failed",
+    "slo": "share beyond the limit",
+    "ttft": "ms",
+    "cost": "USD per request",
+    "quality": "1 - expected quality",
+}
+WORDS = {
+    "latency": "latency",
+    "errors": "error rate",
+    "slo": "share beyond the limit",
+    "ttft": "time to first token",
+    "cost": "cost per request",
+    "quality": "lack of quality",
+}
 
-def harm_of(rows: pd.DataFrame, metric: str) -> np.ndarray:   # (n,), NaN: says nothing
+
+def harm_of(rows: pd.DataFrame, metric: str) -> np.ndarray:  # (n,), NaN: says nothing
     "Harm per request. KeyError on an unknown metric, ValueError where its column is missing."
-    if metric not in HARMS: raise KeyError(f"unknown metric {metric!r}; known: {', '.join(HARMS)}")
-    need = dict(latency=["latency_ms", "ok"], errors=["ok"], slo=["latency_ms", "ok", "limit_ms"], ttft=["ttft_ms"], cost=["cost_usd"], quality=["quality"])[metric]
-    if lost := [c for c in need if c not in rows]: raise ValueError(f"{metric} needs the column {lost[0]!r}; there are {', '.join(rows.columns)}")
-    col = lambda c: rows[c].to_numpy(float)
-    if metric == "errors": return 1. - col("ok")
-    if metric == "slo": return 1. - (rows["ok"].to_numpy(bool) & (col("latency_ms") <= col("limit_ms")))
+    if metric not in HARMS:
+        raise KeyError(f"unknown metric {metric!r}; known: {', '.join(HARMS)}")
+    need = dict(
+        latency=["latency_ms", "ok"],
+        errors=["ok"],
+        slo=["latency_ms", "ok", "limit_ms"],
+        ttft=["ttft_ms"],
+        cost=["cost_usd"],
+        quality=["quality"],
+    )[metric]
+    if lost := [c for c in need if c not in rows]:
+        raise ValueError(
+            f"{metric} needs the column {lost[0]!r}; there are {', '.join(rows.columns)}"
+        )
+
+    def col(c):
+        return rows[c].to_numpy(float)
+
+    if metric == "errors":
+        return 1.0 - col("ok")
+    if metric == "slo":
+        return 1.0 - (rows["ok"].to_numpy(bool) & (col("latency_ms") <= col("limit_ms")))
     if metric == "latency":
-        counts = rows["ok"].to_numpy(bool) | (rows["error"].to_numpy() == "timeout" if "error" in rows else False)
+        counts = rows["ok"].to_numpy(bool) | (
+            rows["error"].to_numpy() == "timeout" if "error" in rows else False
+        )
         return np.where(counts, col("latency_ms"), np.nan)
-    return 1. - col("quality") if metric == "quality" else col(dict(ttft="ttft_ms", cost="cost_usd")[metric])
+    return (
+        1.0 - col("quality")
+        if metric == "quality"
+        else col(dict(ttft="ttft_ms", cost="cost_usd")[metric])
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #003d1f27
-def shares_and_means(segment: np.ndarray, harm: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:   # (k,), (k,)
+def shares_and_means(
+    segment: np.ndarray, harm: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:  # (k,), (k,)
     "Shares and mean harm of segments 0..k-1; the mean of an empty one is NaN."
     n = np.bincount(segment, minlength=k).astype(float)
-    return n/max(n.sum(), 1.), np.divide(np.bincount(segment, harm, k), n, out=np.full(k, np.nan), where=n > 0)
+    return n / max(n.sum(), 1.0), np.divide(
+        np.bincount(segment, harm, k), n, out=np.full(k, np.nan), where=n > 0
+    )
 
-def contributions(before: pd.Series, harm0: np.ndarray, after: pd.Series, harm1: np.ndarray) -> pd.DataFrame:   # a row per segment
+
+def contributions(
+    before: pd.Series, harm0: np.ndarray, after: pd.Series, harm1: np.ndarray
+) -> pd.DataFrame:  # a row per segment
     "What each segment adds to the change of the mean, as `mix` and `within`."
-    names = sorted({*before.astype(str), *after.astype(str)}); place = {n: i for i, n in enumerate(names)}
+    names = sorted({*before.astype(str), *after.astype(str)})
+    place = {n: i for i, n in enumerate(names)}
     ok0, ok1 = np.isfinite(harm0), np.isfinite(harm1)
-    code = lambda s, ok: s.astype(str).map(place).to_numpy(int)[ok]
-    w0, m0 = shares_and_means(code(before, ok0), harm0[ok0], len(names)); w1, m1 = shares_and_means(code(after, ok1), harm1[ok1], len(names))
+
+    def code(s, ok):
+        return s.astype(str).map(place).to_numpy(int)[ok]
+
+    w0, m0 = shares_and_means(code(before, ok0), harm0[ok0], len(names))
+    w1, m1 = shares_and_means(code(after, ok1), harm1[ok1], len(names))
     a, b = np.where(np.isnan(m0), m1, m0), np.where(np.isnan(m1), m0, m1)
-    whole = (fsum(w0*a) + fsum(w1*b))/2
-    return pd.DataFrame(dict(segment=names, share_before=w0, share_after=w1, mean_before=m0, mean_after=m1, mix=(w1 - w0)*((a + b)/2 - whole), within=(w0 + w1)/2*(b - a)))
+    whole = (fsum(w0 * a) + fsum(w1 * b)) / 2
+    return pd.DataFrame(
+        dict(
+            segment=names,
+            share_before=w0,
+            share_after=w1,
+            mean_before=m0,
+            mean_after=m1,
+            mix=(w1 - w0) * ((a + b) / 2 - whole),
+            within=(w0 + w1) / 2 * (b - a),
+        )
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #f05cdec5
 @dataclass(frozen=True, slots=True)
 class ChangePoint:
     "When a series moved to another level."
+
     at_s: float
-    from_s: float                      # the interval that the data cannot tell from it
+    from_s: float  # the interval that the data cannot tell from it
     to_s: float
-    before: float                      # mean harm on either side
+    before: float  # mean harm on either side
     after: float
 
-def change_point(at_s: np.ndarray, harm: np.ndarray, bins: int = 60) -> ChangePoint | None:   # None: too little to say
+
+# None: too little to say
+def change_point(at_s: np.ndarray, harm: np.ndarray, bins: int = 60) -> ChangePoint | None:
     "The most likely single change of level."
-    ok = np.isfinite(harm); at_s, harm = at_s[ok], harm[ok]
-    if len(harm) < 20 or at_s[-1] <= at_s[0]: return None
-    edges = np.linspace(at_s[0], at_s[-1], min(bins, len(harm)//5) + 1); place = np.clip(np.searchsorted(edges, at_s, "right") - 1, 0, len(edges) - 2)
-    n = np.bincount(place, minlength=len(edges) - 1); keep = n > 0; y = np.bincount(place, harm, len(edges) - 1)[keep]/n[keep]; n = n[keep]; start = edges[:-1][keep]
-    if len(y) < 4: return None
-    s, w = np.cumsum(n*y), np.cumsum(n); cut = np.arange(1, len(y))
-    gain = s[cut-1]**2/w[cut-1] + (s[-1] - s[cut-1])**2/(w[-1] - w[cut-1]) - s[-1]**2/w[-1]
-    left = max(float((n*y*y).sum() - s[-1]**2/w[-1] - gain.max())/len(y), 1e-12)      # variance of a bin around the two levels
-    best = int(gain.argmax()); near = cut[gain >= gain[best] - 2*1.92*left]; k = cut[best]
-    return ChangePoint(float(start[k]), float(start[near[0]]), float(start[near[-1]]), float(s[k-1]/w[k-1]), float((s[-1] - s[k-1])/(w[-1] - w[k-1])))
+    ok = np.isfinite(harm)
+    at_s, harm = at_s[ok], harm[ok]
+    if len(harm) < 20 or at_s[-1] <= at_s[0]:
+        return None
+    edges = np.linspace(at_s[0], at_s[-1], min(bins, len(harm) // 5) + 1)
+    place = np.clip(np.searchsorted(edges, at_s, "right") - 1, 0, len(edges) - 2)
+    n = np.bincount(place, minlength=len(edges) - 1)
+    keep = n > 0
+    y = np.bincount(place, harm, len(edges) - 1)[keep] / n[keep]
+    n = n[keep]
+    start = edges[:-1][keep]
+    if len(y) < 4:
+        return None
+    s, w = np.cumsum(n * y), np.cumsum(n)
+    cut = np.arange(1, len(y))
+    gain = (
+        s[cut - 1] ** 2 / w[cut - 1]
+        + (s[-1] - s[cut - 1]) ** 2 / (w[-1] - w[cut - 1])
+        - s[-1] ** 2 / w[-1]
+    )
+    # variance of a bin around the two levels
+    left = max(float((n * y * y).sum() - s[-1] ** 2 / w[-1] - gain.max()) / len(y), 1e-12)
+    best = int(gain.argmax())
+    near = cut[gain >= gain[best] - 2 * 1.92 * left]
+    k = cut[best]
+    return ChangePoint(
+        float(start[k]),
+        float(start[near[0]]),
+        float(start[near[-1]]),
+        float(s[k - 1] / w[k - 1]),
+        float((s[-1] - s[k - 1]) / (w[-1] - w[k - 1])),
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #74fe2a54
 @dataclass(frozen=True)
 class Period:
     "Requests of a span as arrays."
-    backend: np.ndarray                # (n,) place of the backend
-    harm: np.ndarray                   # (n,) NaN: says nothing
-    tokens: np.ndarray                 # (n, 2) in and out
-    bad: np.ndarray                    # (n,) failed
-    limited: np.ndarray                # (n,) refused by a rate limit
-    block: np.ndarray                  # (n,) block of time, for the bootstrap
+
+    backend: np.ndarray  # (n,) place of the backend
+    harm: np.ndarray  # (n,) NaN: says nothing
+    tokens: np.ndarray  # (n, 2) in and out
+    bad: np.ndarray  # (n,) failed
+    limited: np.ndarray  # (n,) refused by a rate limit
+    block: np.ndarray  # (n,) block of time, for the bootstrap
     seconds: float
+
 
 BLOCKS = 16
 
-def period(rows: pd.DataFrame, metric: str, names: Sequence[str], since_s: float, until_s: float) -> Period:
+
+def period(
+    rows: pd.DataFrame, metric: str, names: Sequence[str], since_s: float, until_s: float
+) -> Period:
     "Rows with since <= at_s < until."
-    r = rows[(rows.at_s >= since_s) & (rows.at_s < until_s)]; place = {n: i for i, n in enumerate(names)}
-    col = lambda c: np.nan_to_num(r[c].to_numpy(float)) if c in r else np.zeros(len(r))
+    r = rows[(rows.at_s >= since_s) & (rows.at_s < until_s)]
+    place = {n: i for i, n in enumerate(names)}
+
+    def col(c):
+        return np.nan_to_num(r[c].to_numpy(float)) if c in r else np.zeros(len(r))
+
     error = r["error"].to_numpy() if "error" in r else np.full(len(r), None)
-    block = np.minimum(((r.at_s.to_numpy() - since_s)/max(until_s - since_s, 1e-9)*BLOCKS).astype(int), BLOCKS - 1)
-    return Period(r.backend.map(place).to_numpy(int), harm_of(r, metric), np.column_stack([col("tokens_in"), col("tokens_out")]), ~r["ok"].to_numpy(bool), error == "rate_limited", block, until_s - since_s)
+    block = np.minimum(
+        ((r.at_s.to_numpy() - since_s) / max(until_s - since_s, 1e-9) * BLOCKS).astype(int),
+        BLOCKS - 1,
+    )
+    return Period(
+        r.backend.map(place).to_numpy(int),
+        harm_of(r, metric),
+        np.column_stack([col("tokens_in"), col("tokens_out")]),
+        ~r["ok"].to_numpy(bool),
+        error == "rate_limited",
+        block,
+        until_s - since_s,
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #db3f7eee
-def work_lines(p: Period, n: int) -> np.ndarray:   # (n, 3): constant, per input token, per output token
+# (n, 3): constant, per input token, per output token
+def work_lines(p: Period, n: int) -> np.ndarray:
     "What a request takes on each backend, from requests that say it; never less for more tokens."
     from scipy.optimize import nnls
-    out = np.zeros((n, 3)); good = np.isfinite(p.harm) & ~p.bad
+
+    out = np.zeros((n, 3))
+    good = np.isfinite(p.harm) & ~p.bad
     for b in range(n):
-        mine = good & (p.backend == b); y = p.harm[mine]
-        if len(y) < 30: out[b, 0] = y.mean() if len(y) else p.harm[good].mean() if good.any() else 0.; continue
-        x = np.column_stack([np.ones(len(y)), p.tokens[mine]]); scale = np.maximum(x.std(0), 1e-9); scale[0] = 1.
-        calm = y <= np.quantile(y, .95)
-        out[b] = nnls(x[calm]/scale, y[calm])[0]/scale; out[b] *= y.mean()/max(float((x @ out[b]).mean()), 1e-12)
+        mine = good & (p.backend == b)
+        y = p.harm[mine]
+        if len(y) < 30:
+            out[b, 0] = y.mean() if len(y) else p.harm[good].mean() if good.any() else 0.0
+            continue
+        x = np.column_stack([np.ones(len(y)), p.tokens[mine]])
+        scale = np.maximum(x.std(0), 1e-9)
+        scale[0] = 1.0
+        calm = y <= np.quantile(y, 0.95)
+        out[b] = nnls(x[calm] / scale, y[calm])[0] / scale
+        out[b] *= y.mean() / max(float((x @ out[b]).mean()), 1e-12)
     return out
 
-def answers_own(lines: np.ndarray, p: Period, places: Sequence[int]):
-    "How long the answers of these backends are is their own doing, in place: expected work then depends on the prompt alone."
-    for b in places:
-        length = p.tokens[p.backend == b, 1]; lines[b, 0] += lines[b, 2]*(length.mean() if len(length) else 0.); lines[b, 2] = 0.
 
-def work_of(p: Period, lines: np.ndarray) -> np.ndarray:   # (n,)
+def answers_own(lines: np.ndarray, p: Period, places: Sequence[int]):
+    """How long the answers of these backends are is their own doing, in place: expected work then
+    depends on the prompt alone.
+    """
+    for b in places:
+        length = p.tokens[p.backend == b, 1]
+        lines[b, 0] += lines[b, 2] * (length.mean() if len(length) else 0.0)
+        lines[b, 2] = 0.0
+
+
+def work_of(p: Period, lines: np.ndarray) -> np.ndarray:  # (n,)
     "Expected harm of each request where it went."
-    return lines[p.backend, 0] + (lines[p.backend, 1:]*p.tokens).sum(1)
+    return lines[p.backend, 0] + (lines[p.backend, 1:] * p.tokens).sum(1)
 
 # %% ../../nbs/context/41_causes.ipynb #9ee7293a
-LOADED = (1.05, 1.3)                   # load ratios between which the blame moves from the backend to its load
+LOADED = (1.05, 1.3)  # load ratios between which the blame moves from the backend to its load
 
-def sums(p: Period, x: np.ndarray, n: int, weight: np.ndarray) -> np.ndarray: return np.bincount(p.backend, weight*x, n)
+
+def sums(p: Period, x: np.ndarray, n: int, weight: np.ndarray) -> np.ndarray:
+    return np.bincount(p.backend, weight * x, n)
+
 
 @dataclass(frozen=True)
 class Parts:
     "Contributions to the change of mean harm, per backend; together they are the change."
+
     prompts: np.ndarray
-    routing: np.ndarray                # mix
-    demand_load: np.ndarray            # within a backend, by load that demand made
-    routing_load: np.ndarray           # by load that routing moved to it
-    own: np.ndarray                    # the rest within a backend
-    sick: np.ndarray                   # how sick a backend is itself, 0..
-    fled: np.ndarray                   # share of traffic that left it
+    routing: np.ndarray  # mix
+    demand_load: np.ndarray  # within a backend, by load that demand made
+    routing_load: np.ndarray  # by load that routing moved to it
+    own: np.ndarray  # the rest within a backend
+    sick: np.ndarray  # how sick a backend is itself, 0..
+    fled: np.ndarray  # share of traffic that left it
 
 # %% ../../nbs/context/41_causes.ipynb #de6e7719
-def parts(p0: Period, p1: Period, n: int, lines: np.ndarray, by_work: bool, w0: np.ndarray, w1: np.ndarray) -> Parts:
+def parts(
+    p0: Period, p1: Period, n: int, lines: np.ndarray, by_work: bool, w0: np.ndarray, w1: np.ndarray
+) -> Parts:
     "One decomposition; `w0`, `w1`: weights of the requests (the bootstrap's)."
-    per = lambda p, w, x, ok: np.divide(sums(p, x, n, w*ok), c := sums(p, ok.astype(float), n, w), out=np.full(n, np.nan), where=c > 0)
-    ok0, ok1, f0, f1 = np.isfinite(p0.harm), np.isfinite(p1.harm), work_of(p0, lines), work_of(p1, lines)
-    n0, n1 = sums(p0, ok0.astype(float), n, w0), sums(p1, ok1.astype(float), n, w1); s0, s1 = n0/max(n0.sum(), 1e-9), n1/max(n1.sum(), 1e-9)
+
+    def per(p, w, x, ok):
+        return np.divide(
+            sums(p, x, n, w * ok),
+            c := sums(p, ok.astype(float), n, w),
+            out=np.full(n, np.nan),
+            where=c > 0,
+        )
+
+    ok0, ok1, f0, f1 = (
+        np.isfinite(p0.harm),
+        np.isfinite(p1.harm),
+        work_of(p0, lines),
+        work_of(p1, lines),
+    )
+    n0, n1 = sums(p0, ok0.astype(float), n, w0), sums(p1, ok1.astype(float), n, w1)
+    s0, s1 = n0 / max(n0.sum(), 1e-9), n1 / max(n1.sum(), 1e-9)
     m0, m1 = per(p0, w0, np.nan_to_num(p0.harm), ok0), per(p1, w1, np.nan_to_num(p1.harm), ok1)
-    a, b = np.nan_to_num(np.where(np.isnan(m0), m1, m0)), np.nan_to_num(np.where(np.isnan(m1), m0, m1))
-    whole, mid = ((s0*a).sum() + (s1*b).sum())/2, (s0 + s1)/2
-    mix, within = (s1 - s0)*((a + b)/2 - whole), mid*(b - a)
-    prompts = mid*np.nan_to_num(per(p1, w1, f1, ok1) - per(p0, w0, f0, ok0)) if by_work else np.zeros(n)
-    rate = lambda p, w, f: sums(p, f, n, w)/p.seconds                       # work sent per second
+    a, b = (
+        np.nan_to_num(np.where(np.isnan(m0), m1, m0)),
+        np.nan_to_num(np.where(np.isnan(m1), m0, m1)),
+    )
+    whole, mid = ((s0 * a).sum() + (s1 * b).sum()) / 2, (s0 + s1) / 2
+    mix, within = (s1 - s0) * ((a + b) / 2 - whole), mid * (b - a)
+    prompts = (
+        mid * np.nan_to_num(per(p1, w1, f1, ok1) - per(p0, w0, f0, ok0)) if by_work else np.zeros(n)
+    )
+
+    def rate(p, w, f):
+        return sums(p, f, n, w) / p.seconds  # work sent per second
+
     all0, all1 = np.bincount(p0.backend, w0, n), np.bincount(p1.backend, w1, n)
-    q = np.maximum(rate(p1, w1, f1), 1e-12)/np.maximum(rate(p0, w0, f0), 1e-12)
-    rest, loaded = within - prompts, np.clip((q - LOADED[0])/(LOADED[1] - LOADED[0]), 0., 1.)
-    load = loaded*np.maximum(rest, 0.)
-    demand, moved = max(log(max((all1.sum()/p1.seconds)/max(all0.sum()/p0.seconds, 1e-9), 1e-9)), 0.), np.maximum(np.log(np.maximum(all1/max(all1.sum(), 1e-9), 1e-9)/np.maximum(all0/max(all0.sum(), 1e-9), 1e-9)), 0.)
+    q = np.maximum(rate(p1, w1, f1), 1e-12) / np.maximum(rate(p0, w0, f0), 1e-12)
+    rest, loaded = within - prompts, np.clip((q - LOADED[0]) / (LOADED[1] - LOADED[0]), 0.0, 1.0)
+    load = loaded * np.maximum(rest, 0.0)
+    demand, moved = (
+        max(log(max((all1.sum() / p1.seconds) / max(all0.sum() / p0.seconds, 1e-9), 1e-9)), 0.0),
+        np.maximum(
+            np.log(
+                np.maximum(all1 / max(all1.sum(), 1e-9), 1e-9)
+                / np.maximum(all0 / max(all0.sum(), 1e-9), 1e-9)
+            ),
+            0.0,
+        ),
+    )
     by_demand = np.divide(demand, demand + moved, out=np.zeros(n), where=demand + moved > 0)
-    fails = lambda p, w: np.divide(sums(p, p.bad.astype(float), n, w), c := np.bincount(p.backend, w, n), out=np.zeros(n), where=c > 0)
-    sick = np.maximum(fails(p1, w1) - fails(p0, w0) - .05, 0.) + np.maximum(np.where(a > 0, (rest - load)/np.maximum(mid*a, 1e-12), 0.) - .15, 0.)
-    return Parts(prompts, mix, load*by_demand, load*(1 - by_demand), rest - load, sick, np.maximum(all0/max(all0.sum(), 1e-9) - all1/max(all1.sum(), 1e-9), 0.))
+
+    def fails(p, w):
+        return np.divide(
+            sums(p, p.bad.astype(float), n, w),
+            c := np.bincount(p.backend, w, n),
+            out=np.zeros(n),
+            where=c > 0,
+        )
+
+    sick = np.maximum(fails(p1, w1) - fails(p0, w0) - 0.05, 0.0) + np.maximum(
+        np.where(a > 0, (rest - load) / np.maximum(mid * a, 1e-12), 0.0) - 0.15, 0.0
+    )
+    return Parts(
+        prompts,
+        mix,
+        load * by_demand,
+        load * (1 - by_demand),
+        rest - load,
+        sick,
+        np.maximum(all0 / max(all0.sum(), 1e-9) - all1 / max(all1.sum(), 1e-9), 0.0),
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #8cd1e132
 @dataclass(frozen=True, slots=True)
 class Cause:
     "One cause with what it contributed."
-    kind: str                          # "backend", "rate_limit", "version", "demand", "prompts", "routing", "upstream", "unknown"
-    name: str | None                   # whose
-    contribution: float                # to the change, in the metric's unit
-    low: float                         # 90 % interval of it
+
+    # "backend", "rate_limit", "version", "demand", "prompts", "routing", "upstream", "unknown"
+    kind: str
+    name: str | None  # whose
+    contribution: float  # to the change, in the metric's unit
+    low: float  # 90 % interval of it
     high: float
     says: str
 
-def credit(p: Parts, opened: np.ndarray) -> tuple[np.ndarray, float]:   # moved to sick backends (n,), left as routing
+
+# moved to sick backends (n,), left as routing
+def credit(p: Parts, opened: np.ndarray) -> tuple[np.ndarray, float]:
     "What routing cost, put on the backends that were fled from because they are sick."
     cost = float(p.routing.sum() + p.routing_load.sum())
-    blame = p.fled*((p.sick > 0) | opened)
-    if blame.sum() <= .3*max(p.fled.sum(), 1e-12): return np.zeros(len(blame)), cost
-    return cost*blame/blame.sum(), 0.
+    blame = p.fled * ((p.sick > 0) | opened)
+    if blame.sum() <= 0.3 * max(p.fled.sum(), 1e-12):
+        return np.zeros(len(blame)), cost
+    return cost * blame / blame.sum(), 0.0
 
-def cause_values(p: Parts, names: Sequence[str], opened: np.ndarray, limited: np.ndarray, versions: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
+
+def cause_values(
+    p: Parts,
+    names: Sequence[str],
+    opened: np.ndarray,
+    limited: np.ndarray,
+    versions: Mapping[str, str],
+) -> dict[tuple[str, str | None], float]:
     "Contribution by kind and name."
-    moved, routing = credit(p, opened); out: dict[tuple[str, str | None], float] = {}
+    moved, routing = credit(p, opened)
+    out: dict[tuple[str, str | None], float] = {}
     for i, b in enumerate(names):
         kind = "rate_limit" if limited[i] else "version" if b in versions else "backend"
         out[kind, b] = float(p.own[i] + moved[i])
-    out["demand", None], out["prompts", None], out["routing", None] = float(p.demand_load.sum()), float(p.prompts.sum()), routing
+    out["demand", None], out["prompts", None], out["routing", None] = (
+        float(p.demand_load.sum()),
+        float(p.prompts.sum()),
+        routing,
+    )
     return out
 
 # %% ../../nbs/context/41_causes.ipynb #af5f96e8
 @dataclass(frozen=True)
 class DropExplained(Answer):
     "Why a metric changed between a baseline and a window."
+
     metric: str = ""
-    window_s: tuple[float, float] = (0., 0.)
-    baseline_s: tuple[float, float] = (0., 0.)
-    before: float = 0.                 # mean harm in the baseline
-    after: float = 0.                  # and in the window
-    significant: bool = False          # is the change beyond chance
+    window_s: tuple[float, float] = (0.0, 0.0)
+    baseline_s: tuple[float, float] = (0.0, 0.0)
+    before: float = 0.0  # mean harm in the baseline
+    after: float = 0.0  # and in the window
+    significant: bool = False  # is the change beyond chance
     change: ChangePoint | None = None  # when
-    causes: tuple[Cause, ...] = ()     # why, the largest first
-    segments: Mapping[str, list[dict]] | None = None   # where: by dimension, rows of `contributions`
+    causes: tuple[Cause, ...] = ()  # why, the largest first
+    segments: Mapping[str, list[dict]] | None = None  # where: by dimension, rows of `contributions`
 
     @property
-    def cause(self) -> Cause | None: return self.causes[0] if self.significant and self.causes else None
+    def cause(self) -> Cause | None:
+        return self.causes[0] if self.significant and self.causes else None
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{escape(c.says)}</td><td>{c.contribution:.4g}</td><td>{c.low:.4g} – {c.high:.4g}</td></tr>" for c in self.causes)
+        rows = "".join(
+            f"<tr><td>{escape(c.says)}</td><td>{c.contribution:.4g}</td><td>{c.low:.4g} – {c.high:.4g}</td></tr>"
+            for c in self.causes
+        )
         return f"{super()._repr_html_()}<table><thead><tr><th>cause</th><th>contribution, {HARMS[self.metric]}</th><th>90 %</th></tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/context/41_causes.ipynb #59b5298f
-SAYS = {"backend": "{name} itself became worse", "rate_limit": "{name} refused requests: its rate limit was spent", "version": "{name} served another model version",
-        "demand": "more requests came", "prompts": "the requests themselves changed", "routing": "requests were routed elsewhere", "upstream": "a dependency ({name}) became worse", "unknown": "not explained by anything that was recorded"}
+SAYS = {
+    "backend": "{name} itself became worse",
+    "rate_limit": "{name} refused requests: its rate limit was spent",
+    "version": "{name} served another model version",
+    "demand": "more requests came",
+    "prompts": "the requests themselves changed",
+    "routing": "requests were routed elsewhere",
+    "upstream": "a dependency ({name}) became worse",
+    "unknown": "not explained by anything that was recorded",
+}
 
-def ranked_causes(values: Mapping[tuple[str, str | None], float], draws: Sequence[Mapping], total: float) -> tuple[Cause, ...]:
-    "Causes with intervals; what adds less than a twentieth of the change is put together as unknown, if it adds up to anything."
-    out, rest = [], 0.
+
+def ranked_causes(
+    values: Mapping[tuple[str, str | None], float], draws: Sequence[Mapping], total: float
+) -> tuple[Cause, ...]:
+    """Causes with intervals; what adds less than a twentieth of the change is put together as
+    unknown, if it adds up to anything.
+    """
+    out, rest = [], 0.0
     for (kind, name), x in values.items():
-        if x < .05*total: rest += x; continue
-        low, high = np.quantile([d.get((kind, name), 0.) for d in draws], [.05, .95]) if draws else (x, x)
+        if x < 0.05 * total:
+            rest += x
+            continue
+        low, high = (
+            np.quantile([d.get((kind, name), 0.0) for d in draws], [0.05, 0.95])
+            if draws
+            else (x, x)
+        )
         out.append(Cause(kind, name, x, float(low), float(high), SAYS[kind].format(name=name)))
-    if rest > .05*total: out.append(Cause("unknown", None, rest, rest, rest, SAYS["unknown"]))
+    if rest > 0.05 * total:
+        out.append(Cause("unknown", None, rest, rest, rest, SAYS["unknown"]))
     return tuple(sorted(out, key=lambda c: -c.contribution))
 
-def new_versions(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, str]:   # backend -> its new version
+
+# backend -> its new version
+def new_versions(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, str]:
     "Backends whose most frequent model version is another one."
-    if "version" not in before: return {}
-    top = lambda r: r.dropna(subset=["version"]).groupby("backend").version.agg(lambda v: v.mode().iloc[0]).to_dict()
+    if "version" not in before:
+        return {}
+
+    def top(r):
+        return (
+            r.dropna(subset=["version"])
+            .groupby("backend")
+            .version.agg(lambda v: v.mode().iloc[0])
+            .to_dict()
+        )
+
     was, now = top(before), top(after)
     return {b: v for b, v in now.items() if b in was and was[b] != v}
 
 # %% ../../nbs/context/41_causes.ipynb #e9d77a91
-def ailing(rows: pd.DataFrame, names: Sequence[str], window: tuple[float, float], baseline: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,) of bool
-    "Backends that answered slower than their work explains or failed more, and those that refused for their rate limit, whatever the metric; a few requests are enough."
-    n = len(names); p0, p1 = (period(rows, "latency" if "latency_ms" in rows else "errors", names, *s) for s in (baseline, window))
-    count = lambda p, x: np.bincount(p.backend, x, n); all0, all1 = count(p0, None), count(p1, None)
-    fails = count(p1, p1.bad)/np.maximum(all1, 1) - count(p0, p0.bad)/np.maximum(all0, 1) > .1
-    limited = (count(p1, p1.limited) >= 2) & (count(p1, p1.limited)/np.maximum(all1, 1) > count(p0, p0.limited)/np.maximum(all0, 1) + .005)
-    if "latency_ms" not in rows: return fails & (all1 >= 3), limited
-    lines, good = work_lines(p0, n), np.isfinite(p1.harm); expected = work_of(p1, lines)
-    took, due = count(p1, np.where(good, p1.harm, 0.)), count(p1, np.where(good, expected, 0.))
-    return (all1 >= 3) & (fails | (took > 1.3*np.maximum(due, 1e-12))), limited
+def ailing(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    window: tuple[float, float],
+    baseline: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,) of bool
+    """Backends that answered slower than their work explains or failed more, and those that refused
+    for their rate limit, whatever the metric; a few requests are enough.
+    """
+    n = len(names)
+    p0, p1 = (
+        period(rows, "latency" if "latency_ms" in rows else "errors", names, *s)
+        for s in (baseline, window)
+    )
+
+    def count(p, x):
+        return np.bincount(p.backend, x, n)
+
+    all0, all1 = count(p0, None), count(p1, None)
+    fails = count(p1, p1.bad) / np.maximum(all1, 1) - count(p0, p0.bad) / np.maximum(all0, 1) > 0.1
+    limited = (count(p1, p1.limited) >= 2) & (
+        count(p1, p1.limited) / np.maximum(all1, 1)
+        > count(p0, p0.limited) / np.maximum(all0, 1) + 0.005
+    )
+    if "latency_ms" not in rows:
+        return fails & (all1 >= 3), limited
+    lines, good = work_lines(p0, n), np.isfinite(p1.harm)
+    expected = work_of(p1, lines)
+    took, due = count(p1, np.where(good, p1.harm, 0.0)), count(p1, np.where(good, expected, 0.0))
+    return (all1 >= 3) & (fails | (took > 1.3 * np.maximum(due, 1e-12))), limited
 
 # %% ../../nbs/context/41_causes.ipynb #bebf6770
 DIMENSIONS = ("backend", "tier", "task", "model", "region", "version", "gateway")
 
 # %% ../../nbs/context/41_causes.ipynb #09a2780c
 def explain_rows(
-    rows: pd.DataFrame,                # requests: at_s, backend, ok, and what the metric needs; better with tokens_in, tokens_out, error, DIMENSIONS
-    metric: str,                       # one of HARMS
-    window: tuple[float, float],       # s
-    baseline: tuple[float, float],     # s, before it
-    opened: Sequence[str] = (),        # backends whose breakers opened in the window
-    draws: int = 40,                   # of the bootstrap over blocks of time
+    # requests: at_s, backend, ok, and what the metric needs; better with tokens_in, tokens_out,
+    # error, DIMENSIONS
+    rows: pd.DataFrame,
+    metric: str,  # one of HARMS
+    window: tuple[float, float],  # s
+    baseline: tuple[float, float],  # s, before it
+    opened: Sequence[str] = (),  # backends whose breakers opened in the window
+    draws: int = 40,  # of the bootstrap over blocks of time
     seed: int = 0,
 ) -> DropExplained:
     "What changed, when, where and why. ValueError where either span holds fewer than 20 requests."
-    names = sorted(rows.backend.unique()); n = len(names)
+    names = sorted(rows.backend.unique())
+    n = len(names)
     p0, p1 = period(rows, metric, names, *baseline), period(rows, metric, names, *window)
     for p, what in ((p0, "baseline"), (p1, "window")):
-        if np.isfinite(p.harm).sum() < 20: raise ValueError(f"the {what} holds {int(np.isfinite(p.harm).sum())} requests that tell about {metric}; give a longer one")
-    mean0, mean1 = float(np.nanmean(p0.harm)), float(np.nanmean(p1.harm)); total = mean1 - mean0
-    by_work = metric in ("latency", "cost", "ttft"); lines = work_lines(p0 if by_work else period(rows, "latency", names, *baseline) if "latency_ms" in rows else p0, n)
-    r0, r1 = (rows[(rows.at_s >= a) & (rows.at_s < b)] for a, b in (baseline, window)); versions = new_versions(r0, r1)
+        if np.isfinite(p.harm).sum() < 20:
+            raise ValueError(
+                f"the {what} holds {int(np.isfinite(p.harm).sum())} requests that tell about {metric}; give a longer one"
+            )
+    mean0, mean1 = float(np.nanmean(p0.harm)), float(np.nanmean(p1.harm))
+    total = mean1 - mean0
+    by_work = metric in ("latency", "cost", "ttft")
+    lines = work_lines(
+        p0
+        if by_work
+        else period(rows, "latency", names, *baseline)
+        if "latency_ms" in rows
+        else p0,
+        n,
+    )
+    r0, r1 = (rows[(rows.at_s >= a) & (rows.at_s < b)] for a, b in (baseline, window))
+    versions = new_versions(r0, r1)
     answers_own(lines, p0, [names.index(b) for b in versions])
-    ill, limited = ailing(rows, names, window, baseline); out = ill | limited | np.isin(names, list(opened))
-    value = lambda w0, w1: cause_values(parts(p0, p1, n, lines, by_work, w0, w1), names, out, limited, versions)
+    ill, limited = ailing(rows, names, window, baseline)
+    out = ill | limited | np.isin(names, list(opened))
+
+    def value(w0, w1):
+        return cause_values(parts(p0, p1, n, lines, by_work, w0, w1), names, out, limited, versions)
+
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
-        k0, k1 = (rng.multinomial(BLOCKS, [1/BLOCKS]*BLOCKS).astype(float) for _ in range(2))
+        k0, k1 = (rng.multinomial(BLOCKS, [1 / BLOCKS] * BLOCKS).astype(float) for _ in range(2))
         drawn.append(value(k0[p0.block], k1[p1.block]))
-    spread = float(np.std([sum(d.values()) for d in drawn])) if drawn else 0.
-    causes = ranked_causes(value(np.ones(len(p0.harm)), np.ones(len(p1.harm))), drawn, total) if total > 0 else ()
-    return told(rows, metric, window, baseline, (mean0, mean1), spread, causes, drawn, (r0, p0, r1, p1))
+    spread = float(np.std([sum(d.values()) for d in drawn])) if drawn else 0.0
+    causes = (
+        ranked_causes(value(np.ones(len(p0.harm)), np.ones(len(p1.harm))), drawn, total)
+        if total > 0
+        else ()
+    )
+    return told(
+        rows, metric, window, baseline, (mean0, mean1), spread, causes, drawn, (r0, p0, r1, p1)
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #88088a34
-def sure_of(causes: Sequence[Cause], draws: Sequence[Mapping]) -> float:   # 0..1
+def sure_of(causes: Sequence[Cause], draws: Sequence[Mapping]) -> float:  # 0..1
     "In which share of the draws the first cause came first."
-    if not causes or not draws: return 0.
+    if not causes or not draws:
+        return 0.0
     first = causes[0]
-    return (1 + sum(max(d, key=d.get) == (first.kind, first.name) for d in draws))/(2 + len(draws))
+    return (1 + sum(max(d, key=d.get) == (first.kind, first.name) for d in draws)) / (
+        2 + len(draws)
+    )
+
 
 def many_more(h0: np.ndarray, h1: np.ndarray) -> bool:
-    "Yes/no harm that is far more frequent than before, even if three more had happened by then; rare events come in too few blocks for the bootstrap."
+    """Yes/no harm that is far more frequent than before, even if three more had happened by then;
+    rare events come in too few blocks for the bootstrap.
+    """
     from scipy.stats import poisson
-    if not (np.isin(h0, (0., 1.)).all() and np.isin(h1, (0., 1.)).all()): return False
-    return bool(poisson.sf(h1.sum() - 1, len(h1)*(h0.sum() + 3)/len(h0)) < 1e-3)
+
+    if not (np.isin(h0, (0.0, 1.0)).all() and np.isin(h1, (0.0, 1.0)).all()):
+        return False
+    return bool(poisson.sf(h1.sum() - 1, len(h1) * (h0.sum() + 3) / len(h0)) < 1e-3)
+
 
 def told(rows, metric, window, baseline, means, spread, causes, draws, spans) -> DropExplained:
     "The answer in words, with change point and segments."
-    r0, p0, r1, p1 = spans; total = means[1] - means[0]; real = (abs(total) > 2.6*spread or many_more(p0.harm[np.isfinite(p0.harm)], p1.harm[np.isfinite(p1.harm)])) and abs(total) > .02*max(abs(means[0]), 1e-9)
-    unit = "" if metric in ("errors", "slo", "quality") else f" {HARMS[metric]}"; size = f"{WORDS[metric]} {'rose' if total > 0 else 'fell'} from {means[0]:.4g} to {means[1]:.4g}{unit}"
-    sure = sure_of(causes, draws) if real and total > 0 else .95
-    if not real: says = f"{WORDS[metric]}: {means[0]:.4g} before, {means[1]:.4g} after{unit}; no change beyond chance."
-    elif total <= 0 or not causes: says = f"{size}; nothing became worse."
-    else: says = f"{size}, most of it because {causes[0].says} ({causes[0].contribution:+.4g}, {causes[0].contribution/total:.0%} of the change)."
-    both = rows[(rows.at_s >= min(baseline[0], window[0])) & (rows.at_s < window[1])].sort_values("at_s")
-    segments = {d: contributions(r0[d].fillna("none"), p0.harm, r1[d].fillna("none"), p1.harm).to_dict("records") for d in DIMENSIONS if d in rows and rows[d].notna().any()}
-    return DropExplained(window[1], 0., sure, says, (), metric, tuple(window), tuple(baseline), means[0], means[1], bool(real), change_point(both.at_s.to_numpy(float), harm_of(both, metric)) if real else None, causes, segments)
+    r0, p0, r1, p1 = spans
+    total = means[1] - means[0]
+    real = (
+        abs(total) > 2.6 * spread
+        or many_more(p0.harm[np.isfinite(p0.harm)], p1.harm[np.isfinite(p1.harm)])
+    ) and abs(total) > 0.02 * max(abs(means[0]), 1e-9)
+    unit = "" if metric in ("errors", "slo", "quality") else f" {HARMS[metric]}"
+    size = f"{WORDS[metric]} {'rose' if total > 0 else 'fell'} from {means[0]:.4g} to {means[1]:.4g}{unit}"
+    sure = sure_of(causes, draws) if real and total > 0 else 0.95
+    if not real:
+        says = f"{WORDS[metric]}: {means[0]:.4g} before, {means[1]:.4g} after{unit}; no change beyond chance."
+    elif total <= 0 or not causes:
+        says = f"{size}; nothing became worse."
+    else:
+        says = f"{size}, most of it because {causes[0].says} ({causes[0].contribution:+.4g}, {causes[0].contribution / total:.0%} of the change)."
+    both = rows[(rows.at_s >= min(baseline[0], window[0])) & (rows.at_s < window[1])].sort_values(
+        "at_s"
+    )
+    segments = {
+        d: contributions(r0[d].fillna("none"), p0.harm, r1[d].fillna("none"), p1.harm).to_dict(
+            "records"
+        )
+        for d in DIMENSIONS
+        if d in rows and rows[d].notna().any()
+    }
+    return DropExplained(
+        window[1],
+        0.0,
+        sure,
+        says,
+        (),
+        metric,
+        tuple(window),
+        tuple(baseline),
+        means[0],
+        means[1],
+        bool(real),
+        change_point(both.at_s.to_numpy(float), harm_of(both, metric)) if real else None,
+        causes,
+        segments,
+    )
 
 # %% ../../nbs/context/41_causes.ipynb #82d3851c
 ROWS_SQL = """SELECT o.end_s, o.backend, o.latency_ms, o.ok, o.error, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, o.version, o.quality, d.tier, d.task, d.model, d.limit_ms, d.mode
     FROM outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.ts_s - 86400. AND d.at_s <= o.end_s
     WHERE o.end_s >= ? AND o.end_s < ? AND coalesce(o.error, '') <> 'cancelled' AND o.fate <> 'duplicate' AND (o.rowid % ?) = 0 ORDER BY o.end_s"""
-ROW_COLUMNS = ("at_s", "backend", "latency_ms", "ok", "error", "tokens_in", "tokens_out", "ttft_ms", "cost_usd", "version", "quality", "tier", "task", "model", "limit_ms", "mode")
-MOST_ROWS = 60_000                     # requests read for one explanation
+ROW_COLUMNS = (
+    "at_s",
+    "backend",
+    "latency_ms",
+    "ok",
+    "error",
+    "tokens_in",
+    "tokens_out",
+    "ttft_ms",
+    "cost_usd",
+    "version",
+    "quality",
+    "tier",
+    "task",
+    "model",
+    "limit_ms",
+    "mode",
+)
+MOST_ROWS = 60_000  # requests read for one explanation
 
-def request_rows(records: Facts, since_s: float, until_s: float) -> tuple[pd.DataFrame, int]:   # rows, and of how many one was taken
-    "Requests that ended in a span: what a fault does to those already running belongs to the fault's time."
-    count = records.rows("SELECT count(*) FROM outcomes WHERE end_s >= ? AND end_s < ?", (since_s, until_s), since_s, until_s)[0][0]; every = max(1, -(-count//MOST_ROWS))
-    rows = pd.DataFrame(records.rows(ROWS_SQL, (since_s, until_s, every), since_s - 3600., until_s), columns=ROW_COLUMNS)
-    told_, fleet = records.plain_fleet(), {b.name: b for b in records.fleet()}; at = rows.backend.map(fleet.get)
-    price = lambda k: np.array([getattr(b, k, 0.) if b else 0. for b in at], float)
-    listed = (rows.tokens_in.fillna(0)*price("price_in") + rows.tokens_out.fillna(0)*price("price_out"))/1e6
-    return rows.assign(ok=rows.ok.astype(bool), cost_usd=rows.cost_usd.astype(float).fillna(listed), limit_ms=rows.limit_ms.astype(float).fillna(told_["slo_ms"]), ttft_ms=rows.ttft_ms.astype(float), latency_ms=rows.latency_ms.astype(float),
-                       quality=rows.quality.astype(float).fillna(pd.Series([b.quality if b and b.quality is not None else np.nan for b in at], rows.index, float)), region=[b.region if b else None for b in at]), every
+
+# rows, and of how many one was taken
+def request_rows(records: Facts, since_s: float, until_s: float) -> tuple[pd.DataFrame, int]:
+    """Requests that ended in a span: what a fault does to those already running belongs to the
+    fault's time.
+    """
+    count = records.rows(
+        "SELECT count(*) FROM outcomes WHERE end_s >= ? AND end_s < ?",
+        (since_s, until_s),
+        since_s,
+        until_s,
+    )[0][0]
+    every = max(1, -(-count // MOST_ROWS))
+    rows = pd.DataFrame(
+        records.rows(ROWS_SQL, (since_s, until_s, every), since_s - 3600.0, until_s),
+        columns=ROW_COLUMNS,
+    )
+    told_, fleet = records.plain_fleet(), {b.name: b for b in records.fleet()}
+    at = rows.backend.map(fleet.get)
+
+    def price(k):
+        return np.array([getattr(b, k, 0.0) if b else 0.0 for b in at], float)
+
+    listed = (
+        rows.tokens_in.fillna(0) * price("price_in")
+        + rows.tokens_out.fillna(0) * price("price_out")
+    ) / 1e6
+    return rows.assign(
+        ok=rows.ok.astype(bool),
+        cost_usd=rows.cost_usd.astype(float).fillna(listed),
+        limit_ms=rows.limit_ms.astype(float).fillna(told_["slo_ms"]),
+        ttft_ms=rows.ttft_ms.astype(float),
+        latency_ms=rows.latency_ms.astype(float),
+        quality=rows.quality.astype(float).fillna(
+            pd.Series(
+                [b.quality if b and b.quality is not None else np.nan for b in at],
+                rows.index,
+                float,
+            )
+        ),
+        region=[b.region if b else None for b in at],
+    ), every
 
 # %% ../../nbs/context/41_causes.ipynb #b914705d
 def looked_behind(got: DropExplained, calls: Dependencies) -> DropExplained:
     "Blame moves from a backend to the dependency that explains it."
+
     def moved(c: Cause) -> Cause:
-        if c.kind != "backend": return c
-        found = next((f for m in (("availability",) if got.metric == "errors" else ("latency", "availability")) if (f := calls.behind(c.name, m, got.window_s))), None)
-        return c if found is None or found.cause == c.name else replace(c, kind="upstream", name=found.cause, says=f"{SAYS['upstream'].format(name=found.cause)} behind {c.name}")
-    causes = tuple(map(moved, got.causes)); says = got.says
-    for old, new in zip(got.causes, causes): says = says.replace(old.says, new.says)
+        if c.kind != "backend":
+            return c
+        found = next(
+            (
+                f
+                for m in (
+                    ("availability",) if got.metric == "errors" else ("latency", "availability")
+                )
+                if (f := calls.behind(c.name, m, got.window_s))
+            ),
+            None,
+        )
+        return (
+            c
+            if found is None or found.cause == c.name
+            else replace(
+                c,
+                kind="upstream",
+                name=found.cause,
+                says=f"{SAYS['upstream'].format(name=found.cause)} behind {c.name}",
+            )
+        )
+
+    causes = tuple(map(moved, got.causes))
+    says = got.says
+    for old, new in zip(got.causes, causes):
+        says = says.replace(old.says, new.says)
     return replace(got, causes=causes, says=says)
 
 # %% ../../nbs/context/41_causes.ipynb #38f3053f
 def explain_drop(
     records: Facts,
     metric: str = "slo",
-    window: tuple[float, float] | None = None,     # s; None: the last ten minutes
-    baseline: tuple[float, float] | None = None,   # s; None: three times as long, just before
-    calls: Dependencies | None = None,             # what stands behind the backends
+    window: tuple[float, float] | None = None,  # s; None: the last ten minutes
+    baseline: tuple[float, float] | None = None,  # s; None: three times as long, just before
+    calls: Dependencies | None = None,  # what stands behind the backends
 ) -> DropExplained:
-    "The third question: why did it become worse? From what had been recorded when the window ended."
-    if metric not in HARMS: raise KeyError(f"unknown metric {metric!r}; known: {', '.join(HARMS)}")
-    if window is None: end = records.now() + 1e-6; window = end - 600., end
+    """The third question: why did it become worse? From what had been recorded when the window
+    ended.
+    """
+    if metric not in HARMS:
+        raise KeyError(f"unknown metric {metric!r}; known: {', '.join(HARMS)}")
+    if window is None:
+        end = records.now() + 1e-6
+        window = end - 600.0, end
     a, b = map(float, window)
-    if not a < b: raise ValueError(f"the window must end after it begins, got {a:.0f} to {b:.0f}")
-    baseline = tuple(map(float, baseline)) if baseline else (a - 3*(b - a), a)
+    if not a < b:
+        raise ValueError(f"the window must end after it begins, got {a:.0f} to {b:.0f}")
+    baseline = tuple(map(float, baseline)) if baseline else (a - 3 * (b - a), a)
     rows, every = request_rows(records, min(baseline[0], a), b)
-    began = records.rows("SELECT min(end_s) FROM outcomes", (), min(baseline[0], a) - 3600., b)[0][0]
-    if began is not None and baseline[0] < began < baseline[1]: baseline = began, baseline[1]     # before the first record there was no lack of demand
-    if rows.empty: raise ValueError(f"no request is recorded between {baseline[0]:.0f} and {b:.0f} s")
-    moves = [r for r in records.span("transitions", a - 60., b) if r["new"] == "open"]
+    began = records.rows("SELECT min(end_s) FROM outcomes", (), min(baseline[0], a) - 3600.0, b)[0][
+        0
+    ]
+    if began is not None and baseline[0] < began < baseline[1]:
+        baseline = began, baseline[1]  # before the first record there was no lack of demand
+    if rows.empty:
+        raise ValueError(f"no request is recorded between {baseline[0]:.0f} and {b:.0f} s")
+    moves = [r for r in records.span("transitions", a - 60.0, b) if r["new"] == "open"]
     got = explain_rows(rows, metric, (a, b), baseline, [r["backend"] for r in moves])
-    if calls: got = looked_behind(got, calls)
-    proof = [Evidence(row_id("transitions", r["at_s"], r["backend"]), r["at_s"], f"{r['backend']}: {r['old']} to {r['new']}: {r['reason']}") for r in moves[:10]]
-    proof += [Evidence(row_id("incidents", r["start_s"], r["backend"]), r["start_s"], r["says"]) for r in records.span("incidents", a - 600., b)[:10] if r["end_s"] is not None and r["end_s"] <= b]
-    proof += [Evidence(f"requests/{x:.3f}-{y:.3f}", y, f"{int(((rows.at_s >= x) & (rows.at_s < y)).sum())} requests read, one of {every}") for x, y in (baseline, (a, b))]
-    return replace(got, age_s=max(b - float(rows.at_s.max()), 0.), evidence=tuple(proof))
+    if calls:
+        got = looked_behind(got, calls)
+    proof = [
+        Evidence(
+            row_id("transitions", r["at_s"], r["backend"]),
+            r["at_s"],
+            f"{r['backend']}: {r['old']} to {r['new']}: {r['reason']}",
+        )
+        for r in moves[:10]
+    ]
+    proof += [
+        Evidence(row_id("incidents", r["start_s"], r["backend"]), r["start_s"], r["says"])
+        for r in records.span("incidents", a - 600.0, b)[:10]
+        if r["end_s"] is not None and r["end_s"] <= b
+    ]
+    proof += [
+        Evidence(
+            f"requests/{x:.3f}-{y:.3f}",
+            y,
+            f"{int(((rows.at_s >= x) & (rows.at_s < y)).sum())} requests read, one of {every}",
+        )
+        for x, y in (baseline, (a, b))
+    ]
+    return replace(got, age_s=max(b - float(rows.at_s.max()), 0.0), evidence=tuple(proof))

@@ -27,43 +27,105 @@ class Doubting(EngineGateway):
 
     def send(self, call, now: float) -> int:
         place = super().send(call, now)
-        if place >= 0: self.doubts[call.k] = doubt_of(self.router, call.memo).most
+        if place >= 0:
+            self.doubts[call.k] = doubt_of(self.router, call.memo).most
         return place
+
 
 @dataclass(frozen=True)
 class GateWorld:
     "Doubts and fates of one world's requests."
+
     family: str
     seed: int
-    doubt: np.ndarray                  # (n,)
-    missed: np.ndarray                 # (n,) missed under the fast router
-    worth: np.ndarray                  # (n,) and met under the clairvoyant rule
+    doubt: np.ndarray  # (n,)
+    missed: np.ndarray  # (n,) missed under the fast router
+    worth: np.ndarray  # (n,) and met under the clairvoyant rule
 
 # %% ../../nbs/context/43d_gating.ipynb #8d8def3b
-GATE_FAMILIES = ("slow_degradation", "step_failure", "partition", "memoryless_surge", "gray_failure", "flapping")
+GATE_FAMILIES = (
+    "slow_degradation",
+    "step_failure",
+    "partition",
+    "memoryless_surge",
+    "gray_failure",
+    "flapping",
+)
+
 
 def gate_world(family: str, seed: int, n: int = 5000) -> GateWorld:
     "One world, run twice."
-    world = World(Setting(family, seed, n=n, load=tuned(family)["load"])); hold: dict = {}
-    gateway = Doubting(ours(world)); mine = world.fleet([gateway]).run(world.workload)
-    hold["fleet"] = world.fleet(contenders("clairvoyant_1", world, {}, hold)); best = hold["fleet"].run(world.workload)
-    seen = np.array([k in gateway.doubts for k in mine.k]); doubt = np.array([gateway.doubts[k] for k in mine.k[seen]])
-    return GateWorld(family, seed, doubt, mine.violated[seen], (mine.violated & ~best.violated)[seen])
+    world = World(Setting(family, seed, n=n, load=tuned(family)["load"]))
+    hold: dict = {}
+    gateway = Doubting(ours(world))
+    mine = world.fleet([gateway]).run(world.workload)
+    hold["fleet"] = world.fleet(contenders("clairvoyant_1", world, {}, hold))
+    best = hold["fleet"].run(world.workload)
+    seen = np.array([k in gateway.doubts for k in mine.k])
+    doubt = np.array([gateway.doubts[k] for k in mine.k[seen]])
+    return GateWorld(
+        family, seed, doubt, mine.violated[seen], (mine.violated & ~best.violated)[seen]
+    )
 
-def gate_rows(seeds: Iterable[int], families: Sequence[str] = GATE_FAMILIES, n: int = 5000) -> list[GateWorld]: return [gate_world(f, s, n) for f in families for s in seeds]
+
+def gate_rows(
+    seeds: Iterable[int], families: Sequence[str] = GATE_FAMILIES, n: int = 5000
+) -> list[GateWorld]:
+    return [gate_world(f, s, n) for f in families for s in seeds]
 
 # %% ../../nbs/context/43d_gating.ipynb #6d7f0164
-def picked(w: GateWorld, share: float, random: bool = False) -> np.ndarray:   # (n,) of bool
+def picked(w: GateWorld, share: float, random: bool = False) -> np.ndarray:  # (n,) of bool
     "Which requests the gate lets through."
-    if random: return np.random.default_rng(w.seed).random(len(w.doubt)) < share
+    if random:
+        return np.random.default_rng(w.seed).random(len(w.doubt)) < share
     gate = Gate(share)
     return np.array([gate(float(x)) for x in w.doubt])
 
-def gate_gain(worlds: Sequence[GateWorld], share: float = .05, draws: int = 500) -> dict:
-    "Captured share of what can be captured with so many questions, beside a random pick; interval over worlds drawn again."
-    got = [(int((picked(w, share) & w.worth).sum()), int((picked(w, share, True) & w.worth).sum()), min(int(w.worth.sum()), int(share*len(w.worth))), picked(w, share).mean(), len(w.worth)) for w in worlds]
-    a = np.array(got, float); rng = np.random.default_rng(0); pick = rng.integers(len(a), size=(draws, len(a)))
-    ratio = lambda x: x[..., 0].sum(-1)/np.maximum(x[..., 2].sum(-1), 1); low, high = np.quantile(ratio(a[pick]), [.05, .95])
-    fams = dict.fromkeys(w.family for w in worlds); rows = lambda f: a[[w.family == f for w in worlds]]
-    return dict(captured=float(ratio(a)), random=float(a[:, 1].sum()/max(a[:, 2].sum(), 1)), low=float(low), high=float(high), worth=int(sum(w.worth.sum() for w in worlds)), possible=int(a[:, 2].sum()), asked=float((a[:, 3]*a[:, 4]).sum()/a[:, 4].sum()), n=int(a[:, 4].sum()),
-                by_family=[dict(family=f, possible=int(rows(f)[:, 2].sum()), captured=int(rows(f)[:, 0].sum()), random=int(rows(f)[:, 1].sum()), asked=float(rows(f)[:, 3].mean())) for f in fams])
+
+def gate_gain(worlds: Sequence[GateWorld], share: float = 0.05, draws: int = 500) -> dict:
+    """Captured share of what can be captured with so many questions, beside a random pick; interval
+    over worlds drawn again.
+    """
+    got = [
+        (
+            int((picked(w, share) & w.worth).sum()),
+            int((picked(w, share, True) & w.worth).sum()),
+            min(int(w.worth.sum()), int(share * len(w.worth))),
+            picked(w, share).mean(),
+            len(w.worth),
+        )
+        for w in worlds
+    ]
+    a = np.array(got, float)
+    rng = np.random.default_rng(0)
+    pick = rng.integers(len(a), size=(draws, len(a)))
+
+    def ratio(x):
+        return x[..., 0].sum(-1) / np.maximum(x[..., 2].sum(-1), 1)
+
+    low, high = np.quantile(ratio(a[pick]), [0.05, 0.95])
+    fams = dict.fromkeys(w.family for w in worlds)
+
+    def rows(f):
+        return a[[w.family == f for w in worlds]]
+
+    return dict(
+        captured=float(ratio(a)),
+        random=float(a[:, 1].sum() / max(a[:, 2].sum(), 1)),
+        low=float(low),
+        high=float(high),
+        worth=int(sum(w.worth.sum() for w in worlds)),
+        possible=int(a[:, 2].sum()),
+        asked=float((a[:, 3] * a[:, 4]).sum() / a[:, 4].sum()),
+        n=int(a[:, 4].sum()),
+        by_family=[
+            dict(
+                family=f,
+                possible=int(rows(f)[:, 2].sum()),
+                captured=int(rows(f)[:, 0].sum()),
+                random=int(rows(f)[:, 1].sum()),
+                asked=float(rows(f)[:, 3].mean()),
+            )
+            for f in fams
+        ],
+    )

@@ -67,23 +67,42 @@ def doubt_of(
 # %% ../../nbs/context/43b_hybrid.ipynb #c6b5e077
 class Gate:
     "Lets at most a share of the decisions through, the doubtful ones."
+
     def __init__(
         self,
-        share: float = .05,            # of the decisions, at most
-        burst: int = 250,              # so many may come at once, when trouble comes
-        least: float = .05,            # less doubt than this is none
-        pace: float = .006,            # how fast the level follows
+        share: float = 0.05,  # of the decisions, at most
+        burst: int = 250,  # so many may come at once, when trouble comes
+        least: float = 0.05,  # less doubt than this is none
+        pace: float = 0.006,  # how fast the level follows
     ):
-        if not 0 < share <= 1 or burst < 1 or least < 0 or not 0 < pace < 1: raise ValueError(f"Gate: share must be within 0..1, burst 1 or more, least 0 or more, pace between 0 and 1; got {share!r}, {burst!r}, {least!r}, {pace!r}")
-        self.share, self.burst, self.least, self.pace, self.left, self.level, self.seen, self.passed = share, burst, least, pace, float(burst), 0., 0, 0
+        if not 0 < share <= 1 or burst < 1 or least < 0 or not 0 < pace < 1:
+            raise ValueError(
+                f"Gate: share must be within 0..1, burst 1 or more, least 0 or more, pace between 0 and 1; got {share!r}, {burst!r}, {least!r}, {pace!r}"
+            )
+        (
+            self.share,
+            self.burst,
+            self.least,
+            self.pace,
+            self.left,
+            self.level,
+            self.seen,
+            self.passed,
+        ) = share, burst, least, pace, float(burst), 0.0, 0, 0
 
-    def __call__(self, doubt: float, worth: float = 1.) -> bool:   # may it be asked; worth: of the request, 1 is usual
+    # may it be asked; worth: of the request, 1 is usual
+    def __call__(self, doubt: float, worth: float = 1.0) -> bool:
         "One decision."
-        high, aim = doubt*worth > max(self.level, self.least), .6*self.share
-        self.seen += 1; self.left = min(self.left + self.share, self.burst)
-        self.level = max(self.level + self.pace*((1 - aim) if doubt*worth > self.level else -aim), 0.)
-        if not high or self.left < 1 or self.passed + 1 > max(self.share*self.seen, self.burst): return False
-        self.left -= 1; self.passed += 1
+        high, aim = doubt * worth > max(self.level, self.least), 0.6 * self.share
+        self.seen += 1
+        self.left = min(self.left + self.share, self.burst)
+        self.level = max(
+            self.level + self.pace * ((1 - aim) if doubt * worth > self.level else -aim), 0.0
+        )
+        if not high or self.left < 1 or self.passed + 1 > max(self.share * self.seen, self.burst):
+            return False
+        self.left -= 1
+        self.passed += 1
         return True
 
 # %% ../../nbs/context/43b_hybrid.ipynb #3f77a084
@@ -98,11 +117,13 @@ class HybridRouter:
         deadline_s: float = 2.0,  # a request waits for the agent this long at most, s
         keep_s: float = 30.0,  # an answer serves requests of its kind for this long, s
         worth: Callable[[Request], float] = lambda r: 1.0,  # of a request; 1 is usual
-        store: FeedbackStore | None = None,  # where failures are written; None: the engine's or the agent's own
+        # where failures are written; None: the engine's or the agent's own
+        store: FeedbackStore | None = None,
     ):
         self.router, self.agent, self.gate = router, agent, gate or Gate()
         self.deadline_s, self.keep_s, self.worth = deadline_s, keep_s, worth
-        self.books: Router = getattr(router, "router", router)  # the router itself, where an engine stands around it
+        # the router itself, where an engine stands around it
+        self.books: Router = getattr(router, "router", router)
         stores = (store, getattr(router, "store", None), getattr(agent, "store", None))
         self.store: FeedbackStore | None = next((s for s in stores if s is not None), None)
         self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
@@ -112,7 +133,9 @@ class HybridRouter:
         self.counts = dict(decided=0, asked=0, taken=0, late=0, refused=0, reused=0, failed=0)
 
     def decide(self, request: Request, now: float) -> Decision:
-        "As the router's; never waits longer than the deadline. The agent's choice passes the router's own limits again."
+        """As the router's; never waits longer than the deadline. The agent's choice passes the
+        router's own limits again.
+        """
         d = self.router.decide(request, now)
         self._count("decided")
         try:
@@ -139,7 +162,8 @@ class HybridRouter:
         if not self.gate(doubt_of(self.books, d).most, self.worth(d.request)):
             return None
         viable = [c.backend for c in d.candidates if c.score < inf]
-        if d.backend not in viable or len(viable) < 2 or self._held_out(d):  # a probe, no choice, a comparison
+        # a probe, no choice, a comparison
+        if d.backend not in viable or len(viable) < 2 or self._held_out(d):
             return None
         verdict = self._verdict(d, viable, now)
         if verdict is None:
@@ -155,12 +179,22 @@ class HybridRouter:
     def _held_out(self, d: Decision) -> bool:
         "Whether the engine holds this request out, for honest comparison."
         rollout = getattr(self.router, "rollout", None)
-        return rollout is not None and rollout.holdout is not None and rollout.holdout.held(d.request)
+        return (
+            rollout is not None and rollout.holdout is not None and rollout.holdout.held(d.request)
+        )
 
     def _verdict(self, d: Decision, viable: list[str], now: float) -> Verdict | None:
         "The kept answer for this kind, or a new one; None: not within the deadline."
         r = d.request
-        kind = r.model, r.task, r.tier, r.slo_ms, r.min_quality, r.tokens_in.bit_length(), r.tokens_out.bit_length()
+        kind = (
+            r.model,
+            r.task,
+            r.tier,
+            r.slo_ms,
+            r.min_quality,
+            r.tokens_in.bit_length(),
+            r.tokens_out.bit_length(),
+        )
         with self.lock:
             at_s, verdict = self.kept.get(kind, (-inf, None))
             if verdict is not None and now - at_s <= self.keep_s:
@@ -185,7 +219,9 @@ class HybridRouter:
         return f.result()
 
     def _arrived(self, kind: tuple, f: Future, now: float):
-        "An answer is there, once for each question: keep it for those like it if it was accepted, report it if it failed."
+        """An answer is there, once for each question: keep it for those like it if it was accepted,
+        report it if it failed.
+        """
         with self.lock:
             if self.running.get(kind) is not f:
                 return

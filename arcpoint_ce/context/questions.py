@@ -11,8 +11,8 @@ __all__ = ['RECENT_S', 'MET_SQL', 'RISKY', 'TOOLS', 'Option', 'Which', 'p_within
 
 # %% ../../nbs/context/42_questions.ipynb #91582971
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from math import inf, log
 from typing import Literal
@@ -22,9 +22,18 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from .callgraph import Dependencies
-from .causes import HARMS, DropExplained, explain_drop
+from .causes import DropExplained, explain_drop
 from .restored import Restored, restored_router
-from .state import TABLES, Answer, BackendState, Evidence, Facts, FleetState, StoreError, finite, fleet_state, row_id, used_this_minute
+from arcpoint_ce.context.state import (
+    TABLES,
+    Answer,
+    Evidence,
+    Facts,
+    FleetState,
+    fleet_state,
+    row_id,
+    used_this_minute,
+)
 from .when import Span, when
 from ..routing.core import Backend, Request
 from ..routing.router import Candidate, NoBackend, Router
@@ -60,10 +69,19 @@ class Which(Answer):
 
     def _repr_html_(self):
         def row(o: Option) -> str:
-            cells = (o.backend, f"{o.probability:.0%}", "–" if o.p_met is None else f"{o.p_met:.0%}", f"{o.usd:.5f}", o.reason)
+            cells = (
+                o.backend,
+                f"{o.probability:.0%}",
+                "–" if o.p_met is None else f"{o.p_met:.0%}",
+                f"{o.usd:.5f}",
+                o.reason,
+            )
             return "<tr>" + "".join(f"<td>{escape(x)}</td>" for x in cells) + "</tr>"
 
-        head = "".join(f"<th>{h}</th>" for h in ("backend", "drawn with", f"P(within {self.limit_ms:.0f} ms)", "USD", "why"))
+        head = "".join(
+            f"<th>{h}</th>"
+            for h in ("backend", "drawn with", f"P(within {self.limit_ms:.0f} ms)", "USD", "why")
+        )
         rows = "".join(map(row, self.options))
         return f"{super()._repr_html_()}<p>{escape(self.would_change)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
@@ -77,19 +95,29 @@ def p_within(
     c: Candidate,
     met: tuple[int, int],  # recent requests there, and how many of them met the limit
 ) -> tuple[float | None, str]:  # probability, where it comes from
-    "P(an answer within the limit): by the forecast and recent errors, else by counts of the last minutes."
+    """P(an answer within the limit): by the forecast and recent errors, else by counts of the last
+    minutes.
+    """
     n, k = met
     if c.p_slow is not None:
         return (1.0 - c.error_rate) * (1.0 - c.p_slow), "forecast"
     return ((k + 0.5) / (n + 1), f"{k} of {n} recent requests") if n else (None, "nothing known")
 
 
-def option_of(c: Candidate, b: Backend, request: Request, viable: bool, met: tuple[int, int], limit_ms: float) -> Option:
-    "A candidate of the router as an option, with what it costs and how likely it is to meet the limit."
+def option_of(
+    c: Candidate, b: Backend, request: Request, viable: bool, met: tuple[int, int], limit_ms: float
+) -> Option:
+    """A candidate of the router as an option, with what it costs and how likely it is to meet the
+    limit.
+    """
     p, source = p_within(c, met)
     usd, why = request.cost_usd(b), c.reason
     if viable:
-        chance = "nothing is known of its latency" if p is None else f"within {limit_ms:.0f} ms with probability {p:.2f} ({source})"
+        chance = (
+            "nothing is known of its latency"
+            if p is None
+            else f"within {limit_ms:.0f} ms with probability {p:.2f} ({source})"
+        )
         why += f"; {chance}; {usd:.5f} USD"
     return Option(c.backend, viable, c.score, c.probability, p, usd, b.quality, why)
 
@@ -106,7 +134,8 @@ def candidates_for(
     request: Request,
     at_s: float | None,  # s; None: now
     router: Router | None = None,  # that of a live engine; asked about now
-) -> tuple[list[Candidate], Router, float, tuple[str, ...]]:  # in order; whom was asked; as of when, s; what was lost
+    # in order; whom was asked; as of when, s; what was lost
+) -> tuple[list[Candidate], Router, float, tuple[str, ...]]:
     "What the router would choose from. Where nothing may serve: whom it excludes, and why."
     if router is not None and at_s is None:
         asked = Restored(router, records.now(), ())
@@ -115,7 +144,9 @@ def candidates_for(
     try:
         found = list(asked.router.rank(request, asked.at_s))
     except NoBackend as e:
-        found = [Candidate(name, inf, 0.0, 0, 0.0, None, None, 0.0, why) for name, why in e.excluded]
+        found = [
+            Candidate(name, inf, 0.0, 0, 0.0, None, None, 0.0, why) for name, why in e.excluded
+        ]
     return found, asked.router, asked.at_s, asked.notes
 
 
@@ -126,7 +157,9 @@ def which_backend(
     top: int = 5,  # options in the answer
     router: Router | None = None,  # that of a live engine
 ) -> Which:
-    "The second question: which backend should serve this request? The answer of `Router.rank`; nothing is sent or reserved."
+    """The second question: which backend should serve this request? The answer of `Router.rank`;
+    nothing is sent or reserved.
+    """
     found, asked, at_s, notes = candidates_for(records, request, at_s, router)
     backends, tier = {b.name: b for b in asked.backends}, asked.tiers.get(request.tier)
     limits = {n: asked.limit_ms(b, request) for n, b in backends.items()}
@@ -136,19 +169,29 @@ def which_backend(
     scored = any(c.score < inf for c in found)  # else all that is left are probes
     viable = [c.score < inf if scored else c.probability > 0 for c in found]
     options = [
-        option_of(c, backends[c.backend], request, may, met.get(c.backend, (0, 0)), limits[c.backend])
+        option_of(
+            c, backends[c.backend], request, may, met.get(c.backend, (0, 0)), limits[c.backend]
+        )
         for c, may in zip(found, viable)
     ]
     able = [o for o in options if o.viable]
     if able:
         says = f"{able[0].backend}: {able[0].reason}."
     else:
-        says = "No backend may serve this request: " + "; ".join(f"{o.backend} {o.reason}" for o in options) + "."
+        says = (
+            "No backend may serve this request: "
+            + "; ".join(f"{o.backend} {o.reason}" for o in options)
+            + "."
+        )
     state = fleet_state(records, at_s)
     proof = tuple(e for e in state.evidence if able and e.id.endswith("/" + able[0].backend))
     sure = 0.99 if not able else able[0].p_met or 0.0
     return Which(
-        at_s, state.age_s, sure, " ".join([says, *notes]), proof,
+        at_s,
+        state.age_s,
+        sure,
+        " ".join([says, *notes]),
+        proof,
         options=tuple(options[: max(top, 1)]),
         limit_ms=limits[able[0].backend] if able else general,
         asked=tier.confidence if tier else 0.9,
@@ -160,279 +203,604 @@ def which_backend(
 @dataclass(frozen=True, slots=True)
 class BackendRisk:
     "The next minutes of one backend."
+
     backend: str
-    p_breach: float | None             # P(step latency > limit); None: nothing known
-    source: str                        # "forecast" or "recent steps"
-    busy: float                        # requests in the system now
-    room: float                        # capacity less that; 0 where it is down
-    exhausted_s: float | None          # until a rate limit of this minute is spent, at the present pace
-    without_it: float                  # demand (P90) over what the others can hold
+    p_breach: float | None  # P(step latency > limit); None: nothing known
+    source: str  # "forecast" or "recent steps"
+    busy: float  # requests in the system now
+    room: float  # capacity less that; 0 where it is down
+    exhausted_s: float | None  # until a rate limit of this minute is spent, at the present pace
+    without_it: float  # demand (P90) over what the others can hold
 
 # %% ../../nbs/context/42_questions.ipynb #afaf0b9b
 @dataclass(frozen=True)
 class Risk(Answer):
     "The fourth answer."
-    horizon_s: float = 300.
-    p_any: float = 0.                  # P(at least one backend breaches)
-    p_fleet: float = 0.                # P(the fleet cannot hold the demand within the limit)
-    demand_rps: float = 0.             # expected
-    demand_p90_rps: float = 0.
-    head_room: float = 0.              # requests that fit beside those now running
+
+    horizon_s: float = 300.0
+    p_any: float = 0.0  # P(at least one backend breaches)
+    p_fleet: float = 0.0  # P(the fleet cannot hold the demand within the limit)
+    demand_rps: float = 0.0  # expected
+    demand_p90_rps: float = 0.0
+    head_room: float = 0.0  # requests that fit beside those now running
     backends: tuple[BackendRisk, ...] = ()
-    action: Mapping | None = None      # the cheapest that removes the risk; None: none is needed
-    tried: tuple[Mapping, ...] = ()    # every action considered, with what is left of the risk
+    action: Mapping | None = None  # the cheapest that removes the risk; None: none is needed
+    tried: tuple[Mapping, ...] = ()  # every action considered, with what is left of the risk
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{escape(b.backend)}</td><td>{'–' if b.p_breach is None else f'{b.p_breach:.0%}'}</td><td>{b.busy:.2f}</td><td>{b.room:.1f}</td><td>{b.without_it:.0%}</td></tr>" for b in self.backends)
+        rows = "".join(
+            f"<tr><td>{escape(b.backend)}</td><td>{'–' if b.p_breach is None else f'{b.p_breach:.0%}'}</td><td>{b.busy:.2f}</td><td>{b.room:.1f}</td><td>{b.without_it:.0%}</td></tr>"
+            for b in self.backends
+        )
         return f"{super()._repr_html_()}<table><thead><tr><th>backend</th><th>P(breach)</th><th>busy</th><th>room</th><th>load of the others without it</th></tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/context/42_questions.ipynb #29b97857
-def step_matrix(records: Facts, names: Sequence[str], at_s: float, past_s: float = 7200.) -> tuple[np.ndarray, np.ndarray]:   # log mean latency and counts, (steps, n); NaN: nothing
+def step_matrix(
+    records: Facts, names: Sequence[str], at_s: float, past_s: float = 7200.0
+) -> tuple[np.ndarray, np.ndarray]:  # log mean latency and counts, (steps, n); NaN: nothing
     "Closed steps of the last hours."
     step_s = records.plain_fleet()["step_s"]
-    rows = records.rows("SELECT start_s, backend, sum(n), sum(n_lat), sum(latency_us) FROM steps WHERE start_s > ? AND start_s <= ? GROUP BY start_s, backend", (at_s - past_s, at_s - step_s + 1e-6), at_s - past_s, at_s)
-    times = {t: i for i, t in enumerate(sorted({r[0] for r in rows}))}; place = {n: i for i, n in enumerate(names)}
+    rows = records.rows(
+        "SELECT start_s, backend, sum(n), sum(n_lat), sum(latency_us) FROM steps WHERE start_s > ? AND start_s <= ? GROUP BY start_s, backend",
+        (at_s - past_s, at_s - step_s + 1e-6),
+        at_s - past_s,
+        at_s,
+    )
+    times = {t: i for i, t in enumerate(sorted({r[0] for r in rows}))}
+    place = {n: i for i, n in enumerate(names)}
     ms, n = np.full((len(times), len(names)), np.nan), np.zeros((len(times), len(names)))
     for t, b, k, k_lat, us in rows:
-        if b not in place: continue
+        if b not in place:
+            continue
         n[times[t], place[b]] = k
-        if k_lat and us: ms[times[t], place[b]] = log(us/k_lat/1000.)
+        if k_lat and us:
+            ms[times[t], place[b]] = log(us / k_lat / 1000.0)
     return ms, n
 
 # %% ../../nbs/context/42_questions.ipynb #dc39db49
 @dataclass(frozen=True, slots=True)
 class Wandering:
     "How log latency is taken to move from step to step."
-    move: float = .5                   # usual size over the horizon
-    move_steps: float = 20.            # so many steps it counts for
-    seen: float = .4                   # weight of how often the limit was exceeded
-    rate: float = .1                   # usual share of steps beyond it
-    rate_steps: float = 10.            # so many steps it counts for
-    freedom: float = 3.                # of Student's t
 
-def p_wandering(x: np.ndarray, ahead: int, limit: float, w: Wandering = Wandering()) -> float | None:   # None: nothing known
+    move: float = 0.5  # usual size over the horizon
+    move_steps: float = 20.0  # so many steps it counts for
+    seen: float = 0.4  # weight of how often the limit was exceeded
+    rate: float = 0.1  # usual share of steps beyond it
+    rate_steps: float = 10.0  # so many steps it counts for
+    freedom: float = 3.0  # of Student's t
+
+
+def p_wandering(
+    x: np.ndarray, ahead: int, limit: float, w: Wandering = Wandering()
+) -> float | None:  # None: nothing known
     "P(log latency > `limit`, `ahead` steps on), from the steps so far."
     from scipy.special import stdtr
+
     x = x[np.isfinite(x)]
-    if not len(x): return None
-    moves = x[ahead:] - x[:-ahead] if len(x) > ahead + 5 else np.diff(x); n = len(moves)
-    own = 1.4826*float(np.median(np.abs(moves))) if n else 0.; dev = np.sqrt((n*own**2 + w.move_steps*w.move**2)/(n + w.move_steps))
-    rate = (float((x > limit).sum()) + w.rate*w.rate_steps)/(len(x) + w.rate_steps)
-    return float((1 - w.seen)*stdtr(w.freedom, (np.median(x[-3:]) - limit)/dev) + w.seen*rate)
+    if not len(x):
+        return None
+    moves = x[ahead:] - x[:-ahead] if len(x) > ahead + 5 else np.diff(x)
+    n = len(moves)
+    own = 1.4826 * float(np.median(np.abs(moves))) if n else 0.0
+    dev = np.sqrt((n * own**2 + w.move_steps * w.move**2) / (n + w.move_steps))
+    rate = (float((x > limit).sum()) + w.rate * w.rate_steps) / (len(x) + w.rate_steps)
+    return float((1 - w.seen) * stdtr(w.freedom, (np.median(x[-3:]) - limit) / dev) + w.seen * rate)
 
 # %% ../../nbs/context/42_questions.ipynb #69be6c7e
-def correlation(ms: np.ndarray) -> np.ndarray:   # (n, n)
-    "Correlation of the changes of log latency between backends, shrunk towards independence by how few steps there are."
-    d = np.diff(ms, axis=0) if len(ms) else ms; ok = np.isfinite(d).astype(float); m = ok.T @ ok
-    out = pd.DataFrame(np.where(np.isfinite(d), d, np.nan)).corr(min_periods=10).to_numpy(copy=True); still = np.array([x[np.isfinite(x)].std() < 1e-9 if np.isfinite(x).any() else True for x in d.T], bool)
-    out = np.where(np.isfinite(out) & ~still & ~still[:, None], out, 0.)*m/(m + 30.); np.fill_diagonal(out, 1.)
-    values, vectors = np.linalg.eigh(out); out = vectors @ np.diag(np.maximum(values, 1e-6)) @ vectors.T
-    return out/np.sqrt(np.outer(np.diag(out), np.diag(out)))
+def correlation(ms: np.ndarray) -> np.ndarray:  # (n, n)
+    """Correlation of the changes of log latency between backends, shrunk towards independence by
+    how few steps there are.
+    """
+    d = np.diff(ms, axis=0) if len(ms) else ms
+    ok = np.isfinite(d).astype(float)
+    m = ok.T @ ok
+    out = pd.DataFrame(np.where(np.isfinite(d), d, np.nan)).corr(min_periods=10).to_numpy(copy=True)
+    still = np.array(
+        [x[np.isfinite(x)].std() < 1e-9 if np.isfinite(x).any() else True for x in d.T], bool
+    )
+    out = np.where(np.isfinite(out) & ~still & ~still[:, None], out, 0.0) * m / (m + 30.0)
+    np.fill_diagonal(out, 1.0)
+    values, vectors = np.linalg.eigh(out)
+    out = vectors @ np.diag(np.maximum(values, 1e-6)) @ vectors.T
+    return out / np.sqrt(np.outer(np.diag(out), np.diag(out)))
 
-def drawn_together(p: np.ndarray, corr: np.ndarray, draws: int = 4000, seed: int = 0) -> np.ndarray:   # (draws, n) of bool
+
+def drawn_together(
+    p: np.ndarray, corr: np.ndarray, draws: int = 4000, seed: int = 0
+) -> np.ndarray:  # (draws, n) of bool
     "Breaches with these probabilities and a Gaussian copula of this correlation."
     from scipy.special import ndtri
-    z = np.random.default_rng(seed).standard_normal((draws, len(p))) @ np.linalg.cholesky(corr + 1e-9*np.eye(len(p))).T
+
+    z = (
+        np.random.default_rng(seed).standard_normal((draws, len(p)))
+        @ np.linalg.cholesky(corr + 1e-9 * np.eye(len(p))).T
+    )
     return z > -ndtri(np.clip(p, 1e-12, 1 - 1e-12))
 
 # %% ../../nbs/context/42_questions.ipynb #3a55ed20
-def exhausted_s(b: Backend, used: tuple[int, int], at_s: float) -> float | None:   # s; None: not in this minute
+# s; None: not in this minute
+def exhausted_s(b: Backend, used: tuple[int, int], at_s: float) -> float | None:
     "Until the minute's requests or tokens are spent, at its pace so far."
-    passed = max(at_s % 60., 1.); left = 60. - passed
-    waits = [max(limit - done, 0.)/(done/passed) for limit, done in ((b.rpm, used[0]), (b.tpm, used[1])) if limit and done]
+    passed = max(at_s % 60.0, 1.0)
+    left = 60.0 - passed
+    waits = [
+        max(limit - done, 0.0) / (done / passed)
+        for limit, done in ((b.rpm, used[0]), (b.tpm, used[1]))
+        if limit and done
+    ]
     return min(waits) if waits and min(waits) < left else None
 
-def demand_of(n: np.ndarray, step_s: float) -> tuple[float, float]:   # expected and P90, requests per second
-    "The newest level of the total, and its noise over the last half hour with what Poisson adds."
-    total = n.sum(1)/step_s
-    if not len(total): return 0., 0.
-    level = float(total[-5:].mean()); spread = float(np.sqrt(np.var(np.diff(total[-30:]))/2 + level/step_s)) if len(total) > 3 else float(np.sqrt(level/step_s))
-    return level, level + 1.2816*spread
 
-def actions_for(fleet: Sequence[Backend], risky: Sequence[str], busy: Mapping[str, float], room: Mapping[str, float], cost: Mapping[str, float], need: float, tiers: Sequence) -> list[dict]:
+# expected and P90, requests per second
+def demand_of(n: np.ndarray, step_s: float) -> tuple[float, float]:
+    "The newest level of the total, and its noise over the last half hour with what Poisson adds."
+    total = n.sum(1) / step_s
+    if not len(total):
+        return 0.0, 0.0
+    level = float(total[-5:].mean())
+    spread = (
+        float(np.sqrt(np.var(np.diff(total[-30:])) / 2 + level / step_s))
+        if len(total) > 3
+        else float(np.sqrt(level / step_s))
+    )
+    return level, level + 1.2816 * spread
+
+
+def actions_for(
+    fleet: Sequence[Backend],
+    risky: Sequence[str],
+    busy: Mapping[str, float],
+    room: Mapping[str, float],
+    cost: Mapping[str, float],
+    need: float,
+    tiers: Sequence,
+) -> list[dict]:
     "Shift, start replicas, shed a tier: each with what it costs and what it leaves uncovered."
-    moved = sum(busy[b] for b in risky); places = sorted((b for b in fleet if b.name not in risky and room[b.name] > 0), key=lambda b: cost.get(b.name, 0.)); out, left, extra = [], moved, 0.
+    moved = sum(busy[b] for b in risky)
+    places = sorted(
+        (b for b in fleet if b.name not in risky and room[b.name] > 0),
+        key=lambda b: cost.get(b.name, 0.0),
+    )
+    out, left, extra = [], moved, 0.0
     to = {}
     for b in places:
-        if left <= 1e-9: break
-        take = min(left, .7*room[b.name]); to[b.name] = round(take, 3); left -= take; extra += take*(cost.get(b.name, 0.) - (np.mean([cost.get(r, 0.) for r in risky]) if risky else 0.))
-    if risky: out.append(dict(action="shift", source=list(risky), to=to, usd_per_s=extra, uncovered=max(left, 0.)))
-    if risky: out.append(dict(action="start replicas", of=risky[0], add=max(1, round(moved + max(need, 0.))), usd_per_s=None, uncovered=0.))
-    if tiers: out.append(dict(action="shed a tier", tier=min(tiers, key=lambda t: t.confidence).name, usd_per_s=None, uncovered=0.))
+        if left <= 1e-9:
+            break
+        take = min(left, 0.7 * room[b.name])
+        to[b.name] = round(take, 3)
+        left -= take
+        extra += take * (
+            cost.get(b.name, 0.0) - (np.mean([cost.get(r, 0.0) for r in risky]) if risky else 0.0)
+        )
+    if risky:
+        out.append(
+            dict(
+                action="shift", source=list(risky), to=to, usd_per_s=extra, uncovered=max(left, 0.0)
+            )
+        )
+    if risky:
+        out.append(
+            dict(
+                action="start replicas",
+                of=risky[0],
+                add=max(1, round(moved + max(need, 0.0))),
+                usd_per_s=None,
+                uncovered=0.0,
+            )
+        )
+    if tiers:
+        out.append(
+            dict(
+                action="shed a tier",
+                tier=min(tiers, key=lambda t: t.confidence).name,
+                usd_per_s=None,
+                uncovered=0.0,
+            )
+        )
     return out
 
 # %% ../../nbs/context/42_questions.ipynb #378d6663
-def breach_chances(records: Facts, state: FleetState, ms: np.ndarray, horizon_s: float, step_s: float) -> list[tuple[float | None, str]]:
-    "P(step latency > limit) per backend: by its forecast where that has proved itself, or by how it has wandered."
-    ahead, out = max(1, round(horizon_s/step_s)), []
+def breach_chances(
+    records: Facts, state: FleetState, ms: np.ndarray, horizon_s: float, step_s: float
+) -> list[tuple[float | None, str]]:
+    """P(step latency > limit) per backend: by its forecast where that has proved itself, or by how
+    it has wandered.
+    """
+    ahead, out = max(1, round(horizon_s / step_s)), []
     for i, s in enumerate(state.backends):
-        if s.p_breach is not None and s.forecast_for_s and s.forecast_for_s >= state.at_s: out.append((s.p_breach, "forecast")); continue
+        if s.p_breach is not None and s.forecast_for_s and s.forecast_for_s >= state.at_s:
+            out.append((s.p_breach, "forecast"))
+            continue
         p = p_wandering(ms[:, i] if len(ms) else np.array([]), ahead, log(s.limit_ms))
         out.append((p, "recent steps" if p is not None else "nothing known"))
     return out
 
-def capacity_risk(records: Facts, at_s: float | None = None, horizon_s: float = 300.) -> Risk:
+
+def capacity_risk(records: Facts, at_s: float | None = None, horizon_s: float = 300.0) -> Risk:
     "The fourth question: what capacity risk do we run in the next minutes?"
-    state = fleet_state(records, at_s); at_s, told, fleet = state.at_s, records.plain_fleet(), records.fleet(); ms, n = step_matrix(records, fleet.names, at_s)
-    chances = breach_chances(records, state, ms, horizon_s, told["step_s"]); p = np.array([x if x is not None else 0. for x, _ in chances])
+    state = fleet_state(records, at_s)
+    at_s, told, fleet = state.at_s, records.plain_fleet(), records.fleet()
+    ms, n = step_matrix(records, fleet.names, at_s)
+    chances = breach_chances(records, state, ms, horizon_s, told["step_s"])
+    p = np.array([x if x is not None else 0.0 for x, _ in chances])
     used = used_this_minute(records, at_s)
-    level, high = demand_of(n, told["step_s"]); busy = {s.backend: (s.busy or 0.)*b.capacity for s, b in zip(state.backends, fleet)}
-    room = {b.name: 0. if s.availability == "down" else max(b.capacity - busy[b.name], 0.) for s, b in zip(state.backends, fleet)}
-    need = sum(busy.values())*(high/level if level > 0 else 1.); hits = drawn_together(p, correlation(ms))
-    capacity = np.array([0. if s.availability == "down" else b.capacity for s, b in zip(state.backends, fleet)]); p_fleet = float(((~hits @ capacity) < need).mean())
-    risks = tuple(BackendRisk(b.name, x, src, busy[b.name], room[b.name], exhausted_s(b, used.get(b.name, (0, 0)), at_s), need/max(capacity.sum() - capacity[i], 1e-9)) for i, (b, (x, src)) in enumerate(zip(fleet, chances)))
-    return risk_told(at_s, horizon_s, state, fleet, risks, hits, p_fleet, (level, high), room, busy, need)
+    level, high = demand_of(n, told["step_s"])
+    busy = {s.backend: (s.busy or 0.0) * b.capacity for s, b in zip(state.backends, fleet)}
+    room = {
+        b.name: 0.0 if s.availability == "down" else max(b.capacity - busy[b.name], 0.0)
+        for s, b in zip(state.backends, fleet)
+    }
+    need = sum(busy.values()) * (high / level if level > 0 else 1.0)
+    hits = drawn_together(p, correlation(ms))
+    capacity = np.array(
+        [0.0 if s.availability == "down" else b.capacity for s, b in zip(state.backends, fleet)]
+    )
+    p_fleet = float(((~hits @ capacity) < need).mean())
+    risks = tuple(
+        BackendRisk(
+            b.name,
+            x,
+            src,
+            busy[b.name],
+            room[b.name],
+            exhausted_s(b, used.get(b.name, (0, 0)), at_s),
+            need / max(capacity.sum() - capacity[i], 1e-9),
+        )
+        for i, (b, (x, src)) in enumerate(zip(fleet, chances))
+    )
+    return risk_told(
+        at_s, horizon_s, state, fleet, risks, hits, p_fleet, (level, high), room, busy, need
+    )
 
 # %% ../../nbs/context/42_questions.ipynb #e4863054
-RISKY = .2                             # P(breach) above which a backend is acted on
+RISKY = 0.2  # P(breach) above which a backend is acted on
 
-def risk_told(at_s, horizon_s, state, fleet, risks, hits, p_fleet, demand, room, busy, need) -> Risk:
+
+def risk_told(
+    at_s, horizon_s, state, fleet, risks, hits, p_fleet, demand, room, busy, need
+) -> Risk:
     "The answer in words, with the cheapest action that removes the risk."
-    risky = [r.backend for r in risks if (r.p_breach or 0.) >= RISKY and busy[r.backend] > 0]; worst = max(risks, key=lambda r: r.p_breach or 0., default=None)
-    usd = {s.backend: s.usd_per_request or 0. for s in state.backends}
-    tried = actions_for(fleet, risky, busy, room, usd, need - sum(room.values()) - sum(busy.values()), list(fleet.tiers.values())) if risky or p_fleet >= .05 else []
-    action = next((a for a in tried if a["uncovered"] <= 1e-6), tried[-1] if tried else None); lonely = max(risks, key=lambda r: r.without_it, default=None)
-    says = f"P(at least one backend beyond its limit in {horizon_s/60:.0f} min) {hits.any(1).mean():.0%}" + (f", the likeliest {worst.backend} ({worst.p_breach or 0:.0%})" if worst else "") + f"; P(the fleet cannot hold the demand) {p_fleet:.1%}; "
-    says += f"expected demand {demand[0]:.2f} rps (P90 {demand[1]:.2f}), room for {sum(room.values()):.1f} more at once" + (f"; without {lonely.backend} the others would be {lonely.without_it:.0%} full" if lonely else "") + (f"; cheapest remedy: {action['action']}" if action else "; nothing needs to be done") + "."
+    risky = [r.backend for r in risks if (r.p_breach or 0.0) >= RISKY and busy[r.backend] > 0]
+    worst = max(risks, key=lambda r: r.p_breach or 0.0, default=None)
+    usd = {s.backend: s.usd_per_request or 0.0 for s in state.backends}
+    tried = (
+        actions_for(
+            fleet,
+            risky,
+            busy,
+            room,
+            usd,
+            need - sum(room.values()) - sum(busy.values()),
+            list(fleet.tiers.values()),
+        )
+        if risky or p_fleet >= 0.05
+        else []
+    )
+    action = next((a for a in tried if a["uncovered"] <= 1e-6), tried[-1] if tried else None)
+    lonely = max(risks, key=lambda r: r.without_it, default=None)
+    says = (
+        f"P(at least one backend beyond its limit in {horizon_s / 60:.0f} min) {hits.any(1).mean():.0%}"
+        + (f", the likeliest {worst.backend} ({worst.p_breach or 0:.0%})" if worst else "")
+        + f"; P(the fleet cannot hold the demand) {p_fleet:.1%}; "
+    )
+    says += (
+        f"expected demand {demand[0]:.2f} rps (P90 {demand[1]:.2f}), room for {sum(room.values()):.1f} more at once"
+        + (
+            f"; without {lonely.backend} the others would be {lonely.without_it:.0%} full"
+            if lonely
+            else ""
+        )
+        + (f"; cheapest remedy: {action['action']}" if action else "; nothing needs to be done")
+        + "."
+    )
     likely = float(hits.any(1).mean())
-    return Risk(at_s, state.age_s, max(likely, 1 - likely), says, state.evidence, horizon_s, likely, p_fleet, *demand, sum(room.values()), risks, action, tuple(tried))
+    return Risk(
+        at_s,
+        state.age_s,
+        max(likely, 1 - likely),
+        says,
+        state.evidence,
+        horizon_s,
+        likely,
+        p_fleet,
+        *demand,
+        sum(room.values()),
+        risks,
+        action,
+        tuple(tried),
+    )
 
 # %% ../../nbs/context/42_questions.ipynb #3f8f5350
 class Asked(BaseModel):
     "What every question takes."
+
     model_config = ConfigDict(extra="forbid")
+
 
 class StateArgs(Asked):
     "State of every backend and tier."
-    at: float | str | None = Field(None, description="time to speak about: seconds since the epoch or words such as 'yesterday evening'; left out: now")
-    window_s: float = Field(300., ge=1, le=86_400., description="length of the window before it, s")
+
+    at: float | str | None = Field(
+        None,
+        description="time to speak about: seconds since the epoch or words such as 'yesterday evening'; left out: now",
+    )
+    window_s: float = Field(
+        300.0, ge=1, le=86_400.0, description="length of the window before it, s"
+    )
+
 
 class WhichArgs(Asked):
     "Which backend should serve such a request. Nothing is sent."
-    model: str | None = Field(None, max_length=200); task: str | None = Field(None, max_length=200); tier: str | None = Field(None, max_length=200)
-    tokens_in: int = Field(500, ge=0, le=10**8); tokens_out: int = Field(200, ge=0, le=10**8)
-    slo_ms: float | None = Field(None, gt=0, le=1e9, description="latency limit, ms; left out: the tier's")
-    max_cost_usd: float | None = Field(None, ge=0, le=1e9); min_quality: float = Field(0., ge=0, le=1)
-    top: int = Field(5, ge=1, le=100); at: float | str | None = None
+
+    model: str | None = Field(None, max_length=200)
+    task: str | None = Field(None, max_length=200)
+    tier: str | None = Field(None, max_length=200)
+    tokens_in: int = Field(500, ge=0, le=10**8)
+    tokens_out: int = Field(200, ge=0, le=10**8)
+    slo_ms: float | None = Field(
+        None, gt=0, le=1e9, description="latency limit, ms; left out: the tier's"
+    )
+    max_cost_usd: float | None = Field(None, ge=0, le=1e9)
+    min_quality: float = Field(0.0, ge=0, le=1)
+    top: int = Field(5, ge=1, le=100)
+    at: float | str | None = None
 
 # %% ../../nbs/context/42_questions.ipynb #22ccaeb1
 class WhyArgs(Asked):
     "Why a metric became worse in a window."
-    metric: Literal["latency", "errors", "slo", "ttft", "cost", "quality"] = Field("slo", description="latency, errors, slo (share beyond the limit), ttft, cost or quality")
-    when: str | None = Field(None, max_length=200, description="'yesterday evening', 'last 30 minutes', '2026-03-01T10:00 to 2026-03-01T11:00'; left out: the last ten minutes")
-    since_s: float | None = Field(None, description="or the window's start, s"); until_s: float | None = None
+
+    metric: Literal["latency", "errors", "slo", "ttft", "cost", "quality"] = Field(
+        "slo", description="latency, errors, slo (share beyond the limit), ttft, cost or quality"
+    )
+    when: str | None = Field(
+        None,
+        max_length=200,
+        description="'yesterday evening', 'last 30 minutes', '2026-03-01T10:00 to 2026-03-01T11:00'; left out: the last ten minutes",
+    )
+    since_s: float | None = Field(None, description="or the window's start, s")
+    until_s: float | None = None
+
 
 class RiskArgs(Asked):
     "Capacity risk of the next minutes."
-    horizon_s: float = Field(300., ge=60, le=3600.); at: float | str | None = None
+
+    horizon_s: float = Field(300.0, ge=60, le=3600.0)
+    at: float | str | None = None
+
 
 class IncidentArgs(Asked):
     "Incidents, breaker openings and model events of a window."
-    when: str | None = Field(None, max_length=200); limit: int = Field(50, ge=1, le=1000)
+
+    when: str | None = Field(None, max_length=200)
+    limit: int = Field(50, ge=1, le=1000)
+
 
 class WhatIfArgs(Asked):
     "What latency a backend would have at another load."
-    backend: str = Field(max_length=200); load: float = Field(2., gt=0, le=100, description="times its present load")
+
+    backend: str = Field(max_length=200)
+    load: float = Field(2.0, gt=0, le=100, description="times its present load")
 
 # %% ../../nbs/context/42_questions.ipynb #e147b08b
 @dataclass(frozen=True)
 class WhatIf(Answer):
     "Latency at another load."
+
     backend: str = ""
-    load_rps: float = 0.
+    load_rps: float = 0.0
     expected_ms: float | None = None
-    beyond: bool = False               # is that load beyond what was seen
+    beyond: bool = False  # is that load beyond what was seen
+
 
 def what_if(records: Facts, backend: str, load: float) -> WhatIf:
-    "From the steps of the last day: latency may only rise with load. Beyond the heaviest load seen, nothing is promised."
-    fleet = records.fleet(); b = fleet[backend]; at_s = records.now(); step_s = records.plain_fleet()["step_s"]
-    ms, n = step_matrix(records, [b.name], at_s, 86_400.); ok = np.isfinite(ms[:, 0]) if len(ms) else np.zeros(0, bool)
-    if ok.sum() < 10: return WhatIf(at_s, inf, 0., f"too few steps of {b.name} to say", (), b.name)
+    """From the steps of the last day: latency may only rise with load. Beyond the heaviest load
+    seen, nothing is promised.
+    """
+    fleet = records.fleet()
+    b = fleet[backend]
+    at_s = records.now()
+    step_s = records.plain_fleet()["step_s"]
+    ms, n = step_matrix(records, [b.name], at_s, 86_400.0)
+    ok = np.isfinite(ms[:, 0]) if len(ms) else np.zeros(0, bool)
+    if ok.sum() < 10:
+        return WhatIf(at_s, inf, 0.0, f"too few steps of {b.name} to say", (), b.name)
     from sklearn.isotonic import IsotonicRegression
-    x, y = n[ok, 0]/step_s, np.exp(ms[ok, 0]); curve = IsotonicRegression(out_of_bounds="clip").fit(x, y, n[ok, 0]); now_rps = float(x[-5:].mean()); then = now_rps*load; expected = float(curve.predict([then])[0])
-    beyond = then > x.max(); wide = float(np.median(np.abs(np.log(y/curve.predict(x)))))
-    says = f"{b.name} at {then:.2f} rps ({load:g} times now): about {expected:.0f} ms" + (f"; but the heaviest load seen was {x.max():.2f} rps, so it may be far more" if beyond else "")
-    return WhatIf(at_s, 0., .5 if beyond else max(.5, 1 - wide), says, (), b.name, then, expected, beyond)
+
+    x, y = n[ok, 0] / step_s, np.exp(ms[ok, 0])
+    curve = IsotonicRegression(out_of_bounds="clip").fit(x, y, n[ok, 0])
+    now_rps = float(x[-5:].mean())
+    then = now_rps * load
+    expected = float(curve.predict([then])[0])
+    beyond = then > x.max()
+    wide = float(np.median(np.abs(np.log(y / curve.predict(x)))))
+    says = f"{b.name} at {then:.2f} rps ({load:g} times now): about {expected:.0f} ms" + (
+        f"; but the heaviest load seen was {x.max():.2f} rps, so it may be far more"
+        if beyond
+        else ""
+    )
+    return WhatIf(
+        at_s, 0.0, 0.5 if beyond else max(0.5, 1 - wide), says, (), b.name, then, expected, beyond
+    )
 
 # %% ../../nbs/context/42_questions.ipynb #8a548a1e
 @dataclass(frozen=True)
 class Happened(Answer):
     "What was written down in a window."
+
     events: tuple[Mapping, ...] = ()
+
 
 def happened(records: Facts, since_s: float, until_s: float, limit: int = 50) -> Happened:
     "Incidents, transitions and model events, the newest first."
-    plain = lambda t, r, at, says: dict(id=row_id(t, at, r["backend"]), at_s=at, table=t, backend=r["backend"], says=says)
-    out = [plain("incidents", r, r["start_s"], r["says"]) for r in records.span("incidents", since_s, until_s) if r["end_s"] is not None and r["end_s"] <= until_s]
-    out += [plain("transitions", r, r["at_s"], f"{r['old']} to {r['new']}: {r['reason']}") for r in records.span("transitions", since_s, until_s)]
-    out += [plain("events", r, r["at_s"], f"{r['what']}: {r['why']}") for r in records.span("events", since_s, until_s)]
+
+    def plain(t, r, at, says):
+        return dict(
+            id=row_id(t, at, r["backend"]), at_s=at, table=t, backend=r["backend"], says=says
+        )
+
+    out = [
+        plain("incidents", r, r["start_s"], r["says"])
+        for r in records.span("incidents", since_s, until_s)
+        if r["end_s"] is not None and r["end_s"] <= until_s
+    ]
+    out += [
+        plain("transitions", r, r["at_s"], f"{r['old']} to {r['new']}: {r['reason']}")
+        for r in records.span("transitions", since_s, until_s)
+    ]
+    out += [
+        plain("events", r, r["at_s"], f"{r['what']}: {r['why']}")
+        for r in records.span("events", since_s, until_s)
+    ]
     kept = sorted(out, key=lambda x: -x["at_s"])[:limit]
-    return Happened(until_s, max(until_s - kept[0]["at_s"], 0.) if kept else inf, 1., f"{len(out)} entries" + (f", the newest {limit} shown" if len(out) > limit else "") + ".", tuple(Evidence(x["id"], x["at_s"], x["says"]) for x in kept), tuple(kept))
+    return Happened(
+        until_s,
+        max(until_s - kept[0]["at_s"], 0.0) if kept else inf,
+        1.0,
+        f"{len(out)} entries" + (f", the newest {limit} shown" if len(out) > limit else "") + ".",
+        tuple(Evidence(x["id"], x["at_s"], x["says"]) for x in kept),
+        tuple(kept),
+    )
 
 # %% ../../nbs/context/42_questions.ipynb #cbc7575b
 class ContextMethods:
     "The functions, by name."
-    def __init__(self, records: Facts, router: Router | None = None): self.records, self.router = records, router
+
+    def __init__(self, records: Facts, router: Router | None = None):
+        self.records, self.router = records, router
 
     def moment(self, at: float | str | None) -> float | None:
         "A time in seconds, from words where need be. ValueError on words that name none."
-        if at is None or isinstance(at, (int, float)): return at
+        if at is None or isinstance(at, (int, float)):
+            return at
         span = when(at, self.records.now())
-        if span is None: raise ValueError(f"{at!r} names no time; say 'yesterday evening', 'last 30 minutes' or a date")
+        if span is None:
+            raise ValueError(
+                f"{at!r} names no time; say 'yesterday evening', 'last 30 minutes' or a date"
+            )
         return span.until_s
 
-    def span(self, words: str | None, usual_s: float = 600.) -> Span:
-        now = self.records.now() + 1e-6; found = when(words, now) if words else Span(now - usual_s, now, f"the last {usual_s/60:.0f} minutes")
-        if found is None: raise ValueError(f"{words!r} names no time; say 'yesterday evening', 'last 30 minutes' or a date")
+    def span(self, words: str | None, usual_s: float = 600.0) -> Span:
+        now = self.records.now() + 1e-6
+        found = (
+            when(words, now)
+            if words
+            else Span(now - usual_s, now, f"the last {usual_s / 60:.0f} minutes")
+        )
+        if found is None:
+            raise ValueError(
+                f"{words!r} names no time; say 'yesterday evening', 'last 30 minutes' or a date"
+            )
         return found
 
-    def state(self, **args) -> FleetState: a = StateArgs(**args); return fleet_state(self.records, self.moment(a.at), a.window_s)
+    def state(self, **args) -> FleetState:
+        a = StateArgs(**args)
+        return fleet_state(self.records, self.moment(a.at), a.window_s)
 
     def which(self, **args) -> Which:
         a = WhichArgs(**args)
-        return which_backend(self.records, Request("", a.model, a.task, a.tier, a.slo_ms, a.tokens_in, a.tokens_out, inf if a.max_cost_usd is None else a.max_cost_usd, a.min_quality), self.moment(a.at), a.top, self.router)
+        return which_backend(
+            self.records,
+            Request(
+                "",
+                a.model,
+                a.task,
+                a.tier,
+                a.slo_ms,
+                a.tokens_in,
+                a.tokens_out,
+                inf if a.max_cost_usd is None else a.max_cost_usd,
+                a.min_quality,
+            ),
+            self.moment(a.at),
+            a.top,
+            self.router,
+        )
 
-    def risk(self, **args) -> Risk: a = RiskArgs(**args); return capacity_risk(self.records, self.moment(a.at), a.horizon_s)
+    def risk(self, **args) -> Risk:
+        a = RiskArgs(**args)
+        return capacity_risk(self.records, self.moment(a.at), a.horizon_s)
 
 # %% ../../nbs/context/42_questions.ipynb #21e89b58
 @dataclass(frozen=True, slots=True)
 class Tool:
     "One function of the table."
+
     name: str
     args: type[Asked]
     says: str
 
-TOOLS = {n: Tool(n, a, a.__doc__) for n, a in dict(state=StateArgs, which=WhichArgs, why=WhyArgs, risk=RiskArgs, incidents=IncidentArgs, simulate=WhatIfArgs).items()}
+
+TOOLS = {
+    n: Tool(n, a, a.__doc__)
+    for n, a in dict(
+        state=StateArgs,
+        which=WhichArgs,
+        why=WhyArgs,
+        risk=RiskArgs,
+        incidents=IncidentArgs,
+        simulate=WhatIfArgs,
+    ).items()
+}
 
 # %% ../../nbs/context/42_questions.ipynb #da6375f6
 class Context(ContextMethods):
-    "Four questions and what belongs to them. Give a store, a path, or `Facts`; and the router of the engine, where it is at hand."
-    def __init__(self, where, fleet=None, clock: Callable[[], float] | None = None, calls: Dependencies | None = None, router: Router | None = None):
-        super().__init__(where if isinstance(where, Facts) else Facts(where, fleet, clock), router); self.calls = calls
+    """Four questions and what belongs to them.
+
+    Give a store, a path, or `Facts`; and the router of the engine, where it is at hand.
+    """
+
+    def __init__(
+        self,
+        where,
+        fleet=None,
+        clock: Callable[[], float] | None = None,
+        calls: Dependencies | None = None,
+        router: Router | None = None,
+    ):
+        super().__init__(where if isinstance(where, Facts) else Facts(where, fleet, clock), router)
+        self.calls = calls
 
     def why(self, **args) -> DropExplained:
         a = WhyArgs(**args)
         if a.since_s is not None or a.until_s is not None:
-            end = a.until_s if a.until_s is not None else self.records.now() + 1e-6; span = Span(a.since_s if a.since_s is not None else end - 600., end, "the window given")
-        else: span = self.span(a.when)
+            end = a.until_s if a.until_s is not None else self.records.now() + 1e-6
+            span = Span(
+                a.since_s if a.since_s is not None else end - 600.0, end, "the window given"
+            )
+        else:
+            span = self.span(a.when)
         got = explain_drop(self.records, a.metric, (span.since_s, span.until_s), calls=self.calls)
         return replace(got, says=f"{span.words} ({span}): {got.says}")
 
-    def incidents(self, **args) -> Happened: a = IncidentArgs(**args); s = self.span(a.when, 86_400.); return happened(self.records, s.since_s, s.until_s, a.limit)
+    def incidents(self, **args) -> Happened:
+        a = IncidentArgs(**args)
+        s = self.span(a.when, 86_400.0)
+        return happened(self.records, s.since_s, s.until_s, a.limit)
 
-    def simulate(self, **args) -> WhatIf: a = WhatIfArgs(**args); return what_if(self.records, a.backend, a.load)
+    def simulate(self, **args) -> WhatIf:
+        a = WhatIfArgs(**args)
+        return what_if(self.records, a.backend, a.load)
 
     def ask(self, name: str, **args) -> Answer:
         "A function by its name. KeyError on an unknown one, ValueError on wrong arguments."
-        if name not in TOOLS: raise KeyError(f"unknown function {name!r}; known: {', '.join(TOOLS)}")
+        if name not in TOOLS:
+            raise KeyError(f"unknown function {name!r}; known: {', '.join(TOOLS)}")
         return getattr(self, name)(**args)
 
-    def evidence(self, id: str) -> list[dict]:     # rows
+    def evidence(self, id: str) -> list[dict]:  # rows
         "The records behind an id. KeyError where there is none."
-        table, _, rest = id.partition("/"); at, _, backend = rest.partition("/")
-        if table not in TABLES: raise KeyError(f"no evidence {id!r}")
-        rows = [r for r in self.records.span(table, float(at) - 1e-3, float(at) + 1e-3) if not backend or r["backend"] == backend]
-        if not rows: raise KeyError(f"no evidence {id!r}")
+        table, _, rest = id.partition("/")
+        at, _, backend = rest.partition("/")
+        if table not in TABLES:
+            raise KeyError(f"no evidence {id!r}")
+        rows = [
+            r
+            for r in self.records.span(table, float(at) - 1e-3, float(at) + 1e-3)
+            if not backend or r["backend"] == backend
+        ]
+        if not rows:
+            raise KeyError(f"no evidence {id!r}")
         return rows
 
-    def __repr__(self): return f"Context({self.records!r}: {', '.join(TOOLS)})"
+    def __repr__(self):
+        return f"Context({self.records!r}: {', '.join(TOOLS)})"

@@ -8,7 +8,6 @@ __all__ = ['MEASURED_S', 'MEASURED_SQL', 'SPENT_SQL', 'policy_named', 'occupy', 
 
 # %% ../../nbs/context/41b_restored.ipynb #deb6b27d
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -24,12 +23,17 @@ def policy_named(
     name: str | None,  # as the engine wrote it; None: it wrote none
     gateways: int = 1,  # gateways that route into the fleet
 ) -> tuple[Policy, str]:  # a policy; what to say where it is not the engine's own
-    "The engine's policy by its name. A program's own policy is not known here: the default stands in, and that is said."
+    """The engine's policy by its name.
+
+    A program's own policy is not known here: the default stands in, and that is said.
+    """
     if name is None or name == OwnPace.name:
         return OwnPace(gateways=gateways), ""
     if name in POLICIES:
         return make_policy(name), ""
-    return OwnPace(gateways=gateways), f"the engine's policy {name!r} is not known here, {OwnPace.name} stands in for it"
+    return OwnPace(
+        gateways=gateways
+    ), f"the engine's policy {name!r} is not known here, {OwnPace.name} stands in for it"
 
 
 def occupy(
@@ -46,7 +50,8 @@ def occupy(
         tokens = d.expect * (1.0 - min(left / running, 1.0))
         if tokens:
             router.progress(d, tokens, now)
-    router.restore(dict(turn=0, breakers={}, measured={name: known[name]}))  # a claim spends the rate limit
+    # a claim spends the rate limit
+    router.restore(dict(turn=0, breakers={}, measured={name: known[name]}))
 
 # %% ../../nbs/context/41b_restored.ipynb #a6081316
 MEASURED_S = 120.0  # outcomes of this time say how a backend does, s
@@ -60,14 +65,27 @@ SPENT_SQL = """SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce(t
 def measured_by_records(records: Facts, at_s: float) -> dict[str, dict]:
     "Measurements of every backend that was heard of, as a router's memo holds them."
     minute_s = at_s - at_s % 60.0
-    spent = {b: [minute_s, n, tokens or 0] for b, n, tokens in records.rows(SPENT_SQL, (minute_s, at_s), minute_s, at_s + 1e-6)}
+    spent = {
+        b: [minute_s, n, tokens or 0]
+        for b, n, tokens in records.rows(SPENT_SQL, (minute_s, at_s), minute_s, at_s + 1e-6)
+    }
     out = {}
     span = at_s - MEASURED_S, at_s
-    for b, n, bad, mean_ms, end_s, total_ms, tokens_in, tokens_out, good in records.rows(MEASURED_SQL, span, span[0], at_s + 1e-6):
-        pace_s = total_ms / 1000.0 / max(work_of(tokens_in or 0, tokens_out or 0), good) if good else 0.0
+    for b, n, bad, mean_ms, end_s, total_ms, tokens_in, tokens_out, good in records.rows(
+        MEASURED_SQL, span, span[0], at_s + 1e-6
+    ):
+        pace_s = (
+            total_ms / 1000.0 / max(work_of(tokens_in or 0, tokens_out or 0), good) if good else 0.0
+        )
         out[b] = dict(
-            error=bad / n, latency_ms=mean_ms or 0.0, stamp_s=end_s, pace_s=pace_s,
-            streamed_s=None, heard_s=end_s, held_s=None, minute=spent.get(b),
+            error=bad / n,
+            latency_ms=mean_ms or 0.0,
+            stamp_s=end_s,
+            pace_s=pace_s,
+            streamed_s=None,
+            heard_s=end_s,
+            held_s=None,
+            minute=spent.get(b),
         )
     return out
 
@@ -76,7 +94,14 @@ def table_by_records(records: Facts, names: list[str], at_s: float) -> ForecastT
     "The newest forecasts up to a time."
     rows = records.newest("forecasts", at_s, names, 900.0)
     made = {
-        n: Forecast(n, r["made_s"], r["horizon_s"], tuple(json.loads(r["step_ms"])), tuple(json.loads(r["request_ms"])), r["load_rps"])
+        n: Forecast(
+            n,
+            r["made_s"],
+            r["horizon_s"],
+            tuple(json.loads(r["step_ms"])),
+            tuple(json.loads(r["request_ms"])),
+            r["load_rps"],
+        )
         for n, r in rows.items()
         if r["made_s"] + r["horizon_s"] >= at_s
     }
@@ -111,7 +136,13 @@ def restored_router(
         router.swap(table_from(memo["table"]), memo["at_s"])
         for b in (status or {}).get("backends", ()):
             if b["backend"] in fleet.names and b["in_flight"]:
-                occupy(router, b["backend"], b["in_flight"], b.get("work_left", b["in_flight"]), memo["at_s"])
+                occupy(
+                    router,
+                    b["backend"],
+                    b["in_flight"],
+                    b.get("work_left", b["in_flight"]),
+                    memo["at_s"],
+                )
         router.roll(now)
         return Restored(router, now, tuple(notes))
     now = records.now() if at_s is None else at_s

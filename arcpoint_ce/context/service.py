@@ -9,18 +9,20 @@ __all__ = ['Name', 'MOST', 'WRITES', 'OPEN', 'PROBLEM', 'ANSWER', 'RESPONSES', '
            'add_questions', 'Acts', 'add_watch', 'make_app', 'mcp_server', 'mcp_app', 'serve_stdio']
 
 # %% ../../nbs/context/44_service.ipynb #263a9ff9
-import asyncio, hmac, json, time
-from collections import deque
+import asyncio
+import hmac
+import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from urllib.parse import parse_qs
 
-from fastapi import FastAPI, Request as HttpRequest, Response
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
 from prometheus_client import CollectorRegistry, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .callgraph import Dependencies
 from .questions import TOOLS, Asked, Context
@@ -32,54 +34,113 @@ from ..routing.router import NoBackend, RouterConfig
 
 # %% ../../nbs/context/44_service.ipynb #b1d80076
 Name = Field(None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
-MOST = 10**9                           # tokens of one request
+MOST = 10**9  # tokens of one request
+
 
 class DecideArgs(Asked):
     "A request that wants a backend. Reserves; end it with /observe."
+
     id: str = Field("", max_length=200)
-    model: str | None = Name; task: str | None = Name; tier: str | None = Name
+    model: str | None = Name
+    task: str | None = Name
+    tier: str | None = Name
     slo_ms: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False)
-    tokens_in: int = Field(0, ge=0, le=MOST); tokens_out: int = Field(0, ge=0, le=MOST)
+    tokens_in: int = Field(0, ge=0, le=MOST)
+    tokens_out: int = Field(0, ge=0, le=MOST)
     max_cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
-    min_quality: float = Field(0., ge=0, le=1, allow_inf_nan=False)
+    min_quality: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     explain: bool = Field(False, description="add reasons and fallbacks")
 
-    def request(self) -> Request: return Request(self.id, self.model, self.task, self.tier, self.slo_ms, self.tokens_in, self.tokens_out, inf if self.max_cost_usd is None else self.max_cost_usd, self.min_quality)
+    def request(self) -> Request:
+        return Request(
+            self.id,
+            self.model,
+            self.task,
+            self.tier,
+            self.slo_ms,
+            self.tokens_in,
+            self.tokens_out,
+            inf if self.max_cost_usd is None else self.max_cost_usd,
+            self.min_quality,
+        )
 
 # %% ../../nbs/context/44_service.ipynb #7253aa7a
 class ObserveArgs(Asked):
     "How an attempt ended."
-    decision: int | None = Field(None, ge=0, lt=2**62, description="id that /decide gave; left out: from elsewhere")
+
+    decision: int | None = Field(
+        None, ge=0, lt=2**62, description="id that /decide gave; left out: from elsewhere"
+    )
     attempt: int = Field(0, ge=0, le=15)
     backend: str = Field(min_length=1, max_length=200)
     latency_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
     ok: bool = True
     error: str | None = Name
-    tokens_in: int = Field(0, ge=0, le=MOST); tokens_out: int = Field(0, ge=0, le=MOST)
-    ttft_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False); cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    tokens_in: int = Field(0, ge=0, le=MOST)
+    tokens_out: int = Field(0, ge=0, le=MOST)
+    ttft_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
     version: str | None = Name
-    quality: float | None = Field(None, ge=-1e9, le=1e9, allow_inf_nan=False, description="of the answer, where it was judged; 1 is perfect")
-    ts_s: float | None = Field(None, ge=0, le=1e11, allow_inf_nan=False, description="when it started, s; left out: its latency ago")
+    quality: float | None = Field(
+        None,
+        ge=-1e9,
+        le=1e9,
+        allow_inf_nan=False,
+        description="of the answer, where it was judged; 1 is perfect",
+    )
+    ts_s: float | None = Field(
+        None,
+        ge=0,
+        le=1e11,
+        allow_inf_nan=False,
+        description="when it started, s; left out: its latency ago",
+    )
 
     def outcome(self, now: float) -> Outcome:
         "ValueError on a success without a latency."
-        start = self.ts_s if self.ts_s is not None else max(now - (self.latency_ms or 0.)/1000., 0.)
-        return Outcome(self.backend, start, self.latency_ms, self.ok, self.error, self.decision, self.attempt, self.tokens_in, self.tokens_out, self.ttft_ms, self.cost_usd, self.version, self.quality)
+        start = (
+            self.ts_s
+            if self.ts_s is not None
+            else max(now - (self.latency_ms or 0.0) / 1000.0, 0.0)
+        )
+        return Outcome(
+            self.backend,
+            start,
+            self.latency_ms,
+            self.ok,
+            self.error,
+            self.decision,
+            self.attempt,
+            self.tokens_in,
+            self.tokens_out,
+            self.ttft_ms,
+            self.cost_usd,
+            self.version,
+            self.quality,
+        )
 
 # %% ../../nbs/context/44_service.ipynb #317a6f8b
 class Progress(Asked):
     "How many output tokens one decision's newest attempt has brought so far."
 
     decision: int = Field(ge=0, lt=2**62, description="id that /decide gave")
-    tokens: int = Field(ge=0, le=MOST, description="whole number of output tokens so far; 0: none yet")
+    tokens: int = Field(
+        ge=0, le=MOST, description="whole number of output tokens so far; 0: none yet"
+    )
 
 
 class ProgressArgs(Asked):
-    "How far streams have come: one (decision, tokens) or many (decisions). Optional; once a second per stream is enough."
+    """How far streams have come: one (decision, tokens) or many (decisions). Optional; once a
+    second per stream is enough.
+    """
 
     decision: int | None = Field(None, ge=0, lt=2**62, description="id that /decide gave")
-    tokens: int | None = Field(None, ge=0, le=MOST, description="whole number of output tokens so far; 0: none yet")
-    decisions: list[Progress] | None = Field(None, min_length=1, max_length=1000, description="in place of the two: many at once")
+    tokens: int | None = Field(
+        None, ge=0, le=MOST, description="whole number of output tokens so far; 0: none yet"
+    )
+    decisions: list[Progress] | None = Field(
+        None, min_length=1, max_length=1000, description="in place of the two: many at once"
+    )
 
     @model_validator(mode="after")
     def one_or_many(self) -> "ProgressArgs":
@@ -97,57 +158,87 @@ class ProgressArgs(Asked):
 # %% ../../nbs/context/44_service.ipynb #383a2729
 class Committer:
     "Groups commits: many waiters, one flush at a time."
-    def __init__(self, flush: Callable[[], object], failed: Callable[[], str | None]):   # commits what waits; what went wrong
-        self.flush, self.failed, self.waiting, self.wake, self.task = flush, failed, [], asyncio.Event(), None
+
+    # commits what waits; what went wrong
+    def __init__(self, flush: Callable[[], object], failed: Callable[[], str | None]):
+        self.flush, self.failed, self.waiting, self.wake, self.task = (
+            flush,
+            failed,
+            [],
+            asyncio.Event(),
+            None,
+        )
 
     async def run(self):
         "Until cancelled."
         loop = asyncio.get_running_loop()
         while True:
-            await self.wake.wait(); self.wake.clear()
+            await self.wake.wait()
+            self.wake.clear()
             batch, self.waiting = self.waiting, []
-            try: await loop.run_in_executor(None, self.flush); why = self.failed()
-            except Exception as e: why = f"{type(e).__name__}: {e}"
+            try:
+                await loop.run_in_executor(None, self.flush)
+                why = self.failed()
+            except Exception as e:
+                why = f"{type(e).__name__}: {e}"
             for w in batch:
-                if not w.done(): w.set_result(why)
+                if not w.done():
+                    w.set_result(why)
 
-    async def committed(self) -> str | None:   # what went wrong; None: it is durable
+    async def committed(self) -> str | None:  # what went wrong; None: it is durable
         "Wait for the next commit."
-        w = asyncio.get_running_loop().create_future(); self.waiting.append(w); self.wake.set()
+        w = asyncio.get_running_loop().create_future()
+        self.waiting.append(w)
+        self.wake.set()
         return await w
 
 # %% ../../nbs/context/44_service.ipynb #9b10cc71
 @dataclass
 class Service:
     "One engine, one store, one context."
+
     engine: ContextEngine
     context: Context
     clock: Callable[[], float]
-    live: bool = False                 # has anything been decided or observed here
+    live: bool = False  # has anything been decided or observed here
 
     def act(self):
         "From the first decision or outcome on, now is the clock, and the worker ticks."
-        if self.live: return
-        self.live = True; self.context.records.clock = self.clock
-        if self.engine._thread is None: self.engine.start(self.clock)
+        if self.live:
+            return
+        self.live = True
+        self.context.records.clock = self.clock
+        if self.engine._thread is None:
+            self.engine.start(self.clock)
 
     def decide(self, a: DecideArgs) -> dict:
         "NoBackend where nothing may serve it."
-        self.act(); d = self.engine.decide(a.request(), self.clock())
-        out = dict(decision=d.id, backend=d.backend, mode=d.mode, probability=d.probability, until_s=d.until_s)
+        self.act()
+        d = self.engine.decide(a.request(), self.clock())
+        out = dict(
+            decision=d.id,
+            backend=d.backend,
+            mode=d.mode,
+            probability=d.probability,
+            until_s=d.until_s,
+        )
         return out | dict(reasons=d.reasons, fallbacks=d.fallbacks) if a.explain else out
 
     def observe(self, a: ObserveArgs) -> dict:
         "ValueError where it names a backend that it cannot have run on."
-        self.act(); return dict(taken=self.engine.observe(a.outcome(self.clock())))
+        self.act()
+        return dict(taken=self.engine.observe(a.outcome(self.clock())))
 
     def progress(self, a: ProgressArgs) -> dict:
-        "Whether it was taken; of many: whether all were, and which. Nothing is written down, so nobody waits for a commit."
+        """Whether it was taken; of many: whether all were, and which. Nothing is written down, so
+        nobody waits for a commit.
+        """
         now = self.clock()
         each = [self.engine.progress(decision, tokens, now) for decision, tokens in a.reports()]
         return dict(taken=all(each)) if a.decisions is None else dict(taken=all(each), each=each)
 
-    def status(self) -> dict: return finite(self.engine.status(self.clock()))
+    def status(self) -> dict:
+        return finite(self.engine.status(self.clock()))
 
 # %% ../../nbs/context/44_service.ipynb #90810967
 def make_service(
@@ -158,13 +249,19 @@ def make_service(
     gateway: int | None = None,  # own number, where several gateways share the store
     keep_s: float = 3650 * 86_400.0,  # older records are forgotten, s
     calls: Dependencies | None = None,  # which services stand behind the backends
-    **engine,  # of `ContextEngine`: policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout, ...
+    # of `ContextEngine`: policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout, ...
+    **engine,
 ) -> Service:
-    "An engine on a store that knows its fleet, or on a given fleet. StoreError where neither names one."
+    """An engine on a store that knows its fleet, or on a given fleet.
+
+    StoreError where neither names one.
+    """
     if fleet is None:
         known = Facts(store)
         told, fleet = known.plain_fleet(), known.fleet()
-        engine.setdefault("router", RouterConfig(**{k: told[k] for k in ("slo_ms", "slo_tok_ms", "step_s")}))
+        engine.setdefault(
+            "router", RouterConfig(**{k: told[k] for k in ("slo_ms", "slo_tok_ms", "step_s")})
+        )
     config = EngineConfig(keep_s=keep_s, flush_s=0.05, gateway=gateway)
     made = ContextEngine(fleet, store, config=config, **engine)
     made.store.flush()
@@ -175,124 +272,230 @@ def make_service(
         records.clock = clock  # nothing to look back on
     return Service(made, Context(records, calls=calls, router=made.router), clock)
 
-
 # %% ../../nbs/context/44_service.ipynb #5e51cc5e
 def problem(status: int, title: str, detail: str = "") -> Response:
     "application/problem+json."
     body = dict(type="about:blank", title=title, status=status, detail=detail)
     return Response(json.dumps(body), status, media_type="application/problem+json")
 
+
 def in_words(e: ValidationError) -> str:
     "What is wrong with a body."
-    return "; ".join(f"{'.'.join(map(str, x['loc'])) or 'body'}: {x['msg']}" for x in e.errors(include_url=False, include_input=False, include_context=False)[:5])
+    return "; ".join(
+        f"{'.'.join(map(str, x['loc'])) or 'body'}: {x['msg']}"
+        for x in e.errors(include_url=False, include_input=False, include_context=False)[:5]
+    )
+
 
 @dataclass(frozen=True)
 class Guards:
     "Limits of the service. A token opens writing and reading, a read token only reading."
+
     token: str | None = None
     read_token: str | None = None
     body_bytes: int = 65_536
-    per_s: float = 20_000.             # requests per second of one client, with bursts of a second
-    seconds: float = 30.               # for one request
-    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]", "testserver")   # asked without a token, only under these names
+    per_s: float = 20_000.0  # requests per second of one client, with bursts of a second
+    seconds: float = 30.0  # for one request
+    # asked without a token, only under these names
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]", "testserver")
 
-    def __repr__(self): return f"Guards(token={'set' if self.token else 'none'}, per_s={self.per_s:g})"
+    def __repr__(self):
+        return f"Guards(token={'set' if self.token else 'none'}, per_s={self.per_s:g})"
 
-    def scope(self, header: str) -> str | None:   # "write", "read" or None
+    def scope(self, header: str) -> str | None:  # "write", "read" or None
         "What a bearer token allows; compared in constant time."
-        if self.token is None: return "write"
+        if self.token is None:
+            return "write"
         given = header[7:].strip() if header.lower().startswith("bearer ") else ""
-        write, read = (hmac.compare_digest(given.encode(), (t or "").encode()) and bool(t) for t in (self.token, self.read_token))
+        write, read = (
+            hmac.compare_digest(given.encode(), (t or "").encode()) and bool(t)
+            for t in (self.token, self.read_token)
+        )
         return "write" if write else "read" if read else None
 
 # %% ../../nbs/context/44_service.ipynb #5929f9e0
 WRITES = {"/decide", "/progress", "/observe"}
 OPEN = {"/healthz"}
 
+
 class Bucket:
     "Requests per second and client."
-    def __init__(self, per_s: float): self.per_s, self.left = per_s, {}
+
+    def __init__(self, per_s: float):
+        self.per_s, self.left = per_s, {}
 
     def take(self, who: str, now: float) -> bool:
         "May it pass?"
-        if len(self.left) > 10_000: self.left.clear()
-        left, at = self.left.get(who, (self.per_s, now)); left = min(left + (now - at)*self.per_s, self.per_s)
-        self.left[who] = (max(left - 1., 0.), now)
-        return left >= 1.
+        if len(self.left) > 10_000:
+            self.left.clear()
+        left, at = self.left.get(who, (self.per_s, now))
+        left = min(left + (now - at) * self.per_s, self.per_s)
+        self.left[who] = (max(left - 1.0, 0.0), now)
+        return left >= 1.0
 
 # %% ../../nbs/context/44_service.ipynb #6140b4b2
 class Guarded:
     "ASGI in front of the application."
-    def __init__(self, app, guards: Guards, clock: Callable[[], float] = time.monotonic): self.app, self.guards, self.bucket, self.clock = app, guards, Bucket(guards.per_s), clock
+
+    def __init__(self, app, guards: Guards, clock: Callable[[], float] = time.monotonic):
+        self.app, self.guards, self.bucket, self.clock = app, guards, Bucket(guards.per_s), clock
 
     def refused(self, scope, headers: Mapping[bytes, bytes]) -> Response | None:
         "A problem, or None."
         g, path = self.guards, scope["path"]
-        if not self.bucket.take((scope.get("client") or ("?",))[0], self.clock()): return problem(429, "too many requests", f"at most {g.per_s:g} per second")
-        if path in OPEN: return None
-        if g.token is None and headers.get(b"host", b"").decode("latin1").rsplit(":", 1)[0].strip() not in g.hosts: return problem(403, "unknown host", "without a token the service answers to the loopback address only")
+        if not self.bucket.take((scope.get("client") or ("?",))[0], self.clock()):
+            return problem(429, "too many requests", f"at most {g.per_s:g} per second")
+        if path in OPEN:
+            return None
+        if (
+            g.token is None
+            and headers.get(b"host", b"").decode("latin1").rsplit(":", 1)[0].strip() not in g.hosts
+        ):
+            return problem(
+                403,
+                "unknown host",
+                "without a token the service answers to the loopback address only",
+            )
         may = g.scope(headers.get(b"authorization", b"").decode("latin1"))
-        if may is None: return problem(401, "token needed", "send Authorization: Bearer TOKEN")
-        if path in WRITES and may != "write": return problem(403, "read only", "this token may not decide, observe or tell of progress")
-        if scope["method"] == "POST" and not path.startswith("/mcp") and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json": return problem(415, "JSON expected", "send Content-Type: application/json")
-        if int(headers.get(b"content-length", b"0") or 0 if headers.get(b"content-length", b"0").isdigit() else 0) > g.body_bytes: return problem(413, "body too large", f"at most {g.body_bytes} bytes")
+        if may is None:
+            return problem(401, "token needed", "send Authorization: Bearer TOKEN")
+        if path in WRITES and may != "write":
+            return problem(
+                403, "read only", "this token may not decide, observe or tell of progress"
+            )
+        if (
+            scope["method"] == "POST"
+            and not path.startswith("/mcp")
+            and headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+            != b"application/json"
+        ):
+            return problem(415, "JSON expected", "send Content-Type: application/json")
+        if (
+            int(
+                headers.get(b"content-length", b"0") or 0
+                if headers.get(b"content-length", b"0").isdigit()
+                else 0
+            )
+            > g.body_bytes
+        ):
+            return problem(413, "body too large", f"at most {g.body_bytes} bytes")
 
 # %% ../../nbs/context/44_service.ipynb #253f5437
 class BodyTooLarge(Exception):
     "A body that grew beyond the limit."
 
+
 async def whole_body(receive, most: int) -> bytes:
     "The body of a request. BodyTooLarge where it is too long."
     parts, size, more = [], 0, True
     while more:
-        m = await receive(); parts.append(m.get("body", b"")); size += len(parts[-1]); more = m.get("more_body", False)
-        if size > most: raise BodyTooLarge
-        if m["type"] == "http.disconnect": break
+        m = await receive()
+        parts.append(m.get("body", b""))
+        size += len(parts[-1])
+        more = m.get("more_body", False)
+        if size > most:
+            raise BodyTooLarge
+        if m["type"] == "http.disconnect":
+            break
     return b"".join(parts)
 
 # %% ../../nbs/context/44_service.ipynb #74b93ba6
 class GuardedApp(Guarded):
-    "The guards, applied. Decisions and outcomes go straight to `acts`, since every request pays for each layer between."
-    def __init__(self, app, guards: Guards, acts=None, mcp=None, clock: Callable[[], float] = time.monotonic): super().__init__(app, guards, clock); self.acts, self.mcp = acts, mcp
+    """The guards, applied.
+
+    Decisions and outcomes go straight to `acts`, since every request pays for each layer between.
+    """
+
+    def __init__(
+        self, app, guards: Guards, acts=None, mcp=None, clock: Callable[[], float] = time.monotonic
+    ):
+        super().__init__(app, guards, clock)
+        self.acts, self.mcp = acts, mcp
 
     async def act(self, scope, receive, send):
         "A decision or an outcome."
-        try: body = await asyncio.wait_for(whole_body(receive, self.guards.body_bytes), self.guards.seconds)
-        except BodyTooLarge: got = problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
-        except asyncio.TimeoutError: got = problem(504, "too slow", f"not done within {self.guards.seconds:g} s")
-        else: got = await self.acts.answer(scope["path"], body)
+        try:
+            body = await asyncio.wait_for(
+                whole_body(receive, self.guards.body_bytes), self.guards.seconds
+            )
+        except BodyTooLarge:
+            got = problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
+        except TimeoutError:
+            got = problem(504, "too slow", f"not done within {self.guards.seconds:g} s")
+        else:
+            got = await self.acts.answer(scope["path"], body)
         await got(scope, receive, send)
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http": return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         no = self.refused(scope, dict(scope["headers"]))
-        if no is not None: return await no(scope, receive, send)
-        if self.acts and scope["method"] == "POST" and scope["path"] in WRITES: return await self.act(scope, receive, send)
-        if self.mcp and scope["path"] == "/mcp": return await self.mcp(scope, receive, send)
+        if no is not None:
+            return await no(scope, receive, send)
+        if self.acts and scope["method"] == "POST" and scope["path"] in WRITES:
+            return await self.act(scope, receive, send)
+        if self.mcp and scope["path"] == "/mcp":
+            return await self.mcp(scope, receive, send)
         await self.pass_on(scope, receive, send)
 
     async def pass_on(self, scope, receive, send):
         "Everything else, with its body counted and its time limited."
         seen, begun = 0, False
+
         async def counted():
             nonlocal seen
-            message = await receive(); seen += len(message.get("body", b""))
-            if seen > self.guards.body_bytes: raise BodyTooLarge
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.guards.body_bytes:
+                raise BodyTooLarge
             return message
+
         async def noted(message):
             nonlocal begun
-            begun = True; await send(message)
-        try: await asyncio.wait_for(self.app(scope, counted, noted), self.guards.seconds)
-        except (asyncio.TimeoutError, BodyTooLarge) as e:
-            if not begun: await (problem(413, "body too large", f"at most {self.guards.body_bytes} bytes") if isinstance(e, BodyTooLarge) else problem(504, "too slow", f"not done within {self.guards.seconds:g} s"))(scope, receive, send)
+            begun = True
+            await send(message)
+
+        try:
+            await asyncio.wait_for(self.app(scope, counted, noted), self.guards.seconds)
+        except (TimeoutError, BodyTooLarge) as e:
+            if not begun:
+                await (
+                    problem(413, "body too large", f"at most {self.guards.body_bytes} bytes")
+                    if isinstance(e, BodyTooLarge)
+                    else problem(504, "too slow", f"not done within {self.guards.seconds:g} s")
+                )(scope, receive, send)
 
 # %% ../../nbs/context/44_service.ipynb #da9507f0
-PROBLEM = {"description": "Problem", "content": {"application/problem+json": {"schema": {"type": "object", "properties": {k: {"type": t} for k, t in (("type", "string"), ("title", "string"), ("status", "integer"), ("detail", "string"))}, "required": ["title", "status"]}}}}
+PROBLEM = {
+    "description": "Problem",
+    "content": {
+        "application/problem+json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    k: {"type": t}
+                    for k, t in (
+                        ("type", "string"),
+                        ("title", "string"),
+                        ("status", "integer"),
+                        ("detail", "string"),
+                    )
+                },
+                "required": ["title", "status"],
+            }
+        }
+    },
+}
 ANSWER = {"description": "Answer", "content": {"application/json": {"schema": {"type": "object"}}}}
-RESPONSES = {200: ANSWER} | {k: PROBLEM for k in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)}
+RESPONSES = {200: ANSWER} | {
+    k: PROBLEM for k in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
+}
+
 
 def inlined(schema: dict) -> dict:
-    "A model's JSON schema without its title, every reference written out: in an OpenAPI document it would point nowhere."
+    """A model's JSON schema without its title, every reference written out: in an OpenAPI document
+    it would point nowhere.
+    """
     parts = schema.get("$defs", {})
 
     def whole(x):
@@ -306,43 +509,93 @@ def inlined(schema: dict) -> dict:
 
     return {k: v for k, v in whole(schema).items() if k != "title"}
 
+
 def from_query(model: type[BaseModel], query: Mapping[str, str]) -> BaseModel:
     "Arguments from a query string; numbers are read where the model wants them. ValidationError."
-    return model.model_validate({k: float(v) if k == "at" and v.replace(".", "", 1).isdigit() else v for k, v in query.items()})
+    return model.model_validate(
+        {
+            k: float(v) if k == "at" and v.replace(".", "", 1).isdigit() else v
+            for k, v in query.items()
+        }
+    )
+
 
 def parameters(model: type[BaseModel]) -> list[dict]:
     "The same for OpenAPI."
     s = model.model_json_schema()["properties"]
-    return [{"name": k, "in": "query", "required": False, "schema": inlined(v)} for k, v in s.items()]
+    return [
+        {"name": k, "in": "query", "required": False, "schema": inlined(v)} for k, v in s.items()
+    ]
 
-def json_answer(x: Mapping) -> Response: return Response(json.dumps(x, allow_nan=False, default=str), media_type="application/json")
+
+def json_answer(x: Mapping) -> Response:
+    return Response(json.dumps(x, allow_nan=False, default=str), media_type="application/json")
+
 
 def safely(f: Callable[[], Mapping]) -> Response:
     "Run one function; what the caller did wrong becomes a problem that says so."
-    try: return json_answer(f())
-    except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
-    except StoreError as e: return problem(409, "nothing is known yet", str(e))
-    except NoBackend as e: return problem(409, "no backend", str(e))
-    except (ValueError, OverflowError) as e: return problem(422, "cannot be answered", str(e))
-    except KeyError as e: return problem(404, "unknown name", str(e.args[0] if e.args else e))
+    try:
+        return json_answer(f())
+    except ValidationError as e:
+        return problem(422, "wrong arguments", in_words(e))
+    except StoreError as e:
+        return problem(409, "nothing is known yet", str(e))
+    except NoBackend as e:
+        return problem(409, "no backend", str(e))
+    except (ValueError, OverflowError) as e:
+        return problem(422, "cannot be answered", str(e))
+    except KeyError as e:
+        return problem(404, "unknown name", str(e.args[0] if e.args else e))
 
 # %% ../../nbs/context/44_service.ipynb #57be15b5
 def add_questions(app: FastAPI, service: Service):
     "GET /state, /risk, /incidents; POST /which, /why, /simulate."
+
     def add(name: str, get: bool):
         model = TOOLS[name].args
-        def answer(args: BaseModel) -> Response: return safely(lambda: service.context.ask(name, **args.model_dump(exclude_unset=True)).json())
+
+        def answer(args: BaseModel) -> Response:
+            return safely(
+                lambda: service.context.ask(name, **args.model_dump(exclude_unset=True)).json()
+            )
+
         async def by_get(request: HttpRequest) -> Response:
-            try: args = from_query(model, dict(request.query_params))
-            except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
+            try:
+                args = from_query(model, dict(request.query_params))
+            except ValidationError as e:
+                return problem(422, "wrong arguments", in_words(e))
             return await asyncio.get_running_loop().run_in_executor(None, answer, args)
+
         async def by_post(request: HttpRequest) -> Response:
-            try: args = model.model_validate_json(await request.body() or b"{}")
-            except ValidationError as e: return problem(422, "wrong arguments", in_words(e))
+            try:
+                args = model.model_validate_json(await request.body() or b"{}")
+            except ValidationError as e:
+                return problem(422, "wrong arguments", in_words(e))
             return await asyncio.get_running_loop().run_in_executor(None, answer, args)
-        extra = dict(parameters=parameters(model)) if get else dict(requestBody=dict(required=True, content={"application/json": dict(schema=inlined(model.model_json_schema()))}))
-        app.add_api_route(f"/{name}", by_get if get else by_post, methods=["GET" if get else "POST"], summary=model.__doc__, operation_id=name, responses=RESPONSES, openapi_extra=extra, response_model=None)
-    for name in TOOLS: add(name, name in ("state", "risk", "incidents"))
+
+        extra = (
+            dict(parameters=parameters(model))
+            if get
+            else dict(
+                requestBody=dict(
+                    required=True,
+                    content={"application/json": dict(schema=inlined(model.model_json_schema()))},
+                )
+            )
+        )
+        app.add_api_route(
+            f"/{name}",
+            by_get if get else by_post,
+            methods=["GET" if get else "POST"],
+            summary=model.__doc__,
+            operation_id=name,
+            responses=RESPONSES,
+            openapi_extra=extra,
+            response_model=None,
+        )
+
+    for name in TOOLS:
+        add(name, name in ("state", "risk", "incidents"))
 
 # %% ../../nbs/context/44_service.ipynb #ab4385e7
 class Acts:
@@ -379,70 +632,160 @@ class Acts:
             return handler
 
         for path, (model, _, _) in self.table.items():
-            body = dict(required=True, content={"application/json": dict(schema=inlined(model.model_json_schema()))})
-            app.add_api_route(
-                path, routed(path), methods=["POST"], summary=model.__doc__, operation_id=path[1:],
-                responses=RESPONSES, openapi_extra=dict(requestBody=body), response_model=None,
+            body = dict(
+                required=True,
+                content={"application/json": dict(schema=inlined(model.model_json_schema()))},
             )
-
+            app.add_api_route(
+                path,
+                routed(path),
+                methods=["POST"],
+                summary=model.__doc__,
+                operation_id=path[1:],
+                responses=RESPONSES,
+                openapi_extra=dict(requestBody=body),
+                response_model=None,
+            )
 
 # %% ../../nbs/context/44_service.ipynb #4b1cd2aa
 def add_watch(app: FastAPI, service: Service):
     "GET /healthz, /status and /metrics."
-    registry = CollectorRegistry(); registry.register(EngineCollector(service.engine, service.clock))
-    async def healthz() -> Response: return json_answer(dict(status="ok", store=service.engine.store.error))
-    async def status() -> Response: return json_answer(service.status())
-    async def metrics() -> Response: return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
-    text = {200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}}
-    for path, f, says, more in (("/healthz", healthz, "Is it up?", {200: ANSWER}), ("/status", status, "Everything the engine shows.", RESPONSES), ("/metrics", metrics, "The same for Prometheus.", RESPONSES | text)):
-        app.add_api_route(path, f, methods=["GET"], summary=says, operation_id=path[1:], responses=more, response_model=None)
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(service.engine, service.clock))
+
+    async def healthz() -> Response:
+        return json_answer(dict(status="ok", store=service.engine.store.error))
+
+    async def status() -> Response:
+        return json_answer(service.status())
+
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    text = {
+        200: {
+            "description": "Prometheus text",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    }
+    for path, f, says, more in (
+        ("/healthz", healthz, "Is it up?", {200: ANSWER}),
+        ("/status", status, "Everything the engine shows.", RESPONSES),
+        ("/metrics", metrics, "The same for Prometheus.", RESPONSES | text),
+    ):
+        app.add_api_route(
+            path,
+            f,
+            methods=["GET"],
+            summary=says,
+            operation_id=path[1:],
+            responses=more,
+            response_model=None,
+        )
 
 # %% ../../nbs/context/44_service.ipynb #03068705
-def make_app(service: Service, guards: Guards = Guards(), mcp: bool = True):   # an ASGI application
+def make_app(service: Service, guards: Guards = Guards(), mcp: bool = True):  # an ASGI application
     "The whole service."
-    store = service.engine.store; committer = Committer(lambda: store.flush(service.clock()), lambda: store.error)
-    served = mcp_server(service.context) if mcp else None; mounted = mcp_app(served) if served else None
+    store = service.engine.store
+    committer = Committer(lambda: store.flush(service.clock()), lambda: store.error)
+    served = mcp_server(service.context) if mcp else None
+    mounted = mcp_app(served) if served else None
+
     @asynccontextmanager
     async def lifespan(app):
         task = asyncio.create_task(committer.run())
         try:
             if served:
-                async with served.session_manager.run(): yield
-            else: yield
-        finally: task.cancel(); service.engine.close(service.clock() if service.live else None)
+                async with served.session_manager.run():
+                    yield
+            else:
+                yield
+        finally:
+            task.cancel()
+            service.engine.close(service.clock() if service.live else None)
+
     from arcpoint_ce import __version__
-    app = FastAPI(title="arcpoint_ce", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    acts = Acts(service, committer); add_questions(app, service); acts.add(app); add_watch(app, service)
+
+    app = FastAPI(
+        title="arcpoint_ce", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    acts = Acts(service, committer)
+    add_questions(app, service)
+    acts.add(app)
+    add_watch(app, service)
+
     @app.exception_handler(Exception)
-    async def broken(request, e): return problem(500, "internal error", type(e).__name__)
+    async def broken(request, e):
+        return problem(500, "internal error", type(e).__name__)
+
     @app.exception_handler(404)
-    async def missing(request, e): return problem(404, "no such path", "see /openapi.json")
+    async def missing(request, e):
+        return problem(404, "no such path", "see /openapi.json")
+
     @app.exception_handler(405)
-    async def method(request, e): return problem(405, "method not allowed")
+    async def method(request, e):
+        return problem(405, "method not allowed")
+
     return GuardedApp(app, guards, acts, mounted)
 
 # %% ../../nbs/context/44_service.ipynb #fb27277b
-def mcp_server(context: Context):      # mcp.server.Server
+def mcp_server(context: Context):  # mcp.server.Server
     "An MCP server over the table of functions. ModuleNotFoundError without the extra `service`."
     from mcp import types
     from mcp.server import Server
-    async def listed(ctx, params): return types.ListToolsResult(tools=[types.Tool(name=t.name, description=t.says, input_schema=t.args.model_json_schema()) for t in TOOLS.values()])
-    def run(name: str, args: Mapping) -> tuple[str, bool]:
-        try: return json.dumps(context.ask(name, **args).json(), allow_nan=False, default=str), False
-        except (KeyError, ValueError, OverflowError) as e: return f"{type(e).__name__}: {in_words(e) if isinstance(e, ValidationError) else e.args[0] if e.args else e}", True
-    async def called(ctx, params):
-        text, failed = await asyncio.get_running_loop().run_in_executor(None, run, params.name, dict(params.arguments or {}))
-        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=failed)
-    from arcpoint_ce import __version__
-    return Server("arcpoint_ce", version=__version__, instructions="Asks a context engine about a fleet of model backends: state, which, why, risk, incidents, simulate.", on_list_tools=listed, on_call_tool=called)
 
-def mcp_app(server):                   # ASGI
+    async def listed(ctx, params):
+        return types.ListToolsResult(
+            tools=[
+                types.Tool(name=t.name, description=t.says, input_schema=t.args.model_json_schema())
+                for t in TOOLS.values()
+            ]
+        )
+
+    def run(name: str, args: Mapping) -> tuple[str, bool]:
+        try:
+            return json.dumps(context.ask(name, **args).json(), allow_nan=False, default=str), False
+        except (KeyError, ValueError, OverflowError) as e:
+            return (
+                f"{type(e).__name__}: {in_words(e) if isinstance(e, ValidationError) else e.args[0] if e.args else e}",
+                True,
+            )
+
+    async def called(ctx, params):
+        text, failed = await asyncio.get_running_loop().run_in_executor(
+            None, run, params.name, dict(params.arguments or {})
+        )
+        return types.CallToolResult(
+            content=[types.TextContent(type="text", text=text)], is_error=failed
+        )
+
+    from arcpoint_ce import __version__
+
+    return Server(
+        "arcpoint_ce",
+        version=__version__,
+        instructions="Asks a context engine about a fleet of model backends: state, which, why, risk, incidents, simulate.",
+        on_list_tools=listed,
+        on_call_tool=called,
+    )
+
+
+def mcp_app(server):  # ASGI
     "MCP over HTTP under /mcp, without sessions; whom to answer is the guards' business."
     from mcp.server.transport_security import TransportSecuritySettings
-    return server.streamable_http_app(streamable_http_path="/mcp", stateless_http=True, json_response=True, transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False))
+
+    return server.streamable_http_app(
+        streamable_http_path="/mcp",
+        stateless_http=True,
+        json_response=True,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+
 
 async def serve_stdio(context: Context):
     "MCP over standard input and output, until it closes."
     from mcp.server.stdio import stdio_server
+
     server = mcp_server(context)
-    async with stdio_server() as (read, write): await server.run(read, write, server.create_initialization_options())
+    async with stdio_server() as (read, write):
+        await server.run(read, write, server.create_initialization_options())

@@ -10,62 +10,106 @@ __all__ = ['DOWN', 'DEGRADED', 'BREAKER_WORDS', 'NEWEST', 'JUDGED_S', 'JUDGED_LE
            'tier_states', 'FleetState', 'in_words', 'fleet_state']
 
 # %% ../../nbs/context/40_state.ipynb #7bb1f2cd
-import json, sqlite3
+import json
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from html import escape
 from math import inf, isfinite
 from pathlib import Path
 from threading import local
 
 from ..learning.feedback import FeedbackStore, step_of
-from ..learning.shelves import SCHEMA, TABLES, MemoryShelf, Shelf, SqliteShelf, open_shelf, sql_tables
-from ..routing.core import LEVELS, Backend, Step, Tier, exceedance, quantile_ms
+from arcpoint_ce.learning.shelves import (
+    SCHEMA,
+    TABLES,
+    MemoryShelf,
+    Shelf,
+    SqliteShelf,
+    open_shelf,
+    sql_tables,
+)
+from ..routing.core import Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet import Fleet
 
 # %% ../../nbs/context/40_state.ipynb #7b3bbb4a
 class StoreError(ValueError):
     "The store is missing, older than this version, or holds nothing that could be asked about."
 
+
 def open_readonly(path: str | Path) -> sqlite3.Connection:
     "A SQLite store for reading only. StoreError says what to do."
     path = Path(path)
-    if not path.is_file(): raise StoreError(f"{path}: no such store; `arcpoint replay sample --store {path}` or `arcpoint simulate --store {path}` makes one")
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.)
-    try: version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError as e: db.close(); raise StoreError(f"{path}: not a feedback store ({e})") from e
-    if version != SCHEMA: db.close(); raise StoreError(f"{path} has schema {version}, this version reads {SCHEMA}: open it once with an engine of this version (`ContextEngine(fleet, path)`), which brings it up to date")
+    if not path.is_file():
+        raise StoreError(
+            f"{path}: no such store; `arcpoint replay sample --store {path}` or `arcpoint simulate --store {path}` makes one"
+        )
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as e:
+        db.close()
+        raise StoreError(f"{path}: not a feedback store ({e})") from e
+    if version != SCHEMA:
+        db.close()
+        raise StoreError(
+            f"{path} has schema {version}, this version reads {SCHEMA}: open it once with an engine of this version (`ContextEngine(fleet, path)`), which brings it up to date"
+        )
     return db
+
 
 def copied(shelf: Shelf, since_s: float, until_s: float) -> sqlite3.Connection:
     "The rows of a span of any shelf as a private database."
     db = sqlite3.connect(":memory:", check_same_thread=False)
-    for statement in sql_tables(): db.execute(statement)
-    for t, columns in TABLES.items(): db.executemany(f"INSERT INTO {t} VALUES ({', '.join('?'*len(columns))})", shelf.read(t, since_s, until_s, {}, -1))
+    for statement in sql_tables():
+        db.execute(statement)
+    for t, columns in TABLES.items():
+        db.executemany(
+            f"INSERT INTO {t} VALUES ({', '.join('?' * len(columns))})",
+            shelf.read(t, since_s, until_s, {}, -1),
+        )
     return db
 
 # %% ../../nbs/context/40_state.ipynb #f635bc2c
 class RecordSource:
     "Where rows come from."
-    def __init__(self, where: str | Path | FeedbackStore, fleet: Iterable[Backend] | None = None, clock: Callable[[], float] | None = None):
+
+    def __init__(
+        self,
+        where: str | Path | FeedbackStore,
+        fleet: Iterable[Backend] | None = None,
+        clock: Callable[[], float] | None = None,
+    ):
         self.store = where if isinstance(where, FeedbackStore) else None
         shelf = self.store.shelf if self.store else None
-        self.path = shelf.path if isinstance(shelf, SqliteShelf) else None if shelf or "://" in str(where) else Path(where)
+        self.path = (
+            shelf.path
+            if isinstance(shelf, SqliteShelf)
+            else None
+            if shelf or "://" in str(where)
+            else Path(where)
+        )
         self.shelf = None if self.path else shelf or open_shelf(str(where))
-        self.given, self.clock, self._local = fleet, clock, local()   # clock: of a live engine, for which silence is news
-        if self.path: self.db(0., 0.)
+        # clock: of a live engine, for which silence is news
+        self.given, self.clock, self._local = fleet, clock, local()
+        if self.path:
+            self.db(0.0, 0.0)
 
     def db(self, since_s: float, until_s: float) -> sqlite3.Connection:
         "A connection that holds the rows of this span, or more. One per thread."
-        if isinstance(self.shelf, MemoryShelf): return self.in_memory()
-        if self.path is None: return copied(self.shelf, since_s, until_s)
-        if getattr(self._local, "db", None) is None: self._local.db = open_readonly(self.path)
+        if isinstance(self.shelf, MemoryShelf):
+            return self.in_memory()
+        if self.path is None:
+            return copied(self.shelf, since_s, until_s)
+        if getattr(self._local, "db", None) is None:
+            self._local.db = open_readonly(self.path)
         return self._local.db
 
     def in_memory(self) -> sqlite3.Connection:
         "All rows of a store in memory, copied again where there are more by now."
         size = sum(map(len, self.shelf.tables.values()))
-        if getattr(self._local, "size", None) != size: self._local.size, self._local.copy = size, copied(self.shelf, -inf, inf)
+        if getattr(self._local, "size", None) != size:
+            self._local.size, self._local.copy = size, copied(self.shelf, -inf, inf)
         return self._local.copy
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
@@ -74,149 +118,253 @@ class RecordSource:
 
 # %% ../../nbs/context/40_state.ipynb #b08857cf
 class Records(RecordSource):
-    "What a store knows, by time. Give a path (or Redis address) or an open `FeedbackStore`; `clock`, where an engine is live."
-    def newest_s(self) -> float:       # s; StoreError on an empty store
+    """What a store knows, by time.
+
+    Give a path (or Redis address) or an open `FeedbackStore`; `clock`, where an engine is live.
+    """
+
+    def newest_s(self) -> float:  # s; StoreError on an empty store
         "When the newest record was made."
-        found = [r[0] for t in ("outcomes", "decisions", "steps") for r in self.rows(f"SELECT max({TABLES[t][0]}) FROM {t}", (), -inf, inf) if r[0] is not None]
-        if not found: raise StoreError("the store holds no decision, outcome or step yet; let an engine run, or replay a log")
+        found = [
+            r[0]
+            for t in ("outcomes", "decisions", "steps")
+            for r in self.rows(f"SELECT max({TABLES[t][0]}) FROM {t}", (), -inf, inf)
+            if r[0] is not None
+        ]
+        if not found:
+            raise StoreError(
+                "the store holds no decision, outcome or step yet; let an engine run, or replay a log"
+            )
         return max(found)
 
-    def now(self) -> float: return self.clock() if self.clock else self.newest_s()   # s; without a live engine: the newest event
+    def now(self) -> float:
+        # s; without a live engine: the newest event
+        return self.clock() if self.clock else self.newest_s()
 
     def named(self, name: str) -> dict | None:
         "A named state of the store."
-        if self.path is None: text = self.shelf.state(name)
-        else: text = next((r[0] for r in self.rows("SELECT value FROM states WHERE name = ?", (name,), 0., 0.)), None)
+        if self.path is None:
+            text = self.shelf.state(name)
+        else:
+            text = next(
+                (
+                    r[0]
+                    for r in self.rows("SELECT value FROM states WHERE name = ?", (name,), 0.0, 0.0)
+                ),
+                None,
+            )
         return None if text is None else json.loads(text)
 
-    def plain_fleet(self) -> dict:     # as `learning.engine.plain_fleet` wrote it down
+    def plain_fleet(self) -> dict:  # as `learning.engine.plain_fleet` wrote it down
         "Backends, tiers and limits. StoreError where neither store nor caller names any."
         if self.given is not None:
-            return dict(backends=[asdict(b) for b in self.given], tiers=[asdict(t) for t in getattr(self.given, "tiers", {}).values()], slo_ms=300., slo_tok_ms=0., step_s=60)
+            return dict(
+                backends=[asdict(b) for b in self.given],
+                tiers=[asdict(t) for t in getattr(self.given, "tiers", {}).values()],
+                slo_ms=300.0,
+                slo_tok_ms=0.0,
+                step_s=60,
+            )
         told = self.named("fleet")
-        if told is None: raise StoreError("the store does not name its fleet; give one (`--fleet fleet.toml`)")
+        if told is None:
+            raise StoreError("the store does not name its fleet; give one (`--fleet fleet.toml`)")
         return told
 
     def fleet(self) -> Fleet:
-        told = self.plain_fleet(); tupled = [{k: tuple(v) if isinstance(v, list) else v for k, v in b.items()} for b in told["backends"]]
-        return Fleet([Backend(**b) for b in tupled], {t["name"]: Tier(**t) for t in told["tiers"]}, "the store")
+        told = self.plain_fleet()
+        tupled = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in b.items()}
+            for b in told["backends"]
+        ]
+        return Fleet(
+            [Backend(**b) for b in tupled],
+            {t["name"]: Tier(**t) for t in told["tiers"]},
+            "the store",
+        )
 
-    def __repr__(self): return f"Records({self.path or self.shelf.facts()['kind']}, {'live' if self.clock else 'as of its newest event'})"
+    def __repr__(self):
+        return f"Records({self.path or self.shelf.facts()['kind']}, {'live' if self.clock else 'as of its newest event'})"
 
 # %% ../../nbs/context/40_state.ipynb #757df066
 @dataclass(frozen=True, slots=True)
 class Evidence:
     "A record that an answer rests on."
-    id: str                            # table/key, as `Context.evidence` finds it again
+
+    id: str  # table/key, as `Context.evidence` finds it again
     at_s: float
     says: str
 
-def row_id(table: str, at_s: float, backend: str | None) -> str: return f"{table}/{at_s:.6f}/{backend or ''}"
+
+def row_id(table: str, at_s: float, backend: str | None) -> str:
+    return f"{table}/{at_s:.6f}/{backend or ''}"
+
 
 def finite(x):
     "The same value fit for JSON: infinities and NaN become null, tuples lists."
-    if isinstance(x, Mapping): return {str(k): finite(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [finite(v) for v in x]
-    if hasattr(x, "item"): x = x.item()           # numpy's numbers
+    if isinstance(x, Mapping):
+        return {str(k): finite(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [finite(v) for v in x]
+    if hasattr(x, "item"):
+        x = x.item()  # numpy's numbers
     return None if isinstance(x, float) and not isfinite(x) else x
+
 
 @dataclass(frozen=True)
 class Answer:
     "The frame of every answer."
-    at_s: float                        # the time it speaks about, s
-    age_s: float                       # of the newest record in it, s
-    confidence: float                  # probability that `says` is right, 0..1
-    says: str                          # the answer in a sentence or two
+
+    at_s: float  # the time it speaks about, s
+    age_s: float  # of the newest record in it, s
+    confidence: float  # probability that `says` is right, 0..1
+    says: str  # the answer in a sentence or two
     evidence: tuple[Evidence, ...] = ()
 
-    def json(self) -> dict: return finite(asdict(self))   # plain values
+    def json(self) -> dict:
+        return finite(asdict(self))  # plain values
 
-    def _repr_html_(self): return f"<p>{escape(self.says)} <small>({self.confidence:.0%}, data {self.age_s:.0f} s old)</small></p>"
+    def _repr_html_(self):
+        return f"<p>{escape(self.says)} <small>({self.confidence:.0%}, data {self.age_s:.0f} s old)</small></p>"
 
 # %% ../../nbs/context/40_state.ipynb #d9b6290c
 @dataclass(frozen=True)
 class BackendState:
     "How one backend stood."
+
     backend: str
-    availability: str                  # "available", "degraded", "down", or "unknown": nothing was heard
+    availability: str  # "available", "degraded", "down", or "unknown": nothing was heard
     why: str
-    p_class: float                     # probability that this is the right word, given the counts
-    requests: int                      # ended in the window
+    p_class: float  # probability that this is the right word, given the counts
+    requests: int  # ended in the window
     error_rate: float | None
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
-    ttft_ms: float | None              # mean time to first token
+    ttft_ms: float | None  # mean time to first token
     load_rps: float
-    busy: float | None                 # mean requests in the system over capacity
-    in_flight: int | None              # at the end of the newest step
+    busy: float | None  # mean requests in the system over capacity
+    in_flight: int | None  # at the end of the newest step
     usd_per_request: float | None
-    breaker: str                       # closed, open, half_open, shedding
+    breaker: str  # closed, open, half_open, shedding
     breaker_why: str
-    until_s: float | None              # when the breaker may change by itself
-    forecast_ms: tuple[float, float, float] | None   # p10, p50, p90 of the step's latency at the horizon
-    forecast_for_s: float | None       # the time it is about
-    p_breach: float | None             # P(step latency > limit) of that forecast; None where it has not proved itself (see `proven`)
-    limit_ms: float                    # mean limit of its requests
-    stale_s: float                     # since the newest closed step or outcome
-    incidents: tuple[str, ...]         # open or just over
+    until_s: float | None  # when the breaker may change by itself
+    # p10, p50, p90 of the step's latency at the horizon
+    forecast_ms: tuple[float, float, float] | None
+    forecast_for_s: float | None  # the time it is about
+    # P(step latency > limit) of that forecast; None where it has not proved itself (see `proven`)
+    p_breach: float | None
+    limit_ms: float  # mean limit of its requests
+    stale_s: float  # since the newest closed step or outcome
+    incidents: tuple[str, ...]  # open or just over
 
 # %% ../../nbs/context/40_state.ipynb #46bf0b52
 def merged(steps: Sequence[Step]) -> Step:
     "Several steps as one."
     hist: dict[int, int] = {}
     for s in steps:
-        for b, k in s.hist.items(): hist[b] = hist.get(b, 0) + k
-    add = lambda k: sum(getattr(s, k) for s in steps)
-    return Step(steps[0].start_s, add("n"), add("n_err"), add("n_lat"), add("latency_us"), add("tokens_in"), add("tokens_out"), steps[-1].in_flight, hist=hist)
+        for b, k in s.hist.items():
+            hist[b] = hist.get(b, 0) + k
 
-def p_above(k: int, n: int, limit: float) -> float:   # 0..1
+    def add(k):
+        return sum(getattr(s, k) for s in steps)
+
+    return Step(
+        steps[0].start_s,
+        add("n"),
+        add("n_err"),
+        add("n_lat"),
+        add("latency_us"),
+        add("tokens_in"),
+        add("tokens_out"),
+        steps[-1].in_flight,
+        hist=hist,
+    )
+
+
+def p_above(k: int, n: int, limit: float) -> float:  # 0..1
     "P(rate > limit) after k of n, with Jeffreys' prior."
     from scipy.special import betainc
-    return 1. - float(betainc(k + .5, n - k + .5, limit))
 
-DOWN, DEGRADED = .5, .05               # error rates above which a backend is called down, degraded
+    return 1.0 - float(betainc(k + 0.5, n - k + 0.5, limit))
 
-def word_for(n: int, n_err: int, breaker: str, slow: bool) -> tuple[str, str, float]:   # availability, why, probability
+
+DOWN, DEGRADED = 0.5, 0.05  # error rates above which a backend is called down, degraded
+
+
+# availability, why, probability
+def word_for(n: int, n_err: int, breaker: str, slow: bool) -> tuple[str, str, float]:
     "One word for a backend, and how sure it is."
-    if breaker in ("open", "half_open"): return "down" if breaker == "open" else "degraded", f"its breaker is {breaker}", .99
-    if not n: return "unknown", "no request ended there in the window", 1.
+    if breaker in ("open", "half_open"):
+        return "down" if breaker == "open" else "degraded", f"its breaker is {breaker}", 0.99
+    if not n:
+        return "unknown", "no request ended there in the window", 1.0
     down, bad = p_above(n_err, n, DOWN), p_above(n_err, n, DEGRADED)
-    if n_err/n > DOWN: return "down", f"{n_err} of {n} requests failed", down
-    if n_err/n > DEGRADED: return "degraded", f"{n_err} of {n} requests failed", bad - down
-    if slow: return "degraded", "fewer than half of its requests met their limit", 1. - down
-    if breaker == "shedding": return "degraded", "a breach is forecast, its weight is shed", 1. - bad
-    return "available", f"{n_err} of {n} requests failed", 1. - bad
+    if n_err / n > DOWN:
+        return "down", f"{n_err} of {n} requests failed", down
+    if n_err / n > DEGRADED:
+        return "degraded", f"{n_err} of {n} requests failed", bad - down
+    if slow:
+        return "degraded", "fewer than half of its requests met their limit", 1.0 - down
+    if breaker == "shedding":
+        return "degraded", "a breach is forecast, its weight is shed", 1.0 - bad
+    return "available", f"{n_err} of {n} requests failed", 1.0 - bad
 
 # %% ../../nbs/context/40_state.ipynb #4fc99361
 BREAKER_WORDS = {"closed", "open", "half_open"}
 
-def standing_at(rows: Iterable[Mapping], at_s: float) -> tuple[str, str, float | None, Mapping | None]:   # state, why, until, its row
+
+def standing_at(
+    rows: Iterable[Mapping], at_s: float
+) -> tuple[str, str, float | None, Mapping | None]:  # state, why, until, its row
     "State of one backend's breaker and shedding from its transitions, oldest first."
     breaker = shed = None
     for r in rows:
-        if r["new"] in BREAKER_WORDS: breaker = r
-        else: shed = r
-    if breaker and breaker["new"] != "closed": return breaker["new"], breaker["reason"], breaker["until_s"], breaker
-    if shed and shed["new"] == "shedding": return "shedding", shed["reason"], shed["until_s"], shed
+        if r["new"] in BREAKER_WORDS:
+            breaker = r
+        else:
+            shed = r
+    if breaker and breaker["new"] != "closed":
+        return breaker["new"], breaker["reason"], breaker["until_s"], breaker
+    if shed and shed["new"] == "shedding":
+        return "shedding", shed["reason"], shed["until_s"], shed
     return "closed", breaker["reason"] if breaker else "no trouble seen", None, breaker
+
 
 NEWEST = "SELECT {columns} FROM {table} WHERE {time} <= ? AND {time} > ? ORDER BY {time}, rowid"
 
 # %% ../../nbs/context/40_state.ipynb #37ce91cc
 class Windows(Records):
     "Rows of a window as dicts."
-    def span(self, table: str, since_s: float, until_s: float) -> list[dict]:   # since < time <= until
-        "Rows of a table, oldest first, nested values read."
-        columns = TABLES[table]; sql = NEWEST.format(columns=", ".join(columns), table=table, time=columns[0])
-        read = lambda c, v: json.loads(v) if c in ("evidence", "detail", "hist", "step_ms", "request_ms", "candidates", "features") and v else v
-        return [{c: read(c, v) for c, v in zip(columns, r)} for r in self.rows(sql, (until_s, since_s), since_s, until_s + 1e-6)]
 
-    def newest(self, table: str, at_s: float, backends: Iterable[str], within_s: float) -> dict[str, dict]:
+    # since < time <= until
+    def span(self, table: str, since_s: float, until_s: float) -> list[dict]:
+        "Rows of a table, oldest first, nested values read."
+        columns = TABLES[table]
+        sql = NEWEST.format(columns=", ".join(columns), table=table, time=columns[0])
+
+        def read(c, v):
+            return (
+                json.loads(v)
+                if c
+                in ("evidence", "detail", "hist", "step_ms", "request_ms", "candidates", "features")
+                and v
+                else v
+            )
+
+        return [
+            {c: read(c, v) for c, v in zip(columns, r)}
+            for r in self.rows(sql, (until_s, since_s), since_s, until_s + 1e-6)
+        ]
+
+    def newest(
+        self, table: str, at_s: float, backends: Iterable[str], within_s: float
+    ) -> dict[str, dict]:
         "The newest row of each backend up to a time."
-        time, *_ = TABLES[table]; out = {}
+        time, *_ = TABLES[table]
+        out = {}
         sql = f"SELECT {', '.join(TABLES[table])}, max({time}) FROM {table} WHERE {time} <= ? AND {time} > ? GROUP BY backend"
-        for r in self.rows(sql, (at_s, at_s - within_s), at_s - within_s, at_s + 1e-6): out[r[TABLES[table].index("backend")]] = dict(zip(TABLES[table], r))
+        for r in self.rows(sql, (at_s, at_s - within_s), at_s - within_s, at_s + 1e-6):
+            out[r[TABLES[table].index("backend")]] = dict(zip(TABLES[table], r))
         return {b: out[b] for b in backends if b in out}
 
 # %% ../../nbs/context/40_state.ipynb #13a4d1c5
@@ -236,66 +384,176 @@ def proven(
     rows = records.rows(sql, (since_s - step_s, at_s - step_s), since_s - step_s, at_s)
     came = {(b, start_s // step_s): ms for b, start_s, ms in rows}
     errors: dict[str, list[tuple[float, float]]] = {}
-    for b, made_s, horizon_s, ms in records.rows(FORESEEN_SQL, (since_s, at_s, step_s), since_s, at_s + 1e-6):
-        truth, last = came.get((b, (made_s + horizon_s) // step_s)), came.get((b, made_s // step_s - 1))
+    for b, made_s, horizon_s, ms in records.rows(
+        FORESEEN_SQL, (since_s, at_s, step_s), since_s, at_s + 1e-6
+    ):
+        truth, last = (
+            came.get((b, (made_s + horizon_s) // step_s)),
+            came.get((b, made_s // step_s - 1)),
+        )
         if truth and last and ms is not None:
             errors.setdefault(b, []).append((abs(ms - truth), abs(last - truth)))
-    return {b for b, e in errors.items() if len(e) >= JUDGED_LEAST and sum(x for x, _ in e) <= sum(y for _, y in e)}
+    return {
+        b
+        for b, e in errors.items()
+        if len(e) >= JUDGED_LEAST and sum(x for x, _ in e) <= sum(y for _, y in e)
+    }
 
 # %% ../../nbs/context/40_state.ipynb #5138aa14
-WINDOW_S = 300.                        # what "now" covers, s
-REMEMBER_S = 86_400.                   # how far back transitions and incidents are looked for, s
+WINDOW_S = 300.0  # what "now" covers, s
+REMEMBER_S = 86_400.0  # how far back transitions and incidents are looked for, s
 HEARD_SQL = """SELECT o.backend, avg(o.ttft_ms), avg(o.ok AND o.latency_ms <= coalesce(d.limit_ms, f.x)), avg(coalesce(d.limit_ms, f.x)), count(*), sum(NOT o.ok), max(o.end_s)
     FROM (SELECT ? AS x) f, outcomes o LEFT JOIN decisions d ON d.id = o.decision AND d.at_s > o.end_s - 86400. AND d.at_s <= o.end_s
     WHERE o.end_s <= ? AND o.end_s > ? AND coalesce(o.error, '') <> 'cancelled' GROUP BY o.backend"""
 
+
 class Facts(Windows):
     "Everything that is read to describe a moment, once."
-    def going_on(self, at_s: float) -> list[dict]:     # as rows of "incidents", with no end
-        "Incidents that were open when the engine last wrote down its status; they enter the table when they end."
+
+    def going_on(self, at_s: float) -> list[dict]:  # as rows of "incidents", with no end
+        """Incidents that were open when the engine last wrote down its status; they enter the table
+        when they end.
+        """
         status = self.named("engine/status")
-        return [r for r in status["anomalies"]["open"] if r["start_s"] <= at_s] if status and status["at_s"] <= at_s + 10. else []
+        return (
+            [r for r in status["anomalies"]["open"] if r["start_s"] <= at_s]
+            if status and status["at_s"] <= at_s + 10.0
+            else []
+        )
 
     def facts(self, at_s: float, window_s: float = WINDOW_S) -> dict:
         "Rows by backend."
         names = [b["name"] for b in self.plain_fleet()["backends"]]
-        group = lambda rows: {n: [r for r in rows if r["backend"] == n] for n in names}
+
+        def group(rows):
+            return {n: [r for r in rows if r["backend"] == n] for n in names}
+
         step_s = self.plain_fleet()["step_s"]
-        steps = [r for r in self.span("steps", at_s - window_s - step_s, at_s) if r["start_s"] + step_s <= at_s + 1e-6]
-        heard = {b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last) for b, ttft, met, limit, n, bad, last in self.rows(HEARD_SQL, (self.plain_fleet()["slo_ms"], at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6)}
-        return dict(steps=group(steps), covered_s=min(window_s, at_s - min((r["start_s"] for r in steps), default=-inf)), transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)), forecasts=self.newest("forecasts", at_s, names, 3600.),
-                    incidents=group([r for r in self.span("incidents", at_s - REMEMBER_S, at_s) if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6] + self.going_on(at_s)), heard=heard, proven=proven(self, at_s))
+        steps = [
+            r
+            for r in self.span("steps", at_s - window_s - step_s, at_s)
+            if r["start_s"] + step_s <= at_s + 1e-6
+        ]
+        heard = {
+            b: dict(ttft_ms=ttft, met=met, limit_ms=limit, n=n, n_err=bad, last_s=last)
+            for b, ttft, met, limit, n, bad, last in self.rows(
+                HEARD_SQL,
+                (self.plain_fleet()["slo_ms"], at_s, at_s - window_s),
+                at_s - window_s - 3600.0,
+                at_s + 1e-6,
+            )
+        }
+        return dict(
+            steps=group(steps),
+            covered_s=min(window_s, at_s - min((r["start_s"] for r in steps), default=-inf)),
+            transitions=group(self.span("transitions", at_s - REMEMBER_S, at_s)),
+            forecasts=self.newest("forecasts", at_s, names, 3600.0),
+            incidents=group(
+                [
+                    r
+                    for r in self.span("incidents", at_s - REMEMBER_S, at_s)
+                    if r["end_s"] is not None and at_s - window_s < r["end_s"] <= at_s + 1e-6
+                ]
+                + self.going_on(at_s)
+            ),
+            heard=heard,
+            proven=proven(self, at_s),
+        )
 
 # %% ../../nbs/context/40_state.ipynb #1e356611
-def backend_state(b: Backend, f: Mapping, at_s: float, limit_ms: float) -> tuple[BackendState, list[Evidence]]:
+def backend_state(
+    b: Backend, f: Mapping, at_s: float, limit_ms: float
+) -> tuple[BackendState, list[Evidence]]:
     "One backend from `Facts.facts`."
-    name, rows = b.name, f["steps"][b.name]; steps = [step_of(r) for r in rows]; s = merged(steps) if steps else Step(0)
+    name, rows = b.name, f["steps"][b.name]
+    steps = [step_of(r) for r in rows]
+    s = merged(steps) if steps else Step(0)
     state, why, until, row = standing_at(f["transitions"][name], at_s)
-    said = f["forecasts"].get(name); q = tuple(json.loads(said["step_ms"])) if said else None
-    heard = f["heard"].get(name, {}); limit_ms = heard.get("limit_ms") or limit_ms; slow = heard.get("met", 1.) < .5
-    counts = (s.n, s.n_err) if s.n else (heard.get("n", 0), heard.get("n_err", 0))     # no step has closed yet: the outcomes themselves
+    said = f["forecasts"].get(name)
+    q = tuple(json.loads(said["step_ms"])) if said else None
+    heard = f["heard"].get(name, {})
+    limit_ms = heard.get("limit_ms") or limit_ms
+    slow = heard.get("met", 1.0) < 0.5
+    # no step has closed yet: the outcomes themselves
+    counts = (s.n, s.n_err) if s.n else (heard.get("n", 0), heard.get("n_err", 0))
     word, because, sure = word_for(*counts, state, slow)
-    usd = (s.tokens_in*b.price_in + s.tokens_out*b.price_out)/1e6/s.n if s.n and (b.price_in or b.price_out) else None
-    proof = [Evidence(row_id("steps", r["start_s"], name), r["start_s"], f"{name}: {r['n']} requests, {r['n_err']} failed") for r in rows[-1:]]
-    if row: proof.append(Evidence(row_id("transitions", row["at_s"], name), row["at_s"], f"{name}: {row['old']} to {row['new']}: {row['reason']}"))
-    if said: proof.append(Evidence(row_id("forecasts", said["made_s"], name), said["made_s"], f"{name}: {q[3]:.0f} ms, 80 % interval {q[1]:.0f} to {q[5]:.0f}"))
-    proof += [Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"]) for r in f["incidents"][name] if r["end_s"] is not None]
+    usd = (
+        (s.tokens_in * b.price_in + s.tokens_out * b.price_out) / 1e6 / s.n
+        if s.n and (b.price_in or b.price_out)
+        else None
+    )
+    proof = [
+        Evidence(
+            row_id("steps", r["start_s"], name),
+            r["start_s"],
+            f"{name}: {r['n']} requests, {r['n_err']} failed",
+        )
+        for r in rows[-1:]
+    ]
+    if row:
+        proof.append(
+            Evidence(
+                row_id("transitions", row["at_s"], name),
+                row["at_s"],
+                f"{name}: {row['old']} to {row['new']}: {row['reason']}",
+            )
+        )
+    if said:
+        proof.append(
+            Evidence(
+                row_id("forecasts", said["made_s"], name),
+                said["made_s"],
+                f"{name}: {q[3]:.0f} ms, 80 % interval {q[1]:.0f} to {q[5]:.0f}",
+            )
+        )
+    proof += [
+        Evidence(row_id("incidents", r["start_s"], name), r["start_s"], r["says"])
+        for r in f["incidents"][name]
+        if r["end_s"] is not None
+    ]
     stale = at_s - max(rows[-1]["start_s"] if rows else -inf, heard.get("last_s", -inf))
-    return BackendState(name, word, because, sure, counts[0], counts[1]/counts[0] if counts[0] else None, quantile_ms(s, .5), quantile_ms(s, .95), quantile_ms(s, .99), heard.get("ttft_ms"), s.n/f["covered_s"],
-        s.latency_us/1e6/f["covered_s"]/b.capacity if s.n_lat else None, s.in_flight, usd, state, why, until, (q[1], q[3], q[5]) if q else None, said["made_s"] + said["horizon_s"] if said else None,
-        exceedance(q, limit_ms) if q and name in f["proven"] else None, limit_ms, stale, tuple(r["says"] for r in f["incidents"][name])), proof
+    return BackendState(
+        name,
+        word,
+        because,
+        sure,
+        counts[0],
+        counts[1] / counts[0] if counts[0] else None,
+        quantile_ms(s, 0.5),
+        quantile_ms(s, 0.95),
+        quantile_ms(s, 0.99),
+        heard.get("ttft_ms"),
+        s.n / f["covered_s"],
+        s.latency_us / 1e6 / f["covered_s"] / b.capacity if s.n_lat else None,
+        s.in_flight,
+        usd,
+        state,
+        why,
+        until,
+        (q[1], q[3], q[5]) if q else None,
+        said["made_s"] + said["horizon_s"] if said else None,
+        exceedance(q, limit_ms) if q and name in f["proven"] else None,
+        limit_ms,
+        stale,
+        tuple(r["says"] for r in f["incidents"][name]),
+    ), proof
 
 # %% ../../nbs/context/40_state.ipynb #993f4693
 @dataclass(frozen=True)
 class TierState:
     "How one tier was served."
-    tier: str | None                   # None: requests without a tier
+
+    tier: str | None  # None: requests without a tier
     requests: int
-    attainment: float | None           # share of requests that ended well and within their limit
-    budget_left: float | None          # share of the error budget of the window that is left; below 0: overdrawn
-    limit_ms: float | None             # mean limit of its requests
-    rpm_left: float | None             # requests that the rate limits of its backends leave for this minute; None: one of them has no limit
-    tpm_left: float | None             # and tokens
+    attainment: float | None  # share of requests that ended well and within their limit
+    # share of the error budget of the window that is left; below 0: overdrawn
+    budget_left: float | None
+    limit_ms: float | None  # mean limit of its requests
+    # requests that the rate limits of its backends leave for this minute; None: one of them has no
+    # limit
+    rpm_left: float | None
+    tpm_left: float | None  # and tokens
+
 
 TIER_SQL = """SELECT tier, count(*), sum(met), avg(limit_ms) FROM (SELECT d.tier AS tier, d.limit_ms AS limit_ms, max(o.ok AND o.latency_ms <= coalesce(d.limit_ms, ?)) AS met
     FROM outcomes o JOIN decisions d ON d.id = o.decision AND d.at_s <= o.end_s AND d.at_s > o.end_s - 86400.
@@ -304,60 +562,144 @@ TIER_SQL = """SELECT tier, count(*), sum(met), avg(limit_ms) FROM (SELECT d.tier
 # %% ../../nbs/context/40_state.ipynb #919be687
 MINUTE_SQL = "SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)) FROM outcomes WHERE end_s > ? AND end_s <= ? AND coalesce(error, '') <> 'cancelled' GROUP BY backend"
 
-def used_this_minute(records: RecordSource, at_s: float) -> dict[str, tuple[int, int]]:   # backend -> requests, tokens
-    "What this store knows to have been spent of the minute's rate limits."
-    return {b: (n, tokens or 0) for b, n, tokens in records.rows(MINUTE_SQL, (at_s - at_s % 60., at_s), at_s - 60., at_s + 1e-6)}
 
-def quota_left(backends: Iterable[Backend], used: Mapping[str, tuple[int, int]], tier: str | None) -> tuple[float | None, float | None]:   # requests, tokens; None: no limit
+# backend -> requests, tokens
+def used_this_minute(records: RecordSource, at_s: float) -> dict[str, tuple[int, int]]:
+    "What this store knows to have been spent of the minute's rate limits."
+    return {
+        b: (n, tokens or 0)
+        for b, n, tokens in records.rows(
+            MINUTE_SQL, (at_s - at_s % 60.0, at_s), at_s - 60.0, at_s + 1e-6
+        )
+    }
+
+
+def quota_left(
+    backends: Iterable[Backend], used: Mapping[str, tuple[int, int]], tier: str | None
+) -> tuple[float | None, float | None]:  # requests, tokens; None: no limit
     "What the rate limits of all backends that may serve a tier leave together."
     served = [b for b in backends if not b.tiers or tier in b.tiers]
-    def left(k, limit): return None if not all(limits := [limit(b) for b in served]) else float(sum(max(x - used.get(b.name, (0, 0))[k], 0.) for x, b in zip(limits, served)))
+
+    def left(k, limit):
+        return (
+            None
+            if not all(limits := [limit(b) for b in served])
+            else float(
+                sum(max(x - used.get(b.name, (0, 0))[k], 0.0) for x, b in zip(limits, served))
+            )
+        )
+
     return left(0, lambda b: b.rpm), left(1, lambda b: b.tpm)
 
 # %% ../../nbs/context/40_state.ipynb #820efbbb
-def tier_states(records: RecordSource, at_s: float, window_s: float, fleet: Fleet, slo_ms: float) -> list[TierState]:
+def tier_states(
+    records: RecordSource, at_s: float, window_s: float, fleet: Fleet, slo_ms: float
+) -> list[TierState]:
     "Attainment and what is left, by tier."
     out, used = [], used_this_minute(records, at_s)
-    for name, n, met, limit_ms in records.rows(TIER_SQL, (slo_ms, at_s, at_s - window_s), at_s - window_s - 3600., at_s + 1e-6):
-        t = fleet.tiers.get(name); asked = t.confidence if t else .9
-        out.append(TierState(name, n, met/n, 1. - (1. - met/n)/(1. - asked), limit_ms, *quota_left(fleet, used, name)))
+    for name, n, met, limit_ms in records.rows(
+        TIER_SQL, (slo_ms, at_s, at_s - window_s), at_s - window_s - 3600.0, at_s + 1e-6
+    ):
+        t = fleet.tiers.get(name)
+        asked = t.confidence if t else 0.9
+        out.append(
+            TierState(
+                name,
+                n,
+                met / n,
+                1.0 - (1.0 - met / n) / (1.0 - asked),
+                limit_ms,
+                *quota_left(fleet, used, name),
+            )
+        )
     return out
 
 # %% ../../nbs/context/40_state.ipynb #a69f57e5
 @dataclass(frozen=True)
 class FleetState(Answer):
     "The state of the fleet at a time."
+
     backends: tuple[BackendState, ...] = ()
     tiers: tuple[TierState, ...] = ()
 
-    def __getitem__(self, name: str) -> BackendState: return next(b for b in self.backends if b.backend == name)
+    def __getitem__(self, name: str) -> BackendState:
+        return next(b for b in self.backends if b.backend == name)
 
     def _repr_html_(self):
-        ms = lambda x: "–" if x is None else f"{x:.0f}"
-        cells = lambda b: (b.backend, b.availability, b.breaker, ms(b.p50_ms), ms(b.p95_ms), "–" if b.error_rate is None else f"{b.error_rate:.1%}", f"{b.load_rps:.2f}", ms(b.forecast_ms[1] if b.forecast_ms else None), b.why)
-        rows = "".join("<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in cells(b)) + "</tr>" for b in self.backends)
-        head = "".join(f"<th>{h}</th>" for h in ("backend", "availability", "breaker", "p50, ms", "p95, ms", "errors", "load, rps", "forecast, ms", "why"))
+        def ms(x):
+            return "–" if x is None else f"{x:.0f}"
+
+        def cells(b):
+            return (
+                b.backend,
+                b.availability,
+                b.breaker,
+                ms(b.p50_ms),
+                ms(b.p95_ms),
+                "–" if b.error_rate is None else f"{b.error_rate:.1%}",
+                f"{b.load_rps:.2f}",
+                ms(b.forecast_ms[1] if b.forecast_ms else None),
+                b.why,
+            )
+
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in cells(b)) + "</tr>"
+            for b in self.backends
+        )
+        head = "".join(
+            f"<th>{h}</th>"
+            for h in (
+                "backend",
+                "availability",
+                "breaker",
+                "p50, ms",
+                "p95, ms",
+                "errors",
+                "load, rps",
+                "forecast, ms",
+                "why",
+            )
+        )
         return f"{super()._repr_html_()}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/context/40_state.ipynb #2c72b431
 def in_words(states: Sequence[BackendState]) -> str:
     "The fleet in a sentence."
-    count = {w: [s for s in states if s.availability == w] for w in ("available", "degraded", "down", "unknown")}
+    count = {
+        w: [s for s in states if s.availability == w]
+        for w in ("available", "degraded", "down", "unknown")
+    }
     told = [f"{len(x)} of {len(states)} backends {w}" for w, x in count.items() if x]
     bad = [f"{s.backend}: {s.why}" for w in ("down", "degraded") for s in count[w]]
     return ", ".join(told) + (". " + "; ".join(bad) if bad else "") + "."
 
-FRESH_S = 1.                           # an answer about now serves whoever asks within this time, s
 
-def fleet_state(records: Facts, at_s: float | None = None, window_s: float = WINDOW_S) -> FleetState:
+FRESH_S = 1.0  # an answer about now serves whoever asks within this time, s
+
+
+def fleet_state(
+    records: Facts, at_s: float | None = None, window_s: float = WINDOW_S
+) -> FleetState:
     "The first question: what is the state of the fleet? From what was recorded up to `at_s` alone."
-    about_now = at_s is None; at_s = records.now() if about_now else at_s; kept, span = getattr(records, "kept", (None, None))
-    if about_now and kept is not None and span == window_s and 0 <= at_s - kept.at_s < FRESH_S: return kept
+    about_now = at_s is None
+    at_s = records.now() if about_now else at_s
+    kept, span = getattr(records, "kept", (None, None))
+    if about_now and kept is not None and span == window_s and 0 <= at_s - kept.at_s < FRESH_S:
+        return kept
     told, fleet, f = records.plain_fleet(), records.fleet(), records.facts(at_s, window_s)
     made = [backend_state(b, f, at_s, b.slo_ms or told["slo_ms"]) for b in fleet]
-    states = tuple(s for s, _ in made); heard = [s.stale_s for s in states if isfinite(s.stale_s)]
-    sure = min((s.p_class for s in states), default=0.)
-    state = FleetState(at_s, min(heard, default=inf), sure, in_words(states), tuple(e for _, es in made for e in es), states,
-                      tuple(tier_states(records, at_s, 3600., fleet, told["slo_ms"])))
-    if about_now: records.kept = state, window_s
+    states = tuple(s for s, _ in made)
+    heard = [s.stale_s for s in states if isfinite(s.stale_s)]
+    sure = min((s.p_class for s in states), default=0.0)
+    state = FleetState(
+        at_s,
+        min(heard, default=inf),
+        sure,
+        in_words(states),
+        tuple(e for _, es in made for e in es),
+        states,
+        tuple(tier_states(records, at_s, 3600.0, fleet, told["slo_ms"])),
+    )
+    if about_now:
+        records.kept = state, window_s
     return state

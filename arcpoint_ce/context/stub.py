@@ -8,7 +8,7 @@ __all__ = ['Script', 'Says', 'results_of', 'events_of', 'Handler', 'Stub']
 # %% ../../nbs/context/42a_stub.ipynb #58efcec5
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -16,65 +16,153 @@ from threading import Thread
 @dataclass
 class Says:
     "One turn of the stand-in."
-    text: str = ""
-    calls: Sequence[tuple[str, dict]] = ()     # tools it asks for
-    stop: str | None = None                    # stop reason; None: "tool_use" with calls, else "end_turn"
-    status: int = 200                          # or an HTTP error
-    raw: bytes | None = None                   # or these bytes in place of an answer
-    tokens: tuple[int, int] = (800, 120)       # usage, in and out
-    wait_s: float = 0.                         # before it begins
 
-Script = Callable[[dict], Says]                # the request's body -> what is said
+    text: str = ""
+    calls: Sequence[tuple[str, dict]] = ()  # tools it asks for
+    stop: str | None = None  # stop reason; None: "tool_use" with calls, else "end_turn"
+    status: int = 200  # or an HTTP error
+    raw: bytes | None = None  # or these bytes in place of an answer
+    tokens: tuple[int, int] = (800, 120)  # usage, in and out
+    wait_s: float = 0.0  # before it begins
+
+
+Script = Callable[[dict], Says]  # the request's body -> what is said
+
 
 def results_of(body: dict) -> list[dict]:
     "What tools have answered so far, in order: name, arguments, result."
     asked, out = {}, []
     for m in body["messages"]:
         for b in m["content"] if isinstance(m["content"], list) else ():
-            if b.get("type") == "tool_use": asked[b["id"]] = b
+            if b.get("type") == "tool_use":
+                asked[b["id"]] = b
             if b.get("type") == "tool_result":
-                text = b["content"] if isinstance(b["content"], str) else "".join(x.get("text", "") for x in b["content"])
-                call = asked.get(b["tool_use_id"], {}); out.append(dict(name=call.get("name"), args=call.get("input"), text=text, failed=b.get("is_error", False)))
+                text = (
+                    b["content"]
+                    if isinstance(b["content"], str)
+                    else "".join(x.get("text", "") for x in b["content"])
+                )
+                call = asked.get(b["tool_use_id"], {})
+                out.append(
+                    dict(
+                        name=call.get("name"),
+                        args=call.get("input"),
+                        text=text,
+                        failed=b.get("is_error", False),
+                    )
+                )
     return out
 
 # %% ../../nbs/context/42a_stub.ipynb #774e0cc7
 def events_of(s: Says, model: str, turn: int) -> list[tuple[str, dict]]:
     "The server-sent events of one turn."
-    message = dict(id=f"msg_{turn}", type="message", role="assistant", model=model, content=[], stop_reason=None, stop_sequence=None, usage=dict(input_tokens=s.tokens[0], output_tokens=1))
-    out = [("message_start", dict(message=message))]; blocks = ([dict(type="text", text="")] if s.text else []) + [dict(type="tool_use", id=f"toolu_{turn}_{k}", name=n, input={}) for k, (n, _) in enumerate(s.calls)]
-    deltas = ([dict(type="text_delta", text=s.text)] if s.text else []) + [dict(type="input_json_delta", partial_json=json.dumps(a) if isinstance(a, dict) else a) for _, a in s.calls]
-    for i, (b, d) in enumerate(zip(blocks, deltas)): out += [("content_block_start", dict(index=i, content_block=b)), ("content_block_delta", dict(index=i, delta=d)), ("content_block_stop", dict(index=i))]
+    message = dict(
+        id=f"msg_{turn}",
+        type="message",
+        role="assistant",
+        model=model,
+        content=[],
+        stop_reason=None,
+        stop_sequence=None,
+        usage=dict(input_tokens=s.tokens[0], output_tokens=1),
+    )
+    out = [("message_start", dict(message=message))]
+    blocks = ([dict(type="text", text="")] if s.text else []) + [
+        dict(type="tool_use", id=f"toolu_{turn}_{k}", name=n, input={})
+        for k, (n, _) in enumerate(s.calls)
+    ]
+    deltas = ([dict(type="text_delta", text=s.text)] if s.text else []) + [
+        dict(type="input_json_delta", partial_json=json.dumps(a) if isinstance(a, dict) else a)
+        for _, a in s.calls
+    ]
+    for i, (b, d) in enumerate(zip(blocks, deltas)):
+        out += [
+            ("content_block_start", dict(index=i, content_block=b)),
+            ("content_block_delta", dict(index=i, delta=d)),
+            ("content_block_stop", dict(index=i)),
+        ]
     stop = s.stop or ("tool_use" if s.calls else "end_turn")
-    return out + [("message_delta", dict(delta=dict(stop_reason=stop, stop_sequence=None), usage=dict(output_tokens=s.tokens[1]))), ("message_stop", {})]
+    return out + [
+        (
+            "message_delta",
+            dict(
+                delta=dict(stop_reason=stop, stop_sequence=None),
+                usage=dict(output_tokens=s.tokens[1]),
+            ),
+        ),
+        ("message_stop", {}),
+    ]
 
 # %% ../../nbs/context/42a_stub.ipynb #556648d9
 class Handler(BaseHTTPRequestHandler):
     "POST /v1/messages."
+
     disable_nagle_algorithm, protocol_version = True, "HTTP/1.1"
-    def log_message(self, *a): pass
+
+    def log_message(self, *a):
+        pass
 
     def reply(self, status: int, kind: str, body: bytes):
-        self.send_response(status); self.send_header("content-type", kind); self.send_header("content-length", str(len(body))); self.end_headers(); self.wfile.write(body)
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"]))); stub = self.server.stub; stub.seen.append(body)
-        try: s = stub.script(body)
-        except Exception as e: s = Says(status=500, text=f"{type(e).__name__}: {e}")
-        if s.wait_s: stub.sleep(s.wait_s)
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        stub = self.server.stub
+        stub.seen.append(body)
         try:
-            if s.raw is not None: self.reply(s.status, "text/event-stream", s.raw)
-            elif s.status != 200: self.reply(s.status, "application/json", json.dumps(dict(type="error", error=dict(type="api_error", message=s.text or "no"))).encode())
-            else: self.reply(200, "text/event-stream", "".join(f"event: {e}\ndata: {json.dumps(dict(type=e) | d)}\n\n" for e, d in events_of(s, body.get("model", "stub"), len(stub.seen))).encode())
-        except (BrokenPipeError, ConnectionResetError): pass
+            s = stub.script(body)
+        except Exception as e:
+            s = Says(status=500, text=f"{type(e).__name__}: {e}")
+        if s.wait_s:
+            stub.sleep(s.wait_s)
+        try:
+            if s.raw is not None:
+                self.reply(s.status, "text/event-stream", s.raw)
+            elif s.status != 200:
+                self.reply(
+                    s.status,
+                    "application/json",
+                    json.dumps(
+                        dict(type="error", error=dict(type="api_error", message=s.text or "no"))
+                    ).encode(),
+                )
+            else:
+                self.reply(
+                    200,
+                    "text/event-stream",
+                    "".join(
+                        f"event: {e}\ndata: {json.dumps(dict(type=e) | d)}\n\n"
+                        for e, d in events_of(s, body.get("model", "stub"), len(stub.seen))
+                    ).encode(),
+                )
+        except (BrokenPipeError, ConnectionResetError):
+            pass
 
 # %% ../../nbs/context/42a_stub.ipynb #b681b19c
 class Stub:
-    "The server; use it in a `with`. `url` is the base address for the SDK, `seen` holds every request's body."
+    """The server; use it in a `with`. `url` is the base address for the SDK, `seen` holds every
+    request's body.
+    """
+
     def __init__(self, script: Script, sleep: Callable[[float], None] | None = None):
         import time
+
         self.script, self.seen, self.sleep = script, [], sleep or time.sleep
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler); self.server.stub = self; self.server.daemon_threads = True
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.stub = self
+        self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def __enter__(self): Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start(); return self
-    def __exit__(self, *_): self.server.shutdown(); self.server.server_close()
+    def __enter__(self):
+        Thread(
+            target=self.server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True
+        ).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()

@@ -30,51 +30,109 @@ from ..routing.policies import WeightedPlan
 from ..telemetry.source import load_steps
 
 # %% ../../nbs/context/42b_trials.ipynb #7fb68898
-TRUTHS = {k: "backend" for k in ("latency_spike", "slow_degradation", "cold_restart", "backend_down", "partition", "flapping", "partial_failure", "fast_errors", "stuck_responses", "gray_failure")} | {"rate_limit_exhaustion": "rate_limit", "traffic_surge": "demand"}
+TRUTHS = {
+    k: "backend"
+    for k in (
+        "latency_spike",
+        "slow_degradation",
+        "cold_restart",
+        "backend_down",
+        "partition",
+        "flapping",
+        "partial_failure",
+        "fast_errors",
+        "stuck_responses",
+        "gray_failure",
+    )
+} | {"rate_limit_exhaustion": "rate_limit", "traffic_surge": "demand"}
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     "One drawn trouble and what was said about it."
+
     seed: int
     kind: str
-    truth: tuple[str, str | None]      # kind and name of the true cause
+    truth: tuple[str, str | None]  # kind and name of the true cause
     metric: str
-    said: tuple[str, str | None] | None   # None: no change beyond chance
+    said: tuple[str, str | None] | None  # None: no change beyond chance
     before: float
     after: float
 
     @property
-    def right(self) -> bool: return self.said == self.truth
+    def right(self) -> bool:
+        return self.said == self.truth
 
-def asked(store: FeedbackStore, seed: int, kind: str, truth, metrics: Sequence[str], window, baseline, fleet: Sequence[Backend] | None = None) -> list[Trial]:
+
+def asked(
+    store: FeedbackStore,
+    seed: int,
+    kind: str,
+    truth,
+    metrics: Sequence[str],
+    window,
+    baseline,
+    fleet: Sequence[Backend] | None = None,
+) -> list[Trial]:
     "What is said about a window, metric by metric."
     out, records = [], Facts(store, fleet)
     for m in metrics:
-        x = explain_drop(records, m, window, baseline); c = x.cause if x.after > x.before else None
+        x = explain_drop(records, m, window, baseline)
+        c = x.cause if x.after > x.before else None
         out.append(Trial(seed, kind, truth, m, (c.kind, c.name) if c else None, x.before, x.after))
     return out
 
 # %% ../../nbs/context/42b_trials.ipynb #f682344c
 METRICS = ("slo", "latency", "errors")
 
-def fault_trial(fleet: Sequence[Backend], seed: int, n: int = 4000) -> list[Trial]:   # a trial per metric
-    "One fault drawn by the seed: kind, target, load, forecasts on or off. It holds for a third of the run."
-    rng = Random(seed); kind = rng.choice(sorted(TRUTHS)); large = sorted(fleet, key=lambda b: -b.capacity)[:max(len(fleet) - 1, 1)]
-    site, target = site_of(fleet, n=n, seed=seed, load=rng.uniform(.4, .6)), "*" if kind == "traffic_surge" else rng.choice(large).name
-    start, length = .6*site.span_s, .3*site.span_s; store = FeedbackStore()
-    gateway = ours_at(site, into=store) if rng.random() < .5 else ours_blind(site, into=store, past=NullStore())
-    site.fleet([gateway], Scenario(kind, (Fault(kind, target, start, length),))).run(site.workload); gateway.engine.close(site.span_s)
-    return asked(store, seed, kind, (TRUTHS[kind], None if target == "*" else target), METRICS, (start, start + length), (.1*site.span_s, start))
+
+# a trial per metric
+def fault_trial(fleet: Sequence[Backend], seed: int, n: int = 4000) -> list[Trial]:
+    """One fault drawn by the seed: kind, target, load, forecasts on or off. It holds for a third of
+    the run.
+    """
+    rng = Random(seed)
+    kind = rng.choice(sorted(TRUTHS))
+    large = sorted(fleet, key=lambda b: -b.capacity)[: max(len(fleet) - 1, 1)]
+    site, target = (
+        site_of(fleet, n=n, seed=seed, load=rng.uniform(0.4, 0.6)),
+        "*" if kind == "traffic_surge" else rng.choice(large).name,
+    )
+    start, length = 0.6 * site.span_s, 0.3 * site.span_s
+    store = FeedbackStore()
+    gateway = (
+        ours_at(site, into=store)
+        if rng.random() < 0.5
+        else ours_blind(site, into=store, past=NullStore())
+    )
+    site.fleet([gateway], Scenario(kind, (Fault(kind, target, start, length),))).run(site.workload)
+    gateway.engine.close(site.span_s)
+    return asked(
+        store,
+        seed,
+        kind,
+        (TRUTHS[kind], None if target == "*" else target),
+        METRICS,
+        (start, start + length),
+        (0.1 * site.span_s, start),
+    )
 
 # %% ../../nbs/context/42b_trials.ipynb #bc0c45b8
 class Weights:
     "A policy of fixed weights."
+
     name, peak = "weights", False
-    def __init__(self, weights: dict[str, float]): self.weights = weights
-    def plan(self, scene, s): return WeightedPlan([self.weights[b.name] for b in scene.backends])
+
+    def __init__(self, weights: dict[str, float]):
+        self.weights = weights
+
+    def plan(self, scene, s):
+        return WeightedPlan([self.weights[b.name] for b in scene.backends])
+
 
 class Turning(EngineGateway):
     "A gateway whose weights become others at a moment."
+
     def __init__(
         self,
         like: EngineGateway,
@@ -86,76 +144,215 @@ class Turning(EngineGateway):
 
     def tick(self, now: float, gauges):
         super().tick(now, gauges)
-        if now >= self.at_s: self.engine.router.policy = Weights(self.then)
+        if now >= self.at_s:
+            self.engine.router.policy = Weights(self.then)
+
 
 def lengthened(workload, at_s: float, times: float):
     "The same requests, with longer answers and prompts from a moment on."
-    late = np.where(workload.at_s >= at_s, times, 1.)
-    return replace(workload, tokens_in=workload.tokens_in*late, tokens_out=np.minimum(workload.tokens_out*late, 1.2*workload.tokens_out.max()))
+    late = np.where(workload.at_s >= at_s, times, 1.0)
+    return replace(
+        workload,
+        tokens_in=workload.tokens_in * late,
+        tokens_out=np.minimum(workload.tokens_out * late, 1.2 * workload.tokens_out.max()),
+    )
 
 # %% ../../nbs/context/42b_trials.ipynb #b5894543
 def shift_trial(fleet: Sequence[Backend], seed: int, n: int = 3000) -> list[Trial]:
     "Even seeds move weights, odd ones lengthen prompts; both at 60 % of the run."
-    rng = Random(seed); site = site_of(fleet, n=n, seed=seed, load=rng.uniform(.2, .35)); turn, store = .6*site.span_s, FeedbackStore()
-    first = {b.name: b.capacity*rng.uniform(.7, 1.3) for b in fleet}; slow = sorted(fleet, key=lambda b: b.price_out)
-    then = {b.name: first[b.name]*(rng.uniform(2.5, 4.) if b in slow[:2] else .5) for b in fleet} if seed % 2 == 0 else first
+    rng = Random(seed)
+    site = site_of(fleet, n=n, seed=seed, load=rng.uniform(0.2, 0.35))
+    turn, store = 0.6 * site.span_s, FeedbackStore()
+    first = {b.name: b.capacity * rng.uniform(0.7, 1.3) for b in fleet}
+    slow = sorted(fleet, key=lambda b: b.price_out)
+    then = (
+        {b.name: first[b.name] * (rng.uniform(2.5, 4.0) if b in slow[:2] else 0.5) for b in fleet}
+        if seed % 2 == 0
+        else first
+    )
     like = ours_blind(site, into=store, past=NullStore(), policy=Weights(first))
-    work = site.workload if seed % 2 == 0 else lengthened(site.workload, turn, rng.uniform(1.5, 2.5))
-    gateway = Turning(like, turn, then); site.fleet([gateway]).run(work); gateway.engine.close(site.span_s)
-    return asked(store, seed, "routing" if seed % 2 == 0 else "prompts", ("routing" if seed % 2 == 0 else "prompts", None), ("latency",), (turn + 5., site.span_s), (.1*site.span_s, turn))
+    work = (
+        site.workload if seed % 2 == 0 else lengthened(site.workload, turn, rng.uniform(1.5, 2.5))
+    )
+    gateway = Turning(like, turn, then)
+    site.fleet([gateway]).run(work)
+    gateway.engine.close(site.span_s)
+    return asked(
+        store,
+        seed,
+        "routing" if seed % 2 == 0 else "prompts",
+        ("routing" if seed % 2 == 0 else "prompts", None),
+        ("latency",),
+        (turn + 5.0, site.span_s),
+        (0.1 * site.span_s, turn),
+    )
 
 # %% ../../nbs/context/42b_trials.ipynb #0fc5dd5f
-def read_versions(path: str | Path) -> pd.DataFrame:   # a row per answer: family, version, latency_ms, tokens_in, tokens_out, cost_usd, quality
-    "A table of LLMDrift's layout; its last column judges the answers (0 or 1, or the option that was read from it). ValueError on another file."
-    table = pd.read_csv(path); need = ("model", "latency", "cost", "answer_token", "query_chars")
-    if lost := [c for c in need if c not in table]: raise ValueError(f"{path}: no column {lost[0]!r}; a table of LLMDrift has {', '.join(need)} and last a judgement")
-    judged = table.iloc[:, -1]; name = table["model"].str.extract(r"^(?P<family>.*)-(?P<version>[^-]+)$")
-    if name.isna().any(axis=None): raise ValueError(f"{path}: line {int(name.isna().any(axis=1).argmax()) + 2}, column model: {table['model'][name.isna().any(axis=1).argmax()]!r} has no version at its end")
-    quality = judged.astype(float) if pd.api.types.is_numeric_dtype(judged) else judged.astype(str).str.fullmatch(r"\([A-Z]\)").astype(float)
-    return name.assign(latency_ms=1000*table["latency"], tokens_in=(table["query_chars"]/4).round().astype(int), tokens_out=table["answer_token"].astype(int), cost_usd=table["cost"], quality=quality)
+# a row per answer: family, version, latency_ms, tokens_in, tokens_out, cost_usd, quality
+def read_versions(path: str | Path) -> pd.DataFrame:
+    """A table of LLMDrift's layout; its last column judges the answers (0 or 1, or the option that
+    was read from it). ValueError on another file.
+    """
+    table = pd.read_csv(path)
+    need = ("model", "latency", "cost", "answer_token", "query_chars")
+    if lost := [c for c in need if c not in table]:
+        raise ValueError(
+            f"{path}: no column {lost[0]!r}; a table of LLMDrift has {', '.join(need)} and last a judgement"
+        )
+    judged = table.iloc[:, -1]
+    name = table["model"].str.extract(r"^(?P<family>.*)-(?P<version>[^-]+)$")
+    if name.isna().any(axis=None):
+        raise ValueError(
+            f"{path}: line {int(name.isna().any(axis=1).argmax()) + 2}, column model: {table['model'][name.isna().any(axis=1).argmax()]!r} has no version at its end"
+        )
+    quality = (
+        judged.astype(float)
+        if pd.api.types.is_numeric_dtype(judged)
+        else judged.astype(str).str.fullmatch(r"\([A-Z]\)").astype(float)
+    )
+    return name.assign(
+        latency_ms=1000 * table["latency"],
+        tokens_in=(table["query_chars"] / 4).round().astype(int),
+        tokens_out=table["answer_token"].astype(int),
+        cost_usd=table["cost"],
+        quality=quality,
+    )
 
 # %% ../../nbs/context/42b_trials.ipynb #8c10284e
-def version_trial(table: pd.DataFrame, family: str, back: bool = False, renamed: bool = False, seed: int = 0) -> list[Trial]:   # a trial per metric
-    "`family` goes from its first version to its last (`back`: the other way); the others stay as they were, `renamed`: under a new name."
-    rng, store, families = np.random.default_rng(seed), FeedbackStore(), sorted(table.family.unique()); metrics = ("quality", "latency", "cost")
+def version_trial(
+    table: pd.DataFrame, family: str, back: bool = False, renamed: bool = False, seed: int = 0
+) -> list[Trial]:  # a trial per metric
+    """`family` goes from its first version to its last (`back`: the other way); the others stay as
+    they were, `renamed`: under a new name.
+    """
+    rng, store, families = (
+        np.random.default_rng(seed),
+        FeedbackStore(),
+        sorted(table.family.unique()),
+    )
+    metrics = ("quality", "latency", "cost")
     for f, part in product(families, (0, 1)):
-        known = sorted(table.version[table.family == f].unique(), reverse=back); rows = table[(table.family == f) & (table.version == known[-1 if f == family and part else 0])]
-        ends = 1000.*(part + np.sort(rng.random(len(rows)))); called = f"{known[0]}{'-next' if renamed and part else ''}" if f != family else None
-        for end, r in zip(ends, rows.iloc[rng.permutation(len(rows))].itertuples()): store.ended(Outcome(f, float(end - r.latency_ms/1000.), r.latency_ms, True, None, None, 0, r.tokens_in, r.tokens_out, None, r.cost_usd, called or r.version, r.quality))
+        known = sorted(table.version[table.family == f].unique(), reverse=back)
+        rows = table[
+            (table.family == f) & (table.version == known[-1 if f == family and part else 0])
+        ]
+        ends = 1000.0 * (part + np.sort(rng.random(len(rows))))
+        called = f"{known[0]}{'-next' if renamed and part else ''}" if f != family else None
+        for end, r in zip(ends, rows.iloc[rng.permutation(len(rows))].itertuples()):
+            store.ended(
+                Outcome(
+                    f,
+                    float(end - r.latency_ms / 1000.0),
+                    r.latency_ms,
+                    True,
+                    None,
+                    None,
+                    0,
+                    r.tokens_in,
+                    r.tokens_out,
+                    None,
+                    r.cost_usd,
+                    called or r.version,
+                    r.quality,
+                )
+            )
     store.flush()
-    return asked(store, seed, "version", ("version", family), metrics, (1000., 2000.), (0., 1000.), [Backend(f) for f in families])
+    return asked(
+        store,
+        seed,
+        "version",
+        ("version", family),
+        metrics,
+        (1000.0, 2000.0),
+        (0.0, 1000.0),
+        [Backend(f) for f in families],
+    )
 
 # %% ../../nbs/context/42b_trials.ipynb #4bc03e87
-def calibration(p: np.ndarray, y: np.ndarray, bins: int = 10) -> dict:   # p: stated chances, y: 0 or 1, both (n,)
+# p: stated chances, y: 0 or 1, both (n,)
+def calibration(p: np.ndarray, y: np.ndarray, bins: int = 10) -> dict:
     "Expected calibration error, Brier score and its skill over the mean frequency."
-    place = np.clip((p*bins).astype(int), 0, bins - 1); rows = [dict(stated=float(p[place == k].mean()), seen=float(y[place == k].mean()), n=int((place == k).sum())) for k in range(bins) if (place == k).any()]
-    rate = float(y.mean()); brier, plain = float(((p - y)**2).mean()), rate*(1 - rate)
-    return dict(ece=sum(abs(r["stated"] - r["seen"])*r["n"] for r in rows)/len(p), brier=brier, brier_skill=1 - brier/plain if plain else None, rate=rate, n=len(p), bins=rows)
+    place = np.clip((p * bins).astype(int), 0, bins - 1)
+    rows = [
+        dict(
+            stated=float(p[place == k].mean()),
+            seen=float(y[place == k].mean()),
+            n=int((place == k).sum()),
+        )
+        for k in range(bins)
+        if (place == k).any()
+    ]
+    rate = float(y.mean())
+    brier, plain = float(((p - y) ** 2).mean()), rate * (1 - rate)
+    return dict(
+        ece=sum(abs(r["stated"] - r["seen"]) * r["n"] for r in rows) / len(p),
+        brier=brier,
+        brier_skill=1 - brier / plain if plain else None,
+        rate=rate,
+        n=len(p),
+        bins=rows,
+    )
 
-def forecast_risk(share: float = .5, limit_ms: float = 300., trees: int = 100) -> dict:
-    "Calibration of P(step latency > limit) on the shipped sample: learned from the first share, followed step by step on the rest."
-    source = load_steps("sample"); cut = source.steps.start_s.quantile(share); f = LatencyForest(trees=trees).fit(source.steps[source.steps.start_s < cut])
-    got = [(m.forecast.p_breach(limit_ms), m.truth_ms > limit_ms) for m in follow(LivePulse(f), source.steps[source.steps.start_s >= cut - 7200], float(cut) + 60*f.ahead_)]
+
+def forecast_risk(share: float = 0.5, limit_ms: float = 300.0, trees: int = 100) -> dict:
+    """Calibration of P(step latency > limit) on the shipped sample: learned from the first share,
+    followed step by step on the rest.
+    """
+    source = load_steps("sample")
+    cut = source.steps.start_s.quantile(share)
+    f = LatencyForest(trees=trees).fit(source.steps[source.steps.start_s < cut])
+    got = [
+        (m.forecast.p_breach(limit_ms), m.truth_ms > limit_ms)
+        for m in follow(
+            LivePulse(f),
+            source.steps[source.steps.start_s >= cut - 7200],
+            float(cut) + 60 * f.ahead_,
+        )
+    ]
     return calibration(*np.array(got, float).T)
 
 # %% ../../nbs/context/42b_trials.ipynb #42a006d4
 def troubled(rng: Random, names: Sequence[str], span_s: float) -> Scenario:
     "Slow backends and surges, one after another, with pauses."
-    faults, t = [], .1*span_s
-    while t < .9*span_s:
-        kind, length = rng.choice(("slow_degradation", "traffic_surge", "latency_spike")), rng.uniform(.1, .3)*span_s
-        faults.append(Fault(kind, "*" if kind == "traffic_surge" else rng.choice(names), t, length)); t += length + rng.uniform(.05, .15)*span_s
+    faults, t = [], 0.1 * span_s
+    while t < 0.9 * span_s:
+        kind, length = (
+            rng.choice(("slow_degradation", "traffic_surge", "latency_spike")),
+            rng.uniform(0.1, 0.3) * span_s,
+        )
+        faults.append(Fault(kind, "*" if kind == "traffic_surge" else rng.choice(names), t, length))
+        t += length + rng.uniform(0.05, 0.15) * span_s
     return Scenario("troubled", tuple(faults))
 
-def risk_trial(fleet: Sequence[Backend], seed: int, n: int = 8000, horizon_s: float = 300.) -> list[tuple[float, bool]]:   # stated chance, did it come
+
+def risk_trial(
+    fleet: Sequence[Backend], seed: int, n: int = 8000, horizon_s: float = 300.0
+) -> list[tuple[float, bool]]:  # stated chance, did it come
     "What `capacity_risk` states each minute of a run with fixed weights."
-    rng = Random(seed); site = site_of(fleet, n=n, seed=seed, load=rng.uniform(.35, .6), request_s=8., timeout_s=80.); names = [b.name for b in fleet]
-    weights, store = {b.name: b.capacity*rng.uniform(.7, 1.3) for b in fleet}, FeedbackStore()
+    rng = Random(seed)
+    site = site_of(
+        fleet, n=n, seed=seed, load=rng.uniform(0.35, 0.6), request_s=8.0, timeout_s=80.0
+    )
+    names = [b.name for b in fleet]
+    weights, store = {b.name: b.capacity * rng.uniform(0.7, 1.3) for b in fleet}, FeedbackStore()
     gateway = ours_blind(site, into=store, past=NullStore(), policy=Weights(weights))
-    site.fleet([gateway], troubled(rng, names, site.span_s)).run(site.workload); gateway.engine.close(site.span_s)
+    site.fleet([gateway], troubled(rng, names, site.span_s)).run(site.workload)
+    gateway.engine.close(site.span_s)
     records, out, step_s = Facts(store), [], gateway.router.config.step_s
-    came = {(s["backend"], round(s["start_s"]/step_s)): s["latency_us"]/s["n_lat"]/1000. for s in store.rows("steps") if s["n_lat"]}
-    for k in range(5, int((site.span_s - horizon_s)/step_s)):
-        risk, limits = capacity_risk(records, k*step_s + .5, horizon_s), {s.backend: s.limit_ms for s in fleet_state(records, k*step_s + .5).backends}
-        out += [(r.p_breach, came[key] > limits[r.backend]) for r in risk.backends if r.p_breach is not None and (key := (r.backend, k + round(horizon_s/step_s))) in came]
+    came = {
+        (s["backend"], round(s["start_s"] / step_s)): s["latency_us"] / s["n_lat"] / 1000.0
+        for s in store.rows("steps")
+        if s["n_lat"]
+    }
+    for k in range(5, int((site.span_s - horizon_s) / step_s)):
+        risk, limits = (
+            capacity_risk(records, k * step_s + 0.5, horizon_s),
+            {s.backend: s.limit_ms for s in fleet_state(records, k * step_s + 0.5).backends},
+        )
+        out += [
+            (r.p_breach, came[key] > limits[r.backend])
+            for r in risk.backends
+            if r.p_breach is not None
+            and (key := (r.backend, k + round(horizon_s / step_s))) in came
+        ]
     return out

@@ -8,78 +8,147 @@ __all__ = ['PARTS', 'UNITS', 'NUMBERS', 'COUNT', 'UNIT', 'ISO', 'Span', 'amount'
 
 # %% ../../nbs/context/41a_when.ipynb #fbc70fe0
 import re
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
 
 # %% ../../nbs/context/41a_when.ipynb #d6f38a17
 class Span(NamedTuple):
     "A stretch of time, and the words that it was read from."
+
     since_s: float
     until_s: float
     words: str
 
     def __str__(self):
-        said = lambda t: datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M:%S" if t % 60 else "%Y-%m-%d %H:%M")
+        def said(t):
+            return datetime.fromtimestamp(t, UTC).strftime(
+                "%Y-%m-%d %H:%M:%S" if t % 60 else "%Y-%m-%d %H:%M"
+            )
+
         return f"{said(self.since_s)} to {said(self.until_s)} UTC"
 
-PARTS = {"night": (0, 6), "morning": (6, 12), "noon": (11, 14), "afternoon": (12, 18), "evening": (18, 24), "day": (0, 24)}   # hours of the day
-UNITS = {"second": 1., "minute": 60., "min": 60., "hour": 3600., "h": 3600., "day": 86_400., "week": 604_800.}
-NUMBERS = {w: k for k, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())} | {"a": 1, "an": 1, "half an": .5, "a few": 3, "a couple of": 2}
-COUNT = r"(\d+(?:\.\d+)?|half an|a few|a couple of|" + "|".join(w for w in NUMBERS if " " not in w) + r")"
+
+PARTS = {
+    "night": (0, 6),
+    "morning": (6, 12),
+    "noon": (11, 14),
+    "afternoon": (12, 18),
+    "evening": (18, 24),
+    "day": (0, 24),
+}  # hours of the day
+UNITS = {
+    "second": 1.0,
+    "minute": 60.0,
+    "min": 60.0,
+    "hour": 3600.0,
+    "h": 3600.0,
+    "day": 86_400.0,
+    "week": 604_800.0,
+}
+NUMBERS = {
+    w: k
+    for k, w in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve".split()
+    )
+} | {"a": 1, "an": 1, "half an": 0.5, "a few": 3, "a couple of": 2}
+COUNT = (
+    r"(\d+(?:\.\d+)?|half an|a few|a couple of|"
+    + "|".join(w for w in NUMBERS if " " not in w)
+    + r")"
+)
 UNIT = r"(seconds?|minutes?|mins?|hours?|h|days?|weeks?)"
 
-def amount(count: str, unit: str) -> float: return (NUMBERS[count] if count in NUMBERS else float(count))*UNITS[unit.rstrip("s") if unit != "s" else "second"]   # s
+
+def amount(count: str, unit: str) -> float:
+    return (NUMBERS[count] if count in NUMBERS else float(count)) * UNITS[
+        unit.rstrip("s") if unit != "s" else "second"
+    ]  # s
 
 # %% ../../nbs/context/41a_when.ipynb #9a7483e7
 def day_span(now: datetime, back: int, part: str) -> tuple[float, float]:
     "A part of the day, so many days back; never beyond now."
-    a, b = PARTS[part]; start = (now - timedelta(days=back)).replace(hour=0, minute=0, second=0, microsecond=0)
-    return (start + timedelta(hours=a)).timestamp(), min((start + timedelta(hours=b)).timestamp(), now.timestamp())
+    a, b = PARTS[part]
+    start = (now - timedelta(days=back)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (start + timedelta(hours=a)).timestamp(), min(
+        (start + timedelta(hours=b)).timestamp(), now.timestamp()
+    )
+
 
 ISO = r"\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d)?z?)?"
 
-def moment(text: str, zone: tzinfo) -> float:   # s
+
+def moment(text: str, zone: tzinfo) -> float:  # s
     "A date or a date with a time; Z means UTC."
     t = datetime.fromisoformat(text.rstrip("z").replace("t", " "))
-    return t.replace(tzinfo=timezone.utc if text.endswith("z") else zone).timestamp()
+    return t.replace(tzinfo=UTC if text.endswith("z") else zone).timestamp()
+
 
 def read_dates(text: str, now: datetime) -> tuple[tuple[float, float], str] | None:
     "Dates and clock times."
-    if m := re.search(rf"({ISO})\s*(?:to|until|and|-|–)\s*({ISO})", text): return (moment(m[1], now.tzinfo), moment(m[2], now.tzinfo)), m[0]
-    if m := re.search(rf"since ({ISO})", text): return (moment(m[1], now.tzinfo), now.timestamp()), m[0]
-    if m := re.search(ISO, text): a = moment(m[0], now.tzinfo); return (a, a + 86_400. if len(m[0]) == 10 else a + 600.), m[0]
-    if m := re.search(r"(?:between|from) (\d\d?):(\d\d) (?:and|to|until) (\d\d?):(\d\d)( yesterday)?", text):
-        day = (now - timedelta(days=1 if m[5] else 0)).replace(second=0, microsecond=0); h, mi, h2, mi2 = map(int, m.groups()[:4])
-        if max(h, h2) > 23 or max(mi, mi2) > 59: raise ValueError(f"{m[0]!r} is no time of day")
-        return (day.replace(hour=h, minute=mi).timestamp(), day.replace(hour=h2, minute=mi2).timestamp()), m[0]
+    if m := re.search(rf"({ISO})\s*(?:to|until|and|-|–)\s*({ISO})", text):
+        return (moment(m[1], now.tzinfo), moment(m[2], now.tzinfo)), m[0]
+    if m := re.search(rf"since ({ISO})", text):
+        return (moment(m[1], now.tzinfo), now.timestamp()), m[0]
+    if m := re.search(ISO, text):
+        a = moment(m[0], now.tzinfo)
+        return (a, a + 86_400.0 if len(m[0]) == 10 else a + 600.0), m[0]
+    if m := re.search(
+        r"(?:between|from) (\d\d?):(\d\d) (?:and|to|until) (\d\d?):(\d\d)( yesterday)?", text
+    ):
+        day = (now - timedelta(days=1 if m[5] else 0)).replace(second=0, microsecond=0)
+        h, mi, h2, mi2 = map(int, m.groups()[:4])
+        if max(h, h2) > 23 or max(mi, mi2) > 59:
+            raise ValueError(f"{m[0]!r} is no time of day")
+        return (
+            day.replace(hour=h, minute=mi).timestamp(),
+            day.replace(hour=h2, minute=mi2).timestamp(),
+        ), m[0]
 
 # %% ../../nbs/context/41a_when.ipynb #2be9e279
 def read_relative(text: str, now: datetime) -> tuple[tuple[float, float], str] | None:
     "Words that count from now."
     end, part = now.timestamp(), "(" + "|".join(p for p in PARTS if p != "day") + ")"
-    if m := re.search(rf"(?:last|past|previous|in the last|over the last) (?:{COUNT} )?{UNIT}", text): return (end - amount(m[1] or "one", m[2]), end), m[0]
+    if m := re.search(
+        rf"(?:last|past|previous|in the last|over the last) (?:{COUNT} )?{UNIT}", text
+    ):
+        return (end - amount(m[1] or "one", m[2]), end), m[0]
     if m := re.search(rf"{COUNT} {UNIT} ago", text):
         size = amount(m[1], m[2])
-        if m[2].rstrip("s") in ("day", "week"): return day_span(now, round(size/86_400.), "day"), m[0]
-        return (end - size - .1*size, end - size + .1*size), m[0]                 # a moment, give or take a tenth
-    if "last night" in text: start = now.replace(hour=0, minute=0, second=0, microsecond=0).timestamp(); return (start - 4*3600., min(start + 6*3600., end)), "last night"
-    if m := re.search(rf"yesterday {part}", text): return day_span(now, 1, m[1]), m[0]
-    if m := re.search(rf"(?:this|today) {part}", text): return day_span(now, 0, m[1]), m[0]
-    if "yesterday" in text: return day_span(now, 1, "day"), "yesterday"
-    if "today" in text: return day_span(now, 0, "day"), "today"
-    if re.search(r"\b(just now|right now|now|currently|recently)\b", text): return (end - 600., end), "now"
+        if m[2].rstrip("s") in ("day", "week"):
+            return day_span(now, round(size / 86_400.0), "day"), m[0]
+        # a moment, give or take a tenth
+        return (end - size - 0.1 * size, end - size + 0.1 * size), m[0]
+    if "last night" in text:
+        start = now.replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+        return (start - 4 * 3600.0, min(start + 6 * 3600.0, end)), "last night"
+    if m := re.search(rf"yesterday {part}", text):
+        return day_span(now, 1, m[1]), m[0]
+    if m := re.search(rf"(?:this|today) {part}", text):
+        return day_span(now, 0, m[1]), m[0]
+    if "yesterday" in text:
+        return day_span(now, 1, "day"), "yesterday"
+    if "today" in text:
+        return day_span(now, 0, "day"), "today"
+    if re.search(r"\b(just now|right now|now|currently|recently)\b", text):
+        return (end - 600.0, end), "now"
 
 # %% ../../nbs/context/41a_when.ipynb #77c9809e
 def when(
-    text: str,                         # "Why did it drop yesterday evening?"
-    now_s: float,                      # what now is, s
-    zone: tzinfo = timezone.utc,
-) -> Span | None:                      # None: it names no time
+    text: str,  # "Why did it drop yesterday evening?"
+    now_s: float,  # what now is, s
+    zone: tzinfo = UTC,
+) -> Span | None:  # None: it names no time
     "The span that a text names. ValueError on one that lies ahead or ends before it begins."
     now, low = datetime.fromtimestamp(now_s, zone), " ".join(text.lower().split())
     found = read_dates(low, now) or read_relative(low, now)
-    if found is None: return None
-    (since, until), words = found; until = min(until, now_s) if since < now_s else until
-    if since >= now_s: raise ValueError(f"{words!r} lies ahead of {datetime.fromtimestamp(now_s, zone):%Y-%m-%d %H:%M}; only what has happened can be explained")
-    if until <= since: raise ValueError(f"{words!r} ends before it begins")
+    if found is None:
+        return None
+    (since, until), words = found
+    until = min(until, now_s) if since < now_s else until
+    if since >= now_s:
+        raise ValueError(
+            f"{words!r} lies ahead of {datetime.fromtimestamp(now_s, zone):%Y-%m-%d %H:%M}; only what has happened can be explained"
+        )
+    if until <= since:
+        raise ValueError(f"{words!r} ends before it begins")
     return Span(since, until, words)

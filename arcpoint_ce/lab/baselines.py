@@ -19,36 +19,62 @@ from math import exp, inf, log2
 
 import numpy as np
 
-from .choosers import (AdaptiveGauges, AdaptiveLeastRequest, BestFixed, LeastInFlight, Policy, RandomChoice,
-                                      RoundRobin, TwoChoices, Watching, late_s, two_of, work)
+from arcpoint_ce.lab.choosers import (
+    AdaptiveGauges,
+    AdaptiveLeastRequest,
+    BestFixed,
+    LeastInFlight,
+    Policy,
+    RandomChoice,
+    RoundRobin,
+    TwoChoices,
+    Watching,
+    late_s,
+    two_of,
+    work,
+)
 from .fleet import Call
 from .health import BreakerRules, Cooldown, FailureAccrual, OutlierDetection, Pacing
 
 # %% ../../nbs/lab/31_baselines.ipynb #3d009a0a
 class PeakLimits(Policy):
     "The parameters of Peak EWMA."
+
     PENALTY = 1e12
 
     def __init__(
         self,
-        decay_s: float = 10.,          # τ, s
-        per_work: bool = False,        # seconds per unit of work instead of seconds
-        errors: bool = True,           # failed attempts are timed too
-        by_capacity: bool = False,     # pending requests count per capacity
-        in_weight: float = 200.,       # input tokens that are as much work as one output token
+        decay_s: float = 10.0,  # τ, s
+        per_work: bool = False,  # seconds per unit of work instead of seconds
+        errors: bool = True,  # failed attempts are timed too
+        by_capacity: bool = False,  # pending requests count per capacity
+        in_weight: float = 200.0,  # input tokens that are as much work as one output token
     ):
-        self.decay_s, self.per_work, self.errors, self.by_capacity, self.in_weight = decay_s, per_work, errors, by_capacity, in_weight
+        self.decay_s, self.per_work, self.errors, self.by_capacity, self.in_weight = (
+            decay_s,
+            per_work,
+            errors,
+            by_capacity,
+            in_weight,
+        )
         self.health = FailureAccrual()
 
 # %% ../../nbs/lab/31_baselines.ipynb #46e2f7b8
 class PeakEwma(PeakLimits):
     "Peak EWMA with two choices and failure accrual, as in Finagle."
-    def ready(self, n): self.cost, self.stamp, self.room = [0.]*n, [0.]*n, self.capacity if self.by_capacity else [1.]*n
+
+    def ready(self, n):
+        self.cost, self.stamp, self.room = (
+            [0.0] * n,
+            [0.0] * n,
+            self.capacity if self.by_capacity else [1.0] * n,
+        )
 
     def load(self, p, now):
         cost, pending = self.cost[p], self.own[p]
-        if not cost: return self.PENALTY + pending if pending else 0.
-        return cost*exp((self.stamp[p] - now)/self.decay_s)*(pending + 1)/self.room[p]
+        if not cost:
+            return self.PENALTY + pending if pending else 0.0
+        return cost * exp((self.stamp[p] - now) / self.decay_s) * (pending + 1) / self.room[p]
 
     def pick(self, call, now, places):
         a, b = two_of(self.random, places)
@@ -56,119 +82,178 @@ class PeakEwma(PeakLimits):
 
     def learn(self, job, now, ok, error):
         p, rtt = job.place, now - job.start_s
-        if not (ok or self.errors or error == "timeout"): return
-        if self.per_work: rtt /= work(job.call, self.in_weight)
-        w = exp((self.stamp[p] - now)/self.decay_s); cost = self.cost[p]
-        self.cost[p], self.stamp[p] = rtt if rtt > cost else cost*w + rtt*(1 - w), now
+        if not (ok or self.errors or error == "timeout"):
+            return
+        if self.per_work:
+            rtt /= work(job.call, self.in_weight)
+        w = exp((self.stamp[p] - now) / self.decay_s)
+        cost = self.cost[p]
+        self.cost[p], self.stamp[p] = rtt if rtt > cost else cost * w + rtt * (1 - w), now
 
 # %% ../../nbs/lab/31_baselines.ipynb #b2de3522
 class Prequal(Watching):
     "Hot-or-cold choice over a pool of probes, as in Prequal."
+
     def __init__(
         self,
-        probes: int = 3,               # probes per query
-        quantile: float = .84,         # RIF above this quantile of the pool is hot
-        pool: int | None = None,       # most probes kept; None: max(2, n//2), at most 16
-        age_s: float = 1.,             # older probes are dropped, s
-        reuse: int = 1,                # how often one probe may be used
-        by_capacity: bool = False,     # compare RIF per capacity
-    ): self.probes, self.quantile, self.pool, self.age_s, self.reuse, self.by_capacity = probes, quantile, pool, age_s, reuse, by_capacity
+        probes: int = 3,  # probes per query
+        quantile: float = 0.84,  # RIF above this quantile of the pool is hot
+        pool: int | None = None,  # most probes kept; None: max(2, n//2), at most 16
+        age_s: float = 1.0,  # older probes are dropped, s
+        reuse: int = 1,  # how often one probe may be used
+        by_capacity: bool = False,  # compare RIF per capacity
+    ):
+        self.probes, self.quantile, self.pool, self.age_s, self.reuse, self.by_capacity = (
+            probes,
+            quantile,
+            pool,
+            age_s,
+            reuse,
+            by_capacity,
+        )
 
     def ready(self, n):
         super().ready(n)
-        self.size, self.oldest_next = self.pool or min(max(2, n//2), 16), True
-        self.probed = {}                                       # place -> [RIF, latency, when, uses], oldest first
-        self.room = self.capacity if self.by_capacity else [1.]*n
+        self.size, self.oldest_next = self.pool or min(max(2, n // 2), 16), True
+        self.probed = {}  # place -> [RIF, latency, when, uses], oldest first
+        self.room = self.capacity if self.by_capacity else [1.0] * n
 
 # %% ../../nbs/lab/31_baselines.ipynb #9aa24dfe
 class ProbePool(Prequal):
     "Probes come in, old ones go."
+
     def probe(self, now):
         "Ask some random servers; the oldest probes make room."
         probed, n, random, asked = self.probed, len(self.all), self.random, []
         for _ in range(min(self.probes, n)):
-            p = int(random()*n)
-            while p in asked: p = int(random()*n)
-            asked.append(p); probed.pop(p, None)
-            probed[p] = [(self.own[p] + self.others[p])/self.room[p], self.told[p] or self.mine[p] or 0., now, 0]
-        while len(probed) > self.size or (probed and now - probed[next(iter(probed))][2] > self.age_s): del probed[next(iter(probed))]
+            p = int(random() * n)
+            while p in asked:
+                p = int(random() * n)
+            asked.append(p)
+            probed.pop(p, None)
+            probed[p] = [
+                (self.own[p] + self.others[p]) / self.room[p],
+                self.told[p] or self.mine[p] or 0.0,
+                now,
+                0,
+            ]
+        while len(probed) > self.size or (
+            probed and now - probed[next(iter(probed))][2] > self.age_s
+        ):
+            del probed[next(iter(probed))]
 
 # %% ../../nbs/lab/31_baselines.ipynb #616d846f
 class PrequalRule(ProbePool):
     "Its choice and its upkeep of the pool."
+
     def pick(self, call, now, places):
         self.probe(now)
         pool = [(x, p) for p, x in self.probed.items() if p in places]
-        if len(pool) < 2: return places[int(self.random()*len(places))]
+        if len(pool) < 2:
+            return places[int(self.random() * len(places))]
         rifs = sorted(x[0] for x, _ in pool)
-        limit = rifs[int(self.quantile*(len(rifs) - 1))]
+        limit = rifs[int(self.quantile * (len(rifs) - 1))]
         x, place = min((x[1], p) for x, p in pool if x[0] <= limit)
         used = self.probed[place]
-        used[0] += 1/self.room[place]; used[3] += 1
-        if used[3] >= self.reuse: del self.probed[place]
+        used[0] += 1 / self.room[place]
+        used[3] += 1
+        if used[3] >= self.reuse:
+            del self.probed[place]
         self.discard(limit)
         return place
 
     def discard(self, limit):
-        "One probe less: by turns the oldest and the worst (the highest RIF among the hot, else the highest latency)."
+        """One probe less: by turns the oldest and the worst (the highest RIF among the hot, else
+        the highest latency).
+        """
         probed = self.probed
-        if len(probed) < 2: return
-        if self.oldest_next: del probed[next(iter(probed))]
+        if len(probed) < 2:
+            return
+        if self.oldest_next:
+            del probed[next(iter(probed))]
         else:
             hot = [p for p, x in probed.items() if x[0] > limit]
-            del probed[max(hot, key=lambda p: probed[p][0]) if hot else max(probed, key=lambda p: probed[p][1])]
+            del probed[
+                max(hot, key=lambda p: probed[p][0])
+                if hot
+                else max(probed, key=lambda p: probed[p][1])
+            ]
         self.oldest_next = not self.oldest_next
 
 # %% ../../nbs/lab/31_baselines.ipynb #e045ee6e
 class C3(Watching):
     "C3's replica ranking; the lowest rank wins."
+
     def __init__(
         self,
-        clients: int = 1,              # gateways that send as this one does
-        alpha: float = .3,             # weight of the newest in the averages
-        adjust: bool = True,           # move the losers towards the winner
-        by_capacity: bool = False,     # counts per capacity
-    ): self.clients, self.alpha, self.adjust, self.by_capacity = clients, alpha, adjust, by_capacity
+        clients: int = 1,  # gateways that send as this one does
+        alpha: float = 0.3,  # weight of the newest in the averages
+        adjust: bool = True,  # move the losers towards the winner
+        by_capacity: bool = False,  # counts per capacity
+    ):
+        self.clients, self.alpha, self.adjust, self.by_capacity = (
+            clients,
+            alpha,
+            adjust,
+            by_capacity,
+        )
 
     def ready(self, n):
         super().ready(n)
-        self.r, self.s, self.q, self.blank = [0.]*n, [0.]*n, [0.]*n, set(range(n))   # R and S, s per unit of work; queue; not heard of
-        self.room = self.capacity if self.by_capacity else [1.]*n
+        # R and S, s per unit of work; queue; not heard of
+        self.r, self.s, self.q, self.blank = [0.0] * n, [0.0] * n, [0.0] * n, set(range(n))
+        self.room = self.capacity if self.by_capacity else [1.0] * n
 
     def rank(self, p):
-        if p in self.blank: return -inf if not self.own[p] else self.own[p]*1e9      # heard nothing: first, but one at a time
+        if p in self.blank:
+            # heard nothing: first, but one at a time
+            return -inf if not self.own[p] else self.own[p] * 1e9
         s = self.s[p]
-        return self.r[p] - s + (1 + (self.own[p]*self.clients + self.q[p])/self.room[p])**3*s
+        return (
+            self.r[p] - s + (1 + (self.own[p] * self.clients + self.q[p]) / self.room[p]) ** 3 * s
+        )
 
     def pick(self, call, now, places):
         ranks = [self.rank(p) for p in places]
         best = places[ranks.index(min(ranks))]
-        if self.adjust and best not in self.blank: self.soften(best)
+        if self.adjust and best not in self.blank:
+            self.soften(best)
         return best
 
 # %% ../../nbs/lab/31_baselines.ipynb #d473616d
 class C3Rule(C3):
     "How C3 learns."
+
     def soften(self, best):
-        a = self.alpha/2
+        a = self.alpha / 2
         for x in (self.r, self.s, self.q):
             low = x[best]
-            for p in self.all: x[p] += a*(low - x[p])
+            for p in self.all:
+                x[p] += a * (low - x[p])
 
     def learn(self, job, now, ok, error):
         super().learn(job, now, ok, error)
         p, a = job.place, self.alpha
         blank = p in self.blank
-        r = late_s(job, now, ok, error, None if blank else self.r[p], work(job.call, self.in_weight))
-        if r is None: return
-        s = min(self.told[p]/1000, r) if self.told[p] else r
-        if blank: self.r[p], self.s[p], self.q[p] = r, s, self.waiting[p]; self.blank.discard(p); return
-        self.r[p] += a*(r - self.r[p]); self.s[p] += a*(s - self.s[p]); self.q[p] += a*(self.waiting[p] - self.q[p])
+        r = late_s(
+            job, now, ok, error, None if blank else self.r[p], work(job.call, self.in_weight)
+        )
+        if r is None:
+            return
+        s = min(self.told[p] / 1000, r) if self.told[p] else r
+        if blank:
+            self.r[p], self.s[p], self.q[p] = r, s, self.waiting[p]
+            self.blank.discard(p)
+            return
+        self.r[p] += a * (r - self.r[p])
+        self.s[p] += a * (s - self.s[p])
+        self.q[p] += a * (self.waiting[p] - self.q[p])
 
 # %% ../../nbs/lab/31_baselines.ipynb #6905a860
 class Envoy(TwoChoices):
     "Outlier detection and P2C; parameters of `OutlierDetection` by name."
-    def __init__(self, slow_start_s: float = 0., **params):
+
+    def __init__(self, slow_start_s: float = 0.0, **params):
         super().__init__(slow_start_s)
         self.health = OutlierDetection(**params)
         self.every_s = self.health.every_s
@@ -176,85 +261,117 @@ class Envoy(TwoChoices):
 # %% ../../nbs/lab/31_baselines.ipynb #33c0136e
 class Resilience4j(TwoChoices):
     "Circuit breakers with the library's defaults, and P2C; parameters of `BreakerRules` by name."
+
     DEFAULTS = {}
 
-    def __init__(self, slow_start_s: float = 0., **params):
+    def __init__(self, slow_start_s: float = 0.0, **params):
         super().__init__(slow_start_s)
         self.health = BreakerRules(**{**self.DEFAULTS, **params})
 
+
 class Resilience4jTuned(Resilience4j):
     "The same, slow means slower than the SLO."
-    DEFAULTS = dict(window=50, min_calls=20, slow_s=None, slow_rate=.5, wait_s=10., max_half_open_s=30.)
+
+    DEFAULTS = dict(
+        window=50, min_calls=20, slow_s=None, slow_rate=0.5, wait_s=10.0, max_half_open_s=30.0
+    )
 
 # %% ../../nbs/lab/31_baselines.ipynb #ca305a15
 class LiteLLM(Policy):
     "LiteLLM's latency-based routing with its cool-down."
+
     SLIDING = True
+
     def __init__(
         self,
-        sliding: bool | None = None,   # do old samples leave; None: as the class says
-        buffer: float = 0.,            # share above the best mean that is as good
-        size: int = 10,                # samples kept
+        sliding: bool | None = None,  # do old samples leave; None: as the class says
+        buffer: float = 0.0,  # share above the best mean that is as good
+        size: int = 10,  # samples kept
     ):
-        self.sliding, self.buffer, self.size = self.SLIDING if sliding is None else sliding, buffer, size
+        self.sliding, self.buffer, self.size = (
+            self.SLIDING if sliding is None else sliding,
+            buffer,
+            size,
+        )
         self.health = Cooldown()
 
-    def ready(self, n): self.samples, self.mean = [[] for _ in range(n)], [0.]*n
+    def ready(self, n):
+        self.samples, self.mean = [[] for _ in range(n)], [0.0] * n
 
     def pick(self, call, now, places):
         mean = self.mean
-        limit = min([mean[p] for p in places])*(1 + self.buffer)
+        limit = min([mean[p] for p in places]) * (1 + self.buffer)
         best = [p for p in places if mean[p] <= limit]
-        return best[int(self.random()*len(best))]
+        return best[int(self.random() * len(best))]
 
     def learn(self, job, now, ok, error):
-        if not ok and error != "timeout": return
+        if not ok and error != "timeout":
+            return
         kept = self.samples[job.place]
-        if len(kept) >= self.size: kept.pop(0 if self.sliding else -1)
-        kept.append((now - job.start_s)/(job.call.tokens_out or 1.) if ok else 1000.)
-        self.mean[job.place] = sum(kept)/len(kept)
+        if len(kept) >= self.size:
+            kept.pop(0 if self.sliding else -1)
+        kept.append((now - job.start_s) / (job.call.tokens_out or 1.0) if ok else 1000.0)
+        self.mean[job.place] = sum(kept) / len(kept)
 
 # %% ../../nbs/lab/31_baselines.ipynb #90e25033
 class LiteLLMAsShipped(LiteLLM):
     "The same with the window that stops sliding."
+
     SLIDING = False
 
 # %% ../../nbs/lab/31_baselines.ipynb #cd8e36e9
 class HeadroomModel(Watching):
     "What llm-d learns: TPOT by concurrency, TTFT by prompt and load."
+
     def __init__(
         self,
-        strategy: str = "least",       # which positive headroom gets more weight: "least" (best fit) or "most"
-        buffer: float = 1.,            # share of the SLO that may be used
-        pooled: bool = True,           # one model for all backends
-        refit_s: float = 5.,           # time between refits, s
-        window: int = 50,              # samples kept for each bucket
-        explore: float = .01,          # chance of a backend without headroom while others have some
+        # which positive headroom gets more weight: "least" (best fit) or "most"
+        strategy: str = "least",
+        buffer: float = 1.0,  # share of the SLO that may be used
+        pooled: bool = True,  # one model for all backends
+        refit_s: float = 5.0,  # time between refits, s
+        window: int = 50,  # samples kept for each bucket
+        explore: float = 0.01,  # chance of a backend without headroom while others have some
     ):
-        if strategy not in ("least", "most"): raise ValueError(f"strategy must be 'least' or 'most', got {strategy!r}")
-        self.strategy, self.buffer, self.pooled, self.refit_s, self.window, self.explore = strategy, buffer, pooled, refit_s, window, explore
+        if strategy not in ("least", "most"):
+            raise ValueError(f"strategy must be 'least' or 'most', got {strategy!r}")
+        self.strategy, self.buffer, self.pooled, self.refit_s, self.window, self.explore = (
+            strategy,
+            buffer,
+            pooled,
+            refit_s,
+            window,
+            explore,
+        )
 
 # %% ../../nbs/lab/31_baselines.ipynb #c46dd90c
 class HeadroomSamples(HeadroomModel):
     "Its windows of samples."
+
     def ready(self, n):
         super().ready(n)
-        self.group = [0]*n if self.pooled else list(range(n))
+        self.group = [0] * n if self.pooled else list(range(n))
         groups = range(max(self.group) + 1)
-        self.buckets, self.first = [{} for _ in groups], [deque(maxlen=20*self.window) for _ in groups]   # samples of TPOT and TTFT
-        self.table, self.plane = [None for _ in groups], [None for _ in groups]                           # fitted: s by concurrency; weights
-        self.tokens, self.due_s = [0.]*n, -inf                                                            # own tokens in flight
+        self.buckets, self.first = (
+            [{} for _ in groups],
+            [deque(maxlen=20 * self.window) for _ in groups],
+        )  # samples of TPOT and TTFT
+        # fitted: s by concurrency; weights
+        self.table, self.plane = [None for _ in groups], [None for _ in groups]
+        self.tokens, self.due_s = [0.0] * n, -inf  # own tokens in flight
 
-    def crowd(self, p: int) -> float: return self.own[p] + self.others[p]
+    def crowd(self, p: int) -> float:
+        return self.own[p] + self.others[p]
 
     def bucket(self, group: int, crowd: float, tpot_s: float):
         "One sample; four buckets to each doubling of the concurrency."
-        kept = self.buckets[group].setdefault(int(4*log2(1 + crowd)), deque(maxlen=self.window))
+        kept = self.buckets[group].setdefault(int(4 * log2(1 + crowd)), deque(maxlen=self.window))
         kept.append((crowd, tpot_s))
 
 # %% ../../nbs/lab/31_baselines.ipynb #8b01e9e7
 class HeadroomFeed(HeadroomSamples):
     "How llm-d's model is fed."
+
     def choose(self, call, now, places):
         place = super().choose(call, now, places)
         if place >= 0:
@@ -265,126 +382,183 @@ class HeadroomFeed(HeadroomSamples):
     def learn(self, job, now, ok, error):
         super().learn(job, now, ok, error)
         p, call, g = job.place, job.call, self.group[job.place]
-        self.tokens[p] = max(self.tokens[p] - call.tokens_in - call.tokens_out, 0.)
-        if not ok or not call.memo or call.memo[0] != p: return
+        self.tokens[p] = max(self.tokens[p] - call.tokens_in - call.tokens_out, 0.0)
+        if not ok or not call.memo or call.memo[0] != p:
+            return
         _, crowd, waiting, tokens = call.memo
-        ttft = job.ttft_s or 0.
-        self.bucket(g, (crowd + self.crowd(p) + 1)/2, max(now - job.start_s - ttft, 0.)/(call.tokens_out or 1.))
-        self.first[g].append((1., call.tokens_in/1000, crowd, waiting, tokens/1000, ttft))
+        ttft = job.ttft_s or 0.0
+        self.bucket(
+            g,
+            (crowd + self.crowd(p) + 1) / 2,
+            max(now - job.start_s - ttft, 0.0) / (call.tokens_out or 1.0),
+        )
+        self.first[g].append((1.0, call.tokens_in / 1000, crowd, waiting, tokens / 1000, ttft))
 
     def cancel(self, job, now):
         super().cancel(job, now)
-        self.tokens[job.place] = max(self.tokens[job.place] - job.call.tokens_in - job.call.tokens_out, 0.)
+        self.tokens[job.place] = max(
+            self.tokens[job.place] - job.call.tokens_in - job.call.tokens_out, 0.0
+        )
 
 # %% ../../nbs/lab/31_baselines.ipynb #7aeef68c
 class HeadroomFit(HeadroomFeed):
     "How it is refitted."
+
     def tick(self, now, gauges):
         super().tick(now, gauges)
-        if now >= self.due_s: self.due_s = now + self.refit_s; self.refit()
+        if now >= self.due_s:
+            self.due_s = now + self.refit_s
+            self.refit()
 
     def refit(self):
         for g, (buckets, first) in enumerate(zip(self.buckets, self.first)):
-            if not first: continue
+            if not first:
+                continue
             points = np.array([np.mean(kept, axis=0) for _, kept in sorted(buckets.items())])
             self.table[g] = np.interp(np.arange(int(points[-1, 0]) + 2), *points.T).tolist()
-            x = np.array(first); ridge = 1e-3*len(x)*np.eye(5)
-            self.plane[g] = np.linalg.solve(x[:, :5].T@x[:, :5] + ridge, x[:, :5].T@x[:, 5]).tolist() if x[:, 5].any() else None
+            x = np.array(first)
+            ridge = 1e-3 * len(x) * np.eye(5)
+            self.plane[g] = (
+                np.linalg.solve(x[:, :5].T @ x[:, :5] + ridge, x[:, :5].T @ x[:, 5]).tolist()
+                if x[:, 5].any()
+                else None
+            )
 
 # %% ../../nbs/lab/31_baselines.ipynb #f970781e
 class HeadroomNow(HeadroomFit):
     "Predicted headroom of one request."
-    def rooms(self, call: Call, places: Sequence[int]) -> list[tuple[float, int]]:   # (headroom, s; place)
+
+    # (headroom, s; place)
+    def rooms(self, call: Call, places: Sequence[int]) -> list[tuple[float, int]]:
         "SLO minus the predicted time of this request, now."
-        own, others, group, limit, prompt, out = self.own, self.others, self.group, self.buffer*call.slo_s, call.tokens_in/1000, []
+        own, others, group, limit, prompt, out = (
+            self.own,
+            self.others,
+            self.group,
+            self.buffer * call.slo_s,
+            call.tokens_in / 1000,
+            [],
+        )
         for p in places:
             table, plane, crowd = self.table[group[p]], self.plane[group[p]], own[p] + others[p]
-            k = int(crowd) + 1; room = limit - table[k if k < len(table) else -1]*call.tokens_out
+            k = int(crowd) + 1
+            room = limit - table[k if k < len(table) else -1] * call.tokens_out
             if plane:
-                ttft = plane[0] + plane[1]*prompt + plane[2]*crowd + plane[3]*self.waiting[p] + plane[4]*self.tokens[p]/1000
-                if ttft > 0: room -= ttft
+                ttft = (
+                    plane[0]
+                    + plane[1] * prompt
+                    + plane[2] * crowd
+                    + plane[3] * self.waiting[p]
+                    + plane[4] * self.tokens[p] / 1000
+                )
+                if ttft > 0:
+                    room -= ttft
             out.append((room, p))
         return out
 
 # %% ../../nbs/lab/31_baselines.ipynb #6c4010f6
 class Headroom(HeadroomNow):
     "llm-d's choice: a weighted draw among backends with positive predicted headroom."
+
     def pick(self, call, now, places):
         if None in self.table:
             blank = [p for p in places if self.table[self.group[p]] is None]
-            if blank: return self.unlearned(blank)
+            if blank:
+                return self.unlearned(blank)
         rooms = self.rooms(call, places)
         good = [x for x in rooms if x[0] > 0]
-        if len(good) == len(rooms) or (good and self.random() >= self.explore): return self.draw(good, self.strategy == "least")
+        if len(good) == len(rooms) or (good and self.random() >= self.explore):
+            return self.draw(good, self.strategy == "least")
         return self.draw([x for x in rooms if x[0] <= 0], False)
 
     def draw(self, rooms, least):
         "Weights of 1 to 100, linear in the headroom."
         low, high = min(rooms)[0], max(rooms)[0]
-        if least: low = min(low, 0.)
-        scale = 99/(high - low) if high > low else 0.
-        cum = list(accumulate([int((high - r if least else r - low)*scale) + 1 for r, _ in rooms]))
-        return rooms[bisect_right(cum, int(self.random()*cum[-1]))][1]
+        if least:
+            low = min(low, 0.0)
+        scale = 99 / (high - low) if high > low else 0.0
+        cum = list(
+            accumulate([int((high - r if least else r - low) * scale) + 1 for r, _ in rooms])
+        )
+        return rooms[bisect_right(cum, int(self.random() * cum[-1]))][1]
 
     def unlearned(self, places):
         a, b = two_of(self.random, places)
-        return a if self.crowd(a)*self.capacity[b] <= self.crowd(b)*self.capacity[a] else b
+        return a if self.crowd(a) * self.capacity[b] <= self.crowd(b) * self.capacity[a] else b
 
 # %% ../../nbs/lab/31_baselines.ipynb #19560df2
 class Clairvoyant(RandomChoice):
     "Routes by the truth about free concurrency, given by an oracle."
+
     HOW = ("least", "draw2", "draw3", "weighted", "cheapest")
 
     def __init__(
         self,
-        oracle: Callable[[float], Sequence[float]],   # now, s -> free concurrency of each place over a request's life
-        how: str = "least",            # one of HOW
-        every: float = 0.,             # ask it again after this long, s; 0: for every request
-        floor: float = .02,            # least share of the capacity that counts as free
-        fill: float = .9,              # share of the free that `cheapest` uses
+        # now, s -> free concurrency of each place over a request's life
+        oracle: Callable[[float], Sequence[float]],
+        how: str = "least",  # one of HOW
+        every: float = 0.0,  # ask it again after this long, s; 0: for every request
+        floor: float = 0.02,  # least share of the capacity that counts as free
+        fill: float = 0.9,  # share of the free that `cheapest` uses
     ):
         "ValueError on an unknown heuristic."
-        if how not in self.HOW: raise ValueError(f"how must be one of {', '.join(self.HOW)}, got {how!r}")
+        if how not in self.HOW:
+            raise ValueError(f"how must be one of {', '.join(self.HOW)}, got {how!r}")
         self.oracle, self.how, self.every, self.floor, self.fill = oracle, how, every, floor, fill
 
     def ready(self, n):
-        self.asked_s, self.floors = -inf, [self.floor*c for c in self.capacity]
-        self.by_price = sorted(self.all, key=lambda p: (self.backends[p].price_out, self.backends[p].price_in))
+        self.asked_s, self.floors = -inf, [self.floor * c for c in self.capacity]
+        self.by_price = sorted(
+            self.all, key=lambda p: (self.backends[p].price_out, self.backends[p].price_in)
+        )
 
-    def refactor(self, p): self.floors[p] = self.floor*self.capacity[p]   # its capacity has changed
+    def refactor(self, p):
+        self.floors[p] = self.floor * self.capacity[p]  # its capacity has changed
 
     def ask(self, now):
-        if now - self.asked_s < self.every: return
+        if now - self.asked_s < self.every:
+            return
         free = self.oracle(now)
-        if len(free) != len(self.all): raise ValueError(f"oracle: {len(free)} values for {len(self.all)} backends")
-        self.weights, self.asked_s = [f if f > low else low for f, low in zip(free, self.floors)], now
+        if len(free) != len(self.all):
+            raise ValueError(f"oracle: {len(free)} values for {len(self.all)} backends")
+        self.weights, self.asked_s = (
+            [f if f > low else low for f, low in zip(free, self.floors)],
+            now,
+        )
 
 # %% ../../nbs/lab/31_baselines.ipynb #920f15b0
 class ClairvoyantPick(Clairvoyant):
     "Its heuristics."
+
     def pick(self, call, now, places):
         self.ask(now)
         how, own, free = self.how, self.own, self.weights
-        if how == "weighted": return self.draw(places, [free[p] for p in places])
+        if how == "weighted":
+            return self.draw(places, [free[p] for p in places])
         if how == "cheapest":
             for p in self.by_price:
-                if own[p] + 1 <= self.fill*free[p] and p in places: return p
-        elif how != "least": places = self.candidates(places, int(how[-1]))
+                if own[p] + 1 <= self.fill * free[p] and p in places:
+                    return p
+        elif how != "least":
+            places = self.candidates(places, int(how[-1]))
         best, low = -1, inf
         for p in places:
-            x = (own[p] + 1)/free[p]
-            if x < low: best, low = p, x
+            x = (own[p] + 1) / free[p]
+            if x < low:
+                best, low = p, x
         return best
 
 # %% ../../nbs/lab/31_baselines.ipynb #211aa58f
 class ClairvoyantRule(ClairvoyantPick):
     "Routes by the truth; draws candidates where its heuristic does."
+
     def candidates(self, places, k):
         "Some different places, each drawn in proportion to what is free."
         left, drawn = list(places), []
         while left and len(drawn) < k:
             p = self.draw(left, [self.weights[q] for q in left])
-            left.remove(p); drawn.append(p)
+            left.remove(p)
+            drawn.append(p)
         return drawn
 
 # %% ../../nbs/lab/31_baselines.ipynb #1d3fd48d

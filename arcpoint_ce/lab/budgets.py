@@ -197,7 +197,9 @@ SIMPLE: dict[str, tuple[Callable[..., Rule], dict[str, tuple[float, ...]]]] = di
     even=(even, dict(burst=(0.0, 0.02, 0.05, 0.1, 0.2))),
     threshold=(
         threshold,
-        dict(kind=(0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0), last=(0.0, 0.02, 0.05, 0.1, 0.2)),
+        dict(
+            kind=(0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0), last=(0.0, 0.02, 0.05, 0.1, 0.2)
+        ),
     ),
     reserve=(
         reserve,
@@ -271,7 +273,9 @@ def truth(budget: Budget, came: np.ndarray, begin_s: float) -> Rule:
 
 
 RESERVES = (0.0, 0.1, 0.25, 0.5)
-RULES = SIMPLE | dict(flat=(flat, dict(reserve=RESERVES)), planned=(planned, dict(reserve=RESERVES)))
+RULES = SIMPLE | dict(
+    flat=(flat, dict(reserve=RESERVES)), planned=(planned, dict(reserve=RESERVES))
+)
 WITHOUT = ("greedy", "even", "threshold", "reserve", "flat")  # rules without a forecast
 
 
@@ -331,7 +335,9 @@ def budgets_table(
             made["truth"] = truth(b, came, b.past_s)
             for rule, act in made.items():
                 bill = spend(b, came, act, b.past_s)
-                rows.append(dict(budget=name, seed=seed, rule=rule, requests=int(came.sum())) | bill)
+                rows.append(
+                    dict(budget=name, seed=seed, rule=rule, requests=int(came.sum())) | bill
+                )
     return pd.DataFrame(rows)
 
 

@@ -8,8 +8,8 @@ __all__ = ['QUIET_SEED', 'QUIET_N', 'CAST', 'STRAW', 'POLICY_NAMES', 'PAINTED', 
            'well', 'Knows', 'cast', 'play', 'one_row', 'rows_of', 'painted', 'three', 'own_suite']
 
 # %% ../../nbs/lab/34_chaos.ipynb #a1e041ec
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf, isfinite
 from random import Random
@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from .rivals import PEERS, make_peer
 from .choosers import Policy
 from .contest import lived_through, ours
 from .families import REF_PREFILL_MS, REF_TPOT_MS, fitted, shapes
@@ -26,6 +25,7 @@ from .faults import Ledger, Scenario, make_scenario
 from .fleet import Fleet, Record, SimBackend
 from .gateways import EngineGateway
 from .resilience import Limits, lost, resilience_score
+from .rivals import PEERS, make_peer
 from .workloads import Lengths, Tokens, Workload, poisson, with_slo
 from ..learning.feedback import FeedbackStore, NullStore
 from ..routing.core import Backend, Outcome
@@ -36,76 +36,129 @@ from ..telemetry.traces import exercise
 @dataclass(frozen=True)
 class Site:
     "A fleet with its usual traffic. ValueError on amounts that are none."
+
     backends: tuple[Backend, ...]
-    n: int = 6000                      # requests
-    seed: int = 0                      # of the requests and of everything random in the fleet
-    load: float = .4                   # own traffic, share of what the fleet can take at the pace of the limit
-    request_s: float = 2.              # mean time to serve a request on an idle backend, s
-    slack: float = 2.5                 # latency limit of the strictest tier, in multiples of the work
-    tiers: Mapping[str, float] = field(default_factory=lambda: {"standard": 1.})   # limit of each tier, in multiples of the strictest
-    retries: int = 2                   # further attempts of the callers
-    timeout_s: float = 20.             # callers give an attempt up after this, s
-    staleness_s: float = 1.            # gauges are seen this late, s
-    curves: str | None = None          # measured service curves, a CSV table or a folder of them; None: synthetic ones
-    streams: float = 1.                # share of requests whose answers come token by token, 0..1
+    n: int = 6000  # requests
+    seed: int = 0  # of the requests and of everything random in the fleet
+    load: float = 0.4  # own traffic, share of what the fleet can take at the pace of the limit
+    request_s: float = 2.0  # mean time to serve a request on an idle backend, s
+    slack: float = 2.5  # latency limit of the strictest tier, in multiples of the work
+    # limit of each tier, in multiples of the strictest
+    tiers: Mapping[str, float] = field(default_factory=lambda: {"standard": 1.0})
+    retries: int = 2  # further attempts of the callers
+    timeout_s: float = 20.0  # callers give an attempt up after this, s
+    staleness_s: float = 1.0  # gauges are seen this late, s
+    # measured service curves, a CSV table or a folder of them; None: synthetic ones
+    curves: str | None = None
+    streams: float = 1.0  # share of requests whose answers come token by token, 0..1
 
     def __post_init__(self):
-        if not self.backends: raise ValueError("a site needs at least one backend")
+        if not self.backends:
+            raise ValueError("a site needs at least one backend")
         for k in ("n", "load", "request_s", "slack", "timeout_s"):
-            if not (isfinite(v := getattr(self, k)) and v > 0): raise ValueError(f"Site.{k} must be positive, got {v!r}")
-        if self.retries < 0 or self.staleness_s < 0: raise ValueError("Site: retries and staleness_s must be 0 or more")
-        if not 0 <= self.streams <= 1: raise ValueError(f"Site.streams must be a share within 0..1, got {self.streams!r}")
-        if not self.tiers or min(self.tiers.values()) < 1: raise ValueError(f"Site.tiers must give each tier a multiple of 1 or more, got {dict(self.tiers)}")
+            if not (isfinite(v := getattr(self, k)) and v > 0):
+                raise ValueError(f"Site.{k} must be positive, got {v!r}")
+        if self.retries < 0 or self.staleness_s < 0:
+            raise ValueError("Site: retries and staleness_s must be 0 or more")
+        if not 0 <= self.streams <= 1:
+            raise ValueError(f"Site.streams must be a share within 0..1, got {self.streams!r}")
+        if not self.tiers or min(self.tiers.values()) < 1:
+            raise ValueError(
+                f"Site.tiers must give each tier a multiple of 1 or more, got {dict(self.tiers)}"
+            )
 
 # %% ../../nbs/lab/34_chaos.ipynb #c9f2dbed
 class SiteFleet(Site):
     "What follows from a site's amounts."
-    @property
-    def setting(self): return self     # where `contest.engine_at` looks for slack, request_s and gateways
 
     @property
-    def gateways(self) -> int: return 1
+    def setting(self):
+        return self  # where `contest.engine_at` looks for slack, request_s and gateways
 
     @property
-    def limit_tpot_ms(self) -> float: return .95*self.slack*REF_TPOT_MS   # a little is kept back for the prompt
+    def gateways(self) -> int:
+        return 1
+
+    @property
+    def limit_tpot_ms(self) -> float:
+        return 0.95 * self.slack * REF_TPOT_MS  # a little is kept back for the prompt
 
     @property
     def sims(self) -> tuple[SimBackend, ...]:
         kinds = shapes(self.curves)
-        return tuple(SimBackend(b, fitted(kinds[i % len(kinds)][1], b.capacity, REF_TPOT_MS)) for i, b in enumerate(self.backends))
+        return tuple(
+            SimBackend(b, fitted(kinds[i % len(kinds)][1], b.capacity, REF_TPOT_MS))
+            for i, b in enumerate(self.backends)
+        )
 
     @property
     def rate_rps(self) -> float:
-        return self.load*sum(x.curve.most(self.limit_tpot_ms) for x in self.sims)/(.95*self.slack*self.request_s)
+        return (
+            self.load
+            * sum(x.curve.most(self.limit_tpot_ms) for x in self.sims)
+            / (0.95 * self.slack * self.request_s)
+        )
 
     @property
-    def span_s(self) -> float: return self.n/self.rate_rps   # about how long a run lasts, s
+    def span_s(self) -> float:
+        return self.n / self.rate_rps  # about how long a run lasts, s
 
     def scenario(self, name: str) -> Scenario:
         "A named scenario in the second quarter of the run, or a little longer."
-        return make_scenario(name, [b.name for b in self.backends], start_s=.25*self.span_s, duration_s=.35*self.span_s)
+        return make_scenario(
+            name,
+            [b.name for b in self.backends],
+            start_s=0.25 * self.span_s,
+            duration_s=0.35 * self.span_s,
+        )
 
 # %% ../../nbs/lab/34_chaos.ipynb #e47cfa20
 class World(SiteFleet):
     "A site ready to run. Same seed, same requests, whoever decides."
+
     @property
     def workload(self) -> Workload:
-        most = .8*self.timeout_s*1000/self.limit_tpot_ms          # whoever meets the limit per token is not timed out
-        tokens = Tokens(Lengths(500., .8), Lengths(self.request_s*1000/REF_TPOT_MS, .8, most_tok=max(most, 1.)))
-        w = poisson(self.rate_rps, self.n, self.seed, tokens=tokens, tiers={t: 1/len(self.tiers) for t in self.tiers})
-        return with_slo(w, {t: self.slack*x for t, x in self.tiers.items()}, REF_TPOT_MS, REF_PREFILL_MS)
+        # whoever meets the limit per token is not timed out
+        most = 0.8 * self.timeout_s * 1000 / self.limit_tpot_ms
+        tokens = Tokens(
+            Lengths(500.0, 0.8),
+            Lengths(self.request_s * 1000 / REF_TPOT_MS, 0.8, most_tok=max(most, 1.0)),
+        )
+        w = poisson(
+            self.rate_rps,
+            self.n,
+            self.seed,
+            tokens=tokens,
+            tiers={t: 1 / len(self.tiers) for t in self.tiers},
+        )
+        return with_slo(
+            w, {t: self.slack * x for t, x in self.tiers.items()}, REF_TPOT_MS, REF_PREFILL_MS
+        )
 
-    def fleet(self, gateways: Sequence, scenario: Scenario | None = None) -> Fleet:   # `fleet.ledger`: the faults that happened
+    # `fleet.ledger`: the faults that happened
+    def fleet(self, gateways: Sequence, scenario: Scenario | None = None) -> Fleet:
         "A fresh fleet, with or without trouble."
-        f = Fleet(self.sims, gateways, seed=self.seed, timeout_s=self.timeout_s, retries=self.retries, staleness_s=self.staleness_s, streams=self.streams)
+        f = Fleet(
+            self.sims,
+            gateways,
+            seed=self.seed,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            staleness_s=self.staleness_s,
+            streams=self.streams,
+        )
         f.ledger = Ledger(f)
-        if scenario: scenario.install(f)
+        if scenario:
+            scenario.install(f)
         return f
 
-def site_of(fleet: Iterable[Backend], **amounts) -> World:   # a telemetry.fleet.Fleet, or any backends; Site's other fields
+
+# a telemetry.fleet.Fleet, or any backends; Site's other fields
+def site_of(fleet: Iterable[Backend], **amounts) -> World:
     "A site from a fleet file's backends and tiers."
     tiers = {t.name: t.slo_ms for t in getattr(fleet, "tiers", {}).values() if t.slo_ms}
-    if tiers: amounts = {"tiers": {k: v/min(tiers.values()) for k, v in tiers.items()}} | amounts
+    if tiers:
+        amounts = {"tiers": {k: v / min(tiers.values()) for k, v in tiers.items()}} | amounts
     return World(tuple(fleet), **amounts)
 
 # %% ../../nbs/lab/34_chaos.ipynb #12f7dc29
@@ -120,7 +173,14 @@ def quiet_past(
 ) -> NullStore:
     "What one gateway's store holds after a time in which nothing was wrong at this site."
     n = min(site.n, QUIET_N) if n is None else n
-    amounts = dict(n=n, load=site.load, request_s=site.request_s, slack=site.slack, curves=site.curves, streams=site.streams)
+    amounts = dict(
+        n=n,
+        load=site.load,
+        request_s=site.request_s,
+        slack=site.slack,
+        curves=site.curves,
+        streams=site.streams,
+    )
     return _lived(tuple(site.backends), tuple(amounts.items()), forecaster)
 
 
@@ -164,7 +224,8 @@ class Unheard(EngineGateway):
 
     def start(self, backends, seed):
         super().start(backends, seed)
-        self.usual_s = {name: pace_s for name, (pace_s, _) in self.router.paces(0.0).items()}  # seconds per unit of work
+        # seconds per unit of work
+        self.usual_s = {name: pace_s for name, (pace_s, _) in self.router.paces(0.0).items()}
 
     def progress(self, job, tokens, now):
         "Nobody hears it."
@@ -177,7 +238,17 @@ class Unheard(EngineGateway):
         tokens = call.tokens_out if ok else 0
         usual_s = self.usual_s[name] * work_of(call.tokens_in, call.tokens_out)
         took_s = usual_s if ok and usual_s else now - job.start_s
-        outcome = Outcome(name, now - took_s, took_s * 1000.0, ok, error, call.memo.id, job.attempt, call.tokens_in, tokens)
+        outcome = Outcome(
+            name,
+            now - took_s,
+            took_s * 1000.0,
+            ok,
+            error,
+            call.memo.id,
+            job.attempt,
+            call.tokens_in,
+            tokens,
+        )
         self.engine.observe(outcome)
 
 
@@ -191,126 +262,230 @@ def ours_unheard(
 # %% ../../nbs/lab/34_chaos.ipynb #3505fa2e
 class Never(Policy):
     "By capacity, whatever happens."
-    def ready(self, n): self.places = list(range(n)); self.rng = Random(n*1000 + int(self.random()*1e6))
-    def out(self, now: float) -> set: return set()      # whom it keeps away from
+
+    def ready(self, n):
+        self.places = list(range(n))
+        self.rng = Random(n * 1000 + int(self.random() * 1e6))
+
+    def out(self, now: float) -> set:
+        return set()  # whom it keeps away from
 
     def pick(self, call, now, places):
-        out = self.out(now); left = [p for p in places if p not in out] or list(places)
+        out = self.out(now)
+        left = [p for p in places if p not in out] or list(places)
         return self.rng.choices(left, [self.capacity[p] for p in left])[0]
+
 
 class Always(Never):
     "Away from the first backend, for good."
-    def out(self, now): return {0}
+
+    def out(self, now):
+        return {0}
+
 
 class Restless(Never):
     "Away from another backend every 30 s."
-    def out(self, now): return {int(now/30) % len(self.all)}
+
+    def out(self, now):
+        return {int(now / 30) % len(self.all)}
 
 # %% ../../nbs/lab/34_chaos.ipynb #735904d4
 class Exercise(Never):
     "Fixed shares; a backend is out while its predicted latency lies over a fixed limit."
-    limit = 3.                             # of a calm request: 300 ms over about 100 ms
-    def __init__(self, request_s: float, ahead_s: float = 300.): self.request_s, self.ahead_s = request_s, ahead_s
 
-    def ready(self, n): super().ready(n); self.seen, self.over = [[] for _ in range(n)], set()   # (time, latency, s), the last ten; who is out
+    limit = 3.0  # of a calm request: 300 ms over about 100 ms
+
+    def __init__(self, request_s: float, ahead_s: float = 300.0):
+        self.request_s, self.ahead_s = request_s, ahead_s
+
+    def ready(self, n):
+        super().ready(n)
+        # (time, latency, s), the last ten; who is out
+        self.seen, self.over = [[] for _ in range(n)], set()
 
     def learn(self, job, now, ok, error):
         p = job.place
         self.seen[p] = [*self.seen[p][-9:], (now, now - job.start_s)]
-        if self.predicted_s(p) > self.limit*self.request_s: self.over.add(p)
-        else: self.over.discard(p)
+        if self.predicted_s(p) > self.limit * self.request_s:
+            self.over.add(p)
+        else:
+            self.over.discard(p)
 
     def predicted_s(self, place: int) -> float:
         "Mean and slope of the last ten answers, drawn out."
         seen = self.seen[place]
-        if len(seen) < 10: return 0.
-        t0, x0 = (sum(v)/10 for v in zip(*seen))
-        spread = sum((t - t0)**2 for t, _ in seen)
-        return x0 + sum((t - t0)*(x - x0) for t, x in seen)/max(spread, 1e-9)*self.ahead_s*(seen[-1][0] - seen[0][0] > 30)
+        if len(seen) < 10:
+            return 0.0
+        t0, x0 = (sum(v) / 10 for v in zip(*seen))
+        spread = sum((t - t0) ** 2 for t, _ in seen)
+        return x0 + sum((t - t0) * (x - x0) for t, x in seen) / max(spread, 1e-9) * self.ahead_s * (
+            seen[-1][0] - seen[0][0] > 30
+        )
 
-    def out(self, now): return self.over
+    def out(self, now):
+        return self.over
 
 # %% ../../nbs/lab/34_chaos.ipynb #39134cf9
-def well(fleet: Fleet) -> list[float]:   # requests, per backend; 0: something is wrong there
+def well(fleet: Fleet) -> list[float]:  # requests, per backend; 0: something is wrong there
     "What every backend can really take, now."
     out = []
     for s in fleet.stations:
-        c = s.now_is; spent = c.rpm is not None and fleet.now//60. == s.minute and s.used + 1 > c.rpm
+        c = s.now_is
+        spent = c.rpm is not None and fleet.now // 60.0 == s.minute and s.used + 1 > c.rpm
         bad = c.down is not None or c.error_rate or c.stuck_rate or spent
-        out.append(0. if bad else s.sim.backend.capacity*s.replicas*c.speed)
+        out.append(0.0 if bad else s.sim.backend.capacity * s.replicas * c.speed)
     return out
+
 
 class Knows(Policy):
     "Least full of those with nothing wrong, by the simulation's own books."
-    def __init__(self, hold: dict): self.hold = hold   # the fleet under "fleet"
-    def ready(self, n): pass
+
+    def __init__(self, hold: dict):
+        self.hold = hold  # the fleet under "fleet"
+
+    def ready(self, n):
+        pass
 
     def pick(self, call, now, places):
-        room = well(self.hold["fleet"]); able = [p for p in places if room[p] > 0.] or list(places)
-        return min(able, key=lambda p: (self.own[p] + 1)/max(room[p], 1e-3))
+        room = well(self.hold["fleet"])
+        able = [p for p in places if room[p] > 0.0] or list(places)
+        return min(able, key=lambda p: (self.own[p] + 1) / max(room[p], 1e-3))
 
 # %% ../../nbs/lab/34_chaos.ipynb #805a1c0f
-CAST = ("ours", "ours_blind", "adaptive_least_sharp", "adaptive_least", "envoy", "resilience4j_tuned", "litellm", "p2c")   # who is compared
-STRAW = ("never", "always", "restless", "exercise")                                                # who must fail
+CAST = (
+    "ours",
+    "ours_blind",
+    "adaptive_least_sharp",
+    "adaptive_least",
+    "envoy",
+    "resilience4j_tuned",
+    "litellm",
+    "p2c",
+)  # who is compared
+STRAW = ("never", "always", "restless", "exercise")  # who must fail
 POLICY_NAMES = (*CAST, *STRAW, "clairvoyant")
 
-def cast(name: str, site: World, hold: dict) -> object:   # a Gateway
+
+def cast(name: str, site: World, hold: dict) -> object:  # a Gateway
     "A policy by name; any peer's as well. ValueError on an unknown one."
-    own = {"ours": lambda: ours_at(site), "ours_blind": lambda: ours_blind(site), "never": Never, "always": Always, "restless": Restless,
-           "exercise": lambda: Exercise(site.request_s), "clairvoyant": lambda: Knows(hold)}
-    if name in own: return own[name]()
-    if name not in PEERS: raise ValueError(f"unknown policy {name!r}; known: {', '.join(dict.fromkeys((*POLICY_NAMES, *PEERS)))}")
+    own = {
+        "ours": lambda: ours_at(site),
+        "ours_blind": lambda: ours_blind(site),
+        "never": Never,
+        "always": Always,
+        "restless": Restless,
+        "exercise": lambda: Exercise(site.request_s),
+        "clairvoyant": lambda: Knows(hold),
+    }
+    if name in own:
+        return own[name]()
+    if name not in PEERS:
+        raise ValueError(
+            f"unknown policy {name!r}; known: {', '.join(dict.fromkeys((*POLICY_NAMES, *PEERS)))}"
+        )
     return make_peer(name)
 
+
 def play(site: World, policy: str, scenario: Scenario | None = None) -> tuple[Record, Fleet]:
-    "One run. `fleet.ledger.faults` says what really happened, `fleet.gateways[0]` how it was taken."
+    """One run. `fleet.ledger.faults` says what really happened, `fleet.gateways[0]` how it was
+    taken.
+    """
     hold = {}
     hold["fleet"] = site.fleet([cast(policy, site, hold)], scenario)
     return hold["fleet"].run(site.workload), hold["fleet"]
 
 # %% ../../nbs/lab/34_chaos.ipynb #cc58c6f6
-def one_row(site: World, policy: str, name: str, scenario: Scenario, twin: Record, limits: Limits = Limits()) -> dict:
+def one_row(
+    site: World, policy: str, name: str, scenario: Scenario, twin: Record, limits: Limits = Limits()
+) -> dict:
     "A policy in a scenario."
     record, fleet = play(site, policy, scenario)
     faults = fleet.ledger.faults
     gone = lost(record, site.backends, faults)
     score = resilience_score(record, twin, scenario, site.backends, faults=faults, limits=limits)
-    during = (record.born_s >= scenario.start_s) & (record.born_s < scenario.end_s + limits.settle_s)
-    return dict(scenario=name, policy=policy, seed=site.seed, retries=site.retries, kept=float((~record.violated[during]).mean()), **score.row(),
-                failed=int((~record.ok).sum()), killed=int((gone & (record.error == "lost")).sum()), cost_usd=float(record.cost_usd.sum()))
+    during = (record.born_s >= scenario.start_s) & (
+        record.born_s < scenario.end_s + limits.settle_s
+    )
+    return dict(
+        scenario=name,
+        policy=policy,
+        seed=site.seed,
+        retries=site.retries,
+        kept=float((~record.violated[during]).mean()),
+        **score.row(),
+        failed=int((~record.ok).sum()),
+        killed=int((gone & (record.error == "lost")).sum()),
+        cost_usd=float(record.cost_usd.sum()),
+    )
 
-def rows_of(site: World, policy: str, names: Sequence[str], limits: Limits = Limits()) -> list[dict]:
+
+def rows_of(
+    site: World, policy: str, names: Sequence[str], limits: Limits = Limits()
+) -> list[dict]:
     "A policy in several scenarios, with one twin."
     twin = play(site, policy)[0]
     return [one_row(site, policy, name, site.scenario(name), twin, limits) for name in names]
 
 # %% ../../nbs/lab/34_chaos.ipynb #db736f14
-def painted(kind: str, load: np.ndarray, latency_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:   # of the fault's minutes
+def painted(
+    kind: str, load: np.ndarray, latency_ms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # of the fault's minutes
     "Metrics with a fault painted on. KeyError on an unknown one."
-    rise = np.linspace(1., 4., len(load)); flooded = load + 200.
-    slower = lambda by: (load, latency_ms*by)
-    return {"latency_spike": lambda: slower(3.), "slow_degradation": lambda: slower(rise), "partition": lambda: slower(20.), "fast_errors": lambda: (load, np.full(len(load), 5.)),
-            "traffic_surge": lambda: (flooded, 30. + .5*flooded + 4.*np.maximum(0., flooded - 180.)),
-            "stale_metrics": lambda: (np.full(len(load), load[0]), np.full(len(load), latency_ms[0]))}[kind]()
+    rise = np.linspace(1.0, 4.0, len(load))
+    flooded = load + 200.0
 
-PAINTED = ("latency_spike", "slow_degradation", "partition", "fast_errors", "traffic_surge", "stale_metrics")
+    def slower(by):
+        return (load, latency_ms * by)
 
-def three(load: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:   # (n, 3)
+    return {
+        "latency_spike": lambda: slower(3.0),
+        "slow_degradation": lambda: slower(rise),
+        "partition": lambda: slower(20.0),
+        "fast_errors": lambda: (load, np.full(len(load), 5.0)),
+        "traffic_surge": lambda: (
+            flooded,
+            30.0 + 0.5 * flooded + 4.0 * np.maximum(0.0, flooded - 180.0),
+        ),
+        "stale_metrics": lambda: (np.full(len(load), load[0]), np.full(len(load), latency_ms[0])),
+    }[kind]()
+
+
+PAINTED = (
+    "latency_spike",
+    "slow_degradation",
+    "partition",
+    "fast_errors",
+    "traffic_surge",
+    "stale_metrics",
+)
+
+
+def three(load: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:  # (n, 3)
     "The exercise's features: load, mean latency of ten minutes, slope of the load over ten."
     s = pd.DataFrame({"load": load, "latency": latency_ms})
-    return np.c_[load, s.latency.rolling(10, 1).mean(), s.load.diff(10).fillna(0.)/10]
+    return np.c_[load, s.latency.rolling(10, 1).mean(), s.load.diff(10).fillna(0.0) / 10]
 
 # %% ../../nbs/lab/34_chaos.ipynb #9c4cf73a
-def own_suite(seed: int = 0, limit_ms: float = 300., minutes: int = 20) -> pd.DataFrame:   # fault, router, rerouted: share of the fault's minutes
+# fault, router, rerouted: share of the fault's minutes
+def own_suite(seed: int = 0, limit_ms: float = 300.0, minutes: int = 20) -> pd.DataFrame:
     "The exercise's suite, rebuilt: one row per fault, start and router."
-    d = exercise(1000, seed); load, latency = d["load"].to_numpy(), d["latency_ms"].to_numpy()
+    d = exercise(1000, seed)
+    load, latency = d["load"].to_numpy(), d["latency_ms"].to_numpy()
     x = three(load, latency)
     forest = RandomForestRegressor(100, random_state=seed).fit(x[:795], latency[5:800])
     rows = []
     for kind in PAINTED:
         for start in (825, 850, 925, 950):
-            part = slice(start, start + minutes); l, t = load.copy(), latency.copy()
+            part = slice(start, start + minutes)
+            l, t = load.copy(), latency.copy()
             l[part], t[part] = painted(kind, load[part], latency[part])
-            says = {"exercise": forest.predict(three(l, t)[part]), "mock": t[part], "always": np.full(minutes, inf), "never": np.zeros(minutes)}
+            says = {
+                "exercise": forest.predict(three(l, t)[part]),
+                "mock": t[part],
+                "always": np.full(minutes, inf),
+                "never": np.zeros(minutes),
+            }
             rows += [(kind, start, who, float((ms > limit_ms).mean())) for who, ms in says.items()]
-    return pd.DataFrame(rows, columns=["fault", "start", "router", "rerouted"]).assign(passed=lambda r: r.rerouted >= .5)
+    return pd.DataFrame(rows, columns=["fault", "start", "router", "rerouted"]).assign(
+        passed=lambda r: r.rerouted >= 0.5
+    )

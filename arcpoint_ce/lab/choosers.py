@@ -80,37 +80,52 @@ class Chooser(Peer):
 # %% ../../nbs/lab/30e_choosers.ipynb #0d608e05
 class Policy(Chooser):
     "How attempts end, for every peer."
+
     def end(self, job: Job, now: float, ok: bool, error: str | None):
         self.own[job.place] -= 1
-        if self.health is not None: self.health.ended(job, now, ok, error)
+        if self.health is not None:
+            self.health.ended(job, now, ok, error)
         self.learn(job, now, ok, error)
 
     def cancel(self, job: Job, now: float):
         self.own[job.place] -= 1
-        if self.health is not None: self.health.dropped(job, now)
+        if self.health is not None:
+            self.health.dropped(job, now)
 
     def tick(self, now: float, gauges: tuple[Gauge | None, ...]):
-        if self.health is not None: self.health.sweep(now)
+        if self.health is not None:
+            self.health.sweep(now)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #cdea437a
 class RandomChoice(Policy):
     "Weighted random by capacity (LiteLLM's simple-shuffle)."
-    def ready(self, n): self.weights = self.capacity; self.refactor(0)
 
-    def refactor(self, p): self.cum = list(accumulate(self.weights))   # the capacity of a place has changed
+    def ready(self, n):
+        self.weights = self.capacity
+        self.refactor(0)
+
+    def refactor(self, p):
+        self.cum = list(accumulate(self.weights))  # the capacity of a place has changed
 
     def pick(self, call, now, places):
-        if len(places) == len(self.all): return min(bisect_right(self.cum, self.random()*self.cum[-1]), len(places) - 1)
+        if len(places) == len(self.all):
+            return min(bisect_right(self.cum, self.random() * self.cum[-1]), len(places) - 1)
         return self.draw(places, [self.weights[p] for p in places])
 
     def draw(self, places, weights):
         cum = list(accumulate(weights))
-        return places[min(bisect_right(cum, self.random()*cum[-1]), len(places) - 1)] if cum[-1] > 0 else -1
+        return (
+            places[min(bisect_right(cum, self.random() * cum[-1]), len(places) - 1)]
+            if cum[-1] > 0
+            else -1
+        )
 
 # %% ../../nbs/lab/30e_choosers.ipynb #36c3cf7f
 class RoundRobin(Policy):
     "Each in turn, capacities ignored."
-    def ready(self, n): self.turn = -1
+
+    def ready(self, n):
+        self.turn = -1
 
     def pick(self, call, now, places):
         self.turn += 1
@@ -119,151 +134,215 @@ class RoundRobin(Policy):
 # %% ../../nbs/lab/30e_choosers.ipynb #122c812e
 class BestFixed(RandomChoice):
     "Weighted random with fixed weights by backend name; a name left out gets nothing."
-    def __init__(self, weights: Mapping[str, float]): self.weights_by_name = weights   # name -> weight, 0 or more
+
+    def __init__(self, weights: Mapping[str, float]):
+        self.weights_by_name = weights  # name -> weight, 0 or more
 
     def ready(self, n):
         "ValueError on names that the fleet does not have and on weights that are none."
         names, given = [b.name for b in self.backends], self.weights_by_name
-        if unknown := set(given) - set(names): raise ValueError(f"best_fixed: no such backends: {', '.join(sorted(unknown))}; known: {', '.join(names)}")
-        self.weights = [float(given.get(name, 0.)) for name in names]
-        if min(self.weights) < 0 or not 0 < sum(self.weights) < inf: raise ValueError(f"best_fixed: weights must be 0 or more and not all 0, got {dict(given)}")
+        if unknown := set(given) - set(names):
+            raise ValueError(
+                f"best_fixed: no such backends: {', '.join(sorted(unknown))}; known: {', '.join(names)}"
+            )
+        self.weights = [float(given.get(name, 0.0)) for name in names]
+        if min(self.weights) < 0 or not 0 < sum(self.weights) < inf:
+            raise ValueError(
+                f"best_fixed: weights must be 0 or more and not all 0, got {dict(given)}"
+            )
         self.cum = list(accumulate(self.weights))
 
 # %% ../../nbs/lab/30e_choosers.ipynb #156e529f
 class LeastInFlight(Policy):
     "Fewest own requests in flight per capacity, ties at random."
-    def ready(self, n): self.share = [1/c for c in self.capacity]
 
-    def refactor(self, p): self.share[p] = 1/self.capacity[p]          # its capacity has changed
+    def ready(self, n):
+        self.share = [1 / c for c in self.capacity]
+
+    def refactor(self, p):
+        self.share[p] = 1 / self.capacity[p]  # its capacity has changed
 
     def pick(self, call, now, places):
         own, share = self.own, self.share
-        loads = [(own[p] + 1)*share[p] for p in places]
+        loads = [(own[p] + 1) * share[p] for p in places]
         low = min(loads)
-        if loads.count(low) == 1: return places[loads.index(low)]
+        if loads.count(low) == 1:
+            return places[loads.index(low)]
         ties = [p for p, x in zip(places, loads) if x == low]
-        return ties[int(self.random()*len(ties))]
+        return ties[int(self.random() * len(ties))]
 
 # %% ../../nbs/lab/30e_choosers.ipynb #cc0ff0f0
-def two_of(random: Callable[[], float], places: Sequence[int]) -> tuple[int, int]:   # different where there are two
+# different where there are two
+def two_of(random: Callable[[], float], places: Sequence[int]) -> tuple[int, int]:
     "Two different places, uniformly."
     n = len(places)
-    i = int(random()*n)
-    if n == 1: return places[i], places[i]
-    j = int(random()*(n - 1))
+    i = int(random() * n)
+    if n == 1:
+        return places[i], places[i]
+    j = int(random() * (n - 1))
     return places[i], places[j + 1 if j >= i else j]
 
 # %% ../../nbs/lab/30e_choosers.ipynb #6a4d0764
 class TwoChoices(Policy):
-    "The power of two choices over own requests in flight (Mitzenmacher, 2001), with Envoy's slow start."
-    def __init__(self, slow_start_s: float = 0.): self.slow_start_s = slow_start_s   # a returning backend's window, s; 0: none
+    """The power of two choices over own requests in flight (Mitzenmacher, 2001), with Envoy's slow
+    start.
+    """
 
-    def ready(self, n): self.back_s = self.health.back_s if self.health is not None else [-inf]*n
+    def __init__(self, slow_start_s: float = 0.0):
+        self.slow_start_s = slow_start_s  # a returning backend's window, s; 0: none
 
-    def returned(self, place: int, now: float): self.back_s[place] = now             # from here it starts slowly
+    def ready(self, n):
+        self.back_s = self.health.back_s if self.health is not None else [-inf] * n
 
-    def weight(self, p, now): return self.capacity[p]*min(max((now - self.back_s[p])/self.slow_start_s, .1), 1.)
+    def returned(self, place: int, now: float):
+        self.back_s[place] = now  # from here it starts slowly
+
+    def weight(self, p, now):
+        return self.capacity[p] * min(max((now - self.back_s[p]) / self.slow_start_s, 0.1), 1.0)
 
     def pick(self, call, now, places):
         (a, b), own = two_of(self.random, places), self.own
-        if self.slow_start_s: wa, wb = self.weight(a, now), self.weight(b, now)
-        else: wa, wb = self.capacity[a], self.capacity[b]
-        return a if (own[a] + 1)*wb <= (own[b] + 1)*wa else b
+        if self.slow_start_s:
+            wa, wb = self.weight(a, now), self.weight(b, now)
+        else:
+            wa, wb = self.capacity[a], self.capacity[b]
+        return a if (own[a] + 1) * wb <= (own[b] + 1) * wa else b
 
 # %% ../../nbs/lab/30e_choosers.ipynb #5dc39124
-def work(call: Call, in_weight: float) -> float:   # units of work, > 0
+def work(call: Call, in_weight: float) -> float:  # units of work, > 0
     "Output tokens, and input tokens at a discount; an empty request counts as one."
-    return call.tokens_out + call.tokens_in/in_weight or 1.
+    return call.tokens_out + call.tokens_in / in_weight or 1.0
 
-def late_s(job: Job, now: float, ok: bool, error: str | None, before: float | None, units: float = 1.) -> float | None:
-    "Seconds per unit that an average should take in; None: nothing. A time-out counts only where it says more than `before`."
-    took = (now - job.start_s)/units
+
+def late_s(
+    job: Job, now: float, ok: bool, error: str | None, before: float | None, units: float = 1.0
+) -> float | None:
+    """Seconds per unit that an average should take in; None: nothing. A time-out counts only where
+    it says more than `before`.
+    """
+    took = (now - job.start_s) / units
     return took if ok or (error == "timeout" and (before is None or took > before)) else None
 
 # %% ../../nbs/lab/30e_choosers.ipynb #1d891eaf
 class AdaptiveLeast(Policy):
     "Adaptive least-request over all viable backends, with cool-down after consecutive errors."
+
     def __init__(
         self,
-        weight: float = .1,            # of the newest in both averages, 0..1
-        gamma: float = 1.5,            # how much lateness counts
-        error: float = 4.,             # how much the error rate counts
-        run: int = 5,                  # errors in a row before the cool-down
-        wait_s: float = 5.,            # first cool-down, s; doubles
-        in_weight: float = 200.,       # input tokens that are as much work as one output token
-        tpot_ms: Mapping[str, float] | None = None,   # nominal time per token by backend name, ms
+        weight: float = 0.1,  # of the newest in both averages, 0..1
+        gamma: float = 1.5,  # how much lateness counts
+        error: float = 4.0,  # how much the error rate counts
+        run: int = 5,  # errors in a row before the cool-down
+        wait_s: float = 5.0,  # first cool-down, s; doubles
+        in_weight: float = 200.0,  # input tokens that are as much work as one output token
+        tpot_ms: Mapping[str, float] | None = None,  # nominal time per token by backend name, ms
     ):
-        self.alpha, self.gamma, self.error_weight, self.in_weight, self.tpot_ms = weight, gamma, error, in_weight, tpot_ms or {}
-        self.health = FailureAccrual(run, rate=0., wait_s=wait_s, jitter=False, probe=False)
+        self.alpha, self.gamma, self.error_weight, self.in_weight, self.tpot_ms = (
+            weight,
+            gamma,
+            error,
+            in_weight,
+            tpot_ms or {},
+        )
+        self.health = FailureAccrual(run, rate=0.0, wait_s=wait_s, jitter=False, probe=False)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #87859046
 class AdaptiveFactors(AdaptiveLeast):
     "One factor per backend."
+
     def ready(self, n):
         "ValueError where nominal times are given, but not for all."
-        if missing := [b.name for b in self.backends if self.tpot_ms and b.name not in self.tpot_ms]: raise ValueError(f"tpot_ms lacks {', '.join(missing)}")
-        self.speed = [1/self.tpot_ms.get(b.name, 1.) for b in self.backends]
-        self.late, self.error, self.unknown = [None]*n, [0.]*n, set(range(n))   # latency per work times speed; error rate; no latency yet
-        self.factor = [1.]*n
-        for p in range(n): self.refactor(p)
+        if missing := [
+            b.name for b in self.backends if self.tpot_ms and b.name not in self.tpot_ms
+        ]:
+            raise ValueError(f"tpot_ms lacks {', '.join(missing)}")
+        self.speed = [1 / self.tpot_ms.get(b.name, 1.0) for b in self.backends]
+        # latency per work times speed; error rate; no latency yet
+        self.late, self.error, self.unknown = [None] * n, [0.0] * n, set(range(n))
+        self.factor = [1.0] * n
+        for p in range(n):
+            self.refactor(p)
 
     def refactor(self, p):
         late = self.late[p]
-        if late is None: late = sum(known)/len(known) if (known := [x for x in self.late if x is not None]) else 1.
-        self.factor[p] = late**self.gamma*(1 + self.error_weight*self.error[p])/(self.capacity[p]*self.speed[p])
+        if late is None:
+            late = (
+                sum(known) / len(known)
+                if (known := [x for x in self.late if x is not None])
+                else 1.0
+            )
+        self.factor[p] = (
+            late**self.gamma
+            * (1 + self.error_weight * self.error[p])
+            / (self.capacity[p] * self.speed[p])
+        )
 
 # %% ../../nbs/lab/30e_choosers.ipynb #fc06c0a3
 class AdaptiveLeastRequest(AdaptiveFactors):
-    "The two halves of adaptive least-request: choose by the factors, refresh one when an attempt ends."
+    """The two halves of adaptive least-request: choose by the factors, refresh one when an attempt
+    ends.
+    """
+
     def pick(self, call, now, places):
         own, factor, best, low = self.own, self.factor, -1, inf
         for p in places:
-            x = (own[p] + 1)*factor[p]
-            if x < low: best, low = p, x
+            x = (own[p] + 1) * factor[p]
+            if x < low:
+                best, low = p, x
         return best
 
     def learn(self, job, now, ok, error):
         p, a = job.place, self.alpha
-        self.error[p] += a*((not ok) - self.error[p])
-        before = self.late[p]; units = work(job.call, self.in_weight)/self.speed[p]
+        self.error[p] += a * ((not ok) - self.error[p])
+        before = self.late[p]
+        units = work(job.call, self.in_weight) / self.speed[p]
         x = late_s(job, now, ok, error, before, units)
         if x is not None:
-            self.late[p] = x if before is None else before + a*(x - before)
-            if self.unknown: self.unknown.discard(p)
+            self.late[p] = x if before is None else before + a * (x - before)
+            if self.unknown:
+                self.unknown.discard(p)
         self.refactor(p)
-        for q in self.unknown: self.refactor(q)
+        for q in self.unknown:
+            self.refactor(q)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #a2196a1e
 class Gauges(Policy):
     "What others occupy, what waits, time per token, by the gauges."
-    every_s = 1.
-    in_weight = 200.                   # input tokens that are as much work as one output token
+
+    every_s = 1.0
+    in_weight = 200.0  # input tokens that are as much work as one output token
 
     def ready(self, n):
-        self.others, self.waiting, self.told = [0.]*n, [0]*n, [None]*n       # load that is not ours; queue; gauge's time per token, ms
-        self.mine = [None]*n                                                 # our own average of it, ms
-        self.past = deque(maxlen=120)                                        # (time, own counts then)
+        # load that is not ours; queue; gauge's time per token, ms
+        self.others, self.waiting, self.told = [0.0] * n, [0] * n, [None] * n
+        self.mine = [None] * n  # our own average of it, ms
+        self.past = deque(maxlen=120)  # (time, own counts then)
 
     def tick(self, now, gauges):
         super().tick(now, gauges)
         self.past.append((now, self.own[:]))
         read = {}
         for p, g in enumerate(gauges):
-            if g is None: continue
-            if g.at_s not in read: read[g.at_s] = min(self.past, key=lambda x: abs(x[0] - g.at_s))[1]
-            self.others[p] = max(g.running + g.waiting - read[g.at_s][p], 0.)
+            if g is None:
+                continue
+            if g.at_s not in read:
+                read[g.at_s] = min(self.past, key=lambda x: abs(x[0] - g.at_s))[1]
+            self.others[p] = max(g.running + g.waiting - read[g.at_s][p], 0.0)
             self.waiting[p], self.told[p] = g.waiting, g.tpot_ms
 
 # %% ../../nbs/lab/30e_choosers.ipynb #cdd5fb60
 class Watching(Gauges):
     "A peer that reads gauges; own outcomes speak for the backends that say nothing."
-    def learn(self, job, now, ok, error):
-        p = job.place; before = self.mine[p]
-        x = late_s(job, now, ok, error, before and before/1000, work(job.call, self.in_weight))
-        if x is not None: self.mine[p] = 1000*x if before is None else before + .1*(1000*x - before)
 
-    def pace(self, p: int) -> float:   # ms per unit of work; 0 where nothing is known
-        return self.told[p] or self.mine[p] or 0.
+    def learn(self, job, now, ok, error):
+        p = job.place
+        before = self.mine[p]
+        x = late_s(job, now, ok, error, before and before / 1000, work(job.call, self.in_weight))
+        if x is not None:
+            self.mine[p] = 1000 * x if before is None else before + 0.1 * (1000 * x - before)
+
+    def pace(self, p: int) -> float:  # ms per unit of work; 0 where nothing is known
+        return self.told[p] or self.mine[p] or 0.0
 
 # %% ../../nbs/lab/30e_choosers.ipynb #6f1b710a
 class AdaptiveGauges(AdaptiveLeastRequest, Watching):

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from .experiment import Task
-from .families import FAMILIES, GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, World
+from .families import GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from .fleet import Fleet, Record
 from .gateways import EngineGateway, lab_engine
 from .rivals import PEERS, make_peer
@@ -29,7 +29,8 @@ from ..learning.rooms import RoomForecaster, plain_rooms, rooms_from
 from ..routing.policies import HeadRoom
 
 # %% ../../nbs/lab/33a_contest.ipynb #052b53e0
-FORECASTS = ("on", "off", "shuffled", "frozen", "inverted", "missing")   # "on": as the forecaster says; "off": without one; then the wrong ones
+# "on": as the forecaster says; "off": without one; then the wrong ones
+FORECASTS = ("on", "off", "shuffled", "frozen", "inverted", "missing")
 
 # %% ../../nbs/lab/33a_contest.ipynb #8b3f5658
 def engine_at(
@@ -39,24 +40,34 @@ def engine_at(
     store: NullStore | None = None,  # what it remembers; None: nothing
     **how,  # policy, forecaster and the rest of `ContextEngine`
 ) -> ContextEngine:
-    "An engine at the door of a world: told the limit of its requests and how many gateways there are."
+    """An engine at the door of a world: told the limit of its requests and how many gateways there
+    are.
+    """
     s = world.setting
     limits = dict(slo_ms=s.slack * REF_PREFILL_MS * 500.0, slo_tok_ms=s.slack * REF_TPOT_MS)
-    return lab_engine(backends, seed, **limits, store=store, lease_s=world.timeout_s, gateways=s.gateways, **how)
+    return lab_engine(
+        backends, seed, **limits, store=store, lease_s=world.timeout_s, gateways=s.gateways, **how
+    )
 
 
 @lru_cache(8)
 def past_of(
-    setting: Setting,  # of the world; what only concerns the judged requests is left out by `before`
+    # of the world; what only concerns the judged requests is left out by `before`
+    setting: Setting,
 ) -> NullStore:
     "What one gateway's store holds after the past cycles of a world, with the forecaster `auto`."
     world = World(setting)
-    fleet_of = lambda gateways: world.fleet(gateways, past=True)
+
+    def fleet_of(gateways):
+        return world.fleet(gateways, past=True)
+
     return lived_through(world, fleet_of, world.history(), 2 / 3 * world.start_s)
 
 
 def handed_on(store: NullStore, name: str) -> NullStore:
-    "The memory of `auto`, for a forecaster that is one of its candidates, or `both`: it keeps lessons and trust by their names."
+    """The memory of `auto`, for a forecaster that is one of its candidates, or `both`: it keeps
+    lessons and trust by their names.
+    """
     if name == "auto":
         return store
     out, memo, lessons = store.copy(), store.state("engine"), store.state("engine/lessons")
@@ -76,9 +87,15 @@ def lived_through(
     forecaster: str = "auto",
     shift_s: float = 0.0,  # the requests come this much later than `work` says, s
 ) -> NullStore:
-    "What one gateway's store holds after a past in which a few requests were sent by capacity alone, for the lessons."
+    """What one gateway's store holds after a past in which a few requests were sent by capacity
+    alone, for the lessons.
+    """
     store = NullStore()
-    gateway = EngineGateway(lambda backends, seed: engine_at(world, backends, seed, store, forecaster=forecaster, explore=0.05))
+    gateway = EngineGateway(
+        lambda backends, seed: engine_at(
+            world, backends, seed, store, forecaster=forecaster, explore=0.05
+        )
+    )
     fleet = fleet_of([gateway])
     if forecaster != "none":
         fleet.at(learn_at_s, lambda f, t: learn(gateway.engine, t))
@@ -91,7 +108,10 @@ def lived_through(
 
 
 def learn(engine: ContextEngine, now: float):
-    "A lesson in a simulated past, where the forecaster has a use for one. The next tick takes it up."
+    """A lesson in a simulated past, where the forecaster has a use for one.
+
+    The next tick takes it up.
+    """
     try:
         engine.forecaster.learn([], [], now)
     except ValueError:
@@ -113,10 +133,21 @@ def ours(
 ) -> EngineGateway:
     "One gateway of ours in this world."
     if store is None:
-        store = handed_on(past_of(before(world.setting)), forecaster) if forecaster != "none" else NullStore()
+        store = (
+            handed_on(past_of(before(world.setting)), forecaster)
+            if forecaster != "none"
+            else NullStore()
+        )
 
     def make(backends, seed):
-        engine = engine_at(world, backends, seed, store.copy() if into is None else into, forecaster=forecaster, **how)
+        engine = engine_at(
+            world,
+            backends,
+            seed,
+            store.copy() if into is None else into,
+            forecaster=forecaster,
+            **how,
+        )
         if into is not None and not engine.resumed:
             Keeper(store, engine.config).resume(engine.router, engine.forecaster, engine.feed)
         return engine
@@ -136,30 +167,52 @@ def taught(setting: Setting) -> RoomModel:
 @dataclass(frozen=True, slots=True)
 class Stuck:
     "A foresight that always says the same."
-    said: tuple[float, float]          # requests, log slowness
 
-    def change(self, since_s: float, t: float) -> tuple[float, float]: return self.said
-    def worst(self, since_s: float, now: float, ahead_s: float) -> tuple[float, float]: return self.said
+    said: tuple[float, float]  # requests, log slowness
+
+    def change(self, since_s: float, t: float) -> tuple[float, float]:
+        return self.said
+
+    def worst(self, since_s: float, now: float, ahead_s: float) -> tuple[float, float]:
+        return self.said
+
 
 def flipped(f: Foresight) -> Foresight:
     "The same clocks, upside down."
-    turn = lambda profiles: tuple(tuple(-x for x in p) for p in profiles)
+
+    def turn(profiles):
+        return tuple(tuple(-x for x in p) for p in profiles)
+
     return replace(f, occupied=turn(f.occupied), slow=turn(f.slow))
+
 
 def frozen(f: Foresight, at_s: float) -> Stuck:
     "Stuck at the largest change that the next cycle holds."
-    period = max((len(p) for p in f.occupied + f.slow), default=1)*f.step_s
-    return Stuck(max((f.change(at_s + t, at_s + t + 2*f.step_s) for t in np.arange(0, period, f.step_s)), key=sum))
+    period = max((len(p) for p in f.occupied + f.slow), default=1) * f.step_s
+    return Stuck(
+        max(
+            (f.change(at_s + t, at_s + t + 2 * f.step_s) for t in np.arange(0, period, f.step_s)),
+            key=sum,
+        )
+    )
+
 
 def spoiled(model: RoomModel, how: str, seed: int, at_s: float) -> RoomModel:
     "A model whose foresight is as asked. ValueError on an unknown way."
     fs = model.foresight
-    if how not in FORECASTS: raise ValueError(f"unknown forecast {how!r}; known: {', '.join(FORECASTS)}")
-    if how in ("off", "missing"): fs = (None,)*len(fs)
-    elif how == "inverted": fs = tuple(flipped(f) for f in fs)
-    elif how == "frozen": fs = tuple(frozen(f, at_s) for f in fs)
-    elif how == "shuffled": k = int(np.random.default_rng(seed).integers(1, len(fs))); fs = (*fs[k:], *fs[:k])
+    if how not in FORECASTS:
+        raise ValueError(f"unknown forecast {how!r}; known: {', '.join(FORECASTS)}")
+    if how in ("off", "missing"):
+        fs = (None,) * len(fs)
+    elif how == "inverted":
+        fs = tuple(flipped(f) for f in fs)
+    elif how == "frozen":
+        fs = tuple(frozen(f, at_s) for f in fs)
+    elif how == "shuffled":
+        k = int(np.random.default_rng(seed).integers(1, len(fs)))
+        fs = (*fs[k:], *fs[:k])
     return replace(model, foresight=fs)
+
 
 def spoiled_past(world: World, how: str) -> NullStore:
     "The past of a world, and in it lessons of the room forecaster that are wrong on purpose."
@@ -170,19 +223,33 @@ def spoiled_past(world: World, how: str) -> NullStore:
     return store
 
 # %% ../../nbs/lab/33a_contest.ipynb #18112a33
-def true_room(world: World) -> np.ndarray:   # (backends, grid) requests
+def true_room(world: World) -> np.ndarray:  # (backends, grid) requests
     "Head-room of every backend on the grid, faults left out."
     levels = np.round(world.speed, 2)
-    most = np.array([np.interp(levels[i], u := np.unique(levels[i]), [x.curve.most(world.limit_tpot_ms*v) for v in u]) for i, x in enumerate(world.sims)])
-    return np.maximum(most - world.others, 0.)
+    most = np.array(
+        [
+            np.interp(
+                levels[i],
+                u := np.unique(levels[i]),
+                [x.curve.most(world.limit_tpot_ms * v) for v in u],
+            )
+            for i, x in enumerate(world.sims)
+        ]
+    )
+    return np.maximum(most - world.others, 0.0)
 
-def mean_room(world: World) -> list[float]:   # by place, requests
+
+def mean_room(world: World) -> list[float]:  # by place, requests
     "Mean head-room of every backend while requests come."
     during = (world.grid >= world.start_s) & (world.grid <= world.end_s)
     return true_room(world)[:, during].mean(1).tolist()
 
 # %% ../../nbs/lab/33a_contest.ipynb #197516ce
-CLAIRVOYANTS = {"clairvoyant_1": dict(how="least", lives=1.), "clairvoyant_2": dict(how="least", lives=2.), "clairvoyant_draw": dict(how="draw3", lives=1.)}
+CLAIRVOYANTS = {
+    "clairvoyant_1": dict(how="least", lives=1.0),
+    "clairvoyant_2": dict(how="least", lives=2.0),
+    "clairvoyant_draw": dict(how="draw3", lives=1.0),
+}
 WRONG = tuple(f"ours_{f}" for f in FORECASTS if f not in ("on", "off"))
 OURS = ("ours", "ours_none", "ours_room", "ours_latency", "ours_both", *WRONG, "ours_thrifty")
 CONTENDERS = (*OURS, *(p for p in PEERS if p != "clairvoyant"), *CLAIRVOYANTS)
@@ -193,7 +260,9 @@ def our_gateway(name: str, world: World, params: dict, trace: list | None) -> En
     if name in WRONG:
         return ours(world, "room", trace, spoiled_past(world, name.removeprefix("ours_")), **params)
     if name == "ours_thrifty":
-        return ours(world, "room", trace, policy=HeadRoom(thrift=0.6, gateways=world.setting.gateways))
+        return ours(
+            world, "room", trace, policy=HeadRoom(thrift=0.6, gateways=world.setting.gateways)
+        )
     kind = name.removeprefix("ours").lstrip("_")
     params = dict(params)
     forecaster = params.pop("forecaster", "auto") if not kind else kind
@@ -202,51 +271,82 @@ def our_gateway(name: str, world: World, params: dict, trace: list | None) -> En
 
 
 def contenders(name: str, world: World, params: dict, hold: dict) -> list:
-    "The gateways of one contender. ValueError on an unknown name. `hold` receives the fleet (for the clairvoyant) and the traces."
+    """The gateways of one contender.
+
+    ValueError on an unknown name. `hold` receives the fleet (for the clairvoyant) and the traces.
+    """
     s = world.setting
     if name in CLAIRVOYANTS:
         p = CLAIRVOYANTS[name]
-        oracle = lambda now: world.free(hold["fleet"], now, p["lives"] * s.request_s)
-        return [make_peer("clairvoyant", oracle=oracle, how=p["how"], every=1.0) for _ in range(s.gateways)]
+
+        def oracle(now):
+            return world.free(hold["fleet"], now, p["lives"] * s.request_s)
+
+        return [
+            make_peer("clairvoyant", oracle=oracle, how=p["how"], every=1.0)
+            for _ in range(s.gateways)
+        ]
     if name in OURS:
         trace = hold.setdefault("trace", [])
-        return [our_gateway(name, world, params, trace if g == 0 else None) for g in range(s.gateways)]
+        return [
+            our_gateway(name, world, params, trace if g == 0 else None) for g in range(s.gateways)
+        ]
     if name not in PEERS:
         raise ValueError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")
     if name == "c3":
         params = dict(clients=s.gateways) | params
     if name == "best_fixed":
-        params = dict(weights=dict(zip((x.name for x in world.backends), mean_room(world)))) | params
+        params = (
+            dict(weights=dict(zip((x.name for x in world.backends), mean_room(world)))) | params
+        )
     return [make_peer(name, gateways=s.gateways, **params) for _ in range(s.gateways)]
 
 # %% ../../nbs/lab/33a_contest.ipynb #37548d00
-def herding(record: Record, n: int, window_s: float = 1.) -> float:
-    "Fano factor of dispatches per backend over that of independent draws: 1 where routing adds no lumps of its own."
-    k = ((record.born_s - record.born_s.min())//window_s).astype(int)
-    counts = np.zeros((k.max() + 1, n)); np.add.at(counts, (k, np.maximum(record.first, 0)), 1)
-    mean, total = counts.mean(0), counts.sum(1); busy = mean > .05
-    alone = 1 + mean[busy]/total.mean()*(total.var()/total.mean() - 1)
-    return float(np.mean(counts.var(0)[busy]/mean[busy]/alone)) if busy.any() else 1.
+def herding(record: Record, n: int, window_s: float = 1.0) -> float:
+    """Fano factor of dispatches per backend over that of independent draws: 1 where routing adds no
+    lumps of its own.
+    """
+    k = ((record.born_s - record.born_s.min()) // window_s).astype(int)
+    counts = np.zeros((k.max() + 1, n))
+    np.add.at(counts, (k, np.maximum(record.first, 0)), 1)
+    mean, total = counts.mean(0), counts.sum(1)
+    busy = mean > 0.05
+    alone = 1 + mean[busy] / total.mean() * (total.var() / total.mean() - 1)
+    return float(np.mean(counts.var(0)[busy] / mean[busy] / alone)) if busy.any() else 1.0
+
 
 def counted(world: World, record: Record) -> dict:
     "One flat row about one run."
     late, took = record.violated, record.latency_s[record.ok]
-    q = np.quantile(took, (.5, .95, .99)) if len(took) else [np.nan]*3
-    return dict(requests=len(record), violations=int(late.sum()), failed=int((~record.ok).sum()), p50_s=float(q[0]), p95_s=float(q[1]), p99_s=float(q[2]),
-                cost_usd=float(record.cost_usd.sum()), attempts=int(record.attempts.sum()), goodput_rps=float((~late).sum()/(world.end_s - world.start_s)),
-                fano=herding(record, len(world.sims)))
+    q = np.quantile(took, (0.5, 0.95, 0.99)) if len(took) else [np.nan] * 3
+    return dict(
+        requests=len(record),
+        violations=int(late.sum()),
+        failed=int((~record.ok).sum()),
+        p50_s=float(q[0]),
+        p95_s=float(q[1]),
+        p99_s=float(q[2]),
+        cost_usd=float(record.cost_usd.sum()),
+        attempts=int(record.attempts.sum()),
+        goodput_rps=float((~late).sum() / (world.end_s - world.start_s)),
+        fano=herding(record, len(world.sims)),
+    )
 
 # %% ../../nbs/lab/33a_contest.ipynb #d2000d55
-def low_times(room: np.ndarray, share: float = .5) -> list[tuple[int, int]]:   # (first, last) index of each spell
+# (first, last) index of each spell
+def low_times(room: np.ndarray, share: float = 0.5) -> list[tuple[int, int]]:
     "Spells below a share of the median, after having been well above it."
     middle, out, k = float(np.median(room)), [], 0
-    low, high = room < share*middle, room > .7*middle
+    low, high = room < share * middle, room > 0.7 * middle
     while k < len(room):
         if low[k] and high[:k].any():
             e = k
-            while e + 1 < len(room) and not high[e + 1]: e += 1
-            out.append((k, e)); k = e + 1
-        else: k += 1
+            while e + 1 < len(room) and not high[e + 1]:
+                e += 1
+            out.append((k, e))
+            k = e + 1
+        else:
+            k += 1
     return out
 
 # %% ../../nbs/lab/33a_contest.ipynb #ced43ade
@@ -254,7 +354,9 @@ SHEDS = 1.25  # a foreseen change of this factor counts as shedding
 
 
 def leads(world: World, trace: list, twin: Record, early_s: float = 120.0) -> dict:
-    "Leads from first shed to first breach, share of onsets that had one, and the share of ticks with a false shed."
+    """Leads from first shed to first breach, share of onsets that had one, and the share of ticks
+    with a false shed.
+    """
     t = np.array([now for now, _ in trace])
     low = np.array([changes for _, changes in trace]).T > SHEDS  # (backends, ticks)
     room, late_at, found = true_room(world), twin.born_s + twin.slo_s, []
@@ -287,7 +389,9 @@ def leads(world: World, trace: list, twin: Record, early_s: float = 120.0) -> di
         breaches=int(len(real) + (found == -np.inf).sum()),
         lead_s=float(np.median(real)) if len(real) else np.nan,
         false_shed=float(false.mean()),
-        acting_share=float((np.abs(np.log(np.array([c for _, c in trace]))) > np.log(1.1)).any(1).mean()),
+        acting_share=float(
+            (np.abs(np.log(np.array([c for _, c in trace]))) > np.log(1.1)).any(1).mean()
+        ),
     )
 
 # %% ../../nbs/lab/33a_contest.ipynb #0b8162e3
@@ -317,7 +421,8 @@ def ran(
     return hold["fleet"].run(world.workload), hold
 
 
-def changed_shares(gateways: list) -> dict:  # changed_share, other_best_share, 0..1; None: none of them is ours
+# changed_share, other_best_share, 0..1; None: none of them is ours
+def changed_shares(gateways: list) -> dict:
     "Shares of decisions that the forecast changed, mean over the gateways that can tell."
     out = {}
     for name in ("changed_share", "other_best_share"):
@@ -327,7 +432,9 @@ def changed_shares(gateways: list) -> dict:  # changed_share, other_best_share, 
 
 
 def run_one(task: Task) -> dict:
-    "One contender in one world: a flat row. With `leads` behind its name, the lead times beside its forecast-off twin."
+    """One contender in one world: a flat row. With `leads` behind its name, the lead times beside
+    its forecast-off twin.
+    """
     options, (name, _, extra) = dict(task.options), task.policy.partition("+")
     scaler = options.pop("scaler", None)
     world = World(Setting(task.family, task.seed, **options))

@@ -13,7 +13,8 @@ from math import exp, log
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, norm, t as student
+from scipy.stats import bootstrap, norm
+from scipy.stats import t as student
 
 from .experiment import FEWEST, ratio_interval
 
@@ -69,7 +70,9 @@ def _pooled(ours: np.ndarray, rival: np.ndarray, axis: int = -1) -> np.ndarray:
     return ours.sum(axis) / np.maximum(rival.sum(axis), 1e-9)
 
 
-def _resampled(ours: np.ndarray, rival: np.ndarray, method: str, level: float = 0.95) -> tuple[float, float]:
+def _resampled(
+    ours: np.ndarray, rival: np.ndarray, method: str, level: float = 0.95
+) -> tuple[float, float]:
     "Bootstrap interval of the pooled ratio (scipy), worlds drawn together."
     found = bootstrap(
         (ours, rival),
@@ -182,7 +185,9 @@ def coverage_table(
             drawn = [recipe.draw(n, rng) for _ in range(comparisons)]
             for name, method in methods.items():
                 ends = np.array([method(*counts) for counts in drawn])
-                rows.append(dict(method=name, recipe=recipe.name, n_worlds=n) | _held(ends, recipe.ratio))
+                rows.append(
+                    dict(method=name, recipe=recipe.name, n_worlds=n) | _held(ends, recipe.ratio)
+                )
     return pd.DataFrame(rows)
 
 
@@ -202,7 +207,8 @@ def _held(ends: np.ndarray, truth: float) -> dict:  # ends: (comparisons, 2)
 
 def mean_coverage(
     table: pd.DataFrame,  # of `coverage_table`
-) -> pd.DataFrame:  # by method; for each number of worlds the mean over recipes, and the worst recipe
+    # by method; for each number of worlds the mean over recipes, and the worst recipe
+) -> pd.DataFrame:
     "The table in short."
     by = table.groupby(["method", "n_worlds"], sort=False)["held"]
     short = pd.concat(dict(mean=by.mean(), worst=by.min()), axis=1)

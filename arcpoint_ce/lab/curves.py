@@ -17,154 +17,236 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from .fleet import Fleet, FixedChoice, ServiceCurve, SimBackend
+from .fleet import FixedChoice, Fleet, ServiceCurve, SimBackend
 from ..routing.core import Backend
 
 # %% ../../nbs/lab/30a_curves.ipynb #d55cc829
 def synthetic_curve(
-    tpot_ms: float = 20.,      # time per output token of a lone request, ms
-    knee: float = 32.,         # batch at which waiting for memory turns into computing, requests
-    sharp: float = 2.,         # how sharp the knee is: 1 soft, 4 a corner
-    ttft_ms: float = 100.,     # time to first token of a lone request with `prompt_tok` tokens, ms; 0: none
-    prompt_tok: float = 1000., # input tokens that `ttft_ms` is for
-    fixed: float = .2,         # share of it that does not grow with the prompt, 0..1
-) -> ServiceCurve:             # points at 1, 2, 4, ... up to four times the knee
-    "A made-up curve with a knee; synthetic, not measured. ValueError on parameters that are not positive."
-    for name, x in {"tpot_ms": tpot_ms, "knee": knee, "sharp": sharp, "prompt_tok": prompt_tok}.items():
-        if not 0 < x < inf: raise ValueError(f"synthetic_curve: {name} must be positive, got {x!r}")
-    if knee < 1 or not 0 <= ttft_ms < inf: raise ValueError(f"synthetic_curve: knee must be 1 or more and ttft_ms 0 or more, got {knee!r}, {ttft_ms!r}")
-    batch = (*(2.**k for k in range(20) if 2.**k < 4*knee), 4.*knee)
-    slower = [((1 + (b/knee)**sharp)/(1 + knee**-sharp))**(1/sharp) for b in batch]
-    return ServiceCurve(batch, tuple(tpot_ms*s for s in slower), tuple(ttft_ms*s for s in slower) if ttft_ms else (), prompt_tok, fixed)
+    tpot_ms: float = 20.0,  # time per output token of a lone request, ms
+    knee: float = 32.0,  # batch at which waiting for memory turns into computing, requests
+    sharp: float = 2.0,  # how sharp the knee is: 1 soft, 4 a corner
+    # time to first token of a lone request with `prompt_tok` tokens, ms; 0: none
+    ttft_ms: float = 100.0,
+    prompt_tok: float = 1000.0,  # input tokens that `ttft_ms` is for
+    fixed: float = 0.2,  # share of it that does not grow with the prompt, 0..1
+) -> ServiceCurve:  # points at 1, 2, 4, ... up to four times the knee
+    """A made-up curve with a knee; synthetic, not measured. ValueError on parameters that are not
+    positive.
+    """
+    for name, x in {
+        "tpot_ms": tpot_ms,
+        "knee": knee,
+        "sharp": sharp,
+        "prompt_tok": prompt_tok,
+    }.items():
+        if not 0 < x < inf:
+            raise ValueError(f"synthetic_curve: {name} must be positive, got {x!r}")
+    if knee < 1 or not 0 <= ttft_ms < inf:
+        raise ValueError(
+            f"synthetic_curve: knee must be 1 or more and ttft_ms 0 or more, got {knee!r}, {ttft_ms!r}"
+        )
+    batch = (*(2.0**k for k in range(20) if 2.0**k < 4 * knee), 4.0 * knee)
+    slower = [((1 + (b / knee) ** sharp) / (1 + knee**-sharp)) ** (1 / sharp) for b in batch]
+    return ServiceCurve(
+        batch,
+        tuple(tpot_ms * s for s in slower),
+        tuple(ttft_ms * s for s in slower) if ttft_ms else (),
+        prompt_tok,
+        fixed,
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #abd2a310
 def capacity_rps(
     curve: ServiceCurve,
-    tokens_in: float,      # input tokens of each request
-    tokens_out: float,     # output tokens of each request
-) -> float:                # requests/s that one replica sustains
+    tokens_in: float,  # input tokens of each request
+    tokens_out: float,  # output tokens of each request
+) -> float:  # requests/s that one replica sustains
     "The request rate at which a replica with this curve is full."
     last = curve.batch[-1]
-    return 1000*last/(curve.prefill(last, tokens_in) + tokens_out*curve.tpot(last))
+    return 1000 * last / (curve.prefill(last, tokens_in) + tokens_out * curve.tpot(last))
 
 # %% ../../nbs/lab/30a_curves.ipynb #e10f8e24
 def expected_latency_s(
     curve: ServiceCurve,
-    rate_rps: float,       # Poisson arrivals at one replica, requests/s
-    tokens_in: float,      # mean input tokens
-    tokens_out: float,     # mean output tokens
-) -> float:                # mean latency, s; inf at capacity and beyond
-    "Mean latency of a replica without limits or queue: state-dependent processor sharing (Cohen, 1979)."
-    load = rate_rps/capacity_rps(curve, tokens_in, tokens_out)
-    if load >= 1: return inf
-    work_s = lambda n: (curve.prefill(n, tokens_in) + tokens_out*curve.tpot(n))/1000
-    n = np.arange(int(curve.batch[-1]) + 2)                    # past the last point the terms fall by `load` each
-    logs = np.r_[0., np.cumsum([log(rate_rps*work_s(k)/k) for k in n[1:].tolist()])]
+    rate_rps: float,  # Poisson arrivals at one replica, requests/s
+    tokens_in: float,  # mean input tokens
+    tokens_out: float,  # mean output tokens
+) -> float:  # mean latency, s; inf at capacity and beyond
+    """Mean latency of a replica without limits or queue: state-dependent processor sharing (Cohen,
+    1979).
+    """
+    load = rate_rps / capacity_rps(curve, tokens_in, tokens_out)
+    if load >= 1:
+        return inf
+
+    def work_s(n):
+        return (curve.prefill(n, tokens_in) + tokens_out * curve.tpot(n)) / 1000
+
+    n = np.arange(int(curve.batch[-1]) + 2)  # past the last point the terms fall by `load` each
+    logs = np.r_[0.0, np.cumsum([log(rate_rps * work_s(k) / k) for k in n[1:].tolist()])]
     p = np.exp(logs - logs.max())
-    tail = p[-1]*load/(1 - load)
-    return float((p @ n + tail*(n[-1] + 1/(1 - load)))/(p.sum() + tail)/rate_rps)
+    tail = p[-1] * load / (1 - load)
+    return float((p @ n + tail * (n[-1] + 1 / (1 - load))) / (p.sum() + tail) / rate_rps)
 
 # %% ../../nbs/lab/30a_curves.ipynb #c0650984
-LAYOUTS = {                                   # layout: (needed columns, optional columns), theirs -> ours
+LAYOUTS = {  # layout: (needed columns, optional columns), theirs -> ours
     "stages": (
-        {"load_summary.requested_rate": "asked_rps", "load_summary.achieved_rate": "rate_rps",
-         "successes.latency.request_latency.mean": "latency_s", "successes.output_len.mean": "tokens_out"},
-        {"config": "config", "successes.latency.time_to_first_token.mean": "ttft_s", "successes.prompt_len.mean": "tokens_in",
-         "successes.count": "count", "successes.throughput.requests_per_sec": "done_rps"}),
+        {
+            "load_summary.requested_rate": "asked_rps",
+            "load_summary.achieved_rate": "rate_rps",
+            "successes.latency.request_latency.mean": "latency_s",
+            "successes.output_len.mean": "tokens_out",
+        },
+        {
+            "config": "config",
+            "successes.latency.time_to_first_token.mean": "ttft_s",
+            "successes.prompt_len.mean": "tokens_in",
+            "successes.count": "count",
+            "successes.throughput.requests_per_sec": "done_rps",
+        },
+    ),
     "splitwise": (
-        {"model": "model", "hardware": "hardware", "prompt_size": "prompt_tok", "batch_size": "batch",
-         "prompt_time": "ttft_ms", "token_time": "tpot_ms"},
-        {"tensor_parallel": "tensor_parallel", "token_size": "tokens_out"}),
+        {
+            "model": "model",
+            "hardware": "hardware",
+            "prompt_size": "prompt_tok",
+            "batch_size": "batch",
+            "prompt_time": "ttft_ms",
+            "token_time": "tpot_ms",
+        },
+        {"tensor_parallel": "tensor_parallel", "token_size": "tokens_out"},
+    ),
 }
-WORDS = ("config", "model", "hardware")       # columns of text; all others hold numbers above 0
+WORDS = ("config", "model", "hardware")  # columns of text; all others hold numbers above 0
 
 # %% ../../nbs/lab/30a_curves.ipynb #29a0d891
 def _text(
-    path: Path,            # a CSV file with a header
-) -> pd.DataFrame:         # fields as text (NaN where empty), index: line in the file
+    path: Path,  # a CSV file with a header
+) -> pd.DataFrame:  # fields as text (NaN where empty), index: line in the file
     "Every row as it is. ValueError where the file is no table."
-    try: raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False, index_col=False, encoding="utf-8-sig")
+    try:
+        raw = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[""],
+            skip_blank_lines=False,
+            index_col=False,
+            encoding="utf-8-sig",
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not a CSV table with a header ({str(e).strip()}); export it again, with the columns of {' or '.join(LAYOUTS)}") from e
+        raise ValueError(
+            f"{path}: not a CSV table with a header ({str(e).strip()}); export it again, with the columns of {' or '.join(LAYOUTS)}"
+        ) from e
     raw.index = raw.index + 2
     return raw.rename(columns=str.strip).dropna(how="all")
 
 # %% ../../nbs/lab/30a_curves.ipynb #7d3e3079
 def detect_layout(
-    path: str | Path,      # a CSV file
-    columns: list[str],    # its header
-) -> str:                  # "stages" or "splitwise"
+    path: str | Path,  # a CSV file
+    columns: list[str],  # its header
+) -> str:  # "stages" or "splitwise"
     "Layout by its header. ValueError that says what is missing for the nearer layout."
     gone = {k: [c for c in needed if c not in columns] for k, (needed, _) in LAYOUTS.items()}
-    near = min(LAYOUTS, key=lambda k: len(gone[k])/len(LAYOUTS[k][0]))
-    if not gone[near]: return near
-    raise ValueError(f"{path}, line 1: no column {', '.join(gone[near])}, which the layout {near!r} needs; name columns as the tool "
-                     f"that measured does (nearest of the layouts {', '.join(LAYOUTS)})")
+    near = min(LAYOUTS, key=lambda k: len(gone[k]) / len(LAYOUTS[k][0]))
+    if not gone[near]:
+        return near
+    raise ValueError(
+        f"{path}, line 1: no column {', '.join(gone[near])}, which the layout {near!r} needs; name columns as the tool "
+        f"that measured does (nearest of the layouts {', '.join(LAYOUTS)})"
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #1eb35dfc
 def _rows(
-    path: str | Path,      # a file
-    layout: str,           # the layout that it must have
-) -> pd.DataFrame:         # our columns, numbers as float; index: line in the file
+    path: str | Path,  # a file
+    layout: str,  # the layout that it must have
+) -> pd.DataFrame:  # our columns, numbers as float; index: line in the file
     "The fields that a fit uses. ValueError naming file, line and column."
     raw = _text(path := Path(path))
-    if (found := detect_layout(path, list(raw))) != layout: raise ValueError(f"{path}: its layout is {found!r}, not {layout!r}; load_curves finds the right reader itself")
+    if (found := detect_layout(path, list(raw))) != layout:
+        raise ValueError(
+            f"{path}: its layout is {found!r}, not {layout!r}; load_curves finds the right reader itself"
+        )
     needed, optional = LAYOUTS[layout]
-    have = {t: o for t, o in {**needed, **optional}.items() if t in needed or (t in raw and raw[t].notna().any())}
+    have = {
+        t: o
+        for t, o in {**needed, **optional}.items()
+        if t in needed or (t in raw and raw[t].notna().any())
+    }
     out = raw[list(have)].rename(columns=have)
     for theirs, ours in have.items():
-        if ours not in WORDS: out[ours] = pd.to_numeric(out[ours], errors="coerce").astype(float)
+        if ours not in WORDS:
+            out[ours] = pd.to_numeric(out[ours], errors="coerce").astype(float)
         bad = out[ours].isna() if ours in WORDS else ~(np.isfinite(out[ours]) & (out[ours] > 0))
         if bad.any():
             line, what = bad.idxmax(), "empty" if ours in WORDS else "not a number above 0"
-            raise ValueError(f"{path}, line {line}, column {theirs}: {raw[theirs][line]!r} is {what}; mend that field or delete the line")
-    if out.empty: raise ValueError(f"{path}: a header and no rows; measure something, then export it again")
+            raise ValueError(
+                f"{path}, line {line}, column {theirs}: {raw[theirs][line]!r} is {what}; mend that field or delete the line"
+            )
+    if out.empty:
+        raise ValueError(f"{path}: a header and no rows; measure something, then export it again")
     return out
 
 # %% ../../nbs/lab/30a_curves.ipynb #f6c21850
-KEPT_UP = .95                  # a stage kept up if this share of what was asked came in (and went out)
+KEPT_UP = 0.95  # a stage kept up if this share of what was asked came in (and went out)
+
 
 def _stages(
-    rows: pd.DataFrame,        # rows of one configuration
-) -> pd.DataFrame:             # one row a rate, rising: with in_flight, batch, tpot_ms and kept_up
+    rows: pd.DataFrame,  # rows of one configuration
+) -> pd.DataFrame:  # one row a rate, rising: with in_flight, batch, tpot_ms and kept_up
     "What each stage of a load test says about the server."
     s = rows.select_dtypes("number").groupby("asked_rps", as_index=False).mean()
-    if "ttft_s" not in s: s["ttft_s"] = 0.
-    s["in_flight"] = s.rate_rps*s.latency_s
+    if "ttft_s" not in s:
+        s["ttft_s"] = 0.0
+    s["in_flight"] = s.rate_rps * s.latency_s
     s["batch"] = 1 + s.in_flight
-    s["tpot_ms"] = 1000*(s.latency_s - s.ttft_s)/s.tokens_out
-    fine = s.rate_rps >= KEPT_UP*s.asked_rps
-    if {"count", "done_rps"} <= set(s): fine &= s.done_rps*(1/s.rate_rps + s.latency_s/s["count"]) >= KEPT_UP
+    s["tpot_ms"] = 1000 * (s.latency_s - s.ttft_s) / s.tokens_out
+    fine = s.rate_rps >= KEPT_UP * s.asked_rps
+    if {"count", "done_rps"} <= set(s):
+        fine &= s.done_rps * (1 / s.rate_rps + s.latency_s / s["count"]) >= KEPT_UP
     s["kept_up"] = np.logical_and.accumulate(fine)
     return s
 
 # %% ../../nbs/lab/30a_curves.ipynb #b495039f
 def _full(
-    kept: pd.DataFrame,        # stages up to the knee
-    over: pd.DataFrame,        # stages past it, perhaps none
-) -> tuple[float, float, bool]:   # full batch, its time per token (ms), whether it was measured
+    kept: pd.DataFrame,  # stages up to the knee
+    over: pd.DataFrame,  # stages past it, perhaps none
+) -> tuple[float, float, bool]:  # full batch, its time per token (ms), whether it was measured
     "The point past the knee at which the server is full."
     last = kept.iloc[-1]
     if len(over):
         rate, tpot_ms = over.rate_rps.median(), max(over.tpot_ms.median(), last.tpot_ms)
-        batch = rate*(last.ttft_s + last.tokens_out*tpot_ms/1000)
-        if rate > last.rate_rps and batch > last.batch: return float(batch), float(tpot_ms), True
+        batch = rate * (last.ttft_s + last.tokens_out * tpot_ms / 1000)
+        if rate > last.rate_rps and batch > last.batch:
+            return float(batch), float(tpot_ms), True
     before = kept.iloc[-2] if len(kept) > 1 else last
-    steep = (last.tpot_ms - before.tpot_ms)/max(last.batch - before.batch, 1e-9)*last.batch/last.tpot_ms
-    return float(1.5*last.batch), float(last.tpot_ms*(1 + .5*np.clip(steep, 0., .8))), False
+    steep = (
+        (last.tpot_ms - before.tpot_ms)
+        / max(last.batch - before.batch, 1e-9)
+        * last.batch
+        / last.tpot_ms
+    )
+    return (
+        float(1.5 * last.batch),
+        float(last.tpot_ms * (1 + 0.5 * np.clip(steep, 0.0, 0.8))),
+        False,
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #9aeb6f85
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     "A curve and where it comes from."
+
     curve: ServiceCurve
-    points: pd.DataFrame       # the measurements behind it, one row a point; for load tests with `kept_up`
-    source: str                # file, or what made it up
-    tokens_in: float           # mean input tokens of the measured requests
-    tokens_out: float          # mean output tokens; NaN where the file does not say
-    knee_rps: float | None = None   # largest measured rate that the server kept up with; None: no rates measured
-    slots: int | None = None   # requests in the full batch; None: never seen full
-    notes: tuple[str, ...] = ()     # what had to be assumed or left out
+    # the measurements behind it, one row a point; for load tests with `kept_up`
+    points: pd.DataFrame
+    source: str  # file, or what made it up
+    tokens_in: float  # mean input tokens of the measured requests
+    tokens_out: float  # mean output tokens; NaN where the file does not say
+    # largest measured rate that the server kept up with; None: no rates measured
+    knee_rps: float | None = None
+    slots: int | None = None  # requests in the full batch; None: never seen full
+    notes: tuple[str, ...] = ()  # what had to be assumed or left out
 
     def __repr__(self):
         c = self.curve
@@ -172,88 +254,165 @@ class Fit:
 
 # %% ../../nbs/lab/30a_curves.ipynb #d026712d
 def _settle(
-    curve: ServiceCurve,       # through the means; its last point stays
-    kept: pd.DataFrame,        # the stages behind its other points
-) -> ServiceCurve:             # the same points, times per token corrected by at most 30 %
-    "Correct a curve until `expected_latency_s` gives the measured latencies (least squares of their logarithms)."
+    curve: ServiceCurve,  # through the means; its last point stays
+    kept: pd.DataFrame,  # the stages behind its other points
+) -> ServiceCurve:  # the same points, times per token corrected by at most 30 %
+    """Correct a curve until `expected_latency_s` gives the measured latencies (least squares of
+    their logarithms).
+    """
     tpot_ms = np.array(curve.tpot_ms)
-    def bent(x): return replace(curve, tpot_ms=tuple(np.maximum.accumulate(tpot_ms*np.exp(np.r_[x, 0.])).tolist()))
+
+    def bent(x):
+        return replace(
+            curve, tpot_ms=tuple(np.maximum.accumulate(tpot_ms * np.exp(np.r_[x, 0.0])).tolist())
+        )
+
     def off(x):
         c = bent(x)
-        return [log(min(expected_latency_s(c, s.rate_rps, c.prompt_tok, s.tokens_out), 1e6)/s.latency_s) for s in kept.itertuples()]
-    return bent(least_squares(off, np.zeros(len(kept)), bounds=(-.3, .3), diff_step=1e-3, xtol=1e-4, ftol=1e-6, max_nfev=30).x)
+        return [
+            log(
+                min(expected_latency_s(c, s.rate_rps, c.prompt_tok, s.tokens_out), 1e6)
+                / s.latency_s
+            )
+            for s in kept.itertuples()
+        ]
+
+    return bent(
+        least_squares(
+            off,
+            np.zeros(len(kept)),
+            bounds=(-0.3, 0.3),
+            diff_step=1e-3,
+            xtol=1e-4,
+            ftol=1e-6,
+            max_nfev=30,
+        ).x
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #4e402a76
 def _fit_config(
-    name: str,                 # configuration
-    rows: pd.DataFrame,        # its rows
-    path: Path,                # its file
-    fixed: float,              # share of the TTFT that does not grow with the prompt, 0..1
+    name: str,  # configuration
+    rows: pd.DataFrame,  # its rows
+    path: Path,  # its file
+    fixed: float,  # share of the TTFT that does not grow with the prompt, 0..1
 ) -> Fit:
     "The curve of one configuration. ValueError where no stage kept up."
     s = _stages(rows)
     kept, over = s[s.kept_up].sort_values("batch").drop_duplicates("batch"), s[~s.kept_up]
-    if kept.empty: raise ValueError(f"{path}, config {name!r}: no stage kept up with its rate (achieved at least {KEPT_UP:.0%} of requested), "
-                                    f"so nothing is known below saturation; measure at rates below {s.asked_rps.min():g} per second")
+    if kept.empty:
+        raise ValueError(
+            f"{path}, config {name!r}: no stage kept up with its rate (achieved at least {KEPT_UP:.0%} of requested), "
+            f"so nothing is known below saturation; measure at rates below {s.asked_rps.min():g} per second"
+        )
     batch, tpot_ms, seen = _full(kept, over)
-    has_ttft, tokens_in = "ttft_s" in rows, float(kept.tokens_in.mean()) if "tokens_in" in kept else 1.
+    has_ttft, tokens_in = (
+        "ttft_s" in rows,
+        float(kept.tokens_in.mean()) if "tokens_in" in kept else 1.0,
+    )
     knee = float(kept.rate_rps.max())
-    notes = [] if seen else [f"never measured above its capacity: what it gives beyond {knee:g} requests/s is extrapolated"]
-    if not has_ttft: notes.append("no time to first token: all time counts as decoding")
-    if "tokens_in" not in kept: notes.append("no prompt length: time to first token taken as fixed")
-    ttft_ms = (*1000*kept.ttft_s, 1000*kept.ttft_s.iloc[-1]) if has_ttft else ()
-    curve = ServiceCurve(tuple(map(float, (*kept.batch, batch))), tuple(np.maximum.accumulate([*kept.tpot_ms, tpot_ms]).tolist()),
-                         tuple(map(float, ttft_ms)), tokens_in, fixed if "tokens_in" in kept else 1.)
-    return Fit(_settle(curve, kept), s, path.name, tokens_in, float(kept.tokens_out.mean()), knee, round(batch) if seen else None, tuple(notes))
+    notes = (
+        []
+        if seen
+        else [
+            f"never measured above its capacity: what it gives beyond {knee:g} requests/s is extrapolated"
+        ]
+    )
+    if not has_ttft:
+        notes.append("no time to first token: all time counts as decoding")
+    if "tokens_in" not in kept:
+        notes.append("no prompt length: time to first token taken as fixed")
+    ttft_ms = (*1000 * kept.ttft_s, 1000 * kept.ttft_s.iloc[-1]) if has_ttft else ()
+    curve = ServiceCurve(
+        tuple(map(float, (*kept.batch, batch))),
+        tuple(np.maximum.accumulate([*kept.tpot_ms, tpot_ms]).tolist()),
+        tuple(map(float, ttft_ms)),
+        tokens_in,
+        fixed if "tokens_in" in kept else 1.0,
+    )
+    return Fit(
+        _settle(curve, kept),
+        s,
+        path.name,
+        tokens_in,
+        float(kept.tokens_out.mean()),
+        knee,
+        round(batch) if seen else None,
+        tuple(notes),
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #c771aca2
 def fit_stages(
-    path: str | Path,          # a load test: a row per configuration and rate
-    fixed: float = 0.,         # share of the TTFT that does not grow with the prompt, 0..1: one prompt length cannot tell
-) -> dict[str, Fit]:           # a fit per configuration
-    "Curves fitted to a load test, at and below the knee. ValueError naming file, line, column or configuration."
+    path: str | Path,  # a load test: a row per configuration and rate
+    # share of the TTFT that does not grow with the prompt, 0..1: one prompt length cannot tell
+    fixed: float = 0.0,
+) -> dict[str, Fit]:  # a fit per configuration
+    """Curves fitted to a load test, at and below the knee.
+
+    ValueError naming file, line, column or configuration.
+    """
     rows, path = _rows(path, "stages"), Path(path)
     if "ttft_s" in rows and (late := rows.ttft_s >= rows.latency_s).any():
-        raise ValueError(f"{path}, line {late.idxmax()}, column successes.latency.time_to_first_token.mean: {rows.ttft_s[late.idxmax()]:g} s is no less "
-                         f"than the whole request's {rows.latency_s[late.idxmax()]:g} s; mend that field or delete the line")
-    if "config" not in rows: rows["config"] = path.stem
-    return {name: _fit_config(name, part, path, fixed) for name, part in rows.groupby("config", sort=False)}
+        raise ValueError(
+            f"{path}, line {late.idxmax()}, column successes.latency.time_to_first_token.mean: {rows.ttft_s[late.idxmax()]:g} s is no less "
+            f"than the whole request's {rows.latency_s[late.idxmax()]:g} s; mend that field or delete the line"
+        )
+    if "config" not in rows:
+        rows["config"] = path.stem
+    return {
+        name: _fit_config(name, part, path, fixed)
+        for name, part in rows.groupby("config", sort=False)
+    }
 
 # %% ../../nbs/lab/30a_curves.ipynb #b6fa6df3
 def _batches(
-    rows: pd.DataFrame,        # rows of one model on one kind of hardware
-) -> tuple[float, pd.DataFrame, list[float]]:   # prompt length, tok; ttft_ms and tpot_ms by batch; batches left out
+    rows: pd.DataFrame,  # rows of one model on one kind of hardware
+    # prompt length, tok; ttft_ms and tpot_ms by batch; batches left out
+) -> tuple[float, pd.DataFrame, list[float]]:
     "The profile over the batch, at the prompt length that has the most."
     prompt = rows.groupby("prompt_tok").batch.nunique().idxmax()
     at = rows[rows.prompt_tok == prompt].groupby("batch")[["ttft_ms", "tpot_ms"]].median()
-    faster = (at < .9*at.cummax()).any(axis=1)
+    faster = (at < 0.9 * at.cummax()).any(axis=1)
     return float(prompt), at[~faster].cummax(), list(at.index[faster])
 
 # %% ../../nbs/lab/30a_curves.ipynb #e2ddcd0c
 def _fixed_share(
-    rows: pd.DataFrame,        # rows of one model on one kind of hardware
-    prompt_tok: float,         # prompt length that the curve is read at
-) -> float | None:             # 0..1; None where there is only one prompt length
+    rows: pd.DataFrame,  # rows of one model on one kind of hardware
+    prompt_tok: float,  # prompt length that the curve is read at
+) -> float | None:  # 0..1; None where there is only one prompt length
     "Share of the prompt time that does not grow with the prompt."
     by = rows[rows.batch == rows.batch.min()].groupby("prompt_tok").ttft_ms.median()
-    if len(by) < 2: return None
-    slope, base = np.polyfit(by.index, by.to_numpy(), 1, w=1/by.to_numpy())
-    return float(np.clip(base/max(base + slope*prompt_tok, 1e-9), 0., 1.))
+    if len(by) < 2:
+        return None
+    slope, base = np.polyfit(by.index, by.to_numpy(), 1, w=1 / by.to_numpy())
+    return float(np.clip(base / max(base + slope * prompt_tok, 1e-9), 0.0, 1.0))
 
 # %% ../../nbs/lab/30a_curves.ipynb #33f1cfce
 def fit_splitwise(
-    path: str | Path,          # a profile: a row per model, hardware, batch and prompt size
-) -> dict[tuple, Fit]:         # by (model, hardware), or (model, hardware, tensor_parallel) where the file has that column
+    path: str | Path,  # a profile: a row per model, hardware, batch and prompt size
+    # by (model, hardware), or (model, hardware, tensor_parallel) where the file has that column
+) -> dict[tuple, Fit]:
     "Curves read off a profile of prompt and token times. ValueError naming file, line and column."
     rows, path = _rows(path, "splitwise"), Path(path)
-    if (bad := rows.batch < 1).any(): raise ValueError(f"{path}, line {bad.idxmax()}, column batch_size: {rows.batch[bad.idxmax()]:g} is below 1; mend that field or delete the line")
+    if (bad := rows.batch < 1).any():
+        raise ValueError(
+            f"{path}, line {bad.idxmax()}, column batch_size: {rows.batch[bad.idxmax()]:g} is below 1; mend that field or delete the line"
+        )
     fits = {}
-    for key, part in rows.groupby([k for k in ("model", "hardware", "tensor_parallel") if k in rows], sort=False):
+    for key, part in rows.groupby(
+        [k for k in ("model", "hardware", "tensor_parallel") if k in rows], sort=False
+    ):
         prompt, at, out = _batches(part)
         share = _fixed_share(part, prompt)
         notes = [f"batch {b:g} left out: faster than a smaller one" for b in out]
-        if share is None: notes.append("one prompt length only: prompt time taken as proportional to the prompt")
-        curve = ServiceCurve(tuple(map(float, at.index)), tuple(at.tpot_ms.tolist()), tuple(at.ttft_ms.tolist()), prompt, share or 0.)
+        if share is None:
+            notes.append("one prompt length only: prompt time taken as proportional to the prompt")
+        curve = ServiceCurve(
+            tuple(map(float, at.index)),
+            tuple(at.tpot_ms.tolist()),
+            tuple(at.ttft_ms.tolist()),
+            prompt,
+            share or 0.0,
+        )
         tokens = float(part.tokens_out.median()) if "tokens_out" in part else float("nan")
         name = tuple(int(x) if isinstance(x, float) else x for x in key)
         fits[name] = Fit(curve, at.reset_index(), path.name, prompt, tokens, notes=tuple(notes))
@@ -262,84 +421,145 @@ def fit_splitwise(
 # %% ../../nbs/lab/30a_curves.ipynb #eba1481f
 class Curves(dict):
     "Service curves by name, and how each was fitted."
+
     def __init__(self, fits: dict[str, Fit], source: str, measured: bool):
         super().__init__({name: f.curve for name, f in fits.items()})
-        self.fits, self.source, self.measured = fits, source, measured    # Fit by name; in words; did anybody measure them
+        # Fit by name; in words; did anybody measure them
+        self.fits, self.source, self.measured = fits, source, measured
 
-    def __repr__(self): return f"Curves({len(self)} from {self.source}: {', '.join(self)})"
+    def __repr__(self):
+        return f"Curves({len(self)} from {self.source}: {', '.join(self)})"
+
 
 def _fits(
-    path: Path,                # a file
+    path: Path,  # a file
 ) -> dict[str, Fit]:
     "Fits by name of a file of either layout."
-    if detect_layout(path, list(_text(path))) == "stages": return fit_stages(path)
-    return {"/".join([k[0], k[1], *(f"tp{x}" for x in k[2:])]): f for k, f in fit_splitwise(path).items()}
+    if detect_layout(path, list(_text(path))) == "stages":
+        return fit_stages(path)
+    return {
+        "/".join([k[0], k[1], *(f"tp{x}" for x in k[2:])]): f
+        for k, f in fit_splitwise(path).items()
+    }
 
 # %% ../../nbs/lab/30a_curves.ipynb #8c6962e5
 def _known(
-    path: Path,                # a CSV file in a folder
-) -> bool:                     # does it have, or nearly have, one of the layouts
+    path: Path,  # a CSV file in a folder
+) -> bool:  # does it have, or nearly have, one of the layouts
     "Whether a file is meant for us: it has at least half of a layout's needed columns."
-    with open(path, encoding="utf-8-sig", errors="replace") as f: names = {c.strip().strip('"') for c in f.readline().split(",")}
-    return any(2*len(names & set(needed)) >= len(needed) for needed, _ in LAYOUTS.values())
+    with open(path, encoding="utf-8-sig", errors="replace") as f:
+        names = {c.strip().strip('"') for c in f.readline().split(",")}
+    return any(2 * len(names & set(needed)) >= len(needed) for needed, _ in LAYOUTS.values())
 
 # %% ../../nbs/lab/30a_curves.ipynb #e38ad647
 def synthetic_curves() -> Curves:
     "Three made-up servers, a small fast one to a large slow one; synthetic, not measured."
-    sizes = {"synthetic-small": (10., 48.), "synthetic-medium": (20., 32.), "synthetic-large": (40., 24.)}   # tpot_ms, knee
-    made = {name: synthetic_curve(tpot_ms=t, knee=k, ttft_ms=5*t) for name, (t, k) in sizes.items()}
-    points = {name: pd.DataFrame({"batch": c.batch, "tpot_ms": c.tpot_ms, "ttft_ms": c.ttft_ms}) for name, c in made.items()}
-    return Curves({name: Fit(c, points[name], "synthetic", c.prompt_tok, 200.) for name, c in made.items()}, "synthetic curves, not measured", False)
+    sizes = {
+        "synthetic-small": (10.0, 48.0),
+        "synthetic-medium": (20.0, 32.0),
+        "synthetic-large": (40.0, 24.0),
+    }  # tpot_ms, knee
+    made = {
+        name: synthetic_curve(tpot_ms=t, knee=k, ttft_ms=5 * t) for name, (t, k) in sizes.items()
+    }
+    points = {
+        name: pd.DataFrame({"batch": c.batch, "tpot_ms": c.tpot_ms, "ttft_ms": c.ttft_ms})
+        for name, c in made.items()
+    }
+    return Curves(
+        {name: Fit(c, points[name], "synthetic", c.prompt_tok, 200.0) for name, c in made.items()},
+        "synthetic curves, not measured",
+        False,
+    )
 
 # %% ../../nbs/lab/30a_curves.ipynb #d2c8a04f
 def load_curves(
-    path: str | Path | None = None,   # a file or folder of measurements; None: ARCPOINT_DATA's, else synthetic
-) -> Curves:                          # ServiceCurve by name (a dict), with .source, .measured and .fits
-    "Service curves of measured or, without data, made-up servers. FileNotFoundError, ValueError naming file, line and column."
+    # a file or folder of measurements; None: ARCPOINT_DATA's, else synthetic
+    path: str | Path | None = None,
+) -> Curves:  # ServiceCurve by name (a dict), with .source, .measured and .fits
+    """Service curves of measured or, without data, made-up servers.
+
+    FileNotFoundError, ValueError naming file, line and column.
+    """
     if path is None:
-        folder = Path(os.environ.get("ARCPOINT_DATA") or ".")/"serving"
-        has = bool(os.environ.get("ARCPOINT_DATA")) and folder.is_dir() and any(map(_known, folder.glob("*.csv")))
+        folder = Path(os.environ.get("ARCPOINT_DATA") or ".") / "serving"
+        has = (
+            bool(os.environ.get("ARCPOINT_DATA"))
+            and folder.is_dir()
+            and any(map(_known, folder.glob("*.csv")))
+        )
         return load_curves(folder) if has else synthetic_curves()
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path}: no such file or folder; give a CSV table of the layouts {' or '.join(LAYOUTS)}, or a folder of them")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; give a CSV table of the layouts {' or '.join(LAYOUTS)}, or a folder of them"
+        )
     files = sorted(p for p in path.rglob("*.csv") if _known(p)) if path.is_dir() else [path]
-    if not files: raise ValueError(f"{path}: no CSV table of the layouts {' or '.join(LAYOUTS)} in this folder; see LAYOUTS for their columns")
+    if not files:
+        raise ValueError(
+            f"{path}: no CSV table of the layouts {' or '.join(LAYOUTS)} in this folder; see LAYOUTS for their columns"
+        )
     fits = {}
     for file in files:
-        for name, fit in _fits(file).items(): fits[name if name not in fits else f"{file.stem}:{name}"] = fit
+        for name, fit in _fits(file).items():
+            fits[name if name not in fits else f"{file.stem}:{name}"] = fit
     return Curves(fits, f"measurements in {', '.join(f.name for f in files)}", True)
 
 # %% ../../nbs/lab/30a_curves.ipynb #e1515db7
 def simulate_rate(
     curve: ServiceCurve,
-    rate_rps: float,       # Poisson arrivals, requests/s
-    tokens_in: float,      # input tokens of each request
-    tokens_out: float,     # output tokens of each request
-    n: int,                # requests
-    seed: int,             # of the arrivals
-) -> float:                # mean latency, s
+    rate_rps: float,  # Poisson arrivals, requests/s
+    tokens_in: float,  # input tokens of each request
+    tokens_out: float,  # output tokens of each request
+    n: int,  # requests
+    seed: int,  # of the arrivals
+) -> float:  # mean latency, s
     "One replica under steady load, in the real fleet."
-    at_s = np.cumsum(np.random.default_rng(seed).exponential(1/rate_rps, n))
+    at_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate_rps, n))
     same = {"tokens_in": tokens_in, "tokens_out": tokens_out, "slo_s": 1e6}
+
     class Steady(SimpleNamespace):
-        def __len__(self): return n
-    work = Steady(at_s=at_s, tier=np.zeros(n, int), tiers=("standard",), **{k: np.full(n, v) for k, v in same.items()})
+        def __len__(self):
+            return n
+
+    work = Steady(
+        at_s=at_s,
+        tier=np.zeros(n, int),
+        tiers=("standard",),
+        **{k: np.full(n, v) for k, v in same.items()},
+    )
     fleet = Fleet([SimBackend(Backend("server"), curve)], [FixedChoice()], seed=seed, timeout_s=1e6)
     record = fleet.run([work])
-    return float(np.mean(record.latency_s[record.born_s >= at_s[n//10]]))
+    return float(np.mean(record.latency_s[record.born_s >= at_s[n // 10]]))
 
 # %% ../../nbs/lab/30a_curves.ipynb #e3b71be2
 def check_stages(
-    fits: dict[str, Fit] | str | Path,   # fits of load tests, or the file of one
-    n: int = 20_000,                     # requests per stage; near the knee the mean settles slowly
-    seed: int = 0,                       # of the arrivals
-) -> pd.DataFrame:         # config, rate_rps, in_flight, measured_s, simulated_s, expected_s, error (simulated/measured - 1)
+    fits: dict[str, Fit] | str | Path,  # fits of load tests, or the file of one
+    n: int = 20_000,  # requests per stage; near the knee the mean settles slowly
+    seed: int = 0,  # of the arrivals
+    # config, rate_rps, in_flight, measured_s, simulated_s, expected_s, error (simulated/measured -
+    # 1)
+) -> pd.DataFrame:
     "Simulated against measured mean latency at every stage up to the knee."
     fits, rows = fit_stages(fits) if isinstance(fits, (str, Path)) else fits, []
     for name, fit in fits.items():
-        if "kept_up" not in fit.points: continue
+        if "kept_up" not in fit.points:
+            continue
         for s in fit.points[fit.points.kept_up].itertuples():
             load = (fit.curve, s.rate_rps, fit.tokens_in, s.tokens_out)
             sim, expected = simulate_rate(*load, n, seed), expected_latency_s(*load)
-            rows.append((name, s.rate_rps, s.in_flight, s.latency_s, sim, expected, sim/s.latency_s - 1))
-    return pd.DataFrame(rows, columns=["config", "rate_rps", "in_flight", "measured_s", "simulated_s", "expected_s", "error"])
+            rows.append(
+                (name, s.rate_rps, s.in_flight, s.latency_s, sim, expected, sim / s.latency_s - 1)
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "config",
+            "rate_rps",
+            "in_flight",
+            "measured_s",
+            "simulated_s",
+            "expected_s",
+            "error",
+        ],
+    )

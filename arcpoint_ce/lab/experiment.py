@@ -33,218 +33,348 @@ from ..telemetry.requests import quoted
 # %% ../../nbs/lab/33_experiment.ipynb #eeaf89a7
 Value = str | int | float | bool | None
 
-def plain(value, name: str) -> Value:   # the same value as a Python scalar
+
+def plain(value, name: str) -> Value:  # the same value as a Python scalar
     "A value that JSON can hold. TypeError on containers, ValueError on NaN and infinity."
-    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, np.generic):
+        value = value.item()
     if not (value is None or isinstance(value, (str, int, float))):
-        raise TypeError(f"{name} must be a string, a number, True, False or None, got {type(value).__name__} {value!r}")
+        raise TypeError(
+            f"{name} must be a string, a number, True, False or None, got {type(value).__name__} {value!r}"
+        )
     if isinstance(value, float) and not isfinite(value):
         raise ValueError(f"{name} is {value}: give a finite number, or None where there is none")
     return value
 
-def pairs(given: Mapping | Iterable, what: str) -> tuple[tuple[str, Value], ...]:   # sorted by name
+
+def pairs(given: Mapping | Iterable, what: str) -> tuple[tuple[str, Value], ...]:  # sorted by name
     "Named values in one order, whole floats as integers. ValueError on a name given twice."
-    items = [(n, plain(v, f"{what} {n!r}")) for n, v in (given.items() if isinstance(given, Mapping) else given)]
-    if len({n for n, _ in items}) < len(items): raise ValueError(f"{what}: a name is given twice in {items}")
-    whole = lambda v: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v
+    items = [
+        (n, plain(v, f"{what} {n!r}"))
+        for n, v in (given.items() if isinstance(given, Mapping) else given)
+    ]
+    if len({n for n, _ in items}) < len(items):
+        raise ValueError(f"{what}: a name is given twice in {items}")
+
+    def whole(v):
+        return int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v
+
     return tuple(sorted((n, whole(v)) for n, v in items))
 
 # %% ../../nbs/lab/33_experiment.ipynb #e99f825f
-IDENTITY = ("family", "policy", "seed")     # columns that every row starts with
+IDENTITY = ("family", "policy", "seed")  # columns that every row starts with
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
     "One run: a policy in one world of a family. Frozen, hashable, and plain enough for JSON."
-    family: str                                   # scenario family
-    policy: str                                   # name of the policy
-    seed: int                                     # which world of the family, 0 or more
-    options: tuple[tuple[str, Value], ...] = ()   # of the world; a mapping is taken too
-    params: tuple[tuple[str, Value], ...] = ()    # of the policy; the world does not depend on them
+
+    family: str  # scenario family
+    policy: str  # name of the policy
+    seed: int  # which world of the family, 0 or more
+    options: tuple[tuple[str, Value], ...] = ()  # of the world; a mapping is taken too
+    params: tuple[tuple[str, Value], ...] = ()  # of the policy; the world does not depend on them
 
     def __post_init__(self):
         if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
             raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
-        for name in ("options", "params"): object.__setattr__(self, name, pairs(getattr(self, name), name))
+        for name in ("options", "params"):
+            object.__setattr__(self, name, pairs(getattr(self, name), name))
         names = [*IDENTITY, *dict(self.options), *dict(self.params)]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"{', '.join(twice)}: options, params and {', '.join(IDENTITY)} share one table, rename")
+            raise ValueError(
+                f"{', '.join(twice)}: options, params and {', '.join(IDENTITY)} share one table, rename"
+            )
 
     @property
-    def key(self) -> str:                         # tells this task from every other one
-        return json.dumps([self.family, dict(self.options), self.seed, self.policy, dict(self.params)])
+    def key(self) -> str:  # tells this task from every other one
+        return json.dumps(
+            [self.family, dict(self.options), self.seed, self.policy, dict(self.params)]
+        )
 
     @property
-    def columns(self) -> dict[str, Value]:        # how its row in the table begins
-        return {"family": self.family, "policy": self.policy, "seed": self.seed, **dict(self.options), **dict(self.params)}
+    def columns(self) -> dict[str, Value]:  # how its row in the table begins
+        return {
+            "family": self.family,
+            "policy": self.policy,
+            "seed": self.seed,
+            **dict(self.options),
+            **dict(self.params),
+        }
 
 # %% ../../nbs/lab/33_experiment.ipynb #436bac7a
-def task_seed(key: str) -> int:          # 0 .. 2**63 - 1
-    "A seed that depends on the text alone (SHA-256): the same in every process and on every machine."
+def task_seed(key: str) -> int:  # 0 .. 2**63 - 1
+    """A seed that depends on the text alone (SHA-256): the same in every process and on every
+    machine.
+    """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
-def _world(task: Task, stream: str) -> int: return task_seed(json.dumps([stream, task.family, dict(task.options), task.seed]))
 
-def world_seed(task: Task) -> int:       # for arrivals, faults, service times
-    "Seed of everything that policies must not influence: the same for every policy and every `params`."
+def _world(task: Task, stream: str) -> int:
+    return task_seed(json.dumps([stream, task.family, dict(task.options), task.seed]))
+
+
+def world_seed(task: Task) -> int:  # for arrivals, faults, service times
+    """Seed of everything that policies must not influence: the same for every policy and every
+    `params`.
+    """
     return _world(task, "world")
 
-def policy_seed(task: Task) -> int:      # for the draws of the policy itself
-    "Seed of the policy's own draws: independent of the world's stream, the same for all variants in one world."
+
+def policy_seed(task: Task) -> int:  # for the draws of the policy itself
+    """Seed of the policy's own draws: independent of the world's stream, the same for all variants
+    in one world.
+    """
     return _world(task, "policy")
 
 # %% ../../nbs/lab/33_experiment.ipynb #3c6105c2
-def flat(row: Mapping, task: Task) -> dict[str, Value]:   # names and plain values
+def flat(row: Mapping, task: Task) -> dict[str, Value]:  # names and plain values
     "A checked row. TypeError or ValueError naming the column."
-    if not isinstance(row, Mapping): raise TypeError(f"run_one must return a flat dict, got {type(row).__name__}")
-    if taken := sorted(set(row) & set(task.columns)): raise ValueError(f"run_one returned {', '.join(taken)}, names that the task itself uses")
-    return {str(n): None if isinstance(v, (float, np.floating)) and v != v else plain(v, f"column {n!r}") for n, v in row.items()}
+    if not isinstance(row, Mapping):
+        raise TypeError(f"run_one must return a flat dict, got {type(row).__name__}")
+    if taken := sorted(set(row) & set(task.columns)):
+        raise ValueError(f"run_one returned {', '.join(taken)}, names that the task itself uses")
+    return {
+        str(n): None
+        if isinstance(v, (float, np.floating)) and v != v
+        else plain(v, f"column {n!r}")
+        for n, v in row.items()
+    }
 
-def attempt(run_one: Callable[[Task], Mapping], task: Task) -> dict:   # the task with its "row" or its "error"
+
+# the task with its "row" or its "error"
+def attempt(run_one: Callable[[Task], Mapping], task: Task) -> dict:
     "Run one task in a worker. An exception becomes text: the other tasks go on."
-    try: return {"task": asdict(task), "row": flat(run_one(task), task)}
+    try:
+        return {"task": asdict(task), "row": flat(run_one(task), task)}
     except Exception as e:
-        return {"task": asdict(task), "error": f"{type(e).__name__}: {e}", "trace": traceback.format_exc(limit=-4)}
+        return {
+            "task": asdict(task),
+            "error": f"{type(e).__name__}: {e}",
+            "trace": traceback.format_exc(limit=-4),
+        }
 
 # %% ../../nbs/lab/33_experiment.ipynb #31206092
-SCHEMA = 1     # of the folder; raise it when the meaning of a line changes
+SCHEMA = 1  # of the folder; raise it when the meaning of a line changes
 
-def read_rows(path: Path) -> tuple[dict[str, dict], int]:   # record by task key, the last one wins; bytes of whole lines
-    "Records of a rows.jsonl; a torn last line does not count. ValueError naming file and line on a broken one before it."
+
+# record by task key, the last one wins; bytes of whole lines
+def read_rows(path: Path) -> tuple[dict[str, dict], int]:
+    """Records of a rows.jsonl; a torn last line does not count. ValueError naming file and line on
+    a broken one before it.
+    """
     data, out, at = path.read_bytes() if path.exists() else b"", {}, 0
     for number, line in enumerate(data.splitlines(keepends=True), 1):
         try:
-            record = json.loads(line); key = Task(**record["task"]).key
-            if not line.endswith(b"\n"): break
+            record = json.loads(line)
+            key = Task(**record["task"]).key
+            if not line.endswith(b"\n"):
+                break
         except (ValueError, TypeError, KeyError) as e:
-            if at + len(line) == len(data): break
-            raise ValueError(f"{path}, line {number}: not a row ({e}); delete this line, its task will run again") from e
-        out[key] = record; at += len(line)
+            if at + len(line) == len(data):
+                break
+            raise ValueError(
+                f"{path}, line {number}: not a row ({e}); delete this line, its task will run again"
+            ) from e
+        out[key] = record
+        at += len(line)
     return out, at
 
 # %% ../../nbs/lab/33_experiment.ipynb #88d285e3
 def code_version(
-    params: Mapping = {},                       # whatever the rows depend on and the tasks do not say; JSON
-    sources: Iterable[str | Path] = (),         # files whose text the rows depend on, e.g. `module.__file__`
-) -> str:                                       # package version and a hash
+    params: Mapping = {},  # whatever the rows depend on and the tasks do not say; JSON
+    # files whose text the rows depend on, e.g. `module.__file__`
+    sources: Iterable[str | Path] = (),
+) -> str:  # package version and a hash
     "A name for the code and the parameters behind a table: another name, another table."
     h = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
-    for path in sources: h.update(Path(path).read_bytes())
+    for path in sources:
+        h.update(Path(path).read_bytes())
     return f"{__version__}+{h.hexdigest()[:12]}"
 
+
 def check_identity(folder: Path, version: str):
-    "Write identity.json into a new folder, compare it in an old one. ValueError with the remedy where they differ."
-    if not version: raise ValueError("version is empty: name the code that makes the rows, e.g. version=code_version(params)")
-    path, mine = folder/"identity.json", {"schema": SCHEMA, "version": version}
+    """Write identity.json into a new folder, compare it in an old one.
+
+    ValueError with the remedy where they differ.
+    """
+    if not version:
+        raise ValueError(
+            "version is empty: name the code that makes the rows, e.g. version=code_version(params)"
+        )
+    path, mine = folder / "identity.json", {"schema": SCHEMA, "version": version}
     remedy = f"take another folder, or delete {folder} to start afresh"
     if path.exists():
         if (its := json.loads(path.read_text(encoding="utf-8"))) != mine:
-            raise ValueError(f"{path} says {its}, this run is {mine}: their rows must not be mixed; {remedy}")
+            raise ValueError(
+                f"{path} says {its}, this run is {mine}: their rows must not be mixed; {remedy}"
+            )
         return
-    if (folder/"rows.jsonl").exists(): raise ValueError(f"{folder} holds rows but no identity.json: nobody knows what made them; {remedy}")
-    (part := folder/"identity.json.part").write_text(json.dumps(mine) + "\n", encoding="utf-8")
+    if (folder / "rows.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds rows but no identity.json: nobody knows what made them; {remedy}"
+        )
+    (part := folder / "identity.json.part").write_text(json.dumps(mine) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 # %% ../../nbs/lab/33_experiment.ipynb #35f32dba
 class Ledger:
     "Finished tasks of a folder. One process writes a folder at a time."
+
     def __init__(self, folder: str | Path, version: str):
-        self.folder = Path(folder); self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         check_identity(self.folder, version)
-        path = self.folder/"rows.jsonl"
+        path = self.folder / "rows.jsonl"
         self.records, whole = read_rows(path)
         self.file = open(path, "ab", buffering=0)
         self.file.truncate(whole)
 
     def add(self, record: dict):
         "Append one line, in one write, and see it on the disk."
-        self.file.write(json.dumps(record, allow_nan=False).encode() + b"\n"); os.fsync(self.file.fileno())
+        self.file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        os.fsync(self.file.fileno())
 
-    def close(self): self.file.close()
+    def close(self):
+        self.file.close()
 
 # %% ../../nbs/lab/33_experiment.ipynb #921b92f5
-def stream(run_one: Callable[[Task], Mapping], tasks: Sequence[Task], n_jobs: int) -> Iterator[dict]:   # records, in any order
+def stream(
+    run_one: Callable[[Task], Mapping], tasks: Sequence[Task], n_jobs: int
+) -> Iterator[dict]:  # records, in any order
     "Records of the tasks as they come, from the joblib backend that is active."
-    if not tasks: return
+    if not tasks:
+        return
     how = dict(n_jobs=n_jobs, batch_size=1, max_nbytes=None)
     if getattr(get_active_backend()[0], "supports_return_generator", False):
-        yield from Parallel(**how, return_as="generator_unordered")(delayed(attempt)(run_one, t) for t in tasks)
+        yield from Parallel(**how, return_as="generator_unordered")(
+            delayed(attempt)(run_one, t) for t in tasks
+        )
         return
     rest = iter(tasks)
-    while chunk := list(islice(rest, 8*max(n_jobs, 4))):
+    while chunk := list(islice(rest, 8 * max(n_jobs, 4))):
         yield from Parallel(**how)(delayed(attempt)(run_one, t) for t in chunk)
 
 # %% ../../nbs/lab/33_experiment.ipynb #7848aca5
 class TaskError(RuntimeError):
-    "Some tasks failed. `failed`: text of the exception by task key; `table`: the rows of the others."
+    """Some tasks failed.
+
+    `failed`: text of the exception by task key; `table`: the rows of the others.
+    """
+
     def __init__(self, failed: dict[str, str], table: pd.DataFrame, where: str):
-        super().__init__(f"{len(failed)} of {len(failed) + len(table)} tasks failed, the first: {next(iter(failed))}: {next(iter(failed.values()))}. "
-                         f"The other {len(table)} rows are kept {where}; run again to repeat only the failed ones.")
+        super().__init__(
+            f"{len(failed)} of {len(failed) + len(table)} tasks failed, the first: {next(iter(failed))}: {next(iter(failed.values()))}. "
+            f"The other {len(table)} rows are kept {where}; run again to repeat only the failed ones."
+        )
         self.failed, self.table = failed, table
 
-def tidy(tasks: Iterable[Task], rows: Mapping[str, dict]) -> pd.DataFrame:   # identity columns first
+
+def tidy(tasks: Iterable[Task], rows: Mapping[str, dict]) -> pd.DataFrame:  # identity columns first
     "One line per finished task, in the order of the tasks, whatever the order they ended in."
     out = pd.DataFrame([t.columns | rows[t.key] for t in tasks if t.key in rows])
     return out.astype({c: float for c in out if out[c].isna().all()})
 
 # %% ../../nbs/lab/33_experiment.ipynb #ece792f3
 def run_tasks(
-    run_one: Callable[[Task], Mapping],    # a plain function; its result may depend on nothing but the task
+    # a plain function; its result may depend on nothing but the task
+    run_one: Callable[[Task], Mapping],
     tasks: Iterable[Task],
-    out: str | Path | None = None,         # folder that remembers finished tasks; None: memory only
-    version: str = "",                     # names the code behind the rows; needed with `out`
-    n_jobs: int = 2,                       # processes, where the backend does not know better
-    progress: bool = True,                 # a progress bar
-) -> pd.DataFrame:                         # tidy: one row per task, in the order of the tasks
-    "Run what is not on disk yet. TaskError naming the tasks that failed, after the others have run."
-    tasks = list(tasks); todo = {t.key: t for t in tasks}
-    if len(todo) < len(tasks): raise ValueError(f"{len(tasks) - len(todo)} of {len(tasks)} tasks are given twice: each would count double")
+    out: str | Path | None = None,  # folder that remembers finished tasks; None: memory only
+    version: str = "",  # names the code behind the rows; needed with `out`
+    n_jobs: int = 2,  # processes, where the backend does not know better
+    progress: bool = True,  # a progress bar
+) -> pd.DataFrame:  # tidy: one row per task, in the order of the tasks
+    """Run what is not on disk yet.
+
+    TaskError naming the tasks that failed, after the others have run.
+    """
+    tasks = list(tasks)
+    todo = {t.key: t for t in tasks}
+    if len(todo) < len(tasks):
+        raise ValueError(
+            f"{len(tasks) - len(todo)} of {len(tasks)} tasks are given twice: each would count double"
+        )
     book, rows, failed = Ledger(out, version) if out is not None else None, {}, {}
     try:
-        if book: rows = {k: r["row"] for k, r in book.records.items() if k in todo and "row" in r}
+        if book:
+            rows = {k: r["row"] for k, r in book.records.items() if k in todo and "row" in r}
         rest = [t for k, t in todo.items() if k not in rows]
-        for record in tqdm(stream(run_one, rest, n_jobs), total=len(tasks), initial=len(rows), disable=not progress, unit="task"):
-            if book: book.add(record)
+        for record in tqdm(
+            stream(run_one, rest, n_jobs),
+            total=len(tasks),
+            initial=len(rows),
+            disable=not progress,
+            unit="task",
+        ):
+            if book:
+                book.add(record)
             key = Task(**record["task"]).key
-            if "row" in record: rows[key] = record["row"]
-            else: failed[key] = record["error"]
+            if "row" in record:
+                rows[key] = record["row"]
+            else:
+                failed[key] = record["error"]
     finally:
-        if book: book.close()
+        if book:
+            book.close()
     table = tidy(tasks, rows)
-    if failed: raise TaskError({k: failed[k] for k in todo if k in failed}, table, f"in {out}" if book else "in this error's `table`")
+    if failed:
+        raise TaskError(
+            {k: failed[k] for k in todo if k in failed},
+            table,
+            f"in {out}" if book else "in this error's `table`",
+        )
     return table
 
 # %% ../../nbs/lab/33_experiment.ipynb #98bb9609
 class Experiment:
     "Every policy in every world: tasks made from names, run by `run_one`."
+
     def __init__(
         self,
-        run_one: Callable[[Task], Mapping],                 # runs one task, returns a flat row of numbers
-        policies: Iterable[str] | Mapping[str, Mapping],    # names, or params by name
-        families: Iterable[str],                            # of scenarios
-        seeds: int | Iterable[int],                         # how many worlds each, or which
-        options: Mapping | Sequence[Mapping] = (),          # of the world; several: a sweep over them
-        version: str = "",                                  # as for `run_tasks`
+        run_one: Callable[[Task], Mapping],  # runs one task, returns a flat row of numbers
+        policies: Iterable[str] | Mapping[str, Mapping],  # names, or params by name
+        families: Iterable[str],  # of scenarios
+        seeds: int | Iterable[int],  # how many worlds each, or which
+        options: Mapping | Sequence[Mapping] = (),  # of the world; several: a sweep over them
+        version: str = "",  # as for `run_tasks`
     ):
         for name, x in (("policies", policies), ("families", families)):
-            if isinstance(x, str): raise TypeError(f"{name} must be a list of names, got the string {x!r}: write [{x!r}]")
+            if isinstance(x, str):
+                raise TypeError(
+                    f"{name} must be a list of names, got the string {x!r}: write [{x!r}]"
+                )
         self.run_one, self.families, self.version = run_one, tuple(families), version
-        self.policies = dict(policies) if isinstance(policies, Mapping) else {p: {} for p in policies}
+        self.policies = (
+            dict(policies) if isinstance(policies, Mapping) else {p: {} for p in policies}
+        )
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
         self.options = (options,) if isinstance(options, Mapping) else tuple(options) or ({},)
 
     @property
-    def tasks(self) -> list[Task]:                          # all policies of a world together
-        return [Task(f, p, s, o, self.policies[p]) for f in self.families for o in self.options for s in self.seeds for p in self.policies]
+    def tasks(self) -> list[Task]:  # all policies of a world together
+        return [
+            Task(f, p, s, o, self.policies[p])
+            for f in self.families
+            for o in self.options
+            for s in self.seeds
+            for p in self.policies
+        ]
 
-    def run(self, out: str | Path | None = None, n_jobs: int = 2, progress: bool = True) -> pd.DataFrame:   # as `run_tasks`
-        "The tidy table; with `out` a killed run goes on where it stopped, and more seeds cost only themselves."
+    def run(
+        self, out: str | Path | None = None, n_jobs: int = 2, progress: bool = True
+    ) -> pd.DataFrame:  # as `run_tasks`
+        """The tidy table; with `out` a killed run goes on where it stopped, and more seeds cost
+        only themselves.
+        """
         return run_tasks(self.run_one, self.tasks, out, self.version, n_jobs, progress)
 
 # %% ../../nbs/lab/33_experiment.ipynb #59c38550
-def write_results(table: pd.DataFrame, path: str | Path) -> Path:   # the file
+def write_results(table: pd.DataFrame, path: str | Path) -> Path:  # the file
     "Write a tidy table as Parquet (DuckDB, zstd), in one piece."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with duckdb.connect(config={"threads": 1}) as con:
         con.register("results", table)
@@ -252,10 +382,15 @@ def write_results(table: pd.DataFrame, path: str | Path) -> Path:   # the file
     os.replace(part, path)
     return path
 
-def read_results(path: str | Path) -> pd.DataFrame:                 # as `write_results` got it
+
+def read_results(path: str | Path) -> pd.DataFrame:  # as `write_results` got it
     "Read a table of results. FileNotFoundError where there is none."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path} is missing: write it with write_results(table, {str(path)!r})")
-    with duckdb.connect(config={"threads": 1}) as con: return con.read_parquet(str(path)).df()
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: write it with write_results(table, {str(path)!r})"
+        )
+    with duckdb.connect(config={"threads": 1}) as con:
+        return con.read_parquet(str(path)).df()
 
 # %% ../../nbs/lab/33_experiment.ipynb #19461fec
 FEWEST = 200  # misses on each side; with fewer, a ratio says nothing and counts are shown instead
@@ -271,7 +406,8 @@ def sign_patterns(
     n: int,  # worlds
     most: int = FLIPS,  # patterns; all of them where they are no more than this
     seed: int = 0,  # of the draw
-) -> np.ndarray:  # (patterns, n) of -1 and 1; the first sign always stays, and the first row keeps every sign
+    # (patterns, n) of -1 and 1; the first sign always stays, and the first row keeps every sign
+) -> np.ndarray:
     "Which differences change their sign. Every pattern where they are few, else a draw."
     if 2 ** (n - 1) <= most:
         return 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] << 1 >> np.arange(n)) & 1)
@@ -286,11 +422,14 @@ def ratio_interval(
     level: float = 0.95,  # of confidence
     seed: int = 0,  # of the sign patterns
 ) -> tuple[float | None, float | None]:  # None: no such end
-    "The ratios of two sums that a sign-flip test of the pairs does not reject (Fisher 1935, Fieller 1954)."
+    """The ratios of two sums that a sign-flip test of the pairs does not reject (Fisher 1935,
+    Fieller 1954).
+    """
     a, b = np.asarray(top, float), np.asarray(bottom, float)
     signs = sign_patterns(len(a), seed=seed)
     flipped_a, flipped_b, sum_a, sum_b = signs[1:] @ a, signs[1:] @ b, a.sum(), b.sum()
-    as_far = int((1 - level) * len(signs) + 1e-9)  # flipped sums that must lie as far out for a ratio to stay
+    # flipped sums that must lie as far out for a ratio to stay
+    as_far = int((1 - level) * len(signs) + 1e-9)
     if min(sum_a, sum_b) <= 0 or as_far < 1:
         return None, None
 
@@ -312,7 +451,9 @@ def seed_ratios(
     ours: np.ndarray,  # misses per world
     reactive: np.ndarray,  # of the rival
 ) -> dict:  # median_ratio, n_zero_zero, n_x_zero
-    "Median of the per-seed ratios; 0/0 is left out, x/0 is infinite. A median that is not finite is None."
+    """Median of the per-seed ratios; 0/0 is left out, x/0 is infinite. A median that is not finite
+    is None.
+    """
     clean, lost = (ours == 0) & (reactive == 0), (ours > 0) & (reactive == 0)
     each = np.divide(ours, reactive, out=np.full(len(ours), np.inf), where=reactive > 0)[~clean]
     median = float(np.median(each)) if len(each) else None
@@ -337,7 +478,9 @@ def paired(
     least: float = FEWEST,  # misses that either side needs for a ratio
     seed: int = 0,  # of the sign patterns
 ) -> dict[str, float | int | None]:  # None: it does not exist
-    "Pooled ratio with its 95 % interval, median ratio, and the share of the gap to the clairvoyant that was closed."
+    """Pooled ratio with its 95 % interval, median ratio, and the share of the gap to the
+    clairvoyant that was closed.
+    """
     a, b = np.asarray(ours, float), np.asarray(reactive, float)
     c = np.full(len(a), np.nan) if clairvoyant is None else np.asarray(clairvoyant, float)
     if not (len(a) and a.shape == b.shape == c.shape):
@@ -354,77 +497,126 @@ def paired(
     return out | dict(n_seeds=len(a), sum_ours=float(a.sum()), sum_reactive=float(b.sum()))
 
 # %% ../../nbs/lab/33_experiment.ipynb #a29ac47b
-Named = str | Mapping[str, str]     # one policy, or the policy of each family
+Named = str | Mapping[str, str]  # one policy, or the policy of each family
 
-def series(group: pd.DataFrame, policy: Named, family: str, value: str) -> pd.Series:   # by seed
+
+def series(group: pd.DataFrame, policy: Named, family: str, value: str) -> pd.Series:  # by seed
     "Values of one policy. ValueError where it is missing, doubled or not a number."
     name = policy if isinstance(policy, str) else policy.get(family)
     rows = group[group["policy"] == name]
-    if rows.empty: raise ValueError(f"{family}: no rows of policy {name!r}; there are: {', '.join(sorted(group['policy'].unique()))}")
+    if rows.empty:
+        raise ValueError(
+            f"{family}: no rows of policy {name!r}; there are: {', '.join(sorted(group['policy'].unique()))}"
+        )
     if rows["seed"].duplicated().any():
-        raise ValueError(f"{family}, {name}: several rows for one seed; add the columns in which they differ to `by`")
+        raise ValueError(
+            f"{family}, {name}: several rows for one seed; add the columns in which they differ to `by`"
+        )
     out = rows.set_index("seed")[value]
-    if out.isna().any(): raise ValueError(f"{family}, {name}: {value!r} is missing at seeds {out.index[out.isna()].tolist()}")
+    if out.isna().any():
+        raise ValueError(
+            f"{family}, {name}: {value!r} is missing at seeds {out.index[out.isna()].tolist()}"
+        )
     return out
 
+
 def compare(
-    table: pd.DataFrame,                     # tidy: family, policy, seed, and the value
-    ours: Named, reactive: Named,
-    clairvoyant: Named | None = None,        # None: no bound known
-    value: str = "violations",               # column that is pooled; 0 or more
-    by: str | Sequence[str] = "family",      # what makes a group
-    least: float = FEWEST,                   # misses that either side needs for a ratio
-    seed: int = 0,                           # as for `paired`
-) -> pd.DataFrame:                           # one row per group: columns of `by`, then those of `paired`; NaN: none
+    table: pd.DataFrame,  # tidy: family, policy, seed, and the value
+    ours: Named,
+    reactive: Named,
+    clairvoyant: Named | None = None,  # None: no bound known
+    value: str = "violations",  # column that is pooled; 0 or more
+    by: str | Sequence[str] = "family",  # what makes a group
+    least: float = FEWEST,  # misses that either side needs for a ratio
+    seed: int = 0,  # as for `paired`
+) -> pd.DataFrame:  # one row per group: columns of `by`, then those of `paired`; NaN: none
     "Paired comparison in each group. ValueError naming what is missing."
     by, out = [by] if isinstance(by, str) else list(by), []
-    if gone := [c for c in ["family", "policy", "seed", value, *by] if c not in table]: raise ValueError(f"the table has no column {', '.join(gone)}")
+    if gone := [c for c in ["family", "policy", "seed", value, *by] if c not in table]:
+        raise ValueError(f"the table has no column {', '.join(gone)}")
     for at, group in table.groupby(by, sort=False, dropna=False):
         family = group["family"].iloc[0]
-        cols = [series(group, p, family, value) for p in (ours, reactive, clairvoyant) if p is not None]
+        cols = [
+            series(group, p, family, value) for p in (ours, reactive, clairvoyant) if p is not None
+        ]
         both = pd.concat(cols, axis=1, join="inner").sort_index().to_numpy(float)
-        if not len(both): raise ValueError(f"{family}: no seed that all of them have run")
+        if not len(both):
+            raise ValueError(f"{family}: no seed that all of them have run")
         n_all = len(set().union(*(c.index for c in cols)))
-        out.append(dict(zip(by, at)) | paired(*both.T, least=least, seed=seed) | {"n_unpaired": n_all - len(both)})
+        out.append(
+            dict(zip(by, at))
+            | paired(*both.T, least=least, seed=seed)
+            | {"n_unpaired": n_all - len(both)}
+        )
     return pd.DataFrame(out)
 
 # %% ../../nbs/lab/33_experiment.ipynb #dd1d3e96
-def per_family(compared: pd.DataFrame, by: str = "family") -> dict[str, dict]:   # values of `compare` by family
-    "A comparison as plain values for JSON; a missing number is None. ValueError if a family has several rows."
-    if compared[by].duplicated().any(): raise ValueError(f"several rows of one {by}: this form holds one each")
-    tame = lambda v: None if v is None or v != v else v.item() if isinstance(v, np.generic) else v
-    return {row[by]: {k: tame(v) for k, v in row.items() if k != by} for row in compared.to_dict("records")}
+# values of `compare` by family
+def per_family(compared: pd.DataFrame, by: str = "family") -> dict[str, dict]:
+    """A comparison as plain values for JSON; a missing number is None. ValueError if a family has
+    several rows.
+    """
+    if compared[by].duplicated().any():
+        raise ValueError(f"several rows of one {by}: this form holds one each")
+
+    def tame(v):
+        return None if v is None or v != v else v.item() if isinstance(v, np.generic) else v
+
+    return {
+        row[by]: {k: tame(v) for k, v in row.items() if k != by}
+        for row in compared.to_dict("records")
+    }
 
 # %% ../../nbs/lab/33_experiment.ipynb #b71b27d5
 def enough(
-    compared: pd.DataFrame,        # of `compare`
-    half_width: float = .05,       # what the interval's half-width must come down to
-    most: int = 100,               # seeds, never more
-) -> pd.DataFrame:                 # its leading columns, half_width, n_seeds, reached, more: seeds to run next
+    compared: pd.DataFrame,  # of `compare`
+    half_width: float = 0.05,  # what the interval's half-width must come down to
+    most: int = 100,  # seeds, never more
+) -> pd.DataFrame:  # its leading columns, half_width, n_seeds, reached, more: seeds to run next
     "How many seeds each group still needs. Where there is no interval yet, as many again."
     n, w = compared["n_seeds"].to_numpy(), pd.to_numeric(compared["half_width"]).to_numpy(float)
-    need = np.where(np.isnan(w), 2*n, np.minimum(np.ceil(n*(w/half_width)**2), 2*n))
+    need = np.where(np.isnan(w), 2 * n, np.minimum(np.ceil(n * (w / half_width) ** 2), 2 * n))
     reached = w <= half_width
     more = np.where(reached, 0, np.maximum(np.minimum(need, most) - n, 0)).astype(int)
     more = np.where(~reached & (n < most), np.maximum(more, 1), more)
-    return compared.loc[:, :"ratio"].drop(columns="ratio").assign(half_width=w, n_seeds=n, reached=reached, more=more)
+    return (
+        compared.loc[:, :"ratio"]
+        .drop(columns="ratio")
+        .assign(half_width=w, n_seeds=n, reached=reached, more=more)
+    )
 
 # %% ../../nbs/lab/33_experiment.ipynb #413cd8a2
 def run_until(
-    experiment: Experiment,        # its seeds are the first ones; further ones follow the highest
-    ours: str, reactive: Named,    # the two policies whose ratio must become narrow; only they get more seeds
-    half_width: float = .05, most: int = 100, value: str = "violations",   # as for `enough` and `compare`
-    **run,                         # out, n_jobs, progress
-) -> pd.DataFrame:                 # the table with all rows
-    "Run until the half-width is reached in every family, or the limit. ValueError for a sweep over options."
-    if len(experiment.options) > 1: raise ValueError("run_until takes one set of options: make an experiment of each")
-    e, table, wide = experiment, experiment.run(**run), {f: list(experiment.seeds) for f in experiment.families}
+    experiment: Experiment,  # its seeds are the first ones; further ones follow the highest
+    ours: str,
+    reactive: Named,  # the two policies whose ratio must become narrow; only they get more seeds
+    half_width: float = 0.05,
+    most: int = 100,
+    value: str = "violations",  # as for `enough` and `compare`
+    **run,  # out, n_jobs, progress
+) -> pd.DataFrame:  # the table with all rows
+    """Run until the half-width is reached in every family, or the limit.
+
+    ValueError for a sweep over options.
+    """
+    if len(experiment.options) > 1:
+        raise ValueError("run_until takes one set of options: make an experiment of each")
+    e, table, wide = (
+        experiment,
+        experiment.run(**run),
+        {f: list(experiment.seeds) for f in experiment.families},
+    )
     while True:
         todo = enough(compare(table, ours, reactive, value=value), half_width, most)
-        if not todo["more"].any(): return table
+        if not todo["more"].any():
+            return table
         for family, more in zip(todo["family"], todo["more"]):
-            extra = range(max(wide[family]) + 1, max(wide[family]) + 1 + int(more)); wide[family] += extra
-            if not more: continue
+            extra = range(max(wide[family]) + 1, max(wide[family]) + 1 + int(more))
+            wide[family] += extra
+            if not more:
+                continue
             both = [ours, reactive if isinstance(reactive, str) else reactive[family]]
-            new = Experiment(e.run_one, {p: e.policies[p] for p in both}, [family], extra, e.options, e.version)
+            new = Experiment(
+                e.run_one, {p: e.policies[p] for p in both}, [family], extra, e.options, e.version
+            )
             table = pd.concat([table, new.run(**run)], ignore_index=True)

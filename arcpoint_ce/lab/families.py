@@ -13,7 +13,7 @@ __all__ = ['PHYSICS', 'MOST_JITTER', 'STANDARD', 'USUAL', 'REF_TPOT_MS', 'REF_PR
 
 # %% ../../nbs/lab/32a_families.ipynb #63ed63df
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from math import ceil, isfinite, pi
@@ -24,58 +24,75 @@ from .curves import load_curves, synthetic_curves
 from .faults import Fault, Scenario, ledger_of
 from .fleet import FirstToken, Fleet, Published, ServiceCurve, SimBackend
 from .physics import Contexts, Engine, EngineStation, TalkStation, mean_kv_tok
-from .workloads import Lengths, Tokens, Workload, from_profile, in_sessions, load_workload, with_slo
+from arcpoint_ce.lab.workloads import (
+    Lengths,
+    Tokens,
+    Workload,
+    from_profile,
+    in_sessions,
+    load_workload,
+    with_slo,
+)
 from ..routing.core import Backend
-
 
 # %% ../../nbs/lab/32a_families.ipynb #d65e7409
 PHYSICS = ("ideal", "engine")
-MOST_JITTER = .1
-STANDARD = dict(load=.6, request_s=8., observable=.5, streams=1.)
-USUAL: dict[str, dict[str, float]] = {   # settings of a family that differ from the standard
-    "batch_surge": dict(streams=0., observable=1.),
-    "long_requests": dict(request_s=120.),
-    "sessions": dict(load=.2),
+MOST_JITTER = 0.1
+STANDARD = dict(load=0.6, request_s=8.0, observable=0.5, streams=1.0)
+USUAL: dict[str, dict[str, float]] = {  # settings of a family that differ from the standard
+    "batch_surge": dict(streams=0.0, observable=1.0),
+    "long_requests": dict(request_s=120.0),
+    "sessions": dict(load=0.2),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     "Everything that makes a world. ValueError on amounts that are none."
-    family: str                        # one of FAMILIES
+
+    family: str  # one of FAMILIES
     seed: int = 0
-    n: int = 20_000                    # requests judged
-    load: float | None = None          # own traffic, share of what tenants normally leave at the pace of the limit; None: as usual
-    request_s: float | None = None     # mean time to serve a request on an unloaded reference backend, s; None: as usual
-    backends: int | None = None        # how many; None: 5 or 8, by seed
-    gateways: int = 1                  # share nothing
-    staleness_s: float = 0.            # gauges are seen this late, s
-    retries: int = 2                   # further attempts of the callers
-    slack: float = 2.5                 # latency limit, in multiples of the work on a reference backend
-    observable: float | None = None    # share of backends that publish gauges; None: as usual
-    streams: float | None = None       # share of the requests whose answers come token by token; None: as usual
-    past: int = 6                      # cycles that lie behind, to learn from
-    arrivals: str | None = None        # arrival file in place of synthetic traffic
-    curves: str | None = None          # measured curves (a file or folder) in place of the synthetic ones
-    physics: str = "ideal"             # how backends behave: "ideal", or "engine" (see `lab.physics`)
-    jitter: float = 0.                 # standard deviation of what recurs, from its time, in cycles, 0 to .1
+    n: int = 20_000  # requests judged
+    # own traffic, share of what tenants normally leave at the pace of the limit; None: as usual
+    load: float | None = None
+    # mean time to serve a request on an unloaded reference backend, s; None: as usual
+    request_s: float | None = None
+    backends: int | None = None  # how many; None: 5 or 8, by seed
+    gateways: int = 1  # share nothing
+    staleness_s: float = 0.0  # gauges are seen this late, s
+    retries: int = 2  # further attempts of the callers
+    slack: float = 2.5  # latency limit, in multiples of the work on a reference backend
+    observable: float | None = None  # share of backends that publish gauges; None: as usual
+    # share of the requests whose answers come token by token; None: as usual
+    streams: float | None = None
+    past: int = 6  # cycles that lie behind, to learn from
+    arrivals: str | None = None  # arrival file in place of synthetic traffic
+    curves: str | None = None  # measured curves (a file or folder) in place of the synthetic ones
+    physics: str = "ideal"  # how backends behave: "ideal", or "engine" (see `lab.physics`)
+    jitter: float = 0.0  # standard deviation of what recurs, from its time, in cycles, 0 to .1
 
     def __post_init__(self):
         if self.family not in FAMILIES:
             raise ValueError(f"unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
         for name, usual in (STANDARD | USUAL.get(self.family, {})).items():
-            if getattr(self, name) is None: object.__setattr__(self, name, usual)
-        for name in ("request_s", "streams", "jitter"):     # 30 and 30. are the same world
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+        for name in ("request_s", "streams", "jitter"):  # 30 and 30. are the same world
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         check_setting(self)
 
     @property
-    def cycle_s(self) -> float: return max(600., 40*self.request_s)   # schedules repeat after this
+    def cycle_s(self) -> float:
+        return max(600.0, 40 * self.request_s)  # schedules repeat after this
 
 
 def _number(name: str, value) -> float:
     "ValueError on what is no finite number."
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.number))
+        or not isfinite(value)
+    ):
         raise ValueError(f"Setting.{name} must be a number, got {value!r}")
     return float(value)
 
@@ -88,7 +105,9 @@ def check_setting(s: Setting):
     for name, least in (("n", 1), ("gateways", 1), ("seed", 0), ("retries", 0)):
         value = getattr(s, name)
         if not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"Setting.{name} must be a whole number, {least} or more, got {value!r}")
+            raise ValueError(
+                f"Setting.{name} must be a whole number, {least} or more, got {value!r}"
+            )
     if s.backends is not None and s.backends < 2:
         raise ValueError(f"Setting.backends must be 2 or more, got {s.backends!r}")
     for name, most in (("streams", 1), ("observable", 1), ("jitter", MOST_JITTER)):
@@ -102,238 +121,372 @@ def check_setting(s: Setting):
         raise ValueError(f"Setting.physics must be one of {', '.join(PHYSICS)}, got {s.physics!r}")
 
 
-REF_TPOT_MS, REF_PREFILL_MS = 25., .24   # a reference backend, unloaded: time per output token, per input token
+# a reference backend, unloaded: time per output token, per input token
+REF_TPOT_MS, REF_PREFILL_MS = 25.0, 0.24
 FAMILIES: dict[str, "Family"] = {}
 
-
 # %% ../../nbs/lab/32a_families.ipynb #5e551021
-FAIR_RATE = (.001, .01)
+FAIR_RATE = (0.001, 0.01)
 
 
 def fair_load(
-    rate: float,           # share of requests that miss their limit with the best rival, 0..1
+    rate: float,  # share of requests that miss their limit with the best rival, 0..1
 ) -> bool:
-    "Is a load with this rate of misses fit for a comparison? Where no load is, a family has no fair load."
+    """Is a load with this rate of misses fit for a comparison?
+
+    Where no load is, a family has no fair load.
+    """
     return FAIR_RATE[0] <= rate <= FAIR_RATE[1]
 
 # %% ../../nbs/lab/32a_families.ipynb #25e13920
 def dice(s: Setting, purpose: str) -> np.random.Generator:
     "Randomness for one purpose; the same for every policy, load and staleness."
-    return np.random.default_rng(int.from_bytes(sha256(f"{s.family}|{s.seed}|{s.request_s}|{purpose}".encode()).digest()[:8], "big"))
+    return np.random.default_rng(
+        int.from_bytes(
+            sha256(f"{s.family}|{s.seed}|{s.request_s}|{purpose}".encode()).digest()[:8], "big"
+        )
+    )
+
 
 @lru_cache(8)
 def shapes(path: str | None) -> tuple[tuple[str, ServiceCurve], ...]:
-    "Service curves by name: of a file, else the synthetic ones, so that worlds are the same for everybody."
+    """Service curves by name: of a file, else the synthetic ones, so that worlds are the same for
+    everybody.
+    """
     return tuple((load_curves(path) if path else synthetic_curves()).items())
 
+
 def fitted(curve: ServiceCurve, capacity: float, tpot_ms: float) -> ServiceCurve:
-    "The same curve for a server of another size and speed; the knee is where a token takes 1.7 times as long as alone."
-    alone = curve.tpot(curve.batch[0]); knee = max(curve.most(1.7*alone), curve.batch[0])
-    k, f = capacity/knee, tpot_ms/alone
-    batch = [max(b*k, 1.) for b in curve.batch]; keep = [i for i, b in enumerate(batch) if i == len(batch) - 1 or b < batch[i+1]]
-    scale = lambda xs: tuple(xs[i]*f for i in keep)
-    return ServiceCurve(tuple(batch[i] for i in keep), scale(curve.tpot_ms), scale(curve.ttft_ms) if curve.ttft_ms else (), curve.prompt_tok, curve.fixed)
+    """The same curve for a server of another size and speed; the knee is where a token takes 1.7
+    times as long as alone.
+    """
+    alone = curve.tpot(curve.batch[0])
+    knee = max(curve.most(1.7 * alone), curve.batch[0])
+    k, f = capacity / knee, tpot_ms / alone
+    batch = [max(b * k, 1.0) for b in curve.batch]
+    keep = [i for i, b in enumerate(batch) if i == len(batch) - 1 or b < batch[i + 1]]
+
+    def scale(xs):
+        return tuple(xs[i] * f for i in keep)
+
+    return ServiceCurve(
+        tuple(batch[i] for i in keep),
+        scale(curve.tpot_ms),
+        scale(curve.ttft_ms) if curve.ttft_ms else (),
+        curve.prompt_tok,
+        curve.fixed,
+    )
 
 # %% ../../nbs/lab/32a_families.ipynb #f072f634
-GRID_S = 2.
+GRID_S = 2.0
+
 
 class WorldFleet:
     "The fleet of a world: backends, other tenants, speeds."
+
     def __init__(self, s: Setting):
         self.setting, r = s, dice(s, "fleet")
         n = s.backends or (5 if s.seed % 2 else 8)
-        capacity, tpot = r.choice([16., 24., 32., 48., 64.], n), REF_TPOT_MS*r.uniform(.75, 1.3, n)
-        price = np.round(.3*(REF_TPOT_MS/tpot)**1.5*r.uniform(.7, 1.4, n), 2)
-        kinds, which, open_ = shapes(s.curves), r.random(n), r.permutation(n) < round(s.observable*n)
-        self.sims = tuple(SimBackend(
-            Backend(f"b{i}", capacity=float(capacity[i]), price_in=float(price[i]), price_out=float(4*price[i])),
-            fitted(kinds[int(which[i]*len(kinds))][1], capacity[i], tpot[i]), observable=bool(open_[i])) for i in range(n))
-        self.limit_tpot_ms = .95*s.slack*REF_TPOT_MS       # a little is kept back for the prompt
-        self.capacity = np.array([x.curve.most(self.limit_tpot_ms) for x in self.sims])   # requests at once that meet the limit
-        self.start_s = s.past*s.cycle_s
-        self.base = r.uniform(.1, .3, n)
-        self.rate_rps = s.load*float((self.capacity*(1 - self.base)).sum())/(.95*s.slack*s.request_s)
-        self.end_s = self.start_s + s.n/self.rate_rps
-        self.grid = np.arange(0., self.end_s + 2*s.cycle_s, GRID_S)
+        capacity, tpot = (
+            r.choice([16.0, 24.0, 32.0, 48.0, 64.0], n),
+            REF_TPOT_MS * r.uniform(0.75, 1.3, n),
+        )
+        price = np.round(0.3 * (REF_TPOT_MS / tpot) ** 1.5 * r.uniform(0.7, 1.4, n), 2)
+        kinds, which, open_ = (
+            shapes(s.curves),
+            r.random(n),
+            r.permutation(n) < round(s.observable * n),
+        )
+        self.sims = tuple(
+            SimBackend(
+                Backend(
+                    f"b{i}",
+                    capacity=float(capacity[i]),
+                    price_in=float(price[i]),
+                    price_out=float(4 * price[i]),
+                ),
+                fitted(kinds[int(which[i] * len(kinds))][1], capacity[i], tpot[i]),
+                observable=bool(open_[i]),
+            )
+            for i in range(n)
+        )
+        self.limit_tpot_ms = 0.95 * s.slack * REF_TPOT_MS  # a little is kept back for the prompt
+        # requests at once that meet the limit
+        self.capacity = np.array([x.curve.most(self.limit_tpot_ms) for x in self.sims])
+        self.start_s = s.past * s.cycle_s
+        self.base = r.uniform(0.1, 0.3, n)
+        self.rate_rps = (
+            s.load * float((self.capacity * (1 - self.base)).sum()) / (0.95 * s.slack * s.request_s)
+        )
+        self.end_s = self.start_s + s.n / self.rate_rps
+        self.grid = np.arange(0.0, self.end_s + 2 * s.cycle_s, GRID_S)
         self.others, self.speed = self.tenants(dice(s, "tenants")), np.ones((n, len(self.grid)))
         self.faults: list[Fault] = []
-        self.pattern = lambda t: np.ones_like(t)           # own rate over its mean, at times in s within a cycle
-        self.begins_s = None                               # where in a cycle its clocked change begins, s; None: it has none
-        self.gap_cv = 1.2                                  # of the times between own requests
-        self.answers = Lengths(s.request_s*1000/REF_TPOT_MS, .8)
-        self.scalable, self.talks = False, False           # can replicas be added; do requests belong to conversations
+        # own rate over its mean, at times in s within a cycle
+        self.pattern = lambda t: np.ones_like(t)
+        self.begins_s = None  # where in a cycle its clocked change begins, s; None: it has none
+        self.gap_cv = 1.2  # of the times between own requests
+        self.answers = Lengths(s.request_s * 1000 / REF_TPOT_MS, 0.8)
+        # can replicas be added; do requests belong to conversations
+        self.scalable, self.talks = False, False
 
-    def tenants(self, r) -> np.ndarray:   # (backends, grid) requests
+    def tenants(self, r) -> np.ndarray:  # (backends, grid) requests
         "Other tenants in normal times: a level that wanders by 15 % within half a minute."
-        n, m, a = len(self.sims), len(self.grid), np.exp(-GRID_S/30.)
-        noise = r.normal(0., (1 - a*a)**.5, (m, n)); x = np.zeros((m, n))
-        for k in range(1, m): x[k] = a*x[k-1] + noise[k]
-        return (self.capacity*self.base*np.exp(.15*x)).T
+        n, m, a = len(self.sims), len(self.grid), np.exp(-GRID_S / 30.0)
+        noise = r.normal(0.0, (1 - a * a) ** 0.5, (m, n))
+        x = np.zeros((m, n))
+        for k in range(1, m):
+            x[k] = a * x[k - 1] + noise[k]
+        return (self.capacity * self.base * np.exp(0.15 * x)).T
 
     def dice_of(self, place: int) -> np.random.Generator:
         "Randomness of one backend's trouble: the same however long the run is."
         return dice(self.setting, f"trouble at {place}")
 
     @property
-    def backends(self) -> tuple[Backend, ...]: return tuple(x.backend for x in self.sims)
+    def backends(self) -> tuple[Backend, ...]:
+        return tuple(x.backend for x in self.sims)
 
 # %% ../../nbs/lab/32a_families.ipynb #e5a89f5f
-def bent(at_s: np.ndarray, pattern: Callable, cycle_s: float, begin_s: float) -> np.ndarray:   # (n,) s from `begin_s`
+# (n,) s from `begin_s`
+def bent(at_s: np.ndarray, pattern: Callable, cycle_s: float, begin_s: float) -> np.ndarray:
     "The same arrivals, closer together where the pattern is high; a cycle takes as long as before."
-    steps = np.linspace(0., cycle_s, int(cycle_s) + 1); rate = pattern((steps + begin_s) % cycle_s)
-    done = np.concatenate([[0.], np.cumsum((rate[1:] + rate[:-1])/2)]); done *= cycle_s/done[-1]
-    return at_s//cycle_s*cycle_s + np.interp(at_s % cycle_s, done, steps)
+    steps = np.linspace(0.0, cycle_s, int(cycle_s) + 1)
+    rate = pattern((steps + begin_s) % cycle_s)
+    done = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2)])
+    done *= cycle_s / done[-1]
+    return at_s // cycle_s * cycle_s + np.interp(at_s % cycle_s, done, steps)
 
 
-def follow(at_s: np.ndarray, rates: np.ndarray, step_s: float) -> np.ndarray:   # (n,) s
-    "The same arrivals, closer together where `rates`, one per step, are high; a rate of 1 leaves them as they are."
-    done = np.concatenate([[0.], np.cumsum(rates)*step_s])
-    return np.interp(at_s, done, np.arange(len(done))*step_s)
+def follow(at_s: np.ndarray, rates: np.ndarray, step_s: float) -> np.ndarray:  # (n,) s
+    """The same arrivals, closer together where `rates`, one per step, are high; a rate of 1 leaves
+    them as they are.
+    """
+    done = np.concatenate([[0.0], np.cumsum(rates) * step_s])
+    return np.interp(at_s, done, np.arange(len(done)) * step_s)
 
 # %% ../../nbs/lab/32a_families.ipynb #18bc6b6f
-FILE_SAMPLE = 2000         # requests of an arrival file that tell how long its prompts and answers are
+FILE_SAMPLE = 2000  # requests of an arrival file that tell how long its prompts and answers are
 
 
 @lru_cache(8)
 def lengths_of(path: str) -> tuple[np.ndarray, np.ndarray]:
     "Prompts and answers of some requests of an arrival file, tokens; answers over their mean."
-    w = load_workload(path, FILE_SAMPLE, 1., 0)
-    return w.tokens_in, w.tokens_out/max(w.tokens_out.mean(), 1.)
+    w = load_workload(path, FILE_SAMPLE, 1.0, 0)
+    return w.tokens_in, w.tokens_out / max(w.tokens_out.mean(), 1.0)
 
 
-def lateness(s: Setting, what: str, cycles: int) -> np.ndarray:   # (cycles,) s, negative: early
+def lateness(s: Setting, what: str, cycles: int) -> np.ndarray:  # (cycles,) s, negative: early
     "By how much something recurs late, cycle by cycle."
-    return dice(s, f"jitter {what}").normal(0., s.jitter*s.cycle_s, cycles)
+    return dice(s, f"jitter {what}").normal(0.0, s.jitter * s.cycle_s, cycles)
 
 
 class WorldTraffic(WorldFleet):
     "Own requests of a world."
-    def tokens(self) -> Tokens: return Tokens(Lengths(500., .8), self.answers)
 
-    def clock(self, at_s: np.ndarray) -> np.ndarray:   # s
+    def tokens(self) -> Tokens:
+        return Tokens(Lengths(500.0, 0.8), self.answers)
+
+    def clock(self, at_s: np.ndarray) -> np.ndarray:  # s
         "What the clock shows that own traffic follows. Without jitter: the time."
         s = self.setting
-        if not s.jitter or self.begins_s is None: return at_s
-        cycles = 2*ceil(self.grid[-1]/s.cycle_s) + 6
-        begins = self.begins_s + s.cycle_s*np.arange(-2, cycles - 2)
+        if not s.jitter or self.begins_s is None:
+            return at_s
+        cycles = 2 * ceil(self.grid[-1] / s.cycle_s) + 6
+        begins = self.begins_s + s.cycle_s * np.arange(-2, cycles - 2)
         return np.interp(at_s, begins + lateness(s, "own traffic", cycles), begins)
 
-    def rate(self, at_s: np.ndarray) -> np.ndarray:    # rps
+    def rate(self, at_s: np.ndarray) -> np.ndarray:  # rps
         "The rate of own requests that the world really has, jitter included."
-        return self.pattern(self.clock(np.asarray(at_s, float)) % self.setting.cycle_s)*self.rate_rps
+        return (
+            self.pattern(self.clock(np.asarray(at_s, float)) % self.setting.cycle_s) * self.rate_rps
+        )
 
     def requests(self, n: int, purpose: str, begin_s: float) -> Workload:
         "So many requests from a moment on."
         s, seed = self.setting, int(dice(self.setting, purpose).integers(2**31))
         late = bool(s.jitter) and self.begins_s is not None
         if late:
-            steps = begin_s + np.arange(0., 1.5*n/self.rate_rps + 3*s.cycle_s, 5.)
+            steps = begin_s + np.arange(0.0, 1.5 * n / self.rate_rps + 3 * s.cycle_s, 5.0)
             rates = self.rate(steps)
         else:
-            steps = np.arange(0, s.cycle_s, 5.) + begin_s % s.cycle_s
-            rates = self.pattern(steps % s.cycle_s)*self.rate_rps
+            steps = np.arange(0, s.cycle_s, 5.0) + begin_s % s.cycle_s
+            rates = self.pattern(steps % s.cycle_s) * self.rate_rps
         if s.arrivals:
             w = load_workload(s.arrivals, n, self.rate_rps, seed)
-            at_s = follow(w.at_s, rates/self.rate_rps, 5.) if late else bent(w.at_s, self.pattern, s.cycle_s, begin_s)
-            tokens_out = w.tokens_out*(self.answers.mean_tok/max(w.tokens_out.mean(), 1.))
-            w = replace(w, at_s=at_s, tokens_out=np.maximum(tokens_out, 1.).round())
-        else: w = from_profile(rates, n, seed, step_s=5., cv=self.gap_cv, tokens=self.tokens())
+            at_s = (
+                follow(w.at_s, rates / self.rate_rps, 5.0)
+                if late
+                else bent(w.at_s, self.pattern, s.cycle_s, begin_s)
+            )
+            tokens_out = w.tokens_out * (self.answers.mean_tok / max(w.tokens_out.mean(), 1.0))
+            w = replace(w, at_s=at_s, tokens_out=np.maximum(tokens_out, 1.0).round())
+        else:
+            w = from_profile(rates, n, seed, step_s=5.0, cv=self.gap_cv, tokens=self.tokens())
         return self.marked(replace(w, at_s=w.at_s + begin_s), purpose)
 
     def marked(self, w: Workload, purpose: str) -> Workload:
         "Limits, conversations and shared beginnings of prompts."
         s, w = self.setting, with_slo(w, self.setting.slack, REF_TPOT_MS, REF_PREFILL_MS)
-        if self.talks: return in_sessions(w, TURNS, TURN_GAP_S, int(dice(s, f"{purpose} sessions").integers(2**31)))
-        if s.physics == "ideal": return w
-        popular = 1/np.arange(1, PREFIXES + 1)
-        return replace(w, prefix=dice(s, f"{purpose} prefixes").choice(PREFIXES, len(w), p=popular/popular.sum()))
-
+        if self.talks:
+            return in_sessions(
+                w, TURNS, TURN_GAP_S, int(dice(s, f"{purpose} sessions").integers(2**31))
+            )
+        if s.physics == "ideal":
+            return w
+        popular = 1 / np.arange(1, PREFIXES + 1)
+        return replace(
+            w,
+            prefix=dice(s, f"{purpose} prefixes").choice(
+                PREFIXES, len(w), p=popular / popular.sum()
+            ),
+        )
 
 # %% ../../nbs/lab/32a_families.ipynb #5e551025
-KV_SHARE, SLOT_SHARE, QUEUE_SHARE = 1.25, 1.5, .5   # memory, batch: over the requests that meet the limit; queue: over the batch
-FIRST_TOKEN_S = 2.                                  # MLPerf Inference 4.0, Llama 2 70B, server
-PREFIXES = 64                                       # beginnings of prompts, of popularity 1/rank (plausible guess)
-TURNS, TURN_GAP_S, MOVE_S = 20., 60., 4.            # requests of a conversation, time between two, prefill of a moved context, s
+# memory, batch: over the requests that meet the limit; queue: over the batch
+KV_SHARE, SLOT_SHARE, QUEUE_SHARE = 1.25, 1.5, 0.5
+FIRST_TOKEN_S = 2.0  # MLPerf Inference 4.0, Llama 2 70B, server
+PREFIXES = 64  # beginnings of prompts, of popularity 1/rank (plausible guess)
+# requests of a conversation, time between two, prefill of a moved context, s
+TURNS, TURN_GAP_S, MOVE_S = 20.0, 60.0, 4.0
 
 
 class Hardware:
     "How the backends of a world behave."
+
     def __init__(self, world: "WorldTraffic"):
         s = self.setting = world.setting
         self.talks = world.talks
-        self.sims = tuple(self.limited(x, world) for x in world.sims) if s.physics == "engine" else world.sims
+        self.sims = (
+            tuple(self.limited(x, world) for x in world.sims)
+            if s.physics == "engine"
+            else world.sims
+        )
         self.engines = [self.engine(x, world) for x in self.sims]
 
-    def most(self, sim: SimBackend, world: "WorldTraffic") -> float:   # requests at once that meet the limit, per replica
-        return max(sim.curve.most(world.limit_tpot_ms), 1.)
+    # requests at once that meet the limit, per replica
+    def most(self, sim: SimBackend, world: "WorldTraffic") -> float:
+        return max(sim.curve.most(world.limit_tpot_ms), 1.0)
 
     def limited(self, sim: SimBackend, world: "WorldTraffic") -> SimBackend:
-        slots = ceil(SLOT_SHARE*self.most(sim, world))
-        return replace(sim, slots=slots, queue=ceil(QUEUE_SHARE*slots*sim.replicas))
+        slots = ceil(SLOT_SHARE * self.most(sim, world))
+        return replace(sim, slots=slots, queue=ceil(QUEUE_SHARE * slots * sim.replicas))
 
-    def lengths(self, world: "WorldTraffic") -> tuple[np.ndarray, np.ndarray]:   # tokens
+    def lengths(self, world: "WorldTraffic") -> tuple[np.ndarray, np.ndarray]:  # tokens
         "Prompts and answers of some requests, the same whatever the seed."
-        if not self.setting.arrivals: return world.tokens().draw(FILE_SAMPLE, *map(np.random.default_rng, (0, 1)))
+        if not self.setting.arrivals:
+            return world.tokens().draw(FILE_SAMPLE, *map(np.random.default_rng, (0, 1)))
         tokens_in, relative = lengths_of(self.setting.arrivals)
-        return tokens_in, relative*world.answers.mean_tok
+        return tokens_in, relative * world.answers.mean_tok
 
     def engine(self, sim: SimBackend, world: "WorldTraffic") -> Engine:
         tokens_in, tokens_out = self.lengths(world)
         holds_tok = mean_kv_tok(tokens_in, tokens_out)
-        return Engine(kv_tok=KV_SHARE*self.most(sim, world)*holds_tok, tenant_in_tok=float(tokens_in.mean()),
-                      tenant_out_tok=float(tokens_out.mean()), tenant_kv_tok=holds_tok)
+        return Engine(
+            kv_tok=KV_SHARE * self.most(sim, world) * holds_tok,
+            tenant_in_tok=float(tokens_in.mean()),
+            tenant_out_tok=float(tokens_out.mean()),
+            tenant_kv_tok=holds_tok,
+        )
 
     def first_token(self) -> FirstToken | None:
         s = self.setting
-        if s.physics == "ideal": return None
-        return FirstToken(FIRST_TOKEN_S + s.slack*MOVE_S*self.talks, s.slack*REF_PREFILL_MS)
+        if s.physics == "ideal":
+            return None
+        return FirstToken(FIRST_TOKEN_S + s.slack * MOVE_S * self.talks, s.slack * REF_PREFILL_MS)
 
     def stations(self) -> Callable[[SimBackend, int], Published]:
         "What makes the stations of one fleet."
-        contexts = Contexts(MOVE_S*1000/REF_TPOT_MS) if self.talks else None
+        contexts = Contexts(MOVE_S * 1000 / REF_TPOT_MS) if self.talks else None
+
         def engine_station(sim, place):
-            return EngineStation(sim, place, self.engines[place], self.setting.seed, contexts, sim.curve.tpot(sim.curve.batch[0]))
-        def talk_station(sim, place): return TalkStation(sim, place, contexts)
-        if self.setting.physics == "engine": return engine_station
+            return EngineStation(
+                sim,
+                place,
+                self.engines[place],
+                self.setting.seed,
+                contexts,
+                sim.curve.tpot(sim.curve.batch[0]),
+            )
+
+        def talk_station(sim, place):
+            return TalkStation(sim, place, contexts)
+
+        if self.setting.physics == "engine":
+            return engine_station
         return talk_station if self.talks else Published
 
 # %% ../../nbs/lab/32a_families.ipynb #b1570ce9
 class WorldTruth(WorldTraffic):
     "What a world does to a fleet, and what somebody who knew it all would say."
+
     def install(self, fleet: Fleet, faults: bool = True):
         "Tenants and speeds from the fleet's present on; faults where they are wanted."
         faulty = bool(faults and self.faults)
+
         def step(k):
             def do(f, now):
-                for i in range(len(self.sims)): f.set(i, others=float(self.others[i, k]), speed=float(self.speed[i, k]))
-                if faulty: ledger_of(f).refresh(f, now)
-                if k + 1 < len(self.grid): f.at(float(self.grid[k+1]), step(k + 1))
+                for i in range(len(self.sims)):
+                    f.set(i, others=float(self.others[i, k]), speed=float(self.speed[i, k]))
+                if faulty:
+                    ledger_of(f).refresh(f, now)
+                if k + 1 < len(self.grid):
+                    f.at(float(self.grid[k + 1]), step(k + 1))
+
             return do
-        fleet.at(fleet.now, step(int(fleet.now//GRID_S)))
-        if faulty: Scenario("trouble", tuple(self.faults), self.setting.family).install(fleet)
 
-    def memory_room(self, place: int) -> float:   # requests, per replica
+        fleet.at(fleet.now, step(int(fleet.now // GRID_S)))
+        if faulty:
+            Scenario("trouble", tuple(self.faults), self.setting.family).install(fleet)
+
+    def memory_room(self, place: int) -> float:  # requests, per replica
         "How many requests the memory of a backend holds; inf where it has no end."
-        if self.setting.physics == "ideal": return np.inf
+        if self.setting.physics == "ideal":
+            return np.inf
         engine = self.hardware.engines[place]
-        return engine.kv_tok/engine.tenant_kv_tok
+        return engine.kv_tok / engine.tenant_kv_tok
 
-    def free(self, fleet: Fleet, now: float, ahead_s: float) -> list[float]:   # requests, per backend
-        "Head-room of every backend over the next `ahead_s`, from the truth: tenants, speeds, faults, budgets."
-        a, b, out = int(now//GRID_S), int((now + ahead_s)//GRID_S) + 1, []
+    # requests, per backend
+    def free(self, fleet: Fleet, now: float, ahead_s: float) -> list[float]:
+        """Head-room of every backend over the next `ahead_s`, from the truth: tenants, speeds,
+        faults, budgets.
+        """
+        a, b, out = int(now // GRID_S), int((now + ahead_s) // GRID_S) + 1, []
         for i, (x, station) in enumerate(zip(self.sims, fleet.stations)):
-            effects = [e for f in self.faults if f.target in (i, x.backend.name, "*") for t in (now, now + ahead_s/2) if (e := f.effect(t))]
-            speed = float(self.speed[i, a:b].min())*min([1., *(e.get("speed", 1.) for e in effects)])
-            up = min([1., *(0. if e.get("down") else 1 - e.get("error_rate", 0.) - e.get("stuck_rate", 0.) for e in effects)])
-            rpm, used = station.now_is.rpm, station.used if now//60. == station.minute else 0
-            if rpm and used + 1 > rpm*min((now % 60. + 2.)/60., 1.): up = 0.
-            most = min(x.curve.most(self.limit_tpot_ms*speed), x.slots or np.inf, self.memory_room(i))
-            out.append(up*(most*station.replicas - float(self.others[i, a:b].max())))
+            effects = [
+                e
+                for f in self.faults
+                if f.target in (i, x.backend.name, "*")
+                for t in (now, now + ahead_s / 2)
+                if (e := f.effect(t))
+            ]
+            speed = float(self.speed[i, a:b].min()) * min(
+                [1.0, *(e.get("speed", 1.0) for e in effects)]
+            )
+            up = min(
+                [
+                    1.0,
+                    *(
+                        0.0
+                        if e.get("down")
+                        else 1 - e.get("error_rate", 0.0) - e.get("stuck_rate", 0.0)
+                        for e in effects
+                    ),
+                ]
+            )
+            rpm, used = station.now_is.rpm, station.used if now // 60.0 == station.minute else 0
+            if rpm and used + 1 > rpm * min((now % 60.0 + 2.0) / 60.0, 1.0):
+                up = 0.0
+            most = min(
+                x.curve.most(self.limit_tpot_ms * speed), x.slots or np.inf, self.memory_room(i)
+            )
+            out.append(up * (most * station.replicas - float(self.others[i, a:b].max())))
         return out
 
 # %% ../../nbs/lab/32a_families.ipynb #ece3ba51
 class World(WorldTruth):
     "One seed of one family."
+
     def __init__(self, setting: Setting):
         super().__init__(setting)
         FAMILIES[setting.family].build(self, dice(setting, "trouble"))
@@ -341,157 +494,263 @@ class World(WorldTruth):
         self.sims = self.hardware.sims
         self.workload = self.requests(setting.n, "requests", self.start_s)
 
-    def fleet(self, gateways: Sequence, past: bool = False) -> Fleet:   # ready to run
+    def fleet(self, gateways: Sequence, past: bool = False) -> Fleet:  # ready to run
         "A fresh fleet in this world; in the past there are tenants, but no faults yet."
         s = self.setting
-        f = Fleet(self.sims, gateways, seed=s.seed, timeout_s=self.timeout_s, retries=s.retries, staleness_s=s.staleness_s, streams=s.streams,
-                  first_token=self.hardware.first_token(), stations=self.hardware.stations())
-        if not past: f.now = self.start_s
+        f = Fleet(
+            self.sims,
+            gateways,
+            seed=s.seed,
+            timeout_s=self.timeout_s,
+            retries=s.retries,
+            staleness_s=s.staleness_s,
+            streams=s.streams,
+            first_token=self.hardware.first_token(),
+            stations=self.hardware.stations(),
+        )
+        if not past:
+            f.now = self.start_s
         self.install(f, faults=not past)
         return f
 
     @property
     def timeout_s(self) -> float:
-        "Callers give up after this, s. Where answers have long tails, never before the longest limit has passed."
-        usual_s, longest_s = 20*self.setting.request_s, self.answers.most_tok*REF_TPOT_MS/1000*self.setting.slack
-        if self.setting.arrivals: return max(usual_s, float(self.workload.slo_s.max()))
+        """Callers give up after this, s.
+
+        Where answers have long tails, never before the longest limit has passed.
+        """
+        usual_s, longest_s = (
+            20 * self.setting.request_s,
+            self.answers.most_tok * REF_TPOT_MS / 1000 * self.setting.slack,
+        )
+        if self.setting.arrivals:
+            return max(usual_s, float(self.workload.slo_s.max()))
         return max(usual_s, longest_s) if isfinite(longest_s) else usual_s
 
-    def history(self) -> Workload:     # own requests of the past cycles
+    def history(self) -> Workload:  # own requests of the past cycles
         "What was asked before the judged requests came: half of the traffic, enough to learn from."
-        w = self.requests(int(self.rate_rps*(self.start_s - 60.)), "history", 0.)
-        return w[dice(self.setting, "thin").random(len(w)) < .5]
+        w = self.requests(int(self.rate_rps * (self.start_s - 60.0)), "history", 0.0)
+        return w[dice(self.setting, "thin").random(len(w)) < 0.5]
 
-    def __repr__(self): return f"World({self.setting.family}, seed {self.setting.seed}: {len(self.sims)} backends, {self.rate_rps:.1f} requests/s, from {self.start_s:.0f} to {self.end_s:.0f} s, {len(self.faults)} faults)"
+    def __repr__(self):
+        return f"World({self.setting.family}, seed {self.setting.seed}: {len(self.sims)} backends, {self.rate_rps:.1f} requests/s, from {self.start_s:.0f} to {self.end_s:.0f} s, {len(self.faults)} faults)"
 
 # %% ../../nbs/lab/32a_families.ipynb #d9324a6a
 @dataclass(frozen=True, slots=True)
 class Family:
     "A recipe for worlds."
+
     name: str
-    says: str                          # one line
-    foreseeable: bool                  # could past cycles tell
+    says: str  # one line
+    foreseeable: bool  # could past cycles tell
     build: Callable[["World", np.random.Generator], None]
+
 
 def family(says: str, foreseeable: bool):
     "Register a recipe under the name of its function."
+
     def register(build):
         FAMILIES[build.__name__] = Family(build.__name__, says, foreseeable, build)
         return build
+
     return register
 
+
 def clocked_surges(w: World, places: list[int], dice_of: Callable[[int], np.random.Generator]):
-    "Other tenants surge at some places, in every cycle at about the same time (two seconds, and jitter)."
+    """Other tenants surge at some places, in every cycle at about the same time (two seconds, and
+    jitter).
+    """
     cycle_s = w.setting.cycle_s
-    cycles = int(w.grid[-1]//cycle_s) + 2
+    cycles = int(w.grid[-1] // cycle_s) + 2
     for place in places:
         r = dice_of(place)
-        phase, length = r.uniform(0, cycle_s), r.uniform(.15, .3)*cycle_s
+        phase, length = r.uniform(0, cycle_s), r.uniform(0.15, 0.3) * cycle_s
         late = lateness(w.setting, f"surge {place}", cycles)
         for c in range(-1, cycles - 1):
-            surge(w, place, c*cycle_s + phase + r.normal(0, 2.) + late[c + 1], length, .7*r.uniform(.9, 1.1))
+            surge(
+                w,
+                place,
+                c * cycle_s + phase + r.normal(0, 2.0) + late[c + 1],
+                length,
+                0.7 * r.uniform(0.9, 1.1),
+            )
 
-def hit(w: World, r, share: float = .5, least: int = 1) -> list[int]:   # places
+
+def hit(w: World, r, share: float = 0.5, least: int = 1) -> list[int]:  # places
     "Some of the backends, at random."
-    return r.permutation(len(w.sims))[:max(least, int(share*len(w.sims)))].tolist()
+    return r.permutation(len(w.sims))[: max(least, int(share * len(w.sims)))].tolist()
 
-def surge(w: World, place: int, start_s: float, length_s: float, depth: float, ramp_s: float = 6.):
+
+def surge(w: World, place: int, start_s: float, length_s: float, depth: float, ramp_s: float = 6.0):
     "Other tenants take up `depth` of what a backend can hold, for a while."
-    shape = np.clip((w.grid - start_s)/ramp_s, 0, 1)*np.clip((start_s + length_s - w.grid)/ramp_s, 0, 1)
-    w.others[place] += depth*w.capacity[place]*shape
+    shape = np.clip((w.grid - start_s) / ramp_s, 0, 1) * np.clip(
+        (start_s + length_s - w.grid) / ramp_s, 0, 1
+    )
+    w.others[place] += depth * w.capacity[place] * shape
 
 # %% ../../nbs/lab/32a_families.ipynb #49706773
 @family("other tenants surge on half of the backends, in every cycle at about the same time", True)
-def scheduled_surge(w, r): clocked_surges(w, hit(w, r, .5, 2), lambda place: r)
+def scheduled_surge(w, r):
+    clocked_surges(w, hit(w, r, 0.5, 2), lambda place: r)
+
 
 @family("a third of the backends become slower and slower, and are restarted", True)
 def slow_degradation(w, r):
-    for place in hit(w, r, .34, 2):
+    for place in hit(w, r, 0.34, 2):
         t = r.uniform(0, w.setting.cycle_s)
         while t < w.grid[-1]:
-            length = r.uniform(.4, .7)*w.setting.cycle_s; inside = (w.grid >= t) & (w.grid < t + length)
-            w.speed[place, inside] = 1 - .8*(w.grid[inside] - t)/length
-            t += length + r.uniform(.3, .8)*w.setting.cycle_s
+            length = r.uniform(0.4, 0.7) * w.setting.cycle_s
+            inside = (w.grid >= t) & (w.grid < t + length)
+            w.speed[place, inside] = 1 - 0.8 * (w.grid[inside] - t) / length
+            t += length + r.uniform(0.3, 0.8) * w.setting.cycle_s
+
 
 @family("providers allow a number of requests per minute, hardly more than are sent", True)
 def rate_limit(w, r):
-    share, limited = w.capacity*(1 - w.base), hit(w, r, .7, 2)
-    per_minute = 60*w.rate_rps*share/share.sum()
-    w.sims = tuple(replace(x, backend=replace(x.backend, rpm=float(max(round(per_minute[i]*r.uniform(.55, 1.05)), 5)))) if i in limited else x
-                   for i, x in enumerate(w.sims))
+    share, limited = w.capacity * (1 - w.base), hit(w, r, 0.7, 2)
+    per_minute = 60 * w.rate_rps * share / share.sum()
+    w.sims = tuple(
+        replace(
+            x,
+            backend=replace(
+                x.backend, rpm=float(max(round(per_minute[i] * r.uniform(0.55, 1.05)), 5))
+            ),
+        )
+        if i in limited
+        else x
+        for i, x in enumerate(w.sims)
+    )
+
 
 @family("our own traffic rises and falls like a day", True)
 def diurnal(w, r):
     shift = r.uniform(0, 1)
-    w.pattern = lambda t: 1 + .55*np.sin(2*pi*(t/w.setting.cycle_s + shift))
-    w.begins_s = (1 - shift)*w.setting.cycle_s
+    w.pattern = lambda t: 1 + 0.55 * np.sin(2 * pi * (t / w.setting.cycle_s + shift))
+    w.begins_s = (1 - shift) * w.setting.cycle_s
+
 
 @family("our own traffic climbs steadily through every cycle, then starts again", True)
 def ramp(w, r):
     shift = r.uniform(0, 1)
-    w.pattern = lambda t: .55 + .9*((t/w.setting.cycle_s + shift) % 1)
-    w.begins_s = (1 - shift)*w.setting.cycle_s
+    w.pattern = lambda t: 0.55 + 0.9 * ((t / w.setting.cycle_s + shift) % 1)
+    w.begins_s = (1 - shift) * w.setting.cycle_s
 
-@family("our own traffic trebles for 30 % of every cycle; replicas can be added, but take three minutes", True)
+
+@family(
+    "our own traffic trebles for 30 % of every cycle; replicas can be added, but take three minutes",
+    True,
+)
 def cold_capacity(w, r):
     shift = r.uniform(0, 1)
-    w.pattern = lambda t: np.where((t/w.setting.cycle_s + shift) % 1 < .3, 1.9, .62)
-    w.begins_s = (1 - shift)*w.setting.cycle_s
-    halved = lambda x: replace(x, curve=fitted(x.curve, x.backend.capacity/2, x.curve.tpot(x.curve.batch[0])), replicas=2)
-    w.sims, w.scalable = tuple(halved(x) for x in w.sims), True      # two replicas are the nominal capacity
+    w.pattern = lambda t: np.where((t / w.setting.cycle_s + shift) % 1 < 0.3, 1.9, 0.62)
+    w.begins_s = (1 - shift) * w.setting.cycle_s
+
+    def halved(x):
+        return replace(
+            x,
+            curve=fitted(x.curve, x.backend.capacity / 2, x.curve.tpot(x.curve.batch[0])),
+            replicas=2,
+        )
+
+    # two replicas are the nominal capacity
+    w.sims, w.scalable = tuple(halved(x) for x in w.sims), True
 
 # %% ../../nbs/lab/32a_families.ipynb #5e551031
-@family("other tenants surge on a punctual clock; nothing streams, and every backend shows gauges", True)
-def batch_surge(w, r): clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
+@family(
+    "other tenants surge on a punctual clock; nothing streams, and every backend shows gauges", True
+)
+def batch_surge(w, r):
+    clocked_surges(w, hit(w, r, 0.5, 2), w.dice_of)
+
 
 @family("requests take two minutes; other tenants surge on a clock", True)
-def long_requests(w, r): clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
+def long_requests(w, r):
+    clocked_surges(w, hit(w, r, 0.5, 2), w.dice_of)
 
-@family("conversations of 20 requests over 20 minutes, dear to move; other tenants surge on a clock", True)
+
+@family(
+    "conversations of 20 requests over 20 minutes, dear to move; other tenants surge on a clock",
+    True,
+)
 def sessions(w, r):
     w.talks = True
-    clocked_surges(w, hit(w, r, .5, 2), w.dice_of)
+    clocked_surges(w, hit(w, r, 0.5, 2), w.dice_of)
 
 # %% ../../nbs/lab/32a_families.ipynb #a7249402
-def at_random(w: World, r, kind: str, intensity: float = 1., length: tuple[float, float] = (60., 150.), places: Sequence[int] | None = None):
+def at_random(
+    w: World,
+    r,
+    kind: str,
+    intensity: float = 1.0,
+    length: tuple[float, float] = (60.0, 150.0),
+    places: Sequence[int] | None = None,
+):
     "Two to four faults of one kind, at different backends, one after another."
-    span, k = w.end_s - w.start_s, int(r.integers(2, 5)); places = places or r.permutation(len(w.sims)).tolist()
+    span, k = w.end_s - w.start_s, int(r.integers(2, 5))
+    places = places or r.permutation(len(w.sims)).tolist()
     for j in range(k):
-        a = w.start_s + span*(j + r.uniform(.2, .6))/k; long = min(r.uniform(*length), .35*span/k)
-        w.faults.append(Fault(kind, int(places[j % len(places)]) if kind != "traffic_surge" else "*", float(a), float(long), intensity))
+        a = w.start_s + span * (j + r.uniform(0.2, 0.6)) / k
+        long = min(r.uniform(*length), 0.35 * span / k)
+        w.faults.append(
+            Fault(
+                kind,
+                int(places[j % len(places)]) if kind != "traffic_surge" else "*",
+                float(a),
+                float(long),
+                intensity,
+            )
+        )
+
 
 @family("a backend is gone at once", False)
-def step_failure(w, r): at_random(w, r, "backend_down")
+def step_failure(w, r):
+    at_random(w, r, "backend_down")
+
 
 @family("a backend is slow and sometimes wrong, and its gauges look fine", False)
-def gray_failure(w, r): at_random(w, r, "gray_failure", 1.5)
+def gray_failure(w, r):
+    at_random(w, r, "gray_failure", 1.5)
+
 
 @family("a backend answers with errors, quickly", False)
-def fast_errors(w, r): at_random(w, r, "fast_errors", .9)
+def fast_errors(w, r):
+    at_random(w, r, "fast_errors", 0.9)
+
 
 @family("a backend comes and goes every ten seconds", False)
-def flapping(w, r): at_random(w, r, "flapping")
+def flapping(w, r):
+    at_random(w, r, "flapping")
+
 
 @family("a backend goes down, and its load may pull down others", False)
-def cascading(w, r): at_random(w, r, "cascading_failure")
+def cascading(w, r):
+    at_random(w, r, "cascading_failure")
+
 
 @family("a backend takes requests and never answers", False)
-def partition(w, r): at_random(w, r, "partition")
+def partition(w, r):
+    at_random(w, r, "partition")
+
 
 @family("a backend fails in part while callers try again and again", False)
-def retry_storm(w, r): at_random(w, r, "retry_storm")
+def retry_storm(w, r):
+    at_random(w, r, "retry_storm")
+
 
 @family("other tenants surge on half of the backends, at times nobody can know", False)
 def memoryless_surge(w, r):
-    for place in hit(w, r, .5, 2):
-        t = 0.
+    for place in hit(w, r, 0.5, 2):
+        t = 0.0
         while t < w.grid[-1]:
-            t += r.exponential(.75*w.setting.cycle_s); length = r.uniform(.15, .3)*w.setting.cycle_s
-            surge(w, place, t, length, .7*r.uniform(.9, 1.1)); t += length
+            t += r.exponential(0.75 * w.setting.cycle_s)
+            length = r.uniform(0.15, 0.3) * w.setting.cycle_s
+            surge(w, place, t, length, 0.7 * r.uniform(0.9, 1.1))
+            t += length
 
 # %% ../../nbs/lab/32a_families.ipynb #5e551033
 @family("our own requests come in bursts, and a few of them are very long", False)
 def bursty(w, r):
     mean_tok = w.answers.mean_tok
-    w.gap_cv = 3.
-    w.answers = Lengths(1.06*mean_tok, 3.5, most_tok=25*mean_tok)      # a mean of `mean_tok` once capped
+    w.gap_cv = 3.0
+    # a mean of `mean_tok` once capped
+    w.answers = Lengths(1.06 * mean_tok, 3.5, most_tok=25 * mean_tok)

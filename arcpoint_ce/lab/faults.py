@@ -10,7 +10,8 @@ __all__ = ['RAMP_STEPS', 'FLAP_S', 'SLOW', 'DOWN', 'FAILING', 'LOAD', 'LIES', 'K
            'save_scenario', 'load_scenario', 'make_scenario', 'is_outage', 'all_away', 'random_scenario', 'draw']
 
 # %% ../../nbs/lab/32_faults.ipynb #8f771126
-import json, tomllib
+import json
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
@@ -23,41 +24,58 @@ import pandas as pd
 from .fleet import Fleet
 
 # %% ../../nbs/lab/32_faults.ipynb #3a0b78b3
-RAMP_STEPS = 20                        # a ramp rises in so many steps
-FLAP_S = 20.                           # a flapping backend is away for half of this, then back for the other half, s
+RAMP_STEPS = 20  # a ramp rises in so many steps
+FLAP_S = 20.0  # a flapping backend is away for half of this, then back for the other half, s
 
-def ramp_of(f) -> float: return f.ramp_s or (f.duration_s if f.kind == "slow_degradation" else 0.)
 
-def rising(f, since_s: float) -> float: return min(since_s/ramp_of(f), 1.) if ramp_of(f) else 1.
+def ramp_of(f) -> float:
+    return f.ramp_s or (f.duration_s if f.kind == "slow_degradation" else 0.0)
 
-def rising_edges(f) -> list[float]:   # seconds after its start
-    return [ramp_of(f)*k/RAMP_STEPS for k in range(1, RAMP_STEPS + 1)] if ramp_of(f) else []
 
-def switching(f, since_s: float) -> float: return float(round(since_s, 6)%FLAP_S < FLAP_S/2)
+def rising(f, since_s: float) -> float:
+    return min(since_s / ramp_of(f), 1.0) if ramp_of(f) else 1.0
 
-def switching_edges(f) -> list[float]: return [k*FLAP_S/2 for k in range(1, int(2*f.duration_s/FLAP_S) + 1)]
 
-def warm_of(f) -> float: return f.ramp_s or f.duration_s*2/3
+def rising_edges(f) -> list[float]:  # seconds after its start
+    return [ramp_of(f) * k / RAMP_STEPS for k in range(1, RAMP_STEPS + 1)] if ramp_of(f) else []
+
+
+def switching(f, since_s: float) -> float:
+    return float(round(since_s, 6) % FLAP_S < FLAP_S / 2)
+
+
+def switching_edges(f) -> list[float]:
+    return [k * FLAP_S / 2 for k in range(1, int(2 * f.duration_s / FLAP_S) + 1)]
+
+
+def warm_of(f) -> float:
+    return f.ramp_s or f.duration_s * 2 / 3
+
 
 def warming(f, since_s: float) -> float:
     left_s = f.duration_s - since_s
-    return inf if round(left_s - warm_of(f), 6) > 0 else left_s/warm_of(f)
+    return inf if round(left_s - warm_of(f), 6) > 0 else left_s / warm_of(f)
+
 
 def warming_edges(f) -> list[float]:
-    return [f.duration_s - warm_of(f)*(RAMP_STEPS - k)/RAMP_STEPS for k in range(RAMP_STEPS)]
+    return [f.duration_s - warm_of(f) * (RAMP_STEPS - k) / RAMP_STEPS for k in range(RAMP_STEPS)]
 
 # %% ../../nbs/lab/32_faults.ipynb #14327ed3
 @dataclass(frozen=True, slots=True)
 class Kind:
     "A sort of fault: what its level does to a backend."
-    says: str                          # one line, at intensity 1
-    effect: Callable[[float], dict]    # level -> conditions of the backend
-    graded: bool = True                # are there degrees of it
-    shape: Callable = rising           # (fault, seconds since its start) -> level
-    edges: Callable = rising_edges     # fault -> seconds after its start at which the level changes
-    kills: bool = False                # running attempts are lost when it starts
 
-def slower(times: float) -> dict: return {"speed": 1./times}
+    says: str  # one line, at intensity 1
+    effect: Callable[[float], dict]  # level -> conditions of the backend
+    graded: bool = True  # are there degrees of it
+    shape: Callable = rising  # (fault, seconds since its start) -> level
+    edges: Callable = rising_edges  # fault -> seconds after its start at which the level changes
+    kills: bool = False  # running attempts are lost when it starts
+
+
+def slower(times: float) -> dict:
+    return {"speed": 1.0 / times}
+
 
 def away(level: float, how: str = "refuse") -> dict:
     "Not there, and silent: its last gauges stay as they were."
@@ -65,216 +83,354 @@ def away(level: float, how: str = "refuse") -> dict:
 
 # %% ../../nbs/lab/32_faults.ipynb #bed51044
 SLOW = {
-    "latency_spike": Kind("everything takes three times as long", lambda x: slower(1 + 2*x)),
-    "slow_degradation": Kind("ever slower, in the end three times as slow", lambda x: slower(1 + 2*x)),
-    "cold_restart": Kind("lost with all that runs there, then back at a fifth of its speed and warming up",
-                         lambda x: away(1.) if x == inf else slower(1 + 4*x), shape=warming, edges=warming_edges, kills=True),
+    "latency_spike": Kind("everything takes three times as long", lambda x: slower(1 + 2 * x)),
+    "slow_degradation": Kind(
+        "ever slower, in the end three times as slow", lambda x: slower(1 + 2 * x)
+    ),
+    "cold_restart": Kind(
+        "lost with all that runs there, then back at a fifth of its speed and warming up",
+        lambda x: away(1.0) if x == inf else slower(1 + 4 * x),
+        shape=warming,
+        edges=warming_edges,
+        kills=True,
+    ),
 }
 DOWN = {
-    "backend_down": Kind("refuses everything; what runs there is lost", away, graded=False, kills=True),
-    "partition": Kind("cannot be reached: nothing is answered until the time-out", lambda x: away(x, "hang"), graded=False),
-    "flapping": Kind(f"refuses everything for {FLAP_S/2:g} s, works for {FLAP_S/2:g} s, and so on", away, graded=False,
-                     shape=switching, edges=switching_edges),
-    "cascading_failure": Kind("goes down, and takes every other with it that is overloaded for a while", away, kills=True),
+    "backend_down": Kind(
+        "refuses everything; what runs there is lost", away, graded=False, kills=True
+    ),
+    "partition": Kind(
+        "cannot be reached: nothing is answered until the time-out",
+        lambda x: away(x, "hang"),
+        graded=False,
+    ),
+    "flapping": Kind(
+        f"refuses everything for {FLAP_S / 2:g} s, works for {FLAP_S / 2:g} s, and so on",
+        away,
+        graded=False,
+        shape=switching,
+        edges=switching_edges,
+    ),
+    "cascading_failure": Kind(
+        "goes down, and takes every other with it that is overloaded for a while", away, kills=True
+    ),
 }
-{name: kind.effect(1.) for name, kind in (SLOW | DOWN).items()}
+{name: kind.effect(1.0) for name, kind in (SLOW | DOWN).items()}
 
 # %% ../../nbs/lab/32_faults.ipynb #e04e5b85
-def flattering(level: float) -> Callable:   # Gauge -> Gauge
+def flattering(level: float) -> Callable:  # Gauge -> Gauge
     "A slow backend's gauges, as if it were not slow."
-    return lambda g: g._replace(waiting=0, tpot_ms=g.tpot_ms/(1 + level))
+    return lambda g: g._replace(waiting=0, tpot_ms=g.tpot_ms / (1 + level))
 
-def idling(level: float) -> Callable:       # Gauge -> Gauge
+
+def idling(level: float) -> Callable:  # Gauge -> Gauge
     "Gauges of a backend that claims to have hardly anything to do."
-    left = 1/(1 + 9*level)
-    return lambda g: g._replace(running=g.running*left, waiting=0, tpot_ms=g.tpot_ms*left)
+    left = 1 / (1 + 9 * level)
+    return lambda g: g._replace(running=g.running * left, waiting=0, tpot_ms=g.tpot_ms * left)
 
-def failing(share: float, after_ms: float = 5.) -> dict: return {"error_rate": min(share, 1.), "error_ms": after_ms}
+
+def failing(share: float, after_ms: float = 5.0) -> dict:
+    return {"error_rate": min(share, 1.0), "error_ms": after_ms}
+
 
 FAILING = {
-    "partial_failure": Kind("three of ten attempts fail, after 100 ms", lambda x: failing(.3*x, 100.)),
+    "partial_failure": Kind(
+        "three of ten attempts fail, after 100 ms", lambda x: failing(0.3 * x, 100.0)
+    ),
     "fast_errors": Kind("every attempt fails at once, after 5 ms", failing),
-    "stuck_responses": Kind("three of ten attempts are never answered", lambda x: {"stuck_rate": min(.3*x, 1.)}),
-    "gray_failure": Kind("half as fast, every tenth attempt fails, the gauges look fine",
-                         lambda x: slower(1 + x) | failing(.1*x, 100.) | {"gauge": flattering(x)}),
+    "stuck_responses": Kind(
+        "three of ten attempts are never answered", lambda x: {"stuck_rate": min(0.3 * x, 1.0)}
+    ),
+    "gray_failure": Kind(
+        "half as fast, every tenth attempt fails, the gauges look fine",
+        lambda x: slower(1 + x) | failing(0.1 * x, 100.0) | {"gauge": flattering(x)},
+    ),
 }
 
 # %% ../../nbs/lab/32_faults.ipynb #c09d886b
 LOAD = {
     "traffic_surge": Kind("twice as many requests for the whole fleet", lambda x: {"surge": 1 + x}),
-    "retry_storm": Kind("three of ten attempts fail, and half as many requests again come in", lambda x: failing(.3*x) | {"surge": 1 + x/2}),
-    "rate_limit_exhaustion": Kind("its provider allows a fifth of the usual requests per minute", lambda x: {"budget": 1/(1 + 4*x)}),
+    "retry_storm": Kind(
+        "three of ten attempts fail, and half as many requests again come in",
+        lambda x: failing(0.3 * x) | {"surge": 1 + x / 2},
+    ),
+    "rate_limit_exhaustion": Kind(
+        "its provider allows a fifth of the usual requests per minute",
+        lambda x: {"budget": 1 / (1 + 4 * x)},
+    ),
 }
 LIES = {
     "stale_metrics": Kind("its gauges stand still", lambda x: {"gauge": "frozen"}, graded=False),
     "lying_metrics": Kind("its gauges show a tenth of its load", lambda x: {"gauge": idling(x)}),
 }
-KINDS = SLOW | DOWN | FAILING | LOAD | LIES   # every kind of fault, by name
+KINDS = SLOW | DOWN | FAILING | LOAD | LIES  # every kind of fault, by name
 pd.Series({name: kind.says for name, kind in KINDS.items()}, name="at intensity 1").to_frame()
 
 # %% ../../nbs/lab/32_faults.ipynb #9e8a1fbe
 def refuse(f: "Fault"):
     "ValueError with a remedy on a fault that makes no sense."
     what, kind = f"fault {f.kind!r}", KINDS.get(f.kind) if isinstance(f.kind, str) else None
-    if kind is None: raise ValueError(f"unknown kind {f.kind!r}; choose one of {', '.join(sorted(KINDS))}")
+    if kind is None:
+        raise ValueError(f"unknown kind {f.kind!r}; choose one of {', '.join(sorted(KINDS))}")
     place = isinstance(f.target, int) and not isinstance(f.target, bool) and f.target >= 0
-    if not place and not (isinstance(f.target, str) and f.target): raise ValueError(f"{what}: target must be a backend's name, its position from 0, or '*' for all, got {f.target!r}")
-    if f.kind == "traffic_surge" and f.target != "*": raise ValueError(f"{what} hits the whole fleet: give '*' as target, got {f.target!r}")
+    if not place and not (isinstance(f.target, str) and f.target):
+        raise ValueError(
+            f"{what}: target must be a backend's name, its position from 0, or '*' for all, got {f.target!r}"
+        )
+    if f.kind == "traffic_surge" and f.target != "*":
+        raise ValueError(f"{what} hits the whole fleet: give '*' as target, got {f.target!r}")
     for name in ("start_s", "duration_s", "intensity", "ramp_s"):
         v = getattr(f, name)
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not isfinite(v) or v < 0: raise ValueError(f"{what}: {name} must be a number of 0 or more, got {v!r}")
-    if not f.duration_s: raise ValueError(f"{what}: duration_s must be above 0")
-    if not f.intensity: raise ValueError(f"{what}: intensity must be above 0; leave the fault out instead")
-    if not kind.graded and f.intensity != 1: raise ValueError(f"{what} has no degrees: leave intensity at 1, got {f.intensity!r}")
-    if f.ramp_s and not (kind.graded and f.kind != "cascading_failure"): raise ValueError(f"{what} comes at once: leave ramp_s at 0, got {f.ramp_s!r}")
-    if f.ramp_s > f.duration_s: raise ValueError(f"{what}: ramp_s must not exceed duration_s ({f.duration_s:g}), got {f.ramp_s!r}")
-    if f.kind == "rate_limit_exhaustion" and f.start_s < 10: raise ValueError(f"{what}: let the fleet run for 10 s first, so that its usual rate is known; got start_s {f.start_s!r}")
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or not isfinite(v) or v < 0:
+            raise ValueError(f"{what}: {name} must be a number of 0 or more, got {v!r}")
+    if not f.duration_s:
+        raise ValueError(f"{what}: duration_s must be above 0")
+    if not f.intensity:
+        raise ValueError(f"{what}: intensity must be above 0; leave the fault out instead")
+    if not kind.graded and f.intensity != 1:
+        raise ValueError(f"{what} has no degrees: leave intensity at 1, got {f.intensity!r}")
+    if f.ramp_s and not (kind.graded and f.kind != "cascading_failure"):
+        raise ValueError(f"{what} comes at once: leave ramp_s at 0, got {f.ramp_s!r}")
+    if f.ramp_s > f.duration_s:
+        raise ValueError(
+            f"{what}: ramp_s must not exceed duration_s ({f.duration_s:g}), got {f.ramp_s!r}"
+        )
+    if f.kind == "rate_limit_exhaustion" and f.start_s < 10:
+        raise ValueError(
+            f"{what}: let the fleet run for 10 s first, so that its usual rate is known; got start_s {f.start_s!r}"
+        )
 
 # %% ../../nbs/lab/32_faults.ipynb #18afc473
 @dataclass(frozen=True, slots=True)
 class Fault:
     "One thing that goes wrong with one backend. ValueError on what makes no sense."
-    kind: str                          # one of KINDS
-    target: str | int                  # name or position of the backend; "*": every one
-    start_s: float                     # when, s of the simulation
-    duration_s: float                  # for how long, s
-    intensity: float = 1.              # how strong; what 1 means stands in KINDS
-    ramp_s: float = 0.                 # until it has its full strength, s; of a cold restart: the warm-up; 0: at once (slow_degradation: all the time; cold_restart: two thirds)
 
-    def __post_init__(self): refuse(self)
+    kind: str  # one of KINDS
+    target: str | int  # name or position of the backend; "*": every one
+    start_s: float  # when, s of the simulation
+    duration_s: float  # for how long, s
+    intensity: float = 1.0  # how strong; what 1 means stands in KINDS
+    # until it has its full strength, s; of a cold restart: the warm-up; 0: at once
+    # (slow_degradation: all the time; cold_restart: two thirds)
+    ramp_s: float = 0.0
+
+    def __post_init__(self):
+        refuse(self)
 
     @property
-    def end_s(self) -> float: return self.start_s + self.duration_s
+    def end_s(self) -> float:
+        return self.start_s + self.duration_s
 
-    def level(self, at_s: float) -> float:   # 0: not there
+    def level(self, at_s: float) -> float:  # 0: not there
         "How strong it is at a moment."
-        return self.intensity*KINDS[self.kind].shape(self, at_s - self.start_s) if self.start_s <= at_s < self.end_s else 0.
+        return (
+            self.intensity * KINDS[self.kind].shape(self, at_s - self.start_s)
+            if self.start_s <= at_s < self.end_s
+            else 0.0
+        )
 
-    def effect(self, at_s: float) -> dict:   # conditions; {}: none
+    def effect(self, at_s: float) -> dict:  # conditions; {}: none
         "What it does to its target at a moment."
         return KINDS[self.kind].effect(x) if (x := self.level(at_s)) else {}
 
-    def edges(self) -> list[float]:    # s of the simulation
+    def edges(self) -> list[float]:  # s of the simulation
         "When its level changes."
-        return sorted({self.start_s, self.end_s} | {self.start_s + t for t in KINDS[self.kind].edges(self) if t < self.duration_s})
+        return sorted(
+            {self.start_s, self.end_s}
+            | {self.start_s + t for t in KINDS[self.kind].edges(self) if t < self.duration_s}
+        )
 
     def install(self, fleet: Fleet) -> "Ledger":
         "Schedule it in a fleet (see `install`)."
         return install(self, fleet)
 
 # %% ../../nbs/lab/32_faults.ipynb #42cee749
-def told(base, stories: Sequence):   # None | "frozen" | Gauge -> Gauge
+def told(base, stories: Sequence):  # None | "frozen" | Gauge -> Gauge
     "Gauges after several stories about them."
-    if "frozen" in (base, *stories): return "frozen"
+    if "frozen" in (base, *stories):
+        return "frozen"
+
     def tell(gauge):
-        for story in (base, *stories): gauge = story(gauge) if story else gauge
+        for story in (base, *stories):
+            gauge = story(gauge) if story else gauge
         return gauge
+
     return tell
 
-RULES = {                              # condition -> (its value without faults, what the faults want) -> its value
-    "speed": lambda base, xs: base*prod(xs),
-    "surge": lambda base, xs: base*prod(xs),
-    "error_rate": lambda base, xs: min(base + sum(xs), 1.),
-    "stuck_rate": lambda base, xs: min(base + sum(xs), 1.),
+
+RULES = {  # condition -> (its value without faults, what the faults want) -> its value
+    "speed": lambda base, xs: base * prod(xs),
+    "surge": lambda base, xs: base * prod(xs),
+    "error_rate": lambda base, xs: min(base + sum(xs), 1.0),
+    "stuck_rate": lambda base, xs: min(base + sum(xs), 1.0),
     "error_ms": lambda base, xs: min(xs),
     "down": lambda base, xs: "hang" if "hang" in (base, *xs) else "refuse",
     "rpm": lambda base, xs: min(x for x in (base, *xs) if x is not None),
     "gauge": told,
 }
 
+
 def combine(base: Callable, effects: Sequence[Mapping]) -> dict:
     "The conditions under several effects at once; `base(name)` is the value without any."
-    return {k: RULES[k](base(k), [e[k] for e in effects if k in e]) for k in RULES if any(k in e for e in effects)}
+    return {
+        k: RULES[k](base(k), [e[k] for e in effects if k in e])
+        for k in RULES
+        if any(k in e for e in effects)
+    }
 
 # %% ../../nbs/lab/32_faults.ipynb #67c55191
 class Ledger:
     "The faults of one fleet, and what the conditions would be without them."
+
     def __init__(self, fleet: Fleet):
-        self.faults: list[Fault] = []                       # all that were installed, and those that followed from them
-        self.usual: dict[tuple[int, float], float] = {}     # (place, start) of a rate limit -> requests per minute before
-        self.base, self.wrote = ([{} for _ in range(len(fleet.names) + 1)] for _ in range(2))   # by place, last: the fleet itself
+        self.faults: list[Fault] = []  # all that were installed, and those that followed from them
+        # (place, start) of a rate limit -> requests per minute before
+        self.usual: dict[tuple[int, float], float] = {}
+        # by place, last: the fleet itself
+        self.base, self.wrote = ([{} for _ in range(len(fleet.names) + 1)] for _ in range(2))
 
     def refresh(self, fleet: Fleet, now: float):
         "Bring all conditions up to date."
-        hit = [(range(len(fleet.names)) if f.target == "*" else (fleet.place_of(f.target),), f.start_s, e) for f in self.faults if (e := f.effect(now))]
+        hit = [
+            (
+                range(len(fleet.names)) if f.target == "*" else (fleet.place_of(f.target),),
+                f.start_s,
+                e,
+            )
+            for f in self.faults
+            if (e := f.effect(now))
+        ]
         for place in range(len(fleet.names)):
-            effects = [self.limited(place, start_s, e) for places, start_s, e in hit if place in places]
+            effects = [
+                self.limited(place, start_s, e) for places, start_s, e in hit if place in places
+            ]
             c = fleet.stations[place].now_is
             self.write(place, effects, lambda k: getattr(c, k), lambda new: fleet.set(place, **new))
-        self.write(-1, [{"surge": e["surge"]} for *_, e in hit if "surge" in e], lambda k: fleet.pace, lambda new: fleet.surge(new["surge"]))
+        self.write(
+            -1,
+            [{"surge": e["surge"]} for *_, e in hit if "surge" in e],
+            lambda k: fleet.pace,
+            lambda new: fleet.surge(new["surge"]),
+        )
 
-    def limited(self, place: int, start_s: float, effect: Mapping) -> dict:   # conditions of a backend
+    # conditions of a backend
+    def limited(self, place: int, start_s: float, effect: Mapping) -> dict:
         "A budget as requests per minute; without what concerns the fleet as a whole."
         own = {k: v for k, v in effect.items() if k not in ("surge", "budget")}
-        return own | {"rpm": self.usual.get((place, start_s), inf)*effect["budget"]} if "budget" in effect else own
+        return (
+            own | {"rpm": self.usual.get((place, start_s), inf) * effect["budget"]}
+            if "budget" in effect
+            else own
+        )
 
     def write(self, place: int, effects: Sequence[Mapping], now_is: Callable, do: Callable):
         "Write what differs from what is. What somebody else wrote since is the new base."
         base, wrote = self.base[place], self.wrote[place]
-        for k in [k for k in wrote if now_is(k) != wrote[k]]: base[k] = now_is(k); del wrote[k]
+        for k in [k for k in wrote if now_is(k) != wrote[k]]:
+            base[k] = now_is(k)
+            del wrote[k]
         want = combine(lambda k: base.setdefault(k, now_is(k)), effects)
         want |= {k: base.pop(k) for k in list(base) if k not in want}
-        if new := {k: v for k, v in want.items() if now_is(k) != v}: do(new)
+        if new := {k: v for k, v in want.items() if now_is(k) != v}:
+            do(new)
         self.wrote[place] = {k: v for k, v in want.items() if k in base}
 
 # %% ../../nbs/lab/32_faults.ipynb #3ac2303b
 def ledger_of(fleet: Fleet) -> Ledger:
     "The ledger of a fleet, opened on first use."
-    if not hasattr(fleet, "ledger"): fleet.ledger = Ledger(fleet)
+    if not hasattr(fleet, "ledger"):
+        fleet.ledger = Ledger(fleet)
     return fleet.ledger
 
+
 def install(fault: Fault, fleet: Fleet) -> Ledger:
-    "Schedule a fault. KeyError or IndexError on a target that the fleet does not have, ValueError where it is too late."
+    """Schedule a fault.
+
+    KeyError or IndexError on a target that the fleet does not have, ValueError where it is too
+    late.
+    """
     ledger = ledger_of(fleet)
-    if isinstance(fault.target, int) and fault.target >= len(fleet.names): raise IndexError(f"fault {fault.kind!r}: there is no backend {fault.target}; the fleet has {len(fleet.names)}, counted from 0")
+    if isinstance(fault.target, int) and fault.target >= len(fleet.names):
+        raise IndexError(
+            f"fault {fault.kind!r}: there is no backend {fault.target}; the fleet has {len(fleet.names)}, counted from 0"
+        )
     places = range(len(fleet.names)) if fault.target == "*" else [fleet.place_of(fault.target)]
-    if fault.start_s < fleet.now: raise ValueError(f"fault {fault.kind!r} starts at {fault.start_s:g} s, but the fleet is at {fleet.now:g} s already")
+    if fault.start_s < fleet.now:
+        raise ValueError(
+            f"fault {fault.kind!r} starts at {fault.start_s:g} s, but the fleet is at {fleet.now:g} s already"
+        )
     ledger.faults.append(fault)
-    for t in fault.edges(): fleet.at(t, ledger.refresh)
+    for t in fault.edges():
+        fleet.at(t, ledger.refresh)
     for place in places:
-        if KINDS[fault.kind].kills: fleet.at(fault.start_s, lambda fleet, now, place=place: fleet.kill(place))
-        if fault.kind == "rate_limit_exhaustion": measure(fault, place, fleet, ledger)
-    if fault.kind == "cascading_failure": fleet.at(fault.start_s, Cascade(fault).look)
+        if KINDS[fault.kind].kills:
+            fleet.at(fault.start_s, lambda fleet, now, place=place: fleet.kill(place))
+        if fault.kind == "rate_limit_exhaustion":
+            measure(fault, place, fleet, ledger)
+    if fault.kind == "cascading_failure":
+        fleet.at(fault.start_s, Cascade(fault).look)
     return ledger
 
 # %% ../../nbs/lab/32_faults.ipynb #77f647e1
 def measure(fault: Fault, place: int, fleet: Fleet, ledger: Ledger):
     "Count the requests of a backend in the last full minute before the fault."
-    read_s = max(fault.start_s//60*60, 0.) or fault.start_s
-    from_s = max((read_s - 1e-6)//60*60, fleet.now)
+    read_s = max(fault.start_s // 60 * 60, 0.0) or fault.start_s
+    from_s = max((read_s - 1e-6) // 60 * 60, fleet.now)
     had = fleet.stations[place].now_is
+
     def count(fleet, now):
-        if had.rpm is None: fleet.set(place, rpm=inf)
+        if had.rpm is None:
+            fleet.set(place, rpm=inf)
+
     def read(fleet, now):
         s = fleet.stations[place]
-        used = s.used if s.minute == now//60 else 0
-        ledger.usual[place, fault.start_s] = max(used*60/(now - from_s), 1.)
-        if had.rpm == inf: fleet.set(place, rpm=None)
-        if ledger.base[place].get("rpm") == inf: ledger.base[place]["rpm"] = None
-    fleet.at(from_s, count); fleet.at(max(read_s - 1e-6, from_s + 1e-6), read)
+        used = s.used if s.minute == now // 60 else 0
+        ledger.usual[place, fault.start_s] = max(used * 60 / (now - from_s), 1.0)
+        if had.rpm == inf:
+            fleet.set(place, rpm=None)
+        if ledger.base[place].get("rpm") == inf:
+            ledger.base[place]["rpm"] = None
+
+    fleet.at(from_s, count)
+    fleet.at(max(read_s - 1e-6, from_s + 1e-6), read)
 
 # %% ../../nbs/lab/32_faults.ipynb #216d1489
-OVERLOAD, MEMORY_S = 1.5, 10.          # times nominal capacity at intensity 1; how far the average looks back, s
+# times nominal capacity at intensity 1; how far the average looks back, s
+OVERLOAD, MEMORY_S = 1.5, 10.0
+
 
 class Cascade:
     "Watches a fleet, and takes down who is overloaded."
-    def __init__(self, fault: Fault): self.fault, self.mean = fault, {}   # load of each place, moving average
+
+    def __init__(self, fault: Fault):
+        self.fault, self.mean = fault, {}  # load of each place, moving average
 
     def look(self, fleet: Fleet, now: float):
         "One look, every second until the fault is over."
         up = [s for s in fleet.stations if s.now_is.down is None]
         for s in tuple(up):
-            had = self.mean.get(s.place, 0.)
-            mean = self.mean[s.place] = had + (s.n + len(s.queue) + s.now_is.others - had)/MEMORY_S
-            if mean > OVERLOAD*s.sim.backend.capacity/self.fault.intensity and len(up) > 1 and now < self.fault.end_s:
-                up.remove(s); self.mean[s.place] = 0.
-                install(Fault("backend_down", fleet.names[s.place], now, self.fault.end_s - now), fleet)
-        if now + 1. < self.fault.end_s: fleet.at(now + 1., self.look)
+            had = self.mean.get(s.place, 0.0)
+            mean = self.mean[s.place] = (
+                had + (s.n + len(s.queue) + s.now_is.others - had) / MEMORY_S
+            )
+            if (
+                mean > OVERLOAD * s.sim.backend.capacity / self.fault.intensity
+                and len(up) > 1
+                and now < self.fault.end_s
+            ):
+                up.remove(s)
+                self.mean[s.place] = 0.0
+                install(
+                    Fault("backend_down", fleet.names[s.place], now, self.fault.end_s - now), fleet
+                )
+        if now + 1.0 < self.fault.end_s:
+            fleet.at(now + 1.0, self.look)
 
 # %% ../../nbs/lab/32_faults.ipynb #be98df8d
 @dataclass(frozen=True, slots=True, repr=False)
 class Scenario:
     "Several faults under one name."
+
     name: str
     faults: tuple[Fault, ...]
     description: str = ""
@@ -282,132 +438,227 @@ class Scenario:
     def __post_init__(self):
         "ValueError without a name or faults."
         object.__setattr__(self, "faults", tuple(self.faults))
-        if not self.name or not self.faults: raise ValueError(f"a scenario needs a name and at least one fault, got {self.name!r} with {len(self.faults)}")
+        if not self.name or not self.faults:
+            raise ValueError(
+                f"a scenario needs a name and at least one fault, got {self.name!r} with {len(self.faults)}"
+            )
 
     @property
-    def start_s(self) -> float: return min(f.start_s for f in self.faults)   # s
+    def start_s(self) -> float:
+        return min(f.start_s for f in self.faults)  # s
 
     @property
-    def end_s(self) -> float: return max(f.end_s for f in self.faults)       # s
+    def end_s(self) -> float:
+        return max(f.end_s for f in self.faults)  # s
 
     def install(self, fleet: Fleet) -> Ledger:
         "Schedule all of its faults; errors as in `install`."
-        for f in self.faults: ledger = f.install(fleet)
+        for f in self.faults:
+            ledger = f.install(fleet)
         return ledger
 
-    def table(self) -> pd.DataFrame: return pd.DataFrame([asdict(f) for f in self.faults])   # one row per fault
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame([asdict(f) for f in self.faults])  # one row per fault
 
-    def __repr__(self): return f"{self.name}: {self.description}\n{self.table().to_string(index=False)}"
+    def __repr__(self):
+        return f"{self.name}: {self.description}\n{self.table().to_string(index=False)}"
 
-    def _repr_html_(self): return f"<p><b>{escape(self.name)}</b>: {escape(self.description)}</p>{self.table().to_html(index=False)}"
+    def _repr_html_(self):
+        return f"<p><b>{escape(self.name)}</b>: {escape(self.description)}</p>{self.table().to_html(index=False)}"
 
-    def plot(self, ax=None): return timeline(self, ax)
+    def plot(self, ax=None):
+        return timeline(self, ax)
 
     @staticmethod
-    def random(seed: int, names: Sequence[str], duration_s: float = 600., n_faults: int | None = None, all_down: bool = False) -> "Scenario":
+    def random(
+        seed: int,
+        names: Sequence[str],
+        duration_s: float = 600.0,
+        n_faults: int | None = None,
+        all_down: bool = False,
+    ) -> "Scenario":
         "A schedule drawn at random (see `random_scenario`)."
         return random_scenario(seed, names, duration_s, n_faults, all_down)
 
 # %% ../../nbs/lab/32_faults.ipynb #10da541a
 def timeline(
     scenario: Scenario,
-    ax=None,              # matplotlib axes; None: new ones
+    ax=None,  # matplotlib axes; None: new ones
 ):
     "A picture of a scenario: one row per fault, darker where it is stronger."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(8, .6 + .3*len(scenario.faults)))[1]
+
+    ax = ax or plt.subplots(figsize=(8, 0.6 + 0.3 * len(scenario.faults)))[1]
     most = max(f.intensity for f in scenario.faults)
     for row, f in enumerate(scenario.faults):
         edges = f.edges()
-        levels = [min(f.level(t)/most, 1.) for t in edges[:-1]]
-        for a, b, x in zip(edges, edges[1:], levels): ax.barh(row, b - a, left=a, height=.7, color="tab:red", alpha=.15 + .85*x if x else 0.)
-        ax.barh(row, f.duration_s, left=f.start_s, height=.7, fill=False, edgecolor="tab:red", linewidth=.8)
-    ax.set_yticks(range(len(scenario.faults)), [f"{f.kind} · {f.target}" for f in scenario.faults]); ax.invert_yaxis()
-    ax.set_xlabel("time, s"); ax.set_title(scenario.name, loc="left")
+        levels = [min(f.level(t) / most, 1.0) for t in edges[:-1]]
+        for a, b, x in zip(edges, edges[1:], levels):
+            ax.barh(
+                row, b - a, left=a, height=0.7, color="tab:red", alpha=0.15 + 0.85 * x if x else 0.0
+            )
+        ax.barh(
+            row,
+            f.duration_s,
+            left=f.start_s,
+            height=0.7,
+            fill=False,
+            edgecolor="tab:red",
+            linewidth=0.8,
+        )
+    ax.set_yticks(range(len(scenario.faults)), [f"{f.kind} · {f.target}" for f in scenario.faults])
+    ax.invert_yaxis()
+    ax.set_xlabel("time, s")
+    ax.set_title(scenario.name, loc="left")
     return ax
 
 # %% ../../nbs/lab/32_faults.ipynb #c32c31c8
 def scenario_from(
-    data: Mapping,        # name, description, faults: as in a file
-    source: str,          # where it came from, for errors
+    data: Mapping,  # name, description, faults: as in a file
+    source: str,  # where it came from, for errors
 ) -> Scenario:
     "A scenario from plain data. ValueError naming `source` and the entry."
     known = [f.name for f in fields(Fault)]
-    if not isinstance(data, Mapping) or not isinstance(data.get("faults"), list): raise ValueError(f"{source}: no faults in it; expected a name, a description and a list `faults` (TOML: [[faults]] tables)")
-    if odd := set(data) - {"name", "description", "faults"}: raise ValueError(f"{source}: unknown key {min(odd)!r}; known: name, description, faults")
+    if not isinstance(data, Mapping) or not isinstance(data.get("faults"), list):
+        raise ValueError(
+            f"{source}: no faults in it; expected a name, a description and a list `faults` (TOML: [[faults]] tables)"
+        )
+    if odd := set(data) - {"name", "description", "faults"}:
+        raise ValueError(f"{source}: unknown key {min(odd)!r}; known: name, description, faults")
     faults = []
     for k, entry in enumerate(data["faults"], 1):
         where = f"{source}: fault {k}"
-        if not isinstance(entry, Mapping): raise ValueError(f"{where}: expected the keys {', '.join(known)}, got {entry!r}")
-        if odd := set(entry) - set(known): raise ValueError(f"{where}: unknown key {min(odd)!r}; known: {', '.join(known)}")
-        if missing := [n for n in known[:4] if n not in entry]: raise ValueError(f"{where}: {missing[0]} is missing; add it")
-        try: faults.append(Fault(**entry))
-        except ValueError as e: raise ValueError(f"{where}: {e}") from None
-    try: return Scenario(str(data.get("name") or source), tuple(faults), str(data.get("description", "")))
-    except ValueError as e: raise ValueError(f"{source}: {e}") from None
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where}: expected the keys {', '.join(known)}, got {entry!r}")
+        if odd := set(entry) - set(known):
+            raise ValueError(f"{where}: unknown key {min(odd)!r}; known: {', '.join(known)}")
+        if missing := [n for n in known[:4] if n not in entry]:
+            raise ValueError(f"{where}: {missing[0]} is missing; add it")
+        try:
+            faults.append(Fault(**entry))
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from None
+    try:
+        return Scenario(
+            str(data.get("name") or source), tuple(faults), str(data.get("description", ""))
+        )
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from None
 
 # %% ../../nbs/lab/32_faults.ipynb #2ebf3b2d
 def save_scenario(
     scenario: Scenario,
-    path: str | Path,     # a .toml or .json file
+    path: str | Path,  # a .toml or .json file
 ) -> Path:
     "Write a scenario to a file that `load_scenario` reads. ValueError on another ending."
     path, show = Path(path), lambda v: json.dumps(v, ensure_ascii=False)
     data = {"name": scenario.name, "description": scenario.description}
     entries = [asdict(f) for f in scenario.faults]
-    if path.suffix == ".json": text = json.dumps(data | {"faults": entries}, indent=2, ensure_ascii=False) + "\n"
-    elif path.suffix == ".toml": text = "".join(f"{k} = {show(v)}\n" for k, v in data.items()) + "".join(
-        "\n[[faults]]\n" + "".join(f"{k} = {show(v)}\n" for k, v in e.items()) for e in entries)
-    else: raise ValueError(f"{path}: a fault file ends with .toml or .json, not with {path.suffix!r}")
+    if path.suffix == ".json":
+        text = json.dumps(data | {"faults": entries}, indent=2, ensure_ascii=False) + "\n"
+    elif path.suffix == ".toml":
+        text = "".join(f"{k} = {show(v)}\n" for k, v in data.items()) + "".join(
+            "\n[[faults]]\n" + "".join(f"{k} = {show(v)}\n" for k, v in e.items()) for e in entries
+        )
+    else:
+        raise ValueError(f"{path}: a fault file ends with .toml or .json, not with {path.suffix!r}")
     path.write_text(text, encoding="utf-8")
     return path
 
 # %% ../../nbs/lab/32_faults.ipynb #e9f17294
 def load_scenario(
-    path: str | Path,     # a .toml or .json file
+    path: str | Path,  # a .toml or .json file
 ) -> Scenario:
-    "Read a scenario from a file. ValueError naming file and entry; FileNotFoundError where there is none."
+    """Read a scenario from a file.
+
+    ValueError naming file and entry; FileNotFoundError where there is none.
+    """
     path = Path(path)
     read = {".json": json.loads, ".toml": tomllib.loads}.get(path.suffix.lower())
-    if read is None: raise ValueError(f"{path}: a fault file ends with .toml or .json, not with {path.suffix!r}")
-    try: data = read(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not valid {path.suffix[1:].upper()}: {e}") from None
+    if read is None:
+        raise ValueError(f"{path}: a fault file ends with .toml or .json, not with {path.suffix!r}")
+    try:
+        data = read(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not valid {path.suffix[1:].upper()}: {e}") from None
     return scenario_from(data, str(path))
 
 # %% ../../nbs/lab/32_faults.ipynb #be5cc110
-PLANS = {name: (kind.says, [(name, "*" if name == "traffic_surge" else 0, 0., 1., 1.)]) for name, kind in KINDS.items()} | {
-    "regional_outage": ("half of the fleet is gone at once, and its users try again", [("backend_down", "half", 0., .6, 1.), ("traffic_surge", "*", 0., 1., .3)]),
-    "rolling_restart": ("one backend after another is restarted", [("cold_restart", k, k*.3, .3, 1.) for k in range(3)]),
-    "bad_rollout": ("a new version answers with errors, is rolled back, and comes up cold", [("fast_errors", 0, 0., .4, 1.), ("cold_restart", 0, .4, .6, 1.)]),
-    "noisy_evening": ("more traffic while one backend degrades and shows old gauges",
-                      [("traffic_surge", "*", 0., 1., .3), ("slow_degradation", 0, .1, .8, 1.), ("stale_metrics", 0, .1, .8, 1.)]),
-    "split_brain": ("one backend cannot be reached, another claims to be idle", [("partition", 0, 0., .6, 1.), ("lying_metrics", 1, .2, .8, 1.)]),
-    "provider_trouble": ("a provider throttles, another has a retry storm", [("rate_limit_exhaustion", 0, 0., .7, 1.), ("retry_storm", 1, .4, .4, 1.)]),
-    "long_tail": ("answers that never come, on top of a gray failure elsewhere", [("stuck_responses", 0, 0., .8, 1.), ("gray_failure", 1, .3, .7, 1.)]),
-    "perfect_storm": ("a surge, a flapping backend and a slow one", [("traffic_surge", "*", 0., 1., .5), ("flapping", 0, .1, .6, 1.), ("latency_spike", 1, .3, .6, 1.)]),
+PLANS = {
+    name: (kind.says, [(name, "*" if name == "traffic_surge" else 0, 0.0, 1.0, 1.0)])
+    for name, kind in KINDS.items()
+} | {
+    "regional_outage": (
+        "half of the fleet is gone at once, and its users try again",
+        [("backend_down", "half", 0.0, 0.6, 1.0), ("traffic_surge", "*", 0.0, 1.0, 0.3)],
+    ),
+    "rolling_restart": (
+        "one backend after another is restarted",
+        [("cold_restart", k, k * 0.3, 0.3, 1.0) for k in range(3)],
+    ),
+    "bad_rollout": (
+        "a new version answers with errors, is rolled back, and comes up cold",
+        [("fast_errors", 0, 0.0, 0.4, 1.0), ("cold_restart", 0, 0.4, 0.6, 1.0)],
+    ),
+    "noisy_evening": (
+        "more traffic while one backend degrades and shows old gauges",
+        [
+            ("traffic_surge", "*", 0.0, 1.0, 0.3),
+            ("slow_degradation", 0, 0.1, 0.8, 1.0),
+            ("stale_metrics", 0, 0.1, 0.8, 1.0),
+        ],
+    ),
+    "split_brain": (
+        "one backend cannot be reached, another claims to be idle",
+        [("partition", 0, 0.0, 0.6, 1.0), ("lying_metrics", 1, 0.2, 0.8, 1.0)],
+    ),
+    "provider_trouble": (
+        "a provider throttles, another has a retry storm",
+        [("rate_limit_exhaustion", 0, 0.0, 0.7, 1.0), ("retry_storm", 1, 0.4, 0.4, 1.0)],
+    ),
+    "long_tail": (
+        "answers that never come, on top of a gray failure elsewhere",
+        [("stuck_responses", 0, 0.0, 0.8, 1.0), ("gray_failure", 1, 0.3, 0.7, 1.0)],
+    ),
+    "perfect_storm": (
+        "a surge, a flapping backend and a slow one",
+        [
+            ("traffic_surge", "*", 0.0, 1.0, 0.5),
+            ("flapping", 0, 0.1, 0.6, 1.0),
+            ("latency_spike", 1, 0.3, 0.6, 1.0),
+        ],
+    ),
 }
-SCENARIOS = tuple(PLANS)               # the names
+SCENARIOS = tuple(PLANS)  # the names
 
 # %% ../../nbs/lab/32_faults.ipynb #bc204fd6
 def make_scenario(
-    name: str,                # one of SCENARIOS
-    names: Sequence[str],     # backends of the fleet, the normally best placed first
-    start_s: float = 120.,    # when the trouble starts, s; leave a full minute before it
-    duration_s: float = 300., # from its first start to its last end, s
+    name: str,  # one of SCENARIOS
+    names: Sequence[str],  # backends of the fleet, the normally best placed first
+    start_s: float = 120.0,  # when the trouble starts, s; leave a full minute before it
+    duration_s: float = 300.0,  # from its first start to its last end, s
 ) -> Scenario:
     "A named scenario for a fleet. ValueError on an unknown name and an empty fleet."
-    if name not in PLANS: raise ValueError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
-    if not names: raise ValueError("a scenario needs at least one backend")
-    says, plan = PLANS[name]; n = len(names)
-    who = {"half": names[:max(n//2, 1)], "*": ["*"]} | {k: [names[k % n]] for k in range(n + 3)}
-    faults = [Fault(kind, target, start_s + at*duration_s, long*duration_s, x) for kind, rank, at, long, x in plan for target in who[rank]]
+    if name not in PLANS:
+        raise ValueError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    if not names:
+        raise ValueError("a scenario needs at least one backend")
+    says, plan = PLANS[name]
+    n = len(names)
+    who = {"half": names[: max(n // 2, 1)], "*": ["*"]} | {k: [names[k % n]] for k in range(n + 3)}
+    faults = [
+        Fault(kind, target, start_s + at * duration_s, long * duration_s, x)
+        for kind, rank, at, long, x in plan
+        for target in who[rank]
+    ]
     return Scenario(name, tuple(faults), says)
 
 # %% ../../nbs/lab/32_faults.ipynb #8ddc1e5b
 def is_outage(fault: Fault) -> bool:
     "Does it, at its strongest, turn away half of the attempts or more?"
     e = KINDS[fault.kind].effect(inf if fault.kind == "cold_restart" else fault.intensity)
-    return "down" in e or e.get("error_rate", 0.) + e.get("stuck_rate", 0.) >= .5
+    return "down" in e or e.get("error_rate", 0.0) + e.get("stuck_rate", 0.0) >= 0.5
+
 
 def all_away(faults: Sequence[Fault], n: int) -> bool:
     "Could there be a moment with no backend left out of `n`?"
@@ -416,32 +667,53 @@ def all_away(faults: Sequence[Fault], n: int) -> bool:
         there = [f for f in outages if f.start_s <= at_s < f.end_s]
         targets = {f.target for f in there}
         cascades = [f for f in there if f.kind == "cascading_failure"]
-        if "*" in targets or len(targets) >= n or (cascades and len(targets) > 1): return True
+        if "*" in targets or len(targets) >= n or (cascades and len(targets) > 1):
+            return True
     return False
 
 # %% ../../nbs/lab/32_faults.ipynb #d7167e0f
 def random_scenario(
-    seed: int,                     # the same seed, the same schedule
-    names: Sequence[str],          # backends of the fleet
-    duration_s: float = 600.,      # length of the run, s; its first fifth and its last stay calm
-    n_faults: int | None = None,   # None: 3 to 8
-    all_down: bool = False,        # may all backends be away at once
+    seed: int,  # the same seed, the same schedule
+    names: Sequence[str],  # backends of the fleet
+    duration_s: float = 600.0,  # length of the run, s; its first fifth and its last stay calm
+    n_faults: int | None = None,  # None: 3 to 8
+    all_down: bool = False,  # may all backends be away at once
 ) -> Scenario:
     "A schedule drawn at random, as Jepsen's generators do. ValueError on a run too short for one."
-    if duration_s < 60 or not names: raise ValueError(f"a random schedule needs backends and at least 60 s, got {len(names)} and {duration_s!r}")
+    if duration_s < 60 or not names:
+        raise ValueError(
+            f"a random schedule needs backends and at least 60 s, got {len(names)} and {duration_s!r}"
+        )
     rng, faults = Random(f"faults {seed}"), []
     n = rng.randint(3, 8) if n_faults is None else n_faults
     while len(faults) < n:
         drawn = draw(rng, names, duration_s)
-        if all_down or not all_away([*faults, drawn], len(names)): faults.append(drawn)
-    return Scenario(f"random {seed}", tuple(sorted(faults, key=lambda f: (f.start_s, f.kind))), f"drawn with seed {seed}")
+        if all_down or not all_away([*faults, drawn], len(names)):
+            faults.append(drawn)
+    return Scenario(
+        f"random {seed}",
+        tuple(sorted(faults, key=lambda f: (f.start_s, f.kind))),
+        f"drawn with seed {seed}",
+    )
 
 # %% ../../nbs/lab/32_faults.ipynb #04072bbd
 def draw(rng: Random, names: Sequence[str], duration_s: float) -> Fault:
     "One random fault within the middle three fifths of a run."
-    name = rng.choice(sorted(KINDS)); kind = KINDS[name]
-    long_s = round(duration_s*rng.uniform(.05, .3), 1)
-    start_s = round(duration_s*.2 + rng.random()*(duration_s*.6 - long_s), 1)
-    intensity = round(rng.uniform(.5, 1.5), 2) if kind.graded else 1.
-    ramp_s = round(long_s*rng.choice((0., .25, .5)), 1) if kind.graded and name != "cascading_failure" else 0.
-    return Fault(name, "*" if name == "traffic_surge" else rng.choice(list(names)), start_s, long_s, intensity, ramp_s)
+    name = rng.choice(sorted(KINDS))
+    kind = KINDS[name]
+    long_s = round(duration_s * rng.uniform(0.05, 0.3), 1)
+    start_s = round(duration_s * 0.2 + rng.random() * (duration_s * 0.6 - long_s), 1)
+    intensity = round(rng.uniform(0.5, 1.5), 2) if kind.graded else 1.0
+    ramp_s = (
+        round(long_s * rng.choice((0.0, 0.25, 0.5)), 1)
+        if kind.graded and name != "cascading_failure"
+        else 0.0
+    )
+    return Fault(
+        name,
+        "*" if name == "traffic_surge" else rng.choice(list(names)),
+        start_s,
+        long_s,
+        intensity,
+        ramp_s,
+    )

@@ -28,26 +28,30 @@ from ..routing.core import Backend, bucket_edges_us, bucket_of
 
 # %% ../../nbs/lab/30_fleet.ipynb #d4da762e
 def interpolate(
-    x: float,                # where
-    xs: Sequence[float],     # rising points
-    ys: Sequence[float],     # values there
+    x: float,  # where
+    xs: Sequence[float],  # rising points
+    ys: Sequence[float],  # values there
 ) -> float:
     "Linear between points; flat before the first and after the last."
     i = bisect_right(xs, x)
-    if i == 0: return ys[0]
-    if i == len(xs): return ys[-1]
-    a, b = xs[i-1], xs[i]
-    return ys[i-1] + (ys[i] - ys[i-1])*(x - a)/(b - a)
+    if i == 0:
+        return ys[0]
+    if i == len(xs):
+        return ys[-1]
+    a, b = xs[i - 1], xs[i]
+    return ys[i - 1] + (ys[i] - ys[i - 1]) * (x - a) / (b - a)
 
 # %% ../../nbs/lab/30_fleet.ipynb #c9cb6c73
 @dataclass(frozen=True, slots=True)
 class CurvePoints:
     "Measured times of one replica by the number of requests in its batch."
-    batch: tuple[float, ...]           # requests served at once, rising, the first >= 1
-    tpot_ms: tuple[float, ...]         # time per output token of each of them, ms
-    ttft_ms: tuple[float, ...] = ()    # time to first token once admitted, for `prompt_tok` input tokens, ms; (): none
-    prompt_tok: float = 1.             # input tokens that `ttft_ms` was measured with
-    fixed: float = 0.                  # share of it that does not grow with the prompt, 0..1
+
+    batch: tuple[float, ...]  # requests served at once, rising, the first >= 1
+    tpot_ms: tuple[float, ...]  # time per output token of each of them, ms
+    # time to first token once admitted, for `prompt_tok` input tokens, ms; (): none
+    ttft_ms: tuple[float, ...] = ()
+    prompt_tok: float = 1.0  # input tokens that `ttft_ms` was measured with
+    fixed: float = 0.0  # share of it that does not grow with the prompt, 0..1
 
     def __post_init__(self):
         "ValueError on points that are no curve."
@@ -64,77 +68,136 @@ class CurvePoints:
 # %% ../../nbs/lab/30_fleet.ipynb #a4068ec6
 class ServiceCurve(CurvePoints):
     "How one replica answers, by the number of requests in its batch."
+
     __slots__ = ()
 
-    def tpot(self, n: float) -> float:   # ms
+    def tpot(self, n: float) -> float:  # ms
         "Time per output token with `n` requests in the batch."
-        return interpolate(n, self.batch, self.tpot_ms)*max(n/self.batch[-1], 1.)
+        return interpolate(n, self.batch, self.tpot_ms) * max(n / self.batch[-1], 1.0)
 
-    def prefill(self, n: float, tokens_in: float) -> float:   # ms
+    def prefill(self, n: float, tokens_in: float) -> float:  # ms
         "Time to first token of a request that is admitted as the `n`th."
-        if not self.ttft_ms: return 0.
-        return interpolate(n, self.batch, self.ttft_ms)*max(n/self.batch[-1], 1.)*self.prompt_share(tokens_in)
+        if not self.ttft_ms:
+            return 0.0
+        return (
+            interpolate(n, self.batch, self.ttft_ms)
+            * max(n / self.batch[-1], 1.0)
+            * self.prompt_share(tokens_in)
+        )
 
-    def prompt_share(self, tokens_in: float) -> float: return self.fixed + (1 - self.fixed)*tokens_in/self.prompt_tok
+    def prompt_share(self, tokens_in: float) -> float:
+        return self.fixed + (1 - self.fixed) * tokens_in / self.prompt_tok
 
-    def most(self, tpot_ms: float) -> float:   # requests
-        "The largest batch in which nobody waits longer than this per token; 0 where even one is too slow."
-        if self.tpot(self.batch[0]) > tpot_ms: return 0.
-        if tpot_ms >= self.tpot_ms[-1] >= max(self.tpot_ms): return self.batch[-1]*tpot_ms/self.tpot_ms[-1]
+    def most(self, tpot_ms: float) -> float:  # requests
+        """The largest batch in which nobody waits longer than this per token; 0 where even one is
+        too slow.
+        """
+        if self.tpot(self.batch[0]) > tpot_ms:
+            return 0.0
+        if tpot_ms >= self.tpot_ms[-1] >= max(self.tpot_ms):
+            return self.batch[-1] * tpot_ms / self.tpot_ms[-1]
         for a, b in zip(self.batch[::-1][1:], self.batch[::-1]):
             if (x := self.tpot(a)) <= tpot_ms:
-                return a + (b - a)*min((tpot_ms - x)/max(self.tpot(b) - x, 1e-12), 1.)
+                return a + (b - a) * min((tpot_ms - x) / max(self.tpot(b) - x, 1e-12), 1.0)
         return self.batch[0]
 
 # %% ../../nbs/lab/30_fleet.ipynb #6785514d
 @dataclass(frozen=True, slots=True)
 class SimBackend:
     "One backend of the simulation."
-    backend: Backend                   # what gateways are told: name, nominal capacity, prices, rate limits
-    curve: ServiceCurve                # how one replica answers
-    slots: int | None = None           # largest batch of one replica; None: no limit
-    queue: int | None = None           # longest queue; one more is refused at once; None: no limit
+
+    backend: Backend  # what gateways are told: name, nominal capacity, prices, rate limits
+    curve: ServiceCurve  # how one replica answers
+    slots: int | None = None  # largest batch of one replica; None: no limit
+    queue: int | None = None  # longest queue; one more is refused at once; None: no limit
     replicas: int = 1
-    start_s: float = 180.              # how long a new replica takes to start, s
-    observable: bool = True            # does it publish gauges
+    start_s: float = 180.0  # how long a new replica takes to start, s
+    observable: bool = True  # does it publish gauges
 
     def __post_init__(self):
         "ValueError on amounts that are none."
         name = self.backend.name
-        if self.replicas < 1: raise ValueError(f"SimBackend {name!r}: replicas must be 1 or more, got {self.replicas!r}")
-        if self.slots is not None and self.slots < 1: raise ValueError(f"SimBackend {name!r}: slots must be 1 or more, got {self.slots!r}")
-        if self.queue is not None and self.queue < 0: raise ValueError(f"SimBackend {name!r}: queue must be 0 or more, got {self.queue!r}")
-        if not 0 <= self.start_s < inf: raise ValueError(f"SimBackend {name!r}: start_s must be 0 or more, got {self.start_s!r}")
+        if self.replicas < 1:
+            raise ValueError(
+                f"SimBackend {name!r}: replicas must be 1 or more, got {self.replicas!r}"
+            )
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"SimBackend {name!r}: slots must be 1 or more, got {self.slots!r}")
+        if self.queue is not None and self.queue < 0:
+            raise ValueError(f"SimBackend {name!r}: queue must be 0 or more, got {self.queue!r}")
+        if not 0 <= self.start_s < inf:
+            raise ValueError(
+                f"SimBackend {name!r}: start_s must be 0 or more, got {self.start_s!r}"
+            )
 
 # %% ../../nbs/lab/30_fleet.ipynb #b10a3637
 class Gauge(NamedTuple):
     "What a backend says of itself."
-    at_s: float                        # when, s
-    running: float                     # requests in its batches, other tenants' and other gateways' included
-    waiting: int                       # requests in its queue
-    tpot_ms: float                     # time per output token at that moment, ms
+
+    at_s: float  # when, s
+    running: float  # requests in its batches, other tenants' and other gateways' included
+    waiting: int  # requests in its queue
+    tpot_ms: float  # time per output token at that moment, ms
 
 # %% ../../nbs/lab/30_fleet.ipynb #1c6c91ea
 class Call:
     "One request of one caller, until it has ended."
-    __slots__ = ("k", "tokens_in", "tokens_out", "tier", "slo_s", "born_s", "gateway", "tried", "open", "ended", "cost_usd",
-                 "memo", "retried", "jobs", "streams", "first_late")
-    session = prefix = -1       # conversation that it belongs to, beginning that its prompt shares with others; -1: none (see `MarkedCall`)
+
+    __slots__ = (
+        "k",
+        "tokens_in",
+        "tokens_out",
+        "tier",
+        "slo_s",
+        "born_s",
+        "gateway",
+        "tried",
+        "open",
+        "ended",
+        "cost_usd",
+        "memo",
+        "retried",
+        "jobs",
+        "streams",
+        "first_late",
+    )
+    # conversation that it belongs to, beginning that its prompt shares with others; -1: none (see
+    # `MarkedCall`)
+    session = prefix = -1
 
     def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway):
         self.k, self.tokens_in, self.tokens_out = k, tokens_in, tokens_out
         self.tier, self.slo_s = tier, slo_s
-        self.born_s, self.gateway = born_s, gateway       # when it came, s; which gateway got it
-        self.tried, self.open, self.ended = [], 0, False  # places of its attempts; attempts still running; is it over
-        self.cost_usd, self.memo = 0., None               # billed so far; whatever its gateway wants to keep until the end
-        self.streams, self.first_late = True, False       # does its answer come token by token; did its first token come too late
-        self.retried, self.jobs = 0, None                 # pauses taken before another attempt; its attempts, where it may hedge
+        self.born_s, self.gateway = born_s, gateway  # when it came, s; which gateway got it
+        # places of its attempts; attempts still running; is it over
+        self.tried, self.open, self.ended = [], 0, False
+        # billed so far; whatever its gateway wants to keep until the end
+        self.cost_usd, self.memo = 0.0, None
+        # does its answer come token by token; did its first token come too late
+        self.streams, self.first_late = True, False
+        # pauses taken before another attempt; its attempts, where it may hedge
+        self.retried, self.jobs = 0, None
+
 
 class MarkedCall(Call):
-    "A call that belongs to a conversation, or shares its beginning; most runs have none, and go faster without."
+    """A call that belongs to a conversation, or shares its beginning; most runs have none, and go
+    faster without.
+    """
+
     __slots__ = ("session", "prefix")
 
-    def __init__(self, k, tokens_in, tokens_out, tier, slo_s, born_s, gateway, session: int = -1, prefix: int = -1):
+    def __init__(
+        self,
+        k,
+        tokens_in,
+        tokens_out,
+        tier,
+        slo_s,
+        born_s,
+        gateway,
+        session: int = -1,
+        prefix: int = -1,
+    ):
         super().__init__(k, tokens_in, tokens_out, tier, slo_s, born_s, gateway)
         self.session, self.prefix = session, prefix
 
@@ -142,198 +205,309 @@ class MarkedCall(Call):
 @dataclass(frozen=True, slots=True)
 class FirstToken:
     "A limit on the time to the first token. ValueError on amounts that are none."
-    base_s: float             # for any request, s
-    tok_ms: float = 0.        # and so much more per prompt token, ms
+
+    base_s: float  # for any request, s
+    tok_ms: float = 0.0  # and so much more per prompt token, ms
 
     def __post_init__(self):
-        if not (isfinite(self.base_s) and self.base_s > 0 and isfinite(self.tok_ms) and self.tok_ms >= 0):
-            raise ValueError(f"FirstToken: base_s must be positive and tok_ms 0 or more, got {self.base_s!r}, {self.tok_ms!r}")
+        if not (
+            isfinite(self.base_s) and self.base_s > 0 and isfinite(self.tok_ms) and self.tok_ms >= 0
+        ):
+            raise ValueError(
+                f"FirstToken: base_s must be positive and tok_ms 0 or more, got {self.base_s!r}, {self.tok_ms!r}"
+            )
 
-    def limit_s(self, call: Call) -> float: return self.base_s + self.tok_ms*call.tokens_in/1000   # s
+    def limit_s(self, call: Call) -> float:
+        return self.base_s + self.tok_ms * call.tokens_in / 1000  # s
 
 
 class Job:
     "One attempt."
+
     __slots__ = ("call", "attempt", "place", "start_s", "ttft_s", "alive", "seated", "first_v")
 
     def __init__(self, call, attempt, place, start_s):
         self.call, self.attempt = call, attempt
         self.place, self.start_s = place, start_s
-        self.ttft_s, self.alive = None, True   # time to first token once known, s; has it not ended yet
-        self.first_v = inf                     # where its station's clock stands when the first token comes, tokens
-        self.seated = 0                        # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
+        # time to first token once known, s; has it not ended yet
+        self.ttft_s, self.alive = None, True
+        self.first_v = inf  # where its station's clock stands when the first token comes, tokens
+        self.seated = 0  # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
 # %% ../../nbs/lab/30_fleet.ipynb #bda15738
 class Gateway(Protocol):
-    "A routing policy with its own memory. Errors are timeout, refused, error, rate_limited, queue_full, lost."
-    every_s: float                                                     # wants `tick` this often, s; inf: never
-    def start(self, backends: tuple[Backend, ...], seed: int): ...     # before a run
-    def send(self, call: Call, now: float) -> int: ...                 # place of the first attempt; -1: nowhere to go
-    def again(self, call: Call, now: float) -> int: ...                # a place for a retry or hedge, not in `call.tried`; -1: none
-    def end(self, job: Job, now: float, ok: bool, error: str | None): ...   # an attempt has ended
-    def cancel(self, job: Job, now: float): ...                        # an attempt was given up by its caller
+    """A routing policy with its own memory.
+
+    Errors are timeout, refused, error, rate_limited, queue_full, lost.
+    """
+
+    every_s: float  # wants `tick` this often, s; inf: never
+
+    def start(self, backends: tuple[Backend, ...], seed: int): ...  # before a run
+    # place of the first attempt; -1: nowhere to go
+    def send(self, call: Call, now: float) -> int: ...
+    # a place for a retry or hedge, not in `call.tried`; -1: none
+    def again(self, call: Call, now: float) -> int: ...
+    def end(self, job: Job, now: float, ok: bool, error: str | None): ...  # an attempt has ended
+    def cancel(self, job: Job, now: float): ...  # an attempt was given up by its caller
     # A gateway that has a method `progress(job, tokens, now)` is told once a second how many tokens each of its open streams has brought.
-    def tick(self, now: float, gauges: tuple[Gauge | None, ...]): ...  # newest gauges old enough to be seen; None: opaque
+    # newest gauges old enough to be seen; None: opaque
+    def tick(self, now: float, gauges: tuple[Gauge | None, ...]): ...
 
 # %% ../../nbs/lab/30_fleet.ipynb #3a67e9e8
 class FixedChoice:
     "Every request to one place: the simplest gateway, for checks."
+
     every_s = inf
-    def __init__(self, place: int = 0): self.place = place
-    def start(self, backends, seed): pass
-    def send(self, call, now): return self.place
-    def again(self, call, now): return -1
-    def end(self, job, now, ok, error): pass
-    def cancel(self, job, now): pass
-    def tick(self, now, gauges): pass
+
+    def __init__(self, place: int = 0):
+        self.place = place
+
+    def start(self, backends, seed):
+        pass
+
+    def send(self, call, now):
+        return self.place
+
+    def again(self, call, now):
+        return -1
+
+    def end(self, job, now, ok, error):
+        pass
+
+    def cancel(self, job, now):
+        pass
+
+    def tick(self, now, gauges):
+        pass
 
 # %% ../../nbs/lab/30_fleet.ipynb #3d60ffaf
 def check_condition(
-    name: str,          # of a condition
-    v,                  # its new value
+    name: str,  # of a condition
+    v,  # its new value
 ):
     "ValueError on a value that makes no sense."
     number = isinstance(v, (int, float)) and v == v
-    fits = {"error_rate": number and 0 <= v <= 1, "speed": number and 0 < v < inf, "down": v in (None, "refuse", "hang"),
-            "gauge": v in (None, "frozen") or callable(v), "slots": v is None or number and v >= 1}
+    fits = {
+        "error_rate": number and 0 <= v <= 1,
+        "speed": number and 0 < v < inf,
+        "down": v in (None, "refuse", "hang"),
+        "gauge": v in (None, "frozen") or callable(v),
+        "slots": v is None or number and v >= 1,
+    }
     fits["stuck_rate"] = fits["error_rate"]
     fits |= {k: number and 0 <= v < inf for k in ("others", "error_ms", "delay_ms")}
     fits |= {k: v is None or number and v >= 0 for k in ("rpm", "tpm", "queue")}
-    if name not in fits: raise ValueError(f"unknown condition {name!r}; known: {', '.join(fits)}")
-    if not fits[name]: raise ValueError(f"condition {name} must not be {v!r}")
+    if name not in fits:
+        raise ValueError(f"unknown condition {name!r}; known: {', '.join(fits)}")
+    if not fits[name]:
+        raise ValueError(f"condition {name} must not be {v!r}")
 
 # %% ../../nbs/lab/30_fleet.ipynb #d13c5e09
 class Conditions:
     "What hooks can change about a backend. The defaults are a healthy one."
-    __slots__ = ("speed", "others", "down", "error_rate", "error_ms", "stuck_rate", "delay_ms", "rpm", "tpm", "slots", "queue", "gauge")
+
+    __slots__ = (
+        "speed",
+        "others",
+        "down",
+        "error_rate",
+        "error_ms",
+        "stuck_rate",
+        "delay_ms",
+        "rpm",
+        "tpm",
+        "slots",
+        "queue",
+        "gauge",
+    )
 
     def __init__(self, rpm=None, tpm=None, slots=None, queue=None):
-        self.speed, self.others = 1., 0.                  # factor on all work; requests of other tenants in its batch
-        self.down = None                                  # None, "refuse" (at once) or "hang" (accepted, never answered)
-        self.error_rate, self.error_ms = 0., 5.           # share of attempts that fail; how soon, ms
-        self.stuck_rate, self.delay_ms = 0., 0.           # share that is never answered; network delay of every answer, ms
-        self.rpm, self.tpm = rpm, tpm                     # the provider's limits per clock minute; None: none
-        self.slots, self.queue = slots, queue             # largest batch of one replica; longest queue; None: no limit
-        self.gauge = None                                 # None: true; "frozen": the last one for ever; or a function Gauge -> Gauge
+        # factor on all work; requests of other tenants in its batch
+        self.speed, self.others = 1.0, 0.0
+        self.down = None  # None, "refuse" (at once) or "hang" (accepted, never answered)
+        self.error_rate, self.error_ms = 0.0, 5.0  # share of attempts that fail; how soon, ms
+        # share that is never answered; network delay of every answer, ms
+        self.stuck_rate, self.delay_ms = 0.0, 0.0
+        self.rpm, self.tpm = rpm, tpm  # the provider's limits per clock minute; None: none
+        # largest batch of one replica; longest queue; None: no limit
+        self.slots, self.queue = slots, queue
+        # None: true; "frozen": the last one for ever; or a function Gauge -> Gauge
+        self.gauge = None
 
     def change(self, **new):
-        "Set some. ValueError on an unknown condition or a value that makes no sense, before anything is changed."
-        for k, v in new.items(): check_condition(k, v)
-        for k, v in new.items(): setattr(self, k, v)
+        """Set some. ValueError on an unknown condition or a value that makes no sense, before
+        anything is changed.
+        """
+        for k, v in new.items():
+            check_condition(k, v)
+        for k, v in new.items():
+            setattr(self, k, v)
 
-    def plain(self) -> bool:           # nothing that a new attempt could stumble over
-        return self.down is None and not (self.error_rate or self.stuck_rate) and self.rpm is self.tpm is self.queue is None
+    def plain(self) -> bool:  # nothing that a new attempt could stumble over
+        return (
+            self.down is None
+            and not (self.error_rate or self.stuck_rate)
+            and self.rpm is self.tpm is self.queue is None
+        )
 
 # %% ../../nbs/lab/30_fleet.ipynb #4a2e1afe
 class Paces(dict):
-    "Own requests in the batch -> (tokens/s of each, tokens that a prefill takes the time of); filled when asked."
-    def __init__(self, station: "Station"): self.station = station
+    """Own requests in the batch -> (tokens/s of each, tokens that a prefill takes the time of);
+    filled when asked.
+    """
+
+    def __init__(self, station: "Station"):
+        self.station = station
 
     def __missing__(self, n: int) -> tuple[float, float]:
-        s = self.station; c, curve = s.now_is, s.sim.curve
-        if not s.replicas: self[n] = 0., 0.
+        s = self.station
+        c, curve = s.now_is, s.sim.curve
+        if not s.replicas:
+            self[n] = 0.0, 0.0
         else:
-            size = max(n + c.others, 1.)/s.replicas; tpot = curve.tpot(size)
-            self[n] = 1000.*c.speed/tpot, curve.prefill(size, curve.prompt_tok)/tpot
+            size = max(n + c.others, 1.0) / s.replicas
+            tpot = curve.tpot(size)
+            self[n] = 1000.0 * c.speed / tpot, curve.prefill(size, curve.prompt_tok) / tpot
         return self[n]
 
 # %% ../../nbs/lab/30_fleet.ipynb #2cc67935
 class Station:
     "One backend at work: its batch, its queue, its clock."
+
     def __init__(self, sim: SimBackend, place: int):
         b = sim.backend
-        self.sim, self.place, self.replicas, self.starting = sim, place, sim.replicas, []   # starting: when each further replica is ready, s
+        # starting: when each further replica is ready, s
+        self.sim, self.place, self.replicas, self.starting = sim, place, sim.replicas, []
         self.now_is = Conditions(b.rpm, b.tpm, sim.slots, sim.queue)
-        self.n, self.v, self.at_s, self.rate = 0, 0., 0., 0.   # in the batch; virtual clock, tokens; when it was read; tokens/s
-        self.heap, self.queue = [], deque()                    # (virtual end, number, job); jobs without a seat
-        self.seen, self.past = None, deque()                   # newest gauge that is shown; (time, gauge) still too young
-        self.minute, self.used, self.used_tok = -1, 0, 0.      # the provider's count against its rate limits
-        self.price_in, self.price_out = b.price_in/1e6, b.price_out/1e6
+        # in the batch; virtual clock, tokens; when it was read; tokens/s
+        self.n, self.v, self.at_s, self.rate = 0, 0.0, 0.0, 0.0
+        self.heap, self.queue = [], deque()  # (virtual end, number, job); jobs without a seat
+        # newest gauge that is shown; (time, gauge) still too young
+        self.seen, self.past = None, deque()
+        # the provider's count against its rate limits
+        self.minute, self.used, self.used_tok = -1, 0, 0.0
+        self.price_in, self.price_out = b.price_in / 1e6, b.price_out / 1e6
         self.renew()
 
     def renew(self):
         "A condition has changed: forget the tables."
         c, self.paces = self.now_is, Paces(self)
         self.easy = c.plain()
-        if not self.replicas: self.limit = 0
-        else: self.limit = inf if c.slots is None else max(int(c.slots*self.replicas - c.others), 1)
+        if not self.replicas:
+            self.limit = 0
+        else:
+            self.limit = inf if c.slots is None else max(int(c.slots * self.replicas - c.others), 1)
         self.rate = self.paces[self.n][0]
 
-    def tokens_seen(self, job: Job, now: float) -> int:   # tokens
+    def tokens_seen(self, job: Job, now: float) -> int:  # tokens
         "How many tokens of an attempt have come by now."
-        return min(max(int(self.v + (now - self.at_s)*self.rate - job.first_v), 0), job.call.tokens_out) if job.first_v < inf else 0
+        return (
+            min(
+                max(int(self.v + (now - self.at_s) * self.rate - job.first_v), 0),
+                job.call.tokens_out,
+            )
+            if job.first_v < inf
+            else 0
+        )
 
     def advance(self, now: float):
         "Bring the virtual clock up to date."
-        self.v += (now - self.at_s)*self.rate; self.at_s = now
+        self.v += (now - self.at_s) * self.rate
+        self.at_s = now
 
 # %% ../../nbs/lab/30_fleet.ipynb #40eeca29
 class Seats(Station):
     "How jobs enter and leave the batch."
-    def enter(self, job: Job, now: float, number: int) -> float:   # when the next job leaves, s
+
+    def enter(self, job: Job, now: float, number: int) -> float:  # when the next job leaves, s
         "Take a seat, or queue for one."
-        if self.n >= self.limit or self.queue: self.queue.append(job)
-        else: self.seat(job, now, number)
+        if self.n >= self.limit or self.queue:
+            self.queue.append(job)
+        else:
+            self.seat(job, now, number)
         return self.ends()
 
-    def ends(self) -> float:           # when the next job leaves, s; inf: none
+    def ends(self) -> float:  # when the next job leaves, s; inf: none
         heap = self.heap
-        while heap and not heap[0][2].alive: heappop(heap)
-        if not heap or not self.rate: return inf
+        while heap and not heap[0][2].alive:
+            heappop(heap)
+        if not heap or not self.rate:
+            return inf
         left = heap[0][0] - self.v
-        return self.at_s + left/self.rate if left > 0. else self.at_s
+        return self.at_s + left / self.rate if left > 0.0 else self.at_s
 
     def seat(self, job: Job, now: float, number: int):
         "Into the batch. `number` breaks ties: first come, first to leave."
-        v = self.v = self.v + (now - self.at_s)*self.rate; self.at_s = now
+        v = self.v = self.v + (now - self.at_s) * self.rate
+        self.at_s = now
         n = self.n = self.n + 1
         self.rate, fill = self.paces[n]
-        job.seated, call = 1, job.call; work = call.tokens_out; job.first_v = v
+        job.seated, call = 1, job.call
+        work = call.tokens_out
+        job.first_v = v
         if fill:
-            fill *= self.sim.curve.prompt_share(call.tokens_in); work += fill; job.first_v = v + fill
-            job.ttft_s = now - job.start_s + fill/self.rate
+            fill *= self.sim.curve.prompt_share(call.tokens_in)
+            work += fill
+            job.first_v = v + fill
+            job.ttft_s = now - job.start_s + fill / self.rate
         heappush(self.heap, (v + work, number, job))
 
 # %% ../../nbs/lab/30_fleet.ipynb #3681cad0
 class Leaving(Seats):
     "How jobs leave the batch."
+
     def unseat(self, now: float, job: Job | None = None):
         "One job less in the batch; which one makes no difference here."
-        self.v += (now - self.at_s)*self.rate; self.at_s = now
+        self.v += (now - self.at_s) * self.rate
+        self.at_s = now
         n = self.n = self.n - 1
         self.rate = self.paces[n][0]
 
 # %% ../../nbs/lab/30_fleet.ipynb #59ed5b95
 class Doors(Leaving):
     "What a new attempt may stumble over, and what is published."
-    def trouble(self, job: Job, now: float, random: Callable[[], float]) -> str | None:   # error, "hang", or None: may enter
+
+    # error, "hang", or None: may enter
+    def trouble(self, job: Job, now: float, random: Callable[[], float]) -> str | None:
         c = self.now_is
-        if c.down == "refuse": return "refused"
-        if c.down == "hang" or (c.stuck_rate and random() < c.stuck_rate): return "hang"
-        if c.error_rate and random() < c.error_rate: return "error"
+        if c.down == "refuse":
+            return "refused"
+        if c.down == "hang" or (c.stuck_rate and random() < c.stuck_rate):
+            return "hang"
+        if c.error_rate and random() < c.error_rate:
+            return "error"
         if c.rpm is not None or c.tpm is not None:
-            if self.spent(job.call.tokens_in + job.call.tokens_out, now): return "rate_limited"
-        if c.queue is not None and self.full(c.queue, job, now): return "queue_full"
+            if self.spent(job.call.tokens_in + job.call.tokens_out, now):
+                return "rate_limited"
+        if c.queue is not None and self.full(c.queue, job, now):
+            return "queue_full"
         return None
 
     def full(self, most: int, job: Job, now: float) -> bool:
         "Is there neither a seat nor a place in the queue, which takes `most`?"
         return self.n >= self.limit and len(self.queue) >= most
 
-    def spent(self, tokens: float, now: float) -> bool:   # True: over its rate limits; False: accepted and counted
+    # True: over its rate limits; False: accepted and counted
+    def spent(self, tokens: float, now: float) -> bool:
         c = self.now_is
-        if now//60. != self.minute: self.minute, self.used, self.used_tok = now//60., 0, 0.
-        if c.rpm is not None and self.used + 1 > c.rpm: return True
-        if c.tpm is not None and self.used_tok + tokens > c.tpm: return True
-        self.used += 1; self.used_tok += tokens
+        if now // 60.0 != self.minute:
+            self.minute, self.used, self.used_tok = now // 60.0, 0, 0.0
+        if c.rpm is not None and self.used + 1 > c.rpm:
+            return True
+        if c.tpm is not None and self.used_tok + tokens > c.tpm:
+            return True
+        self.used += 1
+        self.used_tok += tokens
         return False
 
 # %% ../../nbs/lab/30_fleet.ipynb #02a51096
 class Published(Doors):
     "What a backend says of itself, and when that is seen."
-    stepped = False                            # does more happen in its batch than departures (see `Fleet.step`)
 
-    def fill(self, now: float, number: int) -> int:   # the number of the newest event
+    stepped = False  # does more happen in its batch than departures (see `Fleet.step`)
+
+    def fill(self, now: float, number: int) -> int:  # the number of the newest event
         "Free seats go to whoever waits, first come, first served."
         while self.queue and self.n < self.limit:
             number += 1
@@ -342,108 +516,181 @@ class Published(Doors):
 
     def unqueue(self, job: Job):
         "It waits no longer, if it did."
-        if self.queue and job in self.queue: self.queue.remove(job)
+        if self.queue and job in self.queue:
+            self.queue.remove(job)
 
     def jobs(self) -> list[Job]:
         "Who is here: those in the batch in the order in which they would leave, then the queue."
         return [*(job for *_, job in sorted(self.heap)), *self.queue]
 
-    def pace(self, now: float) -> float:   # tokens/s
+    def pace(self, now: float) -> float:  # tokens/s
         "What each request in the batch gets, or one would get that came now."
         return self.paces[max(self.n, 1)][0]
 
     def publish(self, now: float):
         "Read the gauges. They are shown later, as far as they are late."
         c = self.now_is
-        if not self.sim.observable or c.gauge == "frozen": return
+        if not self.sim.observable or c.gauge == "frozen":
+            return
         rate = self.pace(now)
-        g = Gauge(now, self.n + c.others, len(self.queue), 1000./rate if rate else inf)
+        g = Gauge(now, self.n + c.others, len(self.queue), 1000.0 / rate if rate else inf)
         self.past.append((now, c.gauge(g) if c.gauge else g))
 
     def shown(self, now: float, staleness_s: float) -> Gauge | None:
         "The newest gauge that is old enough to be seen."
-        while self.past and self.past[0][0] <= now - staleness_s + 1e-9: self.seen = self.past.popleft()[1]
+        while self.past and self.past[0][0] <= now - staleness_s + 1e-9:
+            self.seen = self.past.popleft()[1]
         return self.seen
 
 # %% ../../nbs/lab/30_fleet.ipynb #ec6c2517
-FIELDS = ("k", "born_s", "end_s", "first", "place", "ok", "error", "attempts", "slo_s", "tier", "tokens_in", "tokens_out", "cost_usd", "ttft_s", "gateway",
-          "first_late")
+FIELDS = (
+    "k",
+    "born_s",
+    "end_s",
+    "first",
+    "place",
+    "ok",
+    "error",
+    "attempts",
+    "slo_s",
+    "tier",
+    "tokens_in",
+    "tokens_out",
+    "cost_usd",
+    "ttft_s",
+    "gateway",
+    "first_late",
+)
 
 # %% ../../nbs/lab/30_fleet.ipynb #51563fa6
 class Rows:
     "One row per request, in order of their end; arrays once `done`."
-    def __init__(self): self.rows = []
+
+    def __init__(self):
+        self.rows = []
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         tried, (place, ttft_s) = call.tried, (job.place, job.ttft_s) if job else (-1, None)
-        self.rows.append((call.k, call.born_s, now, tried[0] if tried else -1, place, ok, error, len(tried), call.slo_s,
-                          call.tier, call.tokens_in, call.tokens_out, call.cost_usd, ttft_s, call.gateway, call.first_late))
+        self.rows.append(
+            (
+                call.k,
+                call.born_s,
+                now,
+                tried[0] if tried else -1,
+                place,
+                ok,
+                error,
+                len(tried),
+                call.slo_s,
+                call.tier,
+                call.tokens_in,
+                call.tokens_out,
+                call.cost_usd,
+                ttft_s,
+                call.gateway,
+                call.first_late,
+            )
+        )
 
     def done(self):
         "Rows to arrays, in the order in which the requests came."
-        columns = zip(*sorted(self.rows)) if self.rows else [()]*len(FIELDS)
-        kind = dict(ok=bool, first_late=bool, error=object, tier=object, ttft_s=float, k=int, first=int, place=int, attempts=int, gateway=int)
-        for name, x in zip(FIELDS, columns): setattr(self, name, np.array(x, dtype=kind.get(name, float)))
+        columns = zip(*sorted(self.rows)) if self.rows else [()] * len(FIELDS)
+        kind = dict(
+            ok=bool,
+            first_late=bool,
+            error=object,
+            tier=object,
+            ttft_s=float,
+            k=int,
+            first=int,
+            place=int,
+            attempts=int,
+            gateway=int,
+        )
+        for name, x in zip(FIELDS, columns):
+            setattr(self, name, np.array(x, dtype=kind.get(name, float)))
         self.rows = []
         return self
 
 # %% ../../nbs/lab/30_fleet.ipynb #e5f5b7ec
 class Record(Rows):
     "One row per request: arrays `k`, `born_s`, ... (see FIELDS) once `done`."
-    def __len__(self): return len(self.rows) or len(getattr(self, "k", ()))
+
+    def __len__(self):
+        return len(self.rows) or len(getattr(self, "k", ()))
 
     @property
-    def latency_s(self) -> np.ndarray: return self.end_s - self.born_s   # from the caller's view, retries included
+    def latency_s(self) -> np.ndarray:
+        return self.end_s - self.born_s  # from the caller's view, retries included
 
     @property
-    def violated(self) -> np.ndarray:   # failed, later than its limit, or its first token later than allowed
+    # failed, later than its limit, or its first token later than allowed
+    def violated(self) -> np.ndarray:
         return ~self.ok | (self.latency_s > self.slo_s) | self.first_late
 
     def __repr__(self):
-        if not len(self): return "Record(empty)"
+        if not len(self):
+            return "Record(empty)"
         return f"Record({len(self)} requests, {self.violated.mean():.2%} missed their SLO, {(~self.ok).mean():.2%} failed, {self.cost_usd.sum():.2f} USD)"
 
 # %% ../../nbs/lab/30_fleet.ipynb #a6cfd55c
 class Tally:
     "Counts, sums and a latency histogram: flat memory."
+
     def __init__(self):
         self.n = self.failed = self.violated = self.attempts = 0
-        self.latency_s, self.cost_usd, self.hist = 0., 0., {}   # sums over all requests; bucket -> count
+        # sums over all requests; bucket -> count
+        self.latency_s, self.cost_usd, self.hist = 0.0, 0.0, {}
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         took, hist = now - call.born_s, self.hist
-        self.n += 1; self.attempts += len(call.tried); self.latency_s += took; self.cost_usd += call.cost_usd
-        if not ok: self.failed += 1; self.violated += 1
-        elif took > call.slo_s or call.first_late: self.violated += 1
-        b = bucket_of(int(took*1e6)); hist[b] = hist.get(b, 0) + 1
+        self.n += 1
+        self.attempts += len(call.tried)
+        self.latency_s += took
+        self.cost_usd += call.cost_usd
+        if not ok:
+            self.failed += 1
+            self.violated += 1
+        elif took > call.slo_s or call.first_late:
+            self.violated += 1
+        b = bucket_of(int(took * 1e6))
+        hist[b] = hist.get(b, 0) + 1
 
-    def done(self) -> "Tally": return self
+    def done(self) -> "Tally":
+        return self
 
-    def quantile_s(self, q: float) -> float:   # 0..1
+    def quantile_s(self, q: float) -> float:  # 0..1
         "Quantile of the time from birth to end, to the bucket (6 %)."
-        want, seen = q*self.n, 0
+        want, seen = q * self.n, 0
         for b in sorted(self.hist):
             seen += self.hist[b]
-            if seen >= want: return bucket_edges_us(b)[1]/1e6
-        return 0.
+            if seen >= want:
+                return bucket_edges_us(b)[1] / 1e6
+        return 0.0
 
     def __repr__(self):
-        return f"Tally({self.n} requests, {self.violated/max(self.n, 1):.2%} missed their SLO, {self.failed} failed, mean {self.latency_s/max(self.n, 1):.3f} s)"
+        return f"Tally({self.n} requests, {self.violated / max(self.n, 1):.2%} missed their SLO, {self.failed} failed, mean {self.latency_s / max(self.n, 1):.3f} s)"
 
 # %% ../../nbs/lab/30_fleet.ipynb #be34f999
 class FleetClock:
     "Where a fleet is in time."
+
     def restart(self):
         "Time 0: nothing has happened yet."
-        self.now, self.pace, self.due = 0., 1., inf        # s; own arrivals per arrival of the workload; the next arrival, s
-        self.nexts, self.number = [inf]*len(self.stations), 0   # when the next job leaves each station, s; of the newest event
-        self.later = [(inf, 0, None)]                      # (time, number, callback)
-        self.running, self.hedges = {}, deque()            # attempts in order of their start; those that may be hedged
-        self.sweeping = self.begun = False                 # is a look at them scheduled; are gauges and ticks
-        self.open, self.born, self.sink = 0, 0, None       # calls still open; calls so far; who keeps what came of them
-        self.rows = self.coming = None                     # the rest of the chunk of the workload; its next request
+        # s; own arrivals per arrival of the workload; the next arrival, s
+        self.now, self.pace, self.due = 0.0, 1.0, inf
+        # when the next job leaves each station, s; of the newest event
+        self.nexts, self.number = [inf] * len(self.stations), 0
+        self.later = [(inf, 0, None)]  # (time, number, callback)
+        # attempts in order of their start; those that may be hedged
+        self.running, self.hedges = {}, deque()
+        self.sweeping = self.begun = False  # is a look at them scheduled; are gauges and ticks
+        # calls still open; calls so far; who keeps what came of them
+        self.open, self.born, self.sink = 0, 0, None
+        self.rows = self.coming = None  # the rest of the chunk of the workload; its next request
 
-    def at(self, t: float, do: Callable[["FleetClock", float], None]):   # t in s; a time that has passed means now
+    # t in s; a time that has passed means now
+    def at(self, t: float, do: Callable[["FleetClock", float], None]):
         "Call `do(fleet, now)` at that time."
         self.number += 1
         heappush(self.later, (t if t > self.now else self.now, self.number, do))
@@ -452,56 +699,91 @@ class FleetClock:
 def check_fleet(
     backends: Iterable[SimBackend],
     gateways: Sequence[Gateway],
-    **times,                   # parameters of the fleet by name
+    **times,  # parameters of the fleet by name
 ) -> tuple[tuple[SimBackend, ...], list[Gateway], tuple[str, ...]]:
     "Backends, gateways, names. ValueError where they make no fleet."
     sims, gateways = tuple(backends), list(gateways)
     names = tuple(s.backend.name for s in sims)
-    if not sims or not gateways: raise ValueError("a fleet needs at least one backend and one gateway")
-    if len(set(names)) < len(sims): raise ValueError(f"backend names must be unique, got {names}")
-    if not 0 < times["timeout_s"] < inf: raise ValueError(f"timeout_s must be positive and finite, got {times['timeout_s']!r}")
-    if not 0 <= times["streams"] <= 1: raise ValueError(f"streams must be within 0..1, got {times['streams']!r}")
+    if not sims or not gateways:
+        raise ValueError("a fleet needs at least one backend and one gateway")
+    if len(set(names)) < len(sims):
+        raise ValueError(f"backend names must be unique, got {names}")
+    if not 0 < times["timeout_s"] < inf:
+        raise ValueError(f"timeout_s must be positive and finite, got {times['timeout_s']!r}")
+    if not 0 <= times["streams"] <= 1:
+        raise ValueError(f"streams must be within 0..1, got {times['streams']!r}")
     for k in ("hedge_s", "gauge_s"):
-        if not times[k] > 0: raise ValueError(f"{k} must be positive, got {times[k]!r}")
+        if not times[k] > 0:
+            raise ValueError(f"{k} must be positive, got {times[k]!r}")
     for k in ("retries", "backoff_s", "staleness_s"):
-        if not 0 <= times[k] < inf: raise ValueError(f"{k} must be 0 or more, got {times[k]!r}")
+        if not 0 <= times[k] < inf:
+            raise ValueError(f"{k} must be 0 or more, got {times[k]!r}")
     return sims, gateways, names
 
 # %% ../../nbs/lab/30_fleet.ipynb #abd2e660
 class FleetState(FleetClock):
     "Stations, gateways and the clock."
+
     def __init__(
         self,
         backends: Iterable[SimBackend],
         gateways: Sequence[Gateway],
         *,
-        seed: int = 0,                 # of errors and stuck answers, and handed on to the gateways
-        timeout_s: float = 600.,       # callers give an attempt up after this, s
-        retries: int = 0,              # pauses after which a caller whose attempts have failed tries again
-        backoff_s: float = .1,         # before the first retry, s; doubles
-        hedge_s: float = inf,          # a second attempt is sent if there is no answer after this, s
-        staleness_s: float = 0.,       # gauges are seen this late, s
-        gauge_s: float = 1.,           # gauges are read this often, s
-        streams: float = 1.,           # share of requests whose answers come token by token, for the gateway to see
-        first_token: FirstToken | None = None,   # a streamed answer misses its limit where its first token is later than this; None: no such limit
-        stations: Callable[[SimBackend, int], Published] = Published,   # (backend, its place) -> the backend at work
+        seed: int = 0,  # of errors and stuck answers, and handed on to the gateways
+        timeout_s: float = 600.0,  # callers give an attempt up after this, s
+        retries: int = 0,  # pauses after which a caller whose attempts have failed tries again
+        backoff_s: float = 0.1,  # before the first retry, s; doubles
+        hedge_s: float = inf,  # a second attempt is sent if there is no answer after this, s
+        staleness_s: float = 0.0,  # gauges are seen this late, s
+        gauge_s: float = 1.0,  # gauges are read this often, s
+        # share of requests whose answers come token by token, for the gateway to see
+        streams: float = 1.0,
+        # a streamed answer misses its limit where its first token is later than this; None: no such
+        # limit
+        first_token: FirstToken | None = None,
+        # (backend, its place) -> the backend at work
+        stations: Callable[[SimBackend, int], Published] = Published,
     ):
-        sims, self.gateways, self.names = check_fleet(backends, gateways, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s,
-                                                      hedge_s=hedge_s, staleness_s=staleness_s, gauge_s=gauge_s, streams=streams)
+        sims, self.gateways, self.names = check_fleet(
+            backends,
+            gateways,
+            timeout_s=timeout_s,
+            retries=retries,
+            backoff_s=backoff_s,
+            hedge_s=hedge_s,
+            staleness_s=staleness_s,
+            gauge_s=gauge_s,
+            streams=streams,
+        )
         self.stations = [stations(s, i) for i, s in enumerate(sims)]
-        self.timeout_s, self.retries, self.backoff_s, self.hedge_s = timeout_s, retries, backoff_s, hedge_s
+        self.timeout_s, self.retries, self.backoff_s, self.hedge_s = (
+            timeout_s,
+            retries,
+            backoff_s,
+            hedge_s,
+        )
         self.first_token = first_token
-        self.streams, self.listeners = streams, [getattr(g, "progress", None) for g in self.gateways]
-        self.staleness_s, self.gauge_s, self.random = staleness_s, gauge_s, Random(f"fleet {seed}").random
+        self.streams, self.listeners = (
+            streams,
+            [getattr(g, "progress", None) for g in self.gateways],
+        )
+        self.staleness_s, self.gauge_s, self.random = (
+            staleness_s,
+            gauge_s,
+            Random(f"fleet {seed}").random,
+        )
         self.restart()
-        for g, gateway in enumerate(self.gateways): gateway.start(tuple(s.backend for s in sims), seed*1000 + g)
+        for g, gateway in enumerate(self.gateways):
+            gateway.start(tuple(s.backend for s in sims), seed * 1000 + g)
 
 # %% ../../nbs/lab/30_fleet.ipynb #49faa371
 class FleetHooks(FleetState):
     "What faults and scenarios may do."
+
     def place_of(self, place: int | str) -> int:
         "KeyError on an unknown backend."
-        if place in self.names: return self.names.index(place)
+        if place in self.names:
+            return self.names.index(place)
         if isinstance(place, str) or not 0 <= place < len(self.names):
             raise KeyError(f"no backend {place!r} in the fleet: {', '.join(self.names)}")
         return place
@@ -510,12 +792,16 @@ class FleetHooks(FleetState):
         "Change the conditions of one backend (see `Conditions`) from now on."
         s = self.stations[self.place_of(place)]
         s.now_is.change(**conditions)
-        s.advance(self.now); s.renew(); self.admit(s)
+        s.advance(self.now)
+        s.renew()
+        self.admit(s)
 
-    def surge(self, factor: float):    # > 0
+    def surge(self, factor: float):  # > 0
         "Own arrivals come `factor` times as fast as the workload says, from now on."
-        if not 0 < factor < inf: raise ValueError(f"surge factor must be positive, got {factor!r}")
-        if self.due < inf: self.due = self.now + (self.due - self.now)*self.pace/factor
+        if not 0 < factor < inf:
+            raise ValueError(f"surge factor must be positive, got {factor!r}")
+        if self.due < inf:
+            self.due = self.now + (self.due - self.now) * self.pace / factor
         self.pace = factor
 
     def admit(self, s: Station):
@@ -526,118 +812,182 @@ class FleetHooks(FleetState):
 # %% ../../nbs/lab/30_fleet.ipynb #f1cca4de
 class FleetScaling(FleetHooks):
     "Replicas come and go."
+
     def scale(self, place: int | str, replicas: int):
-        "Change the number of replicas: more are ready after the backend's `start_s`, fewer are gone at once."
-        if replicas < 0: raise ValueError(f"replicas must be 0 or more, got {replicas!r}")
-        s = self.stations[self.place_of(place)]; more = replicas - s.replicas - len(s.starting)
+        """Change the number of replicas: more are ready after the backend's `start_s`, fewer are
+        gone at once.
+        """
+        if replicas < 0:
+            raise ValueError(f"replicas must be 0 or more, got {replicas!r}")
+        s = self.stations[self.place_of(place)]
+        more = replicas - s.replicas - len(s.starting)
         if more > 0:
             ready = self.now + s.sim.start_s
-            s.starting += [ready]*more; self.at(ready, lambda f, t: f.started(s))
+            s.starting += [ready] * more
+            self.at(ready, lambda f, t: f.started(s))
         elif more < 0:
             del s.starting[more:]
-            if replicas < s.replicas: s.replicas = replicas; self.set(s.place)
+            if replicas < s.replicas:
+                s.replicas = replicas
+                self.set(s.place)
 
     def started(self, s: Station):
         "Replicas whose time has come join the others."
         n = bisect_right(s.starting, self.now)
-        if n: del s.starting[:n]; s.replicas += n; self.set(s.place)
+        if n:
+            del s.starting[:n]
+            s.replicas += n
+            self.set(s.place)
 
 # %% ../../nbs/lab/30_fleet.ipynb #1289de4e
 class FleetJobs(FleetScaling):
     "How attempts start."
+
     def try_at(self, call: Call, place: int, now: float):
         "Send an attempt to a backend."
         tried, s = call.tried, self.stations[place]
         job = Job(call, len(tried), place, now)
-        tried.append(place); call.open += 1
-        number = self.number = self.number + 1; self.running[job] = None
-        if s.easy or (why := s.trouble(job, now, self.random)) is None: self.nexts[place] = s.enter(job, now, number)
-        elif why != "hang": self.reply(s, job, now, s.now_is.error_ms, False, why)
-        if not self.sweeping: self.sweeping = True; self.at(now + self.timeout_s, lambda f, t: f.sweep(t))
-        if self.hedge_s < inf: self.hedge_later(call, job, now)
+        tried.append(place)
+        call.open += 1
+        number = self.number = self.number + 1
+        self.running[job] = None
+        if s.easy or (why := s.trouble(job, now, self.random)) is None:
+            self.nexts[place] = s.enter(job, now, number)
+        elif why != "hang":
+            self.reply(s, job, now, s.now_is.error_ms, False, why)
+        if not self.sweeping:
+            self.sweeping = True
+            self.at(now + self.timeout_s, lambda f, t: f.sweep(t))
+        if self.hedge_s < inf:
+            self.hedge_later(call, job, now)
 
     def reply(self, s: Station, job: Job, now: float, after_ms: float, ok: bool, error: str | None):
-        "An answer or error sets out for its caller, who may have given the attempt up before it gets there."
-        delay_s = s.now_is.delay_ms/1000.
-        if job.ttft_s is not None: job.ttft_s += delay_s
-        self.at(now + after_ms/1000. + delay_s, lambda f, t: f.ended(job, t, ok, error) if job.alive else None)
+        """An answer or error sets out for its caller, who may have given the attempt up before it
+        gets there.
+        """
+        delay_s = s.now_is.delay_ms / 1000.0
+        if job.ttft_s is not None:
+            job.ttft_s += delay_s
+        self.at(
+            now + after_ms / 1000.0 + delay_s,
+            lambda f, t: f.ended(job, t, ok, error) if job.alive else None,
+        )
 
     def leave(self, job: Job, now: float):
         "Take an attempt that has no answer yet out of its station, and out of the books."
         s = self.stations[job.place]
-        job.alive = False; del self.running[job]
-        if job.seated == 1: s.unseat(now, job); self.admit(s)
-        elif not job.seated: s.unqueue(job)
+        job.alive = False
+        del self.running[job]
+        if job.seated == 1:
+            s.unseat(now, job)
+            self.admit(s)
+        elif not job.seated:
+            s.unqueue(job)
 
 # %% ../../nbs/lab/30_fleet.ipynb #56a70b5f
 class FleetWaiting(FleetJobs):
     "Time-outs."
+
     def sweep(self, now: float):
         "End the attempts whose time is up; come again for the next."
         late = []
         for job in self.running:
-            if job.start_s + self.timeout_s > now: break
+            if job.start_s + self.timeout_s > now:
+                break
             late.append(job)
         for job in late:
-            if job.alive: self.leave(job, now); self.ended(job, now, False, "timeout")
-        oldest = next(iter(self.running), None); self.sweeping = oldest is not None
-        if oldest: self.at(oldest.start_s + self.timeout_s, FleetWaiting.sweep)
+            if job.alive:
+                self.leave(job, now)
+                self.ended(job, now, False, "timeout")
+        oldest = next(iter(self.running), None)
+        self.sweeping = oldest is not None
+        if oldest:
+            self.at(oldest.start_s + self.timeout_s, FleetWaiting.sweep)
 
 # %% ../../nbs/lab/30_fleet.ipynb #629884d1
 class FleetHedges(FleetWaiting):
     "A second attempt beside the first."
+
     def hedge_later(self, call: Call, job: Job, now: float):
         "Remember the attempts of a call; look at the first one again when it has had its time."
-        if job.attempt: call.jobs.append(job); return
-        call.jobs = [job]; self.hedges.append(job)
-        if len(self.hedges) == 1: self.at(now + self.hedge_s, FleetHedges.hedge)
+        if job.attempt:
+            call.jobs.append(job)
+            return
+        call.jobs = [job]
+        self.hedges.append(job)
+        if len(self.hedges) == 1:
+            self.at(now + self.hedge_s, FleetHedges.hedge)
 
     def hedge(self, now: float):
         "A second attempt for every first one that is still without an answer."
         q = self.hedges
         while q and (not q[0].alive or q[0].start_s + self.hedge_s <= now):
-            job = q.popleft(); call = job.call
-            if job.alive and (place := self.gateways[call.gateway].again(call, now)) >= 0: self.try_at(call, place, now)
-        if q: self.at(q[0].start_s + self.hedge_s, FleetHedges.hedge)
+            job = q.popleft()
+            call = job.call
+            if job.alive and (place := self.gateways[call.gateway].again(call, now)) >= 0:
+                self.try_at(call, place, now)
+        if q:
+            self.at(q[0].start_s + self.hedge_s, FleetHedges.hedge)
 
 # %% ../../nbs/lab/30_fleet.ipynb #c1096640
 class FleetEnds(FleetHedges):
     "How attempts and calls end."
+
     def ended(self, job: Job, now: float, ok: bool, error: str | None):
         "Tell the gateway, then retry, wait for the hedge, or close the call."
-        call = job.call; call.open -= 1
-        if job.alive: job.alive = False; del self.running[job]
-        if ok: self.bill(job)
+        call = job.call
+        call.open -= 1
+        if job.alive:
+            job.alive = False
+            del self.running[job]
+        if ok:
+            self.bill(job)
         self.gateways[call.gateway].end(job, now, ok, error)
-        if ok: self.close(call, job, now, True, None)
-        elif not call.open: self.retry(call, job, now, error)
+        if ok:
+            self.close(call, job, now, True, None)
+        elif not call.open:
+            self.retry(call, job, now, error)
 
     def bill(self, job: Job):
-        s, call = self.stations[job.place], job.call; call.cost_usd += call.tokens_in*s.price_in + call.tokens_out*s.price_out
+        s, call = self.stations[job.place], job.call
+        call.cost_usd += call.tokens_in * s.price_in + call.tokens_out * s.price_out
 
     def retry(self, call: Call, job: Job | None, now: float, error: str | None):
         "Another attempt after a pause, as long as the caller has any left."
-        if call.retried >= self.retries: return self.close(call, job, now, False, error)
-        pause_s = self.backoff_s*2**call.retried; call.retried += 1
+        if call.retried >= self.retries:
+            return self.close(call, job, now, False, error)
+        pause_s = self.backoff_s * 2**call.retried
+        call.retried += 1
+
         def again(fleet, t):
-            if call.ended: return          # its deadline came first
+            if call.ended:
+                return  # its deadline came first
             place = fleet.gateways[call.gateway].again(call, t)
-            if place >= 0: fleet.try_at(call, place, t)
-            elif not call.tried: fleet.retry(call, None, t, error)
-            else: fleet.close(call, job, t, False, error)
+            if place >= 0:
+                fleet.try_at(call, place, t)
+            elif not call.tried:
+                fleet.retry(call, None, t, error)
+            else:
+                fleet.close(call, job, t, False, error)
+
         self.at(now + pause_s, again)
 
 # %% ../../nbs/lab/30_fleet.ipynb #7af3d116
 class FleetCloses(FleetEnds):
     "The end of a call."
+
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         "The call is over. Attempts of it that still run are cancelled."
-        call.ended = True; self.open -= 1
+        call.ended = True
+        self.open -= 1
         if call.open:
             for other in call.jobs:
-                if not other.alive: continue
-                if other.seated: self.bill(other)
-                self.leave(other, now); call.open -= 1
+                if not other.alive:
+                    continue
+                if other.seated:
+                    self.bill(other)
+                self.leave(other, now)
+                call.open -= 1
                 self.gateways[call.gateway].cancel(other, now)
         self.sink.close(call, job, now, ok, error)
         call.jobs = call.memo = None
@@ -645,12 +995,16 @@ class FleetCloses(FleetEnds):
 # %% ../../nbs/lab/30_fleet.ipynb #e3b33d7d
 class FleetGivenUp(FleetCloses):
     "Who gives up, and the end of everything at one place."
+
     def expire(self, call: Call, now: float):
         "Its caller gives up: attempts that still run are cancelled, and the call has failed."
-        if call.ended: return
+        if call.ended:
+            return
         for job in [j for j in self.running if j.call is call]:
-            if job.seated: self.bill(job)
-            self.leave(job, now); call.open -= 1
+            if job.seated:
+                self.bill(job)
+            self.leave(job, now)
+            call.open -= 1
             self.gateways[call.gateway].cancel(job, now)
         self.close(call, None, now, False, "deadline")
 
@@ -658,64 +1012,107 @@ class FleetGivenUp(FleetCloses):
         "Whatever runs or waits there is lost."
         s = self.stations[self.place_of(place)]
         for job in s.jobs():
-            if job.alive: self.leave(job, self.now); self.ended(job, self.now, False, "lost")
+            if job.alive:
+                self.leave(job, self.now)
+                self.ended(job, self.now, False, "lost")
 
 # %% ../../nbs/lab/30_fleet.ipynb #0cce509a
 class FleetChunks(FleetGivenUp):
     "Requests come in by the chunk."
+
     def chunk(self, last_s: float, now: float):
-        "Take the next requests in; the first of them comes as long after `now` as its time is after `last_s`."
+        """Take the next requests in; the first of them comes as long after `now` as its time is
+        after `last_s`.
+        """
         w = next((w for w in self.source if len(w)), None)
-        if w is None: self.due = inf; return
+        if w is None:
+            self.due = inf
+            return
         tiers = [w.tiers[t] for t in w.tier.tolist()]
         deadlines = w.deadline_s.tolist() if hasattr(w, "deadline_s") else repeat(inf)
         marks = (w.session, w.prefix) if hasattr(w, "session") else ()
         marked = any((m >= 0).any() for m in marks)
         each = zip(*(m.tolist() for m in marks)) if marked else repeat(None)
-        self.rows = zip(w.at_s.tolist(), w.tokens_in.tolist(), w.tokens_out.tolist(), tiers, w.slo_s.tolist(), deadlines, each)
-        self.coming = next(self.rows); first_s = self.coming[0]
-        if first_s < last_s: raise ValueError(f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time")
-        self.due = now + (first_s - last_s)/self.pace
+        self.rows = zip(
+            w.at_s.tolist(),
+            w.tokens_in.tolist(),
+            w.tokens_out.tolist(),
+            tiers,
+            w.slo_s.tolist(),
+            deadlines,
+            each,
+        )
+        self.coming = next(self.rows)
+        first_s = self.coming[0]
+        if first_s < last_s:
+            raise ValueError(
+                f"a chunk of the workload starts at {first_s} s, before {last_s} s: sort them by time"
+            )
+        self.due = now + (first_s - last_s) / self.pace
 
 # %% ../../nbs/lab/30_fleet.ipynb #e76390b0
 class FleetArrivals(FleetChunks):
     "Where requests come from, and where they go."
+
     def arrive(self):
         "The next request comes in."
-        now, k, g = self.due, self.born, 0; gateways = self.gateways
-        if len(gateways) > 1: g = (k*2654435761 >> 9) % len(gateways)
+        now, k, g = self.due, self.born, 0
+        gateways = self.gateways
+        if len(gateways) > 1:
+            g = (k * 2654435761 >> 9) % len(gateways)
         last_s, tokens_in, tokens_out, tier, slo_s, deadline_s, marks = self.coming
-        if marks is None: call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
-        else: call = MarkedCall(k, tokens_in, tokens_out, tier, slo_s, now, g, *marks)
-        if self.streams < 1.: call.streams = (k*2654435761 % 4294967296)/4294967296 < self.streams
-        self.now, self.born = now, k + 1; self.open += 1
-        if deadline_s < inf: self.at(now + deadline_s, lambda f, t: f.expire(call, t))
+        if marks is None:
+            call = Call(k, tokens_in, tokens_out, tier, slo_s, now, g)
+        else:
+            call = MarkedCall(k, tokens_in, tokens_out, tier, slo_s, now, g, *marks)
+        if self.streams < 1.0:
+            call.streams = (k * 2654435761 % 4294967296) / 4294967296 < self.streams
+        self.now, self.born = now, k + 1
+        self.open += 1
+        if deadline_s < inf:
+            self.at(now + deadline_s, lambda f, t: f.expire(call, t))
         coming = self.coming = next(self.rows, None)
-        if coming is None: self.chunk(last_s, now)
-        else: self.due = now + (coming[0] - last_s)/self.pace
+        if coming is None:
+            self.chunk(last_s, now)
+        else:
+            self.due = now + (coming[0] - last_s) / self.pace
         place = gateways[g].send(call, now)
-        if place >= 0: self.try_at(call, place, now)
-        else: self.retry(call, None, now, "refused")
+        if place >= 0:
+            self.try_at(call, place, now)
+        else:
+            self.retry(call, None, now, "refused")
 
 # %% ../../nbs/lab/30_fleet.ipynb #fb750c5f
 class FleetDepartures(FleetArrivals):
     "Where answers come from."
+
     def depart(self, now: float):
         "The next job leaves its station with an answer."
         self.now = now
-        place = self.nexts.index(now); s = self.stations[place]
-        job = heappop(s.heap)[2]; job.seated = 2
+        place = self.nexts.index(now)
+        s = self.stations[place]
+        job = heappop(s.heap)[2]
+        job.seated = 2
         s.unseat(now)
-        if s.queue: self.admit(s)
-        else: self.nexts[place] = s.ends()
-        if s.now_is.delay_ms: self.reply(s, job, now, 0., True, None)
-        else: self.ended(job, now, True, None)
+        if s.queue:
+            self.admit(s)
+        else:
+            self.nexts[place] = s.ends()
+        if s.now_is.delay_ms:
+            self.reply(s, job, now, 0.0, True, None)
+        else:
+            self.ended(job, now, True, None)
 
     def hear_first(self, job: Job):
-        "Was the first token of a streamed answer there in time? Its time counts from the request's birth, retries included."
-        call, delay_s = job.call, self.stations[job.place].now_is.delay_ms/1000.
+        """Was the first token of a streamed answer there in time?
+
+        Its time counts from the request's birth, retries included.
+        """
+        call, delay_s = job.call, self.stations[job.place].now_is.delay_ms / 1000.0
         if self.first_token and call.streams and job.ttft_s is not None:
-            call.first_late = job.start_s + job.ttft_s + delay_s - call.born_s > self.first_token.limit_s(call)
+            call.first_late = (
+                job.start_s + job.ttft_s + delay_s - call.born_s > self.first_token.limit_s(call)
+            )
 
     def step(self, now: float):
         "Something happens in a batch: a departure, or whatever else its station knows of."
@@ -726,34 +1123,44 @@ class FleetDepartures(FleetArrivals):
         self.now = now
         job = s.step(now)
         self.admit(s)
-        if job is None: return
+        if job is None:
+            return
         self.hear_first(job)
-        if s.now_is.delay_ms: self.reply(s, job, now, 0., True, None)
-        else: self.ended(job, now, True, None)
+        if s.now_is.delay_ms:
+            self.reply(s, job, now, 0.0, True, None)
+        else:
+            self.ended(job, now, True, None)
 
 # %% ../../nbs/lab/30_fleet.ipynb #9b4668ff
 @contextmanager
 def rare_collections(
-    every: int = 100_000,      # new objects between two looks at the young ones
+    every: int = 100_000,  # new objects between two looks at the young ones
 ) -> Iterator[None]:
     "Python's garbage collector, called rarely; whatever was set before is set again at the end."
     before = gc.get_threshold()
-    if before[0]: gc.set_threshold(max(every, before[0]), *before[1:])
-    try: yield
-    finally: gc.set_threshold(*before)
+    if before[0]:
+        gc.set_threshold(max(every, before[0]), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 # %% ../../nbs/lab/30_fleet.ipynb #7f668033
 class FleetTicks(FleetDepartures):
     "What happens at regular times."
+
     def look(self, now: float):
         "Read all gauges, now and again."
-        for s in self.stations: s.publish(now); s.shown(now, self.staleness_s)
+        for s in self.stations:
+            s.publish(now)
+            s.shown(now, self.staleness_s)
         self.at(now + self.gauge_s, FleetTicks.look)
 
     def ticking(self, gateway: Gateway) -> Callable[["Fleet", float], None]:
         def tick(fleet, now):
             gateway.tick(now, tuple([s.shown(now, fleet.staleness_s) for s in fleet.stations]))
             fleet.at(now + gateway.every_s, tick)
+
         return tick
 
     def progress(self, now: float):
@@ -761,31 +1168,41 @@ class FleetTicks(FleetDepartures):
         stations, listeners = self.stations, self.listeners
         for job in [*self.running]:
             call = job.call
-            if call.streams and (listen := listeners[call.gateway]): listen(job, stations[job.place].tokens_seen(job, now), now)
-        self.at(now + 1., FleetTicks.progress)
+            if call.streams and (listen := listeners[call.gateway]):
+                listen(job, stations[job.place].tokens_seen(job, now), now)
+        self.at(now + 1.0, FleetTicks.progress)
 
     def begin(self):
         "Schedule gauges, progress, and the ticks of all gateways, spread over their interval."
-        self.begun = True; self.at(self.now, FleetTicks.look)
-        if self.streams and any(self.listeners): self.at(self.now + .5, FleetTicks.progress)
+        self.begun = True
+        self.at(self.now, FleetTicks.look)
+        if self.streams and any(self.listeners):
+            self.at(self.now + 0.5, FleetTicks.progress)
         for k, g in enumerate(self.gateways):
-            if g.every_s < inf: self.at(self.now + g.every_s*k/len(self.gateways) + 1e-6, self.ticking(g))
+            if g.every_s < inf:
+                self.at(self.now + g.every_s * k / len(self.gateways) + 1e-6, self.ticking(g))
 
 # %% ../../nbs/lab/30_fleet.ipynb #1876465b
 class Fleet(FleetTicks):
     "A simulated fleet. Give it backends and gateways, schedule hooks, then `run` a workload."
+
     def run(
         self,
         workload,
-        sink: Record | Tally | None = None,   # keeps what came of them; None: a new Record
-        until_s: float = inf,          # end here, even if requests still run, s
-        shift_s: float = 0.,           # requests come this much later than the workload says, s; negative: earlier
+        sink: Record | Tally | None = None,  # keeps what came of them; None: a new Record
+        until_s: float = inf,  # end here, even if requests still run, s
+        # requests come this much later than the workload says, s; negative: earlier
+        shift_s: float = 0.0,
     ) -> Record | Tally:
-        "Send every request of a workload (or of a stream of them) and wait until all have ended, or until a time."
+        """Send every request of a workload (or of a stream of them) and wait until all have ended,
+        or until a time.
+        """
         self.source, self.sink = iter(workload), Record() if sink is None else sink
         self.chunk(self.now - shift_s, self.now)
-        if not self.begun: self.begin()
-        with rare_collections(): self.events(until_s)
+        if not self.begun:
+            self.begin()
+        with rare_collections():
+            self.events(until_s)
         return self.sink.done()
 
     def events(self, until_s: float):
@@ -793,11 +1210,14 @@ class Fleet(FleetTicks):
         nexts, later, arrive, over = self.nexts, self.later, self.arrive, []
         stepped = self.first_token is not None or any(s.stepped for s in self.stations)
         depart = self.step if stepped else self.depart
-        if until_s < inf: self.at(until_s, lambda f, t: over.append(t))
+        if until_s < inf:
+            self.at(until_s, lambda f, t: over.append(t))
         while ((due := self.due) < inf or self.open) and not over:
             t, other = min(nexts), later[0][0]
-            if due <= t and due <= other: arrive()
-            elif t <= other: depart(t)
+            if due <= t and due <= other:
+                arrive()
+            elif t <= other:
+                depart(t)
             else:
                 self.now, _, do = heappop(later)
                 do(self, self.now)

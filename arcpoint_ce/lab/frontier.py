@@ -25,101 +25,169 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 def _refuse(raw, column, path, bad, want):
     if bad.any():
         k = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"{path}, row {k + 2}, column {column!r}: {raw[column].iloc[k]!r} is not {want} ({int(bad.sum())} such rows); correct or remove it")
+        raise ValueError(
+            f"{path}, row {k + 2}, column {column!r}: {raw[column].iloc[k]!r} is not {want} ({int(bad.sum())} such rows); correct or remove it"
+        )
+
 
 def _words(raw, column, path):
-    out = raw[column].str.strip(); _refuse(raw, column, path, (out == "").to_numpy(), "a name")
+    out = raw[column].str.strip()
+    _refuse(raw, column, path, (out == "").to_numpy(), "a name")
     return out
+
 
 def _whole(raw, column, path, low, high=10**9):
     "A column of whole numbers between bounds."
     out = pd.to_numeric(raw[column], errors="coerce").to_numpy(float)
-    _refuse(raw, column, path, ~((out >= low) & (out <= high) & (out == np.floor(out))), f"a whole number from {low} to {high}")
+    _refuse(
+        raw,
+        column,
+        path,
+        ~((out >= low) & (out <= high) & (out == np.floor(out))),
+        f"a whole number from {low} to {high}",
+    )
     return out.astype(int)
 
 # %% ../../nbs/lab/33b_frontier.ipynb #da44e86c
 PLAIN = ("subject", "prompt_sha1", "prompt_chars")
 
+
 def load_quality(
-    path: str | Path,            # CSV: subject, prompt_sha1, prompt_chars and two columns of 0 and 1
-    small: str | None = None,    # verdicts of the small model; None: the first column that ends in _correct
-    large: str | None = None,    # verdicts of the large model; None: the second
-) -> pd.DataFrame:               # subject, prompt, chars, small, large; the models' columns in `attrs`
+    path: str | Path,  # CSV: subject, prompt_sha1, prompt_chars and two columns of 0 and 1
+    # verdicts of the small model; None: the first column that ends in _correct
+    small: str | None = None,
+    large: str | None = None,  # verdicts of the large model; None: the second
+) -> pd.DataFrame:  # subject, prompt, chars, small, large; the models' columns in `attrs`
     "Read judged answers. FileNotFoundError or ValueError with file, row, column and remedy."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; point to a CSV with the columns {', '.join(PLAIN)} and two that end in _correct")
-    try: raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not a readable CSV ({e})") from None
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; point to a CSV with the columns {', '.join(PLAIN)} and two that end in _correct"
+        )
+    try:
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not a readable CSV ({e})") from None
     verdicts = [c for c in raw if c.endswith("_correct")]
-    if small is None and large is None and len(verdicts) == 2: small, large = verdicts
-    if small is None or large is None: raise ValueError(f"{path}: columns of verdicts are {verdicts}; name the small and the large model's")
-    if lost := [c for c in (*PLAIN, small, large) if c not in raw]: raise ValueError(f"{path}: no column {lost[0]!r}; there are {', '.join(raw)}")
-    if raw.empty: raise ValueError(f"{path}: no rows below the header")
-    out = pd.DataFrame(dict(subject=_words(raw, "subject", path), prompt=_words(raw, "prompt_sha1", path), chars=_whole(raw, "prompt_chars", path, 1),
-                            small=_whole(raw, small, path, 0, 1), large=_whole(raw, large, path, 0, 1)))
+    if small is None and large is None and len(verdicts) == 2:
+        small, large = verdicts
+    if small is None or large is None:
+        raise ValueError(
+            f"{path}: columns of verdicts are {verdicts}; name the small and the large model's"
+        )
+    if lost := [c for c in (*PLAIN, small, large) if c not in raw]:
+        raise ValueError(f"{path}: no column {lost[0]!r}; there are {', '.join(raw)}")
+    if raw.empty:
+        raise ValueError(f"{path}: no rows below the header")
+    out = pd.DataFrame(
+        dict(
+            subject=_words(raw, "subject", path),
+            prompt=_words(raw, "prompt_sha1", path),
+            chars=_whole(raw, "prompt_chars", path, 1),
+            small=_whole(raw, small, path, 0, 1),
+            large=_whole(raw, large, path, 0, 1),
+        )
+    )
     out.attrs |= dict(small=small.removesuffix("_correct"), large=large.removesuffix("_correct"))
     return out
 
 # %% ../../nbs/lab/33b_frontier.ipynb #b499517b
 def synthetic_quality(
-    n: int = 6000,       # prompts
+    n: int = 6000,  # prompts
     subjects: int = 20,
     seed: int = 0,
-) -> pd.DataFrame:       # as from `load_quality`, and the true probabilities true_small, true_large
+) -> pd.DataFrame:  # as from `load_quality`, and the true probabilities true_small, true_large
     "Synthetic judged answers with known probabilities."
     rng = np.random.default_rng(seed)
-    subject = rng.integers(subjects, size=n); chars = np.exp(rng.normal(5.7, .8, n)).astype(int) + 20
-    ease = rng.normal(1., 1.2, subjects); lead = rng.gamma(2., .5, subjects); length = np.log(chars/300)
-    small = 1/(1 + np.exp(-(ease[subject] - .5*length))); large = 1/(1 + np.exp(-(ease[subject] + lead[subject] - .1*length)))
+    subject = rng.integers(subjects, size=n)
+    chars = np.exp(rng.normal(5.7, 0.8, n)).astype(int) + 20
+    ease = rng.normal(1.0, 1.2, subjects)
+    lead = rng.gamma(2.0, 0.5, subjects)
+    length = np.log(chars / 300)
+    small = 1 / (1 + np.exp(-(ease[subject] - 0.5 * length)))
+    large = 1 / (1 + np.exp(-(ease[subject] + lead[subject] - 0.1 * length)))
     right = rng.random((2, n)) < [small, large]
-    return pd.DataFrame(dict(subject=[f"subject_{k:02d}" for k in subject], prompt=[sha256(f"{seed}:{k}".encode()).hexdigest()[:10] for k in range(n)],
-                             chars=chars, small=right[0].astype(int), large=right[1].astype(int), true_small=small, true_large=large))
+    return pd.DataFrame(
+        dict(
+            subject=[f"subject_{k:02d}" for k in subject],
+            prompt=[sha256(f"{seed}:{k}".encode()).hexdigest()[:10] for k in range(n)],
+            chars=chars,
+            small=right[0].astype(int),
+            large=right[1].astype(int),
+            true_small=small,
+            true_large=large,
+        )
+    )
 
 # %% ../../nbs/lab/33b_frontier.ipynb #47125a8b
-def hashed(prompts: Sequence[str], salt: str) -> np.ndarray:   # uniform numbers in [0, 1), (n,)
+def hashed(prompts: Sequence[str], salt: str) -> np.ndarray:  # uniform numbers in [0, 1), (n,)
     "A number per id that depends on nothing but the id."
-    return np.array([int(sha256(f"{salt}:{p}".encode()).hexdigest()[:13], 16)/16**13 for p in prompts])
+    return np.array(
+        [int(sha256(f"{salt}:{p}".encode()).hexdigest()[:13], 16) / 16**13 for p in prompts]
+    )
 
-def prompt_folds(prompts: Sequence[str], k: int = 5) -> list:   # (train, test) positions of each fold
-    "Folds by a hash of the prompt's id: equal prompts share one. ValueError where a fold would be empty."
-    fold = (hashed(prompts, "fold")*k).astype(int)
-    if len(set(fold)) < k: raise ValueError(f"{len(fold)} training rows are too few for {k} folds")
+
+# (train, test) positions of each fold
+def prompt_folds(prompts: Sequence[str], k: int = 5) -> list:
+    """Folds by a hash of the prompt's id: equal prompts share one. ValueError where a fold would be
+    empty.
+    """
+    fold = (hashed(prompts, "fold") * k).astype(int)
+    if len(set(fold)) < k:
+        raise ValueError(f"{len(fold)} training rows are too few for {k} folds")
     return [(np.flatnonzero(fold != j), np.flatnonzero(fold == j)) for j in range(k)]
 
 # %% ../../nbs/lab/33b_frontier.ipynb #6390442a
-def answerer(shrink: float):   # larger: less shrinkage
+def answerer(shrink: float):  # larger: less shrinkage
     "P(right | subject, length); not yet fitted."
-    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["subject"]), (StandardScaler(), ["log", "chars"]))
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["subject"]),
+        (StandardScaler(), ["log", "chars"]),
+    )
     return make_pipeline(columns, LogisticRegression(C=shrink, solver="newton-cg"))
 
+
 def fit_answerer(
-    past: pd.DataFrame,        # training rows
-    new: pd.DataFrame,         # rows to predict
-    model: str,                # "small" or "large"
-    shrinks: Sequence[float] = (.03, .1, .3, 1.),
-) -> tuple[np.ndarray, np.ndarray]:   # calibrated P(right) of the training rows, out of fold, and of the new ones
+    past: pd.DataFrame,  # training rows
+    new: pd.DataFrame,  # rows to predict
+    model: str,  # "small" or "large"
+    shrinks: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    # calibrated P(right) of the training rows, out of fold, and of the new ones
+) -> tuple[np.ndarray, np.ndarray]:
     "Choose, calibrate, predict. ValueError where there is nothing to learn."
     y, folds = past[model], prompt_folds(past["prompt"])
-    if any(y.iloc[a].nunique() < 2 for a, _ in folds): raise ValueError(f"the {model} model's {len(y)} training verdicts are all but equal: nothing to learn")
-    X, Z = (pd.DataFrame(dict(subject=t["subject"], log=np.log(t["chars"]), chars=t["chars"]/1000)) for t in (past, new))
-    out_of_fold = {c: cross_val_predict(answerer(c), X, y, cv=folds, method="decision_function") for c in shrinks}
-    best = min(shrinks, key=lambda c: log_loss(y, 1/(1 + np.exp(-out_of_fold[c])), labels=[0, 1]))
+    if any(y.iloc[a].nunique() < 2 for a, _ in folds):
+        raise ValueError(
+            f"the {model} model's {len(y)} training verdicts are all but equal: nothing to learn"
+        )
+    X, Z = (
+        pd.DataFrame(dict(subject=t["subject"], log=np.log(t["chars"]), chars=t["chars"] / 1000))
+        for t in (past, new)
+    )
+    out_of_fold = {
+        c: cross_val_predict(answerer(c), X, y, cv=folds, method="decision_function")
+        for c in shrinks
+    }
+    best = min(shrinks, key=lambda c: log_loss(y, 1 / (1 + np.exp(-out_of_fold[c])), labels=[0, 1]))
     platt = LogisticRegression(C=1e6).fit(out_of_fold[best][:, None], y)
     said = answerer(best).fit(X, y).decision_function(Z)
     return tuple(platt.predict_proba(z[:, None])[:, 1] for z in (out_of_fold[best], said))
 
 # %% ../../nbs/lab/33b_frontier.ipynb #4b2f166c
 def predict_quality(
-    table: pd.DataFrame,        # as from `load_quality`
-    train_share: float = .6,    # share of prompts that may be learned from
-) -> pd.DataFrame:              # the table with `test`, and p_small, p_large: out of sample everywhere
+    table: pd.DataFrame,  # as from `load_quality`
+    train_share: float = 0.6,  # share of prompts that may be learned from
+) -> pd.DataFrame:  # the table with `test`, and p_small, p_large: out of sample everywhere
     "How likely each model is to be right on each prompt. ValueError where nothing can be learned."
-    if not 0 < train_share < 1: raise ValueError(f"train_share must lie between 0 and 1, got {train_share!r}")
+    if not 0 < train_share < 1:
+        raise ValueError(f"train_share must lie between 0 and 1, got {train_share!r}")
     test = hashed(table["prompt"], "split") >= train_share
-    if test.all() or not test.any(): raise ValueError(f"{len(table)} rows leave no training or no test rows")
+    if test.all() or not test.any():
+        raise ValueError(f"{len(table)} rows leave no training or no test rows")
     out = table.assign(test=test)
     for m in ("small", "large"):
-        p = np.empty(len(table)); p[~test], p[test] = fit_answerer(table[~test], table[test], m)
+        p = np.empty(len(table))
+        p[~test], p[test] = fit_answerer(table[~test], table[test], m)
         out[f"p_{m}"] = p
     return out
 
@@ -127,108 +195,200 @@ def predict_quality(
 @dataclass(frozen=True, slots=True)
 class Prices:
     "USD per million tokens of either model."
-    small: float = .24
+
+    small: float = 0.24
     large: float = 24.7
-    chars_per_tok: float = 4.
-    answer_tok: float = 0.   # tokens of an answer, charged at the same price
+    chars_per_tok: float = 4.0
+    answer_tok: float = 0.0  # tokens of an answer, charged at the same price
 
     def __post_init__(self):
         "ValueError on prices that are none, or a small model that is not the cheaper one."
-        if not 0 <= self.small < self.large < np.inf: raise ValueError(f"prices must be 0 <= small < large, got {self.small!r} and {self.large!r}")
-        if not (0 < self.chars_per_tok < np.inf and 0 <= self.answer_tok < np.inf): raise ValueError("chars_per_tok must be positive, answer_tok 0 or more")
+        if not 0 <= self.small < self.large < np.inf:
+            raise ValueError(
+                f"prices must be 0 <= small < large, got {self.small!r} and {self.large!r}"
+            )
+        if not (0 < self.chars_per_tok < np.inf and 0 <= self.answer_tok < np.inf):
+            raise ValueError("chars_per_tok must be positive, answer_tok 0 or more")
 
-    def of(self, chars, large) -> np.ndarray:   # USD per prompt, (n,)
+    def of(self, chars, large) -> np.ndarray:  # USD per prompt, (n,)
         "What prompts cost, by whether the large model serves them."
-        return (np.asarray(chars)/self.chars_per_tok + self.answer_tok)*np.where(large, self.large, self.small)/1e6
+        return (
+            (np.asarray(chars) / self.chars_per_tok + self.answer_tok)
+            * np.where(large, self.large, self.small)
+            / 1e6
+        )
 
 # %% ../../nbs/lab/33b_frontier.ipynb #004d0d18
 def route(
-    p_small: np.ndarray,   # predicted quality, 0..1, (n,)
+    p_small: np.ndarray,  # predicted quality, 0..1, (n,)
     p_large: np.ndarray,
-    floor: float,          # asked quality, 0..1
-    margin: float = 0.,    # asked on top
-) -> np.ndarray:           # bool, (n,): the large model serves
+    floor: float,  # asked quality, 0..1
+    margin: float = 0.0,  # asked on top
+) -> np.ndarray:  # bool, (n,): the large model serves
     "The cheapest model that reaches the floor, else the better one; equals go to the cheaper."
     bar = floor + margin
     return (p_small < bar) & ((p_large >= bar) | (p_large > p_small))
 
 # %% ../../nbs/lab/33b_frontier.ipynb #94e5cfd4
-def rules(t: pd.DataFrame, extra_usd: np.ndarray, floors, worths, shorts, shares, margin: float) -> dict:
+def rules(
+    t: pd.DataFrame, extra_usd: np.ndarray, floors, worths, shorts, shares, margin: float
+) -> dict:
     "What each rule would send to the large model: by (rule, knob) a share per prompt, 0..1, (n,)."
     ps, pl = t["p_small"].to_numpy(), t["p_large"].to_numpy()
-    out = {("always_small", np.nan): np.zeros(len(t)), ("always_large", np.nan): np.ones(len(t)),
-           ("oracle", np.nan): (t["large"] > t["small"]).to_numpy(float)}
-    out |= {("mix", s): np.full(len(t), s) for s in shares} | {("short", c): (t["chars"] < c).to_numpy(float) for c in shorts}
+    out = {
+        ("always_small", np.nan): np.zeros(len(t)),
+        ("always_large", np.nan): np.ones(len(t)),
+        ("oracle", np.nan): (t["large"] > t["small"]).to_numpy(float),
+    }
+    out |= {("mix", s): np.full(len(t), s) for s in shares} | {
+        ("short", c): (t["chars"] < c).to_numpy(float) for c in shorts
+    }
     out |= {("floor", f): route(ps, pl, f, margin).astype(float) for f in floors}
-    return out | {("worth", w): ((pl - ps)*w > extra_usd).astype(float) for w in worths}
+    return out | {("worth", w): ((pl - ps) * w > extra_usd).astype(float) for w in worths}
 
-def draws(prompts: Sequence[str], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:   # weights (n, prompts), number of each row's prompt
+
+# weights (n, prompts), number of each row's prompt
+def draws(prompts: Sequence[str], n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Bootstrap weights over prompts; the first draw is the sample itself."
-    code = pd.factorize(np.asarray(prompts))[0]; k = code.max() + 1
-    return np.vstack([np.ones(k), np.random.default_rng(seed).multinomial(k, np.full(k, 1/k), n)]), code
+    code = pd.factorize(np.asarray(prompts))[0]
+    k = code.max() + 1
+    return np.vstack(
+        [np.ones(k), np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), n)]
+    ), code
 
-def per_prompt(code: np.ndarray, *columns) -> list:   # sums per prompt, (prompts,) each
+
+def per_prompt(code: np.ndarray, *columns) -> list:  # sums per prompt, (prompts,) each
     return [np.bincount(code, weights=np.asarray(c, float)) for c in columns]
 
+
 def _tested(table):
-    if lost := [c for c in ("test", "p_small", "p_large") if c not in table]: raise ValueError(f"no column {lost[0]!r}: call predict_quality first")
+    if lost := [c for c in ("test", "p_small", "p_large") if c not in table]:
+        raise ValueError(f"no column {lost[0]!r}: call predict_quality first")
     t = table[table["test"]].reset_index(drop=True)
-    if t.empty: raise ValueError("no test rows")
+    if t.empty:
+        raise ValueError("no test rows")
     return t
 
 # %% ../../nbs/lab/33b_frontier.ipynb #f0f69072
-LEVEL = (.025, .975)
+LEVEL = (0.025, 0.975)
 
-def point(right: np.ndarray, usd: np.ndarray, ends: list) -> dict:   # first the sample's value, then the draws', (1 + draws,)
+
+# first the sample's value, then the draws', (1 + draws,)
+def point(right: np.ndarray, usd: np.ndarray, ends: list) -> dict:
     "One rule's place on the frontier, and how far above the line between the `ends` it lies."
     (a0, c0), (a1, c1) = ends
-    over = right - (a0 + (a1 - a0)*(usd - c0)/(c1 - c0))
+    over = right - (a0 + (a1 - a0) * (usd - c0) / (c1 - c0))
     (lo, hi), (over_lo, over_hi) = np.quantile(right[1:], LEVEL), np.quantile(over[1:], LEVEL)
-    return dict(usd_per_1000=usd[0], accuracy=right[0], lo=lo, hi=hi, over_mix=over[0], over_lo=over_lo, over_hi=over_hi)
+    return dict(
+        usd_per_1000=usd[0],
+        accuracy=right[0],
+        lo=lo,
+        hi=hi,
+        over_mix=over[0],
+        over_lo=over_lo,
+        over_hi=over_hi,
+    )
 
 # %% ../../nbs/lab/33b_frontier.ipynb #d106e57b
 def frontier(
-    table: pd.DataFrame,                      # as from `predict_quality`; test rows are judged
+    table: pd.DataFrame,  # as from `predict_quality`; test rows are judged
     prices: Prices = Prices(),
-    floors: Sequence[float] = tuple(np.round(np.arange(.3, 1., .05), 2)),
-    worths: Sequence[float] = (.0025, .005, .0075, .01, .015, .02, .03, .1),   # USD per right answer
-    shorts: Sequence[float] = (150, 200, 300, 500, 1000),   # chars
-    shares: Sequence[float] = (.25, .5, .75), # of the random mix
-    margin: float = 0.,
+    floors: Sequence[float] = tuple(np.round(np.arange(0.3, 1.0, 0.05), 2)),
+    # USD per right answer
+    worths: Sequence[float] = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.1),
+    shorts: Sequence[float] = (150, 200, 300, 500, 1000),  # chars
+    shares: Sequence[float] = (0.25, 0.5, 0.75),  # of the random mix
+    margin: float = 0.0,
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:   # rule, knob, large_share, usd_per_1000, accuracy, lo, hi, over_mix, over_lo, over_hi, n
+    # rule, knob, large_share, usd_per_1000, accuracy, lo, hi, over_mix, over_lo, over_hi, n
+) -> pd.DataFrame:
     "Cost against accuracy of every rule, with 95 % bootstrap intervals over prompts."
-    t = _tested(table); W, code = draws(t["prompt"], n_boot, seed); n, = per_prompt(code, np.ones(len(t)))
-    cheap, dear, small, large = prices.of(t["chars"], False), prices.of(t["chars"], True), t["small"].to_numpy(), t["large"].to_numpy()
+    t = _tested(table)
+    W, code = draws(t["prompt"], n_boot, seed)
+    (n,) = per_prompt(code, np.ones(len(t)))
+    cheap, dear, small, large = (
+        prices.of(t["chars"], False),
+        prices.of(t["chars"], True),
+        t["small"].to_numpy(),
+        t["large"].to_numpy(),
+    )
+
     def score(x):
-        right, usd = (W@v/(W@n) for v in per_prompt(code, small + x*(large - small), cheap + x*(dear - cheap)))
-        return right, 1000*usd
-    ends, sent = [score(np.full(len(t), x)) for x in (0., 1.)], rules(t, dear - cheap, floors, worths, shorts, shares, margin)
-    return pd.DataFrame([dict(rule=r, knob=k, large_share=x.mean(), **point(*score(x), ends), n=len(t)) for (r, k), x in sent.items()])
+        right, usd = (
+            W @ v / (W @ n)
+            for v in per_prompt(code, small + x * (large - small), cheap + x * (dear - cheap))
+        )
+        return right, 1000 * usd
+
+    ends, sent = (
+        [score(np.full(len(t), x)) for x in (0.0, 1.0)],
+        rules(t, dear - cheap, floors, worths, shorts, shares, margin),
+    )
+    return pd.DataFrame(
+        [
+            dict(rule=r, knob=k, large_share=x.mean(), **point(*score(x), ends), n=len(t))
+            for (r, k), x in sent.items()
+        ]
+    )
 
 # %% ../../nbs/lab/33b_frontier.ipynb #faae2a80
-FLOORS = {"premium": .85, "standard": .7, "batch": .5}   # asked quality by tier
+FLOORS = {"premium": 0.85, "standard": 0.7, "batch": 0.5}  # asked quality by tier
+
 
 def tier_table(
-    table: pd.DataFrame,                      # as from `predict_quality`; every test prompt is asked at every tier
-    floors: Mapping[str, float] = FLOORS,     # asked quality, 0..1
+    table: pd.DataFrame,  # as from `predict_quality`; every test prompt is asked at every tier
+    floors: Mapping[str, float] = FLOORS,  # asked quality, 0..1
     prices: Prices = Prices(),
-    margin: float = 0.,                       # asked on top when routing; verdicts are about the floor itself
+    margin: float = 0.0,  # asked on top when routing; verdicts are about the floor itself
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:   # tier, floor, served, n, share, predicted, realised, lo, hi, verdict, cost_share (of always large)
-    "Realised quality against the floor, per tier and by who served. ValueError on floors outside 0..1."
-    t = _tested(table); W, code = draws(t["prompt"], n_boot, seed); rows = []
+    # tier, floor, served, n, share, predicted, realised, lo, hi, verdict, cost_share (of always
+    # large)
+) -> pd.DataFrame:
+    """Realised quality against the floor, per tier and by who served.
+
+    ValueError on floors outside 0..1.
+    """
+    t = _tested(table)
+    W, code = draws(t["prompt"], n_boot, seed)
+    rows = []
     for tier, floor in floors.items():
-        if not 0 <= floor <= 1: raise ValueError(f"floor of tier {tier!r} must lie between 0 and 1, got {floor!r}")
-        big = route(t["p_small"], t["p_large"], floor, margin).to_numpy(); said = np.where(big, t["p_large"], t["p_small"])
-        right, usd, dear = np.where(big, t["large"], t["small"]), prices.of(t["chars"], big), prices.of(t["chars"], True)
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor of tier {tier!r} must lie between 0 and 1, got {floor!r}")
+        big = route(t["p_small"], t["p_large"], floor, margin).to_numpy()
+        said = np.where(big, t["p_large"], t["p_small"])
+        right, usd, dear = (
+            np.where(big, t["large"], t["small"]),
+            prices.of(t["chars"], big),
+            prices.of(t["chars"], True),
+        )
         reached = said >= floor + margin
-        for served, who in dict(all=np.full(len(t), True), small=reached & ~big, large=reached & big, none_reaches=~reached,
-                                near_floor=reached & (said < floor + margin + .05)).items():
-            if not who.any(): continue
-            n, k, *c = per_prompt(code, who, right*who); q = (W@k)/np.maximum(W@n, 1e-12); lo, hi = np.quantile(q[1:], LEVEL)
-            rows.append(dict(tier=tier, floor=floor, served=served, n=int(who.sum()), share=who.mean(), predicted=said[who].mean(), realised=q[0], lo=lo, hi=hi,
-                             verdict="kept" if lo >= floor else "broken" if hi < floor else "open", cost_share=usd[who].sum()/dear[who].sum()))
+        for served, who in dict(
+            all=np.full(len(t), True),
+            small=reached & ~big,
+            large=reached & big,
+            none_reaches=~reached,
+            near_floor=reached & (said < floor + margin + 0.05),
+        ).items():
+            if not who.any():
+                continue
+            n, k, *c = per_prompt(code, who, right * who)
+            q = (W @ k) / np.maximum(W @ n, 1e-12)
+            lo, hi = np.quantile(q[1:], LEVEL)
+            rows.append(
+                dict(
+                    tier=tier,
+                    floor=floor,
+                    served=served,
+                    n=int(who.sum()),
+                    share=who.mean(),
+                    predicted=said[who].mean(),
+                    realised=q[0],
+                    lo=lo,
+                    hi=hi,
+                    verdict="kept" if lo >= floor else "broken" if hi < floor else "open",
+                    cost_share=usd[who].sum() / dear[who].sum(),
+                )
+            )
     return pd.DataFrame(rows)

@@ -30,7 +30,8 @@ def lab_engine(
     gateways: int = 1,  # that route into this fleet and share nothing
     tick_s: float = 5.0,  # between ticks, s
     memo_s: float = 600.0,  # between two memos, s; a dashboard beside the run wants them often
-    explore: float | None = None,  # share of requests drawn by capacity alone; None: what the policy asks for
+    # share of requests drawn by capacity alone; None: what the policy asks for
+    explore: float | None = None,
     **how,  # policy, forecaster and the rest of `ContextEngine`
 ) -> ContextEngine:
     "The engine that stands at a simulated fleet's door."
@@ -53,8 +54,12 @@ def forecast_effect(
     router: Router,
     request: Request,
     now: float,  # s
-) -> tuple[float, bool]:  # share of draws that come out otherwise, 0..1; is another backend the best
-    "What the forecast does to the odds of this request (total variation distance). The router stays as it was."
+    # share of draws that come out otherwise, 0..1; is another backend the best
+) -> tuple[float, bool]:
+    """What the forecast does to the odds of this request (total variation distance).
+
+    The router stays as it was.
+    """
     table = router.table
     if not len(table):
         return 0.0, False
@@ -76,7 +81,8 @@ class EngineGateway:
 
     def __init__(
         self,
-        make: Callable[[tuple[Backend, ...], int], ContextEngine],  # (backends, seed) -> the engine of one run
+        # (backends, seed) -> the engine of one run
+        make: Callable[[tuple[Backend, ...], int], ContextEngine],
         *,
         ticks: bool = True,  # does the engine tick
         trace: list | None = None,  # where to write (now, foreseen change by place) at every tick
@@ -122,7 +128,20 @@ class EngineGateway:
         took_ms = (now - job.start_s) * 1000.0
         ttft_ms = None if job.ttft_s is None or not ok else job.ttft_s * 1000.0
         name, d = self.names[job.place], call.memo
-        self.engine.observe(Outcome(name, job.start_s, took_ms, ok, error, d.id, job.attempt, call.tokens_in, tokens, ttft_ms))
+        self.engine.observe(
+            Outcome(
+                name,
+                job.start_s,
+                took_ms,
+                ok,
+                error,
+                d.id,
+                job.attempt,
+                call.tokens_in,
+                tokens,
+                ttft_ms,
+            )
+        )
 
     def cancel(self, job: Job, now: float):
         if not job.call.open:
@@ -133,7 +152,9 @@ class EngineGateway:
 
     @property
     def changed_share(self) -> float | None:  # 0..1; None: nothing was asked yet
-        "Share of decisions that the forecast changed, from every twentieth of them; see `forecast_effect`."
+        """Share of decisions that the forecast changed, from every twentieth of them; see
+        `forecast_effect`.
+        """
         return sum(moved for moved, _ in self.effects) / len(self.effects) if self.effects else None
 
     @property

@@ -17,235 +17,362 @@ from ..routing.core import Backend
 # %% ../../nbs/lab/30d_health.ipynb #f144c553
 class Health:
     "Everybody is well. The base of the rules below; times in s, places are positions in the fleet."
-    every_s = inf                      # wants `sweep` this often, s
 
-    def start(self, n: int, random: Callable[[], float]):   # how many places; uniform in [0, 1)
+    every_s = inf  # wants `sweep` this often, s
+
+    def start(self, n: int, random: Callable[[], float]):  # how many places; uniform in [0, 1)
         self.n, self.random = n, random
-        self.out, self.back_s = {}, [-inf]*n               # place -> until when it is left out; last return of each
+        # place -> until when it is left out; last return of each
+        self.out, self.back_s = {}, [-inf] * n
         self.ready()
 
-    def ready(self): pass
-    def viable(self, places: Sequence[int], now: float) -> Sequence[int]: return places   # those that may be used
-    def sent(self, place: int, now: float): pass                                          # an attempt goes there
-    def ended(self, job: Job, now: float, ok: bool, error: str | None): pass              # an attempt has ended
-    def dropped(self, job: Job, now: float): pass                                         # an attempt was given up
-    def sweep(self, now: float): pass                                                     # every `every_s`
+    def ready(self):
+        pass
+
+    def viable(self, places: Sequence[int], now: float) -> Sequence[int]:
+        return places  # those that may be used
+
+    def sent(self, place: int, now: float):
+        pass  # an attempt goes there
+
+    def ended(self, job: Job, now: float, ok: bool, error: str | None):
+        pass  # an attempt has ended
+
+    def dropped(self, job: Job, now: float):
+        pass  # an attempt was given up
+
+    def sweep(self, now: float):
+        pass  # every `every_s`
 
 # %% ../../nbs/lab/30d_health.ipynb #3f35f203
 class Accrual(Health):
-    "Failure accrual as in Finagle: consecutive failures or success rate, back-off with jitter, one probe."
+    """Failure accrual as in Finagle: consecutive failures or success rate, back-off with jitter,
+    one probe.
+    """
+
     def __init__(
         self,
-        run: int = 5,                  # failures in a row that are enough
-        rate: float = .8,              # success rate that is too low, 0..1; 0: not looked at
-        window_s: float = 30.,         # time constant of that rate, s
-        min_calls: int = 5,            # calls before the rate counts
-        wait_s: float = 5.,            # first wait, s; doubles
-        max_wait_s: float = 300.,      # longest wait, s
-        jitter: bool = True,           # draw the upper half of every wait but the first
-        probe: bool = True,            # come back through one probe; else at once
+        run: int = 5,  # failures in a row that are enough
+        rate: float = 0.8,  # success rate that is too low, 0..1; 0: not looked at
+        window_s: float = 30.0,  # time constant of that rate, s
+        min_calls: int = 5,  # calls before the rate counts
+        wait_s: float = 5.0,  # first wait, s; doubles
+        max_wait_s: float = 300.0,  # longest wait, s
+        jitter: bool = True,  # draw the upper half of every wait but the first
+        probe: bool = True,  # come back through one probe; else at once
     ):
         self.run, self.rate, self.window_s, self.min_calls = run, rate, window_s, min_calls
         self.wait_s, self.max_wait_s, self.jitter, self.probe = wait_s, max_wait_s, jitter, probe
 
     def ready(self):
         n = self.n
-        self.runs, self.calls, self.times = [0]*n, [0]*n, [0]*n          # failures in a row; calls; waits in a row
-        self.good, self.stamp, self.dead_s = [1.]*n, [0.]*n, [-inf]*n    # success rate, when moved; when last declared dead
-        self.on_trial = {}                                               # place -> when its probe went out
+        # failures in a row; calls; waits in a row
+        self.runs, self.calls, self.times = [0] * n, [0] * n, [0] * n
+        # success rate, when moved; when last declared dead
+        self.good, self.stamp, self.dead_s = [1.0] * n, [0.0] * n, [-inf] * n
+        self.on_trial = {}  # place -> when its probe went out
 
 # %% ../../nbs/lab/30d_health.ipynb #64b7da04
 class AccrualWaits(Accrual):
     "Who waits, and for how long."
+
     def viable(self, places, now):
-        if not self.out: return places
+        if not self.out:
+            return places
         for p in [p for p, until in self.out.items() if until <= now and not self.probe]:
-            del self.out[p]; self.back_s[p] = now; self.runs[p] = self.run - 1
+            del self.out[p]
+            self.back_s[p] = now
+            self.runs[p] = self.run - 1
         well = [p for p in places if self.out.get(p, -inf) <= now and p not in self.on_trial]
         return well or places
 
     def bury(self, p: int, now: float):
         "Declare a place dead."
-        wait, k = min(self.wait_s*2.**self.times[p], self.max_wait_s), self.times[p]
-        if self.jitter and k: wait = wait/2*(1 + self.random())
+        wait, k = min(self.wait_s * 2.0 ** self.times[p], self.max_wait_s), self.times[p]
+        if self.jitter and k:
+            wait = wait / 2 * (1 + self.random())
         self.out[p], self.dead_s[p], self.times[p] = now + wait, now, min(k + 1, 60)
 
 # %% ../../nbs/lab/30d_health.ipynb #f0885c15
 class FailureAccrual(AccrualWaits):
     "What failure accrual learns from attempts."
+
     def sent(self, place, now):
-        if self.out and self.probe and self.out.get(place, inf) <= now: self.on_trial.setdefault(place, now)
+        if self.out and self.probe and self.out.get(place, inf) <= now:
+            self.on_trial.setdefault(place, now)
 
     def ended(self, job, now, ok, error):
         p = job.place
-        if p in self.out: return self.tried(job, now, ok)
-        if job.start_s < self.dead_s[p]: return
+        if p in self.out:
+            return self.tried(job, now, ok)
+        if job.start_s < self.dead_s[p]:
+            return
         if self.rate:
-            w = exp(-(now - self.stamp[p])/self.window_s)
-            self.good[p], self.stamp[p] = self.good[p]*w + ok*(1 - w), now
+            w = exp(-(now - self.stamp[p]) / self.window_s)
+            self.good[p], self.stamp[p] = self.good[p] * w + ok * (1 - w), now
             self.calls[p] += 1
-        if ok: self.runs[p] = self.times[p] = 0; return
+        if ok:
+            self.runs[p] = self.times[p] = 0
+            return
         self.runs[p] += 1
-        if self.runs[p] >= self.run or (self.calls[p] >= self.min_calls and self.good[p] < self.rate): self.bury(p, now)
+        if self.runs[p] >= self.run or (
+            self.calls[p] >= self.min_calls and self.good[p] < self.rate
+        ):
+            self.bury(p, now)
 
     def tried(self, job, now, ok):
-        "An attempt at a dead place has ended; only one that was sent after its death says anything."
+        """An attempt at a dead place has ended; only one that was sent after its death says
+        anything.
+        """
         p = job.place
-        if job.start_s < self.dead_s[p]: return
+        if job.start_s < self.dead_s[p]:
+            return
         if ok:
-            del self.out[p]; self.on_trial.pop(p, None)
+            del self.out[p]
+            self.on_trial.pop(p, None)
             self.runs[p] = self.calls[p] = self.times[p] = 0
-            self.good[p], self.stamp[p], self.back_s[p] = 1., now, now
-        elif job.start_s >= self.on_trial.get(p, inf): del self.on_trial[p]; self.bury(p, now)
+            self.good[p], self.stamp[p], self.back_s[p] = 1.0, now, now
+        elif job.start_s >= self.on_trial.get(p, inf):
+            del self.on_trial[p]
+            self.bury(p, now)
 
     def dropped(self, job, now):
-        if self.on_trial.get(job.place, inf) <= job.start_s: del self.on_trial[job.place]
+        if self.on_trial.get(job.place, inf) <= job.start_s:
+            del self.on_trial[job.place]
 
 # %% ../../nbs/lab/30d_health.ipynb #b3253b6c
 class OutlierLimits(Health):
     "Envoy's outlier detection, without latency and half-open, as there."
+
     def __init__(
         self,
-        run: int = 5,                  # server errors in a row that eject at once
-        every_s: float = 10.,          # time between sweeps, s
-        min_requests: int = 100,       # requests in a sweep's time before a host's success rate counts
-        min_hosts: int = 5,            # hosts with that many before rates are compared
-        sigmas: float = 1.9,           # ejected below mean - sigmas*deviation
-        wait_s: float = 30.,           # ejection time, s; times the ejections so far
-        max_wait_s: float = 300.,      # longest ejection, s
-        max_ejected: float = .5,       # share of hosts that may be out, 0..1
-        always_one: bool = False,      # the first may be ejected whatever that share
-        panic: float = .5,             # below this share of healthy hosts health is ignored
+        run: int = 5,  # server errors in a row that eject at once
+        every_s: float = 10.0,  # time between sweeps, s
+        min_requests: int = 100,  # requests in a sweep's time before a host's success rate counts
+        min_hosts: int = 5,  # hosts with that many before rates are compared
+        sigmas: float = 1.9,  # ejected below mean - sigmas*deviation
+        wait_s: float = 30.0,  # ejection time, s; times the ejections so far
+        max_wait_s: float = 300.0,  # longest ejection, s
+        max_ejected: float = 0.5,  # share of hosts that may be out, 0..1
+        always_one: bool = False,  # the first may be ejected whatever that share
+        panic: float = 0.5,  # below this share of healthy hosts health is ignored
     ):
-        self.run, self.every_s, self.min_requests, self.min_hosts, self.sigmas = run, every_s, min_requests, min_hosts, sigmas
-        self.wait_s, self.max_wait_s, self.max_ejected, self.always_one, self.panic = wait_s, max_wait_s, max_ejected, always_one, panic
+        self.run, self.every_s, self.min_requests, self.min_hosts, self.sigmas = (
+            run,
+            every_s,
+            min_requests,
+            min_hosts,
+            sigmas,
+        )
+        self.wait_s, self.max_wait_s, self.max_ejected, self.always_one, self.panic = (
+            wait_s,
+            max_wait_s,
+            max_ejected,
+            always_one,
+            panic,
+        )
 
     def ready(self):
         n = self.n
-        self.runs, self.times, self.total, self.good = [0]*n, [0]*n, [0]*n, [0]*n
+        self.runs, self.times, self.total, self.good = [0] * n, [0] * n, [0] * n, [0] * n
 
 # %% ../../nbs/lab/30d_health.ipynb #d232e710
 class OutlierEjection(OutlierLimits):
     "Ejection and panic."
+
     def viable(self, places, now):
         out = self.out
-        if not out or self.n - len(out) < self.panic*self.n: return places
+        if not out or self.n - len(out) < self.panic * self.n:
+            return places
         return [p for p in places if p not in out]
 
     def eject(self, p: int, now: float):
         "Leave a host out, if not too many are."
-        if p in self.out or ((len(self.out) + 1)/self.n > self.max_ejected and (self.out or not self.always_one)): return
+        if p in self.out or (
+            (len(self.out) + 1) / self.n > self.max_ejected and (self.out or not self.always_one)
+        ):
+            return
         self.times[p] += 1
-        self.out[p] = now + min(self.wait_s*self.times[p], self.max_wait_s)
+        self.out[p] = now + min(self.wait_s * self.times[p], self.max_wait_s)
         self.runs[p] = 0
 
 # %% ../../nbs/lab/30d_health.ipynb #953f71d9
 class OutlierDetection(OutlierEjection):
     "Its two detectors."
+
     def ended(self, job, now, ok, error):
         p = job.place
         self.total[p] += 1
-        if ok or error == "rate_limited": self.good[p] += 1; self.runs[p] = 0; return
+        if ok or error == "rate_limited":
+            self.good[p] += 1
+            self.runs[p] = 0
+            return
         self.runs[p] += 1
-        if self.runs[p] >= self.run: self.eject(p, now)
+        if self.runs[p] >= self.run:
+            self.eject(p, now)
 
     def sweep(self, now):
         for p in range(self.n):
-            if p not in self.out: self.times[p] = max(self.times[p] - 1, 0)
-            elif self.out[p] <= now: del self.out[p]; self.back_s[p] = now; self.runs[p] = 0
-        rates = {p: self.good[p]/self.total[p] for p in range(self.n) if self.total[p] >= self.min_requests}
-        self.total, self.good = [0]*self.n, [0]*self.n
-        if len(rates) < self.min_hosts: return
-        mean = sum(rates.values())/len(rates)
-        limit = mean - self.sigmas*sqrt(sum((r - mean)**2 for r in rates.values())/len(rates))
+            if p not in self.out:
+                self.times[p] = max(self.times[p] - 1, 0)
+            elif self.out[p] <= now:
+                del self.out[p]
+                self.back_s[p] = now
+                self.runs[p] = 0
+        rates = {
+            p: self.good[p] / self.total[p]
+            for p in range(self.n)
+            if self.total[p] >= self.min_requests
+        }
+        self.total, self.good = [0] * self.n, [0] * self.n
+        if len(rates) < self.min_hosts:
+            return
+        mean = sum(rates.values()) / len(rates)
+        limit = mean - self.sigmas * sqrt(sum((r - mean) ** 2 for r in rates.values()) / len(rates))
         for p, r in rates.items():
-            if r < limit: self.eject(p, now)
+            if r < limit:
+                self.eject(p, now)
 
 # %% ../../nbs/lab/30d_health.ipynb #1362aea4
 class BreakerLimits(Health):
     "One resilience4j circuit breaker per place, count-based window."
+
     def __init__(
         self,
-        window: int = 100,             # calls looked back at
-        min_calls: int = 100,          # calls in it before rates count
-        failure_rate: float = .5,      # opens at this share of failures
-        slow_rate: float = 1.,         # opens at this share of slow calls
-        slow_s: float | None = 60.,    # slower than this is slow, s; None: the call's SLO
-        wait_s: float = 60.,           # stays open, s
-        probes: int = 10,              # calls let through when half-open, judged when all have ended
-        max_half_open_s: float = 0.,   # opens again after this long half-open, s; 0: never
-        refuse: bool = True,           # refuse where no breaker permits; else use all
+        window: int = 100,  # calls looked back at
+        min_calls: int = 100,  # calls in it before rates count
+        failure_rate: float = 0.5,  # opens at this share of failures
+        slow_rate: float = 1.0,  # opens at this share of slow calls
+        slow_s: float | None = 60.0,  # slower than this is slow, s; None: the call's SLO
+        wait_s: float = 60.0,  # stays open, s
+        probes: int = 10,  # calls let through when half-open, judged when all have ended
+        max_half_open_s: float = 0.0,  # opens again after this long half-open, s; 0: never
+        refuse: bool = True,  # refuse where no breaker permits; else use all
     ):
-        self.window, self.min_calls, self.failure_rate, self.slow_rate = window, min(min_calls, window), failure_rate, slow_rate
-        self.slow_s, self.wait_s, self.probes, self.max_half_open_s, self.refuse = slow_s, wait_s, probes, max_half_open_s, refuse
+        self.window, self.min_calls, self.failure_rate, self.slow_rate = (
+            window,
+            min(min_calls, window),
+            failure_rate,
+            slow_rate,
+        )
+        self.slow_s, self.wait_s, self.probes, self.max_half_open_s, self.refuse = (
+            slow_s,
+            wait_s,
+            probes,
+            max_half_open_s,
+            refuse,
+        )
 
 # %% ../../nbs/lab/30d_health.ipynb #6dbd8be3
 class CircuitBreakers(BreakerLimits):
     "The three states of each breaker."
-    def ready(self):
-        self.rings = [deque(maxlen=self.window) for _ in range(self.n)]   # (failed, slow) of the last calls
-        self.failed, self.slow = [0]*self.n, [0]*self.n                   # their sums
-        self.half, self.since_s = {}, {}                                  # place -> permissions left; half-open since
 
-    def clear(self, p: int): self.rings[p].clear(); self.failed[p] = self.slow[p] = 0
+    def ready(self):
+        # (failed, slow) of the last calls
+        self.rings = [deque(maxlen=self.window) for _ in range(self.n)]
+        self.failed, self.slow = [0] * self.n, [0] * self.n  # their sums
+        self.half, self.since_s = {}, {}  # place -> permissions left; half-open since
+
+    def clear(self, p: int):
+        self.rings[p].clear()
+        self.failed[p] = self.slow[p] = 0
 
     def open(self, p: int, now: float):
-        self.half.pop(p, None); self.out[p] = now + self.wait_s; self.clear(p)
+        self.half.pop(p, None)
+        self.out[p] = now + self.wait_s
+        self.clear(p)
 
     def permits(self, p: int, now: float) -> bool:
         "May a call go there? Opens the trial when the wait is over."
-        if self.out.get(p, inf) <= now: del self.out[p]; self.half[p], self.since_s[p] = self.probes, now; self.clear(p)
-        if p in self.half and self.max_half_open_s and now - self.since_s[p] >= self.max_half_open_s: self.open(p, now)
+        if self.out.get(p, inf) <= now:
+            del self.out[p]
+            self.half[p], self.since_s[p] = self.probes, now
+            self.clear(p)
+        if (
+            p in self.half
+            and self.max_half_open_s
+            and now - self.since_s[p] >= self.max_half_open_s
+        ):
+            self.open(p, now)
         return p not in self.out and self.half.get(p, 1) > 0
 
     def viable(self, places, now):
-        if not self.out and not self.half: return places
+        if not self.out and not self.half:
+            return places
         return [p for p in places if self.permits(p, now)] or ([] if self.refuse else places)
 
 # %% ../../nbs/lab/30d_health.ipynb #db42f05a
 class BreakerRules(CircuitBreakers):
     "When they open and close."
+
     def sent(self, place, now):
-        if self.half.get(place, 0) > 0: self.half[place] -= 1
+        if self.half.get(place, 0) > 0:
+            self.half[place] -= 1
 
     def dropped(self, job, now):
-        if job.place in self.half: self.half[job.place] = min(self.half[job.place] + 1, self.probes)
+        if job.place in self.half:
+            self.half[job.place] = min(self.half[job.place] + 1, self.probes)
 
     def ended(self, job, now, ok, error):
         p = job.place
-        if p in self.out: return
-        ring, slow = self.rings[p], now - job.start_s > (job.call.slo_s if self.slow_s is None else self.slow_s)
-        if len(ring) == self.window: old = ring[0]; self.failed[p] -= old[0]; self.slow[p] -= old[1]
-        ring.append((not ok, slow)); self.failed[p] += not ok; self.slow[p] += slow
-        trial = p in self.half; n = len(ring)
-        if n < (min(self.probes, self.window) if trial else self.min_calls): return
-        if self.failed[p] >= self.failure_rate*n or self.slow[p] >= self.slow_rate*n: self.open(p, now)
-        elif trial: del self.half[p]; self.back_s[p] = now; self.clear(p)
+        if p in self.out:
+            return
+        ring, slow = (
+            self.rings[p],
+            now - job.start_s > (job.call.slo_s if self.slow_s is None else self.slow_s),
+        )
+        if len(ring) == self.window:
+            old = ring[0]
+            self.failed[p] -= old[0]
+            self.slow[p] -= old[1]
+        ring.append((not ok, slow))
+        self.failed[p] += not ok
+        self.slow[p] += slow
+        trial = p in self.half
+        n = len(ring)
+        if n < (min(self.probes, self.window) if trial else self.min_calls):
+            return
+        if self.failed[p] >= self.failure_rate * n or self.slow[p] >= self.slow_rate * n:
+            self.open(p, now)
+        elif trial:
+            del self.half[p]
+            self.back_s[p] = now
+            self.clear(p)
 
 # %% ../../nbs/lab/30d_health.ipynb #5a47c1b7
 class Cooldown(Health):
     "LiteLLM's cool-down of deployments."
+
     def __init__(
         self,
-        wait_s: float = 5.,            # how long, s
-        failure_rate: float = .5,      # more failures than this share
-        min_calls: int = 5,            # requests in the minute before it counts
-    ): self.wait_s, self.failure_rate, self.min_calls = wait_s, failure_rate, min_calls
+        wait_s: float = 5.0,  # how long, s
+        failure_rate: float = 0.5,  # more failures than this share
+        min_calls: int = 5,  # requests in the minute before it counts
+    ):
+        self.wait_s, self.failure_rate, self.min_calls = wait_s, failure_rate, min_calls
 
-    def ready(self): self.minute, self.calls, self.failed = -1, [0]*self.n, [0]*self.n
+    def ready(self):
+        self.minute, self.calls, self.failed = -1, [0] * self.n, [0] * self.n
 
     def viable(self, places, now):
-        if not self.out: return places
-        for p in [p for p, until in self.out.items() if until <= now]: del self.out[p]; self.back_s[p] = now
+        if not self.out:
+            return places
+        for p in [p for p, until in self.out.items() if until <= now]:
+            del self.out[p]
+            self.back_s[p] = now
         return [p for p in places if p not in self.out]
 
     def ended(self, job, now, ok, error):
-        p, minute = job.place, int(now//60)
-        if minute != self.minute: self.minute, self.calls, self.failed = minute, [0]*self.n, [0]*self.n
+        p, minute = job.place, int(now // 60)
+        if minute != self.minute:
+            self.minute, self.calls, self.failed = minute, [0] * self.n, [0] * self.n
         self.calls[p] += 1
-        if ok: return
+        if ok:
+            return
         self.failed[p] += 1
-        if error == "rate_limited" or (self.calls[p] >= self.min_calls and self.failed[p] > self.failure_rate*self.calls[p]):
+        if error == "rate_limited" or (
+            self.calls[p] >= self.min_calls and self.failed[p] > self.failure_rate * self.calls[p]
+        ):
             self.out[p] = now + self.wait_s
 
 # %% ../../nbs/lab/30d_health.ipynb #3d0a51c8

@@ -26,7 +26,8 @@ class Engine:
     spare: float = 0.01  # share of it left free when a request is admitted (vLLM's watermark)
     chunk_tok: float | None = 2048.0  # prompt tokens per iteration (vLLM's default); None: whole
     prefix_share: float = 0.3  # share of a prompt that is shared with others (plausible guess)
-    prefix_s: float = 300.0  # a beginning is cached this long after its last use, s (plausible guess)
+    # a beginning is cached this long after its last use, s (plausible guess)
+    prefix_s: float = 300.0
     pace_cv: float = 0.1  # of a backend's pace, second by second (plausible guess); 0: no noise
     request_cv: float = 0.05  # of the pace of one request against the others (plausible guess)
     tenant_in_tok: float = 500.0  # prompt of other tenants' requests, mean, tokens
@@ -70,7 +71,7 @@ class NoisyClock:
     def grow(self):
         "Another block of seconds."
         rng = np.random.default_rng([*self.seed, len(self.marks)])
-        pace = rng.lognormal(-self.sigma**2 / 2, self.sigma, self.BLOCK)
+        pace = rng.lognormal(-(self.sigma**2) / 2, self.sigma, self.BLOCK)
         self.marks += (self.marks[-1] + np.cumsum(pace)).tolist()
 
     def felt(self, now: float) -> float:  # s
@@ -97,7 +98,7 @@ class NoisyClock:
 def own_pace(cv: float, seed: tuple[int, ...], count: int = 8192) -> list[float]:
     "Factors on the work of single requests, mean 1: request `k` has factor `k` modulo `count`."
     sigma = float(np.log1p(cv * cv)) ** 0.5
-    return np.random.default_rng(list(seed)).lognormal(-sigma**2 / 2, sigma, count).tolist()
+    return np.random.default_rng(list(seed)).lognormal(-(sigma**2) / 2, sigma, count).tolist()
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51014
 class Seen:
@@ -124,24 +125,28 @@ class Contexts:
     def __init__(
         self,
         move_tok: float,  # a move is as much work as so many output tokens
-        keep_s: float = 600.0,  # a context is kept this long after its last use, s (plausible guess)
+        # a context is kept this long after its last use, s (plausible guess)
+        keep_s: float = 600.0,
     ):
         self.move_tok, self.keep_s, self.moves = move_tok, keep_s, 0
-        self.known, self.place = Seen(self.FORGET_S), {}  # conversations; where their last turn was served
+        # conversations; where their last turn was served
+        self.known, self.place = Seen(self.FORGET_S), {}
 
-    def bring(self, session: int, place: int, now: float) -> float:  # output tokens that it is worth
+    # output tokens that it is worth
+    def bring(self, session: int, place: int, now: float) -> float:
         "The work of bringing a conversation's context to a backend; from now on it lies there."
         if session < 0:
             return 0.0
         begun = self.known.has(session, now)
-        kept = begun and self.place[session] == place and now - self.known.last[session] <= self.keep_s
+        kept = (
+            begun and self.place[session] == place and now - self.known.last[session] <= self.keep_s
+        )
         self.known.use(session, now)
         self.place[session] = place
         if not begun or kept:
             return 0.0
         self.moves += 1
         return self.move_tok
-
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51018
 class TalkStation(Published):
@@ -224,7 +229,8 @@ class Held:
     def __init__(self, number: int, kv_tok: float, done_tok: float, slow: float):
         self.number, self.kv_tok = number, kv_tok  # of its event; memory when it entered, tokens
         self.first_v = None  # where the clock stood when its prompt had been read; None: not yet
-        self.done_tok, self.slow = done_tok, slow  # tokens that had come by then; factor on its work
+        # tokens that had come by then; factor on its work
+        self.done_tok, self.slow = done_tok, slow
 
 
 class Memory:
@@ -232,7 +238,8 @@ class Memory:
 
     def __init__(self, engine: Engine):
         self.engine, self.limit_tok = engine, inf
-        self.still_tok, self.growing = 0.0, 0  # held at clock 0; requests that grow by a token with every tick of the clock
+        # held at clock 0; requests that grow by a token with every tick of the clock
+        self.still_tok, self.growing = 0.0, 0
 
     def resize(self, replicas: int, others: float):
         "Other tenants' requests take their part."
@@ -257,7 +264,10 @@ class Memory:
             self.still_tok += held.first_v
 
     def admits(self, tok: float, v: float) -> bool:
-        "Is there room for a request and a little more? Else who was put back would come back at once, without end."
+        """Is there room for a request and a little more?
+
+        Else who was put back would come back at once, without end.
+        """
         return self.room_tok(v) >= tok + max(self.engine.spare * self.limit_tok, 1.0)
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51028
@@ -267,7 +277,8 @@ class Batch:
     def __init__(self, sim: SimBackend, engine: Engine, seed: int):
         self.curve, self.slow = sim.curve, own_pace(engine.request_cv, (seed,))
         self.prefill, self.memory = Prefill(sim, engine), Memory(engine)
-        self.held, self.heap = {}, []  # job -> Held, in order of admission; (virtual end, number, job)
+        # job -> Held, in order of admission; (virtual end, number, job)
+        self.held, self.heap = {}, []
         self.v, self.at_s = 0.0, 0.0  # virtual clock, tokens; when it was read, s as felt
         self.rate = self.fill_rate = 0.0  # tokens/s of each request; prompt work, ms/s
 
@@ -323,7 +334,9 @@ class Batch:
 
     def add(self, job: Job, number: int, done_tok: float, fresh_tok: float, more_ms: float):
         "A request whose prompt is read next; where there is nothing to read, it decodes at once."
-        held = Held(number, job.call.tokens_in + done_tok, done_tok, self.slow[job.call.k % len(self.slow)])
+        held = Held(
+            number, job.call.tokens_in + done_tok, done_tok, self.slow[job.call.k % len(self.slow)]
+        )
         self.held[job] = held
         self.memory.take(held.kv_tok)
         if not self.prefill.add(job, fresh_tok, more_ms):
@@ -356,7 +369,6 @@ class Batch:
         v = self.v + (felt_s - self.at_s) * self.rate
         return min(held.done_tok + int((v - held.first_v) / held.slow), job.call.tokens_out)
 
-
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51032
 class EngineStation(Published):
     "A backend with the physics of an inference engine."
@@ -375,7 +387,8 @@ class EngineStation(Published):
         self.engine, self.contexts, self.move_ms = engine, contexts, move_ms
         self.batch, self.clock = Batch(sim, engine, seed), NoisyClock(engine.pace_cv, (seed, place))
         self.prefixes, self.put_back = Seen(engine.prefix_s), {}  # job -> tokens that had come
-        self.preempted, self.looked = 0, (0.0, 0.0)  # how often one was put back; (s, tokens) of the last gauge
+        # how often one was put back; (s, tokens) of the last gauge
+        self.preempted, self.looked = 0, (0.0, 0.0)
         self.now_s = 0.0
         super().__init__(sim, place)
 
@@ -421,7 +434,10 @@ class EngineStation(Published):
         return number
 
     def seat(self, job: Job, now: float, number: int):
-        "Into the batch. The beginning of its prompt may be cached; a moved context must be read too."
+        """Into the batch.
+
+        The beginning of its prompt may be cached; a moved context must be read too.
+        """
         call, done_tok = job.call, self.put_back.pop(job, 0.0)
         cached, more_ms = 0.0, 0.0
         if call.prefix >= 0:
@@ -450,7 +466,9 @@ class EngineStation(Published):
             self.preempt()
 
     def preempt(self):
-        "Memory is full: who was admitted last goes back to the front of the queue (vLLM's recompute)."
+        """Memory is full: who was admitted last goes back to the front of the queue (vLLM's
+        recompute).
+        """
         job = next(reversed(self.batch.held))
         self.put_back[job] = self.batch.got_tok(job, self.batch.at_s)
         self.batch.remove(job)

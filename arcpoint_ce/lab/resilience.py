@@ -20,13 +20,19 @@ from .fleet import Record
 from ..routing.core import Backend
 
 # %% ../../nbs/lab/32b_resilience.ipynb #882b47c7
-def ok_latency(r: Record, rows: np.ndarray, per: np.ndarray | float = 1.) -> np.ndarray: return (r.latency_s/per)[rows & r.ok]
+def ok_latency(r: Record, rows: np.ndarray, per: np.ndarray | float = 1.0) -> np.ndarray:
+    return (r.latency_s / per)[rows & r.ok]
 
-def p99(x: np.ndarray) -> float: return float(np.quantile(x, .99)) if len(x) else nan
 
-def share(x: np.ndarray) -> float: return float(x.mean()) if len(x) else nan
+def p99(x: np.ndarray) -> float:
+    return float(np.quantile(x, 0.99)) if len(x) else nan
 
-MEASURES: dict[str, Callable] = {      # name -> (record, rows) -> a number; NaN: nothing to measure
+
+def share(x: np.ndarray) -> float:
+    return float(x.mean()) if len(x) else nan
+
+
+MEASURES: dict[str, Callable] = {  # name -> (record, rows) -> a number; NaN: nothing to measure
     "slo_attainment": lambda r, rows: share(~r.violated[rows]),
     "error_rate": lambda r, rows: share(~r.ok[rows]),
     "p99_s": lambda r, rows: p99(ok_latency(r, rows)),
@@ -38,276 +44,481 @@ MEASURES: dict[str, Callable] = {      # name -> (record, rows) -> a number; NaN
 @dataclass(frozen=True, slots=True)
 class Probe:
     "One measure with its tolerance: low <= value <= high."
-    measure: str                       # one of MEASURES
+
+    measure: str  # one of MEASURES
     low: float
     high: float
 
     def __post_init__(self):
         "ValueError on an unknown measure or an empty tolerance."
-        if self.measure not in MEASURES: raise ValueError(f"unknown measure {self.measure!r}; choose one of {', '.join(MEASURES)}")
-        if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high): raise ValueError(f"probe {self.measure!r}: the tolerance must be two finite numbers, low <= high, got {self.low!r}, {self.high!r}")
+        if self.measure not in MEASURES:
+            raise ValueError(
+                f"unknown measure {self.measure!r}; choose one of {', '.join(MEASURES)}"
+            )
+        if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high):
+            raise ValueError(
+                f"probe {self.measure!r}: the tolerance must be two finite numbers, low <= high, got {self.low!r}, {self.high!r}"
+            )
 
 # %% ../../nbs/lab/32b_resilience.ipynb #0677a0e9
 @dataclass(frozen=True, slots=True)
 class SteadyState:
     "A steady-state hypothesis in Chaos Toolkit's sense."
-    title: str = "requests are answered within their SLO"
-    probes: tuple[Probe, ...] = (Probe("slo_attainment", .95, 1.), Probe("error_rate", 0., .001), Probe("p99_of_slo", 0., 1.5))
-    settle_s: float = 60.              # "after" begins so long after the last fault, s
 
-    def check(self, record: Record, start_s: float, end_s: float) -> list[tuple[Probe, float, bool]]:   # s: of the stretch
+    title: str = "requests are answered within their SLO"
+    probes: tuple[Probe, ...] = (
+        Probe("slo_attainment", 0.95, 1.0),
+        Probe("error_rate", 0.0, 0.001),
+        Probe("p99_of_slo", 0.0, 1.5),
+    )
+    settle_s: float = 60.0  # "after" begins so long after the last fault, s
+
+    def check(
+        self, record: Record, start_s: float, end_s: float
+    ) -> list[tuple[Probe, float, bool]]:  # s: of the stretch
         "Each probe, what it measured, and whether that is within its tolerance."
         rows = (record.born_s >= start_s) & (record.born_s < end_s)
         values = [MEASURES[p.measure](record, rows) for p in self.probes]
         return [(p, v, bool(p.low <= v <= p.high)) for p, v in zip(self.probes, values)]
 
-    def phases(self, record: Record, scenario: Scenario) -> pd.DataFrame:   # rows: phase and measure
+    def phases(self, record: Record, scenario: Scenario) -> pd.DataFrame:  # rows: phase and measure
         "Checked before, during and after a scenario."
         a, b = scenario.start_s, scenario.end_s + self.settle_s
-        return pd.DataFrame([(phase, p.measure, v, p.low, p.high, met) for phase, *span in (("before", 0., a), ("during", a, b), ("after", b, inf))
-                             for p, v, met in self.check(record, *span)], columns=["phase", "measure", "value", "low", "high", "met"])
+        return pd.DataFrame(
+            [
+                (phase, p.measure, v, p.low, p.high, met)
+                for phase, *span in (("before", 0.0, a), ("during", a, b), ("after", b, inf))
+                for p, v, met in self.check(record, *span)
+            ],
+            columns=["phase", "measure", "value", "low", "high", "met"],
+        )
 
-    def met(self, record: Record, scenario: Scenario, phases: Sequence[str] = ("before", "after")) -> bool:
-        "Chaos Toolkit's own rule is before and after; add \"during\" for its strategy \"continuously\"."
+    def met(
+        self, record: Record, scenario: Scenario, phases: Sequence[str] = ("before", "after")
+    ) -> bool:
+        """Chaos Toolkit's own rule is before and after; add "during" for its strategy
+        "continuously".
+        """
         found = self.phases(record, scenario)
         return bool(found.met[found.phase.isin(phases)].all())
 
 # %% ../../nbs/lab/32b_resilience.ipynb #16deef4d
-def activity(kind: str, name: str, path: str, method: str = "GET", **more) -> dict:   # kind: "probe" or "action"
-    "One probe or action over HTTP, as Chaos Toolkit writes it; `more`: its arguments, tolerance, pauses."
+# kind: "probe" or "action"
+def activity(kind: str, name: str, path: str, method: str = "GET", **more) -> dict:
+    """One probe or action over HTTP, as Chaos Toolkit writes it; `more`: its arguments, tolerance,
+    pauses.
+    """
     http = {"type": "http", "url": "${fleet_url}" + path, "method": method, "timeout": 10}
-    if "arguments" in more: http |= {"headers": {"Content-Type": "application/json"}, "arguments": more.pop("arguments")}
+    if "arguments" in more:
+        http |= {
+            "headers": {"Content-Type": "application/json"},
+            "arguments": more.pop("arguments"),
+        }
     return {"type": kind, "name": name, "provider": http} | more
 
 # %% ../../nbs/lab/32b_resilience.ipynb #c58c3014
 def to_chaostoolkit(
     scenario: Scenario,
     hypothesis: SteadyState,
-    url: str = "http://127.0.0.1:8900",   # used where FLEET_URL is not set
-    speed: float = 1.,                    # > 1: pauses so many times shorter
-) -> dict:                                # ready for json.dump
-    "A Chaos Toolkit experiment (chaostoolkit.org, \"Experiment\" reference). ValueError on a speed that is none."
-    if not 0 < speed < inf: raise ValueError(f"speed must be positive, got {speed!r}")
-    moments = sorted((t, on, k) for k, f in enumerate(scenario.faults) for t, on in ((f.start_s, 1), (f.end_s, 0)))
-    name = lambda k: f"{scenario.faults[k].kind}-{scenario.faults[k].target}-{k + 1}"
-    stop = lambda k, **pause: activity("action", f"stop-{name(k)}", f"/faults/{k + 1}", "DELETE", **pause)
-    method, before = [], 0.
+    url: str = "http://127.0.0.1:8900",  # used where FLEET_URL is not set
+    speed: float = 1.0,  # > 1: pauses so many times shorter
+) -> dict:  # ready for json.dump
+    """A Chaos Toolkit experiment (chaostoolkit.org, "Experiment" reference).
+
+    ValueError on a speed that is none.
+    """
+    if not 0 < speed < inf:
+        raise ValueError(f"speed must be positive, got {speed!r}")
+    moments = sorted(
+        (t, on, k)
+        for k, f in enumerate(scenario.faults)
+        for t, on in ((f.start_s, 1), (f.end_s, 0))
+    )
+
+    def name(k):
+        return f"{scenario.faults[k].kind}-{scenario.faults[k].target}-{k + 1}"
+
+    def stop(k, **pause):
+        return activity("action", f"stop-{name(k)}", f"/faults/{k + 1}", "DELETE", **pause)
+
+    method, before = [], 0.0
     for t, on, k in moments:
-        pause = {"pauses": {"before": round((t - before)/speed, 3)}}; before = t
-        method.append(activity("action", f"start-{name(k)}", f"/faults/{k + 1}", "POST", arguments=asdict(scenario.faults[k]), **pause) if on else stop(k, **pause))
-    probes = [activity("probe", p.measure.replace("_", "-"), f"/probes/{p.measure}", tolerance={"type": "range", "target": "body", "range": [p.low, p.high]}) for p in hypothesis.probes]
-    return {"version": "1.0.0", "title": scenario.name, "description": scenario.description or scenario.name, "tags": ["arcpoint"],
-            "configuration": {"fleet_url": {"type": "env", "key": "FLEET_URL", "default": url}},
-            "steady-state-hypothesis": {"title": hypothesis.title, "probes": probes},
-            "method": method, "rollbacks": [stop(k) for k in range(len(scenario.faults))]}
+        pause = {"pauses": {"before": round((t - before) / speed, 3)}}
+        before = t
+        method.append(
+            activity(
+                "action",
+                f"start-{name(k)}",
+                f"/faults/{k + 1}",
+                "POST",
+                arguments=asdict(scenario.faults[k]),
+                **pause,
+            )
+            if on
+            else stop(k, **pause)
+        )
+    probes = [
+        activity(
+            "probe",
+            p.measure.replace("_", "-"),
+            f"/probes/{p.measure}",
+            tolerance={"type": "range", "target": "body", "range": [p.low, p.high]},
+        )
+        for p in hypothesis.probes
+    ]
+    return {
+        "version": "1.0.0",
+        "title": scenario.name,
+        "description": scenario.description or scenario.name,
+        "tags": ["arcpoint"],
+        "configuration": {"fleet_url": {"type": "env", "key": "FLEET_URL", "default": url}},
+        "steady-state-hypothesis": {"title": hypothesis.title, "probes": probes},
+        "method": method,
+        "rollbacks": [stop(k) for k in range(len(scenario.faults))],
+    }
 
 # %% ../../nbs/lab/32b_resilience.ipynb #e4b86296
 def harms(f: Fault) -> bool:
     "Does it make the service of its target worse, or only what is said about it, or the load?"
     return bool(set(KINDS[f.kind].effect(f.intensity)) - {"gauge", "surge"})
 
+
 def sick(
     faults: Sequence[Fault],
-    names: Sequence[str],      # backends of the fleet
-    at_s: np.ndarray,          # (m,) moments, s
-    grace_s: float = 0.,       # so long after a fault its target still counts as sick, s
-    span_s: float = 0.,        # each moment lasts so long, s
-) -> np.ndarray:               # (m, n) bool
+    names: Sequence[str],  # backends of the fleet
+    at_s: np.ndarray,  # (m,) moments, s
+    grace_s: float = 0.0,  # so long after a fault its target still counts as sick, s
+    span_s: float = 0.0,  # each moment lasts so long, s
+) -> np.ndarray:  # (m, n) bool
     "Which backend had something wrong with it at each moment."
     out = np.zeros((len(at_s), len(names)), bool)
     for f in filter(harms, faults):
         when = (at_s + span_s >= f.start_s) & (at_s < f.end_s + grace_s)
-        who = slice(None) if f.target == "*" else names.index(f.target) if isinstance(f.target, str) else f.target
+        who = (
+            slice(None)
+            if f.target == "*"
+            else names.index(f.target)
+            if isinstance(f.target, str)
+            else f.target
+        )
         out[when, who] = True
     return out
 
 # %% ../../nbs/lab/32b_resilience.ipynb #486fbb77
 def room(
     record: Record,
-    at_s: np.ndarray,          # (m,) moments, s
+    at_s: np.ndarray,  # (m,) moments, s
     backends: Sequence[Backend],
-    faults: Sequence[Fault],   # what went wrong
-) -> np.ndarray:               # (m,) bool
-    "Was there a healthy backend with capacity to spare? A retried request counts where it ended up."
+    faults: Sequence[Fault],  # what went wrong
+) -> np.ndarray:  # (m,) bool
+    """Was there a healthy backend with capacity to spare?
+
+    A retried request counts where it ended up.
+    """
     well = ~sick(faults, [b.name for b in backends], at_s)
     for k, b in enumerate(backends):
         mine = record.place == k
         begun, over = np.sort(record.born_s[mine]), np.sort(record.end_s[mine])
-        well[:, k] &= np.searchsorted(begun, at_s, "left") - np.searchsorted(over, at_s, "right") < b.capacity
+        well[:, k] &= (
+            np.searchsorted(begun, at_s, "left") - np.searchsorted(over, at_s, "right") < b.capacity
+        )
     return well.any(1)
 
-def lost(record: Record, backends: Sequence[Backend], faults: Sequence[Fault]) -> np.ndarray:   # (n,) bool
-    "Requests that failed although a healthy backend had capacity when they came or when they were given up."
-    return ~record.ok & (room(record, record.born_s, backends, faults) | room(record, record.end_s, backends, faults))
+
+# (n,) bool
+def lost(record: Record, backends: Sequence[Backend], faults: Sequence[Fault]) -> np.ndarray:
+    """Requests that failed although a healthy backend had capacity when they came or when they were
+    given up.
+    """
+    return ~record.ok & (
+        room(record, record.born_s, backends, faults) | room(record, record.end_s, backends, faults)
+    )
 
 # %% ../../nbs/lab/32b_resilience.ipynb #0bcbd931
-ODDS = 1e5                             # evidence that a share has changed
+ODDS = 1e5  # evidence that a share has changed
+
 
 def changed_s(
-    at_s: np.ndarray,      # (m,) times of dispatches, rising, s
-    hit: np.ndarray,       # (m,) bool: went to the backend in question
-    usual: float,          # its share before, 0..1
-    now: float,            # its share after a change, 0..1
-) -> float:                # s; inf: no change
+    at_s: np.ndarray,  # (m,) times of dispatches, rising, s
+    hit: np.ndarray,  # (m,) bool: went to the backend in question
+    usual: float,  # its share before, 0..1
+    now: float,  # its share after a change, 0..1
+) -> float:  # s; inf: no change
     "When the share changed from `usual` to `now`. Page (1954)."
     p, q = np.clip((usual, now), 1e-6, 1 - 1e-6)
-    c = np.concatenate([[0.], np.cumsum(np.where(hit, log(q/p), log((1 - q)/(1 - p))))])
+    c = np.concatenate([[0.0], np.cumsum(np.where(hit, log(q / p), log((1 - q) / (1 - p))))])
     alarm = np.flatnonzero(c - np.minimum.accumulate(c) > log(ODDS))
-    return float(at_s[int(np.argmin(c[:alarm[0]]))]) if len(alarm) else inf
+    return float(at_s[int(np.argmin(c[: alarm[0]]))]) if len(alarm) else inf
 
 # %% ../../nbs/lab/32b_resilience.ipynb #f67be203
-def share_of(record: Record, place: int, start_s: float, end_s: float) -> float:   # 0..1; NaN: nothing was sent
+# 0..1; NaN: nothing was sent
+def share_of(record: Record, place: int, start_s: float, end_s: float) -> float:
     "Share of first attempts that went to a backend."
     return share(record.first[(record.born_s >= start_s) & (record.born_s < end_s)] == place)
 
+
 def reaction(
     record: Record,
-    twin: Record,          # the same run without faults
+    twin: Record,  # the same run without faults
     fault: Fault,
-    place: int,            # position of its target
-    until_s: float,        # when the next fault hits that backend, or the run ends, s
+    place: int,  # position of its target
+    until_s: float,  # when the next fault hits that backend, or the run ends, s
 ) -> tuple[float, float]:  # time to detect, time to recover, s; inf: never; NaN: cannot be told
     "How soon its backend was left, and how soon after its end it was used again."
     usual = share_of(twin, place, fault.start_s, fault.end_s)
-    if not usual > 0: return nan, nan
+    if not usual > 0:
+        return nan, nan
+
     def when(a, b, old, new):
         rows = (record.born_s >= a) & (record.born_s < b)
         return changed_s(record.born_s[rows], record.first[rows] == place, old, new) - a
-    detect = when(fault.start_s, fault.end_s, usual, usual/4)
-    if detect == inf: return inf, 0.
-    recover = when(fault.end_s, until_s, usual/4, usual)
+
+    detect = when(fault.start_s, fault.end_s, usual, usual / 4)
+    if detect == inf:
+        return inf, 0.0
+    recover = when(fault.end_s, until_s, usual / 4, usual)
     return detect, recover
 
 # %% ../../nbs/lab/32b_resilience.ipynb #f68dc1e5
-AVOIDED = .25                          # a healthy backend with less than this part of its due is being avoided
+AVOIDED = 0.25  # a healthy backend with less than this part of its due is being avoided
+
 
 def moved(
     record: Record,
-    due: np.ndarray,       # (n,) share of dispatches that each backend should get when all are well
-    ill: Callable,         # (moments (m,), how long each lasts) -> (m, n) bool: who was not well
-) -> float:                # share of dispatches, 0..1
-    "Dispatches withheld from healthy backends; or attempts repeated with everybody well, if those are more."
-    used = due > .01
-    size = int(np.ceil(20/due[used].min()))
-    windows = max(len(record)//size, 1)
+    due: np.ndarray,  # (n,) share of dispatches that each backend should get when all are well
+    ill: Callable,  # (moments (m,), how long each lasts) -> (m, n) bool: who was not well
+) -> float:  # share of dispatches, 0..1
+    """Dispatches withheld from healthy backends; or attempts repeated with everybody well, if those
+    are more.
+    """
+    used = due > 0.01
+    size = int(np.ceil(20 / due[used].min()))
+    windows = max(len(record) // size, 1)
     withheld = []
     for rows in np.array_split(np.arange(len(record)), windows):
         start_s = record.born_s[rows[0]]
         well = ~ill(np.array([start_s]), record.born_s[rows[-1]] - start_s)[0] & used
-        got = np.bincount(record.first[rows] + 1, minlength=len(due) + 1)[1:]/len(rows)
-        withheld.append((due - got)[well & (got < AVOIDED*due)].sum())
-    calm = ~ill(record.born_s, 0.).any(1)
-    return max(float(np.mean(withheld)), share(record.attempts[calm] > 1) if calm.any() else 0.)
+        got = np.bincount(record.first[rows] + 1, minlength=len(due) + 1)[1:] / len(rows)
+        withheld.append((due - got)[well & (got < AVOIDED * due)].sum())
+    calm = ~ill(record.born_s, 0.0).any(1)
+    return max(float(np.mean(withheld)), share(record.attempts[calm] > 1) if calm.any() else 0.0)
 
 # %% ../../nbs/lab/32b_resilience.ipynb #bd813926
 @dataclass(frozen=True, slots=True)
 class Limits:
     "What a resilience test asks for."
-    slo_share: float = .9              # of the requests with room for them, from the first fault until all is settled, this share must meet its SLO
-    lost_share: float = .001           # of all requests, at most this may be lost
-    detect_s: float = 30.              # an outage is left within this, s
-    recover_s: float = 120.            # and its backend used again within this of its end, s
-    false_share: float = .05           # of all dispatches, at most this may be false reroutes (none is counted until `recover_s` after a fault)
-    settle_s: float = 60.              # the trouble counts as settled so long after the last fault, s
+
+    # of the requests with room for them, from the first fault until all is settled, this share must
+    # meet its SLO
+    slo_share: float = 0.9
+    lost_share: float = 0.001  # of all requests, at most this may be lost
+    detect_s: float = 30.0  # an outage is left within this, s
+    recover_s: float = 120.0  # and its backend used again within this of its end, s
+    # of all dispatches, at most this may be false reroutes (none is counted until `recover_s` after
+    # a fault)
+    false_share: float = 0.05
+    settle_s: float = 60.0  # the trouble counts as settled so long after the last fault, s
 
 # %% ../../nbs/lab/32b_resilience.ipynb #1cbc8a7c
 @dataclass(frozen=True, slots=True)
 class Score:
     "How a router stood a scenario."
-    slo: float                         # share that met its SLO while there was room and trouble
-    errors: float                      # share of all requests that failed, room or not
-    retried: float                     # share that needed more than one attempt, from the first fault until all is settled
-    lost: int                          # requests that failed with room for them
-    n: int                             # requests
-    detect_s: float                    # slowest time to leave an outage, s; inf: never; NaN: none to leave
-    recover_s: float                   # slowest time to come back, s
-    mitigate_s: float                  # until the last ten seconds with too many misses were over, from the first fault, s
-    false_reroutes: float              # share of dispatches
-    reasons: tuple[str, ...]           # why it failed; (): passed
+
+    slo: float  # share that met its SLO while there was room and trouble
+    errors: float  # share of all requests that failed, room or not
+    # share that needed more than one attempt, from the first fault until all is settled
+    retried: float
+    lost: int  # requests that failed with room for them
+    n: int  # requests
+    detect_s: float  # slowest time to leave an outage, s; inf: never; NaN: none to leave
+    recover_s: float  # slowest time to come back, s
+    # until the last ten seconds with too many misses were over, from the first fault, s
+    mitigate_s: float
+    false_reroutes: float  # share of dispatches
+    reasons: tuple[str, ...]  # why it failed; (): passed
 
     @property
-    def passed(self) -> bool: return not self.reasons
+    def passed(self) -> bool:
+        return not self.reasons
 
-    def row(self) -> dict: return {f.name: getattr(self, f.name) for f in fields(self)[:-1]} | {"passed": self.passed, "reasons": "; ".join(self.reasons)}
+    def row(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in fields(self)[:-1]} | {
+            "passed": self.passed,
+            "reasons": "; ".join(self.reasons),
+        }
 
 # %% ../../nbs/lab/32b_resilience.ipynb #330726b5
 def reactions(
     record: Record,
-    twin: Record,              # the same run without faults
-    names: Sequence[str],      # backends of the fleet
+    twin: Record,  # the same run without faults
+    names: Sequence[str],  # backends of the fleet
     faults: Sequence[Fault],
     limits: Limits = Limits(),
-) -> pd.DataFrame:             # kind, target, start_s, must_leave, detect_s, recover_s: a row per fault of one backend
+    # kind, target, start_s, must_leave, detect_s, recover_s: a row per fault of one backend
+) -> pd.DataFrame:
     "How soon each ill backend was left and used again. NaN: it cannot be told."
     out, last_s = [], record.born_s[-1]
-    place = lambda f: names.index(f.target) if isinstance(f.target, str) else f.target
+
+    def place(f):
+        return names.index(f.target) if isinstance(f.target, str) else f.target
+
     for f in [f for f in faults if harms(f) and f.target != "*"]:
-        same = [g for g in faults if g is not f and harms(g) and (g.target == "*" or place(g) == place(f))]
+        same = [
+            g
+            for g in faults
+            if g is not f and harms(g) and (g.target == "*" or place(g) == place(f))
+        ]
         until_s = min([last_s, *(g.start_s for g in same if g.start_s >= f.end_s - 1e-6)])
         detect, recover = reaction(record, twin, f, place(f), until_s)
-        if detect == inf and f.duration_s < limits.detect_s: detect = nan
+        if detect == inf and f.duration_s < limits.detect_s:
+            detect = nan
         still_ill = any(g.start_s < f.end_s < g.end_s for g in same)
-        if still_ill or (recover == inf and until_s - f.end_s < limits.recover_s): recover = nan
-        out.append((f.kind, names[place(f)], f.start_s, is_outage(f) and f.kind != "flapping", detect, recover))
-    return pd.DataFrame(out, columns=["kind", "target", "start_s", "must_leave", "detect_s", "recover_s"])
+        if still_ill or (recover == inf and until_s - f.end_s < limits.recover_s):
+            recover = nan
+        out.append(
+            (
+                f.kind,
+                names[place(f)],
+                f.start_s,
+                is_outage(f) and f.kind != "flapping",
+                detect,
+                recover,
+            )
+        )
+    return pd.DataFrame(
+        out, columns=["kind", "target", "start_s", "must_leave", "detect_s", "recover_s"]
+    )
 
-def slowest(x: pd.Series) -> float: return float(x.max()) if x.notna().any() else nan
+
+def slowest(x: pd.Series) -> float:
+    return float(x.max()) if x.notna().any() else nan
 
 # %% ../../nbs/lab/32b_resilience.ipynb #681ab3a3
-def mitigated_s(record: Record, counts: np.ndarray, start_s: float, slo_share: float, bin_s: float = 10.) -> float:   # s
-    "From the first fault to the end of the last stretch in which too few of the counted requests met their SLO."
-    bins = ((record.born_s[counts] - start_s)//bin_s).astype(int)
+def mitigated_s(
+    record: Record, counts: np.ndarray, start_s: float, slo_share: float, bin_s: float = 10.0
+) -> float:  # s
+    """From the first fault to the end of the last stretch in which too few of the counted requests
+    met their SLO.
+    """
+    bins = ((record.born_s[counts] - start_s) // bin_s).astype(int)
     missed = pd.Series(record.violated[counts]).groupby(bins).agg(["mean", "size"])
     bad = missed.index[(missed["mean"] > 1 - slo_share) & (missed["size"] >= 5)]
-    return float((bad.max() + 1)*bin_s) if len(bad) else 0.
+    return float((bad.max() + 1) * bin_s) if len(bad) else 0.0
 
 # %% ../../nbs/lab/32b_resilience.ipynb #1c2b57a9
-def verdict(slo: float, lost_share: float, detect_s: float, recover_s: float, false_share: float, limits: Limits) -> tuple[str, ...]:
+def verdict(
+    slo: float,
+    lost_share: float,
+    detect_s: float,
+    recover_s: float,
+    false_share: float,
+    limits: Limits,
+) -> tuple[str, ...]:
     "Why a test was failed, in words; (): it was not."
-    return tuple(why for bad, why in (
-        (slo < limits.slo_share, f"only {slo:.1%} within the SLO where there was room (asked: {limits.slo_share:.0%})"),
-        (lost_share > limits.lost_share, f"{lost_share:.2%} lost where there was room (allowed: {limits.lost_share:.2%})"),
-        (detect_s > limits.detect_s, "never left an outage" if detect_s == inf else f"left an outage after {detect_s:.0f} s (allowed: {limits.detect_s:.0f} s)"),
-        (recover_s > limits.recover_s, "never came back" if recover_s == inf else f"came back after {recover_s:.0f} s (allowed: {limits.recover_s:.0f} s)"),
-        (false_share > limits.false_share, f"moved {false_share:.1%} away from healthy backends (allowed: {limits.false_share:.0%})")) if bad)
+    return tuple(
+        why
+        for bad, why in (
+            (
+                slo < limits.slo_share,
+                f"only {slo:.1%} within the SLO where there was room (asked: {limits.slo_share:.0%})",
+            ),
+            (
+                lost_share > limits.lost_share,
+                f"{lost_share:.2%} lost where there was room (allowed: {limits.lost_share:.2%})",
+            ),
+            (
+                detect_s > limits.detect_s,
+                "never left an outage"
+                if detect_s == inf
+                else f"left an outage after {detect_s:.0f} s (allowed: {limits.detect_s:.0f} s)",
+            ),
+            (
+                recover_s > limits.recover_s,
+                "never came back"
+                if recover_s == inf
+                else f"came back after {recover_s:.0f} s (allowed: {limits.recover_s:.0f} s)",
+            ),
+            (
+                false_share > limits.false_share,
+                f"moved {false_share:.1%} away from healthy backends (allowed: {limits.false_share:.0%})",
+            ),
+        )
+        if bad
+    )
 
 # %% ../../nbs/lab/32b_resilience.ipynb #356b7880
 def resilience_score(
-    record: Record,                        # the run with faults
-    twin: Record,                          # the same policy and seed without faults
+    record: Record,  # the run with faults
+    twin: Record,  # the same policy and seed without faults
     scenario: Scenario,
     backends: Sequence[Backend],
     *,
-    faults: Sequence[Fault] | None = None, # what really happened (`ledger.faults`: a cascade adds victims); None: the scenario's
-    due: Sequence[float] | None = None,    # share that each backend is due when all are well; None: by capacity
+    # what really happened (`ledger.faults`: a cascade adds victims); None: the scenario's
+    faults: Sequence[Fault] | None = None,
+    # share that each backend is due when all are well; None: by capacity
+    due: Sequence[float] | None = None,
     limits: Limits = Limits(),
 ) -> Score:
     "How a policy stood a scenario. ValueError where run and twin are empty or `due` does not fit."
     faults = scenario.faults if faults is None else tuple(faults)
-    names, due = [b.name for b in backends], np.array([b.capacity for b in backends] if due is None else due, float)
-    if not len(record) or not len(twin): raise ValueError("a score needs a run and its twin, and both must hold requests")
-    if len(due) != len(names) or not (due >= 0).all() or not due.sum() > 0: raise ValueError(f"due must give each of the {len(names)} backends a share of 0 or more, got {due}")
+    names, due = (
+        [b.name for b in backends],
+        np.array([b.capacity for b in backends] if due is None else due, float),
+    )
+    if not len(record) or not len(twin):
+        raise ValueError("a score needs a run and its twin, and both must hold requests")
+    if len(due) != len(names) or not (due >= 0).all() or not due.sum() > 0:
+        raise ValueError(
+            f"due must give each of the {len(names)} backends a share of 0 or more, got {due}"
+        )
     rows = (record.born_s >= scenario.start_s) & (record.born_s < scenario.end_s + limits.settle_s)
     counts = rows & room(record, record.born_s, backends, faults)
     n_lost = int(lost(record, backends, faults).sum())
-    had = np.bincount(twin.first[twin.first >= 0], minlength=len(names))/len(twin)
-    false = max(moved(twin, due/due.sum(), lambda t, span_s: np.zeros((len(t), len(names)), bool)),
-                moved(record, had, lambda t, span_s: sick(faults, names, t, limits.recover_s, span_s)) if had.any() else 0.)
+    had = np.bincount(twin.first[twin.first >= 0], minlength=len(names)) / len(twin)
+    false = max(
+        moved(twin, due / due.sum(), lambda t, span_s: np.zeros((len(t), len(names)), bool)),
+        moved(record, had, lambda t, span_s: sick(faults, names, t, limits.recover_s, span_s))
+        if had.any()
+        else 0.0,
+    )
     left = reactions(record, twin, names, faults, limits).query("must_leave")
     detect_s, recover_s = slowest(left.detect_s), slowest(left.recover_s)
     slo = share(~record.violated[counts]) if counts.any() else nan
-    return Score(slo, share(~record.ok), share(record.attempts[rows] > 1), n_lost, len(record), detect_s, recover_s, mitigated_s(record, counts, scenario.start_s, limits.slo_share), false,
-                 verdict(slo, n_lost/len(record), detect_s, recover_s, false, limits))
+    return Score(
+        slo,
+        share(~record.ok),
+        share(record.attempts[rows] > 1),
+        n_lost,
+        len(record),
+        detect_s,
+        recover_s,
+        mitigated_s(record, counts, scenario.start_s, limits.slo_share),
+        false,
+        verdict(slo, n_lost / len(record), detect_s, recover_s, false, limits),
+    )
 
 # %% ../../nbs/lab/32b_resilience.ipynb #219cf36b
 def suite_passes(
-    scores: Mapping[str, Score],   # by scenario
-    needed: float = .8,            # share of the scenarios that must be passed
+    scores: Mapping[str, Score],  # by scenario
+    needed: float = 0.8,  # share of the scenarios that must be passed
     limits: Limits = Limits(),
 ) -> bool:
-    "Whether a router stands a suite. ValueError on an empty one, and on one without any outage: that would let stubbornness pass."
-    if not scores: raise ValueError("a suite needs at least one scenario")
-    if all(np.isnan(s.detect_s) and s.false_reroutes <= limits.false_share for s in scores.values()): raise ValueError("nothing in this suite has to be left; add a scenario with an outage, backend_down for one")
+    """Whether a router stands a suite.
+
+    ValueError on an empty one, and on one without any outage: that would let stubbornness pass.
+    """
+    if not scores:
+        raise ValueError("a suite needs at least one scenario")
+    if all(
+        np.isnan(s.detect_s) and s.false_reroutes <= limits.false_share for s in scores.values()
+    ):
+        raise ValueError(
+            "nothing in this suite has to be left; add a scenario with an outage, backend_down for one"
+        )
     ignored = any(s.detect_s == inf for s in scores.values())
     avoided = any(s.false_reroutes > limits.false_share for s in scores.values())
-    return not ignored and not avoided and share(np.array([s.passed for s in scores.values()])) >= needed
+    return (
+        not ignored
+        and not avoided
+        and share(np.array([s.passed for s in scores.values()])) >= needed
+    )

@@ -10,10 +10,9 @@ __all__ = ['ADVISERS', 'DEFAULT_SCALER', 'YARDSTICK', 'TUNING_SEEDS', 'DWELLS_S'
 
 # %% ../../nbs/lab/32c_scaling.ipynb #5888a7f2
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import inf, sqrt
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,127 +36,192 @@ from ..routing.windows import KEEP
 # %% ../../nbs/lab/32c_scaling.ipynb #064a6d3b
 def sites_of(
     world: World,
-    model: RoomModel | None = None,    # learned with the replicas of the start; None: nominal capacities
-    most: int = 6,                     # replicas that can be had of each backend
+    # learned with the replicas of the start; None: nominal capacities
+    model: RoomModel | None = None,
+    most: int = 6,  # replicas that can be had of each backend
 ) -> tuple[Site, ...]:
     "The backends of a world as scaling sees them."
-    tokens = world.setting.request_s*1000/REF_TPOT_MS
-    life_s, model = world.limit_tpot_ms*tokens/1000, model or untaught(world.backends)
-    rps = [r.most(world.limit_tpot_ms)/life_s/x.replicas for r, x in zip(model.responses, world.sims)]
-    return tuple(Site(b.name, a, u/life_s, a*tokens*b.price_out/1e6, 1, most) for b, a, u in zip(world.backends, rps, model.usual))
+    tokens = world.setting.request_s * 1000 / REF_TPOT_MS
+    life_s, model = world.limit_tpot_ms * tokens / 1000, model or untaught(world.backends)
+    rps = [
+        r.most(world.limit_tpot_ms) / life_s / x.replicas
+        for r, x in zip(model.responses, world.sims)
+    ]
+    return tuple(
+        Site(b.name, a, u / life_s, a * tokens * b.price_out / 1e6, 1, most)
+        for b, a, u in zip(world.backends, rps, model.usual)
+    )
 
-def counts_before(world: World, step_s: float) -> np.ndarray:   # (steps,)
-    "Own arrivals per step in the past cycles, all of them; the last step ends where the judged requests begin."
-    w = world.requests(int(1.2*world.rate_rps*world.start_s) + 100, "counts", 0.)
-    n = int(world.start_s//step_s)
-    return np.bincount((w.at_s//step_s).astype(int), minlength=n)[:n]
+
+def counts_before(world: World, step_s: float) -> np.ndarray:  # (steps,)
+    """Own arrivals per step in the past cycles, all of them; the last step ends where the judged
+    requests begin.
+    """
+    w = world.requests(int(1.2 * world.rate_rps * world.start_s) + 100, "counts", 0.0)
+    n = int(world.start_s // step_s)
+    return np.bincount((w.at_s // step_s).astype(int), minlength=n)[:n]
 
 # %% ../../nbs/lab/32c_scaling.ipynb #ee6ec6e7
 class Books:
     "Replicas of every backend: ready, starting, paid for."
+
     def __init__(
         self,
         adviser: Scaling,
         sites: Sequence[Site],
-        replicas: Sequence[int],       # at the beginning, by place
-        start_s: Sequence[float],      # how long one takes to start, s, by place
-        every_s: float = 10.,          # between two looks, s
+        replicas: Sequence[int],  # at the beginning, by place
+        start_s: Sequence[float],  # how long one takes to start, s, by place
+        every_s: float = 10.0,  # between two looks, s
     ):
-        self.adviser, self.sites, self.start_s, self.every_s = adviser, tuple(sites), tuple(start_s), every_s
-        self.names, self.nominal, self.ready = [s.name for s in sites], tuple(replicas), list(replicas)
-        self.orders: list[tuple[float, int]] = []          # (when it will be ready, place)
-        self.replica_s = self.cost = self.billed_s = 0.    # paid for since `bill_from`
-        self.bill, self.log = (0., float("inf")), []       # what is billed: from, until, s; (now, advice, ready)
+        self.adviser, self.sites, self.start_s, self.every_s = (
+            adviser,
+            tuple(sites),
+            tuple(start_s),
+            every_s,
+        )
+        self.names, self.nominal, self.ready = (
+            [s.name for s in sites],
+            tuple(replicas),
+            list(replicas),
+        )
+        self.orders: list[tuple[float, int]] = []  # (when it will be ready, place)
+        self.replica_s = self.cost = self.billed_s = 0.0  # paid for since `bill_from`
+        # what is billed: from, until, s; (now, advice, ready)
+        self.bill, self.log = (0.0, float("inf")), []
 
-    def starting(self) -> dict[str, int]: return {n: k for i, n in enumerate(self.names) if (k := sum(p == i for _, p in self.orders))}
+    def starting(self) -> dict[str, int]:
+        return {
+            n: k for i, n in enumerate(self.names) if (k := sum(p == i for _, p in self.orders))
+        }
 
     def due(self, now: float):
         "Whatever has started answers from now on."
-        for o in [o for o in self.orders if o[0] <= now + 1e-9]: self.orders.remove(o); self.ready[o[1]] += 1
+        for o in [o for o in self.orders if o[0] <= now + 1e-9]:
+            self.orders.remove(o)
+            self.ready[o[1]] += 1
 
     def pay(self, now: float):
         "For everything until the next look, as far as it is billed."
         span = min(now + self.every_s, self.bill[1]) - max(now, self.bill[0])
-        if span <= 0: return
+        if span <= 0:
+            return
         have = [r + sum(p == i for _, p in self.orders) for i, r in enumerate(self.ready)]
-        self.billed_s += span; self.replica_s += span*sum(have); self.cost += span*sum(k*s.price for k, s in zip(have, self.sites))
+        self.billed_s += span
+        self.replica_s += span * sum(have)
+        self.cost += span * sum(k * s.price for k, s in zip(have, self.sites))
 
     def row(self) -> dict:
         "What it cost."
-        return dict(replica_s=self.replica_s, replicas=self.replica_s/max(self.billed_s, 1e-9), replica_usd=self.cost)
+        return dict(
+            replica_s=self.replica_s,
+            replicas=self.replica_s / max(self.billed_s, 1e-9),
+            replica_usd=self.cost,
+        )
 
 # %% ../../nbs/lab/32c_scaling.ipynb #ac0812e4
 class Crew(Books):
     "Books, and whoever acts on the advice."
+
     def step(self, now: float, arrived: float) -> Advice:
         "One look: so many requests came since the last. Order, release, and pay until the next."
-        self.due(now); self.adviser.arrived(now - .5*self.every_s, arrived)
+        self.due(now)
+        self.adviser.arrived(now - 0.5 * self.every_s, arrived)
         starting = self.starting()
         advice = self.adviser.advise(now, self.sites, dict(zip(self.names, self.ready)), starting)
         for p, n in enumerate(self.names):
             more = advice.replicas[n] - self.ready[p] - starting.get(n, 0)
-            self.orders += [(now + self.start_s[p], p)]*max(more, 0); self.ready[p] += min(more, 0)
-        self.pay(now); self.log.append((now, advice, tuple(self.ready)))
+            self.orders += [(now + self.start_s[p], p)] * max(more, 0)
+            self.ready[p] += min(more, 0)
+        self.pay(now)
+        self.log.append((now, advice, tuple(self.ready)))
         return advice
 
-    def replay(self, counts: Sequence[float], begin_s: float) -> "Crew":   # own arrivals per look, from then on
+    # own arrivals per look, from then on
+    def replay(self, counts: Sequence[float], begin_s: float) -> "Crew":
         "Live through arrivals without a fleet."
-        for k, n in enumerate(counts): self.step(begin_s + (k + 1)*self.every_s, float(n))
+        for k, n in enumerate(counts):
+            self.step(begin_s + (k + 1) * self.every_s, float(n))
         return self
 
 # %% ../../nbs/lab/32c_scaling.ipynb #23c87d7f
 class Scaler(Crew):
     "A crew that drives a fleet."
+
     def install(self, fleet: Fleet) -> "Scaler":
         "Take over the replicas from the fleet's present on."
-        self.seen = fleet.born; self.apply(fleet)
-        for when, _ in self.orders: fleet.at(when, self.started)
-        fleet.at((fleet.now//self.every_s + 1)*self.every_s, self.look)
+        self.seen = fleet.born
+        self.apply(fleet)
+        for when, _ in self.orders:
+            fleet.at(when, self.started)
+        fleet.at((fleet.now // self.every_s + 1) * self.every_s, self.look)
         return self
 
     def look(self, fleet: Fleet, now: float):
         known = len(self.orders)
-        self.step(now, fleet.born - self.seen); self.seen = fleet.born
-        for when, _ in self.orders[known:]: fleet.at(when, self.started)
-        self.apply(fleet); fleet.at(now + self.every_s, self.look)
+        self.step(now, fleet.born - self.seen)
+        self.seen = fleet.born
+        for when, _ in self.orders[known:]:
+            fleet.at(when, self.started)
+        self.apply(fleet)
+        fleet.at(now + self.every_s, self.look)
 
-    def started(self, fleet: Fleet, now: float): self.due(now); self.apply(fleet)
+    def started(self, fleet: Fleet, now: float):
+        self.due(now)
+        self.apply(fleet)
 
     def apply(self, fleet: Fleet):
         "Let the stations and the gateways know what is ready."
-        if [s.replicas for s in fleet.stations] == self.ready and self.log: return
+        if [s.replicas for s in fleet.stations] == self.ready and self.log:
+            return
         for station, n in zip(fleet.stations, self.ready):
-            if station.replicas != n: station.replicas = n; fleet.set(station.place)
-        shares = [n/k for n, k in zip(self.ready, self.nominal)]
-        for g in fleet.gateways: tell(g, shares)
+            if station.replicas != n:
+                station.replicas = n
+                fleet.set(station.place)
+        shares = [n / k for n, k in zip(self.ready, self.nominal)]
+        for g in fleet.gateways:
+            tell(g, shares)
 
 # %% ../../nbs/lab/32c_scaling.ipynb #b6051d10
-def tell(gateway, shares: Sequence[float]):   # ready over nominal replicas, by place
-    "Tell a gateway how much of each backend's nominal capacity there is now. No share counts as less than a hundredth."
-    if hasattr(gateway, "replicas"): gateway.replicas(shares)
+def tell(gateway, shares: Sequence[float]):  # ready over nominal replicas, by place
+    """Tell a gateway how much of each backend's nominal capacity there is now.
+
+    No share counts as less than a hundredth.
+    """
+    if hasattr(gateway, "replicas"):
+        gateway.replicas(shares)
     elif hasattr(gateway, "capacity"):
-        gateway.capacity[:] = [b.capacity*max(x, .01) for b, x in zip(gateway.backends, shares)]
-        if hasattr(gateway, "refactor"): [gateway.refactor(p) for p in gateway.all]
+        gateway.capacity[:] = [b.capacity * max(x, 0.01) for b, x in zip(gateway.backends, shares)]
+        if hasattr(gateway, "refactor"):
+            [gateway.refactor(p) for p in gateway.all]
 
 # %% ../../nbs/lab/32c_scaling.ipynb #9e937ded
 class Known(Scaling):
     "Knows the mean rate at every moment."
+
     def __init__(
         self,
-        rate: Callable[[np.ndarray], np.ndarray],   # rps at times, s
-        ahead_s: float,                # how long a replica takes to start, s
-        step_s: float = 10.,           # counts are taken over this long, s
-        fill: float = .8, dwell_s: float = 30.,
-        spread: float = 1.28*1.2,      # of a P90, roots of a count
+        rate: Callable[[np.ndarray], np.ndarray],  # rps at times, s
+        ahead_s: float,  # how long a replica takes to start, s
+        step_s: float = 10.0,  # counts are taken over this long, s
+        fill: float = 0.8,
+        dwell_s: float = 30.0,
+        spread: float = 1.28 * 1.2,  # of a P90, roots of a count
     ):
         super().__init__(fill, dwell_s)
         self.rate, self.ahead_s, self.step_s, self.spread = rate, ahead_s, step_s, spread
 
-    def arrived(self, now: float, n: float = 1.): pass
+    def arrived(self, now: float, n: float = 1.0):
+        pass
 
     def needs(self, now: float):
-        rates = self.rate(now + np.arange(0., self.ahead_s + 1., 1.)); high = rates + self.spread*np.sqrt(rates/self.step_s)
-        return float(rates[-1]), float(high[-1]), float(high.max()), f"{rates[-1]:.1f} rps in {self.ahead_s:.0f} s"
+        rates = self.rate(now + np.arange(0.0, self.ahead_s + 1.0, 1.0))
+        high = rates + self.spread * np.sqrt(rates / self.step_s)
+        return (
+            float(rates[-1]),
+            float(high[-1]),
+            float(high.max()),
+            f"{rates[-1]:.1f} rps in {self.ahead_s:.0f} s",
+        )
 
 # %% ../../nbs/lab/32c_scaling.ipynb #11a492ec
 ADVISERS = ("predictive", "cron", "trend", "reactive", "clairvoyant")
@@ -209,23 +273,33 @@ def make_adviser(
 # %% ../../nbs/lab/32c_scaling.ipynb #548ad3e0
 def scaler_for(
     world: World,
-    how: str,                          # one of ADVISERS
-    model: RoomModel | None = None,    # what is known of the backends; None: nominal capacities
-    every_s: float = 10.,              # between two looks, s
-    most: int = 6,                     # replicas that can be had of each backend
-    **params,                          # of the adviser
+    how: str,  # one of ADVISERS
+    model: RoomModel | None = None,  # what is known of the backends; None: nominal capacities
+    every_s: float = 10.0,  # between two looks, s
+    most: int = 6,  # replicas that can be had of each backend
+    **params,  # of the adviser
 ) -> Scaler:
     "A scaler in this world at the moment at which the judged requests begin."
-    steps = int(2*world.setting.cycle_s//every_s)
+    steps = int(2 * world.setting.cycle_s // every_s)
     adviser = make_adviser(how, world, steps, every_s, **params)
-    scaler = Scaler(adviser, sites_of(world, model, most), [x.replicas for x in world.sims], [x.start_s for x in world.sims], every_s)
+    scaler = Scaler(
+        adviser,
+        sites_of(world, model, most),
+        [x.replicas for x in world.sims],
+        [x.start_s for x in world.sims],
+        every_s,
+    )
     scaler.bill = (world.start_s, float(world.workload.at_s[-1]))
-    return scaler.replay(past_counts(about(world), every_s)[-steps:], world.start_s - steps*every_s)
+    return scaler.replay(
+        past_counts(about(world), every_s)[-steps:], world.start_s - steps * every_s
+    )
+
 
 def bill(world: World, how: str, model: RoomModel | None = None, **params) -> dict:
     "What a scaler costs in a world, by replaying its arrivals."
-    scaler = scaler_for(world, how, model, **params); at, e = world.workload.at_s - world.start_s, scaler.every_s
-    return scaler.replay(np.bincount((at//e).astype(int)), world.start_s).row()
+    scaler = scaler_for(world, how, model, **params)
+    at, e = world.workload.at_s - world.start_s, scaler.every_s
+    return scaler.replay(np.bincount((at // e).astype(int)), world.start_s).row()
 
 # %% ../../nbs/lab/32c_scaling.ipynb #f77d4217
 YARDSTICK = "adaptive_least_sharp"  # the router with which scalers are tuned
@@ -239,7 +313,8 @@ def yardstick(world: World, name: str = YARDSTICK) -> tuple[list, dict]:
 def scaled_run(
     world: World,
     how: str,  # one of ADVISERS
-    router: Callable[[World], tuple[list, dict]] = yardstick,  # its gateways; a dict that gets `fleet`
+    # its gateways; a dict that gets `fleet`
+    router: Callable[[World], tuple[list, dict]] = yardstick,
     **params,  # of the adviser
 ) -> dict:  # requests, missed, failed, and the bill
     "One run with one scaler and one router."
@@ -337,9 +412,11 @@ class ScalerTuning:
         key = tuple(sorted(params.items()))
         if key not in self.found:
             fill = fill_for(lambda f: self.missed(fill=f, **params), self.most)
-            bills = [inf] if fill is None else [
-                bill(w, self.how, fill=fill, **params)["replicas"] for w in self.worlds
-            ]
+            bills = (
+                [inf]
+                if fill is None
+                else [bill(w, self.how, fill=fill, **params)["replicas"] for w in self.worlds]
+            )
             self.found[key] = (float(np.mean(bills)), fill)
         return self.found[key][0]
 
@@ -402,7 +479,9 @@ def cold_table(
                     params = dict(settings[how])
                     params["fill"] *= factor
                     row = scaled_run(world, how, make, **params)
-                    rows.append(dict(seed=seed, router=router, scaler=how, factor=factor) | params | row)
+                    rows.append(
+                        dict(seed=seed, router=router, scaler=how, factor=factor) | params | row
+                    )
     return pd.DataFrame(rows)
 
 
@@ -427,7 +506,9 @@ def cold_summary(
         wanted = most * sums.requests.iloc[0]
         equal = _at_equal_misses(sums.missed.to_numpy(), hours, wanted)
         tuned = sums.loc[1.0]
-        about = dict(router=router, scaler=how, requests=int(tuned.requests), missed=int(tuned.missed))
+        about = dict(
+            router=router, scaler=how, requests=int(tuned.requests), missed=int(tuned.missed)
+        )
         rows.append(about | dict(replica_hours=tuned.replica_s / 3600, equal_misses_hours=equal))
     out = pd.DataFrame(rows).set_index(["router", "scaler"])
     for router in out.index.levels[0]:

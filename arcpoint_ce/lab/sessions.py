@@ -110,7 +110,9 @@ class SessionWorld:
         order = np.argsort(at_s, kind="stable")
         self.at_s, self.session, self.work_s = at_s[order], session[order], work_s.ravel()[order]
         keep = self.at_s < self.end_s
-        self.at_s, self.session, self.work_s = (x[keep] for x in (self.at_s, self.session, self.work_s))
+        self.at_s, self.session, self.work_s = (
+            x[keep] for x in (self.at_s, self.session, self.work_s)
+        )
         self.n_sessions = n
 
     def gauges(self, until_s: float, every_s: float = 10.0) -> np.ndarray:  # (samples, backends)
@@ -131,7 +133,8 @@ class SessionsNow:
     duty: float  # requests in flight that one session stands for
 
 
-Bind = Callable[[SessionsNow, int, int | None], int]  # state, session, where it is (None: new) -> place
+# state, session, where it is (None: new) -> place
+Bind = Callable[[SessionsNow, int, int | None], int]
 
 
 def run_sessions(world: SessionWorld, rule: Bind) -> dict[str, float]:
@@ -236,15 +239,18 @@ class Foresighted:
     def __init__(
         self,
         world: SessionWorld,
-        how: str = "room",  # "room": the placer; "worst": the backend whose worst moment is least bad
+        # "room": the placer; "worst": the backend whose worst moment is least bad
+        how: str = "room",
         true: bool = False,  # the true future in place of the learned clock
         move_at: float | None = None,  # slowdown at which a session moves; None: never
         clocks: bool = True,  # False: the level only
         quantile: float = 0.8,  # of the past cycles
     ):
         s = self.setting = world.setting
-        occupancy = TrueOccupancy(world) if true else learn_occupancy(
-            world.gauges(world.start_s), 10.0, quantile, clocks
+        occupancy = (
+            TrueOccupancy(world)
+            if true
+            else learn_occupancy(world.gauges(world.start_s), 10.0, quantile, clocks)
         )
         self.placer = Placer(FULL * world.capacity, occupancy)
         self.how, self.move_at, self.heard_s = how, move_at, -1.0

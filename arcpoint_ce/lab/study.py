@@ -16,10 +16,10 @@ import pandas as pd
 from scipy.stats import gmean
 
 import arcpoint_ce
-from .rivals import PEERS
 from .contest import CLAIRVOYANTS, run_one
 from .experiment import Task, code_version, enough, paired, run_tasks
 from .families import FAMILIES
+from .rivals import PEERS
 from .tuning import settle, tuned
 
 # %% ../../nbs/lab/33d_study.ipynb #b50bd112
@@ -90,16 +90,21 @@ def plan(
     n_jobs: int = 2,
     **contenders,  # as for `policies_of`
 ) -> tuple[list[Task], dict[str, float]]:
-    "All tasks, contenders of one world together; and the load of every family. ValueError on an unknown family."
+    """All tasks, contenders of one world together; and the load of every family. ValueError on an
+    unknown family.
+    """
     tasks, loads = [], {}
-    ruled = {k: v for k, v in options.items() if k not in ("streams", "scaler")}  # what moves a load
+    # what moves a load
+    ruled = {k: v for k, v in options.items() if k not in ("streams", "scaler")}
     for family in families:
         if family not in FAMILIES:
             raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
         loads[family] = settle(family, ruled, n_jobs)["load"] if load is None else load
         world = dict(options) | dict(n=n, load=loads[family])
         names = policies_of(family, **contenders)
-        tasks += [Task(family, p, seed, world, params) for seed in seeds for p, params in names.items()]
+        tasks += [
+            Task(family, p, seed, world, params) for seed in seeds for p, params in names.items()
+        ]
     return tasks, loads
 
 # %% ../../nbs/lab/33d_study.ipynb #c0a1d003
@@ -131,7 +136,9 @@ def best_rival(
     rivals = table[table["policy"].map(is_rival)]
     found = []
     for half in (0, 1):
-        total = rivals[rivals["seed"] % 2 == half].groupby("policy")[["violations", "cost_usd"]].sum()
+        total = (
+            rivals[rivals["seed"] % 2 == half].groupby("policy")[["violations", "cost_usd"]].sum()
+        )
         if total.empty:
             return None
         found.append(str(total.sort_values(["violations", "cost_usd"], kind="stable").index[0]))
@@ -158,7 +165,9 @@ def versus(
         return {}
     rows = other.rows(table) if isinstance(other, BestRival) else table[table["policy"] == other]
     ours = table[table["policy"] == mine].set_index("seed")["violations"]
-    both = pd.concat([ours, rows.set_index("seed")["violations"]], axis=1, join="inner").sort_index()
+    both = pd.concat(
+        [ours, rows.set_index("seed")["violations"]], axis=1, join="inner"
+    ).sort_index()
     return paired(*both.to_numpy(float).T) if len(both) else {}
 
 
@@ -198,10 +207,19 @@ def _counts(table: pd.DataFrame) -> dict:
 def _ratios(t: pd.DataFrame, mine: str, rival: BestRival | None) -> dict:
     "Ours over the best rival, over the frozen rules, and over itself without a forecast."
     best, sharp, off = (versus(t, mine, x) for x in (rival, SHARP, "ours_none"))
-    out = {k: best.get(k) for k in ("half_width", "median_ratio", "n_zero_zero", "n_x_zero", "n_seeds")}
-    out |= _named(best, "ratio") | _named(sharp, "ratio_sharp") | _named(versus(t, mine, STREAMING), "ratio_stream")
-    out |= _named(off, "on_off") | _named(off, "forecast_on_off")  # the second is the name of earlier results
-    return out | dict(median_ratio_sharp=sharp.get("median_ratio"), median_on_off=off.get("median_ratio"))
+    out = {
+        k: best.get(k) for k in ("half_width", "median_ratio", "n_zero_zero", "n_x_zero", "n_seeds")
+    }
+    out |= (
+        _named(best, "ratio")
+        | _named(sharp, "ratio_sharp")
+        | _named(versus(t, mine, STREAMING), "ratio_stream")
+    )
+    # the second is the name of earlier results
+    out |= _named(off, "on_off") | _named(off, "forecast_on_off")
+    return out | dict(
+        median_ratio_sharp=sharp.get("median_ratio"), median_on_off=off.get("median_ratio")
+    )
 
 
 def _mean_of(own: pd.DataFrame, column: str) -> float | None:
@@ -231,7 +249,9 @@ def verdict(
         | dict(
             best_rival=str(rival) if rival else None,
             missed_best_rival=int(lost) if rival else None,
-            missed_ours=int(own.loc[own["seed"].isin(faced["seed"]), "violations"].sum()) if rival else None,
+            missed_ours=int(own.loc[own["seed"].isin(faced["seed"]), "violations"].sum())
+            if rival
+            else None,
             changed_share=_mean_of(own, "changed_share"),
             other_best_share=_mean_of(own, "other_best_share"),
             cost_ratio=float(cost / paid) if paid > 0 else None,
@@ -250,18 +270,23 @@ def study(
     families: Iterable[str] = TEN,
     seeds: int | Iterable[int] = 12,
     n: int = 20_000,  # requests per run
-    options: Mapping = {},  # of the world: request_s, gateways, staleness_s, arrivals, curves, ...; and `scaler`
+    # of the world: request_s, gateways, staleness_s, arrivals, curves, ...; and `scaler`
+    options: Mapping = {},
     forecast: str = "on",  # what ours forecasts with: on, off, shuffled, frozen, inverted, missing
     more: Iterable[str] = (),  # further contenders
     out: str | Path | None = None,  # folder that remembers finished runs
     n_jobs: int = 2,
     progress: bool = True,
     own: Mapping = {},  # policy and forecaster of ours, where they are not the default
-    until: float | None = None,  # no-harm claims: more worlds until their half-width is this, 100 at most
+    # no-harm claims: more worlds until their half-width is this, 100 at most
+    until: float | None = None,
     load: float | None = None,  # None: as tuned, or by the rule where options differ
     only: Iterable[str] = (),  # these contenders instead of those that always run
 ) -> tuple[pd.DataFrame, dict]:  # tidy table, metrics
-    "Run the comparison and judge every family. Ratios are misses of ours over another contender's, pooled, paired by seed."
+    """Run the comparison and judge every family.
+
+    Ratios are misses of ours over another contender's, pooled, paired by seed.
+    """
     seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     how = dict(forecast=forecast, more=tuple(more), own=own, only=tuple(only))
     tasks, loads = plan(families, seeds, n, options, load, n_jobs, **how)
@@ -284,8 +309,12 @@ def _both(mine: str, rival: BestRival) -> tuple[str, ...]:
     return mine, rival.chosen_on_even, rival.chosen_on_odd
 
 
-def _more_worlds(table: pd.DataFrame, pair: Mapping[str, Task], rival: BestRival, mine: str, until: float, run) -> pd.DataFrame:
-    "Ours and its rivals in further worlds, until the interval is narrow or a hundred worlds have been seen."
+def _more_worlds(
+    table: pd.DataFrame, pair: Mapping[str, Task], rival: BestRival, mine: str, until: float, run
+) -> pd.DataFrame:
+    """Ours and its rivals in further worlds, until the interval is narrow or a hundred worlds have
+    been seen.
+    """
     family = pair[mine].family
     while True:
         t = table[table["family"] == family]
@@ -304,7 +333,9 @@ def judged(
     mine: str = "ours",
     rivals: Mapping[str, BestRival | None] = {},  # chosen already, by family
 ) -> dict:
-    "Metrics of a finished table: an object per family, the worst of all, and geometric means where there are ratios."
+    """Metrics of a finished table: an object per family, the worst of all, and geometric means
+    where there are ratios.
+    """
     out = {f: verdict(table, f, load, mine, rivals.get(f)) for f, load in loads.items()}
     known = {f: v["ratio"] for f, v in out.items() if v["ratio"] is not None}
     worst = max(known, key=known.get, default=None)
@@ -314,7 +345,9 @@ def judged(
         worst_ratio=known.get(worst),
         worst_family=worst,
         worst_ratio_hi=max(highs, default=None),
-        mean_ratio=float(gmean(list(known.values()))) if known and min(known.values()) > 0 else None,
+        mean_ratio=float(gmean(list(known.values())))
+        if known and min(known.values()) > 0
+        else None,
         mean_on_off=float(gmean(offs)) if offs and min(offs) > 0 else None,
         families_with_ratio=len(known),
         n_seeds=int(table.groupby("family")["seed"].nunique().min()),

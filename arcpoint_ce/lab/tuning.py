@@ -18,32 +18,37 @@ from math import log
 from pathlib import Path
 from statistics import geometric_mean
 
-import pandas as pd
-
 from .contest import run_one
 from .experiment import Task, run_tasks
 from .families import FAMILIES, USUAL, Setting, World
 from .rivals import GRIDS, RANGES
 
 # %% ../../nbs/lab/33c_tuning.ipynb #f1ae8382
-TUNING_SEED = 900_000                  # tuning seeds start here; comparisons use seeds below
-LOADS = tuple(round(.25 + .025*k, 3) for k in range(31))   # .25 to 1.0
-TARGET, ALLOWED = .0015, (.001, .01)   # share of requests that miss their limit
+TUNING_SEED = 900_000  # tuning seeds start here; comparisons use seeds below
+LOADS = tuple(round(0.25 + 0.025 * k, 3) for k in range(31))  # .25 to 1.0
+TARGET, ALLOWED = 0.0015, (0.001, 0.01)  # share of requests that miss their limit
+
 
 def choose_load(
-    rate,                              # load -> share of requests that miss their limit, hardly falling
+    rate,  # load -> share of requests that miss their limit, hardly falling
     loads: tuple[float, ...] = LOADS,
-) -> tuple[float, float]:              # the load and its rate
+) -> tuple[float, float]:  # the load and its rate
     "The load whose rate is nearest to the target, found by bisection over the grid."
     seen = {}
+
     def at(i):
-        if i not in seen: seen[i] = rate(loads[i])
+        if i not in seen:
+            seen[i] = rate(loads[i])
         return seen[i]
+
     low, high = 0, len(loads) - 1
     while high - low > 1:
-        middle = (low + high)//2
+        middle = (low + high) // 2
         low, high = (low, middle) if at(middle) > TARGET else (middle, high)
-    near = min((low, high), key=lambda i: (abs(log(max(at(i), 1e-5)/TARGET)), i if at(i) > TARGET else -i))
+    near = min(
+        (low, high),
+        key=lambda i: (abs(log(max(at(i), 1e-5) / TARGET)), i if at(i) > TARGET else -i),
+    )
     return loads[near], seen[near]
 
 # %% ../../nbs/lab/33c_tuning.ipynb #fbc6d537
@@ -100,11 +105,13 @@ def rates_at(
     plan: Plan,
     run,
     n_jobs: int,
-    seen: dict[tuple[str, float], float],  # rates by policy and load; what it holds is not run again
+    # rates by policy and load; what it holds is not run again
+    seen: dict[tuple[str, float], float],
 ) -> dict[str, float]:
     "Rate of every rival at one load."
     new = [(p, params) for p, params in rivals.items() if (p, load) not in seen]
     if new:
+
         def tasks(policy, params):
             return plan.tasks(family, policy, load, params)
 
@@ -121,7 +128,9 @@ def best_load(
     n_jobs: int = 1,
     seen: dict | None = None,  # rates that are known already
 ) -> tuple[float, float]:  # the load and its rate
-    "The load by the rule, for the best of some rivals at every load; a family with a load of its own keeps it."
+    """The load by the rule, for the best of some rivals at every load; a family with a load of its
+    own keeps it.
+    """
     seen = {} if seen is None else seen
 
     def rate(load):
@@ -365,7 +374,8 @@ def tuned_everywhere() -> dict[str, dict]:  # by peer, best first
 def rivals_of(family: str, most: int = 4) -> dict[str, dict]:  # best first
     """The best peers of a family with their settings; adaptive least-request is always among them.
 
-    Two that missed equally often chose alike (a rule and its paced twin where no limit is told): one is enough."""
+    Two that missed equally often chose alike (a rule and its paced twin where no limit is told):
+    one is enough."""
     peers = tuned(family)["peers"]
     ranked = sorted(peers, key=lambda p: (-peers[p]["seeds"], peers[p]["rate"]))
     unlike = {}
@@ -375,7 +385,8 @@ def rivals_of(family: str, most: int = 4) -> dict[str, dict]:  # best first
     return {p: peers[p]["params"] for p in dict.fromkeys((*names, "adaptive_least"))}
 
 # %% ../../nbs/lab/33c_tuning.ipynb #8b281e0c
-FROZEN_RIVALS = ("stream_least", "adaptive_least_sharp")  # tried for every load beside a family's best
+# tried for every load beside a family's best
+FROZEN_RIVALS = ("stream_least", "adaptive_least_sharp")
 
 
 def settle_loads(
@@ -384,15 +395,22 @@ def settle_loads(
     n_jobs: int = 2,
     run=run_one,
 ) -> dict:
-    "Choose the loads of tuned families again by the rule, and write them. KeyError where a family was never tuned."
+    """Choose the loads of tuned families again by the rule, and write them.
+
+    KeyError where a family was never tuned.
+    """
     out = Path(out)
     found = json.loads(out.read_text())
     plan = Plan(**{k: found["plan"][k] for k in ("seeds", "n", "first", "keep")})
     for family in families:
         if family not in found["families"]:
-            raise KeyError(f"{family} was never tuned: run `arcpoint tune --out {out} --family {family}`")
+            raise KeyError(
+                f"{family} was never tuned: run `arcpoint tune --out {out} --family {family}`"
+            )
         entry = found["families"][family]
-        rivals = {p: {} for p in FROZEN_RIVALS} | {entry["best"]: entry["peers"][entry["best"]]["params"]}
+        rivals = {p: {} for p in FROZEN_RIVALS} | {
+            entry["best"]: entry["peers"][entry["best"]]["params"]
+        }
         entry["load"], entry["rate"] = best_load(family, rivals, plan, run, n_jobs)
         out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found

@@ -19,177 +19,301 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..telemetry.traces import REGISTRY, detect_format, exercise, fetch, load_arrivals, load_rates
+from arcpoint_ce.telemetry.traces import (
+    REGISTRY,
+    detect_format,
+    exercise,
+    fetch,
+    load_arrivals,
+    load_rates,
+)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2fa92fc3
 ARRAYS = ("at_s", "tokens_in", "tokens_out", "slo_s", "deadline_s", "session", "prefix", "tier")
-WHOLE = ("session", "prefix", "tier")   # of these: indices, not amounts
+WHOLE = ("session", "prefix", "tier")  # of these: indices, not amounts
+
 
 def _column(
-    name: str,              # field
-    values,                 # (n,) numbers
-    whole: bool = False,    # indices instead of amounts
-) -> np.ndarray:            # (n,) float64 or int64, read-only; a copy of whatever could still be changed
+    name: str,  # field
+    values,  # (n,) numbers
+    whole: bool = False,  # indices instead of amounts
+) -> np.ndarray:  # (n,) float64 or int64, read-only; a copy of whatever could still be changed
     "One field as an array. ValueError where it is not one-dimensional, or no numbers."
-    try: out = np.asarray(values, dtype=None if whole else np.float64)
-    except (TypeError, ValueError) as e: raise ValueError(f"Workload.{name} must hold numbers: {e}") from e
-    if out.ndim != 1: raise ValueError(f"Workload.{name} must be one-dimensional, got shape {out.shape}")
-    if whole and out.size and out.dtype.kind not in "iu": raise ValueError(f"Workload.{name} must hold whole numbers, got {out.dtype}")
+    try:
+        out = np.asarray(values, dtype=None if whole else np.float64)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"Workload.{name} must hold numbers: {e}") from e
+    if out.ndim != 1:
+        raise ValueError(f"Workload.{name} must be one-dimensional, got shape {out.shape}")
+    if whole and out.size and out.dtype.kind not in "iu":
+        raise ValueError(f"Workload.{name} must hold whole numbers, got {out.dtype}")
     out = out.astype(np.int64 if whole else np.float64, copy=out.flags.writeable)
     out.flags.writeable = False
     return out
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2c96f610
 def _check(
-    w: "Workload",          # its columns, already arrays
+    w: "Workload",  # its columns, already arrays
 ):
     "ValueError that names column, row and remedy where a workload makes no sense."
     sizes = {name: len(getattr(w, name)) for name in ARRAYS}
-    if len(set(sizes.values())) > 1: raise ValueError(f"the arrays of a Workload must have one length, got {sizes}")
-    if not w.tiers or len(set(w.tiers)) < len(w.tiers): raise ValueError(f"tiers must be distinct names, at least one, got {w.tiers!r}")
-    bad = {"at_s": ~(np.isfinite(w.at_s) & (w.at_s >= 0)), "slo_s": ~(w.slo_s > 0), "deadline_s": ~(w.deadline_s > 0),
-           "tier": (w.tier < 0) | (w.tier >= len(w.tiers)), "session": w.session < -1, "prefix": w.prefix < -1}
-    bad |= {name: ~(np.isfinite(v := getattr(w, name)) & (v >= 0)) for name in ("tokens_in", "tokens_out")}
-    rule = {"at_s": "a time, 0 s or later", "slo_s": "more than 0 s (inf: no limit)", "deadline_s": "more than 0 s after its arrival (inf: none)", "tier": f"an index into tiers {w.tiers}",
-            "session": "a number of 0 or more (-1: none)", "prefix": "a number of 0 or more (-1: none)"}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the arrays of a Workload must have one length, got {sizes}")
+    if not w.tiers or len(set(w.tiers)) < len(w.tiers):
+        raise ValueError(f"tiers must be distinct names, at least one, got {w.tiers!r}")
+    bad = {
+        "at_s": ~(np.isfinite(w.at_s) & (w.at_s >= 0)),
+        "slo_s": ~(w.slo_s > 0),
+        "deadline_s": ~(w.deadline_s > 0),
+        "tier": (w.tier < 0) | (w.tier >= len(w.tiers)),
+        "session": w.session < -1,
+        "prefix": w.prefix < -1,
+    }
+    bad |= {
+        name: ~(np.isfinite(v := getattr(w, name)) & (v >= 0))
+        for name in ("tokens_in", "tokens_out")
+    }
+    rule = {
+        "at_s": "a time, 0 s or later",
+        "slo_s": "more than 0 s (inf: no limit)",
+        "deadline_s": "more than 0 s after its arrival (inf: none)",
+        "tier": f"an index into tiers {w.tiers}",
+        "session": "a number of 0 or more (-1: none)",
+        "prefix": "a number of 0 or more (-1: none)",
+    }
     for name, wrong in bad.items():
         if wrong.any():
-            i = int(wrong.argmax()); value = getattr(w, name)[i].item()
-            raise ValueError(f"Workload.{name}[{i}] is {value!r}: it must be {rule.get(name, '0 tokens or more')}")
+            i = int(wrong.argmax())
+            value = getattr(w, name)[i].item()
+            raise ValueError(
+                f"Workload.{name}[{i}] is {value!r}: it must be {rule.get(name, '0 tokens or more')}"
+            )
     back = np.diff(w.at_s) < 0
     if back.any():
         i = int(back.argmax()) + 1
-        raise ValueError(f"Workload.at_s[{i}] = {w.at_s[i]} comes after {w.at_s[i - 1]}: sort the requests by time, or `merge` workloads")
+        raise ValueError(
+            f"Workload.at_s[{i}] = {w.at_s[i]} comes after {w.at_s[i - 1]}: sort the requests by time, or `merge` workloads"
+        )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #c415b12c
 def _glance(
-    w: "Workload",                # any workload
-) -> dict[str, str]:              # label -> value
+    w: "Workload",  # any workload
+) -> dict[str, str]:  # label -> value
     "What a person wants to know first."
-    if not len(w): return {"requests": "0", "tiers": ", ".join(w.tiers)}
-    spread = lambda v: f"{v.mean():,.0f} ± {v.std():,.0f} tok"
-    share = np.bincount(w.tier, minlength=len(w.tiers))/len(w)
-    return {"requests": f"{len(w):,}", "span": f"{w.span_s:,.1f} s", "rate": f"{w.rate_rps:,.2f} rps", "gap CV": f"{w.gap_cv:.2f}",
-            "in": spread(w.tokens_in), "out": spread(w.tokens_out),
-            "SLO": f"{np.median(w.slo_s):,.1f} s (median)" if np.isfinite(w.slo_s).all() else "none",
-            "tiers": ", ".join(f"{t} {p:.0%}" for t, p in zip(w.tiers, share)), **({"about": w.about} if w.about else {})}
+    if not len(w):
+        return {"requests": "0", "tiers": ", ".join(w.tiers)}
+
+    def spread(v):
+        return f"{v.mean():,.0f} ± {v.std():,.0f} tok"
+
+    share = np.bincount(w.tier, minlength=len(w.tiers)) / len(w)
+    return {
+        "requests": f"{len(w):,}",
+        "span": f"{w.span_s:,.1f} s",
+        "rate": f"{w.rate_rps:,.2f} rps",
+        "gap CV": f"{w.gap_cv:.2f}",
+        "in": spread(w.tokens_in),
+        "out": spread(w.tokens_out),
+        "SLO": f"{np.median(w.slo_s):,.1f} s (median)" if np.isfinite(w.slo_s).all() else "none",
+        "tiers": ", ".join(f"{t} {p:.0%}" for t, p in zip(w.tiers, share)),
+        **({"about": w.about} if w.about else {}),
+    }
 
 # %% ../../nbs/lab/30b_workloads.ipynb #010815f8
 @dataclass(frozen=True, eq=False, repr=False)
 class Workload:
     "Requests in time order, one array per column. ValueError where they make no sense."
-    at_s: np.ndarray                       # (n,) arrival, s from the start, not falling
-    tokens_in: np.ndarray                  # (n,) prompt, tokens
-    tokens_out: np.ndarray                 # (n,) answer, tokens, may be fractional
-    slo_s: np.ndarray                      # (n,) latency limit, s, > 0; inf: none
-    tier: np.ndarray                       # (n,) index into tiers
-    tiers: tuple[str, ...] = ("standard",) # names of the tiers
-    about: str = ""                        # where it comes from, what was done to it
-    deadline_s: np.ndarray | None = None   # (n,) when its caller gives up, s after its arrival, > 0; inf, None: never
-    session: np.ndarray | None = None      # (n,) conversation that it belongs to, 0 or more; -1, None: none
-    prefix: np.ndarray | None = None       # (n,) which beginning its prompt shares with others, 0 or more; -1, None: none
+
+    at_s: np.ndarray  # (n,) arrival, s from the start, not falling
+    tokens_in: np.ndarray  # (n,) prompt, tokens
+    tokens_out: np.ndarray  # (n,) answer, tokens, may be fractional
+    slo_s: np.ndarray  # (n,) latency limit, s, > 0; inf: none
+    tier: np.ndarray  # (n,) index into tiers
+    tiers: tuple[str, ...] = ("standard",)  # names of the tiers
+    about: str = ""  # where it comes from, what was done to it
+    # (n,) when its caller gives up, s after its arrival, > 0; inf, None: never
+    deadline_s: np.ndarray | None = None
+    # (n,) conversation that it belongs to, 0 or more; -1, None: none
+    session: np.ndarray | None = None
+    # (n,) which beginning its prompt shares with others, 0 or more; -1, None: none
+    prefix: np.ndarray | None = None
 
     def __post_init__(self):
         for name, missing in (("deadline_s", inf), ("session", -1), ("prefix", -1)):
-            if getattr(self, name) is None: object.__setattr__(self, name, np.full(len(np.atleast_1d(self.at_s)), missing))
-        for name in ARRAYS: object.__setattr__(self, name, _column(name, getattr(self, name), name in WHOLE))
-        object.__setattr__(self, "tiers", tuple(self.tiers)); _check(self)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.full(len(np.atleast_1d(self.at_s)), missing))
+        for name in ARRAYS:
+            object.__setattr__(self, name, _column(name, getattr(self, name), name in WHOLE))
+        object.__setattr__(self, "tiers", tuple(self.tiers))
+        _check(self)
 
-    def __len__(self): return len(self.at_s)
-    def __iter__(self): yield self         # a chunk stream of one
-    def __getitem__(self, key): return _taken(self, key)
-    def __eq__(self, other): return isinstance(other, Workload) and self.tiers == other.tiers and all(
-        np.array_equal(getattr(self, f), getattr(other, f)) for f in ARRAYS)
+    def __len__(self):
+        return len(self.at_s)
+
+    def __iter__(self):
+        yield self  # a chunk stream of one
+
+    def __getitem__(self, key):
+        return _taken(self, key)
+
+    def __eq__(self, other):
+        return (
+            isinstance(other, Workload)
+            and self.tiers == other.tiers
+            and all(np.array_equal(getattr(self, f), getattr(other, f)) for f in ARRAYS)
+        )
+
     __hash__ = None
-    def __repr__(self): return "Workload(" + "; ".join(f"{k} {v}" for k, v in _glance(self).items()) + ")"
+
+    def __repr__(self):
+        return "Workload(" + "; ".join(f"{k} {v}" for k, v in _glance(self).items()) + ")"
+
     def _repr_html_(self):
-        return "<table>" + "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in _glance(self).items()) + "</table>"
+        return (
+            "<table>"
+            + "".join(
+                f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in _glance(self).items()
+            )
+            + "</table>"
+        )
 
     @property
-    def span_s(self) -> float: return float(self.at_s[-1] - self.at_s[0]) if len(self) else 0.   # first to last arrival, s
+    def span_s(self) -> float:
+        return float(self.at_s[-1] - self.at_s[0]) if len(self) else 0.0  # first to last arrival, s
+
     @property
-    def rate_rps(self) -> float: return (len(self) - 1)/self.span_s if self.span_s else float("nan")   # mean rate between them
+    def rate_rps(self) -> float:
+        # mean rate between them
+        return (len(self) - 1) / self.span_s if self.span_s else float("nan")
+
     @property
-    def gap_cv(self) -> float: return float(np.std(g := np.diff(self.at_s))/np.mean(g)) if self.span_s else float("nan")
-    def head(self, n: int) -> "Workload": return self[:max(n, 0)]          # the first n requests
-    def chunks(self, size: int = 8192) -> Iterator["Workload"]: return (self[i:i + size] for i in range(0, len(self), size))
-    def scaled(self, rate_rps: float) -> "Workload": return _scaled(self, rate_rps)   # time stretched to this mean rate
-    def with_slo(self, *args, **kwargs) -> "Workload": return with_slo(self, *args, **kwargs)
+    def gap_cv(self) -> float:
+        return float(np.std(g := np.diff(self.at_s)) / np.mean(g)) if self.span_s else float("nan")
+
+    def head(self, n: int) -> "Workload":
+        return self[: max(n, 0)]  # the first n requests
+
+    def chunks(self, size: int = 8192) -> Iterator["Workload"]:
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+    def scaled(self, rate_rps: float) -> "Workload":
+        return _scaled(self, rate_rps)  # time stretched to this mean rate
+
+    def with_slo(self, *args, **kwargs) -> "Workload":
+        return with_slo(self, *args, **kwargs)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #f426c555
 def _taken(
-    w: Workload,                 # the whole
-    key: slice | np.ndarray,     # slice, mask or rising positions
-) -> Workload:                   # the part, times unchanged
+    w: Workload,  # the whole
+    key: slice | np.ndarray,  # slice, mask or rising positions
+) -> Workload:  # the part, times unchanged
     "Some requests of a workload. TypeError on a single position."
-    if isinstance(key, (int, np.integer)): raise TypeError(f"a Workload is sliced, not indexed: use w[{key}:{key + 1}] or w.at_s[{key}]")
+    if isinstance(key, (int, np.integer)):
+        raise TypeError(
+            f"a Workload is sliced, not indexed: use w[{key}:{key + 1}] or w.at_s[{key}]"
+        )
     return replace(w, **{name: getattr(w, name)[key] for name in ARRAYS})
 
+
 def _scaled(
-    w: Workload,                 # two requests or more, not all at once
-    rate_rps: float,             # mean rate wanted, rps
-) -> Workload:                   # the same requests, time stretched
-    "Stretch time so that the mean rate becomes `rate_rps`; bursts are stretched too. ValueError where there is no rate."
+    w: Workload,  # two requests or more, not all at once
+    rate_rps: float,  # mean rate wanted, rps
+) -> Workload:  # the same requests, time stretched
+    """Stretch time so that the mean rate becomes `rate_rps`; bursts are stretched too. ValueError
+    where there is no rate.
+    """
     _positive(rate_rps=rate_rps)
-    if not w.span_s: raise ValueError(f"{len(w)} requests within 0 s have no rate to scale: give two or more at different times")
-    return replace(w, at_s=w.at_s*(w.rate_rps/rate_rps), about=f"{w.about}, at {rate_rps:g} rps".lstrip(", "))
+    if not w.span_s:
+        raise ValueError(
+            f"{len(w)} requests within 0 s have no rate to scale: give two or more at different times"
+        )
+    return replace(
+        w,
+        at_s=w.at_s * (w.rate_rps / rate_rps),
+        about=f"{w.about}, at {rate_rps:g} rps".lstrip(", "),
+    )
+
 
 def _positive(
-    **values: float,             # parameters by name
+    **values: float,  # parameters by name
 ):
     "ValueError on the first that is not a positive, finite number."
     for name, v in values.items():
-        if not (isinstance(v, (int, float, np.number)) and isfinite(v) and v > 0): raise ValueError(f"{name} must be a positive number, got {v!r}")
+        if not (isinstance(v, (int, float, np.number)) and isfinite(v) and v > 0):
+            raise ValueError(f"{name} must be a positive number, got {v!r}")
 
 # %% ../../nbs/lab/30b_workloads.ipynb #c0b04c36
 def with_slo(
-    workload: Workload,                       # any workload
-    slack: float | Mapping[str, float] = 2.5, # allowed latency, in multiples of the work; by tier where a mapping
-    ref_tpot_ms: float = 20.,                 # reference backend's time per output token, ms
-    ref_prefill_ms_per_tok: float = 0.,       # its time per prompt token, ms
-    patience: float = inf,                    # callers give up after so many of their limits; inf: deadlines stay as they are
-) -> Workload:                                # the same requests, slo_s and deadline_s set
-    "Latency limits by the lab's rule: slack x work. ValueError on amounts that are none and on tiers without slack."
-    if not isinstance(slack, Mapping): slack = {t: slack for t in workload.tiers}
-    if missing := [t for t in workload.tiers if t not in slack]: raise ValueError(f"slack names no value for tier {missing[0]!r}")
+    workload: Workload,  # any workload
+    # allowed latency, in multiples of the work; by tier where a mapping
+    slack: float | Mapping[str, float] = 2.5,
+    ref_tpot_ms: float = 20.0,  # reference backend's time per output token, ms
+    ref_prefill_ms_per_tok: float = 0.0,  # its time per prompt token, ms
+    # callers give up after so many of their limits; inf: deadlines stay as they are
+    patience: float = inf,
+) -> Workload:  # the same requests, slo_s and deadline_s set
+    """Latency limits by the lab's rule: slack x work. ValueError on amounts that are none and on
+    tiers without slack.
+    """
+    if not isinstance(slack, Mapping):
+        slack = {t: slack for t in workload.tiers}
+    if missing := [t for t in workload.tiers if t not in slack]:
+        raise ValueError(f"slack names no value for tier {missing[0]!r}")
     _positive(ref_tpot_ms=ref_tpot_ms, **{f"slack of {t}": v for t, v in slack.items()})
-    if not patience > 0: raise ValueError(f"patience must be positive, got {patience!r}")
+    if not patience > 0:
+        raise ValueError(f"patience must be positive, got {patience!r}")
     if not (isfinite(ref_prefill_ms_per_tok) and ref_prefill_ms_per_tok >= 0):
-        raise ValueError(f"ref_prefill_ms_per_tok must be 0 or more, got {ref_prefill_ms_per_tok!r}")
-    answer = np.where(workload.tokens_out > 0, workload.tokens_out, 1.)
-    work_ms = answer*ref_tpot_ms + workload.tokens_in*ref_prefill_ms_per_tok
-    slo_s = np.array([slack[t] for t in workload.tiers], float)[workload.tier]*work_ms/1000.
-    return replace(workload, slo_s=slo_s, deadline_s=workload.deadline_s if patience == inf else patience*slo_s)
+        raise ValueError(
+            f"ref_prefill_ms_per_tok must be 0 or more, got {ref_prefill_ms_per_tok!r}"
+        )
+    answer = np.where(workload.tokens_out > 0, workload.tokens_out, 1.0)
+    work_ms = answer * ref_tpot_ms + workload.tokens_in * ref_prefill_ms_per_tok
+    slo_s = np.array([slack[t] for t in workload.tiers], float)[workload.tier] * work_ms / 1000.0
+    return replace(
+        workload,
+        slo_s=slo_s,
+        deadline_s=workload.deadline_s if patience == inf else patience * slo_s,
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e0064f67
 def _joined(
-    parts: list[Workload],         # at least one
-    order: np.ndarray | slice,     # which row goes where
-) -> Workload:                     # all rows, tiers by name
+    parts: list[Workload],  # at least one
+    order: np.ndarray | slice,  # which row goes where
+) -> Workload:  # all rows, tiers by name
     "Rows of several workloads behind each other, then ordered."
     tiers = tuple(dict.fromkeys(t for p in parts for t in p.tiers))
     rows = {name: np.concatenate([getattr(p, name) for p in parts])[order] for name in ARRAYS[:-1]}
-    tier = np.concatenate([np.array([tiers.index(t) for t in p.tiers])[p.tier] for p in parts])[order]
-    return Workload(**rows, tier=tier, tiers=tiers, about=" + ".join(dict.fromkeys(p.about for p in parts if p.about)))
+    tier = np.concatenate([np.array([tiers.index(t) for t in p.tiers])[p.tier] for p in parts])[
+        order
+    ]
+    return Workload(
+        **rows,
+        tier=tier,
+        tiers=tiers,
+        about=" + ".join(dict.fromkeys(p.about for p in parts if p.about)),
+    )
+
 
 def _flat(
-    workloads: tuple,              # workloads, or streams of them
-) -> list[Workload]:               # all of them
+    workloads: tuple,  # workloads, or streams of them
+) -> list[Workload]:  # all of them
     "Every chunk. ValueError where there is none."
-    if parts := [w for stream in workloads for w in stream]: return parts
+    if parts := [w for stream in workloads for w in stream]:
+        return parts
     raise ValueError("no workload to join: give at least one")
 
 # %% ../../nbs/lab/30b_workloads.ipynb #dfc28c7c
 def merge(
-    *workloads: Workload | Iterable[Workload],   # workloads, or streams of them, on one clock
-) -> Workload:                                   # every request of all, by time
+    *workloads: Workload | Iterable[Workload],  # workloads, or streams of them, on one clock
+) -> Workload:  # every request of all, by time
     "Requests of several callers together; at equal times the earlier argument goes first."
     parts = _flat(workloads)
     return _joined(parts, np.argsort(np.concatenate([p.at_s for p in parts]), kind="stable"))
 
+
 def concat(
-    *workloads: Workload | Iterable[Workload],   # chunks in time order, or streams of them
-) -> Workload:                                   # one workload
+    *workloads: Workload | Iterable[Workload],  # chunks in time order, or streams of them
+) -> Workload:  # one workload
     "Chunks end to end. ValueError where one begins before the one before has ended."
     return _joined(_flat(workloads), slice(None))
 
@@ -197,102 +321,140 @@ def concat(
 @dataclass(frozen=True, slots=True)
 class Lengths:
     "Law of the token counts. ValueError where it is none."
-    mean_tok: float = 200.       # mean before rounding and limits, tokens, > 0
-    cv: float = 1.               # standard deviation over mean; 0: always the mean
-    law: str = "lognormal"       # or "gamma" (cv 1: exponential)
-    whole: bool = True           # round to whole tokens, at least one
-    most_tok: float = inf        # longer ones are cut to this, tokens
+
+    mean_tok: float = 200.0  # mean before rounding and limits, tokens, > 0
+    cv: float = 1.0  # standard deviation over mean; 0: always the mean
+    law: str = "lognormal"  # or "gamma" (cv 1: exponential)
+    whole: bool = True  # round to whole tokens, at least one
+    most_tok: float = inf  # longer ones are cut to this, tokens
 
     def __post_init__(self):
         _positive(mean_tok=self.mean_tok)
-        if not (isfinite(self.cv) and self.cv >= 0): raise ValueError(f"cv must be 0 or more, got {self.cv!r}")
-        if self.law not in ("lognormal", "gamma"): raise ValueError(f"law must be lognormal or gamma, got {self.law!r}")
-        if not self.most_tok >= 1: raise ValueError(f"most_tok must be 1 or more, got {self.most_tok!r}")
+        if not (isfinite(self.cv) and self.cv >= 0):
+            raise ValueError(f"cv must be 0 or more, got {self.cv!r}")
+        if self.law not in ("lognormal", "gamma"):
+            raise ValueError(f"law must be lognormal or gamma, got {self.law!r}")
+        if not self.most_tok >= 1:
+            raise ValueError(f"most_tok must be 1 or more, got {self.most_tok!r}")
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         "(n,) lengths, tokens."
-        if not self.cv: x = np.full(n, float(self.mean_tok))
-        elif self.law == "gamma": x = rng.gamma(self.cv**-2, self.mean_tok*self.cv**2, n)
-        else: s2 = log(1 + self.cv**2); x = rng.lognormal(log(self.mean_tok) - s2/2, s2**.5, n)
-        return np.minimum(np.maximum(np.rint(x), 1.) if self.whole else x, self.most_tok)
+        if not self.cv:
+            x = np.full(n, float(self.mean_tok))
+        elif self.law == "gamma":
+            x = rng.gamma(self.cv**-2, self.mean_tok * self.cv**2, n)
+        else:
+            s2 = log(1 + self.cv**2)
+            x = rng.lognormal(log(self.mean_tok) - s2 / 2, s2**0.5, n)
+        return np.minimum(np.maximum(np.rint(x), 1.0) if self.whole else x, self.most_tok)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2ffb7e88
 @dataclass(frozen=True, slots=True)
 class Tokens:
     "Independent laws of prompt and answer."
-    prompt: Lengths = Lengths(1000., 1.)   # tokens_in
-    answer: Lengths = Lengths(200., .8)    # tokens_out
 
-    def draw(self, n: int, rng_in: np.random.Generator, rng_out: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    prompt: Lengths = Lengths(1000.0, 1.0)  # tokens_in
+    answer: Lengths = Lengths(200.0, 0.8)  # tokens_out
+
+    def draw(
+        self, n: int, rng_in: np.random.Generator, rng_out: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         "tokens_in and tokens_out of n requests."
         return self.prompt.draw(n, rng_in), self.answer.draw(n, rng_out)
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     "Pairs of prompt and answer as a workload has them, drawn with replacement."
-    workload: Workload                     # usually a replay; at least one request
 
-    def draw(self, n: int, rng_in: np.random.Generator, rng_out: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    workload: Workload  # usually a replay; at least one request
+
+    def draw(
+        self, n: int, rng_in: np.random.Generator, rng_out: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         "tokens_in and tokens_out of n requests."
-        i = (rng_in.random(n)*len(self.workload)).astype(int)
+        i = (rng_in.random(n) * len(self.workload)).astype(int)
         return self.workload.tokens_in[i], self.workload.tokens_out[i]
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2f46274c
 class _Dice(NamedTuple):
     "Independent generators of one seed."
+
     arrival: np.random.Generator
     prompt: np.random.Generator
     answer: np.random.Generator
     tier: np.random.Generator
 
+
 def _dice(
-    seed: int,                       # 0 or more
-) -> _Dice:                          # fresh generators
+    seed: int,  # 0 or more
+) -> _Dice:  # fresh generators
     "The four streams of a seed. ValueError on seeds that are none."
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
     return _Dice(*(np.random.default_rng([int(seed), i]) for i in range(4)))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #d04bd2ea
-STANDARD = {"standard": 1.}
+STANDARD = {"standard": 1.0}
+
 
 def _tiers(
-    n: int,                          # requests
-    shares: Mapping[str, float],     # tier -> share, any positive scale
-    rng: np.random.Generator,        # source of chance
-) -> np.ndarray:                     # (n,) index into the mapping's names
+    n: int,  # requests
+    shares: Mapping[str, float],  # tier -> share, any positive scale
+    rng: np.random.Generator,  # source of chance
+) -> np.ndarray:  # (n,) index into the mapping's names
     "Tiers drawn by their shares. ValueError on shares that are none."
     p = np.array(list(shares.values()), float)
-    if not p.size or not np.isfinite(p).all() or (p < 0).any() or not p.sum(): raise ValueError(f"tiers must map names to shares, 0 or more and not all 0, got {dict(shares)!r}")
-    return np.minimum(np.searchsorted(np.cumsum(p)/p.sum(), rng.random(n), side="right"), len(p) - 1)
+    if not p.size or not np.isfinite(p).all() or (p < 0).any() or not p.sum():
+        raise ValueError(
+            f"tiers must map names to shares, 0 or more and not all 0, got {dict(shares)!r}"
+        )
+    return np.minimum(
+        np.searchsorted(np.cumsum(p) / p.sum(), rng.random(n), side="right"), len(p) - 1
+    )
+
 
 def _drawn(
-    at_s: np.ndarray,                # (n,) arrivals, s
-    tokens: Tokens | Observed,       # law of the lengths
-    tiers: Mapping[str, float],      # tier -> share
-    dice: _Dice,                     # generators, read on
-    about: str,                      # where the arrivals come from
-) -> Workload:                       # without limits: slo_s is inf
+    at_s: np.ndarray,  # (n,) arrivals, s
+    tokens: Tokens | Observed,  # law of the lengths
+    tiers: Mapping[str, float],  # tier -> share
+    dice: _Dice,  # generators, read on
+    about: str,  # where the arrivals come from
+) -> Workload:  # without limits: slo_s is inf
     "Arrivals dressed with lengths and tiers."
     n = len(at_s)
-    return Workload(at_s, *tokens.draw(n, dice.prompt, dice.answer), np.full(n, inf), _tiers(n, tiers, dice.tier), tuple(tiers), about)
+    return Workload(
+        at_s,
+        *tokens.draw(n, dice.prompt, dice.answer),
+        np.full(n, inf),
+        _tiers(n, tiers, dice.tier),
+        tuple(tiers),
+        about,
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #5e551002
 def in_sessions(
     w: Workload,
-    turns: float = 20.,            # requests of a conversation, mean (Poisson, at least one)
-    gap_s: float = 60.,            # time between two of them, mean, s
-    seed: int = 0,                 # of all draws
-) -> Workload:                     # the same requests, `session` set
-    "Give every request a conversation. ValueError where there are too few requests to know their rate."
+    turns: float = 20.0,  # requests of a conversation, mean (Poisson, at least one)
+    gap_s: float = 60.0,  # time between two of them, mean, s
+    seed: int = 0,  # of all draws
+) -> Workload:  # the same requests, `session` set
+    """Give every request a conversation.
+
+    ValueError where there are too few requests to know their rate.
+    """
     _positive(turns=turns, gap_s=gap_s)
-    if not w.span_s: raise ValueError(f"{len(w)} requests within 0 s have no rate: give two or more at different times")
-    rng, open_ = _dice(seed).tier, max(round(w.rate_rps*gap_s), 1)
+    if not w.span_s:
+        raise ValueError(
+            f"{len(w)} requests within 0 s have no rate: give two or more at different times"
+        )
+    rng, open_ = _dice(seed).tier, max(round(w.rate_rps * gap_s), 1)
     seat = rng.integers(open_, size=len(w))
     session, used = np.empty(len(w), np.int64), 0
     for k in range(open_):
         mine = np.flatnonzero(seat == k)
-        length = 1 + rng.poisson(turns - 1 if turns > 1 else 0., int(len(mine)/turns*2) + 20)
-        length[0] = rng.integers(1, length[0] + 1)     # it was under way already
+        length = 1 + rng.poisson(turns - 1 if turns > 1 else 0.0, int(len(mine) / turns * 2) + 20)
+        length[0] = rng.integers(1, length[0] + 1)  # it was under way already
         ends = np.cumsum(length)
         session[mine] = used + np.searchsorted(ends, np.arange(len(mine)), side="right")
         used += len(ends)
@@ -301,333 +463,436 @@ def in_sessions(
 
 # %% ../../nbs/lab/30b_workloads.ipynb #d0c729ca
 def _poisson_chunks(
-    rate_rps: float,                 # arrivals per second
-    n: int,                          # requests
-    chunk: int,                      # requests per workload
-    dice: _Dice,                     # generators, read on
-    dress: Callable[[np.ndarray], Workload],   # arrivals (s) to workload
-) -> Iterator[Workload]:             # chunks on one clock
+    rate_rps: float,  # arrivals per second
+    n: int,  # requests
+    chunk: int,  # requests per workload
+    dice: _Dice,  # generators, read on
+    dress: Callable[[np.ndarray], Workload],  # arrivals (s) to workload
+) -> Iterator[Workload]:  # chunks on one clock
     "The stream behind `poisson_stream`."
-    now = 0.
+    now = 0.0
     for start in range(0, n, chunk):
-        gaps = dice.arrival.exponential(1/rate_rps, min(chunk, n - start))
+        gaps = dice.arrival.exponential(1 / rate_rps, min(chunk, n - start))
         at_s = np.cumsum(np.r_[now, gaps])[1:]
         now = at_s[-1]
         yield dress(at_s)
 
+
 def _count(
-    **values: int,               # parameters by name
+    **values: int,  # parameters by name
 ):
     "ValueError on the first that is not a whole number, 1 or more."
     for name, v in values.items():
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1: raise ValueError(f"{name} must be a whole number, 1 or more, got {v!r}")
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, got {v!r}")
 
 # %% ../../nbs/lab/30b_workloads.ipynb #ae6d26cc
 def poisson_stream(
-    rate_rps: float,                           # arrivals per second
-    n: int,                                    # requests
-    seed: int = 0,                             # of all draws
-    chunk: int = 8192,                         # requests per workload; the result does not depend on it
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Iterator[Workload]:                       # chunks on one clock, flat in memory
+    rate_rps: float,  # arrivals per second
+    n: int,  # requests
+    seed: int = 0,  # of all draws
+    chunk: int = 8192,  # requests per workload; the result does not depend on it
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Iterator[Workload]:  # chunks on one clock, flat in memory
     "Poisson arrivals, chunk by chunk. ValueError on parameters that make no sense."
-    _positive(rate_rps=rate_rps); _count(n=n, chunk=chunk)
+    _positive(rate_rps=rate_rps)
+    _count(n=n, chunk=chunk)
     dice, about = _dice(seed), f"Poisson {rate_rps:g} rps, seed {seed}"
-    return _poisson_chunks(rate_rps, n, chunk, dice, lambda at_s: _drawn(at_s, tokens, tiers, dice, about))
+    return _poisson_chunks(
+        rate_rps, n, chunk, dice, lambda at_s: _drawn(at_s, tokens, tiers, dice, about)
+    )
+
 
 def poisson(
-    rate_rps: float,                           # arrivals per second
-    n: int,                                    # requests
-    seed: int = 0,                             # of all draws
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # n requests from time 0 on
+    rate_rps: float,  # arrivals per second
+    n: int,  # requests
+    seed: int = 0,  # of all draws
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # n requests from time 0 on
     "Poisson arrivals, all at once."
     return next(poisson_stream(rate_rps, n, seed, n, tokens, tiers))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #9bfe26d6
 def _unit_times(
-    n: int | None,               # events; None: all before `until`
-    until: float,                # end, in expected events
-    cv: float,                   # coefficient of variation of the gaps, > 0
-    rng: np.random.Generator,    # source of chance
-) -> np.ndarray:                 # rising times, one event per unit on average
+    n: int | None,  # events; None: all before `until`
+    until: float,  # end, in expected events
+    cv: float,  # coefficient of variation of the gaps, > 0
+    rng: np.random.Generator,  # source of chance
+) -> np.ndarray:  # rising times, one event per unit on average
     "Stationary renewal process of rate 1 with gamma gaps."
     k = cv**-2
-    times = [np.array([rng.random()*rng.gamma(k + 1, 1/k)])]
-    if n is not None: return np.cumsum(np.r_[times[0], rng.gamma(k, 1/k, n - 1)])
+    times = [np.array([rng.random() * rng.gamma(k + 1, 1 / k)])]
+    if n is not None:
+        return np.cumsum(np.r_[times[0], rng.gamma(k, 1 / k, n - 1)])
     while (now := times[-1][-1]) < until:
-        more = int(until - now + 4*cv*(until - now)**.5) + 16
-        times.append(np.cumsum(np.r_[now, rng.gamma(k, 1/k, more)])[1:])
+        more = int(until - now + 4 * cv * (until - now) ** 0.5) + 16
+        times.append(np.cumsum(np.r_[now, rng.gamma(k, 1 / k, more)])[1:])
     u = np.concatenate(times)
     return u[u < until]
 
 # %% ../../nbs/lab/30b_workloads.ipynb #f3153b23
 def _profile(
-    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],   # rps at times (s), or one rate per step
-    step_s: float,               # length of a step, s
-    span_s: float | None,        # length of the profile, s; needed for a function
-) -> np.ndarray:                 # (steps,) rps, 0 or more, not all 0
+    # rps at times (s), or one rate per step
+    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],
+    step_s: float,  # length of a step, s
+    span_s: float | None,  # length of the profile, s; needed for a function
+) -> np.ndarray:  # (steps,) rps, 0 or more, not all 0
     "Rates on a grid. ValueError that names the first step with a bad rate."
     _positive(step_s=step_s)
     if callable(rate_at):
-        if span_s is None: raise ValueError("a profile given as a function needs span_s: how long it is, s")
+        if span_s is None:
+            raise ValueError("a profile given as a function needs span_s: how long it is, s")
         _positive(span_s=span_s)
-        middle = (np.arange(ceil(span_s/step_s - 1e-9)) + .5)*step_s
+        middle = (np.arange(ceil(span_s / step_s - 1e-9)) + 0.5) * step_s
         rates = np.broadcast_to(np.asarray(rate_at(middle), float), middle.shape)
-    else: rates = np.atleast_1d(np.asarray(rate_at, float))
-    if rates.ndim != 1 or not rates.size: raise ValueError(f"a profile needs one rate per step, got shape {rates.shape}")
-    if span_s is not None and rates.size != ceil(span_s/step_s - 1e-9): raise ValueError(f"{rates.size} rates of {step_s:g} s do not fill span_s = {span_s:g}")
+    else:
+        rates = np.atleast_1d(np.asarray(rate_at, float))
+    if rates.ndim != 1 or not rates.size:
+        raise ValueError(f"a profile needs one rate per step, got shape {rates.shape}")
+    if span_s is not None and rates.size != ceil(span_s / step_s - 1e-9):
+        raise ValueError(f"{rates.size} rates of {step_s:g} s do not fill span_s = {span_s:g}")
     bad = ~(np.isfinite(rates) & (rates >= 0))
-    if bad.any(): raise ValueError(f"the rate at step {int(bad.argmax())} is {rates[bad.argmax()]}: it must be 0 rps or more")
-    if not rates.any(): raise ValueError("all rates of the profile are 0: nothing would ever arrive")
+    if bad.any():
+        raise ValueError(
+            f"the rate at step {int(bad.argmax())} is {rates[bad.argmax()]}: it must be 0 rps or more"
+        )
+    if not rates.any():
+        raise ValueError("all rates of the profile are 0: nothing would ever arrive")
     return rates
 
 # %% ../../nbs/lab/30b_workloads.ipynb #ab4684e3
 def from_profile(
-    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],   # rps at times (s), or one rate per step
-    n: int | None = None,                      # requests, the profile repeating where it is too short; None: one pass
-    seed: int = 0,                             # of all draws
-    step_s: float = 1.,                        # length of a step, s; within it the rate is constant
-    span_s: float | None = None,               # length of one pass, s; needed where `rate_at` is a function
-    rate_rps: float | None = None,             # scale the profile to this mean; None: as it is
-    cv: float = 1.,                            # CV of the gaps in operational time; 1: Poisson
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # requests from time 0 on
-    "Arrivals with a given rate over time: a gamma renewal process through a change of time. ValueError on bad parameters."
+    # rps at times (s), or one rate per step
+    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],
+    n: int | None = None,  # requests, the profile repeating where it is too short; None: one pass
+    seed: int = 0,  # of all draws
+    step_s: float = 1.0,  # length of a step, s; within it the rate is constant
+    span_s: float | None = None,  # length of one pass, s; needed where `rate_at` is a function
+    rate_rps: float | None = None,  # scale the profile to this mean; None: as it is
+    cv: float = 1.0,  # CV of the gaps in operational time; 1: Poisson
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # requests from time 0 on
+    """Arrivals with a given rate over time: a gamma renewal process through a change of time.
+    ValueError on bad parameters.
+    """
     rates, dice = _profile(rate_at, step_s, span_s), _dice(seed)
     _positive(cv=cv)
-    if n is not None: _count(n=n)
-    if rate_rps is not None: _positive(rate_rps=rate_rps); rates = rates*(rate_rps/rates.mean())
-    due, edges = np.r_[0., np.cumsum(rates)*step_s], np.arange(len(rates) + 1)*step_s
+    if n is not None:
+        _count(n=n)
+    if rate_rps is not None:
+        _positive(rate_rps=rate_rps)
+        rates = rates * (rate_rps / rates.mean())
+    due, edges = np.r_[0.0, np.cumsum(rates) * step_s], np.arange(len(rates) + 1) * step_s
     turn, rest = np.divmod(_unit_times(n, due[-1], cv, dice.arrival), due[-1])
-    at_s = np.maximum.accumulate(turn*edges[-1] + np.interp(rest, due, edges))
+    at_s = np.maximum.accumulate(turn * edges[-1] + np.interp(rest, due, edges))
     about = f"profile of {len(rates)} x {step_s:g} s, mean {rates.mean():g} rps, gap CV {cv:g}, seed {seed}"
     passes = f", repeated {int(turn[-1]) + 1} times" if len(turn) and turn[-1] else ""
     return _drawn(at_s, tokens, tiers, dice, about + passes)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #996a0a90
 def bursty(
-    rates: float | Iterable[float] | Callable, # a constant rate, or a profile, rps
-    cv: float,                                 # coefficient of variation of the gaps, > 1: bursts
-    n: int | None = None,                      # requests; None: one pass of the profile
-    seed: int = 0,                             # of all draws
-    **profile,                                 # step_s, span_s, rate_rps, tokens, tiers: see `from_profile`
-) -> Workload:                                 # requests from time 0 on
+    rates: float | Iterable[float] | Callable,  # a constant rate, or a profile, rps
+    cv: float,  # coefficient of variation of the gaps, > 1: bursts
+    n: int | None = None,  # requests; None: one pass of the profile
+    seed: int = 0,  # of all draws
+    **profile,  # step_s, span_s, rate_rps, tokens, tiers: see `from_profile`
+) -> Workload:  # requests from time 0 on
     "A gamma renewal process with a measured gap CV, modulated by rates."
     return from_profile(rates, n, seed, cv=cv, **profile)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #c1059ec9
 def from_exercise(
-    rate_rps: float,                           # mean rate over the requests' time, rps
-    n: int,                                    # requests
-    seed: int = 0,                             # of all draws
-    memoryless: bool = False,                  # surges at exponential gaps instead of every 100 minutes
-    minute_s: float = 60.,                     # length of one of its minutes in the run, s
-    cycle_minutes: float = 500.,               # length of the slow cycle, minutes
-    cv: float = 1.,                            # CV of the gaps in operational time
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # n requests from time 0 on
+    rate_rps: float,  # mean rate over the requests' time, rps
+    n: int,  # requests
+    seed: int = 0,  # of all draws
+    memoryless: bool = False,  # surges at exponential gaps instead of every 100 minutes
+    minute_s: float = 60.0,  # length of one of its minutes in the run, s
+    cycle_minutes: float = 500.0,  # length of the slow cycle, minutes
+    cv: float = 1.0,  # CV of the gaps in operational time
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # n requests from time 0 on
     "Arrivals whose rate follows the reference exercise's load. Synthetic."
-    _positive(rate_rps=rate_rps, minute_s=minute_s); _count(n=n)
-    used = ceil(n/rate_rps/minute_s)
-    load = exercise(2*used + 100, seed, cycle_minutes, memoryless).load.clip(lower=0.).to_numpy()
-    w = from_profile(load*(rate_rps/load[:used].mean()), n, seed, minute_s, cv=cv, tokens=tokens, tiers=tiers)
+    _positive(rate_rps=rate_rps, minute_s=minute_s)
+    _count(n=n)
+    used = ceil(n / rate_rps / minute_s)
+    load = exercise(2 * used + 100, seed, cycle_minutes, memoryless).load.clip(lower=0.0).to_numpy()
+    w = from_profile(
+        load * (rate_rps / load[:used].mean()), n, seed, minute_s, cv=cv, tokens=tokens, tiers=tiers
+    )
     kind = "memoryless" if memoryless else "scheduled"
-    return replace(w, about=f"exercise with {kind} surges, {rate_rps:g} rps, minutes of {minute_s:g} s, seed {seed}")
+    return replace(
+        w,
+        about=f"exercise with {kind} surges, {rate_rps:g} rps, minutes of {minute_s:g} s, seed {seed}",
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #bc860008
 def _ring(
-    at_s: np.ndarray,        # (m,) times, sorted, s
-    n: int,                  # requests wanted
-    start: int,              # first one taken
-) -> tuple[np.ndarray, np.ndarray]:   # (n,) positions in the trace; (n,) times, s, from 0
+    at_s: np.ndarray,  # (m,) times, sorted, s
+    n: int,  # requests wanted
+    start: int,  # first one taken
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) positions in the trace; (n,) times, s, from 0
     "The trace as a ring: after the last request comes, one mean gap later, the first."
     m = len(at_s)
-    period = (at_s[-1] - at_s[0])*m/max(m - 1, 1)
+    period = (at_s[-1] - at_s[0]) * m / max(m - 1, 1)
     turn, i = np.divmod(np.arange(start, start + n), m)
-    return i, np.maximum.accumulate(at_s[i] + turn*period - at_s[start])
+    return i, np.maximum.accumulate(at_s[i] + turn * period - at_s[start])
 
 # %% ../../nbs/lab/30b_workloads.ipynb #36351bb1
 def replay(
-    trace: str | Path | pd.DataFrame,          # a file, a data set's name, or a frame as from `load_arrivals`
-    n: int | None = None,                      # requests; None: every one of the file, once
-    rate_rps: float | None = None,             # stretch time to this mean rate; None: as recorded
-    seed: int = 0,                             # of the tiers, and of the start where that is None
-    start: int | None = 0,                     # first request taken, from 0; None: drawn by the seed
-    max_bad: float = 0.,                       # share of bad rows that is set aside instead of refused
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # requests from time 0 on
-    "A public trace (Azure, Mooncake, BurstGPT layout) as a workload. ValueError on bad files, with file, line and remedy."
+    # a file, a data set's name, or a frame as from `load_arrivals`
+    trace: str | Path | pd.DataFrame,
+    n: int | None = None,  # requests; None: every one of the file, once
+    rate_rps: float | None = None,  # stretch time to this mean rate; None: as recorded
+    seed: int = 0,  # of the tiers, and of the start where that is None
+    start: int | None = 0,  # first request taken, from 0; None: drawn by the seed
+    max_bad: float = 0.0,  # share of bad rows that is set aside instead of refused
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # requests from time 0 on
+    """A public trace (Azure, Mooncake, BurstGPT layout) as a workload.
+
+    ValueError on bad files, with file, line and remedy.
+    """
     d = trace if isinstance(trace, pd.DataFrame) else load_arrivals(trace, max_bad=max_bad)
     name, dice, m = d.attrs.get("source", "trace"), _dice(seed), len(d)
-    if not m: raise ValueError(f"{name} holds no requests: give a file with at least one row below its header")
+    if not m:
+        raise ValueError(
+            f"{name} holds no requests: give a file with at least one row below its header"
+        )
     n = m if n is None else n
-    if start is None: start = int(dice.arrival.random()*m)
+    if start is None:
+        start = int(dice.arrival.random() * m)
     _count(n=n)
-    if not 0 <= start < m: raise ValueError(f"start must be 0 to {m - 1} for the {m} requests of {name}, got {start!r}")
+    if not 0 <= start < m:
+        raise ValueError(
+            f"start must be 0 to {m - 1} for the {m} requests of {name}, got {start!r}"
+        )
     i, at_s = _ring(d.ts_s.to_numpy(float), n, start)
     rows = {"tokens_in": d.tokens_in.to_numpy()[i], "tokens_out": d.tokens_out.to_numpy()[i]}
-    about = f"replay of {name} from request {start}" + (f", repeated: {n} asked, {m} in the file" if n > m else "")
-    w = Workload(at_s, **rows, slo_s=np.full(n, inf), tier=_tiers(n, tiers, dice.tier), tiers=tuple(tiers), about=about)
+    about = f"replay of {name} from request {start}" + (
+        f", repeated: {n} asked, {m} in the file" if n > m else ""
+    )
+    w = Workload(
+        at_s,
+        **rows,
+        slo_s=np.full(n, inf),
+        tier=_tiers(n, tiers, dice.tier),
+        tiers=tuple(tiers),
+        about=about,
+    )
     return w if rate_rps is None else w.scaled(rate_rps)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #c66e73dd
 class _Streams(NamedTuple):
     "A table of rates, client by client."
-    name: str                   # of the file, for messages
-    edges: np.ndarray           # (m+1,) window edges, s from 0
-    rates: np.ndarray           # (m, c+1) rates of c clients and, last, of the rest, rps
-    cvs: np.ndarray             # (m, c) gap CVs of the clients
+
+    name: str  # of the file, for messages
+    edges: np.ndarray  # (m+1,) window edges, s from 0
+    rates: np.ndarray  # (m, c+1) rates of c clients and, last, of the rest, rps
+    cvs: np.ndarray  # (m, c) gap CVs of the clients
 
 # %% ../../nbs/lab/30b_workloads.ipynb #d86009aa
 def _streams(
-    rates: pd.DataFrame,        # as from `load_rates`
-    name: str,                  # of the file, for messages
-) -> _Streams:                # what it says
+    rates: pd.DataFrame,  # as from `load_rates`
+    name: str,  # of the file, for messages
+) -> _Streams:  # what it says
     "Client streams of a table of rates. ValueError, with line and remedy, where it makes no sense."
-    if len(rates) < 2: raise ValueError(f"{name} has {len(rates)} windows of rates: it needs two or more, to know how long one is")
+    if len(rates) < 2:
+        raise ValueError(
+            f"{name} has {len(rates)} windows of rates: it needs two or more, to know how long one is"
+        )
     at_s, total = rates.start_s.to_numpy(float), rates.rate_rps.to_numpy(float)
     width = np.diff(at_s)
-    if not total.any(): raise ValueError(f"{name}, column total_rate_rps: all rates are 0; give a file with traffic in it")
-    if (width <= 0).any(): raise ValueError(f"{name}, line {int((width <= 0).argmax()) + 3}, column start_s: does not rise; sort the windows by time")
+    if not total.any():
+        raise ValueError(
+            f"{name}, column total_rate_rps: all rates are 0; give a file with traffic in it"
+        )
+    if (width <= 0).any():
+        raise ValueError(
+            f"{name}, line {int((width <= 0).argmax()) + 3}, column start_s: does not rise; sort the windows by time"
+        )
     ids = [m[1] for c in rates if (m := re.fullmatch(r"(.+)_rps", c)) and f"{m[1]}_cv" in rates]
     own = rates[[f"{i}_rps" for i in ids]].to_numpy(float).reshape(len(rates), -1)
-    over = own.sum(1) > total*1.01 + 1e-3
+    over = own.sum(1) > total * 1.01 + 1e-3
     if over.any():
         i = int(over.argmax())
-        raise ValueError(f"{name}, line {i + 2}, column total_rate_rps: {total[i]:g} is less than its clients' {own[i].sum():g}; correct either")
-    rest = np.maximum(total - own.sum(1), 0.)
+        raise ValueError(
+            f"{name}, line {i + 2}, column total_rate_rps: {total[i]:g} is less than its clients' {own[i].sum():g}; correct either"
+        )
+    rest = np.maximum(total - own.sum(1), 0.0)
     cvs = rates[[f"{i}_cv" for i in ids]].to_numpy(float).reshape(len(rates), -1)
-    return _Streams(name, np.r_[at_s, at_s[-1] + np.median(width)] - at_s[0], np.c_[own, rest], np.where(cvs > 0, cvs, 1.))
+    return _Streams(
+        name,
+        np.r_[at_s, at_s[-1] + np.median(width)] - at_s[0],
+        np.c_[own, rest],
+        np.where(cvs > 0, cvs, 1.0),
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #6a610156
 def _burst(
-    n: int,                      # requests in the window
-    cv: float,                   # CV of their gaps, > 0
-    rng: np.random.Generator,    # source of chance
-) -> np.ndarray:                 # (n,) places within the window, 0..1, not sorted
+    n: int,  # requests in the window
+    cv: float,  # CV of their gaps, > 0
+    rng: np.random.Generator,  # source of chance
+) -> np.ndarray:  # (n,) places within the window, 0..1, not sorted
     "Gamma gaps on a ring of length one."
     gaps = rng.gamma(cv**-2, size=n)
-    if not (whole := gaps.sum()): gaps[0] = whole = 1.
-    return (rng.random() + np.cumsum(gaps)/whole) % 1.
+    if not (whole := gaps.sum()):
+        gaps[0] = whole = 1.0
+    return (rng.random() + np.cumsum(gaps) / whole) % 1.0
 
 # %% ../../nbs/lab/30b_workloads.ipynb #b0dd9c2f
 def _span_for(
-    n: int,                      # requests
-    edges: np.ndarray,           # (m+1,) window edges, s from 0
-    total: np.ndarray,           # (m,) rates, rps
-    start_s: float,              # where the run begins, s from the first window
-    speed: float,                # seconds of the file per second of the run
-) -> float:                      # file time until n requests are due at the recorded rates, s
+    n: int,  # requests
+    edges: np.ndarray,  # (m+1,) window edges, s from 0
+    total: np.ndarray,  # (m,) rates, rps
+    start_s: float,  # where the run begins, s from the first window
+    speed: float,  # seconds of the file per second of the run
+) -> float:  # file time until n requests are due at the recorded rates, s
     "How much of the file n requests take at its own rates."
-    due = np.r_[0., np.cumsum(total*np.diff(edges))]/speed
+    due = np.r_[0.0, np.cumsum(total * np.diff(edges))] / speed
     turn, rest = divmod(n + np.interp(start_s, edges, due), due[-1])
-    return turn*edges[-1] + np.interp(rest, due, edges) - start_s
+    return turn * edges[-1] + np.interp(rest, due, edges) - start_s
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2ee52184
 def _cells(
-    edges: np.ndarray,           # (m+1,) window edges, s from 0
-    start_s: float,              # begin, s, 0 to the last edge
-    span_s: float,               # length, s
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:   # window, begin (s from start_s), length (s) of each piece
+    edges: np.ndarray,  # (m+1,) window edges, s from 0
+    start_s: float,  # begin, s, 0 to the last edge
+    span_s: float,  # length, s
+    # window, begin (s from start_s), length (s) of each piece
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The windows met from `start_s` on, cut to the span, the file repeating."
-    m, turns = len(edges) - 1, int((start_s + span_s)//edges[-1]) + 1
-    low = (edges[:-1] + np.arange(turns)[:, None]*edges[-1]).ravel()
-    high = (edges[1:] + np.arange(turns)[:, None]*edges[-1]).ravel()
+    m, turns = len(edges) - 1, int((start_s + span_s) // edges[-1]) + 1
+    low = (edges[:-1] + np.arange(turns)[:, None] * edges[-1]).ravel()
+    high = (edges[1:] + np.arange(turns)[:, None] * edges[-1]).ravel()
     low, high = np.maximum(low, start_s), np.minimum(high, start_s + span_s)
     met = high > low
     return np.flatnonzero(met) % m, low[met] - start_s, (high - low)[met]
 
 # %% ../../nbs/lab/30b_workloads.ipynb #26add729
 def _servegen_times(
-    n: int,                      # requests
-    s: _Streams,                 # the file
-    start_s: float,              # begin, s from the first window
-    span_s: float,               # file time covered, s
-    rng: np.random.Generator,    # source of chance
-) -> np.ndarray:                 # (n,) arrivals in file time, s from start_s, sorted
+    n: int,  # requests
+    s: _Streams,  # the file
+    start_s: float,  # begin, s from the first window
+    span_s: float,  # file time covered, s
+    rng: np.random.Generator,  # source of chance
+) -> np.ndarray:  # (n,) arrivals in file time, s from start_s, sorted
     "Arrivals of n requests over a span of the file. ValueError where nobody asks in it."
     window, low, width = _cells(s.edges, start_s, span_s)
-    weight = s.rates[window]*width[:, None]
-    if not weight.sum(): raise ValueError(f"{s.name}: all rates are 0 in the {span_s:g} s from start_s = {start_s:g} on; choose another start")
-    counts = rng.multinomial(n, (weight/weight.sum()).ravel()).reshape(weight.shape)
+    weight = s.rates[window] * width[:, None]
+    if not weight.sum():
+        raise ValueError(
+            f"{s.name}: all rates are 0 in the {span_s:g} s from start_s = {start_s:g} on; choose another start"
+        )
+    counts = rng.multinomial(n, (weight / weight.sum()).ravel()).reshape(weight.shape)
     rest = np.repeat(np.arange(len(window)), counts[:, -1])
-    at_s = [low[rest] + width[rest]*rng.random(len(rest))]
-    for i, j in np.argwhere(counts[:, :-1] > 0): at_s.append(low[i] + width[i]*_burst(counts[i, j], s.cvs[window[i], j], rng))
+    at_s = [low[rest] + width[rest] * rng.random(len(rest))]
+    for i, j in np.argwhere(counts[:, :-1] > 0):
+        at_s.append(low[i] + width[i] * _burst(counts[i, j], s.cvs[window[i], j], rng))
     return np.sort(np.concatenate(at_s))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e699d1c8
 def _part(
-    n: int,                      # requests
-    s: _Streams,                 # the file
-    rate_rps: float | None,      # mean rate; None: as recorded
-    start_s: float,              # begin, s from the first window
-    speed: float,                # seconds of the file per second of the run
-) -> float:                      # file time that the run covers, s
+    n: int,  # requests
+    s: _Streams,  # the file
+    rate_rps: float | None,  # mean rate; None: as recorded
+    start_s: float,  # begin, s from the first window
+    speed: float,  # seconds of the file per second of the run
+) -> float:  # file time that the run covers, s
     "How much of the file is played. ValueError on a start outside of it."
-    if not 0 <= start_s < s.edges[-1]: raise ValueError(f"start_s must be at least 0 and less than {s.edges[-1]:g} for {s.name}, got {start_s!r}")
-    return n/rate_rps*speed if rate_rps is not None else _span_for(n, s.edges, s.rates.sum(1), start_s, speed)
+    if not 0 <= start_s < s.edges[-1]:
+        raise ValueError(
+            f"start_s must be at least 0 and less than {s.edges[-1]:g} for {s.name}, got {start_s!r}"
+        )
+    return (
+        n / rate_rps * speed
+        if rate_rps is not None
+        else _span_for(n, s.edges, s.rates.sum(1), start_s, speed)
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #6a353528
 def _start(
-    s: _Streams,                 # the file
-    rng: np.random.Generator,    # source of chance
-) -> float:                      # s from the first window, in a window with traffic
+    s: _Streams,  # the file
+    rng: np.random.Generator,  # source of chance
+) -> float:  # s from the first window, in a window with traffic
     "Where a request drawn from the whole file would be."
-    due = np.r_[0., np.cumsum(s.rates.sum(1)*np.diff(s.edges))]
-    return float(np.interp(rng.random()*due[-1], due, s.edges))
+    due = np.r_[0.0, np.cumsum(s.rates.sum(1) * np.diff(s.edges))]
+    return float(np.interp(rng.random() * due[-1], due, s.edges))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #b425fddb
 def from_servegen(
-    trace: str | Path | pd.DataFrame,          # a file, a data set's name, or a frame as from `load_rates`
-    n: int,                                    # requests
-    seed: int = 0,                             # of all draws, and of the start where that is None
-    rate_rps: float | None = None,             # mean rate over the run; None: the recorded rates
-    start_s: float | None = 0.,                # begin, s after the file's first window; None: drawn by the seed, where the traffic is
-    speed: float = 1.,                         # seconds of the file per second of the run
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths: such files hold none
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # n requests from time 0 on
-    "Arrivals with measured rates and bursts (ServeGen layout). Synthetic but for these. ValueError on bad files."
+    trace: str | Path | pd.DataFrame,  # a file, a data set's name, or a frame as from `load_rates`
+    n: int,  # requests
+    seed: int = 0,  # of all draws, and of the start where that is None
+    rate_rps: float | None = None,  # mean rate over the run; None: the recorded rates
+    # begin, s after the file's first window; None: drawn by the seed, where the traffic is
+    start_s: float | None = 0.0,
+    speed: float = 1.0,  # seconds of the file per second of the run
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths: such files hold none
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # n requests from time 0 on
+    """Arrivals with measured rates and bursts (ServeGen layout).
+
+    Synthetic but for these. ValueError on bad files.
+    """
     d = trace if isinstance(trace, pd.DataFrame) else load_rates(trace)
     name = "rates" if isinstance(trace, pd.DataFrame) else Path(trace).name
     s, dice = _streams(d, name), _dice(seed)
-    _count(n=n); _positive(speed=speed, **({} if rate_rps is None else {"rate_rps": rate_rps}))
-    if start_s is None: start_s = _start(s, dice.arrival)
+    _count(n=n)
+    _positive(speed=speed, **({} if rate_rps is None else {"rate_rps": rate_rps}))
+    if start_s is None:
+        start_s = _start(s, dice.arrival)
     span_s = _part(n, s, rate_rps, start_s, speed)
-    at_s = _servegen_times(n, s, start_s, span_s, dice.arrival)/speed
-    turns = (start_s + span_s)/s.edges[-1]
-    about = f"rates of {name} from {start_s:g} s on, {span_s:g} s of it at speed {speed:g}, seed {seed}"
-    return _drawn(at_s, tokens, tiers, dice, about + (f", repeated {ceil(turns)} times" if turns > 1 else ""))
+    at_s = _servegen_times(n, s, start_s, span_s, dice.arrival) / speed
+    turns = (start_s + span_s) / s.edges[-1]
+    about = (
+        f"rates of {name} from {start_s:g} s on, {span_s:g} s of it at speed {speed:g}, seed {seed}"
+    )
+    return _drawn(
+        at_s, tokens, tiers, dice, about + (f", repeated {ceil(turns)} times" if turns > 1 else "")
+    )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2c223db1
 def _file(
-    path: str | Path,        # a file, or the name of a data set
-) -> tuple[Path, str]:       # the file; its layout
-    "Where it lies and how it is laid out. FileNotFoundError, or ValueError where the layout is unknown."
-    if str(path) in REGISTRY: path = fetch(str(path))
+    path: str | Path,  # a file, or the name of a data set
+) -> tuple[Path, str]:  # the file; its layout
+    """Where it lies and how it is laid out.
+
+    FileNotFoundError, or ValueError where the layout is unknown.
+    """
+    if str(path) in REGISTRY:
+        path = fetch(str(path))
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; give an arrival file or one of {', '.join(n for n, e in REGISTRY.items() if e['local'].startswith('arrivals/'))}")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; give an arrival file or one of {', '.join(n for n, e in REGISTRY.items() if e['local'].startswith('arrivals/'))}"
+        )
     return path, detect_format(path)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #1cdca96b
 def load_workload(
-    path: str | Path,                          # a file of the Azure, Mooncake, BurstGPT or ServeGen layout, or a data set's name
-    n: int | None = None,                      # requests; None: every one of the file, once, from its beginning
-    rate_rps: float | None = None,             # mean rate; None: as recorded
-    seed: int = 0,                             # of the place to start at, and of all draws
-    tokens: Tokens | Observed = Tokens(),      # law of the lengths where the file has none (ServeGen)
-    tiers: Mapping[str, float] = STANDARD,     # tier -> share
-) -> Workload:                                 # requests from time 0 on
-    "Any arrival file as a workload. ValueError that names file, line, column and remedy where it is no good."
+    # a file of the Azure, Mooncake, BurstGPT or ServeGen layout, or a data set's name
+    path: str | Path,
+    n: int | None = None,  # requests; None: every one of the file, once, from its beginning
+    rate_rps: float | None = None,  # mean rate; None: as recorded
+    seed: int = 0,  # of the place to start at, and of all draws
+    tokens: Tokens | Observed = Tokens(),  # law of the lengths where the file has none (ServeGen)
+    tiers: Mapping[str, float] = STANDARD,  # tier -> share
+) -> Workload:  # requests from time 0 on
+    """Any arrival file as a workload.
+
+    ValueError that names file, line, column and remedy where it is no good.
+    """
     try:
         path, layout = _file(path)
-        if layout != "servegen": return replay(path, n, rate_rps, seed, 0 if n is None else None, tiers=tiers)
-        if n is None: raise ValueError(f"{path} holds rates, not requests: say how many are wanted (n)")
+        if layout != "servegen":
+            return replay(path, n, rate_rps, seed, 0 if n is None else None, tiers=tiers)
+        if n is None:
+            raise ValueError(f"{path} holds rates, not requests: say how many are wanted (n)")
         return from_servegen(path, n, seed, rate_rps, None, tokens=tokens, tiers=tiers)
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: byte {e.start} is no UTF-8 text: give an uncompressed CSV or JSON-lines file") from e
+        raise ValueError(
+            f"{path}: byte {e.start} is no UTF-8 text: give an uncompressed CSV or JSON-lines file"
+        ) from e

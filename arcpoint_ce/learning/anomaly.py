@@ -27,237 +27,417 @@ from ..telemetry.frames import to_steps
 # %% ../../nbs/learning/24_anomaly.ipynb #a3faa30b
 WINDOW = ("load", "latency", "error_rate", "slope", "load_change")
 
-def window_of(h: History) -> list[float] | None:   # in the order of WINDOW; None: too few steps yet
-    "Load and latency against their last thirty steps, errors and slope of the last five, the newest change of the load."
-    if len(h.latency_ms) < LONG or len(h.load_rps) < LONG: return None
+
+def window_of(h: History) -> list[float] | None:  # in the order of WINDOW; None: too few steps yet
+    """Load and latency against their last thirty steps, errors and slope of the last five, the
+    newest change of the load.
+    """
+    if len(h.latency_ms) < LONG or len(h.load_rps) < LONG:
+        return None
     load, y, recent = list(h.load_rps), list(h.latency_ms), list(h.errors)[-SHORT:]
-    scale = lambda x: x*h.step_s + 1.          # requests of a step, and one
+
+    def scale(x):
+        return x * h.step_s + 1.0  # requests of a step, and one
+
     usual, n = middle(y), sum(n for _, n in recent)
-    return [log(scale(load[-1])/scale(sum(load)/LONG)), log(max(y[-1], 1e-6)/max(usual, 1e-6)), sum(e for e, _ in recent)/n if n else 0.,
-            slope(y[-SHORT:])/max(usual, 1e-6), log(scale(load[-1])/scale(load[-2]))]
+    return [
+        log(scale(load[-1]) / scale(sum(load) / LONG)),
+        log(max(y[-1], 1e-6) / max(usual, 1e-6)),
+        sum(e for e, _ in recent) / n if n else 0.0,
+        slope(y[-SHORT:]) / max(usual, 1e-6),
+        log(scale(load[-1]) / scale(load[-2])),
+    ]
 
 # %% ../../nbs/learning/24_anomaly.ipynb #0772d0fc
-def windows_of(n: np.ndarray, latency_ms: np.ndarray, n_err: np.ndarray) -> np.ndarray:   # each (steps,) -> (steps - 29, 5)
+# each (steps,) -> (steps - 29, 5)
+def windows_of(n: np.ndarray, latency_ms: np.ndarray, n_err: np.ndarray) -> np.ndarray:
     "`window_of` at every step from the thirtieth on."
     from numpy.lib.stride_tricks import sliding_window_view as view
-    usual, load = np.median(view(latency_ms, LONG), axis=1), view(n, LONG).mean(1)
-    last = slice(LONG - 1, None); now = n[last] + 1.
-    rise = view(latency_ms, SHORT)[LONG - SHORT:] @ (np.arange(SHORT) - (SHORT - 1)/2) / (SHORT*(SHORT**2 - 1)/12)
-    errors, calls = (view(x, SHORT)[LONG - SHORT:].sum(1) for x in (n_err, n))
-    return np.c_[np.log(now/(load + 1)), np.log(latency_ms[last]/usual), errors/np.maximum(calls, 1), rise/usual, np.log(now/(n[LONG - 2:-1] + 1.))]
 
-def healthy(rng: np.random.Generator, steps: int, rate: float = 100., memory: float = .8, errors: float = .003) -> tuple[np.ndarray, np.ndarray, np.ndarray]:   # n, latency_ms, n_err
+    usual, load = np.median(view(latency_ms, LONG), axis=1), view(n, LONG).mean(1)
+    last = slice(LONG - 1, None)
+    now = n[last] + 1.0
+    rise = (
+        view(latency_ms, SHORT)[LONG - SHORT :]
+        @ (np.arange(SHORT) - (SHORT - 1) / 2)
+        / (SHORT * (SHORT**2 - 1) / 12)
+    )
+    errors, calls = (view(x, SHORT)[LONG - SHORT :].sum(1) for x in (n_err, n))
+    return np.c_[
+        np.log(now / (load + 1)),
+        np.log(latency_ms[last] / usual),
+        errors / np.maximum(calls, 1),
+        rise / usual,
+        np.log(now / (n[LONG - 2 : -1] + 1.0)),
+    ]
+
+
+def healthy(
+    rng: np.random.Generator,
+    steps: int,
+    rate: float = 100.0,
+    memory: float = 0.8,
+    errors: float = 0.003,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # n, latency_ms, n_err
     "Stationary telemetry of one backend."
     from scipy.signal import lfilter
-    wander = lambda sd: lfilter([sd*(1 - memory**2)**.5], [1., -memory], rng.standard_normal(steps + 100))[100:]
-    n = rng.poisson(rate*np.exp(wander(.15))); n = np.maximum(n, 1)
-    return n, 120.*np.exp(wander(.08) + .25*rng.standard_normal(steps)/np.sqrt(n)), rng.binomial(n, errors)
+
+    def wander(sd):
+        return lfilter(
+            [sd * (1 - memory**2) ** 0.5], [1.0, -memory], rng.standard_normal(steps + 100)
+        )[100:]
+
+    n = rng.poisson(rate * np.exp(wander(0.15)))
+    n = np.maximum(n, 1)
+    return (
+        n,
+        120.0 * np.exp(wander(0.08) + 0.25 * rng.standard_normal(steps) / np.sqrt(n)),
+        rng.binomial(n, errors),
+    )
 
 # %% ../../nbs/learning/24_anomaly.ipynb #9934293b
 @dataclass(frozen=True, slots=True)
 class AnomalyConfig:
     "How anomalies are looked for. ValueError on values that make no sense."
-    trees: int = 100           # of the Isolation Forest
-    sample: int = 256          # rows that each tree sees
-    extreme: float = .1        # weight of the largest robust unit (its log)
-    onset: int = 30            # a window alarms only if its score exceeds those of this many before it
-    rates: tuple[float, float, float] = (1e-2, 1e-3, 1e-4)   # false alarms per window: low, medium, high
+
+    trees: int = 100  # of the Isolation Forest
+    sample: int = 256  # rows that each tree sees
+    extreme: float = 0.1  # weight of the largest robust unit (its log)
+    onset: int = 30  # a window alarms only if its score exceeds those of this many before it
+    # false alarms per window: low, medium, high
+    rates: tuple[float, float, float] = (1e-2, 1e-3, 1e-4)
     seed: int = 0
 
     def __post_init__(self):
         for k in ("trees", "sample", "onset"):
-            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0): raise ValueError(f"AnomalyConfig.{k} must be a positive whole number, got {getattr(self, k)!r}")
-        if not 1/(self.onset + 1) > self.rates[0] > self.rates[1] > self.rates[2] > 0:
-            raise ValueError(f"AnomalyConfig.rates must fall, and the first be below 1/(onset + 1) = {1/(self.onset + 1):.3f}, which is all the onset filter lets through; got {self.rates!r}")
+            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0):
+                raise ValueError(
+                    f"AnomalyConfig.{k} must be a positive whole number, got {getattr(self, k)!r}"
+                )
+        if not 1 / (self.onset + 1) > self.rates[0] > self.rates[1] > self.rates[2] > 0:
+            raise ValueError(
+                f"AnomalyConfig.rates must fall, and the first be below 1/(onset + 1) = {1 / (self.onset + 1):.3f}, which is all the onset filter lets through; got {self.rates!r}"
+            )
+
 
 SEVERITIES = ("low", "medium", "high")
 
 # %% ../../nbs/learning/24_anomaly.ipynb #377e5077
 class Oddness:
     "How unlike the windows it was fitted on a window is."
-    def __init__(self, config: AnomalyConfig = AnomalyConfig()): self.config = config
 
-    def fit_score(self, X: np.ndarray) -> "Oddness":   # (n, features)
+    def __init__(self, config: AnomalyConfig = AnomalyConfig()):
+        self.config = config
+
+    def fit_score(self, X: np.ndarray) -> "Oddness":  # (n, features)
         "Learn medians, units and the forest. ValueError on rows that are not finite or too few."
-        X = np.asarray(X, float); c = self.config
-        if X.ndim != 2 or len(X) < 100: raise ValueError(f"at least 100 windows are needed, got {X.shape}; give a longer log")
-        if not np.isfinite(X).all(): raise ValueError(f"window {int(np.flatnonzero(~np.isfinite(X).all(1))[0])} is not finite; leave it out")
-        self.median_ = np.median(X, 0); self.unit_ = np.maximum(1.4826*np.median(np.abs(X - self.median_), 0), np.maximum(.05*X.std(0), 1e-9))
-        forest = IsolationForest(n_estimators=c.trees, max_samples=min(c.sample, len(X)), random_state=c.seed).fit(self.squeezed(X))
+        X = np.asarray(X, float)
+        c = self.config
+        if X.ndim != 2 or len(X) < 100:
+            raise ValueError(f"at least 100 windows are needed, got {X.shape}; give a longer log")
+        if not np.isfinite(X).all():
+            raise ValueError(
+                f"window {int(np.flatnonzero(~np.isfinite(X).all(1))[0])} is not finite; leave it out"
+            )
+        self.median_ = np.median(X, 0)
+        self.unit_ = np.maximum(
+            1.4826 * np.median(np.abs(X - self.median_), 0), np.maximum(0.05 * X.std(0), 1e-9)
+        )
+        forest = IsolationForest(
+            n_estimators=c.trees, max_samples=min(c.sample, len(X)), random_state=c.seed
+        ).fit(self.squeezed(X))
         self.forest_ = CompiledForest.from_sklearn(forest)
         return self
 
-    def units(self, X): return (X - self.median_)/self.unit_
-    def squeezed(self, X): u = self.units(X); return np.sign(u)*np.log1p(np.abs(u))
+    def units(self, X):
+        return (X - self.median_) / self.unit_
 
-    def scores(self, X: np.ndarray) -> np.ndarray:   # (n,), larger is odder
+    def squeezed(self, X):
+        u = self.units(X)
+        return np.sign(u) * np.log1p(np.abs(u))
+
+    def scores(self, X: np.ndarray) -> np.ndarray:  # (n,), larger is odder
         "Scores of many windows."
         s = self.squeezed(np.asarray(X, float))
-        return -self.forest_.score_samples(s) + self.config.extreme*np.abs(s).max(1)
+        return -self.forest_.score_samples(s) + self.config.extreme * np.abs(s).max(1)
 
 # %% ../../nbs/learning/24_anomaly.ipynb #f2522e46
-def onsets(scores: np.ndarray, back: int) -> np.ndarray:   # (n,) -> (n,); -inf where it is no onset
+def onsets(scores: np.ndarray, back: int) -> np.ndarray:  # (n,) -> (n,); -inf where it is no onset
     "Keep a score only where it exceeds all of the `back` scores before it."
     from scipy.ndimage import maximum_filter1d
-    before = maximum_filter1d(np.r_[np.full(back, -np.inf), scores], back, origin=(back - 1)//2, mode="nearest")[back - 1:-1]
+
+    before = maximum_filter1d(
+        np.r_[np.full(back, -np.inf), scores], back, origin=(back - 1) // 2, mode="nearest"
+    )[back - 1 : -1]
     return np.where(scores > before, scores, -np.inf)
+
 
 class Tail:
     "How often a stream of healthy scores has an onset at least this high."
-    def __init__(self, scores: np.ndarray, back: int, share: float = .002):   # in order of time; share of windows in the fitted tail
-        top = np.sort(onsets(scores, back)); self.n = len(scores); self.sorted = top[np.isfinite(top)]
-        k = min(max(int(share*self.n), 20), len(self.sorted) - 1)
-        self.edge = float(self.sorted[-k - 1]); over = self.sorted[-k:] - self.edge
-        self.shape, _, self.scale = genpareto.fit(over, floc=0.); self.share = k/self.n
 
-    def rate(self, score: float) -> float:   # false alarms per window
+    # in order of time; share of windows in the fitted tail
+    def __init__(self, scores: np.ndarray, back: int, share: float = 0.002):
+        top = np.sort(onsets(scores, back))
+        self.n = len(scores)
+        self.sorted = top[np.isfinite(top)]
+        k = min(max(int(share * self.n), 20), len(self.sorted) - 1)
+        self.edge = float(self.sorted[-k - 1])
+        over = self.sorted[-k:] - self.edge
+        self.shape, _, self.scale = genpareto.fit(over, floc=0.0)
+        self.share = k / self.n
+
+    def rate(self, score: float) -> float:  # false alarms per window
         "Counted up to the edge, fitted beyond."
-        if score > self.edge: return self.share*float(genpareto.sf(score - self.edge, self.shape, 0., self.scale))
-        return (len(self.sorted) - int(np.searchsorted(self.sorted, score, "left")))/self.n
+        if score > self.edge:
+            return self.share * float(genpareto.sf(score - self.edge, self.shape, 0.0, self.scale))
+        return (len(self.sorted) - int(np.searchsorted(self.sorted, score, "left"))) / self.n
 
     def threshold(self, rate: float) -> float:
         "The score whose rate this is."
-        if rate >= self.share: return float(self.sorted[max(len(self.sorted) - int(round(rate*self.n)), 0)])
-        return self.edge + float(genpareto.isf(rate/self.share, self.shape, 0., self.scale))
+        if rate >= self.share:
+            return float(self.sorted[max(len(self.sorted) - int(round(rate * self.n)), 0)])
+        return self.edge + float(genpareto.isf(rate / self.share, self.shape, 0.0, self.scale))
 
 # %% ../../nbs/learning/24_anomaly.ipynb #2b55366f
 class Anomaly(NamedTuple):
     "A window that healthy telemetry would rarely show."
+
     at_s: float
     backend: str
-    severity: str              # "low", "medium" or "high"
+    severity: str  # "low", "medium" or "high"
     score: float
-    rate: float                # false alarms per healthy window
-    why: dict[str, tuple[float, float, float]]   # feature -> value, normal from, normal to; the oddest first
+    rate: float  # false alarms per healthy window
+    # feature -> value, normal from, normal to; the oddest first
+    why: dict[str, tuple[float, float, float]]
 
 # %% ../../nbs/learning/24_anomaly.ipynb #973dac8d
 class AnomalyFit(Oddness):
     "Fitting and calibration."
-    def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyFit":   # (n, features) in order of time; (n,) what was flagged
-        "Learn what is usual from windows of healthy operation; `leave_out` marks those that were flagged."
+
+    # (n, features) in order of time; (n,) what was flagged
+    def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyFit":
+        """Learn what is usual from windows of healthy operation; `leave_out` marks those that were
+        flagged.
+        """
         X = np.asarray(X, float)
-        if leave_out is not None: X = X[~np.asarray(leave_out, bool)]
+        if leave_out is not None:
+            X = X[~np.asarray(leave_out, bool)]
         return self.fit_score(X).calibrate(X)
 
     def calibrate(self, X: np.ndarray) -> "AnomalyFit":
         "Learn the tail of the scores of healthy windows, in order of time."
         self.tail_ = Tail(self.scores(X), self.config.onset)
         self.limits_ = [self.tail_.threshold(r) for r in self.config.rates]
-        self._before: dict[str, deque] = {}; self.hot: dict[str, bool] = {}
+        self._before: dict[str, deque] = {}
+        self.hot: dict[str, bool] = {}
         return self
 
-    def flags(self, X: np.ndarray, severity: str = "high") -> np.ndarray:   # (n,) bool, no onset filter: whole incidents
+    # (n,) bool, no onset filter: whole incidents
+    def flags(self, X: np.ndarray, severity: str = "high") -> np.ndarray:
         "Windows that reach a severity: what a refit should leave out."
         return self.scores(X) >= self.limits_[SEVERITIES.index(severity)]
 
 # %% ../../nbs/learning/24_anomaly.ipynb #7d84cf4d
 class AnomalyDetector(AnomalyFit):
     "Isolation Forest with calibrated severities, one onset filter per backend."
-    def score(self, window: Sequence[float]) -> float:   # larger is odder
+
+    def score(self, window: Sequence[float]) -> float:  # larger is odder
         "One window."
-        x = (np.array(window) - self.median_)/self.unit_; s = np.sign(x)*np.log1p(np.abs(x))
-        return -float(self.forest_.score_samples(s[None])[0]) + self.config.extreme*float(np.abs(s).max())
+        x = (np.array(window) - self.median_) / self.unit_
+        s = np.sign(x) * np.log1p(np.abs(x))
+        return -float(self.forest_.score_samples(s[None])[0]) + self.config.extreme * float(
+            np.abs(s).max()
+        )
 
     def update(self, backend: str, at_s: float, window: Sequence[float]) -> Anomaly | None:
-        "The newest window of one backend; an anomaly where one begins or becomes worse. ValueError on a window that is not finite."
-        if not all(map(isfinite, window)): raise ValueError(f"window of {backend!r} must be finite, got {list(window)!r}")
-        score, before = self.score(window), self._before.setdefault(backend, deque(maxlen=self.config.onset))
+        """The newest window of one backend; an anomaly where one begins or becomes worse.
+        ValueError on a window that is not finite.
+        """
+        if not all(map(isfinite, window)):
+            raise ValueError(f"window of {backend!r} must be finite, got {list(window)!r}")
+        score, before = (
+            self.score(window),
+            self._before.setdefault(backend, deque(maxlen=self.config.onset)),
+        )
         onset = not before or score > max(before)
-        before.append(score); self.hot[backend] = score >= self.limits_[0]
-        if not onset or score < self.limits_[0]: return None
+        before.append(score)
+        self.hot[backend] = score >= self.limits_[0]
+        if not onset or score < self.limits_[0]:
+            return None
         severity = SEVERITIES[sum(score >= x for x in self.limits_) - 1]
         return Anomaly(at_s, backend, severity, score, self.tail_.rate(score), self.reasons(window))
 
     def reasons(self, window: Sequence[float], most: int = 3) -> dict:
         "Features beyond three robust units, the oddest first; at least one."
-        u = np.abs(self.units(np.array(window))); order = [i for i in np.argsort(-u)[:most] if u[i] > 3] or [int(np.argmax(u))]
-        return {WINDOW[i]: (float(window[i]), float(self.median_[i] - 3*self.unit_[i]), float(self.median_[i] + 3*self.unit_[i])) for i in order}
+        u = np.abs(self.units(np.array(window)))
+        order = [i for i in np.argsort(-u)[:most] if u[i] > 3] or [int(np.argmax(u))]
+        return {
+            WINDOW[i]: (
+                float(window[i]),
+                float(self.median_[i] - 3 * self.unit_[i]),
+                float(self.median_[i] + 3 * self.unit_[i]),
+            )
+            for i in order
+        }
 
 # %% ../../nbs/learning/24_anomaly.ipynb #35289594
 def learn_anomalies(
-    steps: pd.DataFrame,                       # a step table
-    step_s: int = 60,                          # length of a step, s
-    follows: AnomalyDetector | None = None,    # whose flags are left out; None: a first fit's
-    least: int = 2000,                         # windows that are needed
-) -> AnomalyDetector | None:                   # None: there are fewer
+    steps: pd.DataFrame,  # a step table
+    step_s: int = 60,  # length of a step, s
+    follows: AnomalyDetector | None = None,  # whose flags are left out; None: a first fit's
+    least: int = 2000,  # windows that are needed
+) -> AnomalyDetector | None:  # None: there are fewer
     "A detector fitted on past steps, without what was flagged."
     past, windows = {}, {}
     for name, step in to_steps(steps.sort_values("start_s")):
-        h = past.setdefault(name, History(step_s)); h.push(step)
-        if (w := window_of(h)) is not None: windows.setdefault(name, []).append(w)
-    if sum(map(len, windows.values())) < least: return None
+        h = past.setdefault(name, History(step_s))
+        h.push(step)
+        if (w := window_of(h)) is not None:
+            windows.setdefault(name, []).append(w)
+    if sum(map(len, windows.values())) < least:
+        return None
     X = np.array([w for name in sorted(windows) for w in windows[name]])
-    return AnomalyDetector(follows.config if follows else AnomalyConfig()).fit(X, (follows or AnomalyDetector().fit(X)).flags(X))
+    return AnomalyDetector(follows.config if follows else AnomalyConfig()).fit(
+        X, (follows or AnomalyDetector().fit(X)).flags(X)
+    )
 
 # %% ../../nbs/learning/24_anomaly.ipynb #583c8f0b
-def half_space_scores(X: np.ndarray, detector: Oddness, seed: int = 0) -> np.ndarray:   # (n,), larger is odder
+# (n,), larger is odder
+def half_space_scores(X: np.ndarray, detector: Oddness, seed: int = 0) -> np.ndarray:
     "River's half-space trees over squeezed features, scored before they learn."
     from river import anomaly
+
     trees, out = anomaly.HalfSpaceTrees(n_trees=25, height=8, window_size=250, seed=seed), []
-    for row in 1/(1 + np.exp(-detector.squeezed(X))):
-        x = dict(enumerate(row.tolist())); out.append(trees.score_one(x)); trees.learn_one(x)
+    for row in 1 / (1 + np.exp(-detector.squeezed(X))):
+        x = dict(enumerate(row.tolist()))
+        out.append(trees.score_one(x))
+        trees.learn_one(x)
     return np.array(out)
 
-def latency_scores(X: np.ndarray, detector: Oddness) -> np.ndarray:   # (n,)
+
+def latency_scores(X: np.ndarray, detector: Oddness) -> np.ndarray:  # (n,)
     "Robust units of the latency."
     return np.abs(detector.units(X)[:, WINDOW.index("latency")])
 
 # %% ../../nbs/learning/24_anomaly.ipynb #c0468578
-def planted() -> dict[str, Callable]:   # kind -> (n, latency_ms, n_err, time since the onset, rng) -> the three, changed
+# kind -> (n, latency_ms, n_err, time since the onset, rng) -> the three, changed
+def planted() -> dict[str, Callable]:
     "Twenty kinds of trouble."
-    err = lambda n, e, p, rng: np.minimum(n, e + rng.binomial(n, p))
-    lat = {f"latency x{f:g}": lambda n, y, e, t, rng, f=f: (n, y*f, e) for f in (1.3, 1.5, 2., 3., .5)}
-    load = {f"load x{f:g}": lambda n, y, e, t, rng, f=f: ((n*f).astype(int) + 1, y, e) for f in (.02, .3, 2., 4.)}
-    errors = {f"errors {p:.0%}": lambda n, y, e, t, rng, p=p: (n, y, err(n, e, p, rng)) for p in (.02, .05, .2, .6)}
-    return lat | load | errors | {
-        "latency ramp": lambda n, y, e, t, rng: (n, y*(1 + .08*t), e), "load ramp": lambda n, y, e, t, rng: ((n*(1 + .15*t)).astype(int), y, e),
-        "latency flaps": lambda n, y, e, t, rng: (n, y*np.where(t % 2, 2., 1.), e), "latency noise": lambda n, y, e, t, rng: (n, y*np.exp(.4*rng.standard_normal(len(y))), e),
-        "frozen": lambda n, y, e, t, rng: (n, np.full(len(y), y[0]), e), "overload": lambda n, y, e, t, rng: (n*2, y*1.4, err(n, e, .03, rng)),
-        "one spike": lambda n, y, e, t, rng: (n, y*np.where(t == 0, 4., 1.), e)}
 
-def detection(detector: AnomalyDetector, trials: int = 50, seed: int = 0, within: int = 10) -> dict[str, float]:   # kind -> share found
+    def err(n, e, p, rng):
+        return np.minimum(n, e + rng.binomial(n, p))
+
+    lat = {
+        f"latency x{f:g}": lambda n, y, e, t, rng, f=f: (n, y * f, e)
+        for f in (1.3, 1.5, 2.0, 3.0, 0.5)
+    }
+    load = {
+        f"load x{f:g}": lambda n, y, e, t, rng, f=f: ((n * f).astype(int) + 1, y, e)
+        for f in (0.02, 0.3, 2.0, 4.0)
+    }
+    errors = {
+        f"errors {p:.0%}": lambda n, y, e, t, rng, p=p: (n, y, err(n, e, p, rng))
+        for p in (0.02, 0.05, 0.2, 0.6)
+    }
+    return (
+        lat
+        | load
+        | errors
+        | {
+            "latency ramp": lambda n, y, e, t, rng: (n, y * (1 + 0.08 * t), e),
+            "load ramp": lambda n, y, e, t, rng: ((n * (1 + 0.15 * t)).astype(int), y, e),
+            "latency flaps": lambda n, y, e, t, rng: (n, y * np.where(t % 2, 2.0, 1.0), e),
+            "latency noise": lambda n, y, e, t, rng: (
+                n,
+                y * np.exp(0.4 * rng.standard_normal(len(y))),
+                e,
+            ),
+            "frozen": lambda n, y, e, t, rng: (n, np.full(len(y), y[0]), e),
+            "overload": lambda n, y, e, t, rng: (n * 2, y * 1.4, err(n, e, 0.03, rng)),
+            "one spike": lambda n, y, e, t, rng: (n, y * np.where(t == 0, 4.0, 1.0), e),
+        }
+    )
+
+
+def detection(
+    detector: AnomalyDetector, trials: int = 50, seed: int = 0, within: int = 10
+) -> dict[str, float]:  # kind -> share found
     "Share of planted trouble that alarms at medium or more within some steps."
     out = {}
     for kind, change in planted().items():
         found = 0
         for k in range(trials):
-            rng = np.random.default_rng([seed, k]); n, y, e = healthy(rng, 60 + within)
-            t = np.arange(within); n[60:], y[60:], e[60:] = change(n[60:], y[60:], e[60:], t, rng)
+            rng = np.random.default_rng([seed, k])
+            n, y, e = healthy(rng, 60 + within)
+            t = np.arange(within)
+            n[60:], y[60:], e[60:] = change(n[60:], y[60:], e[60:], t, rng)
             s = onsets(detector.scores(windows_of(n, y, e)), detector.config.onset)[-within:]
             found += bool((s >= detector.limits_[1]).any())
-        out[kind] = found/trials
+        out[kind] = found / trials
     return out
 
 # %% ../../nbs/learning/24_anomaly.ipynb #e3839604
-def false_alarms(windows: int = 2_000_000, learn: int = 1_000_000, seed: int = 0, config: AnomalyConfig = AnomalyConfig(), chunk: int = 250_000) -> dict[str, float]:   # severity -> measured over nominal
-    "Alarm rates on healthy telemetry that the detector has not seen, over the rates that its severities promise."
-    rng = np.random.default_rng([seed, 1]); d = AnomalyDetector(config).fit_score(windows_of(*healthy(rng, min(learn, 100_000)))).calibrate(windows_of(*healthy(rng, learn)))
+def false_alarms(
+    windows: int = 2_000_000,
+    learn: int = 1_000_000,
+    seed: int = 0,
+    config: AnomalyConfig = AnomalyConfig(),
+    chunk: int = 250_000,
+) -> dict[str, float]:  # severity -> measured over nominal
+    """Alarm rates on healthy telemetry that the detector has not seen, over the rates that its
+    severities promise.
+    """
+    rng = np.random.default_rng([seed, 1])
+    d = (
+        AnomalyDetector(config)
+        .fit_score(windows_of(*healthy(rng, min(learn, 100_000))))
+        .calibrate(windows_of(*healthy(rng, learn)))
+    )
     hits, seen = np.zeros(3), 0
     while seen < windows:
         s = onsets(d.scores(windows_of(*healthy(rng, chunk))), config.onset)
-        hits += [(s >= x).sum() for x in d.limits_]; seen += len(s)
-    return {k: float(h/seen/r) for k, h, r in zip(SEVERITIES, hits, config.rates)}
+        hits += [(s >= x).sum() for x in d.limits_]
+        seen += len(s)
+    return {k: float(h / seen / r) for k, h, r in zip(SEVERITIES, hits, config.rates)}
 
 # %% ../../nbs/learning/24_anomaly.ipynb #c5a1dc32
 def tighten(
-    until: Mapping[str, float],        # backends with a high anomaly -> until when, s
-    capacity: Mapping[str, float],     # of the whole fleet
-    share: float = .5,                 # of the capacity, at most
+    until: Mapping[str, float],  # backends with a high anomaly -> until when, s
+    capacity: Mapping[str, float],  # of the whole fleet
+    share: float = 0.5,  # of the capacity, at most
 ) -> list[str]:
-    "Whose breakers may be tightened: the newest alarms first, as long as their capacity stays within the share."
-    left, out = share*sum(capacity.values()), []
+    """Whose breakers may be tightened: the newest alarms first, as long as their capacity stays
+    within the share.
+    """
+    left, out = share * sum(capacity.values()), []
     for b in sorted(until, key=lambda b: (-until[b], b)):
-        if b in capacity and capacity[b] <= left: out.append(b); left -= capacity[b]
+        if b in capacity and capacity[b] <= left:
+            out.append(b)
+            left -= capacity[b]
     return out
 
 # %% ../../nbs/learning/24_anomaly.ipynb #de65ad1a
 def bench_anomaly(clock: Callable[[], float], n: int = 2000) -> dict:
     "Time to score one window, compiled and by scikit-learn, in one run."
-    X = windows_of(*healthy(np.random.default_rng(0), 5000)); d = AnomalyDetector().fit(X)
-    plain = IsolationForest(n_estimators=d.config.trees, max_samples=d.config.sample, random_state=0).fit(d.squeezed(X))
+    X = windows_of(*healthy(np.random.default_rng(0), 5000))
+    d = AnomalyDetector().fit(X)
+    plain = IsolationForest(
+        n_estimators=d.config.trees, max_samples=d.config.sample, random_state=0
+    ).fit(d.squeezed(X))
+
     def p50(f, n):
         took = []
-        for k in range(n): t = clock(); f(X[k % len(X)]); took.append(clock() - t)
-        return 1e6*sorted(took)[n//2]
-    p50(d.score, 100); walk = d.squeezed(X)[:1]
-    return dict(anomaly_p50_us=p50(d.score, n), anomaly_walk_p50_us=p50(lambda x: d.forest_.score_samples(walk), n), anomaly_sklearn_p50_us=p50(lambda x: plain.score_samples(x[None]), 30), anomaly_n=n)
+        for k in range(n):
+            t = clock()
+            f(X[k % len(X)])
+            took.append(clock() - t)
+        return 1e6 * sorted(took)[n // 2]
+
+    p50(d.score, 100)
+    walk = d.squeezed(X)[:1]
+    return dict(
+        anomaly_p50_us=p50(d.score, n),
+        anomaly_walk_p50_us=p50(lambda x: d.forest_.score_samples(walk), n),
+        anomaly_sklearn_p50_us=p50(lambda x: plain.score_samples(x[None]), 30),
+        anomaly_n=n,
+    )

@@ -8,9 +8,17 @@ __all__ = ['Score', 'Consequences', 'LiveForecast', 'LiveLoop', 'LiveTables', 'L
 # %% ../../nbs/learning/26b_belief.ipynb #23158dd3
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 
-from .drift import DEMOTED, SHADOW, Action, DriftConfig, DriftEvent, DriftMonitor, FeatureDrift, Ladder
+from arcpoint_ce.learning.drift import (
+    DEMOTED,
+    SHADOW,
+    Action,
+    DriftConfig,
+    DriftEvent,
+    DriftMonitor,
+    FeatureDrift,
+    Ladder,
+)
 from .forecast import LatencyForest, Ticker
 from .online import LivePulse, Matured, OnlineConfig
 from ..routing.core import STEP_S, Forecast, ForecastTable, Step
@@ -18,124 +26,218 @@ from ..routing.core import STEP_S, Forecast, ForecastTable, Step
 # %% ../../nbs/learning/26b_belief.ipynb #15ba12ad
 class Score:
     "Errors, persistence and coverage of the newest matured forecasts of one backend."
-    def __init__(self, keep: int = 240): self.rows = deque(maxlen=keep)   # (error, persistence's, inside the interval)
+
+    def __init__(self, keep: int = 240):
+        self.rows = deque(maxlen=keep)  # (error, persistence's, inside the interval)
 
     def add(self, m: Matured):
         lo, hi = m.forecast.interval_ms
-        self.rows.append((abs(m.forecast.p50_ms - m.truth_ms), abs(m.persistence_ms - m.truth_ms), lo <= m.truth_ms <= hi))
+        self.rows.append(
+            (
+                abs(m.forecast.p50_ms - m.truth_ms),
+                abs(m.persistence_ms - m.truth_ms),
+                lo <= m.truth_ms <= hi,
+            )
+        )
 
     @property
-    def skill(self) -> float | None:   # 1 - MAE/MAE of persistence; None: nothing has matured
+    def skill(self) -> float | None:  # 1 - MAE/MAE of persistence; None: nothing has matured
         ours, last = (sum(r[k] for r in self.rows) for k in (0, 1))
-        return 1 - ours/last if last else None
+        return 1 - ours / last if last else None
 
     @property
-    def coverage(self) -> float | None:   # share of truths inside the 80 % interval
-        return sum(r[2] for r in self.rows)/len(self.rows) if self.rows else None
+    def coverage(self) -> float | None:  # share of truths inside the 80 % interval
+        return sum(r[2] for r in self.rows) / len(self.rows) if self.rows else None
 
 # %% ../../nbs/learning/26b_belief.ipynb #90979378
 class Consequences:
-    "What matured forecasts lead to: drift events, and actions on the interval, on who acts, and on training."
+    """What matured forecasts lead to: drift events, and actions on the interval, on who acts, and
+    on training.
+    """
+
     def __init__(self, config: DriftConfig = DriftConfig(), step_s: float = STEP_S):
-        self.monitor, self.features, self.ladder, self.scores = DriftMonitor(config), FeatureDrift(step_s, config), Ladder(config), {}
-        self.news: deque[DriftEvent | Action] = deque(maxlen=1000)   # until somebody takes them
+        self.monitor, self.features, self.ladder, self.scores = (
+            DriftMonitor(config),
+            FeatureDrift(step_s, config),
+            Ladder(config),
+            {},
+        )
+        self.news: deque[DriftEvent | Action] = deque(maxlen=1000)  # until somebody takes them
 
     def settle(self, m: Matured, candidate: Matured | None = None) -> list[Action]:
         "One matured forecast, and the candidate's for the same step."
         self.scores.setdefault(m.backend, Score()).add(m)
-        off = lambda x: abs(x.forecast.p50_ms - m.truth_ms)
-        do = self.ladder.on_score(m.backend, m.about_s, off(m), abs(m.persistence_ms - m.truth_ms), off(candidate) if candidate else None)
+
+        def off(x):
+            return abs(x.forecast.p50_ms - m.truth_ms)
+
+        do = self.ladder.on_score(
+            m.backend,
+            m.about_s,
+            off(m),
+            abs(m.persistence_ms - m.truth_ms),
+            off(candidate) if candidate else None,
+        )
         event = self.monitor.update(m.backend, "error", m.error, m.about_s)
-        if event: self.news.append(event); do = do + self.ladder.on_drift(event)
+        if event:
+            self.news.append(event)
+            do = do + self.ladder.on_drift(event)
         self.news.extend(do)
         return do
 
     def step(self, backend: str, step: Step):
-        "One closed step: do load, latency and prompts still look as they did? Told, without further consequences."
+        """One closed step: do load, latency and prompts still look as they did? Told, without
+        further consequences.
+        """
         self.news.extend(self.features.update(backend, step))
 
     def forget(self, backend: str):
-        self.monitor.reset(backend); self.features.forget(backend); self.ladder.rungs.pop(backend, None); self.scores.pop(backend, None)
+        self.monitor.reset(backend)
+        self.features.forget(backend)
+        self.ladder.rungs.pop(backend, None)
+        self.scores.pop(backend, None)
 
 # %% ../../nbs/learning/26b_belief.ipynb #ab5de6d6
 class LiveForecast(Ticker):
-    "A ticker whose forecasts are corrected online, widened or withheld after drift, and judged as they mature."
-    def __init__(self, forecaster: LatencyForest, router, max_age_s: float = 60., online: OnlineConfig = OnlineConfig(), drift: DriftConfig = DriftConfig()):
+    """A ticker whose forecasts are corrected online, widened or withheld after drift, and judged as
+    they mature.
+    """
+
+    def __init__(
+        self,
+        forecaster: LatencyForest,
+        router,
+        max_age_s: float = 60.0,
+        online: OnlineConfig = OnlineConfig(),
+        drift: DriftConfig = DriftConfig(),
+    ):
         super().__init__(forecaster, router, max_age_s)
-        self.online, self.pulse, self.after = online, LivePulse(forecaster, online), Consequences(drift, forecaster.step_s_)
+        self.online, self.pulse, self.after = (
+            online,
+            LivePulse(forecaster, online),
+            Consequences(drift, forecaster.step_s_),
+        )
         self.candidate: LivePulse | None = None
-        self.retrain_why: str | None = None        # a reason to retrain that nobody has acted on yet
+        self.retrain_why: str | None = None  # a reason to retrain that nobody has acted on yet
 
     def act(self, a: Action):
         "Carry out what the ladder decided."
-        if a.do == "widen": self.pulse.widen[a.backend] = self.after.monitor.config.widen
-        elif a.do in ("narrow", "promote"): self.pulse.widen.pop(a.backend, None)
-        if a.do == "retrain": self.retrain_why = f"{a.backend}: {a.why}"
+        if a.do == "widen":
+            self.pulse.widen[a.backend] = self.after.monitor.config.widen
+        elif a.do in ("narrow", "promote"):
+            self.pulse.widen.pop(a.backend, None)
+        if a.do == "retrain":
+            self.retrain_why = f"{a.backend}: {a.why}"
 
-    def acts(self, backend: str) -> bool: return self.after.ladder.state(backend) not in (DEMOTED, SHADOW)   # may its forecast be used
+    def acts(self, backend: str) -> bool:
+        return self.after.ladder.state(backend) not in (DEMOTED, SHADOW)  # may its forecast be used
 
-    def status(self) -> dict:          # plain values
-        "By backend: state on the ladder, skill, coverage, share of the online correction; drift and the candidate."
-        row = lambda n, b: dict(state=self.after.ladder.state(n), share=round(b.share, 3), skill=getattr(self.after.scores.get(n), "skill", None), coverage=getattr(self.after.scores.get(n), "coverage", None))
-        return dict(backends={n: row(n, b) for n, b in self.pulse.online.items()}, drift=self.after.monitor.status(), feature_drift=self.after.features.monitor.status(), candidate=self.candidate is not None)
+    def status(self) -> dict:  # plain values
+        """By backend: state on the ladder, skill, coverage, share of the online correction; drift
+        and the candidate.
+        """
+
+        def row(n, b):
+            return dict(
+                state=self.after.ladder.state(n),
+                share=round(b.share, 3),
+                skill=getattr(self.after.scores.get(n), "skill", None),
+                coverage=getattr(self.after.scores.get(n), "coverage", None),
+            )
+
+        return dict(
+            backends={n: row(n, b) for n, b in self.pulse.online.items()},
+            drift=self.after.monitor.status(),
+            feature_drift=self.after.features.monitor.status(),
+            candidate=self.candidate is not None,
+        )
 
 # %% ../../nbs/learning/26b_belief.ipynb #b2020e9e
 class LiveLoop(LiveForecast):
     "How steps come in."
+
     def push(self, name: str, step: Step):
         "One closed step: the live model first, then whoever watches."
-        self.pulse.push(name, step); self.after.step(name, step)
-        if self.candidate: self.candidate.push(name, step)
+        self.pulse.push(name, step)
+        self.after.step(name, step)
+        if self.candidate:
+            self.candidate.push(name, step)
 
     def settle(self):
         "Everything that has matured since the last time, with its consequences."
-        rival = {(m.backend, m.about_s): m for m in (self.candidate.matured if self.candidate else ())}
-        if self.candidate: self.candidate.matured.clear()
+        rival = {
+            (m.backend, m.about_s): m for m in (self.candidate.matured if self.candidate else ())
+        }
+        if self.candidate:
+            self.candidate.matured.clear()
         while self.pulse.matured:
             m = self.pulse.matured.popleft()
-            for a in self.after.settle(m, rival.get((m.backend, m.about_s))): self.act(a)
+            for a in self.after.settle(m, rival.get((m.backend, m.about_s))):
+                self.act(a)
 
 # %% ../../nbs/learning/26b_belief.ipynb #3b43c335
 class LiveTables(LiveLoop):
     "How tables go out."
+
     def table(self, now: float, most: int | None = None) -> ForecastTable:
         "Settle what has matured, then a new table; what is demoted is not in it."
         self.settle()
         said = self.pulse.forecast(most=most)
-        if self.candidate: self.candidate.forecast(most=most)
+        if self.candidate:
+            self.candidate.forecast(most=most)
         self.version += 1
-        return ForecastTable(self.version, now, self.max_age_s, {n: f for n, f in said.items() if self.acts(n)}, "forest + online")
+        return ForecastTable(
+            self.version,
+            now,
+            self.max_age_s,
+            {n: f for n, f in said.items() if self.acts(n)},
+            "forest + online",
+        )
 
 # %% ../../nbs/learning/26b_belief.ipynb #40582f5d
 class LiveCandidates(LiveTables):
     "Candidates: watching and promoted."
+
     def watch(self, candidate: LatencyForest, steps: Iterable[tuple[str, Step]], now: float):
         "A retrained model watches from now on; `steps` (the recent past) warm its windows."
         self.candidate, self.retrain_why = LivePulse(candidate, self.online), None
-        for name, step in steps: self.candidate.push(name, step)
+        for name, step in steps:
+            self.candidate.push(name, step)
         self.candidate.matured.clear()
-        for b in list(self.after.ladder.rungs): self.after.news.extend(self.after.ladder.on_candidate(b, now))
+        for b in list(self.after.ladder.rungs):
+            self.after.news.extend(self.after.ladder.on_candidate(b, now))
 
     def promote(self):
         "The candidate acts from now on. RuntimeError where none watches."
-        if self.candidate is None: raise RuntimeError("no candidate watches: call watch() first")
+        if self.candidate is None:
+            raise RuntimeError("no candidate watches: call watch() first")
         self.pulse, self.candidate = self.candidate, None
-        for b in list(self.pulse.online): self.after.monitor.reset(b)
+        for b in list(self.pulse.online):
+            self.after.monitor.reset(b)
 
 # %% ../../nbs/learning/26b_belief.ipynb #9c580dfe
 class LiveModel(LiveCandidates):
     "The live forecast with everything that follows from it."
+
     def act(self, a: Action):
         super().act(a)
-        if a.do == "promote" and self.candidate: self.promote()
-        if a.do == "drop" and not any(r.state == SHADOW for r in self.after.ladder.rungs.values()): self.candidate = None
+        if a.do == "promote" and self.candidate:
+            self.promote()
+        if a.do == "drop" and not any(r.state == SHADOW for r in self.after.ladder.rungs.values()):
+            self.candidate = None
 
     def catch_up(self, steps: Iterable[tuple[str, Step]]):
-        "Replay stored steps, in order of time, as if they came in now: windows, intervals, online learners and detectors."
+        """Replay stored steps, in order of time, as if they came in now: windows, intervals, online
+        learners and detectors.
+        """
         last = None
         for name, step in steps:
-            if last is not None and step.start_s != last: self.settle(); self.pulse.forecast()
-            self.push(name, step); last = step.start_s
+            if last is not None and step.start_s != last:
+                self.settle()
+                self.pulse.forecast()
+            self.push(name, step)
+            last = step.start_s
         self.settle()
-        if last is not None: self.pulse.forecast()
+        if last is not None:
+            self.pulse.forecast()
         self.after.news.clear()

@@ -15,63 +15,91 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.isotonic import IsotonicRegression
 
 from .forest import CompiledForest
-from ..routing.windows import JUMP, KEEP, RULES, Curve, LoadWindow, Season, level_weights, run_vector
+from arcpoint_ce.routing.windows import (
+    JUMP,
+    KEEP,
+    RULES,
+    Curve,
+    LoadWindow,
+    Season,
+    level_weights,
+    run_vector,
+)
 
 # %% ../../nbs/learning/20a_demand.ipynb #2f3e789d
 def level_path(
-    rest: np.ndarray,          # load without its clock, (n,)
-    rule: tuple[str, int],     # one of RULES
-    ahead: int,                # steps ahead
-) -> np.ndarray:               # at each step the forecast for `ahead` later, (n,); nan while the window fills
+    rest: np.ndarray,  # load without its clock, (n,)
+    rule: tuple[str, int],  # one of RULES
+    ahead: int,  # steps ahead
+) -> np.ndarray:  # at each step the forecast for `ahead` later, (n,); nan while the window fills
     "A level rule applied at every step."
-    w = level_weights(rule, ahead); out = np.full(len(rest), np.nan)
-    if len(rest) >= len(w): out[len(w) - 1:] = np.convolve(rest, w[::-1], "valid")
+    w = level_weights(rule, ahead)
+    out = np.full(len(rest), np.nan)
+    if len(rest) >= len(w):
+        out[len(w) - 1 :] = np.convolve(rest, w[::-1], "valid")
     return out
 
-def best_rule(rest: np.ndarray, ahead: int) -> tuple[tuple[str, int], float]:   # (rule, its mean absolute error)
-    "The level rule with the least error on these rows; rules that the rows cannot judge are left out."
-    warm = min(KEEP, len(rest)//4)
+
+# (rule, its mean absolute error)
+def best_rule(rest: np.ndarray, ahead: int) -> tuple[tuple[str, int], float]:
+    """The level rule with the least error on these rows; rules that the rows cannot judge are left
+    out.
+    """
+    warm = min(KEEP, len(rest) // 4)
     errors = {}
     for rule in RULES:
-        e = np.abs(rest[warm + ahead:] - level_path(rest, rule, ahead)[warm:len(rest) - ahead])
-        if len(e) and np.isfinite(e).mean() > .5: errors[rule] = float(np.nanmean(e))
+        e = np.abs(rest[warm + ahead :] - level_path(rest, rule, ahead)[warm : len(rest) - ahead])
+        if len(e) and np.isfinite(e).mean() > 0.5:
+            errors[rule] = float(np.nanmean(e))
     rule = min(errors, key=errors.get, default=("mean", 1))
-    return rule, errors.get(rule, 0.)
+    return rule, errors.get(rule, 0.0)
 
 # %% ../../nbs/learning/20a_demand.ipynb #8dd13fed
-def autocorrelation(x: np.ndarray) -> np.ndarray:   # per lag 0..n-1
+def autocorrelation(x: np.ndarray) -> np.ndarray:  # per lag 0..n-1
     "Autocorrelation by FFT, unbiased per lag."
-    x = x - x.mean(); n = len(x); m = 1 << (2*n - 1).bit_length()
-    a = np.fft.irfft(np.abs(np.fft.rfft(x, m))**2, m)[:n]
-    return (a/(n - np.arange(n)))/(a[0]/n + 1e-12)
+    x = x - x.mean()
+    n = len(x)
+    m = 1 << (2 * n - 1).bit_length()
+    a = np.fft.irfft(np.abs(np.fft.rfft(x, m)) ** 2, m)[:n]
+    return (a / (n - np.arange(n))) / (a[0] / n + 1e-12)
+
 
 def centred_mean(x: np.ndarray, w: int) -> np.ndarray:
     "Moving mean of width w around each point; the ends take the nearest full window."
-    w = min(w, len(x)); c = np.r_[0., np.cumsum(x)]; m = (c[w:] - c[:-w])/w
-    return m[np.clip(np.arange(len(x)) - w//2, 0, len(m) - 1)]
+    w = min(w, len(x))
+    c = np.r_[0.0, np.cumsum(x)]
+    m = (c[w:] - c[:-w]) / w
+    return m[np.clip(np.arange(len(x)) - w // 2, 0, len(m) - 1)]
 
-def phase_medians(x: np.ndarray, period: int, keep: np.ndarray | None = None) -> np.ndarray:   # (period,)
+
+# (period,)
+def phase_medians(x: np.ndarray, period: int, keep: np.ndarray | None = None) -> np.ndarray:
     "Median of each phase over the kept points; 0 where none is kept."
-    full = np.full(-(-len(x)//period)*period, np.nan)
-    full[:len(x)] = x if keep is None else np.where(keep, x, np.nan)
-    table = full.reshape(-1, period); empty = np.isnan(table).all(0)
-    table[0, empty] = 0.
+    full = np.full(-(-len(x) // period) * period, np.nan)
+    full[: len(x)] = x if keep is None else np.where(keep, x, np.nan)
+    table = full.reshape(-1, period)
+    empty = np.isnan(table).all(0)
+    table[0, empty] = 0.0
     return np.nanmedian(table, 0)
 
 # %% ../../nbs/learning/20a_demand.ipynb #cfba9da2
 def smooth_circle(p: np.ndarray, w: int) -> np.ndarray:
     "Moving mean of odd width w around a circle."
-    if w <= 1: return p
-    w |= 1; k = w//2
-    return np.convolve(np.r_[p[-k:], p, p[:k]], np.ones(w)/w, "valid")
+    if w <= 1:
+        return p
+    w |= 1
+    k = w // 2
+    return np.convolve(np.r_[p[-k:], p, p[:k]], np.ones(w) / w, "valid")
+
 
 def detrended(x: np.ndarray, period: int, smooth: int) -> np.ndarray:
     "The series less a level that the clock itself does not bend."
     first = smooth_circle(phase_medians(x - centred_mean(x, period), period), smooth)
     phase = np.arange(len(x)) % period
-    return x - centred_mean(x - (first - np.median(first))[phase], max(period//2, 3))
+    return x - centred_mean(x - (first - np.median(first))[phase], max(period // 2, 3))
 
-def profile(x: np.ndarray, period: int, smooth: int) -> np.ndarray:   # (period,), median 0
+
+def profile(x: np.ndarray, period: int, smooth: int) -> np.ndarray:  # (period,), median 0
     "What the clock of this period adds at each phase."
     p = smooth_circle(phase_medians(detrended(x, period, smooth), period), smooth)
     return p - np.median(p)
@@ -79,35 +107,54 @@ def profile(x: np.ndarray, period: int, smooth: int) -> np.ndarray:   # (period,
 # %% ../../nbs/learning/20a_demand.ipynb #8dc5d771
 def held_out_rest(x: np.ndarray, period: int, smooth: int, groups: int = 8) -> np.ndarray:
     "The series less a profile that its own group of cycles had no part in."
-    cycle, phase = np.arange(len(x))//period, np.arange(len(x)) % period
-    flat, rest, step = detrended(x, period, smooth), np.empty(len(x)), max(1, (cycle[-1] + 1)//groups)
+    cycle, phase = np.arange(len(x)) // period, np.arange(len(x)) % period
+    flat, rest, step = (
+        detrended(x, period, smooth),
+        np.empty(len(x)),
+        max(1, (cycle[-1] + 1) // groups),
+    )
     for g in range(0, cycle[-1] + 1, step):
         mine = (cycle >= g) & (cycle < g + step)
         p = smooth_circle(phase_medians(flat, period, ~mine), smooth)
         rest[mine] = x[mine] - (p - np.median(p))[phase[mine]]
     return rest
 
-def candidates(x: np.ndarray, shortest: int = 4, cycles: int = 3) -> list[int]:   # at most two periods
-    "Peaks of the autocorrelation: above 0.2, and 0.2 above the dip before them; of the high ones the shortest."
-    a, top = autocorrelation(x), len(x)//cycles
-    peaks = [k for k in range(shortest, top) if a[k-1] <= a[k] > a[k+1] and a[k] > .2 and a[k] - a[shortest//2:k].min() > .2]
-    high = max((a[k] for k in peaks), default=0.)
-    return [k for k in peaks if a[k] > .8*high][:2]
+
+# at most two periods
+def candidates(x: np.ndarray, shortest: int = 4, cycles: int = 3) -> list[int]:
+    """Peaks of the autocorrelation: above 0.2, and 0.2 above the dip before them; of the high ones
+    the shortest.
+    """
+    a, top = autocorrelation(x), len(x) // cycles
+    peaks = [
+        k
+        for k in range(shortest, top)
+        if a[k - 1] <= a[k] > a[k + 1] and a[k] > 0.2 and a[k] - a[shortest // 2 : k].min() > 0.2
+    ]
+    high = max((a[k] for k in peaks), default=0.0)
+    return [k for k in peaks if a[k] > 0.8 * high][:2]
 
 # %% ../../nbs/learning/20a_demand.ipynb #5488c80b
 def detect(
-    load: np.ndarray,          # requests per step, (n,)
-    ahead: int,                # steps ahead
-    most: int = 3,             # clocks looked for at most
-    gain: float = .15,         # error that a clock must save, share
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:   # (profiles from phase 0 at the first row, load without them, held-out season)
-    "Clocks that pay for themselves on cycles they were not learned from; and what those others said, row by row."
+    load: np.ndarray,  # requests per step, (n,)
+    ahead: int,  # steps ahead
+    most: int = 3,  # clocks looked for at most
+    gain: float = 0.15,  # error that a clock must save, share
+    # (profiles from phase 0 at the first row, load without them, held-out season)
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Clocks that pay for themselves on cycles they were not learned from; and what those others
+    said, row by row.
+    """
     rest, found, held = np.asarray(load, float), [], np.zeros(len(load))
     error = best_rule(rest, ahead)[1]
     for _ in range(most):
-        tries = [(best_rule(held_out_rest(rest, p, s), ahead)[1], p, s) for p in candidates(rest)
-                 for s in sorted({1, max(1, p//20) | 1, max(1, p//8) | 1})]
-        if not tries or min(tries)[0] > (1 - gain)*error: break
+        tries = [
+            (best_rule(held_out_rest(rest, p, s), ahead)[1], p, s)
+            for p in candidates(rest)
+            for s in sorted({1, max(1, p // 20) | 1, max(1, p // 8) | 1})
+        ]
+        if not tries or min(tries)[0] > (1 - gain) * error:
+            break
         error, period, smooth = min(tries)
         found.append(profile(rest, period, smooth))
         held += rest - held_out_rest(rest, period, smooth)
@@ -131,120 +178,171 @@ def best_clock(
 
     found = [len(p) for p in detect(x, ahead)[0]]
     parts = {c // k for c in found for k in range(1, 8) if c % k == 0 and c // k > 3}
-    near = {c + d for c in parts for d in (-2, -1, 0, 1, 2)}  # a clock that jitters is found roughly
+    # a clock that jitters is found roughly
+    near = {c + d for c in parts for d in (-2, -1, 0, 1, 2)}
     return min((c for c in sorted({1} | near) if c <= half), key=error)
 
 # %% ../../nbs/learning/20a_demand.ipynb #cd8b30b1
 def grow(X: np.ndarray, y: np.ndarray, trees: int, leaf: int, seed: int) -> CompiledForest:
     "A forest of leaf medians on run features."
-    f = RandomForestRegressor(trees, min_samples_leaf=leaf, max_features=1., max_samples=.6, random_state=seed).fit(X, y)
+    f = RandomForestRegressor(
+        trees, min_samples_leaf=leaf, max_features=1.0, max_samples=0.6, random_state=seed
+    ).fit(X, y)
     return CompiledForest.from_sklearn(f, "median", X, y)
 
+
 def cross_forecast(
-    X: np.ndarray, y: np.ndarray,   # run features (n, 9) and what followed, in sigmas (n,)
-    ahead: int, leaf: int, seed: int, folds: int = 4,
-) -> np.ndarray:                    # (n,): what a forest that has not seen the row's block says; nan where too few rows are left
+    X: np.ndarray,
+    y: np.ndarray,  # run features (n, 9) and what followed, in sigmas (n,)
+    ahead: int,
+    leaf: int,
+    seed: int,
+    folds: int = 4,
+    # (n,): what a forest that has not seen the row's block says; nan where too few rows are left
+) -> np.ndarray:
     "Blocked cross-validation with a gap before and after each block."
-    k = np.arange(len(y)); fold, said = np.minimum(k*folds//len(y), folds - 1), np.full(len(y), np.nan)
+    k = np.arange(len(y))
+    fold, said = np.minimum(k * folds // len(y), folds - 1), np.full(len(y), np.nan)
     for f in range(folds):
-        test = fold == f; lo, hi = k[test].min(), k[test].max(); train = (k < lo - ahead) | (k > hi + KEEP)
-        if train.sum() >= 4*leaf: said[test] = grow(X[train], y[train], 30, leaf, seed).predict(X[test])
+        test = fold == f
+        lo, hi = k[test].min(), k[test].max()
+        train = (k < lo - ahead) | (k > hi + KEEP)
+        if train.sum() >= 4 * leaf:
+            said[test] = grow(X[train], y[train], 30, leaf, seed).predict(X[test])
     return said
 
 # %% ../../nbs/learning/20a_demand.ipynb #2372bcfb
 @dataclass(frozen=True, slots=True)
 class Demand:
     "What was learned about the load of one backend."
-    season: Season                     # its clocks
-    rule: tuple[str, int]              # its level rule
-    sigma: float                       # usual change from step to step without the clocks, requests
-    ahead: int                         # horizon, steps
-    runs: CompiledForest | None = None   # forest on run features; None: the level rule does as well
 
-    def window(self) -> LoadWindow: return LoadWindow(self.season, self.sigma)
+    season: Season  # its clocks
+    rule: tuple[str, int]  # its level rule
+    sigma: float  # usual change from step to step without the clocks, requests
+    ahead: int  # horizon, steps
+    runs: CompiledForest | None = None  # forest on run features; None: the level rule does as well
 
-    def expect(self, windows: list[LoadWindow], index: int) -> np.ndarray:   # requests in the step `ahead` later, (len,) >= 0
-        "Forecast from windows whose newest step is number `index`; all windows must be of this demand."
-        if self.runs is None: weights = level_weights(self.rule, self.ahead); rest = [w.level(weights) for w in windows]
+    def window(self) -> LoadWindow:
+        return LoadWindow(self.season, self.sigma)
+
+    # requests in the step `ahead` later, (len,) >= 0
+    def expect(self, windows: list[LoadWindow], index: int) -> np.ndarray:
+        """Forecast from windows whose newest step is number `index`; all windows must be of this
+        demand.
+        """
+        if self.runs is None:
+            weights = level_weights(self.rule, self.ahead)
+            rest = [w.level(weights) for w in windows]
         else:
             deep = self.runs.predict(np.array([run_vector(w) for w in windows]))
-            rest = [w.run_level() + d*self.sigma for w, d in zip(windows, deep)]
-        return np.maximum(np.array(rest) + self.season.at(index + self.ahead), 0.)
+            rest = [w.run_level() + d * self.sigma for w, d in zip(windows, deep)]
+        return np.maximum(np.array(rest) + self.season.at(index + self.ahead), 0.0)
 
 # %% ../../nbs/learning/20a_demand.ipynb #3299267b
-def replay_load(demand: Demand, load: np.ndarray, index: int) -> np.ndarray:   # (n,): at each step the forecast for `ahead` later
+# (n,): at each step the forecast for `ahead` later
+def replay_load(demand: Demand, load: np.ndarray, index: int) -> np.ndarray:
     "Every step through the live window; forecasts gathered and made in one batch."
     w, weights, rest, runs = demand.window(), level_weights(demand.rule, demand.ahead), [], []
     for k, n in enumerate(load):
         w.push(index + k, n)
-        if demand.runs is None: rest.append(w.level(weights))
-        else: rest.append(w.run_level()); runs.append(run_vector(w))
+        if demand.runs is None:
+            rest.append(w.level(weights))
+        else:
+            rest.append(w.run_level())
+            runs.append(run_vector(w))
     rest = np.array(rest)
-    if demand.runs is not None: rest = rest + demand.runs.predict(np.array(runs))*demand.sigma
-    return np.maximum(rest + np.array([demand.season.at(index + k + demand.ahead) for k in range(len(load))]), 0.)
+    if demand.runs is not None:
+        rest = rest + demand.runs.predict(np.array(runs)) * demand.sigma
+    return np.maximum(
+        rest + np.array([demand.season.at(index + k + demand.ahead) for k in range(len(load))]), 0.0
+    )
 
 # %% ../../nbs/learning/20a_demand.ipynb #e3f9091f
 def held_season(held: np.ndarray, season: Season, index: int, ahead: int) -> Season:
-    "A season that on the training rows says what other cycles taught, and behind them what all did."
+    """A season that on the training rows says what other cycles taught, and behind them what all
+    did.
+    """
     n = len(held)
     path = np.r_[held, [season.at(index + n + k) for k in range(ahead)]]
     return Season((tuple(np.roll(path, index % len(path)).tolist()),))
 
+
 def honest_path(
-    demand: Demand, load: np.ndarray, index: int,
-    held: np.ndarray,          # season on each row, learned without the row's cycle, (n,)
-    cross: np.ndarray | None,  # run forecast of each row in sigmas, learned without its block; nan: not known, (n,)
-) -> np.ndarray:               # (n,): like `replay_load`, from what had not seen the row
+    demand: Demand,
+    load: np.ndarray,
+    index: int,
+    held: np.ndarray,  # season on each row, learned without the row's cycle, (n,)
+    # run forecast of each row in sigmas, learned without its block; nan: not known, (n,)
+    cross: np.ndarray | None,
+) -> np.ndarray:  # (n,): like `replay_load`, from what had not seen the row
     "Demand forecasts on training rows by fits that had no part in them."
     d = replace(demand, season=held_season(held, demand.season, index, demand.ahead))
     path = replay_load(d, load, index)
-    if demand.runs is None or cross is None: return path
+    if demand.runs is None or cross is None:
+        return path
     w, known = d.window(), np.isfinite(cross)
     level = np.empty(len(load))
-    for k, n in enumerate(load): w.push(index + k, n); level[k] = w.run_level() + d.season.at(index + k + d.ahead)
-    path[known] = np.maximum(level + np.nan_to_num(cross)*d.sigma, 0.)[known]
+    for k, n in enumerate(load):
+        w.push(index + k, n)
+        level[k] = w.run_level() + d.season.at(index + k + d.ahead)
+    path[known] = np.maximum(level + np.nan_to_num(cross) * d.sigma, 0.0)[known]
     return path
 
 # %% ../../nbs/learning/20a_demand.ipynb #4f7c798f
-def run_rows(demand: Demand, load: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Run features at each step (n, 9), what followed and what the level rule said of it, in sigmas (n,), nan where unknown."
+def run_rows(
+    demand: Demand, load: np.ndarray, index: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run features at each step (n, 9), what followed and what the level rule said of it, in sigmas
+    (n,), nan where unknown.
+    """
     w, X, level, rest = demand.window(), [], [], []
-    for k, n in enumerate(load): w.push(index + k, n); X.append(run_vector(w)); level.append(w.run_level()); rest.append(w.rest[-1])
+    for k, n in enumerate(load):
+        w.push(index + k, n)
+        X.append(run_vector(w))
+        level.append(w.run_level())
+        rest.append(w.rest[-1])
     level, rest = np.array(level), np.array(rest)
-    y = np.r_[rest[demand.ahead:], np.full(demand.ahead, np.nan)]
-    return np.array(X), (y - level)/demand.sigma, (level_path(rest, demand.rule, demand.ahead) - level)/demand.sigma
+    y = np.r_[rest[demand.ahead :], np.full(demand.ahead, np.nan)]
+    return (
+        np.array(X),
+        (y - level) / demand.sigma,
+        (level_path(rest, demand.rule, demand.ahead) - level) / demand.sigma,
+    )
 
 # %% ../../nbs/learning/20a_demand.ipynb #7f3d76ad
 def fit_demand(
-    load: np.ndarray,          # requests per step, contiguous, (n,)
-    index: int,                # number of the first step since the epoch
-    ahead: int,                # horizon, steps
+    load: np.ndarray,  # requests per step, contiguous, (n,)
+    index: int,  # number of the first step since the epoch
+    ahead: int,  # horizon, steps
     seed: int = 0,
-    trees: int = 100,          # of the run forest
-) -> tuple[Demand, np.ndarray]:   # what was learned, and the honest path over these rows, requests per step (n,)
+    trees: int = 100,  # of the run forest
+    # what was learned, and the honest path over these rows, requests per step (n,)
+) -> tuple[Demand, np.ndarray]:
     "Learn clocks, level rule and, where load jumps, the run forest."
     load = np.asarray(load, float)
     found, rest, held = detect(load, ahead)
     season = Season(tuple(tuple(np.roll(p, index % len(p)).tolist()) for p in found))
-    sigma = max(1.4826*float(np.median(np.abs(np.diff(rest)))) if len(rest) > 1 else 0., 1e-9)
+    sigma = max(1.4826 * float(np.median(np.abs(np.diff(rest)))) if len(rest) > 1 else 0.0, 1e-9)
     d, cross = Demand(season, best_rule(rest, ahead)[0], sigma, ahead), None
-    if len(load) >= 300 and np.abs(np.diff(rest)).max() >= JUMP*sigma:
+    if len(load) >= 300 and np.abs(np.diff(rest)).max() >= JUMP * sigma:
         X, y, rival = run_rows(d, load, index)
-        use, leaf, cross = np.arange(KEEP, len(load) - ahead), 4*ahead, np.full(len(load), np.nan)
+        use, leaf, cross = np.arange(KEEP, len(load) - ahead), 4 * ahead, np.full(len(load), np.nan)
         cross[use] = cross_forecast(X[use], y[use], ahead, leaf, seed)
-        if np.abs(cross - y)[use].mean() < .93*np.abs(rival - y)[use].mean():
+        if np.abs(cross - y)[use].mean() < 0.93 * np.abs(rival - y)[use].mean():
             d = replace(d, runs=grow(X[use], y[use], trees, leaf, seed))
     return d, honest_path(d, load, index, held, cross)
 
 # %% ../../nbs/learning/20a_demand.ipynb #02ef76e8
 def fit_curve(
-    load: np.ndarray,          # requests per step, (n,)
-    latency_ms: np.ndarray,    # latency in the same steps, (n,), > 0
+    load: np.ndarray,  # requests per step, (n,)
+    latency_ms: np.ndarray,  # latency in the same steps, (n,), > 0
     groups: int = 20,
 ) -> Curve:
     "Latency by load, not falling. Ties in load fall into one point."
-    order = np.argsort(load, kind="stable"); parts = [p for p in np.array_split(order, min(groups, len(order))) if len(p)]
-    x = np.array([np.median(load[p]) for p in parts]); y = np.array([np.median(latency_ms[p]) for p in parts])
+    order = np.argsort(load, kind="stable")
+    parts = [p for p in np.array_split(order, min(groups, len(order))) if len(p)]
+    x = np.array([np.median(load[p]) for p in parts])
+    y = np.array([np.median(latency_ms[p]) for p in parts])
     y = IsotonicRegression().fit_transform(x, y, sample_weight=[len(p) for p in parts])
     x, first = np.unique(x, return_index=True)
     return Curve(tuple(x.tolist()), tuple(y[first].tolist()))

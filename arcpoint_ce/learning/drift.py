@@ -10,7 +10,7 @@ __all__ = ['DETECTORS', 'SLACK', 'BIAS', 'BIAS_SLACK', 'FEATURE_SETTINGS', 'NORM
 
 # %% ../../nbs/learning/23_drift.ipynb #62b83206
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, log, log1p, nan, sqrt
 from statistics import median
@@ -48,45 +48,59 @@ def make_detector(
 @dataclass(frozen=True, slots=True)
 class DriftConfig:
     "How drift is looked for, and what follows. ValueError on values that make no sense."
-    kind: str = "page_hinkley" # detector, one of DETECTORS
-    setting: float | None = None    # its setting; None: the usual
-    slack: float = SLACK       # of page_hinkley: what an error may exceed the mean by, in usual sizes
-    warmup: int = 300          # samples that say what is usual
-    clip: float = 4.           # scores are cut here, in usual sizes
-    widen: float = 1.6         # factor on the interval after a first alarm
-    judge: int = 30            # samples before the forecast is judged after an alarm
-    calm: int = 120            # good samples after which a step is taken back
-    shadow: int = 60           # samples for which a candidate is watched
-    margin: float = .05        # a candidate must be better by this share
+
+    kind: str = "page_hinkley"  # detector, one of DETECTORS
+    setting: float | None = None  # its setting; None: the usual
+    slack: float = SLACK  # of page_hinkley: what an error may exceed the mean by, in usual sizes
+    warmup: int = 300  # samples that say what is usual
+    clip: float = 4.0  # scores are cut here, in usual sizes
+    widen: float = 1.6  # factor on the interval after a first alarm
+    judge: int = 30  # samples before the forecast is judged after an alarm
+    calm: int = 120  # good samples after which a step is taken back
+    shadow: int = 60  # samples for which a candidate is watched
+    margin: float = 0.05  # a candidate must be better by this share
 
     def __post_init__(self):
-        if self.kind not in DETECTORS: raise ValueError(f"DriftConfig.kind must be one of {', '.join(DETECTORS)}, got {self.kind!r}")
-        if not 0 <= self.slack < inf: raise ValueError(f"DriftConfig.slack must be 0 or more, got {self.slack!r}")
+        if self.kind not in DETECTORS:
+            raise ValueError(
+                f"DriftConfig.kind must be one of {', '.join(DETECTORS)}, got {self.kind!r}"
+            )
+        if not 0 <= self.slack < inf:
+            raise ValueError(f"DriftConfig.slack must be 0 or more, got {self.slack!r}")
         for k in ("warmup", "judge", "calm", "shadow"):
-            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0): raise ValueError(f"DriftConfig.{k} must be a positive whole number, got {getattr(self, k)!r}")
+            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0):
+                raise ValueError(
+                    f"DriftConfig.{k} must be a positive whole number, got {getattr(self, k)!r}"
+                )
         for k in ("clip", "widen"):
-            if not 1 <= getattr(self, k) < inf: raise ValueError(f"DriftConfig.{k} must be 1 or more, got {getattr(self, k)!r}")
-        if not 0 <= self.margin < 1: raise ValueError(f"DriftConfig.margin must be within 0..1, got {self.margin!r}")
+            if not 1 <= getattr(self, k) < inf:
+                raise ValueError(f"DriftConfig.{k} must be 1 or more, got {getattr(self, k)!r}")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"DriftConfig.margin must be within 0..1, got {self.margin!r}")
 
 # %% ../../nbs/learning/23_drift.ipynb #9483d260
 class DriftEvent(NamedTuple):
     "A change that was noticed."
+
     at_s: float
     backend: str
-    stream: str                # what drifted
+    stream: str  # what drifted
     detector: str
-    direction: str             # "larger", "higher" or "lower"
-    size: float                # mean of the newest scores, in usual sizes
-    n: int                     # samples since the start or the last alarm
+    direction: str  # "larger", "higher" or "lower"
+    size: float  # mean of the newest scores, in usual sizes
+    n: int  # samples since the start or the last alarm
 
-    def __str__(self): return f"{self.backend}: {self.stream} {self.direction}, {self.size:.1f} times the usual ({self.detector}, after {self.n} samples)"
+    def __str__(self):
+        return f"{self.backend}: {self.stream} {self.direction}, {self.size:.1f} times the usual ({self.detector}, after {self.n} samples)"
 
 # %% ../../nbs/learning/23_drift.ipynb #3450a56e
-BIAS = 2.5                      # a bias counts a third of what an error's size does: its sum wanders more
-BIAS_SLACK = 0.4                # a bias has no hours of the day
+BIAS = 2.5  # a bias counts a third of what an error's size does: its sum wanders more
+BIAS_SLACK = 0.4  # a bias has no hours of the day
+
 
 class StreamStart:
     "Warm-up and reset of one stream of scaled values."
+
     def __init__(self, config: DriftConfig):
         self.config = config
         self.reset()
@@ -99,53 +113,79 @@ class StreamStart:
             return make_detector(c.kind, c.setting, slack=slack)
 
         self.warm, self.n, self.unit, self.recent = [], 0, None, deque(maxlen=20)
-        self.watch = {"larger": (abs, make(c.slack)), "higher": (lambda x: 1 + x/BIAS, make(BIAS_SLACK)), "lower": (lambda x: 1 - x/BIAS, make(BIAS_SLACK))}
+        self.watch = {
+            "larger": (abs, make(c.slack)),
+            "higher": (lambda x: 1 + x / BIAS, make(BIAS_SLACK)),
+            "lower": (lambda x: 1 - x / BIAS, make(BIAS_SLACK)),
+        }
 
-    def _scaled(self, x: float) -> float: return max(min(x/self.unit, self.config.clip), -self.config.clip)
+    def _scaled(self, x: float) -> float:
+        return max(min(x / self.unit, self.config.clip), -self.config.clip)
 
     def _start(self):
         "The warm-up is over: it says what is usual, and what mean the detectors begin with."
         self.unit = max(median(map(abs, self.warm)), 1e-9)
         for score, d in self.watch.values():
-            for x in sorted(self.warm, key=abs, reverse=True): d.update(score(self._scaled(x)))
+            for x in sorted(self.warm, key=abs, reverse=True):
+                d.update(score(self._scaled(x)))
         self.warm = []
 
     @property
-    def warming(self) -> bool: return self.unit is None
+    def warming(self) -> bool:
+        return self.unit is None
 
 # %% ../../nbs/learning/23_drift.ipynb #0efdee20
 class Stream(StreamStart):
     "One stream of scaled values: warm-up, detectors, reset."
-    def update(self, x: float) -> tuple[str, float, int] | None:   # direction, size, samples; None: nothing new
+
+    # direction, size, samples; None: nothing new
+    def update(self, x: float) -> tuple[str, float, int] | None:
         "Take in one value; values that are not finite say nothing."
-        if not isfinite(x): return None
+        if not isfinite(x):
+            return None
         self.n += 1
         if self.warming:
             self.warm.append(x)
-            if len(self.warm) == self.config.warmup: self._start()
+            if len(self.warm) == self.config.warmup:
+                self._start()
             return None
-        x = self._scaled(x); self.recent.append(x)
+        x = self._scaled(x)
+        self.recent.append(x)
         for direction, (score, d) in self.watch.items():
             d.update(score(x))
             if d.drift_detected:
-                out = direction, abs(sum(map(abs if direction == "larger" else float, self.recent)))/len(self.recent), self.n
+                out = (
+                    direction,
+                    abs(sum(map(abs if direction == "larger" else float, self.recent)))
+                    / len(self.recent),
+                    self.n,
+                )
                 self.reset()
                 return out
 
 # %% ../../nbs/learning/23_drift.ipynb #81a5f879
 class DriftMonitor:
     "Drift detection over streams of many backends."
+
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
-        self.config, self.streams, self.events, self.counts = config, {}, deque(maxlen=keep), Counter()
+        self.config, self.streams, self.events, self.counts = (
+            config,
+            {},
+            deque(maxlen=keep),
+            Counter(),
+        )
 
     def update(self, backend: str, stream: str, value: float, at_s: float) -> DriftEvent | None:
         "One value of one stream; an event where it has drifted."
         s = self.streams.get((backend, stream))
-        if s is None: s = self.streams[backend, stream] = Stream(self.config)
+        if s is None:
+            s = self.streams[backend, stream] = Stream(self.config)
         hit = s.update(value)
-        if hit is None: return None
+        if hit is None:
+            return None
         event = DriftEvent(at_s, backend, stream, self.config.kind, *hit)
-        self.events.append(event); self.counts[backend] += 1
+        self.events.append(event)
+        self.counts[backend] += 1
         return event
 
     def reset(self, backend: str):
@@ -154,146 +194,263 @@ class DriftMonitor:
 
     def status(self) -> dict:
         "Counts by backend and the newest events."
-        return dict(events=dict(self.counts), newest=[str(e) for e in list(self.events)[-5:]], streams=len(self.streams))
+        return dict(
+            events=dict(self.counts),
+            newest=[str(e) for e in list(self.events)[-5:]],
+            streams=len(self.streams),
+        )
 
 # %% ../../nbs/learning/23_drift.ipynb #436917ef
 class DayBefore:
     "Difference of a value to the mean around the same time of the day before."
-    def __init__(self, step_s: float, half: int = 15):   # length of a step, s; steps on either side
-        self.width = 2*half + 1
-        self.past, self.sum = deque(maxlen=round(86_400/step_s) + half + 1), nan
 
-    def __call__(self, x: float) -> float:       # NaN: no day before yet, or no value
-        p, usual = self.past, self.sum/self.width
-        if isfinite(self.sum): self.sum += p[self.width] - p[0]
-        p.append(x if isfinite(x) else usual if isfinite(usual) else 0.)
-        if len(p) == p.maxlen and not isfinite(self.sum): self.sum = sum(list(p)[:self.width])
+    def __init__(self, step_s: float, half: int = 15):  # length of a step, s; steps on either side
+        self.width = 2 * half + 1
+        self.past, self.sum = deque(maxlen=round(86_400 / step_s) + half + 1), nan
+
+    def __call__(self, x: float) -> float:  # NaN: no day before yet, or no value
+        p, usual = self.past, self.sum / self.width
+        if isfinite(self.sum):
+            self.sum += p[self.width] - p[0]
+        p.append(x if isfinite(x) else usual if isfinite(usual) else 0.0)
+        if len(p) == p.maxlen and not isfinite(self.sum):
+            self.sum = sum(list(p)[: self.width])
         return x - usual
 
 # %% ../../nbs/learning/23_drift.ipynb #4e1ee6e4
-FEATURE_SETTINGS = {"page_hinkley": 60., "adwin": 1e-6, "kswin": 1e-9}   # deafer than for errors: days differ
+# deafer than for errors: days differ
+FEATURE_SETTINGS = {"page_hinkley": 60.0, "adwin": 1e-6, "kswin": 1e-9}
 
-def feature_values(s: Step) -> dict[str, float]:   # NaN: nothing to say
-    "What is watched of a step: the root of a count, whose noise does not grow with it, and logarithms."
+
+def feature_values(s: Step) -> dict[str, float]:  # NaN: nothing to say
+    """What is watched of a step: the root of a count, whose noise does not grow with it, and
+    logarithms.
+    """
     mean = s.mean_ms
-    return dict(load=sqrt(s.n), latency=log(mean) if mean else nan, prompt=log1p(s.tokens_in/s.n) if s.n else nan)
+    return dict(
+        load=sqrt(s.n),
+        latency=log(mean) if mean else nan,
+        prompt=log1p(s.tokens_in / s.n) if s.n else nan,
+    )
+
 
 class FeatureDrift:
     "Drift of load, latency and prompt length against the day before, by backend."
+
     def __init__(self, step_s: float, config: DriftConfig = DriftConfig()):
-        config = replace(config, setting=FEATURE_SETTINGS[config.kind], slack=BIAS_SLACK, warmup=round(86_400/step_s))   # a whole day says what is usual
+        config = replace(
+            config,
+            setting=FEATURE_SETTINGS[config.kind],
+            slack=BIAS_SLACK,
+            warmup=round(86_400 / step_s),
+        )  # a whole day says what is usual
         self.step_s, self.monitor, self.past = step_s, DriftMonitor(config), {}
 
     def update(self, backend: str, step: Step) -> list[DriftEvent]:
         "One closed step."
-        past = self.past.setdefault(backend, {}); out = []
+        past = self.past.setdefault(backend, {})
+        out = []
         for name, x in feature_values(step).items():
             z = past.setdefault(name, DayBefore(self.step_s))(x)
-            if e := self.monitor.update(backend, name, z, step.start_s + self.step_s): out.append(e)
+            if e := self.monitor.update(backend, name, z, step.start_s + self.step_s):
+                out.append(e)
         return out
 
-    def forget(self, backend: str): self.monitor.reset(backend); self.past.pop(backend, None)
+    def forget(self, backend: str):
+        self.monitor.reset(backend)
+        self.past.pop(backend, None)
 
 # %% ../../nbs/learning/23_drift.ipynb #29c2a737
-def heavy_errors(rng: np.random.Generator, n: int, df: float = 5., memory: float = .4) -> np.ndarray:   # (n,)
+def heavy_errors(
+    rng: np.random.Generator, n: int, df: float = 5.0, memory: float = 0.4
+) -> np.ndarray:  # (n,)
     "Autocorrelated errors with heavy tails."
     from scipy.signal import lfilter
-    return lfilter([1.], [1., -memory], rng.standard_t(df, n + 100))[100:]
+
+    return lfilter([1.0], [1.0, -memory], rng.standard_t(df, n + 100))[100:]
+
 
 def alarms(
-    setting: float | None, seed: int,
+    setting: float | None,
+    seed: int,
     kind: str = "page_hinkley",
-    n: int = 10_000,           # stationary samples
-    factor: float = 2.,        # on the scale of the errors after them
-    shift: float = 0.,         # or on their mean, in medians of their size
-    patience: int = 500,       # samples in which the change may be found
-) -> tuple[int, int | None]:   # false alarms, delay in samples; None: not found
+    n: int = 10_000,  # stationary samples
+    factor: float = 2.0,  # on the scale of the errors after them
+    shift: float = 0.0,  # or on their mean, in medians of their size
+    patience: int = 500,  # samples in which the change may be found
+) -> tuple[int, int | None]:  # false alarms, delay in samples; None: not found
     "One stationary stream with a change at its end."
-    e, s = heavy_errors(np.random.default_rng(seed), n + patience), Stream(DriftConfig(kind=kind, setting=setting))
-    e[n:] = e[n:]*factor + shift*np.median(np.abs(e[:n])); false = 0
+    e, s = (
+        heavy_errors(np.random.default_rng(seed), n + patience),
+        Stream(DriftConfig(kind=kind, setting=setting)),
+    )
+    e[n:] = e[n:] * factor + shift * np.median(np.abs(e[:n]))
+    false = 0
     for k, x in enumerate(e.tolist()):
         hit = s.update(x)
-        if hit and k >= n: return false, k - n + 1
+        if hit and k >= n:
+            return false, k - n + 1
         false += hit is not None
     return false, None
 
 # %% ../../nbs/learning/23_drift.ipynb #6c42eb99
-def delay_curve(settings: Sequence[float], seeds: int = 100, n: int = 10_000, kind: str = "page_hinkley", **how) -> list[dict]:
+def delay_curve(
+    settings: Sequence[float], seeds: int = 100, n: int = 10_000, kind: str = "page_hinkley", **how
+) -> list[dict]:
     "Median delay, its 90 % quantile, misses and false alarms per 10,000 samples, by setting."
     out = []
     for x in settings:
-        got = [alarms(x, seed, kind, n, **how) for seed in range(seeds)]; delays = [d for _, d in got if d is not None]
-        out.append(dict(kind=kind, setting=x, median_delay=float(np.median(delays)) if delays else inf, delay_p90=float(np.quantile(delays, .9)) if delays else inf,
-                        missed=seeds - len(delays), false_per_10k=1e4*sum(f for f, _ in got)/(seeds*n), seeds=seeds, n=n))
+        got = [alarms(x, seed, kind, n, **how) for seed in range(seeds)]
+        delays = [d for _, d in got if d is not None]
+        out.append(
+            dict(
+                kind=kind,
+                setting=x,
+                median_delay=float(np.median(delays)) if delays else inf,
+                delay_p90=float(np.quantile(delays, 0.9)) if delays else inf,
+                missed=seeds - len(delays),
+                false_per_10k=1e4 * sum(f for f, _ in got) / (seeds * n),
+                seeds=seeds,
+                n=n,
+            )
+        )
     return out
 
 # %% ../../nbs/learning/23_drift.ipynb #e9255e10
 NORMAL, WIDENED, DEMOTED, SHADOW = "normal", "widened", "demoted", "shadow"
 
+
 class Action(NamedTuple):
     "What is to be done."
+
     at_s: float
     backend: str
-    do: str                    # "widen", "narrow", "demote", "restore", "retrain", "shadow", "promote", "drop"
+    do: str  # "widen", "narrow", "demote", "restore", "retrain", "shadow", "promote", "drop"
     why: str
+
 
 class Rung:
     "Where one backend stands."
-    __slots__ = ("state", "samples", "ours", "persistence", "candidate")
-    def __init__(self): self.state = NORMAL; self.clear()
-    def clear(self): self.samples = 0; self.ours = self.persistence = self.candidate = 0.
 
-    def add(self, ours: float, persistence: float, candidate: float | None):   # absolute errors
+    __slots__ = ("state", "samples", "ours", "persistence", "candidate")
+
+    def __init__(self):
+        self.state = NORMAL
+        self.clear()
+
+    def clear(self):
+        self.samples = 0
+        self.ours = self.persistence = self.candidate = 0.0
+
+    def add(self, ours: float, persistence: float, candidate: float | None):  # absolute errors
         "One matured forecast."
-        self.samples += 1; self.ours += ours; self.persistence += persistence; self.candidate += candidate or 0.
+        self.samples += 1
+        self.ours += ours
+        self.persistence += persistence
+        self.candidate += candidate or 0.0
 
     @property
-    def skill(self) -> float: return 1 - self.ours/self.persistence if self.persistence else 0.   # since the last change of state
+    def skill(self) -> float:
+        # since the last change of state
+        return 1 - self.ours / self.persistence if self.persistence else 0.0
 
 # %% ../../nbs/learning/23_drift.ipynb #3d1f65ce
 class LadderMoves:
     "Changes of state, each with its action."
+
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
         self.config, self.rungs, self.actions = config, {}, deque(maxlen=keep)
 
-    def rung(self, backend: str) -> Rung: return self.rungs.setdefault(backend, Rung())
+    def rung(self, backend: str) -> Rung:
+        return self.rungs.setdefault(backend, Rung())
 
-    def state(self, backend: str) -> str: return self.rungs[backend].state if backend in self.rungs else NORMAL
+    def state(self, backend: str) -> str:
+        return self.rungs[backend].state if backend in self.rungs else NORMAL
 
     def _move(self, backend: str, state: str, at_s: float, why: str, *do: str) -> list[Action]:
-        r = self.rung(backend); r.state = state; r.clear()
+        r = self.rung(backend)
+        r.state = state
+        r.clear()
         out = [Action(at_s, backend, x, why) for x in do]
         self.actions.extend(out)
         return out
 
-    def status(self) -> dict: return {b: dict(state=r.state, samples=r.samples, skill=round(r.skill, 3)) for b, r in self.rungs.items()}
+    def status(self) -> dict:
+        return {
+            b: dict(state=r.state, samples=r.samples, skill=round(r.skill, 3))
+            for b, r in self.rungs.items()
+        }
 
 # %% ../../nbs/learning/23_drift.ipynb #4d2bc4f6
 class Ladder(LadderMoves):
     "Widen, demote, retrain, watch, promote: what drift leads to."
+
     def on_drift(self, e: DriftEvent) -> list[Action]:
         "An alarm."
         state = self.state(e.backend)
-        if state == NORMAL: return self._move(e.backend, WIDENED, e.at_s, str(e), "widen")
-        if state == WIDENED: return self._move(e.backend, DEMOTED, e.at_s, f"again: {e}", "demote", "retrain")
+        if state == NORMAL:
+            return self._move(e.backend, WIDENED, e.at_s, str(e), "widen")
+        if state == WIDENED:
+            return self._move(e.backend, DEMOTED, e.at_s, f"again: {e}", "demote", "retrain")
         return []
 
-    def on_score(self, backend: str, at_s: float, ours: float, persistence: float, candidate: float | None = None) -> list[Action]:
-        "A matured forecast: absolute errors of the live model, of persistence, and of a candidate that watches."
+    def on_score(
+        self,
+        backend: str,
+        at_s: float,
+        ours: float,
+        persistence: float,
+        candidate: float | None = None,
+    ) -> list[Action]:
+        """A matured forecast: absolute errors of the live model, of persistence, and of a candidate
+        that watches.
+        """
         r, c = self.rung(backend), self.config
         r.add(ours, persistence, candidate)
         if r.state == WIDENED:
-            if r.samples >= c.judge and r.skill < 0: return self._move(backend, DEMOTED, at_s, f"skill {r.skill:.2f} over {r.samples} samples since the alarm", "demote", "retrain")
-            if r.samples >= c.calm: return self._move(backend, NORMAL, at_s, f"{r.samples} samples without trouble, skill {r.skill:.2f}", "narrow")
-        if r.state == DEMOTED and r.samples >= c.calm and r.skill > 0: return self._move(backend, WIDENED, at_s, f"better than persistence again: skill {r.skill:.2f}", "restore")
-        if r.state == SHADOW and r.samples >= c.shadow: return self._verdict(backend, r, at_s)
+            if r.samples >= c.judge and r.skill < 0:
+                return self._move(
+                    backend,
+                    DEMOTED,
+                    at_s,
+                    f"skill {r.skill:.2f} over {r.samples} samples since the alarm",
+                    "demote",
+                    "retrain",
+                )
+            if r.samples >= c.calm:
+                return self._move(
+                    backend,
+                    NORMAL,
+                    at_s,
+                    f"{r.samples} samples without trouble, skill {r.skill:.2f}",
+                    "narrow",
+                )
+        if r.state == DEMOTED and r.samples >= c.calm and r.skill > 0:
+            return self._move(
+                backend,
+                WIDENED,
+                at_s,
+                f"better than persistence again: skill {r.skill:.2f}",
+                "restore",
+            )
+        if r.state == SHADOW and r.samples >= c.shadow:
+            return self._verdict(backend, r, at_s)
         return []
 
     def on_candidate(self, backend: str, at_s: float) -> list[Action]:
         "A retrained model is there and watches from now on."
-        return self._move(backend, SHADOW, at_s, "a retrained candidate watches", "shadow") if self.state(backend) == DEMOTED else []
+        return (
+            self._move(backend, SHADOW, at_s, "a retrained candidate watches", "shadow")
+            if self.state(backend) == DEMOTED
+            else []
+        )
 
     def _verdict(self, backend, r, at_s):
-        best = min(r.ours, r.persistence); better = r.candidate < (1 - self.config.margin)*best
-        why = f"over {r.samples} samples the candidate's error is {r.candidate/max(best, 1e-12):.2f} of the better of live and persistence"
-        return self._move(backend, NORMAL, at_s, why, "promote") if better else self._move(backend, DEMOTED, at_s, why, "drop")
+        best = min(r.ours, r.persistence)
+        better = r.candidate < (1 - self.config.margin) * best
+        why = f"over {r.samples} samples the candidate's error is {r.candidate / max(best, 1e-12):.2f} of the better of live and persistence"
+        return (
+            self._move(backend, NORMAL, at_s, why, "promote")
+            if better
+            else self._move(backend, DEMOTED, at_s, why, "drop")
+        )

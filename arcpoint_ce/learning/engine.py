@@ -40,7 +40,8 @@ from ..routing.policies import OwnPace, Policy, PredictedCost, make_policy
 from ..routing.router import Decision, Ranking, Router, RouterConfig
 
 # %% ../../nbs/learning/27_engine.ipynb #ba5daccf
-logging.getLogger("arcpoint_ce").addHandler(logging.NullHandler())  # silent unless the application wants to hear
+# silent unless the application wants to hear
+logging.getLogger("arcpoint_ce").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +55,33 @@ class EngineConfig:
     sweep_s: float = 3_600.0  # how often they are looked for, s
     past_s: float = 21_600.0  # steps of this time are replayed at a restart, s
     learn_s: float = 7 * 86_400.0  # the recent past that lessons learn from, s
-    learn: str = "worker"  # when a due lesson is given: "worker": while a worker runs; "always"; "never"
+    # when a due lesson is given: "worker": while a worker runs; "always"; "never"
+    learn: str = "worker"
     tight_s: float = 300.0  # a high anomaly makes a breaker quicker for this long, s
     tight_share: float = 0.5  # of the capacity, at most
-    gateway: int | None = None  # own number, where several gateways share a store; None: it is the only one
+    # own number, where several gateways share a store; None: it is the only one
+    gateway: int | None = None
     quorum: int = 2  # so many others must have opened a breaker before it is opened here too
 
     def __post_init__(self):
-        if self.gateway is not None and not (isinstance(self.gateway, int) and 0 <= self.gateway < 1 << 20):
-            raise ValueError(f"EngineConfig.gateway must be a whole number below {1 << 20}, got {self.gateway!r}")
+        if self.gateway is not None and not (
+            isinstance(self.gateway, int) and 0 <= self.gateway < 1 << 20
+        ):
+            raise ValueError(
+                f"EngineConfig.gateway must be a whole number below {1 << 20}, got {self.gateway!r}"
+            )
         if self.learn not in ("worker", "always", "never"):
-            raise ValueError(f"EngineConfig.learn must be 'worker', 'always' or 'never', got {self.learn!r}")
+            raise ValueError(
+                f"EngineConfig.learn must be 'worker', 'always' or 'never', got {self.learn!r}"
+            )
         for f in fields(self):
             v = getattr(self, f.name)
             if f.name not in ("gateway", "learn") and not (isfinite(v) and v > 0):
                 raise ValueError(f"EngineConfig.{f.name} must be positive, got {v!r}")
         if self.tight_share > 1:
-            raise ValueError(f"EngineConfig.tight_share must be at most 1, got {self.tight_share!r}")
+            raise ValueError(
+                f"EngineConfig.tight_share must be at most 1, got {self.tight_share!r}"
+            )
 
 # %% ../../nbs/learning/27_engine.ipynb #9cd4a7de
 def policy_of(
@@ -135,7 +146,8 @@ class ForecastScore:
     def __init__(self, step_s: float, keep: int = 240):
         self.step_s, self.keep = step_s, keep
         self.last_ms: dict[str, float] = {}  # newest step latency by backend, ms
-        self.said: dict[str, deque] = {}  # (time that it is about, median, low, high, latency then), oldest first
+        # (time that it is about, median, low, high, latency then), oldest first
+        self.said: dict[str, deque] = {}
         self.rows: dict[str, deque] = {}  # (error, error of persistence, inside the interval)
 
     def foresaw(self, table: ForecastTable):
@@ -171,14 +183,16 @@ class ForecastScore:
 class Journal:
     "Tells the store and the log what has happened."
 
-    SHEDS, STOPS = 1.25, 1.1  # a foreseen change above the first begins to shed, one below the second ends it
+    # a foreseen change above the first begins to shed, one below the second ends it
+    SHEDS, STOPS = 1.25, 1.1
 
     def __init__(self, store: FeedbackStore, gateway: int | None):
         self.store, self.gateway = store, gateway
         self.log = logging.getLogger("arcpoint_ce.engine")
         self.seen: dict[int, object] = {}  # transitions that were written down already
         self.shedding: set[str] = set()
-        self.told: deque[tuple[float, str, str, str | None]] = deque(maxlen=1000)  # newest events: when, what, why, whose
+        # newest events: when, what, why, whose
+        self.told: deque[tuple[float, str, str, str | None]] = deque(maxlen=1000)
         self.severities: Counter = Counter()  # incidents that have ended
 
     def event(self, at_s: float, what: str, why: str, backend: str | None = None):
@@ -193,10 +207,20 @@ class Journal:
         for t in fresh:
             if id(t) in self.seen:
                 continue
-            row = dict(at_s=t.at_s, backend=t.backend, old=t.old, new=t.new, reason=t.reason, evidence=t.evidence)
+            row = dict(
+                at_s=t.at_s,
+                backend=t.backend,
+                old=t.old,
+                new=t.new,
+                reason=t.reason,
+                evidence=t.evidence,
+            )
             until_s = t.until_s if isfinite(t.until_s) else None
             self.store.put("transitions", **row, until_s=until_s, gateway=self.gateway)
-            self.log.info("transition", extra=dict(fields={k: row[k] for k in ("backend", "old", "new", "reason")}))
+            self.log.info(
+                "transition",
+                extra=dict(fields={k: row[k] for k in ("backend", "old", "new", "reason")}),
+            )
         self.seen = {id(t): t for t in fresh}
 
     def foreseen(self, table: ForecastTable, now: float):
@@ -209,15 +233,25 @@ class Journal:
                 self.event(now, "sheds", why, name)
             elif change < self.STOPS and name in self.shedding:
                 self.shedding.discard(name)
-                self.event(now, "sheds no longer", f"foreseen change down to {change:.2f} ({table.model})", name)
+                self.event(
+                    now,
+                    "sheds no longer",
+                    f"foreseen change down to {change:.2f} ({table.model})",
+                    name,
+                )
 
     def incident(self, i: Incident):
         "An incident has begun, become worse, or ended."
         if i.end_s is not None:
             self.severities[i.severity] += 1
-            row = {k: getattr(i, k) for k in ("start_s", "end_s", "peak_s", "backend", "severity", "score", "detail")}
+            row = {
+                k: getattr(i, k)
+                for k in ("start_s", "end_s", "peak_s", "backend", "severity", "score", "detail")
+            }
             self.store.put("incidents", **row, says=str(i))
-        fields_ = dict(backend=i.backend, severity=i.severity, says=str(i), ended=i.end_s is not None)
+        fields_ = dict(
+            backend=i.backend, severity=i.severity, says=str(i), ended=i.end_s is not None
+        )
         self.log.warning("incident", extra=dict(fields=fields_))
 
 # %% ../../nbs/learning/27_engine.ipynb #03824d22
@@ -227,7 +261,8 @@ class Quorum:
     def __init__(self, router: Router, store: FeedbackStore, config: EngineConfig):
         self.router, self.store, self.config = router, store, config
 
-    def listen(self, now: float) -> dict[str, float]:  # backends that others have opened, with the present time
+    # backends that others have opened, with the present time
+    def listen(self, now: float) -> dict[str, float]:
         "Open what enough others have opened."
         c, r = self.config, self.router
         if c.gateway is None:
@@ -238,7 +273,9 @@ class Quorum:
         capacity = {b.name: b.capacity for b in r.backends}
         for name in to_follow(opened, closed, capacity, c.quorum, c.tight_share):
             who = sorted(opened[name])
-            r.follow(name, f"opened by gateways {', '.join(map(str, who))}", dict(elsewhere=who), now)
+            r.follow(
+                name, f"opened by gateways {', '.join(map(str, who))}", dict(elsewhere=who), now
+            )
         return dict.fromkeys(opened, now)
 
 # %% ../../nbs/learning/27_engine.ipynb #3ad64b1e
@@ -247,13 +284,25 @@ def plain_table(t: ForecastTable) -> dict:
     names = [f.name for f in fields(Forecast)][1:]
     rows = {n: [getattr(f, k) for k in names] for n, f in t.forecasts.items()}
     made_s = t.made_s if isfinite(t.made_s) else None
-    return dict(version=t.version, made_s=made_s, max_age_s=t.max_age_s, model=t.model, forecasts=rows)
+    return dict(
+        version=t.version, made_s=made_s, max_age_s=t.max_age_s, model=t.model, forecasts=rows
+    )
 
 
 def table_from(x: Mapping) -> ForecastTable:
-    "The inverse of `plain_table`. Rows of older stores are shorter; what they lack keeps its default."
+    """The inverse of `plain_table`.
+
+    Rows of older stores are shorter; what they lack keeps its default.
+    """
     forecasts = {
-        n: Forecast(n, made_s, horizon_s, tuple(step), tuple(request), *(tuple(x) if isinstance(x, list) else x for x in more))
+        n: Forecast(
+            n,
+            made_s,
+            horizon_s,
+            tuple(step),
+            tuple(request),
+            *(tuple(x) if isinstance(x, list) else x for x in more),
+        )
         for n, (made_s, horizon_s, step, request, *more) in x["forecasts"].items()
     }
     made_s = -inf if x["made_s"] is None else x["made_s"]
@@ -269,22 +318,40 @@ class Keeper:
         self.memo_due = self.sweep_due = -inf
         self.lesson = 0  # the newest lesson that was written down
 
-    def keep(self, now: float, router: Router, forecaster: Forecaster, tight: Mapping[str, float], status: Callable[[], dict]):
+    def keep(
+        self,
+        now: float,
+        router: Router,
+        forecaster: Forecaster,
+        tight: Mapping[str, float],
+        status: Callable[[], dict],
+    ):
         "Write down what is due."
         if forecaster.lesson != self.lesson and (lessons := forecaster.lessons()):
-            self.store.put_state(f"{self.name}/lessons", dict(name=forecaster.name, lessons=lessons))
+            self.store.put_state(
+                f"{self.name}/lessons", dict(name=forecaster.name, lessons=lessons)
+            )
             self.lesson = forecaster.lesson
         if now >= self.memo_due:
             self.memo_due = now + self.config.memo_s
             trust = dict(name=forecaster.name, memo=forecaster.memo())
-            memo = dict(at_s=now, router=router.memo(), table=plain_table(router.table), tight=dict(tight), forecaster=trust)
+            memo = dict(
+                at_s=now,
+                router=router.memo(),
+                table=plain_table(router.table),
+                tight=dict(tight),
+                forecaster=trust,
+            )
             self.store.put_state(self.name, memo)
-            self.store.put_state(f"{self.name}/status", status())  # for whoever looks on from another process
+            # for whoever looks on from another process
+            self.store.put_state(f"{self.name}/status", status())
         if now >= self.sweep_due:
             self.sweep_due = now + self.config.sweep_s
             self.store.retain(now - self.config.keep_s)
 
-    def resume(self, router: Router, forecaster: Forecaster, feed: StepFeed) -> tuple[Mapping | None, list[str]]:
+    def resume(
+        self, router: Router, forecaster: Forecaster, feed: StepFeed
+    ) -> tuple[Mapping | None, list[str]]:
         "The memo that was taken up (None: there was none), and what did not fit."
         memo, lost = self.store.state(self.name), []
         if self.config.gateway:
@@ -304,8 +371,11 @@ class Keeper:
             forecaster.restore(mine[0].get("lessons", {}), mine[1].get("memo", {}))
             self.lesson = forecaster.lesson
         except (ValueError, KeyError, TypeError) as e:
-            lost.append(f"what the forecaster {forecaster.name!r} had learned does not fit and starts fresh: {e}")
-        if trust["name"] == forecaster.name:  # what another one foresaw has not earned the trust of this one
+            lost.append(
+                f"what the forecaster {forecaster.name!r} had learned does not fit and starts fresh: {e}"
+            )
+        # what another one foresaw has not earned the trust of this one
+        if trust["name"] == forecaster.name:
             router.swap(table_from(memo["table"]), memo["at_s"])
         return memo, lost
 
@@ -326,16 +396,30 @@ class Trainer:
     def past(self, now: float) -> tuple[list[tuple[str, Step]], list[Outcome]]:
         "Steps and outcomes of the recent past, in order of time."
         since_s = now - self.config.learn_s
-        steps = [(r["backend"], step_of(r)) for r in self.store.rows("steps", since_s, gateway=self.config.gateway)]
+        steps = [
+            (r["backend"], step_of(r))
+            for r in self.store.rows("steps", since_s, gateway=self.config.gateway)
+        ]
         rows = self.store.rows("outcomes", since_s)[-self.MOST :]
         outcomes = [
-            Outcome(r["backend"], r["ts_s"], r["latency_ms"], bool(r["ok"]), r["error"], r["decision"], r["attempt"], r["tokens_in"], r["tokens_out"])
+            Outcome(
+                r["backend"],
+                r["ts_s"],
+                r["latency_ms"],
+                bool(r["ok"]),
+                r["error"],
+                r["decision"],
+                r["attempt"],
+                r["tokens_in"],
+                r["tokens_out"],
+            )
             for r in rows
             if r["fate"] != "missing" and r["ts_s"] is not None
         ]
         return steps, outcomes
 
-    def teach(self, forecaster: Forecaster, now: float) -> bool:  # False: nothing was learned; the log says why
+    # False: nothing was learned; the log says why
+    def teach(self, forecaster: Forecaster, now: float) -> bool:
         "One lesson, now and here."
         why = forecaster.lesson_due or "asked for by hand"
         steps, outcomes = self.past(now)
@@ -363,40 +447,63 @@ def completed(table: ForecastTable, router: Router) -> ForecastTable:
             continue
         if f.now_ms is None and usual_ms[n]:
             f = replace(f, now_ms=usual_ms[n])
-        out[n] = with_room(f, backends[n].capacity, backends[n].slo_ms or router.config.slo_ms) if f.ok() else f
+        out[n] = (
+            with_room(f, backends[n].capacity, backends[n].slo_ms or router.config.slo_ms)
+            if f.ok()
+            else f
+        )
     return replace(table, forecasts=out)
 
 
 def plain_fleet(r: Router) -> dict:
     "Backends, tiers and the general limit as plain values, for whoever reads the store later."
     limits = {k: getattr(r.config, k) for k in ("slo_ms", "slo_tok_ms", "step_s", "gateways")}
-    return dict(backends=[asdict(b) for b in r.backends], tiers=[asdict(t) for t in r.tiers.values()], **limits)
+    return dict(
+        backends=[asdict(b) for b in r.backends],
+        tiers=[asdict(t) for t in r.tiers.values()],
+        **limits,
+    )
 
 # %% ../../nbs/learning/27_engine.ipynb #f60847db
 def hearer_of(forecaster: Forecaster) -> Callable[[Outcome], None] | None:
-    "Who wants to hear of outcomes; None where the method is the protocol's own, which does nothing: every request would pay for the call."
-    return None if getattr(type(forecaster), "outcome", None) is Forecaster.outcome else forecaster.outcome
+    """Who wants to hear of outcomes; None where the method is the protocol's own, which does
+    nothing: every request would pay for the call.
+    """
+    return (
+        None
+        if getattr(type(forecaster), "outcome", None) is Forecaster.outcome
+        else forecaster.outcome
+    )
 
 
 class ContextEngine:
-    "The closed loop around a router: decide, progress, observe, tick, status. Resumes by itself from its store."
+    """The closed loop around a router: decide, progress, observe, tick, status. Resumes by itself
+    from its store.
+    """
 
     def __init__(
         self,
         fleet: Iterable[Backend],  # a `Fleet`, or backends
-        store: str | Path | FeedbackStore | None = None,  # a store, the path of a SQLite file, a Redis address; None: memory
+        # a store, the path of a SQLite file, a Redis address; None: memory
+        store: str | Path | FeedbackStore | None = None,
         *,
         policy: str | Policy = "auto",  # a policy, its name, or "previous" (that of version 0.1)
-        forecaster: str | Forecaster | LatencyForest | None = "auto",  # "auto", "none", "room", "latency", "both", or an object
-        slo_ms: float | None = None,  # latency limit where nothing more particular says one, ms; None: as in `router`
+        # "auto", "none", "room", "latency", "both", or an object
+        forecaster: str | Forecaster | LatencyForest | None = "auto",
+        # latency limit where nothing more particular says one, ms; None: as in `router`
+        slo_ms: float | None = None,
         slo_tok_ms: float | None = None,  # and this much more per output token, ms
-        gateways: int | None = None,  # gateways that route into this fleet and share nothing, this one included
-        gauges: Callable[[float], Mapping] | None = None,  # now -> (time, running, waiting, ms per token) by backend
+        # gateways that route into this fleet and share nothing, this one included
+        gateways: int | None = None,
+        # now -> (time, running, waiting, ms per token) by backend
+        gauges: Callable[[float], Mapping] | None = None,
         anomalies: AnomalyDetector | None = None,  # fitted; None: none are looked for
         shadow: str | Policy | None = None,  # a policy that is watched: what would it have done?
-        canary: str | Policy | None = None,  # a policy on a small share of the requests, rolled back or promoted by a test
+        # a policy on a small share of the requests, rolled back or promoted by a test
+        canary: str | Policy | None = None,
         ab: str | Policy | None = None,  # a policy on half of the requests
-        holdout: float = 0.0,  # share of the requests that is sent by capacity alone, for honest comparison
+        # share of the requests that is sent by capacity alone, for honest comparison
+        holdout: float = 0.0,
         router: RouterConfig = RouterConfig(),
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         config: EngineConfig = EngineConfig(),
@@ -405,20 +512,34 @@ class ContextEngine:
         router = replace(router, **{k: v for k, v in told.items() if v is not None})
         fleet = fleet if hasattr(fleet, "tiers") else tuple(fleet)
         rule = policy_of(policy, router.gateways)
-        self.router = Router(fleet, rule, tiers=getattr(fleet, "tiers", {}).values(), config=router, breaker=breaker)
-        self.fleet, self.config, self.gauges, self.anomalies = tuple(fleet), config, gauges, anomalies
+        self.router = Router(
+            fleet, rule, tiers=getattr(fleet, "tiers", {}).values(), config=router, breaker=breaker
+        )
+        self.fleet, self.config, self.gauges, self.anomalies = (
+            tuple(fleet),
+            config,
+            gauges,
+            anomalies,
+        )
         self.store = store if isinstance(store, FeedbackStore) else FeedbackStore(store)
         self.forecaster = make_forecaster(forecaster)
         self.forecaster.start(self.router)
         self._hears = hearer_of(self.forecaster)
         self.incidents, self.feed = IncidentBook(), StepFeed(self.router)
         self.journal, self.score = Journal(self.store, config.gateway), ForecastScore(router.step_s)
-        self.keeper, self.quorum = Keeper(self.store, config), Quorum(self.router, self.store, config)
+        self.keeper, self.quorum = (
+            Keeper(self.store, config),
+            Quorum(self.router, self.store, config),
+        )
         self.trainer = Trainer(self.store, self.journal, config)
-        candidates = {k: v if v is None else policy_of(v, router.gateways) for k, v in dict(shadow=shadow, canary=canary, ab=ab).items()}
+        candidates = {
+            k: v if v is None else policy_of(v, router.gateways)
+            for k, v in dict(shadow=shadow, canary=canary, ab=ab).items()
+        }
         self.rollout = Rollout.of(self.router, self.store, holdout, **candidates)
         self.tight: dict[str, float] = {}  # backend -> until when its breaker is quicker, s
-        self.made_s: dict[str, float] = {}  # of the newest forecast that was written down, by backend
+        # of the newest forecast that was written down, by backend
+        self.made_s: dict[str, float] = {}
         self.clock: Callable[[], float] | None = None  # the worker's, while one runs
         self.failures, self.tick_took_s, self.ticked_s = 0, 0.0, -inf
         self._slow, self._thread, self._stop = RLock(), None, Event()
@@ -435,7 +556,10 @@ class ContextEngine:
     # The fast side: from any thread, and from asyncio. Nothing here waits for anything but the router's lock.
 
     def decide(self, request: Request, now: float) -> Decision:
-        "As `Router.decide`, and written down. A held-out request or a candidate's share goes where the rollout says."
+        """As `Router.decide`, and written down.
+
+        A held-out request or a candidate's share goes where the rollout says.
+        """
         d = self.rollout.decide(request, now) if self.rollout else self.router.decide(request, now)
         self.store.decided(d)
         return d
@@ -471,7 +595,9 @@ class ContextEngine:
         for k, lane in enumerate(d.lanes):
             if cancelled and open_ >> k & 1:
                 took_ms = max(now - d.at_s, 0.0) * 1000.0
-                self.store.ended(Outcome(lane.backend.name, d.at_s, took_ms, False, "cancelled", d.id, k))
+                self.store.ended(
+                    Outcome(lane.backend.name, d.at_s, took_ms, False, "cancelled", d.id, k)
+                )
         return cancelled
 
     def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
@@ -487,7 +613,10 @@ class ContextEngine:
     # The slow side: one thread, or whoever steps it.
 
     def tick(self, now: float) -> ForecastTable:
-        "Close steps, ask the forecaster, look for anomalies, write down. Call it every few seconds, or `start` a worker."
+        """Close steps, ask the forecaster, look for anomalies, write down.
+
+        Call it every few seconds, or `start` a worker.
+        """
         with self._slow:
             self.feed.hook()
             self.router.roll(now)
@@ -498,7 +627,9 @@ class ContextEngine:
             table = completed(self.forecaster.tick(now), self.router)
             self.router.swap(table, now)
             self.score.foresaw(table)
-            fresh = {n: f for n, f in table.forecasts.items() if f.made_s > self.made_s.get(n, -inf)}
+            fresh = {
+                n: f for n, f in table.forecasts.items() if f.made_s > self.made_s.get(n, -inf)
+            }
             if fresh:
                 self.store.forecast(replace(table, forecasts=fresh))
                 self.made_s.update({n: f.made_s for n, f in fresh.items()})
@@ -507,7 +638,9 @@ class ContextEngine:
             self.journal.foreseen(table, now)
             for e in self.forecaster.news():
                 self.journal.event(e.at_s, e.what, e.why, e.backend)
-            self.keeper.keep(now, self.router, self.forecaster, self.tight, lambda: self.status(now))
+            self.keeper.keep(
+                now, self.router, self.forecaster, self.tight, lambda: self.status(now)
+            )
             self.ticked_s = now
             return table
 
@@ -527,37 +660,59 @@ class ContextEngine:
                 self.tight[i.backend] = i.peak_s + self.config.tight_s
 
     def _hear_gauges(self, now: float):
-        "A source of gauges is somebody else's code: whatever it raises is logged, and there are no gauges then."
+        """A source of gauges is somebody else's code: whatever it raises is logged, and there are
+        no gauges then.
+        """
         try:
             said = dict(self.gauges(now))
         except Exception as e:
-            self.journal.log.warning("gauges failed", extra=dict(fields=dict(error=f"{type(e).__name__}: {e}")))
+            self.journal.log.warning(
+                "gauges failed", extra=dict(fields=dict(error=f"{type(e).__name__}: {e}"))
+            )
             said = {}
         self.forecaster.gauges(now, said)
 
     def _tighten(self, now: float):
-        "Breakers of backends with a high anomaly, or opened elsewhere, open sooner for a while, and never those of too much of the fleet."
+        """Breakers of backends with a high anomaly, or opened elsewhere, open sooner for a while,
+        and never those of too much of the fleet.
+        """
         self.tight = {b: t for b, t in self.tight.items() if t > now}
-        names = tighten(self.quorum.listen(now) | self.tight, {b.name: b.capacity for b in self.router.backends}, self.config.tight_share)
+        names = tighten(
+            self.quorum.listen(now) | self.tight,
+            {b.name: b.capacity for b in self.router.backends},
+            self.config.tight_share,
+        )
         self.router.tighten(names)
 
     def retrain(self, now: float) -> bool:  # False: nothing was learned; the events say why
-        "Let the forecaster and the anomaly detector learn from the stored past. The next tick takes it up."
+        """Let the forecaster and the anomaly detector learn from the stored past.
+
+        The next tick takes it up.
+        """
         done = self.trainer.teach(self.forecaster, now)
         if self.anomalies is not None:
             recent = self.store.frame("steps", now - self.config.learn_s)
-            self.anomalies = learn_anomalies(recent, self.router.config.step_s, self.anomalies) or self.anomalies
+            self.anomalies = (
+                learn_anomalies(recent, self.router.config.step_s, self.anomalies) or self.anomalies
+            )
         return done
 
     def step(self, now: float):
-        "What the worker does each time: tick if it is due, commit, and begin a lesson that is due. A failure is counted and logged."
+        """What the worker does each time: tick if it is due, commit, and begin a lesson that is
+        due. A failure is counted and logged.
+        """
         try:
-            if now - self.ticked_s > 0.999 * self.config.tick_s:  # a clock's last digits must not cost a tick
+            # a clock's last digits must not cost a tick
+            if now - self.ticked_s > 0.999 * self.config.tick_s:
                 began = self.clock() if self.clock else now
                 self.tick(now)
                 self.tick_took_s = self.clock() - began if self.clock else 0.0
             self.store.flush(now)
-            if self.forecaster.lesson_due and not self.trainer.busy and self.config.learn != "never":
+            if (
+                self.forecaster.lesson_due
+                and not self.trainer.busy
+                and self.config.learn != "never"
+            ):
                 if self.clock:
                     self.trainer.begin(lambda: self.retrain(now))
                 elif self.config.learn == "always":
@@ -566,7 +721,8 @@ class ContextEngine:
             self.failures += 1
             self.journal.log.exception("tick failed")
 
-    def start(self, clock: Callable[[], float]) -> "ContextEngine":  # the clock of all `now`, such as time.time
+    # the clock of all `now`, such as time.time
+    def start(self, clock: Callable[[], float]) -> "ContextEngine":
         "Start the worker. RuntimeError where one runs."
         if self._thread is not None:
             raise RuntimeError("a worker runs already; stop() it first")
@@ -596,18 +752,25 @@ class ContextEngine:
             if isfinite(now):
                 self.keeper.memo_due = -inf
                 self.journal.transitions(self.router)
-                self.keeper.keep(now, self.router, self.forecaster, self.tight, lambda: self.status(now))
+                self.keeper.keep(
+                    now, self.router, self.forecaster, self.tight, lambda: self.status(now)
+                )
             self.store.close(now if isfinite(now) else None)
 
     # What is to be seen.
 
-    def foreseen_change(self, backend: str) -> float:  # above 1: slower is coming; 1: nothing is foreseen
-        "How much longer a request will take there soon than it does now, as far as the forecast may act."
+    # above 1: slower is coming; 1: nothing is foreseen
+    def foreseen_change(self, backend: str) -> float:
+        """How much longer a request will take there soon than it does now, as far as the forecast
+        may act.
+        """
         f = self.router.table.get(backend)
         return foreseen_change(f, f.now_ms) if f is not None else 1.0
 
     def status(self, now: float) -> dict:  # fit for JSON
-        "Everything that is to be seen: backends, forecasts, trust, drift, rollout, anomalies, store, worker."
+        """Everything that is to be seen: backends, forecasts, trust, drift, rollout, anomalies,
+        store, worker.
+        """
         return fleet_status(self, now)
 
     def __enter__(self):
@@ -632,13 +795,22 @@ def fleet_status(e: ContextEngine, now: float) -> dict:
     "The plain values of `ContextEngine.status`."
     table, said = e.router.table, e.forecaster.status()
     quantiles = {
-        n: dict(p50_ms=round(f.p50_ms, 1), low_ms=round(f.interval_ms[0], 1), high_ms=round(f.interval_ms[1], 1))
+        n: dict(
+            p50_ms=round(f.p50_ms, 1),
+            low_ms=round(f.interval_ms[0], 1),
+            high_ms=round(f.interval_ms[1], 1),
+        )
         for n, f in table.items()
     }
     about = {}
     for n in {*quantiles, *said["backends"]}:
         known = {k: v for k, v in said["backends"].get(n, {}).items() if v is not None}
-        about[n] = dict(share=0.0, state="normal", trust=None) | e.score.row(n) | quantiles.get(n, {}) | known
+        about[n] = (
+            dict(share=0.0, state="normal", trust=None)
+            | e.score.row(n)
+            | quantiles.get(n, {})
+            | known
+        )
     nothing = dict(events={}, newest=[], streams=0)
     age_s = table.age_s(now) if isfinite(table.made_s) and isfinite(now) else None
     open_incidents = [asdict(i) | dict(says=str(i)) for i in e.incidents.open.values()]
@@ -648,13 +820,24 @@ def fleet_status(e: ContextEngine, now: float) -> dict:
         decisions={f"{mode}/{n}": k for (mode, n), k in sorted(e.store.drawn.items())},
         counts=dict(e.router.counts),
         backends=e.router.status(now),
-        forecaster={k: v for k, v in said.items() if k not in ("backends", "drift", "feature_drift")} | dict(name=e.forecaster.name, lesson=e.forecaster.lesson),
-        forecast=dict(version=table.version, model=table.model, age_s=age_s, stale=age_s is None or age_s > table.max_age_s, backends=about),
+        forecaster={
+            k: v for k, v in said.items() if k not in ("backends", "drift", "feature_drift")
+        }
+        | dict(name=e.forecaster.name, lesson=e.forecaster.lesson),
+        forecast=dict(
+            version=table.version,
+            model=table.model,
+            age_s=age_s,
+            stale=age_s is None or age_s > table.max_age_s,
+            backends=about,
+        ),
         drift=said.get("drift", nothing),
         feature_drift=said.get("feature_drift", nothing),
         gate=said.get("gate"),
         rollout=e.rollout.status() if e.rollout else None,
-        anomalies=dict(incidents=dict(e.journal.severities), open=open_incidents, tightened=sorted(e.tight)),
+        anomalies=dict(
+            incidents=dict(e.journal.severities), open=open_incidents, tightened=sorted(e.tight)
+        ),
         store=e.store.status(),
         worker=dict(
             runs=e._thread is not None,

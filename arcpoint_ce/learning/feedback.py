@@ -11,167 +11,345 @@ __all__ = ['JOINED', 'LATE', 'DUPLICATE', 'ORPHAN', 'FOREIGN', 'MISSING', 'FATES
 # %% ../../nbs/learning/25_feedback.ipynb #9941a7bc
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from threading import Lock
 
-from .shelves import KEY_AT, KEYS, NESTED, TABLES, MemoryShelf, Rows, Shelf, by_key, check_table, matches, open_shelf
+from arcpoint_ce.learning.shelves import (
+    KEY_AT,
+    KEYS,
+    NESTED,
+    TABLES,
+    MemoryShelf,
+    Shelf,
+    by_key,
+    check_table,
+    matches,
+    open_shelf,
+)
 from ..routing.core import Backend, ForecastTable, Outcome, Request, Step
 from ..routing.policies import Signals
 from ..routing.router import Decision, odds
 
 # %% ../../nbs/learning/25_feedback.ipynb #0b8d8e54
-def nested(x) -> str | None:           # JSON text; None stays None
+def nested(x) -> str | None:  # JSON text; None stays None
     "A nested value as text; infinities and NaN as null."
-    if x is None: return None
-    if isinstance(x, Mapping): x = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in x.items()}
+    if x is None:
+        return None
+    if isinstance(x, Mapping):
+        x = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in x.items()}
     return json.dumps(x, separators=(",", ":"), default=str)
 
-def paces_of(d: Decision) -> dict | None:   # backend -> [ms per token, work left there, foreseen change]; None: no pace was known
+
+# backend -> [ms per token, work left there, foreseen change]; None: no pace was known
+def paces_of(d: Decision) -> dict | None:
     "What a choice by pace went by, of the chosen backend and of the best other one."
     view, signals = d.view, Signals(*d.known)
     scores = view.plan.scores(signals, d.at_s) if view.lanes else []
     others = sorted((x, i) for i, x in enumerate(scores) if i != d.place)
     places = [i for i in (d.place, *(i for _, i in others[:1])) if i < len(view.lanes)]
-    change = view.scene.change or (1.,)*len(view.lanes)
+    change = view.scene.change or (1.0,) * len(view.lanes)
     out = {}
     for i in places:
         lane = view.lanes[i]
         if lane.nowcast.pace_s:
-            out[lane.backend.name] = [round(1000.*lane.nowcast.pace_s, 3), round(signals.load[lane.slot], 2), round(change[i], 3)]
+            out[lane.backend.name] = [
+                round(1000.0 * lane.nowcast.pace_s, 3),
+                round(signals.load[lane.slot], 2),
+                round(change[i], 3),
+            ]
     return out or None
 
-def decision_row(d: Decision, features: Mapping | None, limit_ms: float | None = None) -> tuple:   # in the order of TABLES["decisions"]
-    "A decision with what it knew: forecast, features or paces, and per candidate its odds and score (none for a probe), or why it was excluded."
+
+def decision_row(
+    d: Decision, features: Mapping | None, limit_ms: float | None = None
+) -> tuple:  # in the order of TABLES["decisions"]
+    """A decision with what it knew: forecast, features or paces, and per candidate its odds and
+    score (none for a probe), or why it was excluded.
+    """
     view, r, name = d.view, d.request, d.backend
     chances = odds(view, Signals(*d.known), d.at_s)
     f = view.table.forecasts.get(name) if view.mode == "predictive" else None
-    p = (f.step_ms[1], f.step_ms[3], f.step_ms[5]) if f else (None,)*3
-    scores = [float(f"{x:.5g}") for x in view.plan.scores(Signals(*d.known), d.at_s)] if view.lanes else []
-    candidates = {l.backend.name: [round(c, 5), x] for l, c, x in zip((*view.lanes, *view.probing), chances, scores + [None]*len(view.probing))} | dict(view.excluded)
-    return (d.at_s, d.id, r.id, r.tier, r.task, r.model, name, view.mode, view.table.version if f else None, d.forecast_age_s if f else None,
-            *p, chances[d.place], d.until_s, nested(candidates), nested(features if features is not None else paces_of(d)), limit_ms)
+    p = (f.step_ms[1], f.step_ms[3], f.step_ms[5]) if f else (None,) * 3
+    scores = (
+        [float(f"{x:.5g}") for x in view.plan.scores(Signals(*d.known), d.at_s)]
+        if view.lanes
+        else []
+    )
+    candidates = {
+        l.backend.name: [round(c, 5), x]
+        for l, c, x in zip(
+            (*view.lanes, *view.probing), chances, scores + [None] * len(view.probing)
+        )
+    } | dict(view.excluded)
+    return (
+        d.at_s,
+        d.id,
+        r.id,
+        r.tier,
+        r.task,
+        r.model,
+        name,
+        view.mode,
+        view.table.version if f else None,
+        d.forecast_age_s if f else None,
+        *p,
+        chances[d.place],
+        d.until_s,
+        nested(candidates),
+        nested(features if features is not None else paces_of(d)),
+        limit_ms,
+    )
 
 # %% ../../nbs/learning/25_feedback.ipynb #f078b23e
-JOINED, LATE, DUPLICATE, ORPHAN, FOREIGN, MISSING = FATES = ("joined", "late", "duplicate", "orphan", "foreign", "missing")
-CENSORING = {"timeout", "cancelled", "breaker", "rate_limited"}   # errors after which the latency is a lower bound
+JOINED, LATE, DUPLICATE, ORPHAN, FOREIGN, MISSING = FATES = (
+    "joined",
+    "late",
+    "duplicate",
+    "orphan",
+    "foreign",
+    "missing",
+)
+# errors after which the latency is a lower bound
+CENSORING = {"timeout", "cancelled", "breaker", "rate_limited"}
+
 
 @dataclass(slots=True)
 class Waiting:
     "A decision whose outcomes are still to come."
-    until_s: float                     # end of its lease, s
+
+    until_s: float  # end of its lease, s
     backend: str
     at_s: float
-    ended: set[int]                    # attempts that have ended
-    attempts: int = 1                  # attempts begun
+    ended: set[int]  # attempts that have ended
+    attempts: int = 1  # attempts begun
 
 # %% ../../nbs/learning/25_feedback.ipynb #da01325b
 class Awaited:
     "Decisions that wait for their outcomes."
-    def __init__(self, find: Callable[[str, dict], list[tuple]]):   # rows of a table by equality, for what is not in memory
+
+    # rows of a table by equality, for what is not in memory
+    def __init__(self, find: Callable[[str, dict], list[tuple]]):
         self.find, self.waiting = find, {}
 
-    def begin(self, id: int, at_s: float, backend: str, until_s: float): self.waiting[id] = Waiting(until_s, backend, at_s, set())
+    def begin(self, id: int, at_s: float, backend: str, until_s: float):
+        self.waiting[id] = Waiting(until_s, backend, at_s, set())
 
     def again(self, id: int):
         "A further attempt of a decision."
-        if id in self.waiting: self.waiting[id].attempts += 1
+        if id in self.waiting:
+            self.waiting[id].attempts += 1
 
     def overdue(self, now: float) -> list[tuple[int, Waiting]]:
         "Decisions whose lease is over; they wait no longer."
         gone = [(id, w) for id, w in self.waiting.items() if w.until_s < now]
-        for id, _ in gone: del self.waiting[id]
+        for id, _ in gone:
+            del self.waiting[id]
         return gone
 
 # %% ../../nbs/learning/25_feedback.ipynb #27713890
 class Joiner(Awaited):
     "Joins outcomes with decisions."
+
     def fate(self, id: int | None, attempt: int, end_s: float) -> str:
         "What becomes of this outcome; remembers that it came."
-        if id is None: return FOREIGN
+        if id is None:
+            return FOREIGN
         w = self.waiting.get(id)
-        if w is None: return self.stored(id, attempt)
-        if attempt in w.ended: return DUPLICATE
+        if w is None:
+            return self.stored(id, attempt)
+        if attempt in w.ended:
+            return DUPLICATE
         w.ended.add(attempt)
-        if len(w.ended) >= w.attempts: del self.waiting[id]
+        if len(w.ended) >= w.attempts:
+            del self.waiting[id]
         return LATE if end_s > w.until_s else JOINED
 
     def stored(self, id: int, attempt: int) -> str:
         "The same for a decision that has ended or was made before a restart."
-        if any(r[9] in (JOINED, LATE) for r in self.find("outcomes", dict(decision=id, attempt=attempt))): return DUPLICATE
+        if any(
+            r[9] in (JOINED, LATE)
+            for r in self.find("outcomes", dict(decision=id, attempt=attempt))
+        ):
+            return DUPLICATE
         return LATE if self.find("decisions", dict(id=id)) else ORPHAN
 
 # %% ../../nbs/learning/25_feedback.ipynb #bb68ec1a
 def outcome_row(o: Outcome, fate: str) -> tuple:
     "An outcome in the order of its table."
-    end_s = o.ts_s + (o.latency_ms or 0.)/1000.
+    end_s = o.ts_s + (o.latency_ms or 0.0) / 1000.0
     censored = int(o.error in CENSORING or o.latency_ms is None)
-    return end_s, o.decision, o.attempt, o.backend, o.ts_s, o.latency_ms, int(o.ok), o.error, censored, fate, o.tokens_in, o.tokens_out, o.ttft_ms, o.cost_usd, o.version, o.quality
+    return (
+        end_s,
+        o.decision,
+        o.attempt,
+        o.backend,
+        o.ts_s,
+        o.latency_ms,
+        int(o.ok),
+        o.error,
+        censored,
+        fate,
+        o.tokens_in,
+        o.tokens_out,
+        o.ttft_ms,
+        o.cost_usd,
+        o.version,
+        o.quality,
+    )
+
 
 def missing_row(id: int, w: Waiting, attempt: int) -> tuple:
     "What stands in for an outcome that did not come."
-    return w.until_s, id, attempt, w.backend, w.at_s, 1000*(w.until_s - w.at_s), 0, "no outcome", 1, MISSING, 0, 0, None, None, None, None
+    return (
+        w.until_s,
+        id,
+        attempt,
+        w.backend,
+        w.at_s,
+        1000 * (w.until_s - w.at_s),
+        0,
+        "no outcome",
+        1,
+        MISSING,
+        0,
+        0,
+        None,
+        None,
+        None,
+        None,
+    )
+
 
 def step_row(backend: str, s: Step, gateway: int | None = None) -> tuple:
     "A closed step."
-    return (s.start_s, backend, s.n, s.n_err, s.n_lat, s.latency_us, s.tokens_in, s.tokens_out, s.in_flight, s.oldest_ms,
-            nested({str(k): v for k, v in s.hist.items()}), s.p50_ms, s.p90_ms, s.p99_ms, gateway)
+    return (
+        s.start_s,
+        backend,
+        s.n,
+        s.n_err,
+        s.n_lat,
+        s.latency_us,
+        s.tokens_in,
+        s.tokens_out,
+        s.in_flight,
+        s.oldest_ms,
+        nested({str(k): v for k, v in s.hist.items()}),
+        s.p50_ms,
+        s.p90_ms,
+        s.p99_ms,
+        gateway,
+    )
+
 
 def step_of(row: Mapping) -> Step:
     "The inverse, from a row as a dict."
-    same = {k: row[k] for k in ("start_s", "n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out", "in_flight", "oldest_ms", "p50_ms", "p90_ms", "p99_ms")}
+    same = {
+        k: row[k]
+        for k in (
+            "start_s",
+            "n",
+            "n_err",
+            "n_lat",
+            "latency_us",
+            "tokens_in",
+            "tokens_out",
+            "in_flight",
+            "oldest_ms",
+            "p50_ms",
+            "p90_ms",
+            "p99_ms",
+        )
+    }
     return Step(**same, hist={int(k): v for k, v in (row["hist"] or {}).items()})
+
 
 def forecast_rows(t: ForecastTable) -> list[tuple]:
     "A table's forecasts."
-    return [(f.made_s, f.backend, t.version, f.horizon_s, nested(f.step_ms), nested(f.request_ms), f.load_rps) for f in t.forecasts.values()]
+    return [
+        (
+            f.made_s,
+            f.backend,
+            t.version,
+            f.horizon_s,
+            nested(f.step_ms),
+            nested(f.request_ms),
+            f.load_rps,
+        )
+        for f in t.forecasts.values()
+    ]
 
 # %% ../../nbs/learning/25_feedback.ipynb #14773cbc
 class StoreQueue:
     "The fast side: a bounded queue."
+
     def __init__(
         self,
-        where: str | Path | Shelf | None = None,   # path of a SQLite file, Redis address, a shelf, or None: memory
-        queue: int = 100_000,                      # records that may wait
+        # path of a SQLite file, Redis address, a shelf, or None: memory
+        where: str | Path | Shelf | None = None,
+        queue: int = 100_000,  # records that may wait
     ):
         self.shelf = open_shelf(where) if where is None or isinstance(where, (str, Path)) else where
         self.bound, self._queue, self._flushing = queue, deque(), Lock()
-        self.overflowed = self.acknowledged = self.lost = self.errors = 0; self.error = None
-        self.fates, self.drawn = dict.fromkeys(FATES, 0), Counter()   # (mode, backend) -> decisions
+        self.overflowed = self.acknowledged = self.lost = self.errors = 0
+        self.error = None
+        self.fates, self.drawn = dict.fromkeys(FATES, 0), Counter()  # (mode, backend) -> decisions
 
-    def _take(self, record: tuple) -> bool:    # False: the queue is full
+    def _take(self, record: tuple) -> bool:  # False: the queue is full
         q = self._queue
-        if len(q) >= self.bound: self.overflowed += 1; return False
+        if len(q) >= self.bound:
+            self.overflowed += 1
+            return False
         q.append(record)
         return True
 
     def decided(self, d: Decision, features: Mapping | None = None) -> bool:
         "A decision, and the newest features of its backend."
-        q = self._queue                        # as `_take`, without the call: every request pays it
-        if len(q) >= self.bound: self.overflowed += 1; return False
+        q = self._queue  # as `_take`, without the call: every request pays it
+        if len(q) >= self.bound:
+            self.overflowed += 1
+            return False
         q.append(("decisions", d, features))
         return True
 
 # %% ../../nbs/learning/25_feedback.ipynb #936ad9c2
 class StorePuts(StoreQueue):
     "Records of any table."
-    def again(self, d: Decision, backend: str, now: float) -> bool: return self._take(("attempts", d, d.attempts - 1, backend, now))
-    def ended(self, o: Outcome) -> bool: return self._take(("outcomes", o))
-    def stepped(self, backend: str, step: Step, gateway: int | None = None) -> bool: return self._take(("steps", backend, step, gateway))
-    def forecast(self, table: ForecastTable) -> bool: return self._take(("forecasts", table))
 
-    def put(self, table: str, **values) -> bool:   # False: the queue is full
-        "One row by column names; nested values become JSON. KeyError on an unknown table or column."
+    def again(self, d: Decision, backend: str, now: float) -> bool:
+        return self._take(("attempts", d, d.attempts - 1, backend, now))
+
+    def ended(self, o: Outcome) -> bool:
+        return self._take(("outcomes", o))
+
+    def stepped(self, backend: str, step: Step, gateway: int | None = None) -> bool:
+        return self._take(("steps", backend, step, gateway))
+
+    def forecast(self, table: ForecastTable) -> bool:
+        return self._take(("forecasts", table))
+
+    def put(self, table: str, **values) -> bool:  # False: the queue is full
+        """One row by column names; nested values become JSON. KeyError on an unknown table or
+        column.
+        """
         check_table(table, values)
-        return self._take(("row", table, tuple(nested(values.get(c)) if c in NESTED else values.get(c) for c in TABLES[table])))
+        return self._take(
+            (
+                "row",
+                table,
+                tuple(
+                    nested(values.get(c)) if c in NESTED else values.get(c) for c in TABLES[table]
+                ),
+            )
+        )
 
     def put_state(self, name: str, value: Mapping) -> bool:
         "A named state; it becomes durable together with the records around it."
         return self._take(("state", name, value))
 
-    def state(self, name: str):        # None: never written
+    def state(self, name: str):  # None: never written
         "The state as it was last acknowledged."
         text = self.shelf.state(name)
         return None if text is None else json.loads(text)
@@ -179,31 +357,44 @@ class StorePuts(StoreQueue):
 # %% ../../nbs/learning/25_feedback.ipynb #733a2270
 class StoreWaiting(StorePuts):
     "Rows that are not written yet, found by their decision."
+
     def __init__(self, where=None, queue: int = 100_000):
         super().__init__(where, queue)
         self._joiner = Joiner(self._find)
-        self.limit: Callable[[Backend, Request], float] | None = None   # the latency limit that applies, ms; an engine sets it
-        self._pending, self._states, self._waiting_rows, self._keyed = {}, {}, 0, by_key({})   # rows that could not be written yet
+        # the latency limit that applies, ms; an engine sets it
+        self.limit: Callable[[Backend, Request], float] | None = None
+        # rows that could not be written yet
+        self._pending, self._states, self._waiting_rows, self._keyed = {}, {}, 0, by_key({})
 
     def _find(self, table: str, equal: dict) -> list[tuple]:
         "Rows by equality, those that are not written yet included."
-        return self.shelf.read(table, -inf, inf, equal, -1) + [r for r in self._keyed.get((table, equal[KEYS[table][0]]), ()) if matches(r, table, equal)]
+        return self.shelf.read(table, -inf, inf, equal, -1) + [
+            r
+            for r in self._keyed.get((table, equal[KEYS[table][0]]), ())
+            if matches(r, table, equal)
+        ]
 
     def _keep(self, table: str, rows: list[tuple]):
         "Rows to be written with the next flush."
-        self._pending.setdefault(table, []).extend(rows); self._waiting_rows += len(rows)
+        self._pending.setdefault(table, []).extend(rows)
+        self._waiting_rows += len(rows)
         if table in KEY_AT:
-            for r in rows: self._keyed[table, r[KEY_AT[table]]].append(r)
+            for r in rows:
+                self._keyed[table, r[KEY_AT[table]]].append(r)
 
 # %% ../../nbs/learning/25_feedback.ipynb #766b25bf
 class StoreJoins(StoreWaiting):
     "Joins on the way."
+
     def _decision(self, d, features):
-        self._joiner.begin(d.id, d.at_s, d.backend, d.until_s); self.drawn[d.view.mode, d.backend] += 1
-        return decision_row(d, features, self.limit(d.lanes[0].backend, d.request) if self.limit else None)
+        self._joiner.begin(d.id, d.at_s, d.backend, d.until_s)
+        self.drawn[d.view.mode, d.backend] += 1
+        return decision_row(
+            d, features, self.limit(d.lanes[0].backend, d.request) if self.limit else None
+        )
 
     def _outcome(self, o: Outcome):
-        fate = self._joiner.fate(o.decision, o.attempt, o.ts_s + (o.latency_ms or 0.)/1000.)
+        fate = self._joiner.fate(o.decision, o.attempt, o.ts_s + (o.latency_ms or 0.0) / 1000.0)
         self.fates[fate] += 1
         return outcome_row(o, fate)
 
@@ -212,117 +403,204 @@ class StoreJoins(StoreWaiting):
         return now, d.id, attempt, backend, d.attempt_probability(attempt)
 
 # %% ../../nbs/learning/25_feedback.ipynb #14695093
-def plain_row(row: tuple) -> tuple:    # a store would keep numpy's whole numbers as bytes
+def plain_row(row: tuple) -> tuple:  # a store would keep numpy's whole numbers as bytes
     "The same row in Python's own numbers."
     return tuple([x.item() if hasattr(x, "item") else x for x in row])
 
+
 class StoreRows(StoreJoins):
     "Turns what waits into rows."
+
     def _absorb(self, record: tuple):
         "Add the rows of one record to those that are to be written."
         kind, *x = record
-        if kind == "state": self._states[x[0]] = json.dumps(x[1], default=str); return
-        if kind == "row": table, rows = x[0], [x[1]]
-        elif kind == "forecasts": table, rows = kind, forecast_rows(x[0])
-        else: table, rows = kind, [dict(decisions=self._decision, outcomes=self._outcome, attempts=self._attempt, steps=step_row)[kind](*x)]
+        if kind == "state":
+            self._states[x[0]] = json.dumps(x[1], default=str)
+            return
+        if kind == "row":
+            table, rows = x[0], [x[1]]
+        elif kind == "forecasts":
+            table, rows = kind, forecast_rows(x[0])
+        else:
+            table, rows = (
+                kind,
+                [
+                    dict(
+                        decisions=self._decision,
+                        outcomes=self._outcome,
+                        attempts=self._attempt,
+                        steps=step_row,
+                    )[kind](*x)
+                ],
+            )
         self._keep(table, [plain_row(r) for r in rows])
 
 # %% ../../nbs/learning/25_feedback.ipynb #65e9f35f
 class StoreFlush(StoreRows):
     "The slow side: one worker calls it."
-    def flush(self, now: float | None = None) -> int:   # records acknowledged in all; `now`: s, for leases that have run out
+
+    # records acknowledged in all; `now`: s, for leases that have run out
+    def flush(self, now: float | None = None) -> int:
         "Commit everything that waits. Never raises for what storage does; `status` tells."
         with self._flushing:
-            for _ in range(len(self._queue)): self._take_in(self._queue.popleft())
-            if now is not None: self._miss(now)
-            if not self._pending and not self._states: return self.acknowledged
-            try: self.shelf.write(self._pending, self._states)
-            except Exception as e: self._failed(e); return self.acknowledged
+            for _ in range(len(self._queue)):
+                self._take_in(self._queue.popleft())
+            if now is not None:
+                self._miss(now)
+            if not self._pending and not self._states:
+                return self.acknowledged
+            try:
+                self.shelf.write(self._pending, self._states)
+            except Exception as e:
+                self._failed(e)
+                return self.acknowledged
             self.acknowledged += self._waiting_rows + len(self._states)
-            self._pending, self._states, self._waiting_rows, self._keyed, self.error = {}, {}, 0, by_key({}), None
+            self._pending, self._states, self._waiting_rows, self._keyed, self.error = (
+                {},
+                {},
+                0,
+                by_key({}),
+                None,
+            )
             return self.acknowledged
 
     def _take_in(self, record: tuple):
         "A record that cannot be turned into rows must not hold up the others."
-        try: self._absorb(record)
-        except Exception as e: self.lost += 1; self.errors += 1; self.error = f"{record[0]}: {type(e).__name__}: {e}"
+        try:
+            self._absorb(record)
+        except Exception as e:
+            self.lost += 1
+            self.errors += 1
+            self.error = f"{record[0]}: {type(e).__name__}: {e}"
 
     def _miss(self, now: float):
         "Write down which outcomes did not come."
         for id, w in self._joiner.overdue(now):
             rows = [missing_row(id, w, k) for k in range(w.attempts) if k not in w.ended]
-            self._keep("outcomes", rows); self.fates[MISSING] += len(rows)
+            self._keep("outcomes", rows)
+            self.fates[MISSING] += len(rows)
 
     def _failed(self, e: Exception):
         "Keep what could not be written, up to the bound; count the rest as lost."
-        self.errors += 1; self.error = f"{type(e).__name__}: {e}"
-        while self._waiting_rows > 2*self.bound:
-            table = max(self._pending, key=lambda t: len(self._pending[t])); rows = self._pending[table]
-            gone = min(len(rows), self._waiting_rows - self.bound); del rows[:gone]
-            self.lost += gone; self._waiting_rows -= gone; self._keyed = by_key(self._pending)
+        self.errors += 1
+        self.error = f"{type(e).__name__}: {e}"
+        while self._waiting_rows > 2 * self.bound:
+            table = max(self._pending, key=lambda t: len(self._pending[t]))
+            rows = self._pending[table]
+            gone = min(len(rows), self._waiting_rows - self.bound)
+            del rows[:gone]
+            self.lost += gone
+            self._waiting_rows -= gone
+            self._keyed = by_key(self._pending)
 
 # %% ../../nbs/learning/25_feedback.ipynb #b9a8048c
 class StoreQueries(StoreFlush):
     "What is known, as plain rows."
+
     def rows(
         self,
-        table: str,                    # one of TABLES
-        since_s: float = -inf,         # from this time on, s
-        until_s: float = inf,          # up to this time, s
-        limit: int = -1,               # rows at most; -1: all
-        **equal,                       # column = value: backend="east", tier="gold", version=3
-    ) -> list[dict]:                   # in order of time
+        table: str,  # one of TABLES
+        since_s: float = -inf,  # from this time on, s
+        until_s: float = inf,  # up to this time, s
+        limit: int = -1,  # rows at most; -1: all
+        **equal,  # column = value: backend="east", tier="gold", version=3
+    ) -> list[dict]:  # in order of time
         "Rows of a table by time and equality. KeyError on an unknown table or column."
         found = self.shelf.read(table, since_s, until_s, equal, limit)
-        whole = lambda x: {int(k): v for k, v in x.items()}            # JSON's keys are text
-        read = lambda c, v: v if c not in NESTED or v is None else whole(json.loads(v)) if c == "hist" else json.loads(v)
+
+        def whole(x):
+            return {int(k): v for k, v in x.items()}  # JSON's keys are text
+
+        def read(c, v):
+            return (
+                v
+                if c not in NESTED or v is None
+                else whole(json.loads(v))
+                if c == "hist"
+                else json.loads(v)
+            )
+
         return [{c: read(c, v) for c, v in zip(TABLES[table], r)} for r in found]
 
-    def joined(self, since_s: float = -inf, until_s: float = inf, **equal) -> list[dict]:   # a decision's row and its outcomes
-        "Decisions with what came of them, in order of time. `outcomes` holds every attempt that ended, or is missing, without duplicates."
-        out = {d["id"]: d | dict(outcomes=[]) for d in self.rows("decisions", since_s, until_s, **equal)}
+    # a decision's row and its outcomes
+    def joined(self, since_s: float = -inf, until_s: float = inf, **equal) -> list[dict]:
+        """Decisions with what came of them, in order of time.
+
+        `outcomes` holds every attempt that ended, or is missing, without duplicates.
+        """
+        out = {
+            d["id"]: d | dict(outcomes=[])
+            for d in self.rows("decisions", since_s, until_s, **equal)
+        }
         for o in self.rows("outcomes", since_s):
-            if o["decision"] in out and o["fate"] in (JOINED, LATE, MISSING): out[o["decision"]]["outcomes"].append(o)
+            if o["decision"] in out and o["fate"] in (JOINED, LATE, MISSING):
+                out[o["decision"]]["outcomes"].append(o)
         return list(out.values())
 
-    def frame(self, table: str, since_s: float = -inf, until_s: float = inf, **equal):   # pandas.DataFrame
+    # pandas.DataFrame
+    def frame(self, table: str, since_s: float = -inf, until_s: float = inf, **equal):
         "`rows` as a data frame."
         import pandas as pd
+
         return pd.DataFrame(self.rows(table, since_s, until_s, **equal), columns=TABLES[table])
 
 # %% ../../nbs/learning/25_feedback.ipynb #b9f26e7d
 class StoreUpkeep(StoreQueries):
     "Forgetting, and handing on."
-    def retain(self, before_s: float) -> int:   # rows forgotten
+
+    def retain(self, before_s: float) -> int:  # rows forgotten
         "Forget what is older."
-        with self._flushing: return self.shelf.drop(before_s)
+        with self._flushing:
+            return self.shelf.drop(before_s)
 
     def export(self, folder: str | Path) -> list[Path]:
-        "Write every table that has rows as a Parquet file. FileNotFoundError where the folder is missing."
+        """Write every table that has rows as a Parquet file.
+
+        FileNotFoundError where the folder is missing.
+        """
         import duckdb
+
         folder, out = Path(folder), []
-        if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder; make it first")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; make it first")
         for t in TABLES:
             frame = self.frame(t)
-            if frame.empty: continue
-            for c in NESTED & set(frame): frame[c] = frame[c].map(lambda x: None if x is None else json.dumps(x))
-            out.append(folder/f"{t}.parquet")
-            with duckdb.connect() as db: db.register("rows", frame); db.execute("COPY (SELECT * FROM rows) TO ? (FORMAT parquet)", [str(out[-1])])
+            if frame.empty:
+                continue
+            for c in NESTED & set(frame):
+                frame[c] = frame[c].map(lambda x: None if x is None else json.dumps(x))
+            out.append(folder / f"{t}.parquet")
+            with duckdb.connect() as db:
+                db.register("rows", frame)
+                db.execute("COPY (SELECT * FROM rows) TO ? (FORMAT parquet)", [str(out[-1])])
         return out
 
 # %% ../../nbs/learning/25_feedback.ipynb #cc7c2fb6
 class FeedbackStore(StoreUpkeep):
     "Decisions, outcomes and everything else that an engine must remember, durable and joined."
+
     def status(self) -> dict:
         "Plain values, for people, logs and metrics."
-        return dict(**self.shelf.facts(), queued=len(self._queue), unwritten=self._waiting_rows, acknowledged=self.acknowledged, overflowed=self.overflowed,
-                    lost=self.lost, errors=self.errors, error=self.error, fates=dict(self.fates), waiting=len(self._joiner.waiting))
+        return dict(
+            **self.shelf.facts(),
+            queued=len(self._queue),
+            unwritten=self._waiting_rows,
+            acknowledged=self.acknowledged,
+            overflowed=self.overflowed,
+            lost=self.lost,
+            errors=self.errors,
+            error=self.error,
+            fates=dict(self.fates),
+            waiting=len(self._joiner.waiting),
+        )
 
     def close(self, now: float | None = None):
         "Commit what waits and close the shelf."
-        self.flush(now); self.shelf.close()
+        self.flush(now)
+        self.shelf.close()
 
-    def __repr__(self): return f"FeedbackStore({self.shelf.facts()['kind']}, {self.acknowledged} acknowledged, {len(self._queue)} queued, {self.lost + self.overflowed} lost)"
+    def __repr__(self):
+        return f"FeedbackStore({self.shelf.facts()['kind']}, {self.acknowledged} acknowledged, {len(self._queue)} queued, {self.lost + self.overflowed} lost)"
 
 # %% ../../nbs/learning/25_feedback.ipynb #769e8b84
 class NullStore(FeedbackStore):
@@ -349,7 +627,9 @@ class NullStore(FeedbackStore):
     def state(self, name: str):
         return json.loads(self._states[name]) if name in self._states else None
 
-    def rows(self, table: str, since_s: float = -inf, until_s: float = inf, limit: int = -1, **equal) -> list[dict]:
+    def rows(
+        self, table: str, since_s: float = -inf, until_s: float = inf, limit: int = -1, **equal
+    ) -> list[dict]:
         if table != "steps":
             return super().rows(table, since_s, until_s, limit, **equal)
         found = [dict(zip(TABLES["steps"], r)) for r in self.steps if since_s <= r[0] < until_s]
@@ -365,17 +645,32 @@ class NullStore(FeedbackStore):
         return out
 
 # %% ../../nbs/learning/25_feedback.ipynb #ac52af53
-def bench_store(folder: str | Path, clock: Callable[[], float], n: int = 40_000) -> dict:   # records of a real router
+# records of a real router
+def bench_store(folder: str | Path, clock: Callable[[], float], n: int = 40_000) -> dict:
     "Records per second into a SQLite file, and what recording costs the fast path."
     from arcpoint_ce.routing.core import Backend, Request
     from arcpoint_ce.routing.router import Router
-    router, store, took, made = Router([Backend(f"b{k}", capacity=4.) for k in range(8)]), FeedbackStore(Path(folder)/"bench.db", queue=10*n), [], []
-    for k in range(n//2):
-        d = router.decide(Request(f"r{k}", tokens_in=100), k*.01); o = Outcome(d.backend, k*.01, 120., True, None, d.id)
-        router.observe(o); made.append((d, o))
+
+    router, store, took, made = (
+        Router([Backend(f"b{k}", capacity=4.0) for k in range(8)]),
+        FeedbackStore(Path(folder) / "bench.db", queue=10 * n),
+        [],
+        [],
+    )
+    for k in range(n // 2):
+        d = router.decide(Request(f"r{k}", tokens_in=100), k * 0.01)
+        o = Outcome(d.backend, k * 0.01, 120.0, True, None, d.id)
+        router.observe(o)
+        made.append((d, o))
     for d, o in made:
-        t = clock(); store.decided(d, None); store.ended(o); took.append((clock() - t)/2)
-    t, wrote = clock(), 0.
-    store.flush(); wrote = clock() - t
+        t = clock()
+        store.decided(d, None)
+        store.ended(o)
+        took.append((clock() - t) / 2)
+    t, wrote = clock(), 0.0
+    store.flush()
+    wrote = clock() - t
     store.close()
-    return dict(store_records_per_s=n/wrote, record_p50_us=1e6*sorted(took)[len(took)//2], store_n=n)
+    return dict(
+        store_records_per_s=n / wrote, record_p50_us=1e6 * sorted(took)[len(took) // 2], store_n=n
+    )

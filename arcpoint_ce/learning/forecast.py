@@ -25,74 +25,123 @@ import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
 from .demand import Demand, fit_curve, fit_demand, replay_load
-from .forest import (FOREST_SCHEMA, ArtefactError, CompiledForest, data_sha256, load_artefact,
-                                         save_artefact, training_medians)
+from arcpoint_ce.learning.forest import (
+    FOREST_SCHEMA,
+    ArtefactError,
+    CompiledForest,
+    data_sha256,
+    load_artefact,
+    save_artefact,
+    training_medians,
+)
 from ..routing.core import LEVELS, Forecast, ForecastTable, Step, bucket_edges_us
-from ..routing.windows import (LATENCY_FEATURES, Curve, LatencyWindow, LoadWindow, Scale, Season, latency_vector,
-                                         level_weights, run_vector, trend_requests)
+from arcpoint_ce.routing.windows import (
+    LATENCY_FEATURES,
+    Curve,
+    LatencyWindow,
+    LoadWindow,
+    Scale,
+    Season,
+    latency_vector,
+    trend_requests,
+)
 from ..telemetry.frames import step_length_s, to_steps
 
 # %% ../../nbs/learning/21_forecast.ipynb #dd0570bc
 @dataclass(frozen=True)
 class BackendModel:
     "What was learned about one backend."
+
     name: str
-    number: int                        # its number as a feature; -1: not seen in training
-    demand: Demand                     # clocks, level, runs
-    curve: Curve | None                # response to load; None: nothing known
-    scale: Scale                       # base, unit, and the curve where load explains latency
-    usual_load: float                  # median requests per step
-    trust: float = 1.                  # share of the forest's word that is taken, 0..1
-    peers: tuple[str, ...] = ()        # backends whose course leads or follows this one's
-    peer_weights: tuple[float, ...] = ()   # their correlations with what this one does next
-    spread: tuple[float, ...] = (0.,)*len(LEVELS)   # one request's log latency around its step's, at LEVELS
-    errors: tuple[float, ...] = ()     # newest out-of-bag errors, in units of the interval's shape
+    number: int  # its number as a feature; -1: not seen in training
+    demand: Demand  # clocks, level, runs
+    curve: Curve | None  # response to load; None: nothing known
+    scale: Scale  # base, unit, and the curve where load explains latency
+    usual_load: float  # median requests per step
+    trust: float = 1.0  # share of the forest's word that is taken, 0..1
+    peers: tuple[str, ...] = ()  # backends whose course leads or follows this one's
+    peer_weights: tuple[float, ...] = ()  # their correlations with what this one does next
+    # one request's log latency around its step's, at LEVELS
+    spread: tuple[float, ...] = (0.0,) * len(LEVELS)
+    errors: tuple[float, ...] = ()  # newest out-of-bag errors, in units of the interval's shape
 
 # %% ../../nbs/learning/21_forecast.ipynb #ca05f48e
-ROW = LATENCY_FEATURES + ("requests_now", "requests_mean3", "peers", "peer_first", "peer_strength", "plan", "number", "log_unit")
-WARM = 4                               # measured steps before a backend is forecast
+ROW = LATENCY_FEATURES + (
+    "requests_now",
+    "requests_mean3",
+    "peers",
+    "peer_first",
+    "peer_strength",
+    "plan",
+    "number",
+    "log_unit",
+)
+WARM = 4  # measured steps before a backend is forecast
+
 
 class FleetWindows:
     "Load and latency windows of every backend; the same object in training and live."
+
     def __init__(self, models: Mapping[str, BackendModel], prior: BackendModel, step_s: int):
         self.models, self.prior, self.step_s = dict(models), prior, step_s
         self.load: dict[str, LoadWindow] = {}
         self.latency: dict[str, LatencyWindow] = {}
-        self.index: dict[str, int] = {}                # number of each backend's newest step
+        self.index: dict[str, int] = {}  # number of each backend's newest step
 
-    def model(self, name: str) -> BackendModel:   # a stranger gets the fleet's prior
-        if name not in self.models: self.models[name] = replace(self.prior, name=name)
+    def model(self, name: str) -> BackendModel:  # a stranger gets the fleet's prior
+        if name not in self.models:
+            self.models[name] = replace(self.prior, name=name)
         return self.models[name]
 
     def push(self, name: str, step: Step):
         "Take in one closed step of one backend."
         m = self.model(name)
-        if name not in self.load: self.load[name], self.latency[name] = m.demand.window(), LatencyWindow(m.scale)
-        self.index[name] = step.start_s//self.step_s
+        if name not in self.load:
+            self.load[name], self.latency[name] = m.demand.window(), LatencyWindow(m.scale)
+        self.index[name] = step.start_s // self.step_s
         self.load[name].push(self.index[name], step.n)
         self.latency[name].push(step)
 
-    def warm(self) -> list[str]:       # backends that can be forecast
+    def warm(self) -> list[str]:  # backends that can be forecast
         return [n for n, w in self.latency.items() if w.seen >= WARM]
 
 # %% ../../nbs/learning/21_forecast.ipynb #168721f9
 def peer_values(m: BackendModel, z: Mapping[str, float]) -> tuple[float, float, float]:
-    "How far the peers stray, weighted by correlation; the strongest one alone; how strong they are together."
-    if not m.peers: return 0., 0., 0.
-    total = sum(map(abs, m.peer_weights)); first = m.peer_weights[0]
-    mixed = sum(w*z.get(p, 0.) for p, w in zip(m.peers, m.peer_weights))/(total + 1e-9)
-    return mixed, (1. if first > 0 else -1.)*z.get(m.peers[0], 0.), total
+    """How far the peers stray, weighted by correlation; the strongest one alone; how strong they
+    are together.
+    """
+    if not m.peers:
+        return 0.0, 0.0, 0.0
+    total = sum(map(abs, m.peer_weights))
+    first = m.peer_weights[0]
+    mixed = sum(w * z.get(p, 0.0) for p, w in zip(m.peers, m.peer_weights)) / (total + 1e-9)
+    return mixed, (1.0 if first > 0 else -1.0) * z.get(m.peers[0], 0.0), total
 
-def rows_of(w: FleetWindows, names: list[str], plan: Mapping[str, float]) -> np.ndarray:   # (len(names), len(ROW)) float64
-    "One row per backend, in the order of ROW. `plan` is the expected load at the horizon, requests per step."
+
+# (len(names), len(ROW)) float64
+def rows_of(w: FleetWindows, names: list[str], plan: Mapping[str, float]) -> np.ndarray:
+    """One row per backend, in the order of ROW.
+
+    `plan` is the expected load at the horizon, requests per step.
+    """
     z, out = {n: x.z for n, x in w.latency.items() if x.seen}, []
     for n in names:
         m = w.models[n]
-        out.append((*latency_vector(w.latency[n]), *trend_requests(w.load[n]), *peer_values(m, z),
-                    log((1. + plan[n])/(1. + m.usual_load)), m.number, log(m.scale.unit)))
+        out.append(
+            (
+                *latency_vector(w.latency[n]),
+                *trend_requests(w.load[n]),
+                *peer_values(m, z),
+                log((1.0 + plan[n]) / (1.0 + m.usual_load)),
+                m.number,
+                log(m.scale.unit),
+            )
+        )
     return np.array(out, float).reshape(len(names), len(ROW))
 
-def expected_load(w: FleetWindows, names: list[str]) -> dict[str, float]:   # requests per step at the horizon
+
+# requests per step at the horizon
+def expected_load(w: FleetWindows, names: list[str]) -> dict[str, float]:
     "Demand forecasts of several backends."
     return {n: float(w.models[n].demand.expect([w.load[n]], w.index[n])[0]) for n in names}
 
@@ -100,22 +149,32 @@ def expected_load(w: FleetWindows, names: list[str]) -> dict[str, float]:   # re
 @dataclass
 class Course:
     "The training rows of one backend: contiguous steps."
+
     name: str
-    index: int                         # number of the first step
+    index: int  # number of the first step
     steps: list[Step]
-    load: np.ndarray                   # requests per step
-    latency_ms: np.ndarray             # mean latency; nan where none
+    load: np.ndarray  # requests per step
+    latency_ms: np.ndarray  # mean latency; nan where none
+
 
 def courses(table: pd.DataFrame, step_s: int) -> list[Course]:
     "Steps by backend, gaps filled with empty steps."
     found: dict[str, dict[int, Step]] = {}
-    for name, step in to_steps(table): found.setdefault(name, {})[step.start_s//step_s] = step
+    for name, step in to_steps(table):
+        found.setdefault(name, {})[step.start_s // step_s] = step
     out = []
     for name, by in found.items():
         first, last = min(by), max(by)
-        steps = [by.get(k) or Step(k*step_s) for k in range(first, last + 1)]
-        out.append(Course(name, first, steps, np.array([s.n for s in steps], float),
-                          np.array([s.mean_ms or np.nan for s in steps], float)))
+        steps = [by.get(k) or Step(k * step_s) for k in range(first, last + 1)]
+        out.append(
+            Course(
+                name,
+                first,
+                steps,
+                np.array([s.n for s in steps], float),
+                np.array([s.mean_ms or np.nan for s in steps], float),
+            )
+        )
     return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #1edeb884
@@ -123,211 +182,321 @@ def filled(x: np.ndarray) -> np.ndarray:
     "Gaps take the last known value."
     return pd.Series(x).ffill().to_numpy()
 
-def adjusted(c: Course, curve: Curve | None) -> tuple[np.ndarray, dict[int, np.ndarray]]:   # per step: values, bases by width
+
+# per step: values, bases by width
+def adjusted(c: Course, curve: Curve | None) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     "Load-adjusted log latency and its rolling medians, through the live window."
     w, value, base = LatencyWindow(Scale(curve)), [], {12: [], 72: []}
     for s in c.steps:
         w.push(s)
         value.append(w.window.values[-1] if w.seen else np.nan)
-        for k, b in base.items(): b.append(w.window.median(k) if w.seen else np.nan)
+        for k, b in base.items():
+            b.append(w.window.median(k) if w.seen else np.nan)
     return np.array(value), {k: np.array(b) for k, b in base.items()}
 
-def choose_scale(c: Course, curve: Curve | None, plan: np.ndarray, ahead: int) -> Scale:   # plan: expected load at each step's horizon
+
+# plan: expected load at each step's horizon
+def choose_scale(c: Course, curve: Curve | None, plan: np.ndarray, ahead: int) -> Scale:
     "Curve or none, base of 12 or 72 steps: by the composed error on the training rows."
     y, best, last = np.log(c.latency_ms)[ahead:], None, len(c.steps) - ahead
-    for use, need in ((None, 1.), (curve, .9)):
-        if use is None and best: continue
+    for use, need in ((None, 1.0), (curve, 0.9)):
+        if use is None and best:
+            continue
         at = np.array([log(max(use.at(x), 1e-9)) for x in plan]) if use else np.zeros(len(plan))
         values, bases = adjusted(c, use)
-        errors = {k: float(np.nanmean(np.abs(y - at[:last] - b[:last])[min(72, last//4):])) for k, b in bases.items()}
-        k = 72 if errors[72] < .97*errors[12] else 12
-        if best is None or errors[k] < need*best[0]:
+        errors = {
+            k: float(np.nanmean(np.abs(y - at[:last] - b[:last])[min(72, last // 4) :]))
+            for k, b in bases.items()
+        }
+        k = 72 if errors[72] < 0.97 * errors[12] else 12
+        if best is None or errors[k] < need * best[0]:
             move = np.nanmean(np.abs(values[ahead:] - values[:last]))
             best = errors[k], Scale(use, k, max(float(move), 1e-4))
     return best[1]
 
 # %% ../../nbs/learning/21_forecast.ipynb #4914eaff
-def request_spread(c: Course) -> tuple[float, ...]:   # at LEVELS: log of one request's latency over its step's mean
-    "How widely single requests scatter around their step, from the histograms; zeros where there are none."
+# at LEVELS: log of one request's latency over its step's mean
+def request_spread(c: Course) -> tuple[float, ...]:
+    """How widely single requests scatter around their step, from the histograms; zeros where there
+    are none.
+    """
     logs, counts = [], []
     for s in c.steps:
-        if not s.hist or s.n_lat < 2: continue
-        mean = log(s.latency_us/s.n_lat)
-        for b, k in s.hist.items(): logs.append(log(sum(bucket_edges_us(b))/2) - mean); counts.append(k)
-    if sum(counts) < 50: return (0.,)*len(LEVELS)
-    order = np.argsort(logs); cum = np.cumsum(np.array(counts)[order])/sum(counts)
-    return tuple(float(np.array(logs)[order][min(np.searchsorted(cum, q), len(logs) - 1)]) for q in LEVELS)
+        if not s.hist or s.n_lat < 2:
+            continue
+        mean = log(s.latency_us / s.n_lat)
+        for b, k in s.hist.items():
+            logs.append(log(sum(bucket_edges_us(b)) / 2) - mean)
+            counts.append(k)
+    if sum(counts) < 50:
+        return (0.0,) * len(LEVELS)
+    order = np.argsort(logs)
+    cum = np.cumsum(np.array(counts)[order]) / sum(counts)
+    return tuple(
+        float(np.array(logs)[order][min(np.searchsorted(cum, q), len(logs) - 1)]) for q in LEVELS
+    )
 
-def learn_backend(c: Course, number: int, ahead: int, seed: int) -> tuple[BackendModel, np.ndarray]:   # and the honest plans
+
+def learn_backend(
+    c: Course, number: int, ahead: int, seed: int
+) -> tuple[BackendModel, np.ndarray]:  # and the honest plans
     "Everything but peers, trust and errors, which need the whole fleet."
     (demand, plan), seen = fit_demand(c.load, c.index, ahead, seed), np.isfinite(c.latency_ms)
-    curve = fit_curve(c.load[seen], c.latency_ms[seen]) if seen.any() and np.ptp(c.load[seen]) > 0 else None
+    curve = (
+        fit_curve(c.load[seen], c.latency_ms[seen])
+        if seen.any() and np.ptp(c.load[seen]) > 0
+        else None
+    )
     scale = choose_scale(c, curve, plan, ahead)
-    return BackendModel(c.name, number, demand, curve, scale, float(np.median(c.load)), spread=request_spread(c)), plan
+    return BackendModel(
+        c.name, number, demand, curve, scale, float(np.median(c.load)), spread=request_spread(c)
+    ), plan
 
 # %% ../../nbs/learning/21_forecast.ipynb #8a7d246a
 @dataclass
 class Replay:
     "Rows gathered while a step table runs through the windows; parallel arrays."
+
     backend: list[str] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)     # number of the newest step
-    plan: list[float] = field(default_factory=list)    # expected load at the horizon, requests per step
+    index: list[int] = field(default_factory=list)  # number of the newest step
+    # expected load at the horizon, requests per step
+    plan: list[float] = field(default_factory=list)
     offset: list[float] = field(default_factory=list)  # log latency without the forest
-    z: list[dict] = field(default_factory=list)        # per distinct step: how far each backend strays
+    z: list[dict] = field(default_factory=list)  # per distinct step: how far each backend strays
     rows: list[np.ndarray] = field(default_factory=list)
 
-def offset_of(m: BackendModel, w: LatencyWindow, plan: float) -> float:   # log ms
+
+def offset_of(m: BackendModel, w: LatencyWindow, plan: float) -> float:  # log ms
     "Response to the planned load plus base: the forecast before the forest speaks."
-    return w.base + (log(max(m.scale.curve.at(plan), 1e-9)) if m.scale.curve else 0.)
+    return w.base + (log(max(m.scale.curve.at(plan), 1e-9)) if m.scale.curve else 0.0)
 
 # %% ../../nbs/learning/21_forecast.ipynb #9ba17f86
 def replay(
-    w: FleetWindows, table: pd.DataFrame,
-    plans: Mapping[tuple[str, int], float],   # expected load by (backend, step number)
-    since: float = -inf,       # step number from which on rows are gathered
-    rows: bool = True,         # False: everything but the rows themselves
+    w: FleetWindows,
+    table: pd.DataFrame,
+    plans: Mapping[tuple[str, int], float],  # expected load by (backend, step number)
+    since: float = -inf,  # step number from which on rows are gathered
+    rows: bool = True,  # False: everything but the rows themselves
 ) -> Replay:
     "Push every step; gather a row per warm backend at the end of each."
     r, now = Replay(), None
+
     def flush():
-        if now < since: return
+        if now < since:
+            return
         names = [n for n in w.warm() if w.index[n] == now]
         plan = {n: plans[n, now] for n in names}
-        if rows: r.rows.append(rows_of(w, names, plan))
+        if rows:
+            r.rows.append(rows_of(w, names, plan))
         r.z.append({n: w.latency[n].z for n in names})
         for n in names:
-            r.backend.append(n); r.index.append(now); r.plan.append(plan[n])
+            r.backend.append(n)
+            r.index.append(now)
+            r.plan.append(plan[n])
             r.offset.append(offset_of(w.models[n], w.latency[n], plan[n]))
+
     for name, step in to_steps(table):
-        k = step.start_s//w.step_s
-        if now is not None and k != now: flush()
+        k = step.start_s // w.step_s
+        if now is not None and k != now:
+            flush()
         now = k
         w.push(name, step)
-    if now is not None: flush()
+    if now is not None:
+        flush()
     return r
 
 # %% ../../nbs/learning/21_forecast.ipynb #67d63905
-def learn_peers(names: list[str], z: np.ndarray, target: np.ndarray, most: int) -> dict[str, tuple[tuple, tuple]]:
-    "Per backend its strongest peers and their correlations; z and target are (steps, backends), units, nan where unknown."
+def learn_peers(
+    names: list[str], z: np.ndarray, target: np.ndarray, most: int
+) -> dict[str, tuple[tuple, tuple]]:
+    """Per backend its strongest peers and their correlations; z and target are (steps, backends),
+    units, nan where unknown.
+    """
     out = {}
     for i, name in enumerate(names):
         y, c = np.clip(target[:, i], -3, 3), np.zeros(len(names))
         ok = np.isfinite(y)
         for j in range(len(names)):
             x = np.nan_to_num(z[ok, j])
-            if j != i and ok.sum() > 30 and x.std() > 0 and y[ok].std() > 0: c[j] = np.corrcoef(x, y[ok])[0, 1]
+            if j != i and ok.sum() > 30 and x.std() > 0 and y[ok].std() > 0:
+                c[j] = np.corrcoef(x, y[ok])[0, 1]
         top = [j for j in np.argsort(-np.abs(c), kind="stable")[:most] if c[j]]
         out[name] = tuple(names[j] for j in top), tuple(float(c[j]) for j in top)
     return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #c5f84ce8
-TAIL = .1                              # each tail of the 80 % interval
-SHRINK = 100                           # errors of its own that weigh as much as the whole fleet's
+TAIL = 0.1  # each tail of the 80 % interval
+SHRINK = 100  # errors of its own that weigh as much as the whole fleet's
 
-def from_grid(grid: tuple[float, ...], level: float) -> float:   # quantile, linear between the grid's points
+
+# quantile, linear between the grid's points
+def from_grid(grid: tuple[float, ...], level: float) -> float:
     "A quantile from values at equally spaced levels from 0 to 1."
-    x = level*(len(grid) - 1); i = min(int(x), len(grid) - 2)
-    return grid[i] + (x - i)*(grid[i + 1] - grid[i])
+    x = level * (len(grid) - 1)
+    i = min(int(x), len(grid) - 2)
+    return grid[i] + (x - i) * (grid[i + 1] - grid[i])
 
 # %% ../../nbs/learning/21_forecast.ipynb #9a40ecaf
 class Conformal:
     "Two-tailed adaptive conformal interval of one backend."
+
     __slots__ = ("ahead", "rate", "errors", "ordered", "low", "high", "due", "fleet")
 
-    def __init__(self, errors: Iterable[float], ahead: int, rate: float = .003, window: int = 1000, fleet: tuple[float, ...] = ()):
+    def __init__(
+        self,
+        errors: Iterable[float],
+        ahead: int,
+        rate: float = 0.003,
+        window: int = 1000,
+        fleet: tuple[float, ...] = (),
+    ):
         self.ahead, self.rate, self.low, self.high, self.fleet = ahead, rate, TAIL, TAIL, fleet
         self.errors, self.due = deque(errors, maxlen=window), deque()
         self.ordered = sorted(self.errors)
 
-    def quantile(self, level: float) -> float:   # error quantile, shape units
-        "Order statistic with conformal's finite-sample correction, outwards; shrunk towards the fleet's while there are few."
+    def quantile(self, level: float) -> float:  # error quantile, shape units
+        """Order statistic with conformal's finite-sample correction, outwards; shrunk towards the
+        fleet's while there are few.
+        """
         e, n = self.ordered, len(self.ordered)
-        if not n: return -3. if level < .5 else 3.
-        k = floor((n + 1)*level) - 1 if level < .5 else ceil((n + 1)*level) - 1
+        if not n:
+            return -3.0 if level < 0.5 else 3.0
+        k = floor((n + 1) * level) - 1 if level < 0.5 else ceil((n + 1) * level) - 1
         own = e[min(max(k, 0), n - 1)]
-        return (n*own + SHRINK*from_grid(self.fleet, level))/(n + SHRINK) if self.fleet else own
+        return (
+            (n * own + SHRINK * from_grid(self.fleet, level)) / (n + SHRINK) if self.fleet else own
+        )
 
-    def ends(self) -> tuple[float, float]: return self.quantile(self.low), self.quantile(1 - self.high)
+    def ends(self) -> tuple[float, float]:
+        return self.quantile(self.low), self.quantile(1 - self.high)
 
     def promise(self, index: int, centre: float, size: float):
-        "Remember a forecast made at the end of step `index`: log centre and size of one shape unit."
+        """Remember a forecast made at the end of step `index`: log centre and size of one shape
+        unit.
+        """
         self.due.append((index + self.ahead, centre, size, *self.ends()))
 
     def mature(self, index: int, log_latency: float | None):
-        "Step `index` has closed: forecasts about it become errors; those whose truth never came are forgotten."
+        """Step `index` has closed: forecasts about it become errors; those whose truth never came
+        are forgotten.
+        """
         while self.due and self.due[0][0] <= index:
             k, centre, size, lo, hi = self.due.popleft()
-            if k < index or log_latency is None: continue
-            e = (log_latency - centre)/size
-            self.low = min(max(self.low + self.rate*(TAIL - (e < lo)), .02), .25)
-            self.high = min(max(self.high + self.rate*(TAIL - (e > hi)), .02), .25)
+            if k < index or log_latency is None:
+                continue
+            e = (log_latency - centre) / size
+            self.low = min(max(self.low + self.rate * (TAIL - (e < lo)), 0.02), 0.25)
+            self.high = min(max(self.high + self.rate * (TAIL - (e > hi)), 0.02), 0.25)
             self.remember(e)
 
     def remember(self, e: float):
         "Keep one more error, in order of time and in order of size."
-        if len(self.errors) == self.errors.maxlen: del self.ordered[bisect_left(self.ordered, self.errors[0])]
-        self.errors.append(e); insort(self.ordered, e)
+        if len(self.errors) == self.errors.maxlen:
+            del self.ordered[bisect_left(self.ordered, self.errors[0])]
+        self.errors.append(e)
+        insort(self.ordered, e)
 
 # %% ../../nbs/learning/21_forecast.ipynb #2764da07
 def leaf_scatter(
-    leaves: np.ndarray,        # leaf of each row in each tree, numbers in the layout, (n, n_trees)
-    y: np.ndarray,             # targets, (n,)
-    samples: list[np.ndarray], # rows that each tree drew, with repetition
-    medians: np.ndarray,       # in-bag median per node, (n_nodes,)
-) -> np.ndarray:               # mean |y - median| of the in-bag rows per leaf, (n_nodes,); 0 in inner nodes
+    leaves: np.ndarray,  # leaf of each row in each tree, numbers in the layout, (n, n_trees)
+    y: np.ndarray,  # targets, (n,)
+    samples: list[np.ndarray],  # rows that each tree drew, with repetition
+    medians: np.ndarray,  # in-bag median per node, (n_nodes,)
+) -> np.ndarray:  # mean |y - median| of the in-bag rows per leaf, (n_nodes,); 0 in inner nodes
     "How widely the targets of a leaf scatter."
-    total = np.zeros(len(medians)); count = np.zeros(len(medians))
+    total = np.zeros(len(medians))
+    count = np.zeros(len(medians))
     for k, rows in enumerate(samples):
         at = leaves[rows, k]
-        np.add.at(total, at, np.abs(y[rows] - medians[at])); np.add.at(count, at, 1.)
-    return total/np.maximum(count, 1.)
+        np.add.at(total, at, np.abs(y[rows] - medians[at]))
+        np.add.at(count, at, 1.0)
+    return total / np.maximum(count, 1.0)
+
 
 def out_of_bag(
-    leaves: np.ndarray, samples: list[np.ndarray],
-    *values: np.ndarray,       # per node, (n_nodes,)
-) -> list[np.ndarray]:         # per value: mean over the trees that did not draw the row, (n,); nan where all did
+    leaves: np.ndarray,
+    samples: list[np.ndarray],
+    *values: np.ndarray,  # per node, (n_nodes,)
+    # per value: mean over the trees that did not draw the row, (n,); nan where all did
+) -> list[np.ndarray]:
     "What trees say about rows that they have not seen."
     n, count, sums = len(leaves), np.zeros(len(leaves)), [np.zeros(len(leaves)) for _ in values]
     for k, rows in enumerate(samples):
-        out = np.ones(n, bool); out[rows] = False
+        out = np.ones(n, bool)
+        out[rows] = False
         count[out] += 1
-        for s, v in zip(sums, values): s[out] += v[leaves[out, k]]
-    return [np.where(count > 0, s/np.maximum(count, 1), np.nan) for s in sums]
+        for s, v in zip(sums, values):
+            s[out] += v[leaves[out, k]]
+    return [np.where(count > 0, s / np.maximum(count, 1), np.nan) for s in sums]
 
 # %% ../../nbs/learning/21_forecast.ipynb #aba32b40
 class LatencyForest:
-    "Latency of every backend at the horizon: response to planned load, rolling base, one pooled forest, adaptive intervals."
+    """Latency of every backend at the horizon: response to planned load, rolling base, one pooled
+    forest, adaptive intervals.
+    """
+
     def __init__(
         self,
-        horizon_s: int = 300,      # how far ahead, s; a multiple of the step
-        trees: int = 300,          # of the pooled forest
-        leaf: int = 5,             # least rows in a leaf
-        max_features: float = .5,  # share of the features tried at a split
-        max_samples: float = .6,   # share of the rows drawn for a tree
-        clip: float = 3.,          # targets are cut here, units
-        peers: int = 3,            # peers per backend
-        shape: float = .75,        # power of the scatter that scales the interval; 0: same width everywhere
-        rate: float = .003,        # step of the adaptive tails
+        horizon_s: int = 300,  # how far ahead, s; a multiple of the step
+        trees: int = 300,  # of the pooled forest
+        leaf: int = 5,  # least rows in a leaf
+        max_features: float = 0.5,  # share of the features tried at a split
+        max_samples: float = 0.6,  # share of the rows drawn for a tree
+        clip: float = 3.0,  # targets are cut here, units
+        peers: int = 3,  # peers per backend
+        # power of the scatter that scales the interval; 0: same width everywhere
+        shape: float = 0.75,
+        rate: float = 0.003,  # step of the adaptive tails
         seed: int = 0,
-        n_jobs: int | None = None, # of scikit-learn's training
+        n_jobs: int | None = None,  # of scikit-learn's training
     ):
-        self.horizon_s, self.trees, self.leaf, self.max_features = horizon_s, trees, leaf, max_features
+        self.horizon_s, self.trees, self.leaf, self.max_features = (
+            horizon_s,
+            trees,
+            leaf,
+            max_features,
+        )
         self.max_samples, self.clip, self.peers, self.shape = max_samples, clip, peers, shape
         self.rate, self.seed, self.n_jobs = rate, seed, n_jobs
 
-    def params(self) -> dict:          # as given to `__init__`
-        return {k: getattr(self, k) for k in ("horizon_s", "trees", "leaf", "max_features", "max_samples", "clip", "peers", "shape", "rate", "seed", "n_jobs")}
+    def params(self) -> dict:  # as given to `__init__`
+        return {
+            k: getattr(self, k)
+            for k in (
+                "horizon_s",
+                "trees",
+                "leaf",
+                "max_features",
+                "max_samples",
+                "clip",
+                "peers",
+                "shape",
+                "rate",
+                "seed",
+                "n_jobs",
+            )
+        }
 
-    def fit(self, table: pd.DataFrame) -> "LatencyForest":   # a step table: only rows that may be learned from
-        "Learn from steps. ValueError where the horizon is no multiple of the step or nothing can be learned."
+    # a step table: only rows that may be learned from
+    def fit(self, table: pd.DataFrame) -> "LatencyForest":
+        """Learn from steps.
+
+        ValueError where the horizon is no multiple of the step or nothing can be learned.
+        """
         return learn(self, table)
 
-    def windows(self) -> FleetWindows: return FleetWindows(self.models_, self.prior_, self.step_s_)
+    def windows(self) -> FleetWindows:
+        return FleetWindows(self.models_, self.prior_, self.step_s_)
 
-    def interval(self, m: BackendModel) -> Conformal: return Conformal(m.errors, self.ahead_, self.rate, fleet=self.fleet_)
+    def interval(self, m: BackendModel) -> Conformal:
+        return Conformal(m.errors, self.ahead_, self.rate, fleet=self.fleet_)
 
     def __repr__(self):
-        known = f", {len(self.models_)} backends, {self.n_rows_} rows" if hasattr(self, "models_") else ", not fitted"
+        known = (
+            f", {len(self.models_)} backends, {self.n_rows_} rows"
+            if hasattr(self, "models_")
+            else ", not fitted"
+        )
         return f"LatencyForest(horizon_s={self.horizon_s}, trees={self.trees}{known})"
 
 # %% ../../nbs/learning/21_forecast.ipynb #8112e809
@@ -335,52 +504,103 @@ def learn(f: LatencyForest, table: pd.DataFrame) -> LatencyForest:
     "The training of `LatencyForest.fit`, step by step."
     f.step_s_ = step_length_s(table)
     f.ahead_, left = divmod(f.horizon_s, f.step_s_)
-    if left or not f.ahead_: raise ValueError(f"horizon_s={f.horizon_s} is no multiple of the step of {f.step_s_} s; try {max(f.ahead_, 1)*f.step_s_}")
+    if left or not f.ahead_:
+        raise ValueError(
+            f"horizon_s={f.horizon_s} is no multiple of the step of {f.step_s_} s; try {max(f.ahead_, 1) * f.step_s_}"
+        )
     table = table.sort_values(["start_s", "backend"], kind="stable")
-    known = [c for c in courses(table, f.step_s_) if np.isfinite(c.latency_ms).sum() >= 4*WARM and len(c.steps) > 2*f.ahead_ + 4*WARM]
-    if not known: raise ValueError(f"no backend has enough measured steps to learn from ({4*WARM} and more, over {2*f.ahead_ + 4*WARM} steps); give a longer log")
+    known = [
+        c
+        for c in courses(table, f.step_s_)
+        if np.isfinite(c.latency_ms).sum() >= 4 * WARM and len(c.steps) > 2 * f.ahead_ + 4 * WARM
+    ]
+    if not known:
+        raise ValueError(
+            f"no backend has enough measured steps to learn from ({4 * WARM} and more, over {2 * f.ahead_ + 4 * WARM} steps); give a longer log"
+        )
     learned = [learn_backend(c, k, f.ahead_, f.seed) for k, c in enumerate(known)]
     f.models_ = {m.name: m for m, _ in learned}
     f.prior_ = fleet_prior(list(f.models_.values()), f.ahead_)
-    plans = {(c.name, c.index + k): x for c, (_, plan) in zip(known, learned) for k, x in enumerate(plan)}
+    plans = {
+        (c.name, c.index + k): x for c, (_, plan) in zip(known, learned) for k, x in enumerate(plan)
+    }
     table = table[table["backend"].isin(f.models_)]
-    truth = {(c.name, c.index + k): log(x) for c in known for k, x in enumerate(c.latency_ms) if x > 0}
+    truth = {
+        (c.name, c.index + k): log(x) for c in known for k, x in enumerate(c.latency_ms) if x > 0
+    }
     add_peers(f, replay(f.windows(), table, plans, rows=False), truth)
     grow_forest(f, replay(f.windows(), table, plans), truth)
-    f.data_sha256_ = data_sha256(np.concatenate([np.c_[c.load, np.nan_to_num(c.latency_ms, nan=-1.)] for c in known]))
+    f.data_sha256_ = data_sha256(
+        np.concatenate([np.c_[c.load, np.nan_to_num(c.latency_ms, nan=-1.0)] for c in known])
+    )
     return f
 
+
 def fleet_prior(models: list[BackendModel], ahead: int) -> BackendModel:
-    "What is supposed of a backend that training has not seen: the middle of the fleet, and errors twice as wide."
+    """What is supposed of a backend that training has not seen: the middle of the fleet, and errors
+    twice as wide.
+    """
     unit = float(np.median([m.scale.unit for m in models]))
     plain = Demand(Season(), ("mean", 6), float(np.median([m.demand.sigma for m in models])), ahead)
-    return BackendModel("?", -1, plain, None, Scale(None, 12, unit), float(np.median([m.usual_load for m in models])))
+    return BackendModel(
+        "?",
+        -1,
+        plain,
+        None,
+        Scale(None, 12, unit),
+        float(np.median([m.usual_load for m in models])),
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #527aa1c1
-def targets(f: LatencyForest, r: Replay, truth: Mapping[tuple[str, int], float]) -> np.ndarray:   # (rows,), units; nan where the truth is not known
+def targets(
+    f: LatencyForest, r: Replay, truth: Mapping[tuple[str, int], float]
+) -> np.ndarray:  # (rows,), units; nan where the truth is not known
     "What the forest should have said: distance of the truth from the offset."
-    return np.array([(truth.get((b, k + f.ahead_), np.nan) - o)/f.models_[b].scale.unit for b, k, o in zip(r.backend, r.index, r.offset)])
+    return np.array(
+        [
+            (truth.get((b, k + f.ahead_), np.nan) - o) / f.models_[b].scale.unit
+            for b, k, o in zip(r.backend, r.index, r.offset)
+        ]
+    )
+
 
 def add_peers(f: LatencyForest, r: Replay, truth: Mapping):
     "Find each backend's peers from a first replay."
-    names = list(f.models_); col = {n: i for i, n in enumerate(names)}
-    first = min(r.index); shape = (max(r.index) - first + 1, len(names))
+    names = list(f.models_)
+    col = {n: i for i, n in enumerate(names)}
+    first = min(r.index)
+    shape = (max(r.index) - first + 1, len(names))
     z, y = np.full(shape, np.nan), np.full(shape, np.nan)
-    for b, k, t in zip(r.backend, r.index, targets(f, r, truth)): y[k - first, col[b]] = t
+    for b, k, t in zip(r.backend, r.index, targets(f, r, truth)):
+        y[k - first, col[b]] = t
     for k, seen in zip(sorted(set(r.index)), [x for x in r.z if x]):
-        for b, v in seen.items(): z[k - first, col[b]] = v
+        for b, v in seen.items():
+            z[k - first, col[b]] = v
     for b, (peers, weights) in learn_peers(names, z, y, f.peers).items():
         f.models_[b] = replace(f.models_[b], peers=peers, peer_weights=weights)
 
 # %% ../../nbs/learning/21_forecast.ipynb #af7cec2f
 def grow_forest(f: LatencyForest, r: Replay, truth: Mapping):
     "The pooled forest, its compiled forms, and per backend trust and first errors."
-    X, y, size = np.vstack(r.rows), np.clip(targets(f, r, truth), -f.clip, f.clip), np.array([f.models_[b].scale.unit for b in r.backend])
+    X, y, size = (
+        np.vstack(r.rows),
+        np.clip(targets(f, r, truth), -f.clip, f.clip),
+        np.array([f.models_[b].scale.unit for b in r.backend]),
+    )
     use = np.isfinite(y)
-    if use.sum() < 10*f.leaf: raise ValueError(f"only {use.sum()} training rows: give a longer log (at least {10*f.leaf} are needed)")
+    if use.sum() < 10 * f.leaf:
+        raise ValueError(
+            f"only {use.sum()} training rows: give a longer log (at least {10 * f.leaf} are needed)"
+        )
     X, y, size, names = X[use], y[use], size[use], np.array(r.backend)[use]
-    forest = RandomForestRegressor(f.trees, min_samples_leaf=f.leaf, max_features=f.max_features, max_samples=f.max_samples,
-                                   random_state=f.seed, n_jobs=f.n_jobs).fit(X, y)
+    forest = RandomForestRegressor(
+        f.trees,
+        min_samples_leaf=f.leaf,
+        max_features=f.max_features,
+        max_samples=f.max_samples,
+        random_state=f.seed,
+        n_jobs=f.n_jobs,
+    ).fit(X, y)
     f.forest_ = CompiledForest.from_sklearn(forest, "median", X, y)
     arrays, leaves, drawn = f.forest_.arrays(), f.forest_.leaves(X), forest.estimators_samples_
     inbag = training_medians(arrays, leaves, y, drawn)
@@ -389,77 +609,149 @@ def grow_forest(f: LatencyForest, r: Replay, truth: Mapping):
     f.leaf_values_ = arrays["value"], scatter
     said, wide = out_of_bag(leaves, drawn, inbag, scatter)
     index, offset = np.array(r.index)[use], np.array(r.offset)[use]
-    came = np.array([truth[b, k + f.ahead_] for b, k in zip(names, index)]); raw = (came - offset)/size
+    came = np.array([truth[b, k + f.ahead_] for b, k in zip(names, index)])
+    raw = (came - offset) / size
     for b in f.models_:
         mine = (names == b) & np.isfinite(said)
-        f.models_[b] = judge(f.models_[b], y[mine], raw[mine], said[mine], interval_size(wide[mine], f.shape))
+        f.models_[b] = judge(
+            f.models_[b], y[mine], raw[mine], said[mine], interval_size(wide[mine], f.shape)
+        )
     trust = np.array([f.models_[b].trust for b in names])
-    f.n_rows_, f.oob_ = len(y), pd.DataFrame(dict(backend=names, index=index, said=offset + trust*np.nan_to_num(said)*size, truth=came))
+    f.n_rows_, f.oob_ = (
+        len(y),
+        pd.DataFrame(
+            dict(
+                backend=names,
+                index=index,
+                said=offset + trust * np.nan_to_num(said) * size,
+                truth=came,
+            )
+        ),
+    )
     pooled = np.concatenate([m.errors for m in f.models_.values()])
-    f.fleet_ = tuple(np.quantile(pooled, np.linspace(0, 1, 201)).tolist()) if len(f.models_) > 1 else ()
-    f.prior_ = replace(f.prior_, errors=tuple((2*np.quantile(pooled, np.linspace(0, 1, 300))).tolist()))
+    f.fleet_ = (
+        tuple(np.quantile(pooled, np.linspace(0, 1, 201)).tolist()) if len(f.models_) > 1 else ()
+    )
+    f.prior_ = replace(
+        f.prior_, errors=tuple((2 * np.quantile(pooled, np.linspace(0, 1, 300))).tolist())
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #ea0e5057
-def interval_size(scatter: np.ndarray, power: float) -> np.ndarray:   # > 0
+def interval_size(scatter: np.ndarray, power: float) -> np.ndarray:  # > 0
     "Shape of a row's interval from the scatter of its leaves."
-    return np.maximum(scatter, 1e-3)**power
+    return np.maximum(scatter, 1e-3) ** power
 
-def judge(m: BackendModel, y: np.ndarray, raw: np.ndarray, said: np.ndarray, size: np.ndarray) -> BackendModel:
-    "Trust with the least out-of-bag error (y is cut, raw is not), and the newest errors in shape units, without the warm-up."
-    if not len(y): return replace(m, trust=0.)
-    trust = min((1., .75, .5, .25, 0.), key=lambda w: float(np.abs(y - w*said).mean()))
-    errors = (raw - trust*said)/size
-    return replace(m, trust=trust, errors=tuple(errors[36 if len(errors) >= 72 else 0:][-1000:].tolist()))
+
+def judge(
+    m: BackendModel, y: np.ndarray, raw: np.ndarray, said: np.ndarray, size: np.ndarray
+) -> BackendModel:
+    """Trust with the least out-of-bag error (y is cut, raw is not), and the newest errors in shape
+    units, without the warm-up.
+    """
+    if not len(y):
+        return replace(m, trust=0.0)
+    trust = min((1.0, 0.75, 0.5, 0.25, 0.0), key=lambda w: float(np.abs(y - w * said).mean()))
+    errors = (raw - trust * said) / size
+    return replace(
+        m, trust=trust, errors=tuple(errors[36 if len(errors) >= 72 else 0 :][-1000:].tolist())
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #0b9bed46
-def walk_both(f: LatencyForest, rows: np.ndarray, chunk: int = 2048) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,)
+def walk_both(
+    f: LatencyForest, rows: np.ndarray, chunk: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,)
     "What the forest says of each row and how widely its leaves scatter, from one walk."
     out = []
     for k in range(0, max(len(rows), 1), chunk):
-        at = f.forest_.leaves(rows[k:k + chunk])
-        out.append([v.take(at).sum(1)/f.forest_.n_trees for v in f.leaf_values_])
+        at = f.forest_.leaves(rows[k : k + chunk])
+        out.append([v.take(at).sum(1) / f.forest_.n_trees for v in f.leaf_values_])
     return tuple(np.concatenate(x) for x in zip(*out))
 
-def centres(f: LatencyForest, names: list[str], offset: np.ndarray, rows: np.ndarray, models: Mapping[str, BackendModel]) -> tuple[np.ndarray, np.ndarray]:
-    "Log centre and log size of one shape unit per row."
-    unit, trust = np.array([[models[n].scale.unit, models[n].trust] for n in names]).reshape(-1, 2).T
-    said, scatter = walk_both(f, rows)
-    return offset + unit*trust*said, unit*interval_size(scatter, f.shape)
 
-def what_if(m: BackendModel, expected: float, planned: float) -> float:   # added to the log centre
+def centres(
+    f: LatencyForest,
+    names: list[str],
+    offset: np.ndarray,
+    rows: np.ndarray,
+    models: Mapping[str, BackendModel],
+) -> tuple[np.ndarray, np.ndarray]:
+    "Log centre and log size of one shape unit per row."
+    unit, trust = (
+        np.array([[models[n].scale.unit, models[n].trust] for n in names]).reshape(-1, 2).T
+    )
+    said, scatter = walk_both(f, rows)
+    return offset + unit * trust * said, unit * interval_size(scatter, f.shape)
+
+
+def what_if(m: BackendModel, expected: float, planned: float) -> float:  # added to the log centre
     "How the response curve moves when another load is sent than expected."
-    if m.curve is None: return 0.
+    if m.curve is None:
+        return 0.0
     return log(max(m.curve.at(planned), 1e-9)) - log(max(m.curve.at(expected), 1e-9))
 
 # %% ../../nbs/learning/21_forecast.ipynb #e0bfd3c4
-def step_quantiles(c: Conformal, centre: float, size: float) -> list[float]:   # log ms at LEVELS
+def step_quantiles(c: Conformal, centre: float, size: float) -> list[float]:  # log ms at LEVELS
     "The adaptive tails give 10 % and 90 %; the other levels keep their proportion to them."
-    lo, hi = c.low/TAIL, c.high/TAIL
-    levels = [LEVELS[0]*lo, c.low, min(LEVELS[2]*lo, .45), None, 1 - min(.25*hi, .45), 1 - c.high, 1 - (1 - LEVELS[6])*hi]
-    q = [centre if l is None else centre + size*c.quantile(l) for l in levels]
-    for i in (2, 1, 0): q[i] = min(q[i], q[i + 1] - 1e-9)      # never of no width: log and exp round
-    for i in (4, 5, 6): q[i] = max(q[i], q[i - 1] + 1e-9)
+    lo, hi = c.low / TAIL, c.high / TAIL
+    levels = [
+        LEVELS[0] * lo,
+        c.low,
+        min(LEVELS[2] * lo, 0.45),
+        None,
+        1 - min(0.25 * hi, 0.45),
+        1 - c.high,
+        1 - (1 - LEVELS[6]) * hi,
+    ]
+    q = [centre if l is None else centre + size * c.quantile(l) for l in levels]
+    for i in (2, 1, 0):
+        q[i] = min(q[i], q[i + 1] - 1e-9)  # never of no width: log and exp round
+    for i in (4, 5, 6):
+        q[i] = max(q[i], q[i - 1] + 1e-9)
     return q
 
-def request_quantiles(step: list[float], spread: tuple[float, ...]) -> list[float]:   # log ms at LEVELS
-    "One request: the step's uncertainty and the scatter around the step, joined as independent (root of squares)."
+
+# log ms at LEVELS
+def request_quantiles(step: list[float], spread: tuple[float, ...]) -> list[float]:
+    """One request: the step's uncertainty and the scatter around the step, joined as independent
+    (root of squares).
+    """
     mid, m = step[3], spread[3]
-    join = lambda a, b: (1 if a + b >= 0 else -1)*(a*a + b*b)**.5
+
+    def join(a, b):
+        return (1 if a + b >= 0 else -1) * (a * a + b * b) ** 0.5
+
     return [mid + m + join(a - mid, b - m) for a, b in zip(step, spread)]
 
 # %% ../../nbs/learning/21_forecast.ipynb #37b46724
-def one_forecast(m: BackendModel, band: Conformal, made_s: float, horizon_s: float, centre: float, size: float, load_rps: float) -> Forecast:
+def one_forecast(
+    m: BackendModel,
+    band: Conformal,
+    made_s: float,
+    horizon_s: float,
+    centre: float,
+    size: float,
+    load_rps: float,
+) -> Forecast:
     "A forecast from its log centre, the size of one shape unit, and the backend's interval."
     step = step_quantiles(band, centre, size)
-    return Forecast(m.name, made_s, horizon_s, tuple(map(exp, step)), tuple(map(exp, request_quantiles(step, m.spread))), load_rps)
+    return Forecast(
+        m.name,
+        made_s,
+        horizon_s,
+        tuple(map(exp, step)),
+        tuple(map(exp, request_quantiles(step, m.spread))),
+        load_rps,
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #75679531
 class PulseWindows:
     "What a pulse keeps: windows, intervals, and who is due for a new forecast."
+
     def __init__(self, f: LatencyForest):
         self.forecaster, self.windows, self.intervals = f, f.windows(), {}
-        self.made: dict[str, Forecast] = {}            # newest forecast by backend
-        self.due: dict[str, None] = {}                 # backends with a newer step than their forecast, oldest first
+        self.made: dict[str, Forecast] = {}  # newest forecast by backend
+        # backends with a newer step than their forecast, oldest first
+        self.due: dict[str, None] = {}
 
     def interval(self, name: str) -> Conformal:
         if name not in self.intervals:
@@ -475,29 +767,45 @@ class PulseWindows:
 
     def forget(self, name: str):
         "A backend has left the fleet."
-        for kept in (self.made, self.due, self.intervals, self.windows.load, self.windows.latency, self.windows.index): kept.pop(name, None)
+        for kept in (
+            self.made,
+            self.due,
+            self.intervals,
+            self.windows.load,
+            self.windows.latency,
+            self.windows.index,
+        ):
+            kept.pop(name, None)
 
 # %% ../../nbs/learning/21_forecast.ipynb #a21f5a1c
 class Pulse(PulseWindows):
     "A fitted forecaster, running: windows, matured errors, forecasts."
-    adjust = None                      # (backend, log centre, size, expected load, row) -> log centre, size: how an online learner corrects
+
+    # (backend, log centre, size, expected load, row) -> log centre, size: how an online learner
+    # corrects
+    adjust = None
 
     def forecast(
         self,
-        planned: Mapping[str, float] | None = None,   # what-if: load per step at the horizon, requests, by backend
-        promise: bool = True,                         # let the intervals learn from these forecasts
-        most: int | None = None,                      # new forecasts at most; the others keep their last one
-    ) -> dict[str, Forecast]:                         # by backend; cold ones are missing
+        # what-if: load per step at the horizon, requests, by backend
+        planned: Mapping[str, float] | None = None,
+        promise: bool = True,  # let the intervals learn from these forecasts
+        most: int | None = None,  # new forecasts at most; the others keep their last one
+    ) -> dict[str, Forecast]:  # by backend; cold ones are missing
         "Forecast every warm backend from its newest closed step."
         asked, w = planned is not None or not promise, self.windows
         names = w.warm() if asked else [n for n in self.due if w.latency[n].seen >= WARM][:most]
         out = self.compute(names, planned or {}, not asked) if names else {}
-        if asked: return out
+        if asked:
+            return out
         self.made |= out
-        for n in names: del self.due[n]
+        for n in names:
+            del self.due[n]
         return dict(self.made)
 
-    def compute(self, names: list[str], planned: Mapping[str, float], promise: bool) -> dict[str, Forecast]:
+    def compute(
+        self, names: list[str], planned: Mapping[str, float], promise: bool
+    ) -> dict[str, Forecast]:
         "One batch through the forest."
         w, f, out = self.windows, self.forecaster, {}
         expected = expected_load(w, names)
@@ -505,28 +813,55 @@ class Pulse(PulseWindows):
         centre, size = centres(f, names, offset, rows := rows_of(w, names, expected), w.models)
         for n, c, s, row in zip(names, centre.tolist(), size.tolist(), rows):
             band, k, m = self.interval(n), w.index[n], w.models[n]
-            if self.adjust: c, s = self.adjust(n, c, s, expected[n], row)
-            if promise: band.promise(k, c, s)
+            if self.adjust:
+                c, s = self.adjust(n, c, s, expected[n], row)
+            if promise:
+                band.promise(k, c, s)
             load = planned.get(n, expected[n])
-            out[n] = one_forecast(m, band, float((k + 1)*w.step_s), f.horizon_s, c + what_if(m, expected[n], load), s, load/w.step_s)
+            out[n] = one_forecast(
+                m,
+                band,
+                float((k + 1) * w.step_s),
+                f.horizon_s,
+                c + what_if(m, expected[n], load),
+                s,
+                load / w.step_s,
+            )
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b
-def replayed(f: LatencyForest, table: pd.DataFrame, since_s: float = -inf) -> tuple[list[Course], FleetWindows, Replay]:
+def replayed(
+    f: LatencyForest, table: pd.DataFrame, since_s: float = -inf
+) -> tuple[list[Course], FleetWindows, Replay]:
     "A step table through the windows of a fitted forecaster; rows from `since_s` on."
     table = table.sort_values(["start_s", "backend"], kind="stable")
-    cs = courses(table, f.step_s_); w = f.windows()
-    plans = {(c.name, c.index + k): x for c in cs for k, x in enumerate(replay_load(w.model(c.name).demand, c.load, c.index))}
-    return cs, w, replay(w, table, plans, since_s/f.step_s_)
+    cs = courses(table, f.step_s_)
+    w = f.windows()
+    plans = {
+        (c.name, c.index + k): x
+        for c in cs
+        for k, x in enumerate(replay_load(w.model(c.name).demand, c.load, c.index))
+    }
+    return cs, w, replay(w, table, plans, since_s / f.step_s_)
+
 
 def predict(
     f: LatencyForest,
-    table: pd.DataFrame,           # a step table, the rows before included
-    since_s: float = -inf,         # only forecasts made at the end of steps that start here or later are returned
-) -> pd.DataFrame:                 # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned load
-    "What the forecaster would have said at the end of every step, and what came. Intervals learn as they go."
+    table: pd.DataFrame,  # a step table, the rows before included
+    # only forecasts made at the end of steps that start here or later are returned
+    since_s: float = -inf,
+    # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned
+    # load
+) -> pd.DataFrame:
+    """What the forecaster would have said at the end of every step, and what came.
+
+    Intervals learn as they go.
+    """
     cs, w, r = replayed(f, table, since_s)
-    if not r.backend: raise ValueError(f"no backend has {WARM} measured steps in this table: nothing can be forecast yet")
+    if not r.backend:
+        raise ValueError(
+            f"no backend has {WARM} measured steps in this table: nothing can be forecast yet"
+        )
     centre, size = centres(f, r.backend, np.array(r.offset), np.vstack(r.rows), w.models)
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     last = {(c.name, c.index + k): x for c in cs for k, x in enumerate(filled(c.latency_ms))}
@@ -538,109 +873,235 @@ def judged(f, w, r, centre, size, truth, last) -> pd.DataFrame:
     bands, out = {}, []
     for b, k, plan, c, s in zip(r.backend, r.index, r.plan, centre.tolist(), size.tolist()):
         band = bands.get(b) or bands.setdefault(b, f.interval(w.models[b]))
-        now = truth.get((b, k), np.nan); start = k*f.step_s_
+        now = truth.get((b, k), np.nan)
+        start = k * f.step_s_
         band.mature(k, log(now) if now > 0 else None)
         q = step_quantiles(band, c, s)
-        out.append((b, start, start + f.horizon_s, truth.get((b, k + f.ahead_), np.nan), last[b, k], *map(exp, q), plan/f.step_s_))
+        out.append(
+            (
+                b,
+                start,
+                start + f.horizon_s,
+                truth.get((b, k + f.ahead_), np.nan),
+                last[b, k],
+                *map(exp, q),
+                plan / f.step_s_,
+            )
+        )
         band.promise(k, c, s)
-    return pd.DataFrame(out, columns=["backend", "start_s", "about_s", "actual_ms", "persistence_ms",
-                                      *(f"p{int(100*q):02d}_ms" for q in LEVELS), "planned_rps"])
+    return pd.DataFrame(
+        out,
+        columns=[
+            "backend",
+            "start_s",
+            "about_s",
+            "actual_ms",
+            "persistence_ms",
+            *(f"p{int(100 * q):02d}_ms" for q in LEVELS),
+            "planned_rps",
+        ],
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #696a2d9c
 FORMAT = {"format": "arcpoint.forecaster", "version": 1}
 
-def plain_model(m: BackendModel) -> dict:   # JSON values; the run forest is stored beside
+
+def plain_model(m: BackendModel) -> dict:  # JSON values; the run forest is stored beside
     d, c = m.demand, m.scale
-    curve = lambda x: None if x is None else {"load": x.load, "latency_ms": x.latency_ms}
-    return dict(name=m.name, number=m.number, usual_load=m.usual_load, trust=m.trust, peers=m.peers, peer_weights=m.peer_weights,
-                spread=m.spread, errors=m.errors, curve=curve(m.curve), uses_curve=c.curve is not None, base_steps=c.base_steps, unit=c.unit,
-                profiles=d.season.profiles, rule=d.rule, sigma=d.sigma, ahead=d.ahead, runs=d.runs is not None)
+
+    def curve(x):
+        return None if x is None else {"load": x.load, "latency_ms": x.latency_ms}
+
+    return dict(
+        name=m.name,
+        number=m.number,
+        usual_load=m.usual_load,
+        trust=m.trust,
+        peers=m.peers,
+        peer_weights=m.peer_weights,
+        spread=m.spread,
+        errors=m.errors,
+        curve=curve(m.curve),
+        uses_curve=c.curve is not None,
+        base_steps=c.base_steps,
+        unit=c.unit,
+        profiles=d.season.profiles,
+        rule=d.rule,
+        sigma=d.sigma,
+        ahead=d.ahead,
+        runs=d.runs is not None,
+    )
+
 
 def model_from(x: dict, runs: CompiledForest | None) -> BackendModel:
     "The inverse of `plain_model`."
-    tup = lambda v: tuple(map(float, v))
-    curve = None if x["curve"] is None else Curve(tup(x["curve"]["load"]), tup(x["curve"]["latency_ms"]))
-    demand = Demand(Season(tuple(tup(p) for p in x["profiles"])), (str(x["rule"][0]), int(x["rule"][1])), float(x["sigma"]), int(x["ahead"]), runs)
-    return BackendModel(str(x["name"]), int(x["number"]), demand, curve, Scale(curve if x["uses_curve"] else None, int(x["base_steps"]), float(x["unit"])),
-                        float(x["usual_load"]), float(x["trust"]), tuple(x["peers"]), tup(x["peer_weights"]), tup(x["spread"]), tup(x["errors"]))
+
+    def tup(v):
+        return tuple(map(float, v))
+
+    curve = (
+        None
+        if x["curve"] is None
+        else Curve(tup(x["curve"]["load"]), tup(x["curve"]["latency_ms"]))
+    )
+    demand = Demand(
+        Season(tuple(tup(p) for p in x["profiles"])),
+        (str(x["rule"][0]), int(x["rule"][1])),
+        float(x["sigma"]),
+        int(x["ahead"]),
+        runs,
+    )
+    return BackendModel(
+        str(x["name"]),
+        int(x["number"]),
+        demand,
+        curve,
+        Scale(curve if x["uses_curve"] else None, int(x["base_steps"]), float(x["unit"])),
+        float(x["usual_load"]),
+        float(x["trust"]),
+        tuple(x["peers"]),
+        tup(x["peer_weights"]),
+        tup(x["spread"]),
+        tup(x["errors"]),
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #acce34ea
 def save(
-    f: LatencyForest,             # fitted
-    folder: str | Path,        # made if missing; an existing model in it is replaced
+    f: LatencyForest,  # fitted
+    folder: str | Path,  # made if missing; an existing model in it is replaced
 ):
     "Store a fitted forecaster as plain arrays and a sealed manifest."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for m in f.models_.values():
-        if m.demand.runs is not None: m.demand.runs.save(folder/f"runs_{m.number}")
-    save_artefact(folder/"scatter", f.scatter_.arrays(), {k: FOREST_SCHEMA[k] for k in ("format", "version")} | f.scatter_.facts())
-    seal = lambda name: sha256((folder/f"{name}.json").read_bytes()).hexdigest()
-    parts = {n: seal(n) for n in ("scatter", *(f"runs_{m.number}" for m in f.models_.values() if m.demand.runs is not None))}
-    save_artefact(folder/"forecaster", f.forest_.arrays(), FORMAT | dict(row=ROW, levels=LEVELS, forest=f.forest_.facts(), parts=parts,
-        params={k: v for k, v in f.params().items() if k != "n_jobs"}, step_s=f.step_s_, rows=f.n_rows_, data_sha256=f.data_sha256_, fleet=f.fleet_,
-        models=[plain_model(m) for m in f.models_.values()], prior=plain_model(f.prior_)))
+        if m.demand.runs is not None:
+            m.demand.runs.save(folder / f"runs_{m.number}")
+    save_artefact(
+        folder / "scatter",
+        f.scatter_.arrays(),
+        {k: FOREST_SCHEMA[k] for k in ("format", "version")} | f.scatter_.facts(),
+    )
+
+    def seal(name):
+        return sha256((folder / f"{name}.json").read_bytes()).hexdigest()
+
+    parts = {
+        n: seal(n)
+        for n in (
+            "scatter",
+            *(f"runs_{m.number}" for m in f.models_.values() if m.demand.runs is not None),
+        )
+    }
+    save_artefact(
+        folder / "forecaster",
+        f.forest_.arrays(),
+        FORMAT
+        | dict(
+            row=ROW,
+            levels=LEVELS,
+            forest=f.forest_.facts(),
+            parts=parts,
+            params={k: v for k, v in f.params().items() if k != "n_jobs"},
+            step_s=f.step_s_,
+            rows=f.n_rows_,
+            data_sha256=f.data_sha256_,
+            fleet=f.fleet_,
+            models=[plain_model(m) for m in f.models_.values()],
+            prior=plain_model(f.prior_),
+        ),
+    )
 
 # %% ../../nbs/learning/21_forecast.ipynb #9a28b896
-def load(folder: str | Path) -> LatencyForest:   # a folder that `save` wrote
-    "Load a forecaster. ArtefactError, with file and reason, on anything missing, changed or made for other features."
+def load(folder: str | Path) -> LatencyForest:  # a folder that `save` wrote
+    """Load a forecaster.
+
+    ArtefactError, with file and reason, on anything missing, changed or made for other features.
+    """
     folder = Path(folder)
-    arrays, x = load_artefact(folder/"forecaster", FORMAT | {"arrays": FOREST_SCHEMA["arrays"]})
+    arrays, x = load_artefact(folder / "forecaster", FORMAT | {"arrays": FOREST_SCHEMA["arrays"]})
     try:
-        if (tuple(x["row"]), tuple(x["levels"])) != (ROW, LEVELS): raise ArtefactError("it was trained for other features or levels")
+        if (tuple(x["row"]), tuple(x["levels"])) != (ROW, LEVELS):
+            raise ArtefactError("it was trained for other features or levels")
         for n, want in x["parts"].items():
-            if sha256((folder/f"{n}.json").read_bytes()).hexdigest() != want: raise ArtefactError(f"{n}.json is not the one it was saved with")
-        f = LatencyForest(**x["params"]); f.step_s_, f.n_rows_, f.data_sha256_ = int(x["step_s"]), int(x["rows"]), x["data_sha256"]
-        f.ahead_, f.fleet_ = f.horizon_s//f.step_s_, tuple(map(float, x["fleet"]))
-        runs = {n: CompiledForest.load(folder/n) for n in x["parts"] if n != "scatter"}
+            if sha256((folder / f"{n}.json").read_bytes()).hexdigest() != want:
+                raise ArtefactError(f"{n}.json is not the one it was saved with")
+        f = LatencyForest(**x["params"])
+        f.step_s_, f.n_rows_, f.data_sha256_ = int(x["step_s"]), int(x["rows"]), x["data_sha256"]
+        f.ahead_, f.fleet_ = f.horizon_s // f.step_s_, tuple(map(float, x["fleet"]))
+        runs = {n: CompiledForest.load(folder / n) for n in x["parts"] if n != "scatter"}
         f.models_ = {m["name"]: model_from(m, runs.get(f"runs_{m['number']}")) for m in x["models"]}
-        f.prior_, f.forest_, f.scatter_ = model_from(x["prior"], None), CompiledForest(arrays, **x["forest"]), CompiledForest.load(folder/"scatter")
+        f.prior_, f.forest_, f.scatter_ = (
+            model_from(x["prior"], None),
+            CompiledForest(arrays, **x["forest"]),
+            CompiledForest.load(folder / "scatter"),
+        )
         f.leaf_values_ = f.forest_.arrays()["value"], f.scatter_.arrays()["value"]
         return f
-    except (KeyError, TypeError, ValueError, OSError) as e: raise ArtefactError(f"{folder}/forecaster: {e}; train and save it again") from e
+    except (KeyError, TypeError, ValueError, OSError) as e:
+        raise ArtefactError(f"{folder}/forecaster: {e}; train and save it again") from e
 
 # %% ../../nbs/learning/21_forecast.ipynb #588387df
 class Listener:
     "What a ticker listens to, and how many forecasts it makes at a time."
-    def __init__(self, forecaster: LatencyForest, router, max_age_s: float = 60.):
-        self.pulse, self.router, self.max_age_s, self.version, self.last_s = Pulse(forecaster), router, max_age_s, 0, None
+
+    def __init__(self, forecaster: LatencyForest, router, max_age_s: float = 60.0):
+        self.pulse, self.router, self.max_age_s, self.version, self.last_s = (
+            Pulse(forecaster),
+            router,
+            max_age_s,
+            0,
+            None,
+        )
         self.waiting: deque[tuple[str, Step]] = deque()
-        self.hooked: dict[str, object] = {}            # the features listened to, by backend
+        self.hooked: dict[str, object] = {}  # the features listened to, by backend
 
     def hook(self):
         "Listen to backends that have joined since the last tick, forget those that have left."
         here = self.router.feature_map()
         for name, features in self.hooked.items():
-            if here.get(name) is not features: self.pulse.forget(name)
+            if here.get(name) is not features:
+                self.pulse.forget(name)
         for name, features in here.items():
-            if self.hooked.get(name) is features: continue
+            if self.hooked.get(name) is features:
+                continue
             features.listeners.append(lambda step, name=name: self.waiting.append((name, step)))
             clocks = self.pulse.windows.model(name).demand.season.profiles
             features.history.period_steps = len(clocks[0]) if clocks else None
         self.hooked = here
 
-    def share(self, now: float) -> int | None:   # new forecasts per tick; None: all
-        "A quarter of the fleet where ticks are much more frequent than steps, so that no tick is a long one."
-        dt, self.last_s = now - self.last_s if self.last_s is not None else 0., now
-        ticks = min(int(self.pulse.forecaster.step_s_/(3*dt)), 4) if dt > 0 else 1
-        return -(-len(self.hooked)//ticks) if ticks > 1 else None
+    def share(self, now: float) -> int | None:  # new forecasts per tick; None: all
+        """A quarter of the fleet where ticks are much more frequent than steps, so that no tick is
+        a long one.
+        """
+        dt, self.last_s = now - self.last_s if self.last_s is not None else 0.0, now
+        ticks = min(int(self.pulse.forecaster.step_s_ / (3 * dt)), 4) if dt > 0 else 1
+        return -(-len(self.hooked) // ticks) if ticks > 1 else None
 
 # %% ../../nbs/learning/21_forecast.ipynb #c552479a
 class Ticker(Listener):
-    "Turns a router's telemetry into forecast tables. Call `tick` every few seconds from one thread."
-    def push(self, name: str, step: Step): self.pulse.push(name, step)   # one closed step
+    """Turns a router's telemetry into forecast tables.
+
+    Call `tick` every few seconds from one thread.
+    """
+
+    def push(self, name: str, step: Step):
+        self.pulse.push(name, step)  # one closed step
 
     def table(self, now: float, most: int | None = None) -> ForecastTable:
         "A new table, with so many new forecasts at most."
         self.version += 1
-        return ForecastTable(self.version, now, self.max_age_s, self.pulse.forecast(most=most), "forest")
+        return ForecastTable(
+            self.version, now, self.max_age_s, self.pulse.forecast(most=most), "forest"
+        )
 
-    def tick(self, now: float) -> ForecastTable:   # the table that was installed
+    def tick(self, now: float) -> ForecastTable:  # the table that was installed
         "Close steps that have ended, forecast warm backends, hand the table to the router."
         self.hook()
         self.router.roll(now)
         while self.waiting:
             name, step = self.waiting.popleft()
-            if name in self.hooked: self.push(name, step)
+            if name in self.hooked:
+                self.push(name, step)
         table = self.table(now, self.share(now))
         self.router.swap(table, now)
         return table

@@ -23,7 +23,16 @@ from .forecast import LatencyForest, load, save
 from .gate import GateConfig
 from .online import OnlineConfig
 from .rooms import RoomForecaster
-from ..routing.core import Forecast, Forecaster, ForecasterEvent, ForecastTable, Step, check_forecaster, exceedance, foreseen_change
+from arcpoint_ce.routing.core import (
+    Forecast,
+    Forecaster,
+    ForecasterEvent,
+    ForecastTable,
+    Step,
+    check_forecaster,
+    exceedance,
+    foreseen_change,
+)
 
 # %% ../../nbs/learning/26e_forecasters.ipynb #24c24556
 class Earned:
@@ -38,10 +47,13 @@ class Earned:
         half_life: int = 240,  # matured forecasts after which evidence counts half
     ):
         if not (enough > 0 and half_life > 0):
-            raise ValueError(f"enough and half_life must be positive, got {enough!r} and {half_life!r}")
+            raise ValueError(
+                f"enough and half_life must be positive, got {enough!r} and {half_life!r}"
+            )
         self.prior, self.enough, self.keep = prior, enough, 0.5 ** (1.0 / half_life)
         self.fleet, self.own = prior, Counter()
-        self.changes = self.right = 0  # changes foreseen that have matured; of them better than "it stays as it is"
+        # changes foreseen that have matured; of them better than "it stays as it is"
+        self.changes = self.right = 0
 
     def add(self, backend: str, foreseen: float, came: float):
         "A matured forecast: logarithms of what was foreseen, and of what came, over what was then."
@@ -58,7 +70,9 @@ class Earned:
         self.right += gain > 0
 
     def trust(self, backend: str) -> float:  # 0..1
-        "How far the forecast of this backend may act: the fleet's evidence and its own count half each."
+        """How far the forecast of this backend may act: the fleet's evidence and its own count half
+        each.
+        """
         own = self.own[backend] + self.prior if backend in self.own else self.fleet
         return min(max(0.5 * (self.fleet + own) / self.enough, 0.0), 1.0)
 
@@ -77,7 +91,8 @@ class PaceJudge:
 
     def __init__(self, router, every_s: float, prior: float = 0.0):
         self.router, self.every_s, self.earned = router, every_s, Earned(prior)
-        self.open: dict[str, deque] = {}  # backend -> (about when, log of the change foreseen, log of the pace then)
+        # backend -> (about when, log of the change foreseen, log of the pace then)
+        self.open: dict[str, deque] = {}
 
     @property
     def evidence(self) -> float:  # 1: enough for full trust
@@ -89,9 +104,15 @@ class PaceJudge:
         for name, f in table.forecasts.items():
             pace_s, age_s = paces.get(name, (0.0, 0.0))
             waiting, about = self.open.setdefault(name, deque(maxlen=256)), f.made_s + f.horizon_s
-            if not pace_s or age_s > self.FRESH_S or (waiting and about < waiting[-1][0] + self.every_s):
+            if (
+                not pace_s
+                or age_s > self.FRESH_S
+                or (waiting and about < waiting[-1][0] + self.every_s)
+            ):
                 continue
-            waiting.append((about, log(foreseen_change(replace(f, trust=1.0), f.now_ms)), log(pace_s)))
+            waiting.append(
+                (about, log(foreseen_change(replace(f, trust=1.0), f.now_ms)), log(pace_s))
+            )
 
     def settle(self, now: float):
         "What has come true, or not, of that."
@@ -109,7 +130,9 @@ def with_room(
     capacity: float,  # requests at once
     limit_ms: float,  # of one request, ms
 ) -> Forecast:
-    "The same forecast with the room that follows from its latency: what does not meet its limit counts as taken."
+    """The same forecast with the room that follows from its latency: what does not meet its limit
+    counts as taken.
+    """
     if f.most is not None:
         return f
     return replace(f, most=capacity, occupied=capacity * exceedance(f.request_ms, limit_ms))
@@ -123,7 +146,9 @@ def packed(model: LatencyForest) -> dict[str, str]:
 
 
 def unpacked(files: Mapping[str, str]) -> LatencyForest:
-    "The inverse. ArtefactError where something is missing or was changed; names that leave the folder are a ValueError."
+    """The inverse. ArtefactError where something is missing or was changed; names that leave the
+    folder are a ValueError.
+    """
     with TemporaryDirectory() as folder:
         for name, text in files.items():
             if Path(name).name != name:
@@ -137,7 +162,9 @@ def step_table(
 ) -> pd.DataFrame:  # one row per step, as `LatencyForest.fit` takes it
     "Closed steps as a table."
     names = [f.name for f in fields(Step)]
-    return pd.DataFrame([(b, *(getattr(s, k) for k in names)) for b, s in steps], columns=["backend", *names])
+    return pd.DataFrame(
+        [(b, *(getattr(s, k) for k in names)) for b, s in steps], columns=["backend", *names]
+    )
 
 
 class LatencyForecaster(Forecaster):
@@ -148,7 +175,8 @@ class LatencyForecaster(Forecaster):
 
     def __init__(
         self,
-        forest: LatencyForest | None = None,  # fitted; None: it learns from the running engine or from a log
+        # fitted; None: it learns from the running engine or from a log
+        forest: LatencyForest | None = None,
         horizon_s: int | None = None,  # how far ahead, s; None: five steps
         trees: int = 100,
         prior: float = 3.0,  # evidence to begin with: trusted until it proves wrong
@@ -163,11 +191,15 @@ class LatencyForecaster(Forecaster):
         self.judge = PaceJudge(router, router.config.step_s, self.prior)
         self.earned, self.lesson, self.version = self.judge.earned, 0, 0
         self.lesson_due: str | None = None
-        self.recent: deque[tuple[str, Step]] = deque(maxlen=20_000)  # steps that a new model warms its windows with
+        # steps that a new model warms its windows with
+        self.recent: deque[tuple[str, Step]] = deque(maxlen=20_000)
         self.waiting: deque[tuple[str, Step]] = deque()
         self.counts, self.told = Counter(), deque(maxlen=1000)
         if self.forest is not None:
-            self.live, self.lesson = LiveModel(self.forest, router, online=self.online, drift=self.drift), 1
+            self.live, self.lesson = (
+                LiveModel(self.forest, router, online=self.online, drift=self.drift),
+                1,
+            )
 
     def step(self, backend: str, step: Step):
         self.recent.append((backend, step))
@@ -200,19 +232,29 @@ class LatencyForecaster(Forecaster):
         return out
 
     def complete(self, f: Forecast) -> Forecast:
-        "The forecast with the present beside it, the room that follows from it, and the trust that it has earned."
+        """The forecast with the present beside it, the room that follows from it, and the trust
+        that it has earned.
+        """
         newest_ms = self.live.pulse.windows.latency[f.backend].latency_ms
         backend = next(b for b in self.router.backends if b.name == f.backend)
         now_ms = newest_ms * f.request_ms[3] / f.step_ms[3] if newest_ms else None
         limit_ms = backend.slo_ms or self.router.config.slo_ms
-        return with_room(replace(f, now_ms=now_ms, trust=self.earned.trust(f.backend)), backend.capacity, limit_ms)
+        return with_room(
+            replace(f, now_ms=now_ms, trust=self.earned.trust(f.backend)),
+            backend.capacity,
+            limit_ms,
+        )
 
     def take_up(self, now: float):
-        "A lesson that has ended acts from now on; where drift has demoted the old model the new one watches first."
+        """A lesson that has ended acts from now on; where drift has demoted the old model the new
+        one watches first.
+        """
         if self.fresh is None:
             return
         forest, self.fresh = self.fresh, None
-        demoted = self.live is not None and any(self.live.after.ladder.state(b) in (DEMOTED, SHADOW) for b in self.counts)
+        demoted = self.live is not None and any(
+            self.live.after.ladder.state(b) in (DEMOTED, SHADOW) for b in self.counts
+        )
         if demoted:
             self.live.watch(forest, list(self.recent), now)
         else:
@@ -249,7 +291,9 @@ class LatencyForecaster(Forecaster):
             self.earned.restore(memo["earned"])
             self.version = int(memo["version"])
         if lessons:
-            self.live = LiveModel(unpacked(lessons["files"]), self.router, online=self.online, drift=self.drift)
+            self.live = LiveModel(
+                unpacked(lessons["files"]), self.router, online=self.online, drift=self.drift
+            )
             self.lesson += 1
         if self.live and self.recent:
             self.live.catch_up(list(self.recent))
@@ -267,7 +311,10 @@ class LatencyForecaster(Forecaster):
 
     def status(self) -> dict:
         said = self.live.status() if self.live else dict(backends={})
-        rows = {n: row | dict(trust=round(self.earned.trust(n), 2)) for n, row in said["backends"].items()}
+        rows = {
+            n: row | dict(trust=round(self.earned.trust(n), 2))
+            for n, row in said["backends"].items()
+        }
         judged = dict(evidence=self.evidence, changes=self.earned.changes, right=self.earned.right)
         return said | dict(backends=rows, learned=self.lesson > 0) | judged
 
@@ -279,7 +326,9 @@ class NoForecaster(Forecaster):
 
 
 class Together(Forecaster):
-    "Several forecasters; about each backend the one that foresees the largest change speaks, as far as it is trusted."
+    """Several forecasters; about each backend the one that foresees the largest change speaks, as
+    far as it is trusted.
+    """
 
     name = "both"
 
@@ -316,10 +365,14 @@ class Together(Forecaster):
         tables = self.tables(now)
         for table in tables.values():
             for n, f in table.forecasts.items():
-                if n not in best or abs(log(foreseen_change(f, f.now_ms))) > abs(log(foreseen_change(best[n], best[n].now_ms))):
+                if n not in best or abs(log(foreseen_change(f, f.now_ms))) > abs(
+                    log(foreseen_change(best[n], best[n].now_ms))
+                ):
                     best[n] = f
         self.version += 1
-        return ForecastTable(self.version, now, min(t.max_age_s for t in tables.values()), best, self.name)
+        return ForecastTable(
+            self.version, now, min(t.max_age_s for t in tables.values()), best, self.name
+        )
 
     @property
     def lesson(self) -> int:
@@ -371,13 +424,17 @@ class Together(Forecaster):
 
 # %% ../../nbs/learning/26e_forecasters.ipynb #55d1a9b0
 class AutoForecaster(Forecaster):
-    """Starts as none; lets that candidate act whose foreseen changes have proved worth the most, and takes it out when they no
-    longer do. A candidate must pass its own judge and the one that holds its changes against the pace that came."""
+    """Starts as none; lets that candidate act whose foreseen changes have proved worth the most, and
+    takes it out when they no
+    longer do. A candidate must pass its own judge and the one that holds its changes against the
+    pace that came."""
 
     name = "auto"
-    ENTER, LEAVE, LEAD = 0.67, 0.0, 0.3  # evidence to begin to act, to stop, and by which another must be ahead
+    # evidence to begin to act, to stop, and by which another must be ahead
+    ENTER, LEAVE, LEAD = 0.67, 0.0, 0.3
 
-    def __init__(self, candidates: Sequence[Forecaster] | None = None):  # None: room and latency, both without credit
+    # None: room and latency, both without credit
+    def __init__(self, candidates: Sequence[Forecaster] | None = None):
         if candidates is None:
             candidates = RoomForecaster(gate=GateConfig(prior=0.0)), LatencyForecaster(prior=0.0)
         self.team = Together(candidates)
@@ -408,11 +465,23 @@ class AutoForecaster(Forecaster):
         if self.acting != "none":
             t = tables[self.acting]
             return replace(t, version=self.version, model=f"auto: {self.acting}")
-        shown = next((tables[p.name] for p in reversed(self.team.parts) if self.knows(p) and tables[p.name].forecasts), None)
+        shown = next(
+            (
+                tables[p.name]
+                for p in reversed(self.team.parts)
+                if self.knows(p) and tables[p.name].forecasts
+            ),
+            None,
+        )
         if shown is None:
             return ForecastTable(self.version, now, 60.0, {}, "auto: none")
         watched = {n: replace(f, trust=0.0) for n, f in shown.forecasts.items()}
-        return replace(shown, version=self.version, forecasts=watched, model=f"auto: none, {shown.model} watches")
+        return replace(
+            shown,
+            version=self.version,
+            forecasts=watched,
+            model=f"auto: none, {shown.model} watches",
+        )
 
     @staticmethod
     def knows(part: Forecaster) -> bool:
@@ -431,7 +500,11 @@ class AutoForecaster(Forecaster):
             new = best
         if new != self.acting:
             told = ", ".join(f"{n} {e:+.2f}" for n, e in evidence.items())
-            self.switches.append(ForecasterEvent(now, None, "switched", f"{new} acts in place of {self.acting}; evidence: {told}"))
+            self.switches.append(
+                ForecasterEvent(
+                    now, None, "switched", f"{new} acts in place of {self.acting}; evidence: {told}"
+                )
+            )
             self.acting = new
 
     @property
@@ -491,9 +564,13 @@ FORECASTERS = {
 
 
 def make_forecaster(
-    which: str | Forecaster | LatencyForest | None,  # a name, a forecaster, a fitted forest; None: none
+    # a name, a forecaster, a fitted forest; None: none
+    which: str | Forecaster | LatencyForest | None,
 ) -> Forecaster:
-    "A forecaster that has not been started. ValueError on an unknown name, TypeError on what is no forecaster."
+    """A forecaster that has not been started.
+
+    ValueError on an unknown name, TypeError on what is no forecaster.
+    """
     if which is None:
         return NoForecaster()
     if isinstance(which, LatencyForest):

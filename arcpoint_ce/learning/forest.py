@@ -9,7 +9,9 @@ __all__ = ['LANES', 'ROWS', 'FOREST_SCHEMA', 'float32_below', 'breadth_first', '
            'training_medians', 'CompiledForest', 'race', 'bench_forest']
 
 # %% ../../nbs/learning/20_forest.ipynb #dbf4b77d
-import json, os, zipfile
+import json
+import os
+import zipfile
 from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
@@ -23,16 +25,19 @@ from .. import __version__
 
 # %% ../../nbs/learning/20_forest.ipynb #8594ea6d
 def float32_below(
-    t: np.ndarray,        # thresholds, float64, any shape; infinities allowed
-) -> np.ndarray:          # float32, same shape
-    "The largest float32 not above each value: comparing float32 data with it gives the same answers."
-    with np.errstate(over="ignore"): near = t.astype(np.float32)
+    t: np.ndarray,  # thresholds, float64, any shape; infinities allowed
+) -> np.ndarray:  # float32, same shape
+    """The largest float32 not above each value: comparing float32 data with it gives the same
+    answers.
+    """
+    with np.errstate(over="ignore"):
+        near = t.astype(np.float32)
     return np.where(near > t, np.nextafter(near, np.float32(-np.inf)), near)
 
 # %% ../../nbs/learning/20_forest.ipynb #a527d0a1
 def breadth_first(
-    tree,                 # a fitted scikit-learn `tree_`
-) -> np.ndarray:          # its node ids, int64, breadth first; two siblings are always adjacent
+    tree,  # a fitted scikit-learn `tree_`
+) -> np.ndarray:  # its node ids, int64, breadth first; two siblings are always adjacent
     "The order in which the nodes of one tree are laid out."
     order, level = [], np.zeros(1, np.int64)
     while level.size:
@@ -43,68 +48,87 @@ def breadth_first(
 
 # %% ../../nbs/learning/20_forest.ipynb #b0863e64
 def flatten_tree(
-    tree,                 # a fitted scikit-learn `tree_`
-    base: int,            # number of nodes laid out before this tree
-    columns=None,         # the forest's column behind each column of this tree; None: the same
-) -> dict:                # threshold, feature, left, node_id, each (n_nodes,)
+    tree,  # a fitted scikit-learn `tree_`
+    base: int,  # number of nodes laid out before this tree
+    columns=None,  # the forest's column behind each column of this tree; None: the same
+) -> dict:  # threshold, feature, left, node_id, each (n_nodes,)
     "One tree as flat arrays, in breadth-first order."
     order = breadth_first(tree)
-    here = np.arange(order.size); place = np.empty_like(order); place[order] = here
-    left = tree.children_left[order]; leaf = left < 0
+    here = np.arange(order.size)
+    place = np.empty_like(order)
+    place[order] = here
+    left = tree.children_left[order]
+    leaf = left < 0
     column = np.where(leaf, 0, tree.feature[order])
-    if columns is not None: column = np.asarray(columns)[column]
+    if columns is not None:
+        column = np.asarray(columns)[column]
     return {
         "threshold": float32_below(np.where(leaf, np.inf, tree.threshold[order])),
-        "feature": np.where(leaf, 1, 2*column + tree.missing_go_to_left[order]).astype(np.uint32),
+        "feature": np.where(leaf, 1, 2 * column + tree.missing_go_to_left[order]).astype(np.uint32),
         "left": (base + np.where(leaf, here, place[left])).astype(np.uint32),
-        "node_id": order.astype(np.uint32)}
+        "node_id": order.astype(np.uint32),
+    }
 
 # %% ../../nbs/learning/20_forest.ipynb #7a3d8d6e
 def flatten_forest(
-    forest,               # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
-) -> dict:                # root (n_trees + 1,) and the arrays of `flatten_tree`, (n_nodes,)
+    forest,  # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
+) -> dict:  # root (n_trees + 1,) and the arrays of `flatten_tree`, (n_nodes,)
     "All trees behind one another; tree k occupies nodes root[k] to root[k + 1]."
     trees = [e.tree_ for e in forest.estimators_]
-    chosen = getattr(forest, "estimators_features_", [None]*len(trees))
+    chosen = getattr(forest, "estimators_features_", [None] * len(trees))
     root = np.cumsum([0] + [t.node_count for t in trees])
-    if root[-1] >= 2**31: raise ValueError(f"{root[-1]} nodes are too many: use fewer or smaller trees")
-    parts = [flatten_tree(t, b, None if t.n_features == forest.n_features_in_ else c)
-             for t, b, c in zip(trees, root, chosen)]
-    return {"root": root.astype(np.uint32)} | {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    if root[-1] >= 2**31:
+        raise ValueError(f"{root[-1]} nodes are too many: use fewer or smaller trees")
+    parts = [
+        flatten_tree(t, b, None if t.n_features == forest.n_features_in_ else c)
+        for t, b, c in zip(trees, root, chosen)
+    ]
+    return {"root": root.astype(np.uint32)} | {
+        k: np.concatenate([p[k] for p in parts]) for k in parts[0]
+    }
 
 # %% ../../nbs/learning/20_forest.ipynb #f3cc1f57
-LANES = 20                             # trees walked in lockstep
+LANES = 20  # trees walked in lockstep
+
 
 def compiled(function):
     "Compile with numba, without the GIL; cached on disk where a cache folder can be written."
-    try: return njit(nogil=True, cache=True)(function)
-    except RuntimeError: return njit(nogil=True)(function)
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
 
 # %% ../../nbs/learning/20_forest.ipynb #4c62659b
 @compiled
 def _spread(
-    X,                    # float64 (n, n_features)
-    i,                    # the row wanted
-    x,                    # float32 (2*n_features,), written: even places as is, odd places NaN -> -inf
-    finite,               # refuse infinite values
-):                        # False where the row was refused
+    X,  # float64 (n, n_features)
+    i,  # the row wanted
+    x,  # float32 (2*n_features,), written: even places as is, odd places NaN -> -inf
+    finite,  # refuse infinite values
+):  # False where the row was refused
     for j in range(X.shape[1]):
         v = np.float32(X[i, j])
-        if finite and np.isinf(v): return False
-        x[2*j] = v
-        x[2*j + 1] = -np.inf if np.isnan(v) else v
+        if finite and np.isinf(v):
+            return False
+        x[2 * j] = v
+        x[2 * j + 1] = -np.inf if np.isnan(v) else v
     return True
 
 # %% ../../nbs/learning/20_forest.ipynb #3aac8476
 @compiled
 def _walk(
-    x,                    # one spread row, float32 (2*n_features,)
-    first,                # first tree of the block, a multiple of LANES
-    at,                   # uint32 (LANES,), written: the leaf reached in each tree
-    root, depth, feature, threshold, left,   # the forest; depth is per block
+    x,  # one spread row, float32 (2*n_features,)
+    first,  # first tree of the block, a multiple of LANES
+    at,  # uint32 (LANES,), written: the leaf reached in each tree
+    root,
+    depth,
+    feature,
+    threshold,
+    left,  # the forest; depth is per block
 ):
-    for k in range(LANES): at[k] = root[min(first + k, root.size - 2)]
-    for _ in range(depth[first//LANES]):
+    for k in range(LANES):
+        at[k] = root[min(first + k, root.size - 2)]
+    for _ in range(depth[first // LANES]):
         for k in range(LANES):
             n = at[k]
             at[k] = left[n] + np.uint32(not (x[feature[n]] <= threshold[n]))
@@ -112,71 +136,94 @@ def _walk(
 # %% ../../nbs/learning/20_forest.ipynb #37acd4f3
 @compiled
 def _sum_leaves(
-    X, out,               # float64 (n, n_features) and (n,), the latter written
-    finite, scale,        # refuse infinite values; divide the sum by this
-    root, depth, feature, threshold, left, value,
-):                        # the first row that was refused, or -1
-    x, at = np.empty(2*X.shape[1], np.float32), np.empty(LANES, np.uint32)
+    X,
+    out,  # float64 (n, n_features) and (n,), the latter written
+    finite,
+    scale,  # refuse infinite values; divide the sum by this
+    root,
+    depth,
+    feature,
+    threshold,
+    left,
+    value,
+):  # the first row that was refused, or -1
+    x, at = np.empty(2 * X.shape[1], np.float32), np.empty(LANES, np.uint32)
     for i in range(X.shape[0]):
-        if not _spread(X, i, x, finite): return i
-        total = 0.
+        if not _spread(X, i, x, finite):
+            return i
+        total = 0.0
         for first in range(0, root.size - 1, LANES):
             _walk(x, first, at, root, depth, feature, threshold, left)
-            for k in range(min(LANES, root.size - 1 - first)): total += value[at[k]]
-        out[i] = total/scale
+            for k in range(min(LANES, root.size - 1 - first)):
+                total += value[at[k]]
+        out[i] = total / scale
     return -1
 
 # %% ../../nbs/learning/20_forest.ipynb #60872065
-ROWS = 32                              # rows walked in lockstep through one tree
+ROWS = 32  # rows walked in lockstep through one tree
+
 
 @compiled
 def _find_leaves(
-    X, out,               # float64 (n, n_features) and int64 (n, n_trees), the latter written
-    finite,               # refuse infinite values
-    root, depth, feature, threshold, left,
-):                        # the first row that was refused, or -1
-    x, at = np.empty((ROWS, 2*X.shape[1]), np.float32), np.empty(ROWS, np.uint32)
+    X,
+    out,  # float64 (n, n_features) and int64 (n, n_trees), the latter written
+    finite,  # refuse infinite values
+    root,
+    depth,
+    feature,
+    threshold,
+    left,
+):  # the first row that was refused, or -1
+    x, at = np.empty((ROWS, 2 * X.shape[1]), np.float32), np.empty(ROWS, np.uint32)
     for first in range(0, X.shape[0], ROWS):
         m = min(ROWS, X.shape[0] - first)
         for i in range(m):
-            if not _spread(X, first + i, x[i], finite): return first + i
+            if not _spread(X, first + i, x[i], finite):
+                return first + i
         for t in range(root.size - 1):
-            for i in range(m): at[i] = root[t]
-            for _ in range(depth[t//LANES]):
+            for i in range(m):
+                at[i] = root[t]
+            for _ in range(depth[t // LANES]):
                 for i in range(m):
                     n = at[i]
                     at[i] = left[n] + np.uint32(not (x[i, feature[n]] <= threshold[n]))
-            for i in range(m): out[first + i, t] = at[i]
+            for i in range(m):
+                out[first + i, t] = at[i]
     return -1
 
 # %% ../../nbs/learning/20_forest.ipynb #a9cf8e1a
 def mean_path(
-    n: np.ndarray,        # rows in a leaf, int, >= 1
-) -> np.ndarray:          # mean depth of isolating one of them, float64
+    n: np.ndarray,  # rows in a leaf, int, >= 1
+) -> np.ndarray:  # mean depth of isolating one of them, float64
     "Average path length of an unsuccessful search in a binary tree (Liu, Ting and Zhou, 2008)."
     m = np.maximum(n, 3)
-    long = 2.*(np.log(m - 1.) + np.euler_gamma) - 2.*(m - 1.)/m
-    return np.where(n <= 1, 0., np.where(n == 2, 1., long))
+    long = 2.0 * (np.log(m - 1.0) + np.euler_gamma) - 2.0 * (m - 1.0) / m
+    return np.where(n <= 1, 0.0, np.where(n == 2, 1.0, long))
+
 
 def node_values(
-    forest,               # a fitted forest
+    forest,  # a fitted forest
     node_id: np.ndarray,  # its nodes as laid out, (n_nodes,)
-    path: bool,           # path lengths instead of means
-) -> np.ndarray:          # float64 (n_nodes,)
+    path: bool,  # path lengths instead of means
+) -> np.ndarray:  # float64 (n_nodes,)
     "scikit-learn's own value of every node, in the order of the layout."
     trees = [e.tree_ for e in forest.estimators_]
-    own = [t.compute_node_depths() + mean_path(t.n_node_samples) - 1. if path else t.value[:, 0, 0]
-           for t in trees]
+    own = [
+        t.compute_node_depths() + mean_path(t.n_node_samples) - 1.0 if path else t.value[:, 0, 0]
+        for t in trees
+    ]
     cuts = np.cumsum([t.node_count for t in trees])[:-1]
-    return np.concatenate([v[ids] for v, ids in zip(own, np.split(node_id, cuts))]).astype(np.float64)
+    return np.concatenate([v[ids] for v, ids in zip(own, np.split(node_id, cuts))]).astype(
+        np.float64
+    )
 
 # %% ../../nbs/learning/20_forest.ipynb #b7e21bf5
 def leaf_medians(
-    leaves: np.ndarray,   # node of each row in each tree, int (n_rows, n_trees)
-    y: np.ndarray,        # target of each row, finite, (n_rows,)
-    n_nodes: int,         # nodes in the forest
-    samples=None,         # per tree the rows to use (repeats count); None: all rows
-) -> np.ndarray:          # median per node, float64 (n_nodes,); NaN where no row came by
+    leaves: np.ndarray,  # node of each row in each tree, int (n_rows, n_trees)
+    y: np.ndarray,  # target of each row, finite, (n_rows,)
+    n_nodes: int,  # nodes in the forest
+    samples=None,  # per tree the rows to use (repeats count); None: all rows
+) -> np.ndarray:  # median per node, float64 (n_nodes,); NaN where no row came by
     "Median target per leaf: the two middle rows, averaged."
     value = np.full(n_nodes, np.nan)
     for k in range(leaves.shape[1]):
@@ -184,267 +231,410 @@ def leaf_medians(
         order = np.lexsort((y[rows], leaves[rows, k]))
         node, ys = leaves[rows, k][order], y[rows][order]
         ids, start, n = np.unique(node, return_index=True, return_counts=True)
-        value[ids] = (ys[start + (n - 1)//2] + ys[start + n//2])/2.
+        value[ids] = (ys[start + (n - 1) // 2] + ys[start + n // 2]) / 2.0
     return value
 
 # %% ../../nbs/learning/20_forest.ipynb #bd666595
 class ArtefactError(ValueError):
     "A stored model that must not be used: missing, damaged, tampered with or of another kind."
 
+
 def _replace(path: Path, blob: bytes):
     "Write a file so that it appears whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as f: f.write(blob); f.flush(); os.fsync(f.fileno())
+    with open(part, "wb") as f:
+        f.write(blob)
+        f.flush()
+        os.fsync(f.fileno())
     os.replace(part, path)
+
 
 def _digest(manifest: dict) -> str:
     "SHA-256 of a manifest without its own."
     rest = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-def data_sha256(*arrays) -> str:   # arrays of numbers -> hex digest of dtypes, shapes and bytes
+
+def data_sha256(*arrays) -> str:  # arrays of numbers -> hex digest of dtypes, shapes and bytes
     "Names the data that a model was trained on."
     h = sha256()
-    for a in map(np.ascontiguousarray, arrays): h.update(f"{a.dtype}{a.shape}".encode()); h.update(a.tobytes())
+    for a in map(np.ascontiguousarray, arrays):
+        h.update(f"{a.dtype}{a.shape}".encode())
+        h.update(a.tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/learning/20_forest.ipynb #04410aa3
 def save_artefact(
-    path,                 # folder and name without suffix; `<path>.npz` and `<path>.json` are written
-    arrays: dict,         # name -> array of numbers, booleans or fixed-width text
-    manifest: dict,       # JSON values; must hold "format" (str) and "version" (int)
+    path,  # folder and name without suffix; `<path>.npz` and `<path>.json` are written
+    arrays: dict,  # name -> array of numbers, booleans or fixed-width text
+    manifest: dict,  # JSON values; must hold "format" (str) and "version" (int)
 ):
-    "Store arrays without pickle, with a manifest that names and seals them. ArtefactError on objects."
+    """Store arrays without pickle, with a manifest that names and seals them.
+
+    ArtefactError on objects.
+    """
     for k in ("format", "version"):
-        if k not in manifest: raise ArtefactError(f"the manifest needs {k!r}")
+        if k not in manifest:
+            raise ArtefactError(f"the manifest needs {k!r}")
     arrays = {k: np.asarray(v) for k, v in arrays.items()}
     for k, a in arrays.items():
-        if a.dtype.hasobject: raise ArtefactError(f"array {k!r} holds Python objects: store numbers instead")
-    buffer = BytesIO(); np.savez(buffer, **arrays); blob = buffer.getvalue()
-    manifest = {**manifest, "package": __version__, "numpy": np.__version__,
-                "scikit_learn": version("scikit-learn"), "npz_sha256": sha256(blob).hexdigest()}
+        if a.dtype.hasobject:
+            raise ArtefactError(f"array {k!r} holds Python objects: store numbers instead")
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    blob = buffer.getvalue()
+    manifest = {
+        **manifest,
+        "package": __version__,
+        "numpy": np.__version__,
+        "scikit_learn": version("scikit-learn"),
+        "npz_sha256": sha256(blob).hexdigest(),
+    }
     manifest["manifest_sha256"] = _digest(manifest)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-    _replace(Path(f"{path}.npz"), blob); _replace(Path(f"{path}.json"), text.encode())
+    _replace(Path(f"{path}.npz"), blob)
+    _replace(Path(f"{path}.json"), text.encode())
 
 # %% ../../nbs/learning/20_forest.ipynb #9fe15d7a
 def _arrays(
-    blob: bytes,          # an npz file
-    wanted: dict,         # name -> (dtype, number of dimensions)
-) -> dict:                # name -> array
+    blob: bytes,  # an npz file
+    wanted: dict,  # name -> (dtype, number of dimensions)
+) -> dict:  # name -> array
     "The arrays of an npz, exactly as the schema wants them. ArtefactError says what differs."
     with zipfile.ZipFile(BytesIO(blob)) as z:
-        if sum(i.file_size for i in z.infolist()) > len(blob): raise ArtefactError("the npz unfolds to more than its size")
+        if sum(i.file_size for i in z.infolist()) > len(blob):
+            raise ArtefactError("the npz unfolds to more than its size")
     with np.load(BytesIO(blob), allow_pickle=False) as z:
-        if sorted(z.files) != sorted(wanted): raise ArtefactError(f"arrays {sorted(z.files)}, expected {sorted(wanted)}")
+        if sorted(z.files) != sorted(wanted):
+            raise ArtefactError(f"arrays {sorted(z.files)}, expected {sorted(wanted)}")
         arrays = {k: z[k] for k in wanted}
     for k, (dtype, ndim) in wanted.items():
         a = arrays[k]
         if a.dtype != dtype or a.ndim != ndim:
-            raise ArtefactError(f"array {k!r} is {a.dtype} with {a.ndim} dimensions, expected {dtype} with {ndim}")
+            raise ArtefactError(
+                f"array {k!r} is {a.dtype} with {a.ndim} dimensions, expected {dtype} with {ndim}"
+            )
     return arrays
 
 # %% ../../nbs/learning/20_forest.ipynb #166ddaa0
 def load_artefact(
-    path,                 # as given to `save_artefact`
-    schema: dict,         # "format", "version", and "arrays": name -> (dtype, number of dimensions)
-) -> tuple[dict, dict]:   # arrays and manifest
-    "Read what `save_artefact` wrote. ArtefactError, naming file and reason, on anything unexpected."
+    path,  # as given to `save_artefact`
+    schema: dict,  # "format", "version", and "arrays": name -> (dtype, number of dimensions)
+) -> tuple[dict, dict]:  # arrays and manifest
+    """Read what `save_artefact` wrote.
+
+    ArtefactError, naming file and reason, on anything unexpected.
+    """
     try:
         manifest = json.loads(Path(f"{path}.json").read_bytes())
-        if not isinstance(manifest, dict): raise ArtefactError("the manifest is no JSON object")
+        if not isinstance(manifest, dict):
+            raise ArtefactError("the manifest is no JSON object")
         for k in ("format", "version"):
-            if manifest.get(k) != schema[k]: raise ArtefactError(f"{k} is {manifest.get(k)!r}, expected {schema[k]!r}")
-        if manifest.get("manifest_sha256") != _digest(manifest): raise ArtefactError("the manifest was changed after it was saved")
+            if manifest.get(k) != schema[k]:
+                raise ArtefactError(f"{k} is {manifest.get(k)!r}, expected {schema[k]!r}")
+        if manifest.get("manifest_sha256") != _digest(manifest):
+            raise ArtefactError("the manifest was changed after it was saved")
         blob = Path(f"{path}.npz").read_bytes()
-        if sha256(blob).hexdigest() != manifest.get("npz_sha256"): raise ArtefactError("the npz is not the one that the manifest names")
+        if sha256(blob).hexdigest() != manifest.get("npz_sha256"):
+            raise ArtefactError("the npz is not the one that the manifest names")
         return _arrays(blob, schema["arrays"]), manifest
-    except FileNotFoundError as e: raise ArtefactError(f"{e.filename} is missing: save the model first") from e
-    except Exception as e: raise ArtefactError(f"{path}: {e}; train and save it again") from e
+    except FileNotFoundError as e:
+        raise ArtefactError(f"{e.filename} is missing: save the model first") from e
+    except Exception as e:
+        raise ArtefactError(f"{path}: {e}; train and save it again") from e
 
 # %% ../../nbs/learning/20_forest.ipynb #fd29ec2e
-FOREST_SCHEMA = {"format": "arcpoint.forest", "version": 1, "arrays": {
-    "root": ("uint32", 1), "threshold": ("float32", 1), "feature": ("uint32", 1),
-    "left": ("uint32", 1), "node_id": ("uint32", 1), "value": ("float64", 1)}}
+FOREST_SCHEMA = {
+    "format": "arcpoint.forest",
+    "version": 1,
+    "arrays": {
+        "root": ("uint32", 1),
+        "threshold": ("float32", 1),
+        "feature": ("uint32", 1),
+        "left": ("uint32", 1),
+        "node_id": ("uint32", 1),
+        "value": ("float64", 1),
+    },
+}
+
 
 def check_forest(
-    arrays: dict,         # as in FOREST_SCHEMA
-    n_features: int,      # columns of the data
+    arrays: dict,  # as in FOREST_SCHEMA
+    n_features: int,  # columns of the data
 ):
     "ArtefactError unless walking these arrays is safe: indices in range, trees without cycles."
+
     def must(ok, what):
-        if not ok: raise ArtefactError(f"not a forest: {what}")
+        if not ok:
+            raise ArtefactError(f"not a forest: {what}")
+
     for k, (dtype, ndim) in FOREST_SCHEMA["arrays"].items():
-        must(k in arrays and arrays[k].dtype == dtype and arrays[k].ndim == ndim, f"{k} must be {dtype} in {ndim} dimension")
-    root, left = (arrays[k].astype(np.int64) for k in ("root", "left")); n = left.size
-    must(all(arrays[k].size == n for k in ("threshold", "feature", "node_id", "value")), "arrays differ in length")
-    must(root.size > 1 and root[0] == 0 and root[-1] == n and (np.diff(root) > 0).all(), "roots out of order")
-    must(n_features > 0 and (arrays["feature"] < 2*n_features).all(), f"a feature beyond the {n_features} columns")
-    here = np.arange(n); inner = left != here; child = np.concatenate([left[inner], left[inner] + 1])
+        must(
+            k in arrays and arrays[k].dtype == dtype and arrays[k].ndim == ndim,
+            f"{k} must be {dtype} in {ndim} dimension",
+        )
+    root, left = (arrays[k].astype(np.int64) for k in ("root", "left"))
+    n = left.size
+    must(
+        all(arrays[k].size == n for k in ("threshold", "feature", "node_id", "value")),
+        "arrays differ in length",
+    )
+    must(
+        root.size > 1 and root[0] == 0 and root[-1] == n and (np.diff(root) > 0).all(),
+        "roots out of order",
+    )
+    must(
+        n_features > 0 and (arrays["feature"] < 2 * n_features).all(),
+        f"a feature beyond the {n_features} columns",
+    )
+    here = np.arange(n)
+    inner = left != here
+    child = np.concatenate([left[inner], left[inner] + 1])
     must((left >= here).all(), "a child before its parent")
-    must(np.array_equal(np.sort(np.concatenate([root[:-1], child])), here), "a node without exactly one parent")
+    must(
+        np.array_equal(np.sort(np.concatenate([root[:-1], child])), here),
+        "a node without exactly one parent",
+    )
     tree = np.repeat(np.arange(root.size - 1), np.diff(root))
     must((tree[child] == np.tile(tree[inner], 2)).all(), "a child in another tree")
-    must((arrays["threshold"][~inner] == np.inf).all() and (arrays["feature"][~inner] == 1).all(), "a leaf that does not hold")
-    must(not np.isnan(arrays["threshold"]).any() and np.isfinite(arrays["value"]).all(), "thresholds or values are NaN")
+    must(
+        (arrays["threshold"][~inner] == np.inf).all() and (arrays["feature"][~inner] == 1).all(),
+        "a leaf that does not hold",
+    )
+    must(
+        not np.isnan(arrays["threshold"]).any() and np.isfinite(arrays["value"]).all(),
+        "thresholds or values are NaN",
+    )
 
 # %% ../../nbs/learning/20_forest.ipynb #5f90d21f
 def block_depths(
-    root: np.ndarray,     # first node of each tree, and the end, (n_trees + 1,)
-    left: np.ndarray,     # left child of each node, itself for a leaf, (n_nodes,)
-) -> np.ndarray:          # uint32, steps to the deepest leaf in each block of LANES trees
+    root: np.ndarray,  # first node of each tree, and the end, (n_trees + 1,)
+    left: np.ndarray,  # left child of each node, itself for a leaf, (n_nodes,)
+) -> np.ndarray:  # uint32, steps to the deepest leaf in each block of LANES trees
     "How many steps the walk needs, per block of trees walked in lockstep."
-    depth = np.zeros(-(-(root.size - 1)//LANES), np.uint32)
-    at, block, level = root[:-1].astype(np.int64), np.arange(root.size - 1)//LANES, 0
+    depth = np.zeros(-(-(root.size - 1) // LANES), np.uint32)
+    at, block, level = root[:-1].astype(np.int64), np.arange(root.size - 1) // LANES, 0
     while True:
         inner = left[at] != at
-        if not inner.any(): return depth
-        level += 1; depth[block[inner]] = level
+        if not inner.any():
+            return depth
+        level += 1
+        depth[block[inner]] = level
         child = left[at[inner]].astype(np.int64)
         at, block = np.concatenate([child, child + 1]), np.tile(block[inner], 2)
 
 # %% ../../nbs/learning/20_forest.ipynb #3af70721
 def read_forest(
-    forest,               # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
-) -> tuple[dict, dict]:   # arrays as in FOREST_SCHEMA, and the other arguments of `ForestArrays`
+    forest,  # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
+) -> tuple[dict, dict]:  # arrays as in FOREST_SCHEMA, and the other arguments of `ForestArrays`
     "Copy a forest out of scikit-learn. ValueError on other models and on several outputs."
     from sklearn.ensemble import ExtraTreesRegressor, IsolationForest, RandomForestRegressor
+
     path = isinstance(forest, IsolationForest)
     if not path and not isinstance(forest, (RandomForestRegressor, ExtraTreesRegressor)):
-        raise ValueError(f"cannot compile a {type(forest).__name__}: give a forest regressor or an IsolationForest")
-    if not hasattr(forest, "estimators_"): raise ValueError(f"this {type(forest).__name__} is not fitted: call fit first")
-    if not path and forest.n_outputs_ != 1: raise ValueError(f"the forest has {forest.n_outputs_} outputs: fit one each")
+        raise ValueError(
+            f"cannot compile a {type(forest).__name__}: give a forest regressor or an IsolationForest"
+        )
+    if not hasattr(forest, "estimators_"):
+        raise ValueError(f"this {type(forest).__name__} is not fitted: call fit first")
+    if not path and forest.n_outputs_ != 1:
+        raise ValueError(f"the forest has {forest.n_outputs_} outputs: fit one each")
     arrays = flatten_forest(forest)
     arrays["value"] = node_values(forest, arrays["node_id"], path)
-    norm = len(forest.estimators_)*float(mean_path(np.array([forest.max_samples_]))[0]) if path else 0.
+    norm = (
+        len(forest.estimators_) * float(mean_path(np.array([forest.max_samples_]))[0])
+        if path
+        else 0.0
+    )
     names = getattr(forest, "feature_names_in_", None)
-    return arrays, {"n_features": int(forest.n_features_in_), "leaf": "path" if path else "mean", "norm": norm,
-                    "feature_names": None if names is None else [str(k) for k in names]}
+    return arrays, {
+        "n_features": int(forest.n_features_in_),
+        "leaf": "path" if path else "mean",
+        "norm": norm,
+        "feature_names": None if names is None else [str(k) for k in names],
+    }
 
 # %% ../../nbs/learning/20_forest.ipynb #6b0a74b6
 class ForestArrays:
     "A forest as checked plain arrays. It does not change afterwards, so threads may share it."
-    def __init__(self,
-        arrays: dict,             # as in FOREST_SCHEMA
-        n_features: int,          # columns of the data
-        leaf: str = "mean",       # what a leaf holds: "mean", "median" or "path"
-        norm: float = 0.,         # for "path": the total path length that scores -0.5
-        feature_names=None,       # names of the columns, a list of str; None: not known
+
+    def __init__(
+        self,
+        arrays: dict,  # as in FOREST_SCHEMA
+        n_features: int,  # columns of the data
+        leaf: str = "mean",  # what a leaf holds: "mean", "median" or "path"
+        norm: float = 0.0,  # for "path": the total path length that scores -0.5
+        feature_names=None,  # names of the columns, a list of str; None: not known
     ):
         "ArtefactError where the arrays or the facts about them do not fit together."
-        if leaf not in ("mean", "median", "path"): raise ArtefactError(f"leaf must be mean, median or path, got {leaf!r}")
-        if type(n_features) is not int: raise ArtefactError(f"n_features must be an int, got {n_features!r}")
+        if leaf not in ("mean", "median", "path"):
+            raise ArtefactError(f"leaf must be mean, median or path, got {leaf!r}")
+        if type(n_features) is not int:
+            raise ArtefactError(f"n_features must be an int, got {n_features!r}")
         if feature_names is not None and len(feature_names) != n_features:
             raise ArtefactError(f"{len(feature_names)} names for {n_features} features")
         check_forest(arrays, n_features)
-        self.n_features, self.leaf, self.norm, self.feature_names = n_features, leaf, float(norm), feature_names
+        self.n_features, self.leaf, self.norm, self.feature_names = (
+            n_features,
+            leaf,
+            float(norm),
+            feature_names,
+        )
         self.n_trees = arrays["root"].size - 1
         a = self._arrays = {k: np.array(arrays[k]) for k in FOREST_SCHEMA["arrays"]}
-        self._shape = (a["root"], block_depths(a["root"], a["left"]), a["feature"], a["threshold"], a["left"])
-        self._sum = (leaf != "path", 1. if leaf == "path" else float(self.n_trees), *self._shape, a["value"])
+        self._shape = (
+            a["root"],
+            block_depths(a["root"], a["left"]),
+            a["feature"],
+            a["threshold"],
+            a["left"],
+        )
+        self._sum = (
+            leaf != "path",
+            1.0 if leaf == "path" else float(self.n_trees),
+            *self._shape,
+            a["value"],
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_trees} trees, {self._arrays['left'].size} nodes, {self.n_features} features, leaf={self.leaf!r})"
 
-    def arrays(self) -> dict:     # copies, as in FOREST_SCHEMA
+    def arrays(self) -> dict:  # copies, as in FOREST_SCHEMA
         return {k: a.copy() for k, a in self._arrays.items()}
 
-    def facts(self) -> dict:      # the other arguments of `__init__`, as JSON values
+    def facts(self) -> dict:  # the other arguments of `__init__`, as JSON values
         return {k: getattr(self, k) for k in ("n_features", "leaf", "norm", "feature_names")}
 
 # %% ../../nbs/learning/20_forest.ipynb #5d57d708
 def as_rows(
-    X,                    # array, DataFrame or nested lists (n, n_features); None or NaN for missing
-    n_features: int,      # columns wanted
-    names=None,           # their names, where known
-) -> np.ndarray:          # float64 (n, n_features) in C order; X itself where it is that already
+    X,  # array, DataFrame or nested lists (n, n_features); None or NaN for missing
+    n_features: int,  # columns wanted
+    names=None,  # their names, where known
+) -> np.ndarray:  # float64 (n, n_features) in C order; X itself where it is that already
     "Rows as the kernel reads them. ValueError where the columns are not those of the training."
     if type(X) is not np.ndarray or X.dtype != np.float64 or not X.flags.carray:
         given = [str(k) for k in getattr(X, "columns", ())]
         if given and names and given != names:
             raise ValueError(f"columns {given} are not those of the training: {names}")
-        with np.errstate(over="ignore"): X = np.array(np.asarray(X, np.float32), np.float64, order="C")
+        with np.errstate(over="ignore"):
+            X = np.array(np.asarray(X, np.float32), np.float64, order="C")
     if X.ndim != 2 or X.shape[1] != n_features:
         raise ValueError(f"X must have shape (n, {n_features}), got {X.shape}")
     return X
 
-def refuse_row(X, i: int, names=None):  # rows, the row that the kernel refused, names of the columns
+
+# rows, the row that the kernel refused, names of the columns
+def refuse_row(X, i: int, names=None):
     "Raise the ValueError that names the first infinite value in row `i`."
-    with np.errstate(over="ignore"): j = int(np.isinf(X[i].astype(np.float32)).argmax())
-    raise ValueError(f"row {i}, feature {names[j] if names else j}: {X[i, j]} is infinite or too large for float32; "
-                     "give NaN where it is missing")
+    with np.errstate(over="ignore"):
+        j = int(np.isinf(X[i].astype(np.float32)).argmax())
+    raise ValueError(
+        f"row {i}, feature {names[j] if names else j}: {X[i, j]} is infinite or too large for float32; "
+        "give NaN where it is missing"
+    )
 
 # %% ../../nbs/learning/20_forest.ipynb #a8564e8d
 class ForestWalk(ForestArrays):
     "A forest that answers. Every method takes rows (n, n_features); ValueError on infinite values."
-    def leaves(self, X) -> np.ndarray:       # rows -> leaf in the layout, int64 (n, n_trees)
-        X = as_rows(X, self.n_features, self.feature_names); out = np.empty((len(X), self.n_trees), np.int64)
+
+    def leaves(self, X) -> np.ndarray:  # rows -> leaf in the layout, int64 (n, n_trees)
+        X = as_rows(X, self.n_features, self.feature_names)
+        out = np.empty((len(X), self.n_trees), np.int64)
         bad = _find_leaves(X, out, self._sum[0], *self._shape)
         return out if bad < 0 else refuse_row(X, bad, self.feature_names)
 
-    def apply(self, X) -> np.ndarray:        # rows -> leaf as scikit-learn numbers it, int64 (n, n_trees)
+    def apply(self, X) -> np.ndarray:  # rows -> leaf as scikit-learn numbers it, int64 (n, n_trees)
         return self._arrays["node_id"][self.leaves(X)].astype(np.int64)
 
-    def predict_into(self, X, out):          # rows, and float64 (n,) in C order, which is written and returned
+    # rows, and float64 (n,) in C order, which is written and returned
+    def predict_into(self, X, out):
         X = as_rows(X, self.n_features, self.feature_names)
-        if type(out) is not np.ndarray or out.dtype != np.float64 or out.shape != X.shape[:1] or not out.flags.carray:
+        if (
+            type(out) is not np.ndarray
+            or out.dtype != np.float64
+            or out.shape != X.shape[:1]
+            or not out.flags.carray
+        ):
             raise ValueError(f"out must be a writeable float64 array of shape ({len(X)},)")
         bad = _sum_leaves(X, out, *self._sum)
         return out if bad < 0 else refuse_row(X, bad, self.feature_names)
 
-    def predict(self, X) -> np.ndarray:      # rows -> float64 (n,); for "path" the total path length
-        X = as_rows(X, self.n_features, self.feature_names); out = np.empty(len(X))
+    def predict(self, X) -> np.ndarray:  # rows -> float64 (n,); for "path" the total path length
+        X = as_rows(X, self.n_features, self.feature_names)
+        out = np.empty(len(X))
         bad = _sum_leaves(X, out, *self._sum)
         return out if bad < 0 else refuse_row(X, bad, self.feature_names)
 
-    def predict_one(self, row) -> float:     # one row (n_features,), None or NaN for missing
+    def predict_one(self, row) -> float:  # one row (n_features,), None or NaN for missing
         return float(self.predict(np.array(row, np.float64, ndmin=2))[0])
 
-    def score_samples(self, X) -> np.ndarray:  # rows -> float64 (n,), -1 (abnormal) .. 0, as IsolationForest
+    # rows -> float64 (n,), -1 (abnormal) .. 0, as IsolationForest
+    def score_samples(self, X) -> np.ndarray:
         "ValueError where the leaves hold no path lengths."
-        if self.leaf != "path": raise ValueError(f"score_samples needs an IsolationForest; these leaves hold a {self.leaf}")
+        if self.leaf != "path":
+            raise ValueError(
+                f"score_samples needs an IsolationForest; these leaves hold a {self.leaf}"
+            )
         paths = self.predict(X)
-        return -2**-np.divide(paths, self.norm, out=np.ones_like(paths), where=self.norm != 0)
+        return -(2 ** -np.divide(paths, self.norm, out=np.ones_like(paths), where=self.norm != 0))
 
 # %% ../../nbs/learning/20_forest.ipynb #84ddc0a3
 def training_medians(
-    arrays: dict,         # a forest, as in FOREST_SCHEMA
-    leaves: np.ndarray,   # leaf of each training row in each tree, (n_rows, n_trees)
-    y,                    # their targets, (n_rows,)
-    samples=None,         # per tree the rows to use; None: all
-) -> np.ndarray:          # float64 (n_nodes,), the old value in inner nodes
-    "Values of a forest of leaf medians. ValueError on unusable targets and on leaves without a row."
+    arrays: dict,  # a forest, as in FOREST_SCHEMA
+    leaves: np.ndarray,  # leaf of each training row in each tree, (n_rows, n_trees)
+    y,  # their targets, (n_rows,)
+    samples=None,  # per tree the rows to use; None: all
+) -> np.ndarray:  # float64 (n_nodes,), the old value in inner nodes
+    """Values of a forest of leaf medians.
+
+    ValueError on unusable targets and on leaves without a row.
+    """
     y = np.asarray(y, np.float64)
     if y.shape != leaves.shape[:1] or not np.isfinite(y).all():
-        raise ValueError(f"y must hold {len(leaves)} finite targets, one per row, got shape {y.shape}")
+        raise ValueError(
+            f"y must hold {len(leaves)} finite targets, one per row, got shape {y.shape}"
+        )
     if samples is not None and len(samples) != leaves.shape[1]:
-        raise ValueError(f"samples must hold rows for each of the {leaves.shape[1]} trees, got {len(samples)}")
+        raise ValueError(
+            f"samples must hold rows for each of the {leaves.shape[1]} trees, got {len(samples)}"
+        )
     value = leaf_medians(leaves, y, arrays["left"].size, samples)
-    inner = arrays["left"] != np.arange(value.size); empty = int((np.isnan(value) & ~inner).sum())
-    if empty: raise ValueError(f"{empty} leaves hold none of the rows: give the rows that the forest was fitted on")
+    inner = arrays["left"] != np.arange(value.size)
+    empty = int((np.isnan(value) & ~inner).sum())
+    if empty:
+        raise ValueError(
+            f"{empty} leaves hold none of the rows: give the rows that the forest was fitted on"
+        )
     return np.where(inner, arrays["value"], value)
 
 # %% ../../nbs/learning/20_forest.ipynb #4c23b4b3
 class CompiledForest(ForestWalk):
     "A fitted forest of scikit-learn: bit-identical answers (to n_jobs=1) in microseconds."
+
     @classmethod
-    def from_sklearn(cls,
-        forest,               # fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
-        leaf: str = "mean",   # or "median" of the training rows; an IsolationForest always holds paths
-        X=None, y=None,       # for medians: the training rows (n, n_features) and targets (n,)
-        samples=None,         # for medians: rows per tree, as forest.estimators_samples_; None: all
+    def from_sklearn(
+        cls,
+        forest,  # fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
+        # or "median" of the training rows; an IsolationForest always holds paths
+        leaf: str = "mean",
+        X=None,
+        y=None,  # for medians: the training rows (n, n_features) and targets (n,)
+        samples=None,  # for medians: rows per tree, as forest.estimators_samples_; None: all
     ) -> "CompiledForest":
         "ValueError on other models, unknown `leaf`, or training rows that do not fit."
         arrays, facts = read_forest(forest)
-        if leaf in ("mean", facts["leaf"]): return cls(arrays, **facts)
+        if leaf in ("mean", facts["leaf"]):
+            return cls(arrays, **facts)
         if leaf != "median" or facts["leaf"] == "path":
             raise ValueError(f"a {type(forest).__name__} has no leaf={leaf!r}")
-        if X is None or y is None: raise ValueError("medians need the training rows: give X and y")
+        if X is None or y is None:
+            raise ValueError("medians need the training rows: give X and y")
         value = training_medians(arrays, cls(arrays, **facts).leaves(X), y, samples)
         return cls(arrays | {"value": value}, **facts | {"leaf": "median"})
 
-    def save(self, path, data_sha256=None):  # folder and name without suffix; what `data_sha256` said
+    # folder and name without suffix; what `data_sha256` said
+    def save(self, path, data_sha256=None):
         head = {k: FOREST_SCHEMA[k] for k in ("format", "version")}
         save_artefact(path, self._arrays, head | self.facts() | {"data_sha256": data_sha256})
 
@@ -452,42 +642,58 @@ class CompiledForest(ForestWalk):
     def load(cls, path) -> "CompiledForest":  # as given to `save`
         "ArtefactError where the files are missing, changed, of another kind, or no forest."
         arrays, manifest = load_artefact(path, FOREST_SCHEMA)
-        try: return cls(arrays, *(manifest[k] for k in ("n_features", "leaf", "norm", "feature_names")))
-        except (KeyError, TypeError, ValueError) as e: raise ArtefactError(f"{path}: {e}; train and save it again") from e
+        try:
+            return cls(
+                arrays, *(manifest[k] for k in ("n_features", "leaf", "norm", "feature_names"))
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise ArtefactError(f"{path}: {e}; train and save it again") from e
 
 # %% ../../nbs/learning/20_forest.ipynb #88bcbc75
 def race(
-    slow, fast,           # two functions of one argument
-    blocks: list,         # what each is asked
-    turn: int = 50,       # questions before it is the other's turn
-    clock=perf_counter,   # s
-) -> tuple[float, float]: # median time of one call of each, s
+    slow,
+    fast,  # two functions of one argument
+    blocks: list,  # what each is asked
+    turn: int = 50,  # questions before it is the other's turn
+    clock=perf_counter,  # s
+) -> tuple[float, float]:  # median time of one call of each, s
     "Time two functions in turns on the same arguments; both are warmed up first."
     spent = [], []
-    for f in (slow, fast): f(blocks[0])
+    for f in (slow, fast):
+        f(blocks[0])
     for k in range(0, len(blocks), turn):
         for f, times in zip((slow, fast), spent):
-            for b in blocks[k:k + turn]: start = clock(); f(b); times.append(clock() - start)
+            for b in blocks[k : k + turn]:
+                start = clock()
+                f(b)
+                times.append(clock() - start)
     return float(np.median(spent[0])), float(np.median(spent[1]))
 
 # %% ../../nbs/learning/20_forest.ipynb #7a84fdae
 def bench_forest(
-    sizes=(1, 8, 64),     # rows per question
-    repeats: int = 200,   # questions per size, in turns of 50
-    n_trees: int = 100, depth: int = 10,       # of the forest
-    n_rows: int = 3000, n_features: int = 24,  # training rows (synthetic) and columns
-    seed: int = 0, clock=perf_counter,         # of data and forest; s
-) -> dict:                # per size forest_speedup_<n>, forest_cold_speedup_<n>; forest_max_abs_diff
+    sizes=(1, 8, 64),  # rows per question
+    repeats: int = 200,  # questions per size, in turns of 50
+    n_trees: int = 100,
+    depth: int = 10,  # of the forest
+    n_rows: int = 3000,
+    n_features: int = 24,  # training rows (synthetic) and columns
+    seed: int = 0,
+    clock=perf_counter,  # of data and forest; s
+) -> dict:  # per size forest_speedup_<n>, forest_cold_speedup_<n>; forest_max_abs_diff
     "CompiledForest.predict against scikit-learn's predict (n_jobs=1), both timed in this run."
     from sklearn.ensemble import RandomForestRegressor
+
     rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n_rows, n_features)); X[rng.random(X.shape) < .02] = np.nan
+    X = rng.normal(size=(n_rows, n_features))
+    X[rng.random(X.shape) < 0.02] = np.nan
     y = np.nan_to_num(X) @ rng.normal(size=n_features) + rng.normal(size=n_rows)
-    forest = RandomForestRegressor(n_trees, max_depth=depth, max_features=.25, random_state=seed, n_jobs=1).fit(X, y)
+    forest = RandomForestRegressor(
+        n_trees, max_depth=depth, max_features=0.25, random_state=seed, n_jobs=1
+    ).fit(X, y)
     fast, out = CompiledForest.from_sklearn(forest), {}
     for n in sizes:
         blocks = [X[rng.integers(0, n_rows, n)] for _ in range(repeats)]
-        for name, turn, asked in (("", 50, blocks), ("cold_", 1, blocks[:repeats//4])):
+        for name, turn, asked in (("", 50, blocks), ("cold_", 1, blocks[: repeats // 4])):
             slow_s, fast_s = race(forest.predict, fast.predict, asked, turn, clock)
-            out[f"forest_{name}speedup_{n}"] = slow_s/fast_s
+            out[f"forest_{name}speedup_{n}"] = slow_s / fast_s
     return out | {"forest_max_abs_diff": float(np.abs(forest.predict(X) - fast.predict(X)).max())}

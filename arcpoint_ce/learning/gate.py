@@ -17,280 +17,401 @@ from typing import NamedTuple
 @dataclass(frozen=True, slots=True)
 class GateConfig:
     "When a forecast is believed. Evidence is counted in episodes, sizes are nominal capacities."
-    slack_s: float = 4.          # being this early or late is no error, s; promises are settled that much later
-    share: float = .1            # smallest change by the forecast, or fall of the truth, that counts; shares of size
-    false_shed: float = .5       # cost of room that came but was not said; room said that did not come costs 1
-    clip: float = 1.             # no single error counts more, shares of size
-    half: float = 2.             # what must be at stake for an episode to count half, size-seconds
-    gap_s: float = 10.           # a longer silence ends an episode, s; should exceed the tick
-    longest_s: float = 30.       # a longer episode is cut in two, s
-    prior: float = 1.25          # evidence from validation on past cycles, episodes; 0: starts on trial
-    debt: float = .5             # a trial ends in demotion at minus this, episodes
-    again: float = 1.            # a demoted forecast is tried again at this, episodes
-    enough: float = 1.5          # a trial ends in trust at this, episodes
-    partial: float = .5          # trust on trial without evidence, 0..1
-    most: float = 2.             # neither credit nor debt is hoarded beyond this, episodes
-    pool: float = 2.             # own episodes after which the fleet's evidence counts half
-    half_life_s: float = 14_400. # evidence this old counts half, s
-    tolerance_s: float = 10.     # a promise whose nearest truth is further away is dropped, s
-    pending: int = 4096          # promises kept per backend
-    keep: int = 256              # events kept
+
+    # being this early or late is no error, s; promises are settled that much later
+    slack_s: float = 4.0
+    # smallest change by the forecast, or fall of the truth, that counts; shares of size
+    share: float = 0.1
+    # cost of room that came but was not said; room said that did not come costs 1
+    false_shed: float = 0.5
+    clip: float = 1.0  # no single error counts more, shares of size
+    half: float = 2.0  # what must be at stake for an episode to count half, size-seconds
+    gap_s: float = 10.0  # a longer silence ends an episode, s; should exceed the tick
+    longest_s: float = 30.0  # a longer episode is cut in two, s
+    prior: float = 1.25  # evidence from validation on past cycles, episodes; 0: starts on trial
+    debt: float = 0.5  # a trial ends in demotion at minus this, episodes
+    again: float = 1.0  # a demoted forecast is tried again at this, episodes
+    enough: float = 1.5  # a trial ends in trust at this, episodes
+    partial: float = 0.5  # trust on trial without evidence, 0..1
+    most: float = 2.0  # neither credit nor debt is hoarded beyond this, episodes
+    pool: float = 2.0  # own episodes after which the fleet's evidence counts half
+    half_life_s: float = 14_400.0  # evidence this old counts half, s
+    tolerance_s: float = 10.0  # a promise whose nearest truth is further away is dropped, s
+    pending: int = 4096  # promises kept per backend
+    keep: int = 256  # events kept
 
     def __post_init__(self):
         "ValueError on settings that are no amounts, or that would never let a state be left."
         for k in self.__dataclass_fields__:
-            v, zero = getattr(self, k), k in ("slack_s", "share", "false_shed", "prior", "partial", "pool")
-            if not (isfinite(v) and v >= 0 and (zero or v > 0)): raise ValueError(f"GateConfig.{k} must be {'0 or more' if zero else 'positive'}, got {v!r}")
+            v, zero = (
+                getattr(self, k),
+                k in ("slack_s", "share", "false_shed", "prior", "partial", "pool"),
+            )
+            if not (isfinite(v) and v >= 0 and (zero or v > 0)):
+                raise ValueError(
+                    f"GateConfig.{k} must be {'0 or more' if zero else 'positive'}, got {v!r}"
+                )
         for k in ("false_shed", "partial"):
-            if getattr(self, k) > 1: raise ValueError(f"GateConfig.{k} must be at most 1, got {getattr(self, k)!r}")
+            if getattr(self, k) > 1:
+                raise ValueError(f"GateConfig.{k} must be at most 1, got {getattr(self, k)!r}")
         bars = max(self.prior, self.debt, self.again, self.enough)
-        if bars > self.most: raise ValueError(f"GateConfig.most must be at least {bars} (prior, debt, again, enough), got {self.most!r}")
-        if self.clip <= self.share: raise ValueError(f"GateConfig.clip must exceed share ({self.share}), got {self.clip!r}")
-        if self.again > self.enough: raise ValueError(f"GateConfig.again must be at most enough ({self.enough}), got {self.again!r}")
+        if bars > self.most:
+            raise ValueError(
+                f"GateConfig.most must be at least {bars} (prior, debt, again, enough), got {self.most!r}"
+            )
+        if self.clip <= self.share:
+            raise ValueError(f"GateConfig.clip must exceed share ({self.share}), got {self.clip!r}")
+        if self.again > self.enough:
+            raise ValueError(
+                f"GateConfig.again must be at most enough ({self.enough}), got {self.again!r}"
+            )
 
 # %% ../../nbs/learning/21a_gate.ipynb #b212b5b7
 def worth(
-    said: float,          # head-room with the forecast on, requests
-    plain: float,         # head-room by the nowcast alone, requests
-    low: float,           # least head-room that came about then, requests
-    high: float,          # most head-room that came about then, requests
-    size: float,          # nominal capacity, requests
+    said: float,  # head-room with the forecast on, requests
+    plain: float,  # head-room by the nowcast alone, requests
+    low: float,  # least head-room that came about then, requests
+    high: float,  # most head-room that came about then, requests
+    size: float,  # nominal capacity, requests
     config: GateConfig,
-) -> tuple[float, float]: # gain, negative where the forecast did harm; stake, 0 where nothing counts; both in shares of size
+    # gain, negative where the forecast did harm; stake, 0 where nothing counts; both in shares of
+    # size
+) -> tuple[float, float]:
     "Gain and stake of one settled promise."
-    def cost(x): return min((x - high)/size, config.clip) if x > high else config.false_shed*min(max(low - x, 0.)/size, config.clip)
-    change, fall = abs(said - plain)/size, (plain - high)/size
+
+    def cost(x):
+        return (
+            min((x - high) / size, config.clip)
+            if x > high
+            else config.false_shed * min(max(low - x, 0.0) / size, config.clip)
+        )
+
+    change, fall = abs(said - plain) / size, (plain - high) / size
     whole = min(change if change > config.share else fall, config.clip)
-    over = max(0., whole - config.share)
-    return ((cost(plain) - cost(said))*over/whole, over) if over else (0., 0.)
+    over = max(0.0, whole - config.share)
+    return ((cost(plain) - cost(said)) * over / whole, over) if over else (0.0, 0.0)
 
 # %% ../../nbs/learning/21a_gate.ipynb #0d7aa539
 class Episode:
     "A contiguous stretch of promises that count, of one backend or of several at one time."
+
     __slots__ = ("from_s", "to_s", "gain", "stake", "seconds", "who")
 
     def __init__(self, at_s: float):
         self.from_s = self.to_s = at_s
-        self.gain = self.stake = self.seconds = 0.; self.who = set()
+        self.gain = self.stake = self.seconds = 0.0
+        self.who = set()
 
     def add(self, who: str, at_s: float, seconds: float, gain: float, stake: float):
         "One settled promise that stands for `seconds`."
-        self.to_s = max(self.to_s, at_s); self.who.add(who)
-        self.gain += gain*seconds; self.stake += stake*seconds; self.seconds += seconds
+        self.to_s = max(self.to_s, at_s)
+        self.who.add(who)
+        self.gain += gain * seconds
+        self.stake += stake * seconds
+        self.seconds += seconds
 
-    def value(self, half: float) -> float:   # episodes; between -1 and 1 for a single backend
+    def value(self, half: float) -> float:  # episodes; between -1 and 1 for a single backend
         "What it proves, for or against the forecast."
         n = len(self.who)
-        return sqrt(n)*self.gain/(self.stake + n*half) if n else 0.
+        return sqrt(n) * self.gain / (self.stake + n * half) if n else 0.0
 
 # %% ../../nbs/learning/21a_gate.ipynb #58f82c36
 class Ledger:
     "Bounded, fading sum of what episodes proved; the one still running included."
+
     __slots__ = ("total", "count", "at_s", "open", "episodes", "won")
 
     def __init__(self):
-        self.total = self.count = 0.; self.at_s = -inf; self.open = None; self.episodes = self.won = 0
+        self.total = self.count = 0.0
+        self.at_s = -inf
+        self.open = None
+        self.episodes = self.won = 0
 
     def fade(self, at_s: float, config: GateConfig):
         "Forget, and close an episode that has gone silent."
-        if self.open and at_s - self.open.to_s > config.gap_s: self.close(config)
+        if self.open and at_s - self.open.to_s > config.gap_s:
+            self.close(config)
         if at_s > self.at_s > -inf:
-            keep = .5**((at_s - self.at_s)/config.half_life_s)
-            self.total *= keep; self.count *= keep
+            keep = 0.5 ** ((at_s - self.at_s) / config.half_life_s)
+            self.total *= keep
+            self.count *= keep
         self.at_s = max(self.at_s, at_s)
 
     def close(self, config: GateConfig):
         "Enter the running episode for good."
         e, self.open = self.open, None
-        self.total = self._bound(e.value(config.half), config); self.count += e.stake/(e.stake + len(e.who)*config.half)
-        self.episodes += 1; self.won += int(e.gain > 0)   # no number of numpy: it goes into stores
+        self.total = self._bound(e.value(config.half), config)
+        self.count += e.stake / (e.stake + len(e.who) * config.half)
+        self.episodes += 1
+        self.won += int(e.gain > 0)  # no number of numpy: it goes into stores
 
-    def add(self, who: str, at_s: float, seconds: float, gain: float, stake: float, config: GateConfig):
+    def add(
+        self, who: str, at_s: float, seconds: float, gain: float, stake: float, config: GateConfig
+    ):
         "One settled promise that counts."
         self.fade(at_s, config)
-        if self.open and at_s - self.open.from_s > config.longest_s: self.close(config)
-        if self.open is None: self.open = Episode(at_s)
+        if self.open and at_s - self.open.from_s > config.longest_s:
+            self.close(config)
+        if self.open is None:
+            self.open = Episode(at_s)
         self.open.add(who, at_s, seconds, gain, stake)
 
-    def _bound(self, more, config): return max(-config.most, min(config.most, self.total + more))
+    def _bound(self, more, config):
+        return max(-config.most, min(config.most, self.total + more))
 
-    def evidence(self, config: GateConfig) -> float:   # episodes, at most `most` either way
+    def evidence(self, config: GateConfig) -> float:  # episodes, at most `most` either way
         "What is known up to now."
         return self._bound(self.open.value(config.half), config) if self.open else self.total
 
 # %% ../../nbs/learning/21a_gate.ipynb #6a2d8841
 TRUSTED, TRIAL, DEMOTED = "trusted", "on trial", "demoted"
 
+
 class Event(NamedTuple):
     "A change of state."
-    at_s: float           # when, s
-    backend: str | None   # whose; None: the fleet's
-    what: str             # the new state
-    why: str              # the evidence, in words
+
+    at_s: float  # when, s
+    backend: str | None  # whose; None: the fleet's
+    what: str  # the new state
+    why: str  # the evidence, in words
 
 # %% ../../nbs/learning/21a_gate.ipynb #06369a26
 def came(
-    truths: deque,                       # (when, head-room in requests), at least one
-    about_s: float,                      # a moment, s
+    truths: deque,  # (when, head-room in requests), at least one
+    about_s: float,  # a moment, s
     config: GateConfig,
-) -> tuple[float, float] | None:         # the least and the most measured about then, requests; None: unknown
+    # the least and the most measured about then, requests; None: unknown
+) -> tuple[float, float] | None:
     "What came, within the slack."
     near = [v for s, v in truths if abs(s - about_s) <= config.slack_s]
-    if near: return min(near), max(near)
+    if near:
+        return min(near), max(near)
     s, v = min(truths, key=lambda x: abs(x[0] - about_s))
     return (v, v) if abs(s - about_s) <= config.tolerance_s else None
 
 # %% ../../nbs/learning/21a_gate.ipynb #edf0ef23
 class Lane:
     "Open promises of one backend, its last truths, its own ledger and its state."
+
     __slots__ = ("name", "promises", "truths", "last_s", "own", "state")
 
     def __init__(self, name: str, state: str):
-        self.name = name; self.state = state; self.own = Ledger()
-        self.promises = []; self.truths = deque(); self.last_s = inf
+        self.name = name
+        self.state = state
+        self.own = Ledger()
+        self.promises = []
+        self.truths = deque()
+        self.last_s = inf
 
     def due(self, at_s: float, truth: float, config: GateConfig):
-        "Promises that can be settled, each with the least and the most that came about then; None where nobody knows."
-        reach = 2*config.slack_s + config.tolerance_s
-        if not self.truths or at_s > self.truths[-1][0]: self.truths.append((at_s, truth))
-        while self.truths[0][0] < self.truths[-1][0] - reach: self.truths.popleft()
+        """Promises that can be settled, each with the least and the most that came about then; None
+        where nobody knows.
+        """
+        reach = 2 * config.slack_s + config.tolerance_s
+        if not self.truths or at_s > self.truths[-1][0]:
+            self.truths.append((at_s, truth))
+        while self.truths[0][0] < self.truths[-1][0] - reach:
+            self.truths.popleft()
         while self.promises and self.promises[0][0] <= at_s - config.slack_s:
             about_s, _, *said = heappop(self.promises)
             yield about_s, said, came(self.truths, about_s, config)
 
-    def seconds(self, about_s: float, gap_s: float) -> float:   # s
+    def seconds(self, about_s: float, gap_s: float) -> float:  # s
         "How long one promise stands for: since the one before."
-        out = max(0., min(about_s - self.last_s, gap_s))
+        out = max(0.0, min(about_s - self.last_s, gap_s))
         self.last_s = about_s
         return out
 
 # %% ../../nbs/learning/21a_gate.ipynb #8efdceb4
 def check_promise(backend: str, made_s: float, about_s: float, size: float):
     "ValueError on a size or on times that are none."
-    if not 0 < size < inf: raise ValueError(f"size of {backend!r} must be positive, got {size!r}")
+    if not 0 < size < inf:
+        raise ValueError(f"size of {backend!r} must be positive, got {size!r}")
     if not -inf < made_s <= about_s < inf:
-        raise ValueError(f"a promise for {backend!r} must be about a time not before it is made, got {about_s!r} made at {made_s!r}")
+        raise ValueError(
+            f"a promise for {backend!r} must be about a time not before it is made, got {about_s!r} made at {made_s!r}"
+        )
 
 # %% ../../nbs/learning/21a_gate.ipynb #5da84f2a
 class Books:
     "Promises of a fleet, and what the settled ones proved."
 
     def __init__(self, config: GateConfig = GateConfig()):
-        self.config = config; self._state = TRUSTED if config.prior else TRIAL
-        self._lanes: dict[str, Lane] = {}; self._fleet = Ledger()
+        self.config = config
+        self._state = TRUSTED if config.prior else TRIAL
+        self._lanes: dict[str, Lane] = {}
+        self._fleet = Ledger()
         self.promised = self.settled = self.counted = self.dropped = 0
 
     def _lane(self, backend):
-        if backend not in self._lanes: self._lanes[backend] = Lane(backend, self._state)
+        if backend not in self._lanes:
+            self._lanes[backend] = Lane(backend, self._state)
         return self._lanes[backend]
 
-    def promise(self,
+    def promise(
+        self,
         backend: str,
-        made_s: float,        # when it is made, s
-        about_s: float,       # the moment it is about, s, not before `made_s`
-        said: float,          # head-room then with the forecast on, requests
-        plain: float,         # head-room then by the nowcast alone, requests
-        size: float,          # nominal capacity, requests
+        made_s: float,  # when it is made, s
+        about_s: float,  # the moment it is about, s, not before `made_s`
+        said: float,  # head-room then with the forecast on, requests
+        plain: float,  # head-room then by the nowcast alone, requests
+        size: float,  # nominal capacity, requests
     ):
         "Write one promise down. ValueError on a size or on times that are none."
         check_promise(backend, made_s, about_s, size)
-        lane = self._lane(backend); self.promised += 1
-        if not (isfinite(said) and isfinite(plain)): self.dropped += 1; return
-        if len(lane.promises) >= self.config.pending: heappop(lane.promises); self.dropped += 1
+        lane = self._lane(backend)
+        self.promised += 1
+        if not (isfinite(said) and isfinite(plain)):
+            self.dropped += 1
+            return
+        if len(lane.promises) >= self.config.pending:
+            heappop(lane.promises)
+            self.dropped += 1
         heappush(lane.promises, (about_s, self.promised, said, plain, size))
 
     def _settle(self, lane, at_s, truth):
         c = self.config
         for about_s, (said, plain, size), truths in lane.due(at_s, truth, c):
-            if truths is None: self.dropped += 1; continue
-            self.settled += 1; seconds = lane.seconds(about_s, c.gap_s)
+            if truths is None:
+                self.dropped += 1
+                continue
+            self.settled += 1
+            seconds = lane.seconds(about_s, c.gap_s)
             gain, stake = worth(said, plain, *truths, size, c)
-            if not stake: continue
+            if not stake:
+                continue
             self.counted += 1
-            for l in (lane.own, self._fleet): l.add(lane.name, about_s, seconds, gain, stake, c)
-        lane.own.fade(at_s, c); self._fleet.fade(at_s, c)
+            for l in (lane.own, self._fleet):
+                l.add(lane.name, about_s, seconds, gain, stake, c)
+        lane.own.fade(at_s, c)
+        self._fleet.fade(at_s, c)
 
 # %% ../../nbs/learning/21a_gate.ipynb #8fd34894
 def pooled(
-    own: Ledger | None,   # a backend's ledger; None: the fleet alone
+    own: Ledger | None,  # a backend's ledger; None: the fleet alone
     fleet: Ledger,
     config: GateConfig,
-) -> float:               # episodes
+) -> float:  # episodes
     "A backend's evidence: its own, and the fleet's where its own is thin."
     e = fleet.evidence(config)
-    return e if own is None else own.evidence(config) + (e*config.pool/(config.pool + own.count) if config.pool else 0.)
+    return (
+        e
+        if own is None
+        else own.evidence(config)
+        + (e * config.pool / (config.pool + own.count) if config.pool else 0.0)
+    )
 
 # %% ../../nbs/learning/21a_gate.ipynb #321f6e30
-def bar_of(state: str, config: GateConfig) -> float:   # episodes, positive
+def bar_of(state: str, config: GateConfig) -> float:  # episodes, positive
     "The debt at which a state ends in demotion."
     return max(config.prior, config.debt) if state == TRUSTED else config.debt
 
+
 def next_state(state: str, evidence: float, config: GateConfig) -> str:
     "Where the evidence leads from a state."
-    if state == DEMOTED: return TRIAL if evidence >= config.again else DEMOTED
-    if evidence <= -bar_of(state, config): return DEMOTED
+    if state == DEMOTED:
+        return TRIAL if evidence >= config.again else DEMOTED
+    if evidence <= -bar_of(state, config):
+        return DEMOTED
     return TRUSTED if evidence >= config.enough else state
 
-def trust_of(state: str, evidence: float, config: GateConfig) -> float:   # 0..1
+
+def trust_of(state: str, evidence: float, config: GateConfig) -> float:  # 0..1
     "Trust by state and evidence."
-    if state == DEMOTED: return 0.
-    full = 1. if state == TRUSTED else config.partial
-    if evidence < 0: return full*max(0., 1 + evidence/bar_of(state, config))
-    return min(1., full + (1 - full)*evidence/config.enough)
+    if state == DEMOTED:
+        return 0.0
+    full = 1.0 if state == TRUSTED else config.partial
+    if evidence < 0:
+        return full * max(0.0, 1 + evidence / bar_of(state, config))
+    return min(1.0, full + (1 - full) * evidence / config.enough)
 
 # %% ../../nbs/learning/21a_gate.ipynb #e679d6bb
 class Readings(Books):
     "Trust, states and evidence, read from the books."
 
-    def state(self, backend: str | None = None) -> str:   # "trusted", "on trial" or "demoted"
+    def state(self, backend: str | None = None) -> str:  # "trusted", "on trial" or "demoted"
         "State of a backend, or of the fleet."
         return self._lanes[backend].state if backend in self._lanes else self._state
 
-    def evidence(self, backend: str | None = None) -> float:   # episodes
+    def evidence(self, backend: str | None = None) -> float:  # episodes
         "Evidence for (above zero) or against the forecast of a backend, or of the fleet."
-        return pooled(self._lanes[backend].own if backend in self._lanes else None, self._fleet, self.config)
+        return pooled(
+            self._lanes[backend].own if backend in self._lanes else None, self._fleet, self.config
+        )
 
-    def trust(self, backend: str) -> float:   # 1: the forecast acts in full; 0: the nowcast alone
+    def trust(self, backend: str) -> float:  # 1: the forecast acts in full; 0: the nowcast alone
         "How much of the change that the forecast foresees may act on `backend` now."
         return trust_of(self.state(backend), self.evidence(backend), self.config)
 
-    def status(self) -> dict:   # plain values, for people, logs and metrics
+    def status(self) -> dict:  # plain values, for people, logs and metrics
         "The fleet's state and counts, and each backend's."
-        def row(l): return dict(episodes=l.episodes + (l.open is not None), better=l.won)
-        lanes = {n: dict(state=l.state, trust=self.trust(n), evidence=self.evidence(n), waiting=len(l.promises)) | row(l.own) for n, l in self._lanes.items()}
+
+        def row(l):
+            return dict(episodes=l.episodes + (l.open is not None), better=l.won)
+
+        lanes = {
+            n: dict(
+                state=l.state,
+                trust=self.trust(n),
+                evidence=self.evidence(n),
+                waiting=len(l.promises),
+            )
+            | row(l.own)
+            for n, l in self._lanes.items()
+        }
         counts = {k: getattr(self, k) for k in ("promised", "settled", "counted", "dropped")}
-        return dict(state=self._state, evidence=self.evidence(), **counts, **row(self._fleet), backends=lanes)
+        return dict(
+            state=self._state,
+            evidence=self.evidence(),
+            **counts,
+            **row(self._fleet),
+            backends=lanes,
+        )
 
 # %% ../../nbs/learning/21a_gate.ipynb #0865cdb6
 def words(l: Ledger) -> str:
     "What a ledger knows, for an event."
     o = l.open
     return f"better in {l.won} of {l.episodes} that ended" + (
-        f", the running one: {o.gain:+.1f} of {o.stake:.1f} size-seconds at stake since {o.from_s:.0f} s" if o else "")
+        f", the running one: {o.gain:+.1f} of {o.stake:.1f} size-seconds at stake since {o.from_s:.0f} s"
+        if o
+        else ""
+    )
 
 # %% ../../nbs/learning/21a_gate.ipynb #f1a6ded5
 class Gate(Readings):
     "Self-demotion: trust in the forecast, by what its changes were worth."
 
     def __init__(self, config: GateConfig = GateConfig()):
-        super().__init__(config); self.events: deque[Event] = deque(maxlen=config.keep)
+        super().__init__(config)
+        self.events: deque[Event] = deque(maxlen=config.keep)
 
-    def mature(self,
+    def mature(
+        self,
         backend: str,
-        at_s: float,          # now, s
-        truth: float,         # head-room by the nowcast now, requests
+        at_s: float,  # now, s
+        truth: float,  # head-room by the nowcast now, requests
     ):
-        "Settle the promises about times up to `at_s`, and draw the consequences. ValueError on a time that is none."
-        if not isfinite(at_s): raise ValueError(f"at_s must be a time, got {at_s!r}")
-        if not isfinite(truth): return
+        """Settle the promises about times up to `at_s`, and draw the consequences.
+
+        ValueError on a time that is none.
+        """
+        if not isfinite(at_s):
+            raise ValueError(f"at_s must be a time, got {at_s!r}")
+        if not isfinite(truth):
+            return
         lane, before = self._lane(backend), self._state
         self._settle(lane, at_s, truth)
         self._state = self._judge(None, None, before, at_s)
-        for l in [*self._lanes.values()] if self._state != before else [lane]: l.state = self._judge(l.name, l.own, l.state, at_s)
+        for l in [*self._lanes.values()] if self._state != before else [lane]:
+            l.state = self._judge(l.name, l.own, l.state, at_s)
 
     def _judge(self, backend, own, state, at_s):
-        c = self.config; e = pooled(own, self._fleet, c); new = next_state(state, e, c)
-        if new == state: return state
+        c = self.config
+        e = pooled(own, self._fleet, c)
+        new = next_state(state, e, c)
+        if new == state:
+            return state
         bar = {DEMOTED: -bar_of(state, c), TRIAL: c.again, TRUSTED: c.enough}[new]
         why = f"evidence {e:+.2f} episodes reached {bar:+.2f} (the fleet's alone: {self._fleet.evidence(c):+.2f}); {words(own or self._fleet)}"
         self.events.append(Event(at_s, backend, new, why))
@@ -298,18 +419,40 @@ class Gate(Readings):
 
     def memo(self) -> dict:
         "What each ledger has proved, and the states, as plain values. Open promises are not kept."
-        plain = lambda l: [l.total, l.count, l.at_s if isfinite(l.at_s) else None, l.episodes, l.won]
-        return dict(fleet=[self._state, *plain(self._fleet)], backends={n: [l.state, *plain(l.own)] for n, l in self._lanes.items()})
+
+        def plain(l):
+            return [
+                l.total,
+                l.count,
+                l.at_s if isfinite(l.at_s) else None,
+                l.episodes,
+                l.won,
+            ]
+
+        return dict(
+            fleet=[self._state, *plain(self._fleet)],
+            backends={n: [l.state, *plain(l.own)] for n, l in self._lanes.items()},
+        )
 
     def restore(self, memo: dict):
         "Take up what `memo` said. ValueError on a state that is none."
+
         def take(ledger: Ledger, state: str, total, count, at_s, episodes, won) -> str:
-            if state not in (TRUSTED, TRIAL, DEMOTED): raise ValueError(f"{state!r} is no state of a forecast")
-            ledger.total, ledger.count, ledger.at_s, ledger.episodes, ledger.won = total, count, -inf if at_s is None else at_s, episodes, won
+            if state not in (TRUSTED, TRIAL, DEMOTED):
+                raise ValueError(f"{state!r} is no state of a forecast")
+            ledger.total, ledger.count, ledger.at_s, ledger.episodes, ledger.won = (
+                total,
+                count,
+                -inf if at_s is None else at_s,
+                episodes,
+                won,
+            )
             return state
+
         self._state = take(self._fleet, *memo["fleet"])
         for n, row in memo["backends"].items():
-            lane = self._lane(n); lane.state = take(lane.own, *row)
+            lane = self._lane(n)
+            lane.state = take(lane.own, *row)
 
     def forget(self, backend: str):
         "Drop the books of a backend that has left the fleet."

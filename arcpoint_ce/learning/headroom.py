@@ -26,40 +26,54 @@ from ..routing.core import LEVELS, Backend, Forecast, ForecastTable
 # %% ../../nbs/learning/21d_headroom.ipynb #919f85ba
 @dataclass(frozen=True, slots=True)
 class Response:
-    "Time per output token by the number of requests in the batch, at full speed. Learned, not falling."
-    batch: tuple[float, ...]           # requests in the batch, rising, > 0
-    tpot_ms: tuple[float, ...]         # time per output token, ms, > 0, not falling
+    """Time per output token by the number of requests in the batch, at full speed.
 
-    def beyond(self) -> float:         # ms per request
-        "Slope past the last point: that of the upper half, at least half of what saturation would give."
-        x, y = self.batch, self.tpot_ms; i = min(bisect_right(x, .5*x[-1]), len(x) - 1)
-        return max((y[-1] - y[i-1])/(x[-1] - x[i-1]) if i else 0., .5*y[-1]/x[-1])
+    Learned, not falling.
+    """
 
-    def tpot(self, n: float) -> float:   # ms
+    batch: tuple[float, ...]  # requests in the batch, rising, > 0
+    tpot_ms: tuple[float, ...]  # time per output token, ms, > 0, not falling
+
+    def beyond(self) -> float:  # ms per request
+        """Slope past the last point: that of the upper half, at least half of what saturation would
+        give.
+        """
+        x, y = self.batch, self.tpot_ms
+        i = min(bisect_right(x, 0.5 * x[-1]), len(x) - 1)
+        return max((y[-1] - y[i - 1]) / (x[-1] - x[i - 1]) if i else 0.0, 0.5 * y[-1] / x[-1])
+
+    def tpot(self, n: float) -> float:  # ms
         "Linear between the points; flat before the first."
         x, y = self.batch, self.tpot_ms
-        if n >= x[-1]: return y[-1] + self.beyond()*(n - x[-1])
+        if n >= x[-1]:
+            return y[-1] + self.beyond() * (n - x[-1])
         i = bisect_right(x, n)
-        return y[0] if i == 0 else y[i-1] + (y[i] - y[i-1])*(n - x[i-1])/(x[i] - x[i-1])
+        return y[0] if i == 0 else y[i - 1] + (y[i] - y[i - 1]) * (n - x[i - 1]) / (x[i] - x[i - 1])
 
-    def most(self, tpot_ms: float) -> float:   # requests
+    def most(self, tpot_ms: float) -> float:  # requests
         "The largest batch in which nobody waits longer than this per token."
         x, y = self.batch, self.tpot_ms
-        if tpot_ms >= y[-1]: return x[-1] + (tpot_ms - y[-1])/self.beyond()
+        if tpot_ms >= y[-1]:
+            return x[-1] + (tpot_ms - y[-1]) / self.beyond()
         i = bisect_right(y, tpot_ms)
-        return x[0]*tpot_ms/y[0] if i == 0 else x[i-1] + (x[i] - x[i-1])*(tpot_ms - y[i-1])/(y[i] - y[i-1])
+        return (
+            x[0] * tpot_ms / y[0]
+            if i == 0
+            else x[i - 1] + (x[i] - x[i - 1]) * (tpot_ms - y[i - 1]) / (y[i] - y[i - 1])
+        )
 
-    def scaled(self, batch: float, tpot: float) -> "Response":   # factors
-        return Response(tuple(x*batch for x in self.batch), tuple(y*tpot for y in self.tpot_ms))
+    def scaled(self, batch: float, tpot: float) -> "Response":  # factors
+        return Response(tuple(x * batch for x in self.batch), tuple(y * tpot for y in self.tpot_ms))
 
 # %% ../../nbs/learning/21d_headroom.ipynb #432430e2
 def fit_response(
-    running: np.ndarray,       # requests in the batch, (n,)
-    tpot_ms: np.ndarray,       # time per output token at that moment, ms, (n,)
+    running: np.ndarray,  # requests in the batch, (n,)
+    tpot_ms: np.ndarray,  # time per output token at that moment, ms, (n,)
     groups: int = 24,
 ) -> Response:
     "Isotonic medians. ValueError where there is nothing to learn from."
-    if not len(running): raise ValueError("fit_response: no pair of batch and pace was given")
+    if not len(running):
+        raise ValueError("fit_response: no pair of batch and pace was given")
     order = np.argsort(running, kind="stable")
     parts = [p for p in np.array_split(order, min(groups, len(order))) if len(p)]
     x, y = (np.array([np.median(v[p]) for p in parts]) for v in (running, tpot_ms))
@@ -70,369 +84,644 @@ def fit_response(
 # %% ../../nbs/learning/21d_headroom.ipynb #ca736e13
 class Answers:
     "Fading sums over our own answers at one backend."
-    __slots__ = ("fade_s", "took", "tokens", "busy", "claimed", "middle", "stamp", "life_s", "own", "exposed", "recent_ms")
 
-    def __init__(self, fade_s: float = 8.):   # time in which the past fades to 1/e, s
-        self.fade_s, self.took, self.tokens, self.busy, self.claimed, self.middle = fade_s, 0., 0., 0., 0., 0.
-        self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)   # newest answer, s; mean life, s; (time, in flight with mates', own)
-        self.exposed = 0.              # own requests in flight, summed over the (fading) past, s
-        self.recent_ms = 0.            # time per token, a prompt counted as 2.5: mean over some five answers however long ago, ms; 0: no answer yet
+    __slots__ = (
+        "fade_s",
+        "took",
+        "tokens",
+        "busy",
+        "claimed",
+        "middle",
+        "stamp",
+        "life_s",
+        "own",
+        "exposed",
+        "recent_ms",
+    )
+
+    def __init__(self, fade_s: float = 8.0):  # time in which the past fades to 1/e, s
+        self.fade_s, self.took, self.tokens, self.busy, self.claimed, self.middle = (
+            fade_s,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        )
+        # newest answer, s; mean life, s; (time, in flight with mates', own)
+        self.stamp, self.life_s, self.own = -inf, fade_s, deque(maxlen=128)
+        self.exposed = 0.0  # own requests in flight, summed over the (fading) past, s
+        # time per token, a prompt counted as 2.5: mean over some five answers however long ago, ms;
+        # 0: no answer yet
+        self.recent_ms = 0.0
 
     def count(self, now: float, own: int, mates: int = 0):
-        "Requests in flight now: our own, and those of gateways that share their counts, whose answers we do not see."
-        if self.own: dt = now - self.own[-1][0]; self.exposed = self.exposed*exp(-dt/self.fade_s) + dt*self.own[-1][2]
+        """Requests in flight now: our own, and those of gateways that share their counts, whose
+        answers we do not see.
+        """
+        if self.own:
+            dt = now - self.own[-1][0]
+            self.exposed = self.exposed * exp(-dt / self.fade_s) + dt * self.own[-1][2]
         self.own.append((now, own + mates, own))
 
-    def own_at(self, t: float) -> int:   # requests in flight then that we know of
+    def own_at(self, t: float) -> int:  # requests in flight then that we know of
         for at, n, _ in reversed(self.own):
-            if at <= t: return n
+            if at <= t:
+                return n
         return self.own[0][1] if self.own else 0
 
     def answer(self, start_s: float, end_s: float, tokens: float, claimed_ms: float):
-        "One answer of `tokens` tokens (0: none came); `claimed_ms`: time per token by the gauges, where there are any."
-        fade = exp(-max(end_s - self.stamp, 0.)/self.fade_s) if self.stamp > -inf else 0.
+        """One answer of `tokens` tokens (0: none came); `claimed_ms`: time per token by the gauges,
+        where there are any.
+        """
+        fade = exp(-max(end_s - self.stamp, 0.0) / self.fade_s) if self.stamp > -inf else 0.0
         life, self.stamp = end_s - start_s, max(end_s, self.stamp)
-        self.took = self.took*fade + life; self.tokens = self.tokens*fade + tokens
-        self.middle = self.middle*fade + life*.5*(start_s + end_s)
-        self.busy = self.busy*fade + life*.5*(self.own_at(start_s) + self.own_at(end_s))
-        self.claimed = self.claimed*fade + tokens*claimed_ms
-        self.life_s += .05*(life - self.life_s)
-        if tokens: ms = 1000.*life/(tokens + 2.5); self.recent_ms += .2*(ms - self.recent_ms) if self.recent_ms else ms
+        self.took = self.took * fade + life
+        self.tokens = self.tokens * fade + tokens
+        self.middle = self.middle * fade + life * 0.5 * (start_s + end_s)
+        self.busy = self.busy * fade + life * 0.5 * (self.own_at(start_s) + self.own_at(end_s))
+        self.claimed = self.claimed * fade + tokens * claimed_ms
+        self.life_s += 0.05 * (life - self.life_s)
+        if tokens:
+            ms = 1000.0 * life / (tokens + 2.5)
+            self.recent_ms += 0.2 * (ms - self.recent_ms) if self.recent_ms else ms
 
 # %% ../../nbs/learning/21d_headroom.ipynb #e6a1c5f2
 class Pace(Answers):
     "Time per token of our own answers, and about when that was."
+
     __slots__ = ()
 
-    def gap(self, now: float) -> float:   # log; 0: within the noise
+    def gap(self, now: float) -> float:  # log; 0: within the noise
         "How much slower those still running must be than those that have ended."
-        took = self.took*exp(-max(now - self.stamp, 0.)/self.fade_s)
-        if took < 1e-100: return 0.        # so long ago that it says nothing
-        gap = log(max(self.exposed/took, 1e-9))
-        return max(abs(gap) - 2*(1.6/max(self.exposed/self.life_s, .1))**.5, 0.)*(1 if gap > 0 else -1)
+        took = self.took * exp(-max(now - self.stamp, 0.0) / self.fade_s)
+        if took < 1e-100:
+            return 0.0  # so long ago that it says nothing
+        gap = log(max(self.exposed / took, 1e-9))
+        return max(abs(gap) - 2 * (1.6 / max(self.exposed / self.life_s, 0.1)) ** 0.5, 0.0) * (
+            1 if gap > 0 else -1
+        )
 
-    def tpot_ms(self, now: float) -> float:   # inf: no answer yet
-        "Time per token of those that have ended; worse or better if those still running end much later or sooner than that."
-        return 1000.*self.took/self.tokens*exp(self.gap(now)) if self.tokens else inf
+    def tpot_ms(self, now: float) -> float:  # inf: no answer yet
+        """Time per token of those that have ended; worse or better if those still running end much
+        later or sooner than that.
+        """
+        return 1000.0 * self.took / self.tokens * exp(self.gap(now)) if self.tokens else inf
 
-    def about_s(self, now: float) -> float:   # s
-        "When that was: around the middle of the lives that ended, or just now if it shows in those that have not."
-        return now - .5*self.life_s if self.gap(now) else self.middle/self.took
+    def about_s(self, now: float) -> float:  # s
+        """When that was: around the middle of the lives that ended, or just now if it shows in
+        those that have not.
+        """
+        return now - 0.5 * self.life_s if self.gap(now) else self.middle / self.took
 
 # %% ../../nbs/learning/21d_headroom.ipynb #b6ca7d94
 class Signs:
     "What one backend lets us know, and its signs of life."
-    __slots__ = ("response", "usual", "top", "pace", "occupied", "speed", "tpot_ms", "at_s", "known", "share", "gauge_s", "gap_s", "heard_s")
+
+    __slots__ = (
+        "response",
+        "usual",
+        "top",
+        "pace",
+        "occupied",
+        "speed",
+        "tpot_ms",
+        "at_s",
+        "known",
+        "share",
+        "gauge_s",
+        "gap_s",
+        "heard_s",
+    )
 
     def __init__(
         self,
         response: Response,
-        usual: float,                  # requests of others that are normal there
-        top: float,                    # no more of them are told apart: an even slower pace looks the same
-        fade_s: float = 8.,            # of the pace of our own answers, s
+        usual: float,  # requests of others that are normal there
+        top: float,  # no more of them are told apart: an even slower pace looks the same
+        fade_s: float = 8.0,  # of the pace of our own answers, s
     ):
         self.response, self.usual, self.top, self.pace = response, usual, top, Pace(fade_s)
-        self.occupied, self.speed, self.tpot_ms, self.at_s = usual, 1., 0., -inf
-        self.known, self.share = 0., 1.   # answers of ours that the nowcast rests on, inf: gauges; replicas ready over those it was learned with
-        self.gauge_s, self.gap_s, self.heard_s = -inf, 1.5, -inf   # newest gauge; usual time between two; last sign of life, s
+        self.occupied, self.speed, self.tpot_ms, self.at_s = usual, 1.0, 0.0, -inf
+        # answers of ours that the nowcast rests on, inf: gauges; replicas ready over those it was
+        # learned with
+        self.known, self.share = 0.0, 1.0
+        # newest gauge; usual time between two; last sign of life, s
+        self.gauge_s, self.gap_s, self.heard_s = -inf, 1.5, -inf
 
     def answer(self, start_s: float, end_s: float, tokens: float):
-        if tokens: self.heard_s = max(end_s, self.heard_s)
+        if tokens:
+            self.heard_s = max(end_s, self.heard_s)
         self.pace.answer(start_s, end_s, tokens, self.tpot_ms)
 
     def look(self, now: float, at_s: float):
         "Gauges of `at_s` are to be seen now."
-        if at_s <= self.gauge_s: return
-        if self.gauge_s > -inf: self.gap_s += .1*(at_s - self.gauge_s - self.gap_s)
-        self.gauge_s = at_s; self.heard_s = max(now, self.heard_s)
+        if at_s <= self.gauge_s:
+            return
+        if self.gauge_s > -inf:
+            self.gap_s += 0.1 * (at_s - self.gauge_s - self.gap_s)
+        self.gauge_s = at_s
+        self.heard_s = max(now, self.heard_s)
 
     def fresh(self, now: float, at_s: float) -> bool:
-        "Do gauges of `at_s` tell more than our own answers? Those are half a life old and come as they end."
-        return now - at_s < (max(1.25*self.pace.life_s, 3*self.gap_s) if self.pace.took else 45.)
+        """Do gauges of `at_s` tell more than our own answers?
 
-    def silent(self, now: float) -> bool:   # as good as gone
+        Those are half a life old and come as they end.
+        """
+        return now - at_s < (
+            max(1.25 * self.pace.life_s, 3 * self.gap_s) if self.pace.took else 45.0
+        )
+
+    def silent(self, now: float) -> bool:  # as good as gone
         "It used to publish gauges, and of late there is neither a new one nor an answer."
-        return self.gauge_s > -inf and now - self.heard_s > 4*self.gap_s
+        return self.gauge_s > -inf and now - self.heard_s > 4 * self.gap_s
 
 # %% ../../nbs/learning/21d_headroom.ipynb #70d4f3b9
 class Sensor(Signs):
     "The nowcast of one backend: what others occupy, how fast it works, and when that was."
+
     __slots__ = ()
 
     def gauge(self, at_s: float, running: float, waiting: float, tpot_ms: float):
         "Its own gauges. Ours are taken off; its pace is held against the response curve."
-        if at_s <= self.at_s: return
-        self.at_s, self.known, self.occupied = at_s, inf, max(running + waiting - self.pace.own_at(at_s), 0.)
-        self.tpot_ms = tpot_ms if not self.tpot_ms else self.tpot_ms + .1*(tpot_ms - self.tpot_ms)
-        self.speed += .5*(min(max(self.response.tpot(running/self.share)/tpot_ms, .02), 2.) - self.speed)
+        if at_s <= self.at_s:
+            return
+        self.at_s, self.known, self.occupied = (
+            at_s,
+            inf,
+            max(running + waiting - self.pace.own_at(at_s), 0.0),
+        )
+        self.tpot_ms = (
+            tpot_ms if not self.tpot_ms else self.tpot_ms + 0.1 * (tpot_ms - self.tpot_ms)
+        )
+        self.speed += 0.5 * (
+            min(max(self.response.tpot(running / self.share) / tpot_ms, 0.02), 2.0) - self.speed
+        )
 
     def infer(self, now: float):
-        "Without gauges: the batch that would explain the pace of our own answers, less ours. In silence, back to the usual."
-        if not (p := self.pace).took: return
-        n = self.share*self.response.most(p.tpot_ms(now)) if p.tokens > 0 else inf
-        known = exp(-max(now - p.stamp, 0.)/(10*p.fade_s)); self.known = known*p.took/p.life_s
-        seen = min(max(n - p.busy/p.took, 0.), self.top*self.share)
-        self.occupied, self.speed = known*seen + (1 - known)*self.usual, 1.
+        """Without gauges: the batch that would explain the pace of our own answers, less ours. In
+        silence, back to the usual.
+        """
+        if not (p := self.pace).took:
+            return
+        n = self.share * self.response.most(p.tpot_ms(now)) if p.tokens > 0 else inf
+        known = exp(-max(now - p.stamp, 0.0) / (10 * p.fade_s))
+        self.known = known * p.took / p.life_s
+        seen = min(max(n - p.busy / p.took, 0.0), self.top * self.share)
+        self.occupied, self.speed = known * seen + (1 - known) * self.usual, 1.0
         self.at_s = max(p.about_s(now), self.at_s)
 
-    def doubt(self, now: float) -> float:   # how much slower our own answers are than the gauges would have it, >= 1
+    # how much slower our own answers are than the gauges would have it, >= 1
+    def doubt(self, now: float) -> float:
         "1 within what prefill and noise explain."
         p = self.pace
-        if not p.claimed or p.took < p.life_s: return 1.
-        return min(max(p.tpot_ms(now)*p.tokens/p.claimed/1.5, 1.), 50.)
+        if not p.claimed or p.took < p.life_s:
+            return 1.0
+        return min(max(p.tpot_ms(now) * p.tokens / p.claimed / 1.5, 1.0), 50.0)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #5e1efe16
 @dataclass(frozen=True, slots=True)
 class Foresight:
     "The clocks of one backend: what others will occupy and how slow it will be, beside the level."
-    step_s: float                      # length of a step, s
-    occupied: tuple[tuple[float, ...], ...] = ()   # profiles, requests; one per period, from time 0
-    slow: tuple[tuple[float, ...], ...] = ()       # profiles of log slowness
+
+    step_s: float  # length of a step, s
+    occupied: tuple[tuple[float, ...], ...] = ()  # profiles, requests; one per period, from time 0
+    slow: tuple[tuple[float, ...], ...] = ()  # profiles of log slowness
 
     def at(self, profiles: tuple[tuple[float, ...], ...], t: float | None) -> float:
-        "The sum of all profiles at a time, linear between the middles of the steps; of their medians without a time."
-        if t is None: return sum(median(p) for p in profiles)
-        x = t/self.step_s - .5; k = int(x // 1); a = x - k
-        return sum((1 - a)*p[k % len(p)] + a*p[(k + 1) % len(p)] for p in profiles)
+        """The sum of all profiles at a time, linear between the middles of the steps; of their
+        medians without a time.
+        """
+        if t is None:
+            return sum(median(p) for p in profiles)
+        x = t / self.step_s - 0.5
+        k = int(x // 1)
+        a = x - k
+        return sum((1 - a) * p[k % len(p)] + a * p[(k + 1) % len(p)] for p in profiles)
 
-    def change(self, since_s: float | None, t: float) -> tuple[float, float]:   # requests, log slowness
+    # requests, log slowness
+    def change(self, since_s: float | None, t: float) -> tuple[float, float]:
         "What has come on top by `t` against the level at `since_s`; None: the usual level."
-        return tuple(self.at(p, t) - self.at(p, since_s) if p else 0. for p in (self.occupied, self.slow))
+        return tuple(
+            self.at(p, t) - self.at(p, since_s) if p else 0.0 for p in (self.occupied, self.slow)
+        )
 
     def worst(self, since_s: float | None, now: float, ahead_s: float) -> tuple[float, float]:
         "The most that comes on top within [now, now + ahead]."
-        if not (self.occupied or self.slow): return 0., 0.
-        n = int(ahead_s/self.step_s) + 1
-        both = [self.change(since_s, now + ahead_s*k/n) for k in range(n + 1)]
+        if not (self.occupied or self.slow):
+            return 0.0, 0.0
+        n = int(ahead_s / self.step_s) + 1
+        both = [self.change(since_s, now + ahead_s * k / n) for k in range(n + 1)]
         return tuple(max(x) for x in zip(*both))
 
 # %% ../../nbs/learning/21d_headroom.ipynb #46bfec95
-def moved(x: np.ndarray, ahead: int) -> float: return float(np.mean((x[ahead:] - x[:-ahead])**2))   # mean square of the change
+def moved(x: np.ndarray, ahead: int) -> float:
+    return float(np.mean((x[ahead:] - x[:-ahead]) ** 2))  # mean square of the change
+
 
 def clocks(
-    x: np.ndarray,             # one number per step, from time 0, (n,)
-    ahead: int,                # steps ahead for which a clock must pay
-    periods: Iterable[int] = (),   # periods that others in the fleet keep, steps
-    gain: float = .15,         # share of the squared change that a clock must explain; a third of it for a period of others
+    x: np.ndarray,  # one number per step, from time 0, (n,)
+    ahead: int,  # steps ahead for which a clock must pay
+    periods: Iterable[int] = (),  # periods that others in the fleet keep, steps
+    # share of the squared change that a clock must explain; a third of it for a period of others
+    gain: float = 0.15,
 ) -> list[np.ndarray]:
     "Clocks that explain changes in cycles they were not learned from."
     rest, found = x, []
     while len(found) < 2:
-        near = {p + k for p in candidates(rest) for k in (-1, 0, 1)}       # noise moves a peak by a step
-        tries = [(moved(held_out_rest(rest, p, w), ahead), p, w) for p in near | {*periods} if 3*p <= len(x)
-                 for w in sorted({1, max(1, p//20) | 1})]
+        near = {p + k for p in candidates(rest) for k in (-1, 0, 1)}  # noise moves a peak by a step
+        tries = [
+            (moved(held_out_rest(rest, p, w), ahead), p, w)
+            for p in near | {*periods}
+            if 3 * p <= len(x)
+            for w in sorted({1, max(1, p // 20) | 1})
+        ]
         left, p, w = min(tries, default=(inf, 0, 0))
-        if left > (1 - (gain/3 if p in periods else gain))*moved(rest, ahead): break
-        found.append(profile(rest, p, w)); rest = rest - found[-1][np.arange(len(x)) % p]
+        if left > (1 - (gain / 3 if p in periods else gain)) * moved(rest, ahead):
+            break
+        found.append(profile(rest, p, w))
+        rest = rest - found[-1][np.arange(len(x)) % p]
     return found
 
 # %% ../../nbs/learning/21d_headroom.ipynb #e19de834
 def foresee(
-    occupied: np.ndarray,      # requests of others per step and backend, from time 0, (n, backends)
-    slow: np.ndarray,          # log slowness, likewise
+    occupied: np.ndarray,  # requests of others per step and backend, from time 0, (n, backends)
+    slow: np.ndarray,  # log slowness, likewise
     step_s: float,
-    ahead: int,                # steps ahead for which a clock must pay
-) -> list[Foresight]:          # per backend
-    "Clocks of every backend. A period that one backend keeps is tried on those that show none of their own."
+    ahead: int,  # steps ahead for which a clock must pay
+) -> list[Foresight]:  # per backend
+    """Clocks of every backend.
+
+    A period that one backend keeps is tried on those that show none of their own.
+    """
     out = []
     for series in (occupied, slow):
-        series = median_filter(series, (3, 1), mode="nearest")            # a single wild step is no surge
-        alone = [clocks(x, ahead) for x in series.T]; periods = sorted({len(p) for found in alone for p in found[:1]})
-        out.append([tuple(tuple(p.tolist()) for p in found or clocks(x, ahead, periods)) for found, x in zip(alone, series.T)])
+        series = median_filter(series, (3, 1), mode="nearest")  # a single wild step is no surge
+        alone = [clocks(x, ahead) for x in series.T]
+        periods = sorted({len(p) for found in alone for p in found[:1]})
+        out.append(
+            [
+                tuple(tuple(p.tolist()) for p in found or clocks(x, ahead, periods))
+                for found, x in zip(alone, series.T)
+            ]
+        )
     return [Foresight(step_s, o, s) for o, s in zip(*out)]
 
 # %% ../../nbs/learning/21d_headroom.ipynb #d0454215
 @dataclass(slots=True)
 class Journal:
     "What a gateway saw: one entry per tick, one per answer."
-    ticks: list[tuple] = field(default_factory=list)      # (now, gauges by place or None, own in flight by place)
-    answers: list[tuple] = field(default_factory=list)    # (place, start, end, tokens), in order of their end
+
+    # (now, gauges by place or None, own in flight by place)
+    ticks: list[tuple] = field(default_factory=list)
+    # (place, start, end, tokens), in order of their end
+    answers: list[tuple] = field(default_factory=list)
+
 
 @dataclass(frozen=True, slots=True)
 class RoomModel:
     "What is known of every backend before the first request."
+
     responses: tuple[Response, ...]
-    usual: tuple[float, ...]                       # requests of others that are normal there
-    foresight: tuple[Foresight | None, ...]        # None: nothing is foreseen
-    spread: tuple[float, ...] = (-.5, -.35, -.15, 0., .15, .35, .5)   # log of one answer's time over the expected one, at LEVELS
+    usual: tuple[float, ...]  # requests of others that are normal there
+    foresight: tuple[Foresight | None, ...]  # None: nothing is foreseen
+    # log of one answer's time over the expected one, at LEVELS
+    spread: tuple[float, ...] = (-0.5, -0.35, -0.15, 0.0, 0.15, 0.35, 0.5)
 
-SHAPE = Response((.1, .5, 1.), (1., 1.25, 1.7))    # supposed before anything is learned: share of capacity, slowness
-TOP = 2.5                                          # requests of others that sensors tell apart, nominal capacities
 
-def untaught(backends: Sequence[Backend], tpot_ms: float = 25.) -> RoomModel:   # supposed time per token of an idle backend, ms
+# supposed before anything is learned: share of capacity, slowness
+SHAPE = Response((0.1, 0.5, 1.0), (1.0, 1.25, 1.7))
+TOP = 2.5  # requests of others that sensors tell apart, nominal capacities
+
+
+# supposed time per token of an idle backend, ms
+def untaught(backends: Sequence[Backend], tpot_ms: float = 25.0) -> RoomModel:
     "The model before anything was learned: nominal capacities, one shape for all."
-    return RoomModel(tuple(SHAPE.scaled(b.capacity, tpot_ms) for b in backends), tuple(.2*b.capacity for b in backends), (None,)*len(backends))
+    return RoomModel(
+        tuple(SHAPE.scaled(b.capacity, tpot_ms) for b in backends),
+        tuple(0.2 * b.capacity for b in backends),
+        (None,) * len(backends),
+    )
 
 # %% ../../nbs/learning/21d_headroom.ipynb #4e8b9ffa
-def pace_of(journal: Journal, place: int) -> np.ndarray:   # (n,) ms
+def pace_of(journal: Journal, place: int) -> np.ndarray:  # (n,) ms
     "Time per token of our own answers there; short ones, where prefill weighs, are left out."
-    pairs = np.array([(e - s, k) for p, s, e, k in journal.answers if p == place and k > 0]).reshape(-1, 2)
+    pairs = np.array(
+        [(e - s, k) for p, s, e, k in journal.answers if p == place and k > 0]
+    ).reshape(-1, 2)
     pairs = pairs[pairs[:, 1] >= np.median(pairs[:, 1])] if len(pairs) else pairs
-    return 1000.*pairs[:, 0]/pairs[:, 1]
+    return 1000.0 * pairs[:, 0] / pairs[:, 1]
 
-def learn_responses(journal: Journal, backends: Sequence[Backend], before: RoomModel) -> tuple[Response, ...]:
-    "From gauges where there are any; elsewhere the others' shape, set to the pace of our own quickest answers."
-    seen = [np.array([g[i] for _, g, _ in journal.ticks if g[i]])[:, [1, 3]] if any(g[i] for _, g, _ in journal.ticks) else None for i in range(len(backends))]
-    idle = lambda a: np.quantile(a[:, 1], .02)
-    pairs = [np.c_[a[:, 0]/b.capacity, a[:, 1]/idle(a)] for a, b in zip(seen, backends) if a is not None]
+
+def learn_responses(
+    journal: Journal, backends: Sequence[Backend], before: RoomModel
+) -> tuple[Response, ...]:
+    """From gauges where there are any; elsewhere the others' shape, set to the pace of our own
+    quickest answers.
+    """
+    seen = [
+        np.array([g[i] for _, g, _ in journal.ticks if g[i]])[:, [1, 3]]
+        if any(g[i] for _, g, _ in journal.ticks)
+        else None
+        for i in range(len(backends))
+    ]
+
+    def idle(a):
+        return np.quantile(a[:, 1], 0.02)
+
+    pairs = [
+        np.c_[a[:, 0] / b.capacity, a[:, 1] / idle(a)]
+        for a, b in zip(seen, backends)
+        if a is not None
+    ]
     shape, out = fit_response(*np.concatenate(pairs).T) if pairs else SHAPE, []
     for i, (b, a) in enumerate(zip(backends, seen)):
         own = pace_of(journal, i)
-        if a is not None: out.append(fit_response(*a.T))
-        elif len(own) < 20: out.append(before.responses[i])
-        else: out.append(shape.scaled(b.capacity, np.quantile(own, .05)/shape.tpot(.2)))
+        if a is not None:
+            out.append(fit_response(*a.T))
+        elif len(own) < 20:
+            out.append(before.responses[i])
+        else:
+            out.append(shape.scaled(b.capacity, np.quantile(own, 0.05) / shape.tpot(0.2)))
     return tuple(out)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #9f521cfe
-def replay_sensors(journal: Journal, sensors: Sequence[Sensor], step_s: float) -> tuple[np.ndarray, np.ndarray]:
-    "What others occupied and log slowness per step and backend, (steps, backends); gaps are bridged."
+def replay_sensors(
+    journal: Journal, sensors: Sequence[Sensor], step_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What others occupied and log slowness per step and backend, (steps, backends); gaps are
+    bridged.
+    """
     answers, k = journal.answers, 0
     rows = []
     for now, gauges, own in journal.ticks:
-        while k < len(answers) and answers[k][2] <= now: sensors[answers[k][0]].answer(*answers[k][1:]); k += 1
+        while k < len(answers) and answers[k][2] <= now:
+            sensors[answers[k][0]].answer(*answers[k][1:])
+            k += 1
         read(sensors, now, gauges, own)
-        rows += [(i, s.at_s//step_s, s.occupied, -log(s.speed)) for i, s in enumerate(sensors) if s.at_s > -inf]
+        rows += [
+            (i, s.at_s // step_s, s.occupied, -log(s.speed))
+            for i, s in enumerate(sensors)
+            if s.at_s > -inf
+        ]
     i, step, *values = np.array(rows).T
-    n = int(step.max()) + 1; out = []
+    n = int(step.max()) + 1
+    out = []
     for v in values:
         grid, hits = np.zeros((n, len(sensors))), np.zeros((n, len(sensors)))
-        keep = step >= 0; at = step[keep].astype(int), i[keep].astype(int)
-        np.add.at(grid, at, v[keep]); np.add.at(hits, at, 1.)
+        keep = step >= 0
+        at = step[keep].astype(int), i[keep].astype(int)
+        np.add.at(grid, at, v[keep])
+        np.add.at(hits, at, 1.0)
         for c in range(len(sensors)):
             known = np.flatnonzero(hits[:, c])
-            grid[:, c] = np.interp(np.arange(n), known, grid[known, c]/hits[known, c]) if len(known) else 0.
+            grid[:, c] = (
+                np.interp(np.arange(n), known, grid[known, c] / hits[known, c])
+                if len(known)
+                else 0.0
+            )
         out.append(grid)
     return tuple(out)
 
-def read(sensors: Sequence[Sensor], now: float, gauges, own: Sequence[int], mates: Sequence[int] | None = None):
+
+def read(
+    sensors: Sequence[Sensor],
+    now: float,
+    gauges,
+    own: Sequence[int],
+    mates: Sequence[int] | None = None,
+):
     "One look at the fleet. Gauges that are older than what our own answers tell are none."
-    for s, g, n, k in zip(sensors, gauges, own, mates or (0,)*len(own)):
+    for s, g, n, k in zip(sensors, gauges, own, mates or (0,) * len(own)):
         s.pace.count(now, n, k)
-        if g: s.look(now, g[0])
-        if g and s.fresh(now, g[0]): s.gauge(*g)
-        else: s.infer(now)
+        if g:
+            s.look(now, g[0])
+        if g and s.fresh(now, g[0]):
+            s.gauge(*g)
+        else:
+            s.infer(now)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #258590c7
 def learn_rooms(
     journal: Journal,
     backends: Sequence[Backend],
-    before: RoomModel | None = None,   # supposed where the journal says nothing; None: `untaught`
-    step_s: float = 10.,               # length of a step, s
-    ahead_s: float = 30.,              # how far ahead a clock must pay, s
+    before: RoomModel | None = None,  # supposed where the journal says nothing; None: `untaught`
+    step_s: float = 10.0,  # length of a step, s
+    ahead_s: float = 30.0,  # how far ahead a clock must pay, s
 ) -> RoomModel:
     "Response curves, the usual, and clocks, from what a gateway saw in the past."
     before = before or untaught(backends)
     responses = learn_responses(journal, backends, before)
-    sensors = [Sensor(r, u, TOP*b.capacity) for r, u, b in zip(responses, before.usual, backends)]
+    sensors = [Sensor(r, u, TOP * b.capacity) for r, u, b in zip(responses, before.usual, backends)]
     occupied, slow = replay_sensors(journal, sensors, step_s)
-    ahead = max(round(ahead_s/step_s), 1) + 1
+    ahead = max(round(ahead_s / step_s), 1) + 1
     foresight = foresee(occupied, slow, step_s, ahead)
-    ratio = np.concatenate([np.log(p/np.median(p)) for i in range(len(backends)) if len(p := pace_of(journal, i)) > 20] or [np.zeros(1)])
+    ratio = np.concatenate(
+        [
+            np.log(p / np.median(p))
+            for i in range(len(backends))
+            if len(p := pace_of(journal, i)) > 20
+        ]
+        or [np.zeros(1)]
+    )
     spread = tuple(np.quantile(ratio, LEVELS).tolist()) if len(ratio) > 100 else before.spread
     return RoomModel(responses, tuple(np.median(occupied, 0).tolist()), tuple(foresight), spread)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #83155bb1
 class RoomTicker:
     "Belief about every backend, tick by tick."
+
     def __init__(
         self,
         backends: Sequence[Backend],
         model: RoomModel,
-        tpot_ms: float,                # time per output token that still meets the limit, ms
-        ahead_s: float,                # how far to look ahead: about twice the mean life of a request, s
-        gate: Gate | None = None,      # None: the forecast is never judged
-        cap: float = .5,               # most that foreseen changes may take from the room of the nowcast, share
-        max_age_s: float = 15.,        # a table older than this is stale, s
-        trusted: float = 2.,           # no backend is believed to hold more than this, nominal capacities; less than TOP
-        gateways: int = 1,             # that route into this fleet and share nothing, this one included
-        trace: list | None = None,     # where to write (now, beliefs) at every tick, for study
+        tpot_ms: float,  # time per output token that still meets the limit, ms
+        ahead_s: float,  # how far to look ahead: about twice the mean life of a request, s
+        gate: Gate | None = None,  # None: the forecast is never judged
+        cap: float = 0.5,  # most that foreseen changes may take from the room of the nowcast, share
+        max_age_s: float = 15.0,  # a table older than this is stale, s
+        # no backend is believed to hold more than this, nominal capacities; less than TOP
+        trusted: float = 2.0,
+        gateways: int = 1,  # that route into this fleet and share nothing, this one included
+        trace: list | None = None,  # where to write (now, beliefs) at every tick, for study
     ):
-        self.backends, self.model, self.tpot_ms, self.ahead_s, self.gate, self.cap, self.max_age_s, self.trusted, self.gateways, self.trace = backends, model, tpot_ms, ahead_s, gate, cap, max_age_s, trusted, gateways, trace
-        self.sensors = [Sensor(r, u, TOP*b.capacity) for r, u, b in zip(model.responses, model.usual, backends)]
-        self.version, self.tokens, self.promised = 0, 0., -inf
-        self.factors = [[exp(w*q + 1e-6*k) for k, q in enumerate(model.spread)] for w in (.5, 1.)]   # of a step's mean, of one request
+        (
+            self.backends,
+            self.model,
+            self.tpot_ms,
+            self.ahead_s,
+            self.gate,
+            self.cap,
+            self.max_age_s,
+            self.trusted,
+            self.gateways,
+            self.trace,
+        ) = backends, model, tpot_ms, ahead_s, gate, cap, max_age_s, trusted, gateways, trace
+        self.sensors = [
+            Sensor(r, u, TOP * b.capacity)
+            for r, u, b in zip(model.responses, model.usual, backends)
+        ]
+        self.version, self.tokens, self.promised = 0, 0.0, -inf
+        self.factors = [
+            [exp(w * q + 1e-6 * k) for k, q in enumerate(model.spread)] for w in (0.5, 1.0)
+        ]  # of a step's mean, of one request
         self.places = {b.name: i for i, b in enumerate(backends)}
-        self.sheds = deque(maxlen=4096)    # (time, backend, room by the nowcast, room foreseen): where a foreseen change began to take weight away
+        # (time, backend, room by the nowcast, room foreseen): where a foreseen change began to take
+        # weight away
+        self.sheds = deque(maxlen=4096)
         self.shedding = set()
 
     def answer(self, place: int, start_s: float, end_s: float, tokens: float):
         "How one of our own requests ended; `tokens` 0: without an answer."
         self.sensors[place].answer(start_s, end_s, tokens)
-        if tokens: self.tokens += .02*(tokens - self.tokens) if self.tokens else tokens
+        if tokens:
+            self.tokens += 0.02 * (tokens - self.tokens) if self.tokens else tokens
 
-    def replicas(self, shares: Sequence[float]):   # by place
-        "How much of every backend is ready, beside what it was learned with. No share counts as less than a hundredth."
-        for s, x in zip(self.sensors, shares): s.share = max(x, .01)
+    def replicas(self, shares: Sequence[float]):  # by place
+        """How much of every backend is ready, beside what it was learned with.
 
-    def room(self, place: int, now: float, occupied: float, slow: float) -> tuple[float, float]:   # requests of others, requests in all
+        No share counts as less than a hundredth.
+        """
+        for s, x in zip(self.sensors, shares):
+            s.share = max(x, 0.01)
+
+    def room(
+        self, place: int, now: float, occupied: float, slow: float
+    ) -> tuple[float, float]:  # requests of others, requests in all
         "`occupied` and log slowness on top of the nowcast."
-        s = self.sensors[place]; most = s.share*s.response.most(self.tpot_ms*s.speed/s.doubt(now)*exp(-slow))
-        if s.silent(now): most *= .01
-        return max(s.occupied + occupied, 0.), min(most, self.trusted*s.share*self.backends[place].capacity)
+        s = self.sensors[place]
+        most = s.share * s.response.most(self.tpot_ms * s.speed / s.doubt(now) * exp(-slow))
+        if s.silent(now):
+            most *= 0.01
+        return max(s.occupied + occupied, 0.0), min(
+            most, self.trusted * s.share * self.backends[place].capacity
+        )
 
 # %% ../../nbs/learning/21d_headroom.ipynb #67db451d
 class RoomJudge(RoomTicker):
     "How much of what is foreseen may act: promises are kept, and settled."
+
     def judge(self, now: float):
-        "Promise what the head-room will be at the horizon, with and without the forecast; settle old promises."
-        if self.gate is None: return
-        fresh = now >= self.promised + min(self.ahead_s/4, 5.)
-        if fresh: self.promised = now
+        """Promise what the head-room will be at the horizon, with and without the forecast; settle
+        old promises.
+        """
+        if self.gate is None:
+            return
+        fresh = now >= self.promised + min(self.ahead_s / 4, 5.0)
+        if fresh:
+            self.promised = now
         for i, (b, s, f) in enumerate(zip(self.backends, self.sensors, self.model.foresight)):
-            if s.known < 2. or s.silent(now): continue            # whoever does not know what is there cannot judge
-            o, m = self.room(i, now, 0., 0.); plain = m - o
+            if s.known < 2.0 or s.silent(now):
+                continue  # whoever does not know what is there cannot judge
+            o, m = self.room(i, now, 0.0, 0.0)
+            plain = m - o
             self.gate.mature(b.name, s.at_s, plain)
-            if f is None or not fresh: continue
+            if f is None or not fresh:
+                continue
             o, m = self.room(i, now, *f.change(s.at_s, now + self.ahead_s))
             self.gate.promise(b.name, now, now + self.ahead_s, m - o, plain, b.capacity)
 
 # %% ../../nbs/learning/21d_headroom.ipynb #df28a1ed
 class RoomForesight(RoomJudge):
     "What is there, and what is foreseen."
-    def usual_room(self, place: int, now: float, occupied: float, slow: float) -> tuple[float, float]:   # requests of others, requests in all
-        "On top of the usual, both scaled by the pace of our own answers, squared, over that of a backend well in use."
-        s = self.sensors[place]; _, most = self.room(place, now, 0., slow)
-        pace = s.response.tpot(.6*s.response.most(self.tpot_ms))/s.pace.recent_ms if s.pace.recent_ms else 1.   # above 1: quicker
-        scale = min(pace*pace, 4.)
-        return max(s.usual + occupied, 0.)*scale, most*scale
 
-    def foreseen(self, now: float, own: int) -> list[tuple[float, float, float, float]]:   # per backend: occupied, most, by the nowcast; then foreseen
-        "With `own` requests of all gateways in flight: those must find a place whatever is foreseen."
+    def usual_room(
+        self, place: int, now: float, occupied: float, slow: float
+    ) -> tuple[float, float]:  # requests of others, requests in all
+        """On top of the usual, both scaled by the pace of our own answers, squared, over that of a
+        backend well in use.
+        """
+        s = self.sensors[place]
+        _, most = self.room(place, now, 0.0, slow)
+        pace = (
+            s.response.tpot(0.6 * s.response.most(self.tpot_ms)) / s.pace.recent_ms
+            if s.pace.recent_ms
+            else 1.0
+        )  # above 1: quicker
+        scale = min(pace * pace, 4.0)
+        return max(s.usual + occupied, 0.0) * scale, most * scale
+
+    # per backend: occupied, most, by the nowcast; then foreseen
+    def foreseen(self, now: float, own: int) -> list[tuple[float, float, float, float]]:
+        """With `own` requests of all gateways in flight: those must find a place whatever is
+        foreseen.
+        """
         out, many = [], self.gateways > 1
         for i, (b, s, f) in enumerate(zip(self.backends, self.sensors, self.model.foresight)):
-            change = (0., 0.) if f is None else f.worst(None if many else s.at_s if s.at_s > -inf else now, now, self.ahead_s)
-            trust = 1. if self.gate is None else self.gate.trust(b.name)
+            change = (
+                (0.0, 0.0)
+                if f is None
+                else f.worst(None if many else s.at_s if s.at_s > -inf else now, now, self.ahead_s)
+            )
+            trust = 1.0 if self.gate is None else self.gate.trust(b.name)
             room = self.usual_room if many else self.room
-            out.append((*room(i, now, 0., 0.), *room(i, now, *(trust*x for x in change))))
-        lost = sum(max((m - o) - (mf - of), 0.) for o, m, of, mf in out); whole = sum(max(m - o, 0.) for o, m, *_ in out)
-        keep = max(min(1., self.cap*whole/lost, (whole - own)/lost), 0.) if lost > 0 else 1.
-        return [(o, m, o + keep*(of - o), m + keep*(mf - m)) if mf - of < m - o else (o, m, of, mf) for o, m, of, mf in out]
+            out.append((*room(i, now, 0.0, 0.0), *room(i, now, *(trust * x for x in change))))
+        lost = sum(max((m - o) - (mf - of), 0.0) for o, m, of, mf in out)
+        whole = sum(max(m - o, 0.0) for o, m, *_ in out)
+        keep = (
+            max(min(1.0, self.cap * whole / lost, (whole - own) / lost), 0.0) if lost > 0 else 1.0
+        )
+        return [
+            (o, m, o + keep * (of - o), m + keep * (mf - m)) if mf - of < m - o else (o, m, of, mf)
+            for o, m, of, mf in out
+        ]
 
 # %% ../../nbs/learning/21d_headroom.ipynb #c82ebd8a
 class Rooms(RoomForesight):
     "Belief about every backend as a forecast table. Call `tick` every second or so."
-    def tick(self, now: float, gauges: Sequence, own: Sequence[int], mates: Sequence[int] | None = None) -> ForecastTable:
-        "Read, foresee, judge, and say it as forecasts. By place: gauges, own in flight, and in flight of gateways that share their counts."
-        mates = mates or (0,)*len(own)
+
+    def tick(
+        self, now: float, gauges: Sequence, own: Sequence[int], mates: Sequence[int] | None = None
+    ) -> ForecastTable:
+        """Read, foresee, judge, and say it as forecasts.
+
+        By place: gauges, own in flight, and in flight of gateways that share their counts.
+        """
+        mates = mates or (0,) * len(own)
         read(self.sensors, now, gauges, own, mates)
-        self.judge(now); self.version += 1; out, beliefs = {}, self.foreseen(now, self.gateways*sum(own) + sum(mates))
-        if self.trace is not None: self.trace.append((now, beliefs))
+        self.judge(now)
+        self.version += 1
+        out, beliefs = {}, self.foreseen(now, self.gateways * sum(own) + sum(mates))
+        if self.trace is not None:
+            self.trace.append((now, beliefs))
         for b, s, n, k, (o, m, of, mf) in zip(self.backends, self.sensors, own, mates, beliefs):
             of += k
-            self.note(now, b.name, (m - o - k)/max(m, 1e-9), (mf - of)/max(m, 1e-9))
-            present, typical = (self.typical_ms(s, now, held + n + 1, whole) for held, whole in ((o + k, m), (of, mf)))
-            step, request = ([typical*x for x in factors] for factors in self.factors)
-            trust = 1. if self.model.foresight[self.places[b.name]] is not None else 0.   # how far it is trusted is in the room itself
-            out[b.name] = Forecast(b.name, now, self.ahead_s, tuple(step), tuple(request), None, of, max(mf, 1e-3), present*self.factors[1][3], True, trust)
+            self.note(now, b.name, (m - o - k) / max(m, 1e-9), (mf - of) / max(m, 1e-9))
+            present, typical = (
+                self.typical_ms(s, now, held + n + 1, whole)
+                for held, whole in ((o + k, m), (of, mf))
+            )
+            step, request = ([typical * x for x in factors] for factors in self.factors)
+            # how far it is trusted is in the room itself
+            trust = 1.0 if self.model.foresight[self.places[b.name]] is not None else 0.0
+            out[b.name] = Forecast(
+                b.name,
+                now,
+                self.ahead_s,
+                tuple(step),
+                tuple(request),
+                None,
+                of,
+                max(mf, 1e-3),
+                present * self.factors[1][3],
+                True,
+                trust,
+            )
         return ForecastTable(self.version, now, self.max_age_s, out, "head-room")
 
     def typical_ms(self, s: Sensor, now: float, held: float, most: float) -> float:
-        "Time of a request of the usual length, by how full its backend is: at `most` it just meets the limit."
+        """Time of a request of the usual length, by how full its backend is: at `most` it just
+        meets the limit.
+        """
         brim = s.response.most(self.tpot_ms)
-        return max(self.tokens, 1.)*s.response.tpot(held/max(most, 1e-3)*brim)*s.doubt(now)
+        return max(self.tokens, 1.0) * s.response.tpot(held / max(most, 1e-3) * brim) * s.doubt(now)
 
-    def note(self, now: float, name: str, plain: float, said: float):   # rooms as shares of what the backend can hold
+    # rooms as shares of what the backend can hold
+    def note(self, now: float, name: str, plain: float, said: float):
         "Remember where a foreseen change begins to take weight away."
-        if plain - said > .2:
-            if name not in self.shedding: self.shedding.add(name); self.sheds.append((now, name, plain, said))
-        elif plain - said < .1: self.shedding.discard(name)
+        if plain - said > 0.2:
+            if name not in self.shedding:
+                self.shedding.add(name)
+                self.sheds.append((now, name, plain, said))
+        elif plain - said < 0.1:
+            self.shedding.discard(name)

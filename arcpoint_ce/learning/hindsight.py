@@ -12,7 +12,6 @@ __all__ = ['Stage', 'wishes', 'make_stage', 'pseudo_requests', 'cell_step', 'cel
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from html import escape
 from random import Random
 
 import numpy as np
@@ -33,84 +32,127 @@ from ..telemetry.traces import exercise_steps
 @dataclass
 class Stage:
     "A log made ready for judging. Arrays are parallel, one entry per request, in time order."
+
     backends: list[str]
     step_s: int
-    ts_s: np.ndarray                   # start, s
-    step: np.ndarray                   # number of the step it started in
-    home: np.ndarray                   # position of the backend that the log chose
-    latency_ms: np.ndarray             # nan where it failed without an answer
+    ts_s: np.ndarray  # start, s
+    step: np.ndarray  # number of the step it started in
+    home: np.ndarray  # position of the backend that the log chose
+    latency_ms: np.ndarray  # nan where it failed without an answer
     ok: np.ndarray
-    weight: np.ndarray                 # requests it stands for
-    slo_ms: np.ndarray                 # limit per backend, (backends,)
-    cost_usd: np.ndarray               # (requests, backends): price of each request everywhere
-    kind: np.ndarray                   # position in `kinds`
-    kinds: list[Request]               # distinct wishes: model, task, tier
-    may: np.ndarray                    # (kinds, backends), 1. where the backend may serve the wish
-    cells: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)   # (backend, step) -> sorted latencies, inf where failed
-    load: dict[tuple[int, int], float] = field(default_factory=dict)         # (backend, step) -> requests that started there
+    weight: np.ndarray  # requests it stands for
+    slo_ms: np.ndarray  # limit per backend, (backends,)
+    cost_usd: np.ndarray  # (requests, backends): price of each request everywhere
+    kind: np.ndarray  # position in `kinds`
+    kinds: list[Request]  # distinct wishes: model, task, tier
+    may: np.ndarray  # (kinds, backends), 1. where the backend may serve the wish
+    # (backend, step) -> sorted latencies, inf where failed
+    cells: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    # (backend, step) -> requests that started there
+    load: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
-    def late(self) -> np.ndarray:      # per request: was it a breach where the log sent it
+    def late(self) -> np.ndarray:  # per request: was it a breach where the log sent it
         return ~self.ok | ~(self.latency_ms <= self.slo_ms[self.home])
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #372ce1c8
 def wishes(
-    rows: pd.DataFrame,                # optional columns model, task, tier
+    rows: pd.DataFrame,  # optional columns model, task, tier
     fleet: list[Backend],
-    home: np.ndarray,                  # where the log served each, position
-) -> tuple[np.ndarray, list[Request], np.ndarray]:   # kind per row, kinds, (kinds, backends) 1. where allowed
+    home: np.ndarray,  # where the log served each, position
+    # kind per row, kinds, (kinds, backends) 1. where allowed
+) -> tuple[np.ndarray, list[Request], np.ndarray]:
     "Distinct wishes of the log and who may serve them; whoever did serve a wish in the log may."
     names = [c for c in ("model", "task", "tier") if c in rows]
-    if not names: return np.zeros(len(rows), int), [Request()], np.ones((1, len(fleet)))
+    if not names:
+        return np.zeros(len(rows), int), [Request()], np.ones((1, len(fleet)))
     told = rows[names].astype(object).where(rows[names].notna(), None)
     kind, distinct = pd.MultiIndex.from_frame(told.fillna("")).factorize()
     kinds = [Request(**{c: v or None for c, v in zip(names, key)}) for key in distinct]
-    may = np.array([[float(serves(b, k) is None) for b in fleet] for k in kinds]).reshape(len(kinds), len(fleet))
-    may[kind, home] = 1.
+    may = np.array([[float(serves(b, k) is None) for b in fleet] for k in kinds]).reshape(
+        len(kinds), len(fleet)
+    )
+    may[kind, home] = 1.0
     return kind, kinds, may
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #b8940281
 def make_stage(
-    rows: pd.DataFrame,                # ts_s, backend, latency_ms, ok; optional weight, model, task, tier, tokens_in, tokens_out
-    fleet: Iterable[Backend],          # the backends in question
-    slo_ms: float,                     # limit where a backend has none of its own, ms
+    # ts_s, backend, latency_ms, ok; optional weight, model, task, tier, tokens_in, tokens_out
+    rows: pd.DataFrame,
+    fleet: Iterable[Backend],  # the backends in question
+    slo_ms: float,  # limit where a backend has none of its own, ms
     step_s: int,
 ) -> Stage:
-    "Sort, number and group the judged requests. ValueError on a backend that the fleet does not know."
-    fleet = list(fleet); at = {b.name: i for i, b in enumerate(fleet)}
-    if unknown := sorted(set(rows["backend"]) - set(at)): raise ValueError(f"the fleet lacks {', '.join(unknown)}; it has {', '.join(at)}")
+    """Sort, number and group the judged requests.
+
+    ValueError on a backend that the fleet does not know.
+    """
+    fleet = list(fleet)
+    at = {b.name: i for i, b in enumerate(fleet)}
+    if unknown := sorted(set(rows["backend"]) - set(at)):
+        raise ValueError(f"the fleet lacks {', '.join(unknown)}; it has {', '.join(at)}")
     rows = rows.sort_values("ts_s", kind="stable")
     home, ts = rows["backend"].map(at).to_numpy(int), rows["ts_s"].to_numpy(float)
-    tokens = [rows[c].fillna(0).to_numpy(float) if c in rows else np.zeros(len(rows)) for c in ("tokens_in", "tokens_out")]
-    price = np.array([[b.price_in, b.price_out] for b in fleet])/1e6
-    s = Stage(list(at), step_s, ts, (ts//step_s).astype(int), home, rows["latency_ms"].to_numpy(float), rows["ok"].to_numpy(bool),
-              rows["weight"].to_numpy(float) if "weight" in rows else np.ones(len(rows)),
-              np.array([b.slo_ms or slo_ms for b in fleet]), np.stack(tokens, 1) @ price.T, *wishes(rows, fleet, home))
+    tokens = [
+        rows[c].fillna(0).to_numpy(float) if c in rows else np.zeros(len(rows))
+        for c in ("tokens_in", "tokens_out")
+    ]
+    price = np.array([[b.price_in, b.price_out] for b in fleet]) / 1e6
+    s = Stage(
+        list(at),
+        step_s,
+        ts,
+        (ts // step_s).astype(int),
+        home,
+        rows["latency_ms"].to_numpy(float),
+        rows["ok"].to_numpy(bool),
+        rows["weight"].to_numpy(float) if "weight" in rows else np.ones(len(rows)),
+        np.array([b.slo_ms or slo_ms for b in fleet]),
+        np.stack(tokens, 1) @ price.T,
+        *wishes(rows, fleet, home),
+    )
     took = np.where(s.ok, s.latency_ms, np.inf)
-    order = np.lexsort((took, s.step, s.home)); key = np.stack([s.home, s.step], 1)[order]
+    order = np.lexsort((took, s.step, s.home))
+    key = np.stack([s.home, s.step], 1)[order]
     cuts = np.flatnonzero((key[1:] != key[:-1]).any(1)) + 1
     for part in np.split(order, cuts):
-        if not len(part): continue
+        if not len(part):
+            continue
         at = int(s.home[part[0]]), int(s.step[part[0]])
         s.cells[at], s.load[at] = took[part], float(s.weight[part].sum())
     return s
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #ca39ad8a
 def pseudo_requests(
-    table: pd.DataFrame,               # a step table without single requests
+    table: pd.DataFrame,  # a step table without single requests
     step_s: int,
-    most: int = 20,                    # pseudo-requests per backend and step at most
-) -> pd.DataFrame:                     # rows for `make_stage`
+    most: int = 20,  # pseudo-requests per backend and step at most
+) -> pd.DataFrame:  # rows for `make_stage`
     "Spread step statistics into a few requests: at the known quantiles, else all at the mean."
     out = []
     for name, s in to_steps(table):
-        if not s.n: continue
-        k = min(s.n, most); u = (np.arange(k) + .5)/k
-        known = [(q, x) for q, x in ((.5, s.p50_ms), (.9, s.p90_ms), (.99, s.p99_ms)) if x and x > 0]
-        if len(known) > 1: took = np.exp(np.interp(u, [q for q, _ in known], np.log([x for _, x in known])))
-        else: took = np.full(k, s.mean_ms or np.nan)
-        failed = np.arange(k) >= k - round(k*s.n_err/s.n)
-        for i in range(k): out.append((s.start_s + step_s*u[(7*i + 3) % k if k % 7 else i], name, took[i], not failed[i] and took[i] == took[i], s.n/k))
+        if not s.n:
+            continue
+        k = min(s.n, most)
+        u = (np.arange(k) + 0.5) / k
+        known = [
+            (q, x) for q, x in ((0.5, s.p50_ms), (0.9, s.p90_ms), (0.99, s.p99_ms)) if x and x > 0
+        ]
+        if len(known) > 1:
+            took = np.exp(np.interp(u, [q for q, _ in known], np.log([x for _, x in known])))
+        else:
+            took = np.full(k, s.mean_ms or np.nan)
+        failed = np.arange(k) >= k - round(k * s.n_err / s.n)
+        for i in range(k):
+            out.append(
+                (
+                    s.start_s + step_s * u[(7 * i + 3) % k if k % 7 else i],
+                    name,
+                    took[i],
+                    not failed[i] and took[i] == took[i],
+                    s.n / k,
+                )
+            )
     return pd.DataFrame(out, columns=["ts_s", "backend", "latency_ms", "ok", "weight"])
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #2c449890
@@ -153,92 +195,135 @@ def late_share(
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #305a8474
 def stretched(
-    curve,                             # the target's response (`Curve`); None: not known
-    load: float, extra: float,         # its own requests in the step, and those moved there
-) -> float:                            # factor on its latencies, >= 1
-    "How much slower the target becomes, pessimistically: beyond the loads ever seen at least in proportion."
-    if curve is None: return (load + extra)/max(load, 1.)
-    seen = max(curve.load[-1], load, 1.)
-    return max(curve.at(load + extra)/curve.at(load), (load + extra)/seen, 1.)
+    curve,  # the target's response (`Curve`); None: not known
+    load: float,
+    extra: float,  # its own requests in the step, and those moved there
+) -> float:  # factor on its latencies, >= 1
+    """How much slower the target becomes, pessimistically: beyond the loads ever seen at least in
+    proportion.
+    """
+    if curve is None:
+        return (load + extra) / max(load, 1.0)
+    seen = max(curve.load[-1], load, 1.0)
+    return max(curve.at(load + extra) / curve.at(load), (load + extra) / seen, 1.0)
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #bddecb60
 @dataclass
 class Verdict:
     "What a rule would have done to the log. Counts are requests."
+
     rule: str
-    moved: float                       # served elsewhere than in the log
-    false: float                       # of these, fine where they were
-    vain: float                        # of these, late where they were and, by expectation, there too
-    breaches_low: float                # breaches that remain if targets do not notice the added load
-    breaches_high: float               # breaches that remain if they slow down under it
-    avoided_low: float                 # log's breaches less breaches_high
-    avoided_high: float                # log's breaches less breaches_low
-    cost_usd: float                    # list price of all requests
-    share: dict[str, float]            # share of the traffic by backend
+    moved: float  # served elsewhere than in the log
+    false: float  # of these, fine where they were
+    vain: float  # of these, late where they were and, by expectation, there too
+    breaches_low: float  # breaches that remain if targets do not notice the added load
+    breaches_high: float  # breaches that remain if they slow down under it
+    avoided_low: float  # log's breaches less breaches_high
+    avoided_high: float  # log's breaches less breaches_low
+    cost_usd: float  # list price of all requests
+    share: dict[str, float]  # share of the traffic by backend
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #444d5279
 def judge_moves(
     rule: str,
     s: Stage,
-    to: np.ndarray,                    # where each request was served, position, (requests,)
+    to: np.ndarray,  # where each request was served, position, (requests,)
     grown: Mapping[str, object] = {},  # response curves (`Curve`) by backend
 ) -> Verdict:
     "Count breaches under both bounds."
     late, moved, w = s.late, to != s.home, s.weight
-    low = high = float((w*late)[~moved].sum())
+    low = high = float((w * late)[~moved].sum())
     at, which = np.unique(np.stack([to[moved], s.step[moved]]), axis=1, return_inverse=True)
-    added, ruined = (np.bincount(which.ravel(), x[moved], minlength=at.shape[1]) for x in (w, w*late))
-    vain = 0.
+    added, ruined = (
+        np.bincount(which.ravel(), x[moved], minlength=at.shape[1]) for x in (w, w * late)
+    )
+    vain = 0.0
     for b, k, extra, lost in zip(*at.tolist(), added.tolist(), ruined.tolist()):
-        cell, load = cell_at(s, b, k), s.load.get((b, k), 0.)
+        cell, load = cell_at(s, b, k), s.load.get((b, k), 0.0)
         curve = grown.get(s.backends[b])
-        low += extra*late_share(cell, s.slo_ms[b]); high += extra*late_share(cell, s.slo_ms[b], stretched(curve, load, extra))
-        vain += lost*late_share(cell, s.slo_ms[b])
-    base, n = float((w*late).sum()), np.bincount(to, w, minlength=len(s.backends))
-    return Verdict(rule, float(w[moved].sum()), float(w[moved & ~late].sum()), vain, low, high, base - high, base - low,
-                   float((w*s.cost_usd[np.arange(len(to)), to]).sum()), dict(zip(s.backends, (n/n.sum()).tolist())))
+        low += extra * late_share(cell, s.slo_ms[b])
+        high += extra * late_share(cell, s.slo_ms[b], stretched(curve, load, extra))
+        vain += lost * late_share(cell, s.slo_ms[b])
+    base, n = float((w * late).sum()), np.bincount(to, w, minlength=len(s.backends))
+    return Verdict(
+        rule,
+        float(w[moved].sum()),
+        float(w[moved & ~late].sum()),
+        vain,
+        low,
+        high,
+        base - high,
+        base - low,
+        float((w * s.cost_usd[np.arange(len(to)), to]).sum()),
+        dict(zip(s.backends, (n / n.sum()).tolist())),
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #fcaccfcd
-def elsewhere(s: Stage, capacity: np.ndarray, mask: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:   # positions
-    "Home, or for masked requests another allowed backend, drawn by capacity. `allowed` is (requests, backends)."
+def elsewhere(
+    s: Stage, capacity: np.ndarray, mask: np.ndarray, allowed: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:  # positions
+    """Home, or for masked requests another allowed backend, drawn by capacity.
+
+    `allowed` is (requests, backends).
+    """
     to, u = s.home.copy(), rng.random(len(s.home))
     for i in np.flatnonzero(mask):
-        p = capacity*allowed[i]; p[s.home[i]] = 0.
-        if p.sum() > 0: to[i] = min(int(np.searchsorted(np.cumsum(p)/p.sum(), u[i], side="right")), len(p) - 1)
+        p = capacity * allowed[i]
+        p[s.home[i]] = 0.0
+        if p.sum() > 0:
+            to[i] = min(
+                int(np.searchsorted(np.cumsum(p) / p.sum(), u[i], side="right")), len(p) - 1
+            )
     return to
+
 
 def always_moves(s: Stage, capacity: np.ndarray, seed: int = 0) -> np.ndarray:
     "Every request goes to another backend that may serve it."
-    return elsewhere(s, capacity, np.ones(len(s.home), bool), s.may[s.kind], np.random.default_rng(seed))
+    return elsewhere(
+        s, capacity, np.ones(len(s.home), bool), s.may[s.kind], np.random.default_rng(seed)
+    )
+
 
 def clairvoyant_moves(s: Stage) -> np.ndarray:
-    "Late requests go where the least share was late in that step, if that is better than certain lateness."
+    """Late requests go where the least share was late in that step, if that is better than certain
+    lateness.
+    """
     to, known = s.home.copy(), {}
     for i in np.flatnonzero(s.late):
         k = int(s.step[i])
-        if k not in known: known[k] = np.array([late_share(cell_at(s, b, k), s.slo_ms[b]) for b in range(len(s.backends))])
-        share = np.where(s.may[s.kind[i]] > 0, known[k], 1.); share[s.home[i]] = 1.
-        if share.min() < 1.: to[i] = int(share.argmin())
+        if k not in known:
+            known[k] = np.array(
+                [late_share(cell_at(s, b, k), s.slo_ms[b]) for b in range(len(s.backends))]
+            )
+        share = np.where(s.may[s.kind[i]] > 0, known[k], 1.0)
+        share[s.home[i]] = 1.0
+        if share.min() < 1.0:
+            to[i] = int(share.argmin())
     return to
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #8d11bec9
 def tables_over(
-    f: LatencyForest,                     # fitted on rows before `since_s`
-    table: pd.DataFrame,               # the whole step table
-    since_s: float,                    # start of the judged part
-    max_age_s: float | None = None,    # None: two steps
-) -> dict[int, ForecastTable]:         # by number of the step that they serve
+    f: LatencyForest,  # fitted on rows before `since_s`
+    table: pd.DataFrame,  # the whole step table
+    since_s: float,  # start of the judged part
+    max_age_s: float | None = None,  # None: two steps
+) -> dict[int, ForecastTable]:  # by number of the step that they serve
     "Forecast tables in the order in which a live engine would have made them."
-    pulse, out, now, age = Pulse(f), {}, None, max_age_s or 2.*f.step_s_
+    pulse, out, now, age = Pulse(f), {}, None, max_age_s or 2.0 * f.step_s_
+
     def close():
-        end = (now + 1)*f.step_s_
-        if end >= since_s: out[now + 1] = ForecastTable(len(out) + 1, float(end), age, pulse.forecast(), "forest")
+        end = (now + 1) * f.step_s_
+        if end >= since_s:
+            out[now + 1] = ForecastTable(len(out) + 1, float(end), age, pulse.forecast(), "forest")
+
     for name, step in to_steps(table.sort_values(["start_s", "backend"], kind="stable")):
-        k = step.start_s//f.step_s_
-        if now is not None and k != now: close()
+        k = step.start_s // f.step_s_
+        if now is not None and k != now:
+            close()
         now = k
         pulse.push(name, step)
-    if now is not None: close()
+    if now is not None:
+        close()
     return out
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #49c3f875
@@ -256,7 +341,8 @@ class ToldTables(Forecaster):
 
     name = "told"
 
-    def __init__(self, tables: Mapping[int, ForecastTable]):  # by number of the step that they serve
+    # by number of the step that they serve
+    def __init__(self, tables: Mapping[int, ForecastTable]):
         self.tables, self.newest = tables, ForecastTable()
 
     def start(self, router):
@@ -274,10 +360,16 @@ def replay_engine(
     seed: int = 0,  # of the draws
 ) -> ContextEngine:
     "The engine that decides a stage's requests."
-    config = RouterConfig(explore=0.0, slo_ms=float(np.median(s.slo_ms)), seed=seed, step_s=s.step_s)
+    config = RouterConfig(
+        explore=0.0, slo_ms=float(np.median(s.slo_ms)), seed=seed, step_s=s.step_s
+    )
     if tables is None:
-        return ContextEngine(fleet, NullStore(), policy="adaptive_least", forecaster="none", router=config)
-    return ContextEngine(fleet, NullStore(), policy="predicted_cost", forecaster=ToldTables(tables), router=config)
+        return ContextEngine(
+            fleet, NullStore(), policy="adaptive_least", forecaster="none", router=config
+        )
+    return ContextEngine(
+        fleet, NullStore(), policy="predicted_cost", forecaster=ToldTables(tables), router=config
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #998d5138
 def route(
@@ -302,46 +394,75 @@ def route(
     return Course(to, list(router.shedder.events), transitions)
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #c18ae807
-def choose(engine: ContextEngine, names: list[str], home: int, wish: Request, now: float, u: float) -> tuple[int, object]:   # (position, decision or None)
+def choose(
+    engine: ContextEngine, names: list[str], home: int, wish: Request, now: float, u: float
+) -> tuple[int, object]:  # (position, decision or None)
     "Stay with the probability that breaker and shedder leave, else let the engine decide."
     state, weight = engine.router.health(names[home], now)
-    if state == CLOSED and u < weight: return home, None
-    try: d = engine.decide(wish, now)
-    except NoBackend: return home, None
+    if state == CLOSED and u < weight:
+        return home, None
+    try:
+        d = engine.decide(wish, now)
+    except NoBackend:
+        return home, None
     return names.index(d.backend), d
 
-def outcome_of(s: Stage, i: int, at: int, decision, now: float, u: float) -> tuple[float, int, Outcome]:   # (end, tie-breaker, outcome)
+
+def outcome_of(
+    s: Stage, i: int, at: int, decision, now: float, u: float
+) -> tuple[float, int, Outcome]:  # (end, tie-breaker, outcome)
     "The logged outcome where it stayed; a draw from the target's step where it moved."
     took, ok = s.latency_ms[i], bool(s.ok[i])
     if at != s.home[i]:
-        cell = cell_at(s, at, int(s.step[i]) - 1, past=True); took = cell[int(u*len(cell))] if len(cell) else np.inf
+        cell = cell_at(s, at, int(s.step[i]) - 1, past=True)
+        took = cell[int(u * len(cell))] if len(cell) else np.inf
         ok = bool(np.isfinite(took))
     took = float(took) if np.isfinite(took) else None
-    end = now + (took or 0.)/1000.
-    return end, i, Outcome(s.backends[at], now, took, ok, None if ok else "failed", decision.id if decision else None)
+    end = now + (took or 0.0) / 1000.0
+    return (
+        end,
+        i,
+        Outcome(
+            s.backends[at],
+            now,
+            took,
+            ok,
+            None if ok else "failed",
+            decision.id if decision else None,
+        ),
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #e8ef6382
 def onsets(
-    latency_ms: np.ndarray,            # per step, nan where none
+    latency_ms: np.ndarray,  # per step, nan where none
     slo_ms: float,
-    quiet: int,                        # steps that must have been under the limit before
-) -> np.ndarray:                       # positions
+    quiet: int,  # steps that must have been under the limit before
+) -> np.ndarray:  # positions
     "Where a series goes over the limit after `quiet` steps below it."
-    over = np.nan_to_num(latency_ms, nan=0.) > slo_ms
-    return np.array([k for k in np.flatnonzero(over) if k >= quiet and not over[k - quiet:k].any()], int)
+    over = np.nan_to_num(latency_ms, nan=0.0) > slo_ms
+    return np.array(
+        [k for k in np.flatnonzero(over) if k >= quiet and not over[k - quiet : k].any()], int
+    )
+
 
 def leads(
-    events: list,                      # shedding starts and ends, as in `Course.sheds`
-    backend: str, onset_s: float, horizon_s: float,
-) -> float | None:                     # s from the start of shedding to the onset; None: not foreseen
+    events: list,  # shedding starts and ends, as in `Course.sheds`
+    backend: str,
+    onset_s: float,
+    horizon_s: float,
+) -> float | None:  # s from the start of shedding to the onset; None: not foreseen
     "How long before an onset weight was taken away."
     start = end = None
     for e in events:
-        if e.backend != backend or e.at_s > onset_s: continue
-        if e.new == SHEDDING: start, end = e.at_s, None
-        else: end = e.at_s
-    if start is None or end is not None or onset_s <= start: return None
-    return onset_s - start if onset_s - start <= 2*horizon_s else None
+        if e.backend != backend or e.at_s > onset_s:
+            continue
+        if e.new == SHEDDING:
+            start, end = e.at_s, None
+        else:
+            end = e.at_s
+    if start is None or end is not None or onset_s <= start:
+        return None
+    return onset_s - start if onset_s - start <= 2 * horizon_s else None
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #75ecc33a
 def compare(
@@ -349,7 +470,8 @@ def compare(
     fleet: list[Backend],
     tables: Mapping[int, ForecastTable],  # forecasts, by the step that they serve
     seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, Course]]:  # by rule: positions; courses of the routed rules
+    # by rule: positions; courses of the routed rules
+) -> tuple[dict[str, np.ndarray], dict[str, Course]]:
     "Nothing, reactive breaker, ours, the exercise's threshold, always, clairvoyant."
     capacity = np.array([b.capacity for b in fleet])
     courses = {
@@ -377,107 +499,197 @@ def over_limit(s: Stage, tables: Mapping[int, ForecastTable]) -> np.ndarray:  # 
         return np.array([float(n in t and t[n].ok() and t[n].p50_ms > x) for n, x in limits])
 
     of, none = {k: over(t) for k, t in tables.items()}, np.zeros(len(s.backends))
-    return np.array([of.get(k, none) for k in s.step.tolist()]).reshape(len(s.step), len(s.backends))
+    return np.array([of.get(k, none) for k in s.step.tolist()]).reshape(
+        len(s.step), len(s.backends)
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #75f77ecd
 @dataclass
 class Study:
     "One log, judged."
+
     source: StepSource
     fleet: list[Backend]
     forecaster: LatencyForest
-    cut_s: float                       # start of the judged part, s
-    forecasts: pd.DataFrame            # as from `predict`, judged part
+    cut_s: float  # start of the judged part, s
+    forecasts: pd.DataFrame  # as from `predict`, judged part
     stage: Stage
-    served: list[np.ndarray]           # by rule: where each request was served, position
-    verdicts: list[Verdict]            # in the same order
-    courses: dict[str, Course]         # of the two routed rules
-    crossed: bool                      # models ignored: nobody else served any request's model
-    onsets: pd.DataFrame               # backend, onset_s, lead_s (nan: not foreseen), reactive_s (breaker after the onset, nan: never)
+    served: list[np.ndarray]  # by rule: where each request was served, position
+    verdicts: list[Verdict]  # in the same order
+    courses: dict[str, Course]  # of the two routed rules
+    crossed: bool  # models ignored: nobody else served any request's model
+    # backend, onset_s, lead_s (nan: not foreseen), reactive_s (breaker after the onset, nan: never)
+    onsets: pd.DataFrame
 
-def judged_rows(source: StepSource, cut_s: float) -> pd.DataFrame:   # rows for `make_stage`
+
+def judged_rows(source: StepSource, cut_s: float) -> pd.DataFrame:  # rows for `make_stage`
     "Single requests where the source has them, else pseudo-requests."
-    if not isinstance(source.loaded, RequestLog): return pseudo_requests(source.steps[source.steps["start_s"] >= cut_s], source.step_s)
-    rows = source.loaded.df(["ts", "backend", "latency_ms", "ok", "model", "task", "tier", "tokens_in", "tokens_out"])
-    rows["ts_s"] = (pd.to_datetime(rows["ts"], utc=True) - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    if not isinstance(source.loaded, RequestLog):
+        return pseudo_requests(source.steps[source.steps["start_s"] >= cut_s], source.step_s)
+    rows = source.loaded.df(
+        ["ts", "backend", "latency_ms", "ok", "model", "task", "tier", "tokens_in", "tokens_out"]
+    )
+    rows["ts_s"] = (
+        pd.to_datetime(rows["ts"], utc=True) - pd.Timestamp(0, tz="UTC")
+    ).dt.total_seconds()
     return rows[rows["ts_s"] >= cut_s]
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #dae24585
-def onset_table(s: Stage, table: pd.DataFrame, courses: Mapping[str, Course], cut_s: float, horizon_s: float) -> pd.DataFrame:
-    "Every onset of the judged part: how long before it weight was shed, how long after it the reactive breaker opened."
-    out, ours, opened = [], courses["predictive (ours)"].sheds, courses["reactive breaker"].transitions
+def onset_table(
+    s: Stage, table: pd.DataFrame, courses: Mapping[str, Course], cut_s: float, horizon_s: float
+) -> pd.DataFrame:
+    """Every onset of the judged part: how long before it weight was shed, how long after it the
+    reactive breaker opened.
+    """
+    out, ours, opened = (
+        [],
+        courses["predictive (ours)"].sheds,
+        courses["reactive breaker"].transitions,
+    )
     for b, slo in zip(s.backends, s.slo_ms):
         d = table[(table["backend"] == b) & (table["start_s"] >= cut_s)].sort_values("start_s")
-        mean = (d["latency_us"]/d["n_lat"].where(d["n_lat"] > 0)/1000.).to_numpy(float)
-        for k in onsets(mean, slo, max(1, int(horizon_s//s.step_s))):
+        mean = (d["latency_us"] / d["n_lat"].where(d["n_lat"] > 0) / 1000.0).to_numpy(float)
+        for k in onsets(mean, slo, max(1, int(horizon_s // s.step_s))):
             at = float(d["start_s"].iloc[k])
-            after = [t.at_s - at for t in opened if t.backend == b and t.new == "open" and at <= t.at_s < at + 2*horizon_s]
+            after = [
+                t.at_s - at
+                for t in opened
+                if t.backend == b and t.new == "open" and at <= t.at_s < at + 2 * horizon_s
+            ]
             out.append((b, at, leads(ours, b, at, horizon_s), after[0] if after else None))
-    return pd.DataFrame(out, columns=["backend", "onset_s", "lead_s", "reactive_s"]).astype({"lead_s": float, "reactive_s": float})
+    return pd.DataFrame(out, columns=["backend", "onset_s", "lead_s", "reactive_s"]).astype(
+        {"lead_s": float, "reactive_s": float}
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #f09e991d
 def study(
     source: StepSource,
     fleet: Iterable[Backend],
-    slo_ms: float = 300.,              # limit where a backend has none of its own, ms
-    inferred: bool = False,            # fleet inferred from the log: then models that only one backend served are no limit
-    train_share: float = 2/3,          # share of the steps to learn from
+    slo_ms: float = 300.0,  # limit where a backend has none of its own, ms
+    # fleet inferred from the log: then models that only one backend served are no limit
+    inferred: bool = False,
+    train_share: float = 2 / 3,  # share of the steps to learn from
     horizon_s: int = 300,
     trees: int = 300,
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> Study:
-    "Learn, forecast, route, judge. ValueError where the source is too short or the fleet lacks a backend."
-    times = np.unique(source.steps["start_s"]); gap = -(-horizon_s//source.step_s)
-    split = int(train_share*len(times))
-    if not 0 < split < len(times) - gap: raise ValueError(f"{len(times)} steps of {source.step_s} s are too few to learn from a share of {train_share:g} and judge the rest after a gap of {gap}: give a longer log")
-    f = LatencyForest(horizon_s, trees=trees, seed=seed, n_jobs=n_jobs).fit(source.steps[source.steps["start_s"] < times[split]])
+    """Learn, forecast, route, judge.
+
+    ValueError where the source is too short or the fleet lacks a backend.
+    """
+    times = np.unique(source.steps["start_s"])
+    gap = -(-horizon_s // source.step_s)
+    split = int(train_share * len(times))
+    if not 0 < split < len(times) - gap:
+        raise ValueError(
+            f"{len(times)} steps of {source.step_s} s are too few to learn from a share of {train_share:g} and judge the rest after a gap of {gap}: give a longer log"
+        )
+    f = LatencyForest(horizon_s, trees=trees, seed=seed, n_jobs=n_jobs).fit(
+        source.steps[source.steps["start_s"] < times[split]]
+    )
     cut, fleet = float(times[split + gap]), list(fleet)
     forecasts = predict(f, source.steps, since_s=cut)
-    rows = judged_rows(source, cut); stage = make_stage(rows, fleet, slo_ms, source.step_s)
+    rows = judged_rows(source, cut)
+    stage = make_stage(rows, fleet, slo_ms, source.step_s)
     if crossed := inferred and len(fleet) > 1 and stage.may.sum(1).max() < 2:
-        fleet = [replace(b, models=(), tasks=()) for b in fleet]; stage = make_stage(rows, fleet, slo_ms, source.step_s)
+        fleet = [replace(b, models=(), tasks=()) for b in fleet]
+        stage = make_stage(rows, fleet, slo_ms, source.step_s)
     curves = {n: m.curve for n, m in f.models_.items() if m.curve is not None}
     served, courses = compare(stage, fleet, tables_over(f, source.steps, cut), seed=seed)
     verdicts = [judge_moves(k, stage, to, curves) for k, to in served.items()]
-    return Study(source, fleet, f, cut, forecasts, stage, list(served.values()), verdicts, courses, crossed, onset_table(stage, source.steps, courses, cut, horizon_s))
+    return Study(
+        source,
+        fleet,
+        f,
+        cut,
+        forecasts,
+        stage,
+        list(served.values()),
+        verdicts,
+        courses,
+        crossed,
+        onset_table(stage, source.steps, courses, cut, horizon_s),
+    )
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #6813599d
-def exercise_trio(n_minutes: int = 2500, seed: int = 0, shift: int = 33) -> tuple[StepSource, list[Backend]]:
+def exercise_trio(
+    n_minutes: int = 2500, seed: int = 0, shift: int = 33
+) -> tuple[StepSource, list[Backend]]:
     "Three exercise backends with shifted clocks, and their fleet. Synthetic."
     parts = []
     for k, name in enumerate(("exercise-a", "exercise-b", "exercise-c")):
-        d = exercise_steps(n_minutes + k*shift, seed=10*seed + k)
-        start = d["start_s"].iloc[0]; d = d.iloc[k*shift:].assign(backend=name)
+        d = exercise_steps(n_minutes + k * shift, seed=10 * seed + k)
+        start = d["start_s"].iloc[0]
+        d = d.iloc[k * shift :].assign(backend=name)
         parts.append(d.assign(start_s=d["start_s"] - d["start_s"].iloc[0] + start))
     steps = pd.concat(parts).sort_values(["start_s", "backend"], kind="stable", ignore_index=True)
     source = StepSource("exercise", "exercise", steps, 60, len(steps), 0, table_sha256(steps), True)
-    return source, [Backend(n, capacity=1.) for n in sorted(steps["backend"].unique())]
+    return source, [Backend(n, capacity=1.0) for n in sorted(steps["backend"].unique())]
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #3669b276
-def shed_seconds(events: list, end_s: float) -> float:   # summed over backends
+def shed_seconds(events: list, end_s: float) -> float:  # summed over backends
     "How long weight was shed: the chance that blind shedding had of meeting an onset."
-    start, total = {}, 0.
+    start, total = {}, 0.0
     for e in events:
-        if e.new == SHEDDING: start[e.backend] = e.at_s
-        elif e.backend in start: total += e.at_s - start.pop(e.backend)
+        if e.new == SHEDDING:
+            start[e.backend] = e.at_s
+        elif e.backend in start:
+            total += e.at_s - start.pop(e.backend)
     return total + sum(end_s - t for t in start.values())
 
 # %% ../../nbs/learning/28b_hindsight.ipynb #0027dd4a
-def study_metrics(r: Study) -> dict:   # JSON values; counts are requests
+def study_metrics(r: Study) -> dict:  # JSON values; counts are requests
     "The figures of one study: ours first, then every rule."
-    by = {v.rule: v for v in r.verdicts}; ours, base = by["predictive (ours)"], by["no breaker"]
-    d = r.forecasts.dropna(subset=["actual_ms"]); mae = (d["p50_ms"] - d["actual_ms"]).abs().mean()
+    by = {v.rule: v for v in r.verdicts}
+    ours, base = by["predictive (ours)"], by["no breaker"]
+    d = r.forecasts.dropna(subset=["actual_ms"])
+    mae = (d["p50_ms"] - d["actual_ms"]).abs().mean()
     naive = (d["persistence_ms"] - d["actual_ms"]).abs().mean()
     lead, span = r.onsets["lead_s"].dropna(), float(np.ptp(r.stage.ts_s)) + r.source.step_s
-    shed = shed_seconds(r.courses["predictive (ours)"].sheds, r.cut_s + span)/(span*len(r.fleet))
-    key = lambda rule: rule.split(" (")[0].replace(" ", "_")
-    rules = {key(v.rule): {k: getattr(v, k) for k in ("moved", "false", "vain", "breaches_low", "breaches_high", "avoided_low", "avoided_high", "cost_usd", "share")} for v in r.verdicts}
-    return dict(requests=float(r.stage.weight.sum()), breaches=base.breaches_low, breaches_avoided_low=ours.avoided_low,
-                breaches_avoided_high=ours.avoided_high, moved=ours.moved, false_reroutes=ours.false,
-                always_reroute_false=by["always reroute"].false, reactive_avoided_low=by["reactive breaker"].avoided_low,
-                reactive_avoided_high=by["reactive breaker"].avoided_high, reactive_false=by["reactive breaker"].false,
-                onsets=len(r.onsets), onsets_foreseen=len(lead), lead_time_s_median=float(lead.median()) if len(lead) else None,
-                shed_time_share=shed, moved_in_vain=ours.vain,
-                mae_ms=float(mae), persistence_mae_ms=float(naive), skill=float(1 - mae/naive),
-                coverage_80=float(d["actual_ms"].between(d["p10_ms"], d["p90_ms"]).mean()), rules=rules)
+    shed = shed_seconds(r.courses["predictive (ours)"].sheds, r.cut_s + span) / (
+        span * len(r.fleet)
+    )
+
+    def key(rule):
+        return rule.split(" (")[0].replace(" ", "_")
+
+    rules = {
+        key(v.rule): {
+            k: getattr(v, k)
+            for k in (
+                "moved",
+                "false",
+                "vain",
+                "breaches_low",
+                "breaches_high",
+                "avoided_low",
+                "avoided_high",
+                "cost_usd",
+                "share",
+            )
+        }
+        for v in r.verdicts
+    }
+    return dict(
+        requests=float(r.stage.weight.sum()),
+        breaches=base.breaches_low,
+        breaches_avoided_low=ours.avoided_low,
+        breaches_avoided_high=ours.avoided_high,
+        moved=ours.moved,
+        false_reroutes=ours.false,
+        always_reroute_false=by["always reroute"].false,
+        reactive_avoided_low=by["reactive breaker"].avoided_low,
+        reactive_avoided_high=by["reactive breaker"].avoided_high,
+        reactive_false=by["reactive breaker"].false,
+        onsets=len(r.onsets),
+        onsets_foreseen=len(lead),
+        lead_time_s_median=float(lead.median()) if len(lead) else None,
+        shed_time_share=shed,
+        moved_in_vain=ours.vain,
+        mae_ms=float(mae),
+        persistence_mae_ms=float(naive),
+        skill=float(1 - mae / naive),
+        coverage_80=float(d["actual_ms"].between(d["p10_ms"], d["p90_ms"]).mean()),
+        rules=rules,
+    )

@@ -6,7 +6,7 @@
 __all__ = ['Incident', 'IncidentBook']
 
 # %% ../../nbs/learning/24c_incidents.ipynb #090e709e
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .anomaly import SEVERITIES, Anomaly
 
@@ -14,40 +14,62 @@ from .anomaly import SEVERITIES, Anomaly
 @dataclass(slots=True)
 class Incident:
     "A spell of unusual telemetry of one backend."
+
     backend: str
     start_s: float
     severity: str
-    score: float                       # the highest
+    score: float  # the highest
     peak_s: float
-    detail: dict                       # feature -> value, normal from, normal to, at the peak
-    end_s: float | None = None         # None: it goes on
-    quiet: int = 0                     # quiet windows in a row
+    detail: dict  # feature -> value, normal from, normal to, at the peak
+    end_s: float | None = None  # None: it goes on
+    quiet: int = 0  # quiet windows in a row
     alarms: int = 1
 
     def __str__(self):
-        told = ", ".join(f"{k.replace('_', ' ')} {v:.2f} (normal {lo:.2f} to {hi:.2f})" for k, (v, lo, hi) in self.detail.items())
-        lasted = f" for {(self.end_s - self.start_s)/60:.0f} min" if self.end_s is not None else ", goes on"
+        told = ", ".join(
+            f"{k.replace('_', ' ')} {v:.2f} (normal {lo:.2f} to {hi:.2f})"
+            for k, (v, lo, hi) in self.detail.items()
+        )
+        lasted = (
+            f" for {(self.end_s - self.start_s) / 60:.0f} min"
+            if self.end_s is not None
+            else ", goes on"
+        )
         return f"{self.backend}: {self.severity} anomaly{lasted}; at its peak {told}"
 
 # %% ../../nbs/learning/24c_incidents.ipynb #8d9b54c0
 class IncidentBook:
     "Open incidents by backend."
-    def __init__(self, calm: int = 5):     # quiet windows that end an incident
+
+    def __init__(self, calm: int = 5):  # quiet windows that end an incident
         self.calm, self.open = calm, {}
 
-    def update(self, a: Anomaly | None, backend: str, at_s: float, hot: bool = False) -> Incident | None:
-        "The newest window: an anomaly or none, and whether it is still odd. Returns an incident that begins, becomes worse, or ends."
+    def update(
+        self, a: Anomaly | None, backend: str, at_s: float, hot: bool = False
+    ) -> Incident | None:
+        """The newest window: an anomaly or none, and whether it is still odd. Returns an incident
+        that begins, becomes worse, or ends.
+        """
         i = self.open.get(backend)
         if i is None:
-            if a is None: return None
+            if a is None:
+                return None
             i = self.open[backend] = Incident(backend, at_s, a.severity, a.score, at_s, a.why)
             return i
         i.quiet = 0 if hot or a else i.quiet + 1
-        if a is not None: i.alarms += 1
+        if a is not None:
+            i.alarms += 1
         if a is not None and a.score > i.score:
             worse = SEVERITIES.index(a.severity) > SEVERITIES.index(i.severity)
-            i.score, i.peak_s, i.detail, i.severity = a.score, at_s, a.why, a.severity if worse else i.severity
+            i.score, i.peak_s, i.detail, i.severity = (
+                a.score,
+                at_s,
+                a.why,
+                a.severity if worse else i.severity,
+            )
             return i if worse else None
-        if i.quiet < self.calm: return None
-        i.end_s = at_s; del self.open[backend]
+        if i.quiet < self.calm:
+            return None
+        i.end_s = at_s
+        del self.open[backend]
         return i

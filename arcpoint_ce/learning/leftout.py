@@ -6,7 +6,7 @@
 __all__ = ['Steps', 'Judge', 'Choice', 'choose', 'singles', 'kinds', 'LeftOut', 'leave_out']
 
 # %% ../../nbs/learning/24e_leftout.ipynb #50067c5f
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple

@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 # %% ../../nbs/learning/27a_metrics.ipynb #fdf5a952
-def gauge(name: str, says: str, values: dict, *labels: str) -> Metric:   # values: label values (a tuple) -> number
+# values: label values (a tuple) -> number
+def gauge(name: str, says: str, values: dict, *labels: str) -> Metric:
     "A gauge family; entries without a value are left out."
     out = GaugeMetricFamily(f"arcpoint_{name}", says, labels=labels)
     for key, v in values.items():
-        if v is not None: out.add_metric(key, v)
+        if v is not None:
+            out.add_metric(key, v)
     return out
+
 
 def counter(name: str, says: str, values: dict, *labels: str) -> Metric:
     "A counter family."
     out = CounterMetricFamily(f"arcpoint_{name}", says, labels=labels)
-    for key, v in values.items(): out.add_metric(key, v)
+    for key, v in values.items():
+        out.add_metric(key, v)
     return out
 
 # %% ../../nbs/learning/27a_metrics.ipynb #ecb26efe
@@ -39,15 +43,44 @@ def backend_families(
         return {(n,): x.get(key) for n, x in rows.items()}
 
     states = {(n, k): float(x["state"] == k) for n, x in backends.items() for k in STATES}
-    yield gauge("breaker_state", "1 for the state that a breaker is in.", states, "backend", "state")
+    yield gauge(
+        "breaker_state", "1 for the state that a breaker is in.", states, "backend", "state"
+    )
     yield gauge("in_flight", "Own requests running.", of(backends, "in_flight"), "backend")
-    yield gauge("work_left", "Work left in them, 1 for one that has just begun.", of(backends, "work_left"), "backend")
+    yield gauge(
+        "work_left",
+        "Work left in them, 1 for one that has just begun.",
+        of(backends, "work_left"),
+        "backend",
+    )
     yield gauge("pace_ms", "Time per output token now, ms.", of(backends, "pace_ms"), "backend")
-    yield gauge("error_rate", "Fading share of failed attempts.", of(backends, "error_rate"), "backend")
-    yield gauge("weight", "Share of its weight that shedding leaves to a backend.", of(backends, "weight"), "backend")
-    yield gauge("forecast_skill", "1 - MAE/MAE of persistence, over the newest matured forecasts.", of(forecasts, "skill"), "backend")
-    yield gauge("interval_coverage", "Share of truths inside of the 80 % interval.", of(forecasts, "coverage"), "backend")
-    yield gauge("forecast_trust", "How far a forecast may act, as its skill has earned it, 0 to 1.", of(forecasts, "trust"), "backend")
+    yield gauge(
+        "error_rate", "Fading share of failed attempts.", of(backends, "error_rate"), "backend"
+    )
+    yield gauge(
+        "weight",
+        "Share of its weight that shedding leaves to a backend.",
+        of(backends, "weight"),
+        "backend",
+    )
+    yield gauge(
+        "forecast_skill",
+        "1 - MAE/MAE of persistence, over the newest matured forecasts.",
+        of(forecasts, "skill"),
+        "backend",
+    )
+    yield gauge(
+        "interval_coverage",
+        "Share of truths inside of the 80 % interval.",
+        of(forecasts, "coverage"),
+        "backend",
+    )
+    yield gauge(
+        "forecast_trust",
+        "How far a forecast may act, as its skill has earned it, 0 to 1.",
+        of(forecasts, "trust"),
+        "backend",
+    )
 
 # %% ../../nbs/learning/27a_metrics.ipynb #f3266905
 def acting(
@@ -65,25 +98,52 @@ def engine_families(
     "What is known of the engine itself."
     decisions = {tuple(k.split("/", 1)): v for k, v in s["decisions"].items()}
     yield counter("decisions", "Decisions made.", decisions, "reason", "backend")
-    yield counter("progress_ignored", "Reports of progress that could not be used.", {(): s["counts"]["progress_ignored"]})
-    yield counter("drift_events", "Drift alarms.", {(k,): v for k, v in s["drift"]["events"].items()}, "backend")
-    yield counter("anomalies", "Incidents by severity.", {(k,): v for k, v in s["anomalies"]["incidents"].items()}, "severity")
+    yield counter(
+        "progress_ignored",
+        "Reports of progress that could not be used.",
+        {(): s["counts"]["progress_ignored"]},
+    )
+    yield counter(
+        "drift_events",
+        "Drift alarms.",
+        {(k,): v for k, v in s["drift"]["events"].items()},
+        "backend",
+    )
+    yield counter(
+        "anomalies",
+        "Incidents by severity.",
+        {(k,): v for k, v in s["anomalies"]["incidents"].items()},
+        "severity",
+    )
     yield gauge("forecast_age_seconds", "Age of the forecast table.", {(): s["forecast"]["age_s"]})
     f, q = s["forecaster"], s["store"]
     evidence = {(n,): x.get("evidence") for n, x in f.get("parts", {f["name"]: f}).items()}
     yield gauge("forecaster_acts", "1 for the forecaster that acts.", acting(f), "forecaster")
-    yield gauge("forecaster_evidence", "For (above 0) or against acting on it; 1: enough for full trust.", evidence, "forecaster")
+    yield gauge(
+        "forecaster_evidence",
+        "For (above 0) or against acting on it; 1: enough for full trust.",
+        evidence,
+        "forecaster",
+    )
     yield counter("lessons", "Lessons that the forecasters have had.", {(): f["lesson"]})
     yield gauge("store_queue_depth", "Records that wait to be written.", {(): q["queued"]})
-    yield counter("store_acknowledged", "Records whose commit has returned.", {(): q["acknowledged"]})
-    yield counter("store_overflowed", "Records that found the queue full and were never acknowledged.", {(): q["overflowed"]})
+    yield counter(
+        "store_acknowledged", "Records whose commit has returned.", {(): q["acknowledged"]}
+    )
+    yield counter(
+        "store_overflowed",
+        "Records that found the queue full and were never acknowledged.",
+        {(): q["overflowed"]},
+    )
     yield gauge("tick_seconds", "Time that the last tick took.", {(): s["worker"]["tick_s"]})
     yield counter("worker_failures", "Ticks that raised.", {(): s["worker"]["failures"]})
 
 # %% ../../nbs/learning/27a_metrics.ipynb #083ac743
 class EngineCollector:
     "A custom collector for `prometheus_client`."
-    def __init__(self, engine, clock: Callable[[], float]):   # an engine, and the clock that its callers use
+
+    # an engine, and the clock that its callers use
+    def __init__(self, engine, clock: Callable[[], float]):
         self.engine, self.clock = engine, clock
 
     def collect(self) -> Iterator[Metric]:

@@ -19,136 +19,244 @@ import pandas as pd
 # %% ../../nbs/learning/24a_nab.ipynb #5aa52e7b
 class Series(NamedTuple):
     "One labelled series."
+
     name: str
-    time_s: np.ndarray                   # (n,) whole seconds, rising
-    value: np.ndarray                    # (n,) finite
-    windows: tuple[tuple[int, int], ...]   # first and last row of each labelled window
+    time_s: np.ndarray  # (n,) whole seconds, rising
+    value: np.ndarray  # (n,) finite
+    windows: tuple[tuple[int, int], ...]  # first and last row of each labelled window
 
     @property
-    def probation(self) -> int: return probation(len(self.value))
+    def probation(self) -> int:
+        return probation(len(self.value))
 
     @property
-    def judged(self) -> list[tuple[int, int]]:   # windows that end in probation are ignored
+    def judged(self) -> list[tuple[int, int]]:  # windows that end in probation are ignored
         "The windows that count."
         return [w for w in self.windows if w[1] >= self.probation]
 
-def probation(n: int) -> int:   # rows of the series -> rows that are not judged
+
+def probation(n: int) -> int:  # rows of the series -> rows that are not judged
     "15 % of the rows, at most 750."
-    return min(int(.15*n), 750)
+    return min(int(0.15 * n), 750)
 
 # %% ../../nbs/learning/24a_nab.ipynb #a4a5c56a
 def _column(path: Path, d: pd.DataFrame, name: str, read: Callable) -> pd.Series:
     "One column, every field of it readable; ValueError names file, row and column."
-    if name not in d: raise ValueError(f"{path}: column {name!r} is missing (found {', '.join(map(str, d.columns))}); expected timestamp,value")
+    if name not in d:
+        raise ValueError(
+            f"{path}: column {name!r} is missing (found {', '.join(map(str, d.columns))}); expected timestamp,value"
+        )
     x = read(d[name])
     if x.isna().any():
         k = int(x.isna().to_numpy().argmax())
-        raise ValueError(f"{path}, row {k + 2}, column {name!r}: {d[name].iloc[k]!r} cannot be read; correct or remove the row")
+        raise ValueError(
+            f"{path}, row {k + 2}, column {name!r}: {d[name].iloc[k]!r} cannot be read; correct or remove the row"
+        )
     return x
 
-def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:   # time_s, value
-    "A `timestamp,value` CSV; time stands still where a local clock was set back an hour. ValueError names file, row, column and remedy."
-    try: d = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not a CSV file ({e})") from e
-    t = _column(path, d, "timestamp", lambda x: pd.to_datetime(x, errors="coerce", format="ISO8601", utc=True))
-    v = _column(path, d, "value", lambda x: pd.to_numeric(x, errors="coerce").replace([np.inf, -np.inf], np.nan)).to_numpy(float)
-    t = t.to_numpy("datetime64[s]").astype(np.int64); risen = np.maximum.accumulate(t); back = np.flatnonzero(t < risen - 3600)
-    if len(back): raise ValueError(f"{path}, row {back[0] + 2}, column 'timestamp': more than an hour earlier than a row before it; sort the file by time")
-    if len(t) < 50: raise ValueError(f"{path}: {len(t)} rows; at least 50 are needed to tell the usual from the odd")
+
+def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:  # time_s, value
+    """A `timestamp,value` CSV; time stands still where a local clock was set back an hour.
+    ValueError names file, row, column and remedy.
+    """
+    try:
+        d = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not a CSV file ({e})") from e
+    t = _column(
+        path,
+        d,
+        "timestamp",
+        lambda x: pd.to_datetime(x, errors="coerce", format="ISO8601", utc=True),
+    )
+    v = _column(
+        path,
+        d,
+        "value",
+        lambda x: pd.to_numeric(x, errors="coerce").replace([np.inf, -np.inf], np.nan),
+    ).to_numpy(float)
+    t = t.to_numpy("datetime64[s]").astype(np.int64)
+    risen = np.maximum.accumulate(t)
+    back = np.flatnonzero(t < risen - 3600)
+    if len(back):
+        raise ValueError(
+            f"{path}, row {back[0] + 2}, column 'timestamp': more than an hour earlier than a row before it; sort the file by time"
+        )
+    if len(t) < 50:
+        raise ValueError(
+            f"{path}: {len(t)} rows; at least 50 are needed to tell the usual from the odd"
+        )
     return risen, v
 
 # %% ../../nbs/learning/24a_nab.ipynb #122305c9
 LABELS = ("windows.json", "combined_windows.json", "labels/combined_windows.json")
 
+
 def _rows(path: Path, key: str, t: np.ndarray, spans: Sequence) -> tuple[tuple[int, int], ...]:
     "Labelled spans of time as rows. ValueError on a span that holds none."
     out = []
     for span in spans:
-        try: a, b = pd.to_datetime(list(span), utc=True, format="ISO8601").to_numpy("datetime64[s]").astype(np.int64)
-        except (ValueError, TypeError) as e: raise ValueError(f"{path}, {key!r}: {span!r} is no window; expected [from, to], two timestamps") from e
+        try:
+            a, b = (
+                pd.to_datetime(list(span), utc=True, format="ISO8601")
+                .to_numpy("datetime64[s]")
+                .astype(np.int64)
+            )
+        except (ValueError, TypeError) as e:
+            raise ValueError(
+                f"{path}, {key!r}: {span!r} is no window; expected [from, to], two timestamps"
+            ) from e
         first, last = int(np.searchsorted(t, a, "left")), int(np.searchsorted(t, b, "right")) - 1
-        if first > last: raise ValueError(f"{path}, {key!r}: no row of the series lies in the window {list(span)}; correct the window or the file")
+        if first > last:
+            raise ValueError(
+                f"{path}, {key!r}: no row of the series lies in the window {list(span)}; correct the window or the file"
+            )
         out.append((first, last))
     return tuple(sorted(out))
 
+
 def load_nab(folder: str | Path) -> list[Series]:
-    "All series of a folder of the benchmark's layout, subfolders included. FileNotFoundError, ValueError say what is wrong where."
-    folder = Path(folder); labels = next((folder/x for x in LABELS if (folder/x).is_file()), None)
-    if labels is None: raise FileNotFoundError(f"{folder}: none of {', '.join(LABELS)} is there; give a folder with timestamp,value CSV files and a windows.json")
-    try: spans = json.loads(labels.read_text())
-    except ValueError as e: raise ValueError(f"{labels}: not JSON ({e})") from e
-    if not isinstance(spans, dict): raise ValueError(f"{labels}: expected an object that maps file names to lists of windows")
-    files = {p.relative_to(folder).as_posix().removeprefix("data/"): p for p in sorted(folder.rglob("*.csv"))}
-    if lost := sorted(set(spans) - set(files)): raise ValueError(f"{labels}: {lost[0]!r} has windows but no CSV file; add the file or remove the entry")
-    if not files: raise FileNotFoundError(f"{folder}: no CSV file")
+    """All series of a folder of the benchmark's layout, subfolders included.
+
+    FileNotFoundError, ValueError say what is wrong where.
+    """
+    folder = Path(folder)
+    labels = next((folder / x for x in LABELS if (folder / x).is_file()), None)
+    if labels is None:
+        raise FileNotFoundError(
+            f"{folder}: none of {', '.join(LABELS)} is there; give a folder with timestamp,value CSV files and a windows.json"
+        )
+    try:
+        spans = json.loads(labels.read_text())
+    except ValueError as e:
+        raise ValueError(f"{labels}: not JSON ({e})") from e
+    if not isinstance(spans, dict):
+        raise ValueError(f"{labels}: expected an object that maps file names to lists of windows")
+    files = {
+        p.relative_to(folder).as_posix().removeprefix("data/"): p
+        for p in sorted(folder.rglob("*.csv"))
+    }
+    if lost := sorted(set(spans) - set(files)):
+        raise ValueError(
+            f"{labels}: {lost[0]!r} has windows but no CSV file; add the file or remove the entry"
+        )
+    if not files:
+        raise FileNotFoundError(f"{folder}: no CSV file")
     read = {k: read_series(p) for k, p in files.items()}
     return [Series(k, *read[k], _rows(labels, k, read[k][0], spans.get(k, ()))) for k in files]
 
 # %% ../../nbs/learning/24a_nab.ipynb #977e038f
 def write_synthetic(folder: str | Path, series: int = 4, n: int = 4000, seed: int = 0) -> Path:
-    "A **synthetic** folder of the benchmark's layout: n rows of five minutes, two planted anomalies a series."
-    folder, windows = Path(folder), {}; folder.mkdir(parents=True, exist_ok=True)
+    """A **synthetic** folder of the benchmark's layout: n rows of five minutes, two planted
+    anomalies a series.
+    """
+    folder, windows = Path(folder), {}
+    folder.mkdir(parents=True, exist_ok=True)
     for k in range(series):
-        rng = np.random.default_rng([seed, k]); t = np.arange(n)
-        x = 50 + 15*np.sin(2*np.pi*t/288) + rng.normal(0, 2. + k, n)
-        when = pd.date_range("2026-01-01", periods=n, freq="5min").strftime("%Y-%m-%d %H:%M:%S"); spans = []
-        for at, kind in zip(sorted(rng.choice(np.arange(n//4, n - 300, 300), 2, replace=False)), rng.permutation(3)):
-            x[at:at + (12, 40, 150)[kind]] += (60., -45., 30.)[kind]; spans.append([when[at - 60], when[at + 140]])
+        rng = np.random.default_rng([seed, k])
+        t = np.arange(n)
+        x = 50 + 15 * np.sin(2 * np.pi * t / 288) + rng.normal(0, 2.0 + k, n)
+        when = pd.date_range("2026-01-01", periods=n, freq="5min").strftime("%Y-%m-%d %H:%M:%S")
+        spans = []
+        for at, kind in zip(
+            sorted(rng.choice(np.arange(n // 4, n - 300, 300), 2, replace=False)),
+            rng.permutation(3),
+        ):
+            x[at : at + (12, 40, 150)[kind]] += (60.0, -45.0, 30.0)[kind]
+            spans.append([when[at - 60], when[at + 140]])
         windows[f"series_{k}.csv"] = spans
-        pd.DataFrame(dict(timestamp=when, value=x.round(3))).to_csv(folder/f"series_{k}.csv", index=False)
-    (folder/"windows.json").write_text(json.dumps(windows, indent=1))
+        pd.DataFrame(dict(timestamp=when, value=x.round(3))).to_csv(
+            folder / f"series_{k}.csv", index=False
+        )
+    (folder / "windows.json").write_text(json.dumps(windows, indent=1))
     return folder
 
 # %% ../../nbs/learning/24a_nab.ipynb #17456204
-PROFILES = dict(standard=(1., 1., .11), low_fp=(1., 1., .22), low_fn=(1., 2., .11))   # gain of a hit, cost of a miss, cost of a false alarm
+# gain of a hit, cost of a miss, cost of a false alarm
+PROFILES = dict(standard=(1.0, 1.0, 0.11), low_fp=(1.0, 1.0, 0.22), low_fn=(1.0, 2.0, 0.11))
 
-def sigmoid(y): return 2/(1 + np.exp(5*np.asarray(y, float))) - 1
 
-def worth(s: Series) -> tuple[np.ndarray, np.ndarray]:   # (n,) window of each row or -1, (n,) its worth
-    "What an alarm at each row is worth, in units of a hit inside and of a false alarm outside the windows."
+def sigmoid(y):
+    return 2 / (1 + np.exp(5 * np.asarray(y, float))) - 1
+
+
+# (n,) window of each row or -1, (n,) its worth
+def worth(s: Series) -> tuple[np.ndarray, np.ndarray]:
+    """What an alarm at each row is worth, in units of a hit inside and of a false alarm outside the
+    windows.
+    """
     n, wins = len(s.value), s.judged
-    at, value = np.full(n, -1), np.full(n, -1.)
+    at, value = np.full(n, -1), np.full(n, -1.0)
     for (a, b), (following, _) in pairwise([*wins, (n, n)]):
-        y = (np.arange(b + 1, following) - b)/max(b - a, 1)
-        value[b + 1:following] = np.where(y <= 3, sigmoid(np.minimum(y, 3.)), -1.)
+        y = (np.arange(b + 1, following) - b) / max(b - a, 1)
+        value[b + 1 : following] = np.where(y <= 3, sigmoid(np.minimum(y, 3.0)), -1.0)
     for k, (a, b) in enumerate(wins):
-        at[a:b + 1], value[a:b + 1] = k, sigmoid(-(b - np.arange(a, b + 1) + 1)/(b - a + 1))/sigmoid(-1.)
+        at[a : b + 1], value[a : b + 1] = (
+            k,
+            sigmoid(-(b - np.arange(a, b + 1) + 1) / (b - a + 1)) / sigmoid(-1.0),
+        )
     return at, value
 
 # %% ../../nbs/learning/24a_nab.ipynb #8102fd4a
-def tally(scores: Mapping[str, np.ndarray], series: Sequence[Series], profile: str) -> tuple[np.ndarray, np.ndarray]:   # thresholds, falling; sum over the corpus, one more
-    "The sum of gains and costs for every threshold, the first for none passed. ValueError on a score that is missing or not a number."
-    hit, miss, false = PROFILES[profile]; every, gain = [], []; wins = sum(len(s.judged) for s in series)
+def tally(
+    scores: Mapping[str, np.ndarray], series: Sequence[Series], profile: str
+) -> tuple[np.ndarray, np.ndarray]:  # thresholds, falling; sum over the corpus, one more
+    """The sum of gains and costs for every threshold, the first for none passed.
+
+    ValueError on a score that is missing or not a number.
+    """
+    hit, miss, false = PROFILES[profile]
+    every, gain = [], []
+    wins = sum(len(s.judged) for s in series)
     for s in series:
         x = np.asarray(scores[s.name], float)
-        if x.shape != s.value.shape or np.isnan(x).any(): raise ValueError(f"scores of {s.name!r} must be {s.value.shape} numbers, got {x.shape} with {int(np.isnan(x).sum())} NaN")
-        at, value = (z[s.probation:] for z in worth(s)); x = x[s.probation:]; order = np.argsort(-x, kind="stable")
-        g = np.where(at < 0, false*value, 0.)[order]
+        if x.shape != s.value.shape or np.isnan(x).any():
+            raise ValueError(
+                f"scores of {s.name!r} must be {s.value.shape} numbers, got {x.shape} with {int(np.isnan(x).sum())} NaN"
+            )
+        at, value = (z[s.probation :] for z in worth(s))
+        x = x[s.probation :]
+        order = np.argsort(-x, kind="stable")
+        g = np.where(at < 0, false * value, 0.0)[order]
         for k in range(len(s.judged)):
-            mine = np.flatnonzero(at[order] == k); best = np.maximum.accumulate(hit*value[order][mine])
+            mine = np.flatnonzero(at[order] == k)
+            best = np.maximum.accumulate(hit * value[order][mine])
             g[mine] = np.diff(best, prepend=-miss)
-        every.append(x[order]); gain.append(g)
-    x, g = np.concatenate(every), np.concatenate(gain); order = np.argsort(-x, kind="stable"); x, total = x[order], np.cumsum(g[order]) - miss*wins
-    last = np.flatnonzero(np.r_[x[1:] < x[:-1], True])             # equal scores pass together
+        every.append(x[order])
+        gain.append(g)
+    x, g = np.concatenate(every), np.concatenate(gain)
+    order = np.argsort(-x, kind="stable")
+    x, total = x[order], np.cumsum(g[order]) - miss * wins
+    last = np.flatnonzero(np.r_[x[1:] < x[:-1], True])  # equal scores pass together
     last = last[x[last] > -np.inf]
-    return x[last], np.r_[-miss*wins, total[last]]
+    return x[last], np.r_[-miss * wins, total[last]]
 
 # %% ../../nbs/learning/24a_nab.ipynb #6c84e2b8
-def normalised(total: float, series: Sequence[Series], profile: str) -> float:   # -inf..100
+def normalised(total: float, series: Sequence[Series], profile: str) -> float:  # -inf..100
     "0: no alarm at all, 100: every window at its first row. ValueError where no window counts."
-    hit, miss, _ = PROFILES[profile]; wins = sum(len(s.judged) for s in series)
-    if not wins: raise ValueError("no labelled window outside probation: there is nothing to score; give labels")
-    return 100*(total + miss*wins)/((hit + miss)*wins)
+    hit, miss, _ = PROFILES[profile]
+    wins = sum(len(s.judged) for s in series)
+    if not wins:
+        raise ValueError(
+            "no labelled window outside probation: there is nothing to score; give labels"
+        )
+    return 100 * (total + miss * wins) / ((hit + miss) * wins)
+
 
 def score_at(scores: Mapping, series: Sequence[Series], profile: str, threshold: float) -> float:
     "The score at a given threshold."
     x, total = tally(scores, series, profile)
     return normalised(total[int(np.searchsorted(-x, -threshold, "right"))], series, profile)
 
-def best_threshold(scores: Mapping, series: Sequence[Series], profile: str) -> float:   # inf: better no alarm at all
-    "The threshold of the highest score; between the last score that passes and the next, so that rounding does not matter."
-    x, total = tally(scores, series, profile); k = int(np.argmax(total))
-    return np.inf if k == 0 else float(x[k - 1] if k == len(x) else (x[k - 1] + x[k])/2)
+
+# inf: better no alarm at all
+def best_threshold(scores: Mapping, series: Sequence[Series], profile: str) -> float:
+    """The threshold of the highest score; between the last score that passes and the next, so that
+    rounding does not matter.
+    """
+    x, total = tally(scores, series, profile)
+    k = int(np.argmax(total))
+    return np.inf if k == 0 else float(x[k - 1] if k == len(x) else (x[k - 1] + x[k]) / 2)
 
 # %% ../../nbs/learning/24a_nab.ipynb #9ba7f904
 def alarms(
@@ -156,7 +264,9 @@ def alarms(
     series: Sequence[Series],
     threshold: float,  # a row alarms where its score reaches it
 ) -> pd.DataFrame:  # one row an alarm
-    "Alarms outside probation: series, time, value, score, the window they hit and their lead, hours."
+    """Alarms outside probation: series, time, value, score, the window they hit and their lead,
+    hours.
+    """
     out = []
     for s in series:
         at, _ = worth(s)

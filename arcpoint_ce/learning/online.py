@@ -9,7 +9,7 @@ __all__ = ['ONLINE_FEATURES', 'VOICES', 'online_vector', 'river_learner', 'Recur
 
 # %% ../../nbs/learning/22_online.ipynb #8a4156a3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log
 from typing import NamedTuple
@@ -22,152 +22,226 @@ from ..routing.core import Forecast, Step
 from ..telemetry.frames import to_steps
 
 # %% ../../nbs/learning/22_online.ipynb #ae9f9bc1
-ONLINE_FEATURES = ("said", "lag0", "lag1", "mean3", "mean12", "mean72", "median6", "moves12", "requests_now", "requests_mean3", "peers", "plan")
+ONLINE_FEATURES = (
+    "said",
+    "lag0",
+    "lag1",
+    "mean3",
+    "mean12",
+    "mean72",
+    "median6",
+    "moves12",
+    "requests_now",
+    "requests_mean3",
+    "peers",
+    "plan",
+)
 _AT = [ROW.index(k) for k in ONLINE_FEATURES[1:]]
 
+
 def online_vector(
-    said: float,               # the forest's forecast, log ms
-    usual: float,              # the usual latency of the backend, log ms
-    row: np.ndarray,           # the row that the forest saw, in the order of ROW
-) -> list[float]:              # in the order of ONLINE_FEATURES
+    said: float,  # the forest's forecast, log ms
+    usual: float,  # the usual latency of the backend, log ms
+    row: np.ndarray,  # the row that the forest saw, in the order of ROW
+) -> list[float]:  # in the order of ONLINE_FEATURES
     "The features of a decision that the online residual learns from; cut at ±5 and without gaps."
-    return [max(min(v, 5.), -5.) if isfinite(v) else 0. for v in (said - usual, *row[_AT].tolist())]
+    return [
+        max(min(v, 5.0), -5.0) if isfinite(v) else 0.0 for v in (said - usual, *row[_AT].tolist())
+    ]
+
 
 def river_learner(
-    name: str,                 # "sgd", "hoeffding" or "adaptive_forest"
+    name: str,  # "sgd", "hoeffding" or "adaptive_forest"
     seed: int = 0,
-):                             # learn_one(x: dict, y), predict_one(x: dict)
+):  # learn_one(x: dict, y), predict_one(x: dict)
     "A River regressor with its scaler. KeyError on an unknown name."
     from river import forest, linear_model, optim, preprocessing, tree
-    makers = dict(sgd=lambda: linear_model.LinearRegression(optim.SGD(.01), l2=1e-4), hoeffding=lambda: tree.HoeffdingAdaptiveTreeRegressor(grace_period=50, seed=seed),
-                  adaptive_forest=lambda: forest.ARFRegressor(5, seed=seed))
-    if name not in makers: raise KeyError(f"unknown learner {name!r}; known: {', '.join(makers)}")
+
+    makers = dict(
+        sgd=lambda: linear_model.LinearRegression(optim.SGD(0.01), l2=1e-4),
+        hoeffding=lambda: tree.HoeffdingAdaptiveTreeRegressor(grace_period=50, seed=seed),
+        adaptive_forest=lambda: forest.ARFRegressor(5, seed=seed),
+    )
+    if name not in makers:
+        raise KeyError(f"unknown learner {name!r}; known: {', '.join(makers)}")
     return preprocessing.StandardScaler() | makers[name]()
 
 # %% ../../nbs/learning/22_online.ipynb #85d1a57c
 class RecursiveLeastSquares:
-    "Exponentially forgetting least squares with an intercept (Haykin, Adaptive Filter Theory, ch. 10)."
+    """Exponentially forgetting least squares with an intercept (Haykin, Adaptive Filter Theory, ch.
+
+    10).
+    """
+
     def __init__(
         self,
-        n: int,                        # features
-        forget: float = .99,           # weight of the past per sample, 0..1
-        ridge: float = 1.,             # how firmly the first guess is held; larger is firmer
-        first: Sequence[float] = (),   # first guess: intercept, then one per feature; empty: zeros
+        n: int,  # features
+        forget: float = 0.99,  # weight of the past per sample, 0..1
+        ridge: float = 1.0,  # how firmly the first guess is held; larger is firmer
+        first: Sequence[float] = (),  # first guess: intercept, then one per feature; empty: zeros
     ):
         self.n, self.forget, self.ridge, self.first = n, forget, ridge, first
-        self.weights = np.array([*first, *[0.]*(n + 1 - len(first))]); self.cov = np.eye(n + 1)/ridge; self.seen = 0
+        self.weights = np.array([*first, *[0.0] * (n + 1 - len(first))])
+        self.cov = np.eye(n + 1) / ridge
+        self.seen = 0
 
-    def predict(self, x: Sequence[float]) -> float: return float(self.weights[0] + self.weights[1:] @ x)
+    def predict(self, x: Sequence[float]) -> float:
+        return float(self.weights[0] + self.weights[1:] @ x)
 
     def learn(self, x: Sequence[float], y: float):
         "One sample. ValueError on a value that is not finite."
-        x = np.array([1., *x])
-        if not (isfinite(y) and np.isfinite(x).all()): raise ValueError(f"a sample must be finite, got y={y!r}, x={x[1:].tolist()!r}")
-        g = self.cov @ x; gain = g/(self.forget + x @ g)
-        self.weights = self.weights + gain*(y - self.weights @ x)
-        c = (self.cov - np.outer(gain, g))/self.forget; c = (c + c.T)/2
-        self.cov = c*min(1., (self.n + 1)/self.ridge/max(np.trace(c), 1e-12)); self.seen += 1
+        x = np.array([1.0, *x])
+        if not (isfinite(y) and np.isfinite(x).all()):
+            raise ValueError(f"a sample must be finite, got y={y!r}, x={x[1:].tolist()!r}")
+        g = self.cov @ x
+        gain = g / (self.forget + x @ g)
+        self.weights = self.weights + gain * (y - self.weights @ x)
+        c = (self.cov - np.outer(gain, g)) / self.forget
+        c = (c + c.T) / 2
+        self.cov = c * min(1.0, (self.n + 1) / self.ridge / max(np.trace(c), 1e-12))
+        self.seen += 1
 
 # %% ../../nbs/learning/22_online.ipynb #70a7ebf3
 def prequential(
-    predict: Callable[[Sequence], float], learn: Callable[[Sequence, float], object],
-    xs: Iterable, ys: Sequence[float],
-    delay: int = 0,                    # samples until a truth is known
-) -> np.ndarray:                       # absolute error of every forecast, (n,)
+    predict: Callable[[Sequence], float],
+    learn: Callable[[Sequence, float], object],
+    xs: Iterable,
+    ys: Sequence[float],
+    delay: int = 0,  # samples until a truth is known
+) -> np.ndarray:  # absolute error of every forecast, (n,)
     "Errors of a learner that is asked before it is told."
     waiting, out = deque(), []
     for x, y in zip(xs, ys):
-        out.append(abs(predict(x) - y)); waiting.append((x, y))
-        if len(waiting) > delay: learn(*waiting.popleft())
+        out.append(abs(predict(x) - y))
+        waiting.append((x, y))
+        if len(waiting) > delay:
+            learn(*waiting.popleft())
     return np.array(out)
 
 # %% ../../nbs/learning/22_online.ipynb #7398c818
 VOICES = ("forest", "residual", "response")
 
+
 @dataclass(frozen=True, slots=True)
 class OnlineConfig:
     "How the online correction learns. ValueError on values that make no sense."
-    forget: float = .99        # of the residual, per sample
-    follow: float = .95        # of the response, per step
-    rate: float = 1.           # how fast weights follow losses
-    share: float = .02         # weight that is dealt out evenly again at every sample
-    fade: float = .98          # of the weights' memory, per sample
-    prior: float = .5          # lead of the forest, in units of loss
-    most: float = 2.           # largest correction, log
+
+    forget: float = 0.99  # of the residual, per sample
+    follow: float = 0.95  # of the response, per step
+    rate: float = 1.0  # how fast weights follow losses
+    share: float = 0.02  # weight that is dealt out evenly again at every sample
+    fade: float = 0.98  # of the weights' memory, per sample
+    prior: float = 0.5  # lead of the forest, in units of loss
+    most: float = 2.0  # largest correction, log
 
     def __post_init__(self):
         for k in ("forget", "follow", "fade"):
-            if not 0 < getattr(self, k) <= 1: raise ValueError(f"OnlineConfig.{k} must be above 0 and at most 1, got {getattr(self, k)!r}")
+            if not 0 < getattr(self, k) <= 1:
+                raise ValueError(
+                    f"OnlineConfig.{k} must be above 0 and at most 1, got {getattr(self, k)!r}"
+                )
         for k in ("rate", "prior", "most"):
-            if not (0 <= getattr(self, k) < inf): raise ValueError(f"OnlineConfig.{k} must be 0 or more, got {getattr(self, k)!r}")
-        if not 0 <= self.share < 1: raise ValueError(f"OnlineConfig.share must be within 0..1, got {self.share!r}")
+            if not (0 <= getattr(self, k) < inf):
+                raise ValueError(f"OnlineConfig.{k} must be 0 or more, got {getattr(self, k)!r}")
+        if not 0 <= self.share < 1:
+            raise ValueError(f"OnlineConfig.share must be within 0..1, got {self.share!r}")
 
 # %% ../../nbs/learning/22_online.ipynb #15fc6863
 class Mixture:
-    "Weights of several voices, by their fading losses; each keeps a share (Herbster and Warmuth 1998)."
+    """Weights of several voices, by their fading losses; each keeps a share (Herbster and Warmuth
+    1998).
+    """
+
     def __init__(self, config: OnlineConfig, n: int = len(VOICES)):
-        self.config, self.losses = config, [0., *[config.prior]*(n - 1)]
+        self.config, self.losses = config, [0.0, *[config.prior] * (n - 1)]
 
     def weights(self) -> list[float]:  # sum 1; the forest's first
         "How much each may say now."
         c, least = self.config, min(self.losses)
-        raw = [exp(-c.rate*(x - least)) for x in self.losses]; total = sum(raw)
-        return [(1 - c.share)*x/total + c.share/len(raw) for x in raw]
+        raw = [exp(-c.rate * (x - least)) for x in self.losses]
+        total = sum(raw)
+        return [(1 - c.share) * x / total + c.share / len(raw) for x in raw]
 
-    def learn(self, losses: Sequence[float]):   # of every voice, cut at 3
+    def learn(self, losses: Sequence[float]):  # of every voice, cut at 3
         "One truth has come; the forest keeps its lead."
         c = self.config
-        for i, x in enumerate(losses): lead = c.prior if i else 0.; self.losses[i] = lead + c.fade*(self.losses[i] - lead) + min(x, 3.)
+        for i, x in enumerate(losses):
+            lead = c.prior if i else 0.0
+            self.losses[i] = lead + c.fade * (self.losses[i] - lead) + min(x, 3.0)
 
 # %% ../../nbs/learning/22_online.ipynb #96612cd1
 class BackendOnline:
     "The voices of one backend, and what each has learned."
-    def __init__(self, config: OnlineConfig, usual: float, unit: float):   # usual latency, log ms; usual change over a horizon, log
+
+    # usual latency, log ms; usual change over a horizon, log
+    def __init__(self, config: OnlineConfig, usual: float, unit: float):
         self.config, self.usual, self.unit = config, usual, max(unit, 1e-3)
-        self.residual = RecursiveLeastSquares(len(ONLINE_FEATURES), config.forget, ridge=50.)
-        self.response, self.mixture = RecursiveLeastSquares(1, config.follow, ridge=.1, first=(0., 1.)), Mixture(config)
+        self.residual = RecursiveLeastSquares(len(ONLINE_FEATURES), config.forget, ridge=50.0)
+        self.response, self.mixture = (
+            RecursiveLeastSquares(1, config.follow, ridge=0.1, first=(0.0, 1.0)),
+            Mixture(config),
+        )
 
-    def see(self, curve_ms: float, latency_ms: float):   # what the curve says of this step's load, and what it took
+    # what the curve says of this step's load, and what it took
+    def see(self, curve_ms: float, latency_ms: float):
         "A step has closed: the response follows it."
-        scale = exp(self.usual); self.response.learn([curve_ms/scale], latency_ms/scale)
+        scale = exp(self.usual)
+        self.response.learn([curve_ms / scale], latency_ms / scale)
 
-    def voices(self, said: float, x: Sequence[float], curve_ms: float) -> tuple[float, ...]:   # log ms, in the order of VOICES
+    # log ms, in the order of VOICES
+    def voices(self, said: float, x: Sequence[float], curve_ms: float) -> tuple[float, ...]:
         "What each says; nobody strays further than allowed."
-        scale, near = exp(self.usual), lambda v: max(min(v, said + self.config.most), said - self.config.most)
-        response = log(max(self.response.predict([curve_ms/scale]), .05)) + self.usual if self.response.seen >= 4 else said
+        scale, near = (
+            exp(self.usual),
+            lambda v: max(min(v, said + self.config.most), said - self.config.most),
+        )
+        response = (
+            log(max(self.response.predict([curve_ms / scale]), 0.05)) + self.usual
+            if self.response.seen >= 4
+            else said
+        )
         return said, near(said + self.residual.predict(x)), near(response)
 
-    def blend(self, voices: Sequence[float]) -> float: return sum(w*v for w, v in zip(self.mixture.weights(), voices))
+    def blend(self, voices: Sequence[float]) -> float:
+        return sum(w * v for w, v in zip(self.mixture.weights(), voices))
 
 # %% ../../nbs/learning/22_online.ipynb #118d4411
 class OnlineLearning(BackendOnline):
     "How the voices of one backend learn."
-    def learn(self, voices: Sequence[float], x: Sequence[float], truth: float):   # log ms
+
+    def learn(self, voices: Sequence[float], x: Sequence[float], truth: float):  # log ms
         "A forecast has matured."
-        self.mixture.learn([abs(truth - v)/self.unit for v in voices])
+        self.mixture.learn([abs(truth - v) / self.unit for v in voices])
         self.residual.learn(x, max(min(truth - voices[0], self.config.most), -self.config.most))
 
     @property
-    def share(self) -> float: return 1. - self.mixture.weights()[0]   # how much of the forecast is not the forest's
+    def share(self) -> float:
+        return 1.0 - self.mixture.weights()[0]  # how much of the forecast is not the forest's
 
 # %% ../../nbs/learning/22_online.ipynb #a0a38544
 class Matured(NamedTuple):
     "A forecast whose time has come, beside the truth."
+
     backend: str
-    about_s: float             # start of the step that it was about, s
+    about_s: float  # start of the step that it was about, s
     forecast: Forecast
-    plain_ms: float            # the forest's median, without correction, ms
-    persistence_ms: float      # the newest latency when it was made, ms
+    plain_ms: float  # the forest's median, without correction, ms
+    persistence_ms: float  # the newest latency when it was made, ms
     truth_ms: float
 
     @property
-    def error(self) -> float:  # how far off, in half widths of the 80 % interval; above 0: slower than said
+    # how far off, in half widths of the 80 % interval; above 0: slower than said
+    def error(self) -> float:
         lo, hi = self.forecast.interval_ms
-        return (log(self.truth_ms) - log(self.forecast.p50_ms))/max(.5*(log(hi) - log(lo)), 1e-6)
+        return (log(self.truth_ms) - log(self.forecast.p50_ms)) / max(
+            0.5 * (log(hi) - log(lo)), 1e-6
+        )
+
 
 class Pending(NamedTuple):
     "What is remembered of a forecast until its truth comes."
-    about: int                 # step number
+
+    about: int  # step number
     voices: tuple[float, ...]
     x: list[float]
     persistence_ms: float
@@ -175,98 +249,144 @@ class Pending(NamedTuple):
 # %% ../../nbs/learning/22_online.ipynb #b25d6620
 class LiveVoices(Pulse):
     "A pulse whose forecasts are corrected online."
+
     def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
         super().__init__(f)
         self.config, self.online, self.pending = config, {}, {}
-        self.widen: dict[str, float] = {}          # factor on the interval, by backend
+        self.widen: dict[str, float] = {}  # factor on the interval, by backend
         self.adjust = self._correct
 
     def backend(self, name: str) -> OnlineLearning:
         if name not in self.online:
             m = self.windows.model(name)
-            usual = log(max(m.curve.at(m.usual_load), 1e-3)) if m.curve else 0.
+            usual = log(max(m.curve.at(m.usual_load), 1e-3)) if m.curve else 0.0
             self.online[name] = OnlineLearning(self.config, usual, m.scale.unit)
         return self.online[name]
 
-    def curve_ms(self, name: str, load: float) -> float:   # ms; 1 where no response was learned
+    def curve_ms(self, name: str, load: float) -> float:  # ms; 1 where no response was learned
         m = self.windows.model(name)
-        return m.curve.at(load) if m.curve else 1.
+        return m.curve.at(load) if m.curve else 1.0
 
     def _correct(self, name, centre, size, load, row):
-        b = self.backend(name); x = online_vector(centre, b.usual, row)
+        b = self.backend(name)
+        x = online_vector(centre, b.usual, row)
         voices = b.voices(centre, x, self.curve_ms(name, load))
-        self.pending.setdefault(name, deque(maxlen=256)).append(Pending(self.windows.index[name] + self.forecaster.ahead_, voices, x, self.windows.latency[name].latency_ms))
-        return b.blend(voices), size*self.widen.get(name, 1.)
+        self.pending.setdefault(name, deque(maxlen=256)).append(
+            Pending(
+                self.windows.index[name] + self.forecaster.ahead_,
+                voices,
+                x,
+                self.windows.latency[name].latency_ms,
+            )
+        )
+        return b.blend(voices), size * self.widen.get(name, 1.0)
 
 # %% ../../nbs/learning/22_online.ipynb #06434197
 class LiveTruths(LiveVoices):
     "What becomes of corrected forecasts."
+
     def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
         super().__init__(f, config)
-        self.said: dict[tuple[str, int], Forecast] = {}; self.matured: deque[Matured] = deque(maxlen=10_000)
+        self.said: dict[tuple[str, int], Forecast] = {}
+        self.matured: deque[Matured] = deque(maxlen=10_000)
 
     def push(self, name: str, step: Step):
         super().push(name, step)
         k, latency_ms = self.windows.index[name], step.mean_ms
-        if latency_ms: self.backend(name).see(self.curve_ms(name, step.n), latency_ms)
+        if latency_ms:
+            self.backend(name).see(self.curve_ms(name, step.n), latency_ms)
         waiting = self.pending.get(name, ())
         while waiting and waiting[0].about <= k:
-            p = waiting.popleft(); f = self.said.pop((name, p.about), None)
-            if p.about < k or not latency_ms or f is None: continue
+            p = waiting.popleft()
+            f = self.said.pop((name, p.about), None)
+            if p.about < k or not latency_ms or f is None:
+                continue
             self.backend(name).learn(p.voices, p.x, log(latency_ms))
-            self.matured.append(Matured(name, step.start_s, f, exp(p.voices[0]), p.persistence_ms, latency_ms))
+            self.matured.append(
+                Matured(name, step.start_s, f, exp(p.voices[0]), p.persistence_ms, latency_ms)
+            )
 
 # %% ../../nbs/learning/22_online.ipynb #4d87ecb6
 class LivePulse(LiveTruths):
     "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
+
     def compute(self, names, planned, promise):
         "As in `Pulse`; what-if questions are not remembered."
         before = {n: len(self.pending.get(n, ())) for n in names}
         out = super().compute(names, planned, promise)
         for n in names:
-            if promise: self.said[n, self.windows.index[n] + self.forecaster.ahead_] = out[n]
-            elif len(self.pending[n]) > before[n]: self.pending[n].pop()
+            if promise:
+                self.said[n, self.windows.index[n] + self.forecaster.ahead_] = out[n]
+            elif len(self.pending[n]) > before[n]:
+                self.pending[n].pop()
         return out
 
     def forget(self, name: str):
         super().forget(name)
-        for kept in (self.online, self.pending, self.widen): kept.pop(name, None)
+        for kept in (self.online, self.pending, self.widen):
+            kept.pop(name, None)
         self.said = {k: v for k, v in self.said.items() if k[0] != name}
 
 # %% ../../nbs/learning/22_online.ipynb #d941a910
 def follow(
     pulse: LivePulse,
-    table: pd.DataFrame,               # a step table, in order of time
-    since_s: float = -inf,             # forecasts are made from this step on, s
-) -> Iterator[Matured]:                # in order of time
+    table: pd.DataFrame,  # a step table, in order of time
+    since_s: float = -inf,  # forecasts are made from this step on, s
+) -> Iterator[Matured]:  # in order of time
     "Push steps, forecast after each, and hand on what has matured."
     for start, group in table.groupby("start_s", sort=True):
-        for name, step in to_steps(group): pulse.push(name, step)
-        if start >= since_s: pulse.forecast()
-        while pulse.matured: yield pulse.matured.popleft()
+        for name, step in to_steps(group):
+            pulse.push(name, step)
+        if start >= since_s:
+            pulse.forecast()
+        while pulse.matured:
+            yield pulse.matured.popleft()
 
 # %% ../../nbs/learning/22_online.ipynb #123f2c3a
 def shifted(table: pd.DataFrame, since_s: float, by_ms: float) -> pd.DataFrame:
     "The same steps with every latency from `since_s` on longer by `by_ms`."
     late = (table.start_s >= since_s).to_numpy()
-    return table.assign(latency_us=table.latency_us + (late*table.n_lat*by_ms*1000).round().astype("int64"))
+    return table.assign(
+        latency_us=table.latency_us + (late * table.n_lat * by_ms * 1000).round().astype("int64")
+    )
+
 
 def adaptation(
-    err: np.ndarray,                   # absolute errors after the shift, (n,), n >= window + stays
-    twin: np.ndarray,                  # those of an unshifted twin on the same rows, (n,)
-    window: int = 50, factor: float = 1.5, stays: int = 200,
-) -> int | None:                       # samples; None: not within these rows
-    "Samples until the mean error of the following window is at most `factor` times the twin's, and stays so."
-    ok = [err[k:k + window].mean() <= factor*twin[k:k + window].mean() for k in range(len(err) - window + 1)]
-    return next((k for k in range(len(ok) - stays) if all(ok[k:k + stays + 1])), None)
+    err: np.ndarray,  # absolute errors after the shift, (n,), n >= window + stays
+    twin: np.ndarray,  # those of an unshifted twin on the same rows, (n,)
+    window: int = 50,
+    factor: float = 1.5,
+    stays: int = 200,
+) -> int | None:  # samples; None: not within these rows
+    """Samples until the mean error of the following window is at most `factor` times the twin's,
+    and stays so.
+    """
+    ok = [
+        err[k : k + window].mean() <= factor * twin[k : k + window].mean()
+        for k in range(len(err) - window + 1)
+    ]
+    return next((k for k in range(len(ok) - stays) if all(ok[k : k + stays + 1])), None)
 
 # %% ../../nbs/learning/22_online.ipynb #4fdc6a07
-def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:   # clock in s
-    "Median time of one prediction and one update: River's scaled linear model, and recursive least squares."
-    rng = np.random.default_rng(0); X, sgd, rls = rng.normal(size=(n, len(ONLINE_FEATURES))).tolist(), river_learner("sgd"), RecursiveLeastSquares(len(ONLINE_FEATURES))
+def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:  # clock in s
+    """Median time of one prediction and one update: River's scaled linear model, and recursive
+    least squares.
+    """
+    rng = np.random.default_rng(0)
+    X, sgd, rls = (
+        rng.normal(size=(n, len(ONLINE_FEATURES))).tolist(),
+        river_learner("sgd"),
+        RecursiveLeastSquares(len(ONLINE_FEATURES)),
+    )
     took = {"online": [], "rls": []}
     for row in X:
         x, y = dict(zip(ONLINE_FEATURES, row)), row[0] - row[1]
-        t = clock(); sgd.predict_one(x); sgd.learn_one(x, y); took["online"].append(clock() - t)
-        t = clock(); rls.predict(row); rls.learn(row, y); took["rls"].append(clock() - t)
-    return {f"{k}_p50_us": 1e6*sorted(v)[n//2] for k, v in took.items()} | {"online_n": n}
+        t = clock()
+        sgd.predict_one(x)
+        sgd.learn_one(x, y)
+        took["online"].append(clock() - t)
+        t = clock()
+        rls.predict(row)
+        rls.learn(row, y)
+        took["rls"].append(clock() - t)
+    return {f"{k}_p50_us": 1e6 * sorted(v)[n // 2] for k, v in took.items()} | {"online_n": n}

@@ -19,7 +19,8 @@ from .demand import best_clock
 class Occupancy:
     "What others take at every place, by the time of the clock."
 
-    usual: tuple[tuple[float, ...], ...]  # median by place and time of the cycle; one value: no clock
+    # median by place and time of the cycle; one value: no clock
+    usual: tuple[tuple[float, ...], ...]
     high: tuple[tuple[float, ...], ...]  # high quantile, likewise
     step_s: float  # length of a step, s
 
@@ -73,7 +74,8 @@ class Placer:
     capacity: Sequence[float]  # what each place can hold within its limit
     occupancy: Occupancy  # what others take, from `learn_occupancy`
     memory_s: float = 300.0  # the level is taken from so long, s
-    bound: dict[object, tuple[int, float, float]] = field(default_factory=dict)  # key -> place, until, load
+    # key -> place, until, load
+    bound: dict[object, tuple[int, float, float]] = field(default_factory=dict)
     recent: deque[tuple[float, np.ndarray]] = field(default_factory=deque)  # when; taken less usual
 
     def heard(self, now_s: float, taken: np.ndarray):

@@ -57,14 +57,18 @@ def chance_scores(
     came: Sequence[bool],  # what happened
     bins: int = 10,
 ) -> dict[str, float | None]:
-    "Calibration error, Brier score and its skill over the mean frequency (None where nothing varied)."
+    """Calibration error, Brier score and its skill over the mean frequency (None where nothing
+    varied).
+    """
     p, y = np.asarray(stated, float), np.asarray(came, float)
     if p.shape != y.shape or not len(p) or ((p < 0) | (p > 1)).any():
         raise ValueError("chance_scores: give one chance of 0..1 per event, and at least one")
     which = np.minimum((p * bins).astype(int), bins - 1)
     gap = np.bincount(which, p, bins) - np.bincount(which, y, bins)
     rate = float(y.mean())
-    brier = float(brier_score_loss(y, p, pos_label=1)) if 0 < rate < 1 else float(((p - y) ** 2).mean())
+    brier = (
+        float(brier_score_loss(y, p, pos_label=1)) if 0 < rate < 1 else float(((p - y) ** 2).mean())
+    )
     skill = 1 - brier / (rate * (1 - rate)) if 0 < rate < 1 else None
     ece = float(np.abs(gap).sum() / len(p))
     return dict(ece=ece, brier=brier, brier_skill=skill, rate=rate, n=len(p))

@@ -76,7 +76,9 @@ def learn_arrivals(
     if table.ndim != 2 or not (np.isfinite(table) & (table >= 0)).all():
         raise ValueError("learn_arrivals: counts must be steps by kinds, numbers of 0 or more")
     if not (step_s > 0 and isfinite(period_s) and period_s >= step_s):
-        raise ValueError(f"learn_arrivals: period_s {period_s!r} must be at least step_s {step_s!r}")
+        raise ValueError(
+            f"learn_arrivals: period_s {period_s!r} must be at least step_s {step_s!r}"
+        )
     span = round(period_s / step_s)
     if len(table) < span:
         raise ValueError(f"learn_arrivals: {len(table)} steps are less than one period of {span}")
@@ -84,7 +86,9 @@ def learn_arrivals(
     cycle = best_clock(total, max(span // 2, 1)) if clocks else 1
     mean = [tuple(table[p::cycle].mean(0).tolist()) for p in range(cycle)]
     tried = [Arrivals(tuple(mean), step_s, m) for m in MEMORIES if m <= span and len(table) > span]
-    return min(tried, key=lambda a: _rest_error(a, total, span), default=Arrivals(tuple(mean), step_s))
+    return min(
+        tried, key=lambda a: _rest_error(a, total, span), default=Arrivals(tuple(mean), step_s)
+    )
 
 # %% ../../nbs/learning/21f_quota.ipynb #035b9ccf
 class Level:
@@ -123,7 +127,9 @@ class Level:
 
 
 class QuotaPlanner:
-    "Decides request by request whether it shall use a quota that must last to the end of its period."
+    """Decides request by request whether it shall use a quota that must last to the end of its
+    period.
+    """
 
     def __init__(
         self,
@@ -150,7 +156,9 @@ class QuotaPlanner:
             self.period, self.left, self.owed[:] = period, self.quota, 0.0
 
     def shares(self, now_s: float, left: float | None = None) -> np.ndarray:  # 0..1 by kind
-        "The share of each kind that shall use the quota from now on; `left` in place of its own count."
+        """The share of each kind that shall use the quota from now on; `left` in place of its own
+        count.
+        """
         left = self.left if left is None else left
         end_s = (now_s // self.period_s + 1) * self.period_s
         coming = self.arrivals.between(now_s, end_s) * self.level.value()

@@ -7,7 +7,10 @@ __all__ = ['STATES', 'REGISTRY_SCHEMA', 'LESSONS_FILE', 'RegistryError', 'Versio
            'RegistryReading', 'RegistryWriting', 'Registry', 'keep_lessons', 'take_lessons']
 
 # %% ../../nbs/learning/26a_registry.ipynb #85df7e83
-import fcntl, json, os, shutil
+import fcntl
+import json
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,142 +24,248 @@ from ..routing.core import Forecaster
 STATES = ("candidate", "shadow", "canary", "live", "retired")
 REGISTRY_SCHEMA = 1
 
+
 class RegistryError(ValueError):
     "A version is unknown, damaged, or may not make this move."
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
     "One stored model."
-    name: str                          # v1, v2, ...
-    parent: str | None                 # the version that it was to replace
-    state: str                         # one of STATES
-    made_s: float                      # when it was added, s
-    data_sha256: str                   # of what it was trained on
-    metrics: dict                      # what was measured, and on what
-    files: dict[str, str]              # file -> SHA-256
-    why: str                           # of its newest state
+
+    name: str  # v1, v2, ...
+    parent: str | None  # the version that it was to replace
+    state: str  # one of STATES
+    made_s: float  # when it was added, s
+    data_sha256: str  # of what it was trained on
+    metrics: dict  # what was measured, and on what
+    files: dict[str, str]  # file -> SHA-256
+    why: str  # of its newest state
 
 # %% ../../nbs/learning/26a_registry.ipynb #dfb321d9
 def file_hashes(folder: Path) -> dict[str, str]:
-    "SHA-256 of every file under a folder, by relative path. RegistryError on links, which could lead anywhere."
+    """SHA-256 of every file under a folder, by relative path.
+
+    RegistryError on links, which could lead anywhere.
+    """
     out = {}
     for p in sorted(folder.rglob("*")):
-        if p.is_symlink(): raise RegistryError(f"{p} is a link: store plain files")
-        if p.is_file(): out[p.relative_to(folder).as_posix()] = sha256(p.read_bytes()).hexdigest()
+        if p.is_symlink():
+            raise RegistryError(f"{p} is a link: store plain files")
+        if p.is_file():
+            out[p.relative_to(folder).as_posix()] = sha256(p.read_bytes()).hexdigest()
     return out
+
 
 def sync(path: Path):
     "Make a file or a folder durable."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 # %% ../../nbs/learning/26a_registry.ipynb #f9a5be57
 class Journal:
     "The history of a registry: one JSON object per line, only ever appended to."
+
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder); self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder/"journal.jsonl"
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "journal.jsonl"
 
     @contextmanager
     def locked(self):
         "One writer at a time, across processes."
-        with open(self.folder/".lock", "w") as f:
+        with open(self.folder / ".lock", "w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
     def events(self) -> list[dict]:
-        "Everything that has happened. A last line that a crash cut off is left out. RegistryError on a newer schema."
-        if not self.path.exists(): return []
+        """Everything that has happened.
+
+        A last line that a crash cut off is left out. RegistryError on a newer schema.
+        """
+        if not self.path.exists():
+            return []
         lines = self.path.read_text().split("\n")
         out = [json.loads(x) for x in lines[:-1]]
-        if any(e["schema"] > REGISTRY_SCHEMA for e in out): raise RegistryError(f"{self.path} was written by a newer version of arcpoint_ce: update it")
+        if any(e["schema"] > REGISTRY_SCHEMA for e in out):
+            raise RegistryError(
+                f"{self.path} was written by a newer version of arcpoint_ce: update it"
+            )
         return out
 
     def append(self, **event):
         "One event, durable when this returns; what a crash cut off is removed first."
         whole = "".join(json.dumps(e) + "\n" for e in self.events()).encode()
         with open(self.path, "ab") as f:
-            if f.tell() != len(whole) and self.path.read_bytes()[:len(whole)] == whole: f.truncate(len(whole))
-            f.write(json.dumps(dict(schema=REGISTRY_SCHEMA, **event)).encode() + b"\n"); f.flush(); os.fsync(f.fileno())
+            if f.tell() != len(whole) and self.path.read_bytes()[: len(whole)] == whole:
+                f.truncate(len(whole))
+            f.write(json.dumps(dict(schema=REGISTRY_SCHEMA, **event)).encode() + b"\n")
+            f.flush()
+            os.fsync(f.fileno())
         sync(self.folder)
 
 # %% ../../nbs/learning/26a_registry.ipynb #f1618b5f
 class RegistryReading(Journal):
     "What the journal says."
+
     def versions(self) -> dict[str, Version]:
         "Every version with its present state, oldest first."
         out = {}
         for e in self.events():
-            if e["what"] == "add": out[e["name"]] = dict(name=e["name"], parent=e["parent"], state="candidate", made_s=e["at_s"], data_sha256=e["data_sha256"], metrics=e["metrics"], files=e["files"], why=e["why"])
-            else: out[e["name"]] |= dict(state=e["state"], why=e["why"])
+            if e["what"] == "add":
+                out[e["name"]] = dict(
+                    name=e["name"],
+                    parent=e["parent"],
+                    state="candidate",
+                    made_s=e["at_s"],
+                    data_sha256=e["data_sha256"],
+                    metrics=e["metrics"],
+                    files=e["files"],
+                    why=e["why"],
+                )
+            else:
+                out[e["name"]] |= dict(state=e["state"], why=e["why"])
         return {n: Version(**v) for n, v in out.items()}
 
     def get(self, name: str) -> Version:
         "RegistryError on a version that is not there."
         known = self.versions()
-        if name not in known: raise RegistryError(f"no version {name!r}; there are {', '.join(known) or 'none'}")
+        if name not in known:
+            raise RegistryError(f"no version {name!r}; there are {', '.join(known) or 'none'}")
         return known[name]
 
-    def live(self) -> Version | None: return next((v for v in self.versions().values() if v.state == "live"), None)
+    def live(self) -> Version | None:
+        return next((v for v in self.versions().values() if v.state == "live"), None)
 
     def path_of(self, name: str) -> Path:  # the artefact's folder, its files verified
         "RegistryError where a file is missing, changed or new."
-        v = self.get(name); folder = self.folder/v.name; now = file_hashes(folder) if folder.is_dir() else {}
+        v = self.get(name)
+        folder = self.folder / v.name
+        now = file_hashes(folder) if folder.is_dir() else {}
         for f in {*v.files, *now}:
-            if v.files.get(f) != now.get(f): raise RegistryError(f"{folder/f} is {'missing' if f not in now else 'changed' if f in v.files else 'not part of the version'}: roll back, or add the model again")
+            if v.files.get(f) != now.get(f):
+                raise RegistryError(
+                    f"{folder / f} is {'missing' if f not in now else 'changed' if f in v.files else 'not part of the version'}: roll back, or add the model again"
+                )
         return folder
 
 # %% ../../nbs/learning/26a_registry.ipynb #8a9935ca
 class RegistryWriting(RegistryReading):
     "Adding and moving."
-    def add(self, artefact: str | Path, data_sha256: str, metrics: dict, now: float, parent: str | None = None, why: str = "trained") -> Version:
+
+    def add(
+        self,
+        artefact: str | Path,
+        data_sha256: str,
+        metrics: dict,
+        now: float,
+        parent: str | None = None,
+        why: str = "trained",
+    ) -> Version:
         "Store a model's folder as a new candidate."
         source = Path(artefact)
-        if not source.is_dir() or not (files := file_hashes(source)): raise RegistryError(f"{source}: no folder with a model; save one there first")
+        if not source.is_dir() or not (files := file_hashes(source)):
+            raise RegistryError(f"{source}: no folder with a model; save one there first")
         with self.locked():
-            if parent is not None: self.get(parent)
-            name = f"v{len(self.versions()) + 1}"; part = self.folder/f".{name}.part"
-            shutil.rmtree(part, ignore_errors=True); shutil.copytree(source, part)
-            for f in files: sync(part/f)
-            shutil.rmtree(self.folder/name, ignore_errors=True); os.replace(part, self.folder/name)
-            self.append(what="add", name=name, parent=parent, at_s=now, data_sha256=data_sha256, metrics=metrics, files=files, why=why)
+            if parent is not None:
+                self.get(parent)
+            name = f"v{len(self.versions()) + 1}"
+            part = self.folder / f".{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source, part)
+            for f in files:
+                sync(part / f)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            os.replace(part, self.folder / name)
+            self.append(
+                what="add",
+                name=name,
+                parent=parent,
+                at_s=now,
+                data_sha256=data_sha256,
+                metrics=metrics,
+                files=files,
+                why=why,
+            )
             return self.get(name)
 
-    def _move(self, name: str, state: str, now: float, why: str): self.append(what="move", name=name, state=state, at_s=now, why=why)
+    def _move(self, name: str, state: str, now: float, why: str):
+        self.append(what="move", name=name, state=state, at_s=now, why=why)
 
     def move(self, name: str, state: str, now: float, why: str) -> Version:
-        "Give a version another state. The live one is retired when another becomes live. RegistryError on an unknown state."
-        if state not in STATES: raise RegistryError(f"unknown state {state!r}; known: {', '.join(STATES)}")
+        """Give a version another state.
+
+        The live one is retired when another becomes live. RegistryError on an unknown state.
+        """
+        if state not in STATES:
+            raise RegistryError(f"unknown state {state!r}; known: {', '.join(STATES)}")
         with self.locked():
             self.get(name)
             if state == "live":
-                self.path_of(name); old = self.live()
-                if old and old.name != name: self._move(old.name, "retired", now, f"replaced by {name}")
+                self.path_of(name)
+                old = self.live()
+                if old and old.name != name:
+                    self._move(old.name, "retired", now, f"replaced by {name}")
             self._move(name, state, now, why)
             return self.get(name)
 
 # %% ../../nbs/learning/26a_registry.ipynb #e98540c4
 class Registry(RegistryWriting):
     "Versions of a model on disk: states, parents, hashes, and the way back."
+
     def rollback(self, now: float, why: str) -> Version:
         "Make the model live that was live before. RegistryError where there was none."
-        live, before = self.live(), [e["name"] for e in self.events() if e["what"] == "move" and e["state"] == "live"]
-        known, undone = self.versions(), {e["name"] for e in self.events() if e["what"] == "move" and e["why"].startswith("rolled back")}
+        live, before = (
+            self.live(),
+            [e["name"] for e in self.events() if e["what"] == "move" and e["state"] == "live"],
+        )
+        known, undone = (
+            self.versions(),
+            {
+                e["name"]
+                for e in self.events()
+                if e["what"] == "move" and e["why"].startswith("rolled back")
+            },
+        )
         for name in reversed(before):
-            if live and name == live.name or name in undone: continue
+            if live and name == live.name or name in undone:
+                continue
             self.path_of(name)
-            if live: self.move(live.name, "retired", now, f"rolled back: {why}")
-            return self.move(name, "live", now, f"again, because {live.name if live else 'nothing'} was rolled back: {why}")
+            if live:
+                self.move(live.name, "retired", now, f"rolled back: {why}")
+            return self.move(
+                name,
+                "live",
+                now,
+                f"again, because {live.name if live else 'nothing'} was rolled back: {why}",
+            )
         raise RegistryError(f"nothing to go back to: {', '.join(known) or 'the registry is empty'}")
 
-    def table(self) -> list[dict]: return [dict(version=v.name, state=v.state, parent=v.parent, made_s=v.made_s, why=v.why, **v.metrics) for v in self.versions().values()]
+    def table(self) -> list[dict]:
+        return [
+            dict(
+                version=v.name,
+                state=v.state,
+                parent=v.parent,
+                made_s=v.made_s,
+                why=v.why,
+                **v.metrics,
+            )
+            for v in self.versions().values()
+        ]
 
-    def __repr__(self): return f"Registry({str(self.folder)!r}, {len(self.versions())} versions, live: {v.name if (v := self.live()) else 'none'})"
+    def __repr__(self):
+        return f"Registry({str(self.folder)!r}, {len(self.versions())} versions, live: {v.name if (v := self.live()) else 'none'})"
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{v.name}</td><td>{v.state}</td><td>{v.parent or ''}</td><td>{escape(v.why)}</td></tr>" for v in self.versions().values())
-        return f"<table><thead><tr><th>version</th><th>state</th><th>parent</th><th>why</th></tr></thead><tbody>{rows}</tbody></table>" 
+        rows = "".join(
+            f"<tr><td>{v.name}</td><td>{v.state}</td><td>{v.parent or ''}</td><td>{escape(v.why)}</td></tr>"
+            for v in self.versions().values()
+        )
+        return f"<table><thead><tr><th>version</th><th>state</th><th>parent</th><th>why</th></tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/learning/26a_registry.ipynb #b41a9aa3
 LESSONS_FILE = "lessons.json"
@@ -174,9 +283,13 @@ def keep_lessons(
     "Store what a forecaster has learned as a new candidate. RegistryError where that is nothing."
     lessons = forecaster.lessons()
     if not lessons:
-        raise RegistryError(f"the forecaster {forecaster.name!r} has learned nothing yet: let it learn first")
+        raise RegistryError(
+            f"the forecaster {forecaster.name!r} has learned nothing yet: let it learn first"
+        )
     with TemporaryDirectory() as folder:
-        text = json.dumps(dict(schema=REGISTRY_SCHEMA, name=forecaster.name, lessons=lessons), allow_nan=False)
+        text = json.dumps(
+            dict(schema=REGISTRY_SCHEMA, name=forecaster.name, lessons=lessons), allow_nan=False
+        )
         (Path(folder) / LESSONS_FILE).write_text(text)
         return registry.add(folder, data_sha256, metrics or {}, now, parent, why)
 
@@ -186,14 +299,21 @@ def take_lessons(
     version: str,  # v1, v2, ...
     forecaster: Forecaster,  # one that has been started and that no other thread uses meanwhile
 ) -> Version:
-    "Let a forecaster take up a version. RegistryError where it is damaged, or was learned by another sort of forecaster."
+    """Let a forecaster take up a version.
+
+    RegistryError where it is damaged, or was learned by another sort of forecaster.
+    """
     path = registry.path_of(version) / LESSONS_FILE
     if not path.is_file():
-        raise RegistryError(f"version {version!r} holds no lessons of a running forecaster; load its files instead")
+        raise RegistryError(
+            f"version {version!r} holds no lessons of a running forecaster; load its files instead"
+        )
     kept = json.loads(path.read_text())
     if kept["schema"] > REGISTRY_SCHEMA:
         raise RegistryError(f"{path} was written by a newer version of arcpoint_ce: update it")
     if kept["name"] != forecaster.name:
-        raise RegistryError(f"version {version!r} was learned by {kept['name']!r}, this forecaster is {forecaster.name!r}")
+        raise RegistryError(
+            f"version {version!r} was learned by {kept['name']!r}, this forecaster is {forecaster.name!r}"
+        )
     forecaster.restore(kept["lessons"], {})
     return registry.get(version)

@@ -109,11 +109,16 @@ class Replay:
         sleep: Callable[[float], None] | None = None,  # such as time.sleep; a speed needs it
     ):
         if not 0 <= speed < inf:
-            raise ValueError(f"speed must be 0 (no waiting) or more log seconds per second, got {speed!r}")
+            raise ValueError(
+                f"speed must be 0 (no waiting) or more log seconds per second, got {speed!r}"
+            )
         if speed and (clock is None or sleep is None):
-            raise ValueError("a speed needs a clock and a sleep, such as time.monotonic and time.sleep")
+            raise ValueError(
+                "a speed needs a clock and a sleep, such as time.monotonic and time.sleep"
+            )
         self.engine, self.speed, self.clock, self.sleep = engine, speed, clock, sleep
-        self.due: list[tuple[float, int, Callable[[], bool]]] = []  # what comes back when (s); the number keeps the order
+        # what comes back when (s); the number keeps the order
+        self.due: list[tuple[float, int, Callable[[], bool]]] = []
         self.at_s = self.began = None
         self.counts, self.put = ReplayCounts(), 0
         self.fleet, self.tiers = {b.name for b in engine.fleet}, set(engine.router.tiers)
@@ -179,7 +184,9 @@ class Replay:
         "The whole log, to the end of its last request. ValueError on rows that are not sorted."
         for r in rows:
             if self.at_s is not None and r.at_s < self.at_s:
-                raise ValueError(f"row {self.counts.requests + 1} is earlier than the one before; sort the log by time")
+                raise ValueError(
+                    f"row {self.counts.requests + 1} is earlier than the one before; sort the log by time"
+                )
             self.until(r.at_s)
             self.arrive(r)
         if self.at_s is not None:
@@ -200,8 +207,14 @@ def teach(
     rows: Iterable[Logged],  # requests of the same time; empty where there are none
     now: float,  # when the replay begins, s
 ) -> str:  # what was learned, in a sentence
-    "One lesson from the past, which acts from now on. ValueError where the past is too short for it."
-    outcomes = sorted((outcome_of(r) for r in rows if r.end_s <= now), key=lambda o: o.ts_s + (o.latency_ms or 0.0) / 1000.0)
+    """One lesson from the past, which acts from now on.
+
+    ValueError where the past is too short for it.
+    """
+    outcomes = sorted(
+        (outcome_of(r) for r in rows if r.end_s <= now),
+        key=lambda o: o.ts_s + (o.latency_ms or 0.0) / 1000.0,
+    )
     told = engine.forecaster.learn(_in_order(table), outcomes, now)
     engine.tick(now)
     return told

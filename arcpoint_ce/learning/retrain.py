@@ -23,9 +23,14 @@ from ..routing.core import STEP_S
 def stored_steps(
     where: str | Path,  # an engine's store: a SQLite file, or the address of a Redis
 ) -> tuple[pd.DataFrame, int]:  # step table in order of time; length of a step, s
-    "All steps of a store. FileNotFoundError where there is no store, ValueError where it holds no steps."
+    """All steps of a store.
+
+    FileNotFoundError where there is no store, ValueError where it holds no steps.
+    """
     if "://" not in str(where) and not Path(where).is_file():
-        raise FileNotFoundError(f"{where}: no such store; give the file that your engine or `arcpoint replay --store` wrote")
+        raise FileNotFoundError(
+            f"{where}: no such store; give the file that your engine or `arcpoint replay --store` wrote"
+        )
     store = FeedbackStore(where)
     try:
         steps = store.frame("steps")
@@ -33,7 +38,9 @@ def stored_steps(
         store.close()
     if steps.empty:
         raise ValueError(f"{where}: holds no steps yet; let the engine run for a while")
-    steps = steps.drop_duplicates(["backend", "start_s"], keep="last").sort_values(["start_s", "backend"])
+    steps = steps.drop_duplicates(["backend", "start_s"], keep="last").sort_values(
+        ["start_s", "backend"]
+    )
     starts = np.unique(steps["start_s"])
     return steps, int(np.diff(starts).min()) if len(starts) > 1 else STEP_S
 
@@ -59,18 +66,27 @@ def window_errors(
     since_s: float,  # start of the window, s
     horizon_s: float,  # s
 ) -> pd.DataFrame:  # by (at, backend): absolute error of each model and of persistence, ms
-    "What every model would have been off, forecast by forecast. ValueError where too few forecasts mature."
+    """What every model would have been off, forecast by forecast.
+
+    ValueError where too few forecasts mature.
+    """
     columns, persistence = {}, None
     for name, model in models.items():
         matured = list(follow(LivePulse(model), steps, since_s))
-        keys = pd.MultiIndex.from_tuples([(m.about_s, m.backend) for m in matured], names=["at", "backend"])
-        columns[name] = pd.Series([abs(m.plain_ms - m.truth_ms) for m in matured], keys, dtype=float)
+        keys = pd.MultiIndex.from_tuples(
+            [(m.about_s, m.backend) for m in matured], names=["at", "backend"]
+        )
+        columns[name] = pd.Series(
+            [abs(m.plain_ms - m.truth_ms) for m in matured], keys, dtype=float
+        )
         last = pd.Series([abs(m.persistence_ms - m.truth_ms) for m in matured], keys, dtype=float)
         persistence = last if persistence is None else persistence.combine_first(last)
     errors = pd.DataFrame(columns | dict(persistence=persistence))
     errors = errors[errors.index.get_level_values("at") >= since_s + horizon_s]
     if len(errors) < LEAST:
-        raise ValueError(f"only {len(errors)} forecasts mature in the newest window; give more data, or a larger newest_share")
+        raise ValueError(
+            f"only {len(errors)} forecasts mature in the newest window; give more data, or a larger newest_share"
+        )
     return errors
 
 # %% ../../nbs/learning/28a_retrain.ipynb #b3adf238
@@ -99,7 +115,8 @@ def gain_over(
     moments = both.groupby("at").mean().to_numpy()  # (moments, 2)
     blocks, last = max(len(moments) // block, 1), len(moments) - 1
     starts = np.random.default_rng(seed).integers(0, max(len(moments) - block, 1), (draws, blocks))
-    drawn = moments[np.minimum(starts[..., None] + np.arange(block), last)].mean((1, 2))  # (draws, 2)
+    # (draws, 2)
+    drawn = moments[np.minimum(starts[..., None] + np.arange(block), last)].mean((1, 2))
     low, high = np.quantile(1 - drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     share = 1 - both[model].mean() / both[rival].mean()
     return Gain(float(share), float(low), float(high), len(both))
@@ -154,7 +171,9 @@ def retrain(
     trees: int = 300,
     seed: int = 0,  # of forest and bootstrap
 ) -> Retrained:
-    "Train a candidate, judge it beside the live model on the newest window, and promote it or keep it out."
+    """Train a candidate, judge it beside the live model on the newest window, and promote it or
+    keep it out.
+    """
     old, since_s = newest_window(steps, newest_share, horizon_s)
     live, loaded = live_model(registry, step_s, horizon_s)
     candidate = LatencyForest(horizon_s, trees=trees, seed=seed).fit(old)
@@ -163,7 +182,10 @@ def retrain(
     errors = window_errors(models, steps, since_s, horizon_s)
     rival = "live" if live else "persistence"
     gain = gain_over(errors, "candidate", rival, max(2 * horizon_s // step_s, 5), seed)
-    mae_ms = {k: float(errors[k].mean()) if k in errors else None for k in ("candidate", "live", "persistence")}
+    mae_ms = {
+        k: float(errors[k].mean()) if k in errors else None
+        for k in ("candidate", "live", "persistence")
+    }
     skill = 1 - mae_ms["candidate"] / mae_ms["persistence"]
     live_skill = 1 - mae_ms["live"] / mae_ms["persistence"] if live else None
     promoted = gain.low > 0 and gain.share >= min_gain and skill > 0
@@ -175,6 +197,13 @@ def retrain(
     before = live.name if live else None
     version = registry.add(folder, data_sha256, metrics, now, before)
     registry.move(version.name, "shadow", now, "watched the newest window")
-    registry.move(version.name, "live" if promoted else "retired", now, ("promoted: " if promoted else "kept out: ") + why)
+    registry.move(
+        version.name,
+        "live" if promoted else "retired",
+        now,
+        ("promoted: " if promoted else "kept out: ") + why,
+    )
     after = version.name if promoted else before
-    return Retrained(version.name, before, after, promoted, why, rival, gain, errors, mae_ms, skill, live_skill)
+    return Retrained(
+        version.name, before, after, promoted, why, rival, gain, errors, mae_ms, skill, live_skill
+    )

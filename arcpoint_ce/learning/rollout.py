@@ -9,7 +9,7 @@ __all__ = ['SIGMA', 'Assignment', 'rho2', 'radius', 'difference', 'Arm', 'TestCo
 
 # %% ../../nbs/learning/26_rollout.ipynb #3b54cfad
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import exp, inf, isfinite, log, sqrt
@@ -24,222 +24,380 @@ from ..routing.router import Decision, NoBackend
 @dataclass(frozen=True)
 class Assignment:
     "Arms by a stable hash of the request id."
-    salt: str                          # names the experiment
-    shares: Mapping[str, float]        # arm -> share of the requests; they sum to 1
+
+    salt: str  # names the experiment
+    shares: Mapping[str, float]  # arm -> share of the requests; they sum to 1
 
     def __post_init__(self):
-        if not self.shares or min(self.shares.values()) < 0 or not abs(sum(self.shares.values()) - 1) <= 1e-9:
-            raise ValueError(f"Assignment.shares must be 0 or more and sum to 1, got {dict(self.shares)!r}")
+        if (
+            not self.shares
+            or min(self.shares.values()) < 0
+            or not abs(sum(self.shares.values()) - 1) <= 1e-9
+        ):
+            raise ValueError(
+                f"Assignment.shares must be 0 or more and sum to 1, got {dict(self.shares)!r}"
+            )
 
     def arm(self, request_id: str) -> str:
         "The arm of a request."
-        u = int.from_bytes(blake2b(f"{self.salt}\0{request_id}".encode(), digest_size=8).digest(), "big")/2**64
+        u = (
+            int.from_bytes(
+                blake2b(f"{self.salt}\0{request_id}".encode(), digest_size=8).digest(), "big"
+            )
+            / 2**64
+        )
         for name, share in self.shares.items():
-            if u < share: return name
+            if u < share:
+                return name
             u -= share
         return name
 
 # %% ../../nbs/learning/26_rollout.ipynb #47560fc7
 def rho2(alpha: float, n: float) -> float:
     "Mixture variance for which the sequence is tightest around n samples."
-    x = -2*log(alpha)
-    return (x + log(x) + 1)/n
+    x = -2 * log(alpha)
+    return (x + log(x) + 1) / n
 
-def radius(variance, n, alpha: float, rho_2: float):   # scalars or arrays
+
+def radius(variance, n, alpha: float, rho_2: float):  # scalars or arrays
     "Half width of the confidence sequence of a mean of n terms with this variance."
-    t = n*rho_2 + 1
-    return np.sqrt(variance*2*t/(n*n*rho_2)*(.5*np.log(t) - log(alpha)))
+    t = n * rho_2 + 1
+    return np.sqrt(variance * 2 * t / (n * n * rho_2) * (0.5 * np.log(t) - log(alpha)))
 
-def difference(n_a, mean_a, var_a, n_b, mean_b, var_b, alpha: float, tight_at: float):   # -> estimate, half width
+
+# -> estimate, half width
+def difference(n_a, mean_a, var_a, n_b, mean_b, var_b, alpha: float, tight_at: float):
     "Mean of b less mean of a, and the half width that holds at all times."
-    n = n_a + n_b; v = (var_a/n_a + var_b/n_b)*n
+    n = n_a + n_b
+    v = (var_a / n_a + var_b / n_b) * n
     return mean_b - mean_a, radius(v, n, alpha, rho2(alpha, tight_at))
 
 # %% ../../nbs/learning/26_rollout.ipynb #c3a2b7c7
 class Arm:
     "What one arm has shown: moments of the log latency (Welford 1962), failures."
+
     __slots__ = ("n", "mean", "m2", "failed", "calls")
-    def __init__(self): self.n = self.failed = self.calls = 0; self.mean = self.m2 = 0.
+
+    def __init__(self):
+        self.n = self.failed = self.calls = 0
+        self.mean = self.m2 = 0.0
 
     def add(self, latency_ms: float | None, ok: bool):
         "One outcome; a failure has no latency that counts."
-        self.calls += 1; self.failed += not ok
-        if not ok or not latency_ms: return
-        self.n += 1; x = log(latency_ms); d = x - self.mean
-        self.mean += d/self.n; self.m2 += d*(x - self.mean)
+        self.calls += 1
+        self.failed += not ok
+        if not ok or not latency_ms:
+            return
+        self.n += 1
+        x = log(latency_ms)
+        d = x - self.mean
+        self.mean += d / self.n
+        self.m2 += d * (x - self.mean)
 
     @property
-    def var(self) -> float: return self.m2/(self.n - 1) if self.n > 1 else inf
+    def var(self) -> float:
+        return self.m2 / (self.n - 1) if self.n > 1 else inf
 
     @property
-    def failure_var(self) -> float: p = (self.failed + 1)/(self.calls + 2); return p*(1 - p)
+    def failure_var(self) -> float:
+        p = (self.failed + 1) / (self.calls + 2)
+        return p * (1 - p)
 
 # %% ../../nbs/learning/26_rollout.ipynb #39c30b46
 @dataclass(frozen=True, slots=True)
 class TestConfig:
     "Of a sequential comparison. ValueError on values that make no sense."
+
     __test__ = False
-    alpha: float = .05         # chance of a false verdict, over all looks
-    min_effect: float = .02    # smaller differences of the latency are of no interest, share
-    max_failures: float = .01  # more failures than the other arm by this share are harm
-    tight_at: int = 4_000      # requests for which the interval is tightest
-    min_n: int = 100           # requests per arm before anything is said
-    most: int = 20_000         # requests after which "not yet" becomes "keep"
+    alpha: float = 0.05  # chance of a false verdict, over all looks
+    min_effect: float = 0.02  # smaller differences of the latency are of no interest, share
+    max_failures: float = 0.01  # more failures than the other arm by this share are harm
+    tight_at: int = 4_000  # requests for which the interval is tightest
+    min_n: int = 100  # requests per arm before anything is said
+    most: int = 20_000  # requests after which "not yet" becomes "keep"
 
     def __post_init__(self):
-        if not 0 < self.alpha < 1: raise ValueError(f"TestConfig.alpha must be within 0..1, got {self.alpha!r}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"TestConfig.alpha must be within 0..1, got {self.alpha!r}")
         for k in ("min_effect", "max_failures"):
-            if not 0 <= getattr(self, k) < 1: raise ValueError(f"TestConfig.{k} must be within 0..1, got {getattr(self, k)!r}")
+            if not 0 <= getattr(self, k) < 1:
+                raise ValueError(f"TestConfig.{k} must be within 0..1, got {getattr(self, k)!r}")
         for k in ("tight_at", "min_n", "most"):
-            if getattr(self, k) < 2: raise ValueError(f"TestConfig.{k} must be at least 2, got {getattr(self, k)!r}")
+            if getattr(self, k) < 2:
+                raise ValueError(f"TestConfig.{k} must be at least 2, got {getattr(self, k)!r}")
+
 
 class Verdict(NamedTuple):
     "What may be said now."
-    say: str                   # "promote", "keep", "worse" or "not yet"
-    ratio: float               # typical latency of the new arm over the live one's
-    low: float                 # its interval, valid at all times
+
+    say: str  # "promote", "keep", "worse" or "not yet"
+    ratio: float  # typical latency of the new arm over the live one's
+    low: float  # its interval, valid at all times
     high: float
-    n: int                     # requests with a latency in both arms
+    n: int  # requests with a latency in both arms
     why: str
 
 # %% ../../nbs/learning/26_rollout.ipynb #6b0fb236
 class SequentialTest:
     "Live against new, at any time."
+
     __test__ = False
-    def __init__(self, config: TestConfig = TestConfig()): self.config, self.live, self.new = config, Arm(), Arm()
+
+    def __init__(self, config: TestConfig = TestConfig()):
+        self.config, self.live, self.new = config, Arm(), Arm()
 
     def observe(self, arm: str, latency_ms: float | None, ok: bool = True):
-        "One outcome of arm \"live\" or \"new\". KeyError on another."
+        'One outcome of arm "live" or "new". KeyError on another.'
         {"live": self.live, "new": self.new}[arm].add(latency_ms, ok)
 
-    def interval(self) -> tuple[float, float, float]:   # ratio, low, high
-        d, r = difference(self.live.n, self.live.mean, self.live.var, self.new.n, self.new.mean, self.new.var, self.config.alpha, self.config.tight_at)
+    def interval(self) -> tuple[float, float, float]:  # ratio, low, high
+        d, r = difference(
+            self.live.n,
+            self.live.mean,
+            self.live.var,
+            self.new.n,
+            self.new.mean,
+            self.new.var,
+            self.config.alpha,
+            self.config.tight_at,
+        )
         return exp(d), exp(d - r), exp(d + r)
 
-    def failures(self) -> float:       # by how much the new arm's share of failures is larger, at least
+    def failures(self) -> float:  # by how much the new arm's share of failures is larger, at least
         a, b = self.live, self.new
-        d, r = difference(a.calls, a.failed/a.calls, a.failure_var, b.calls, b.failed/b.calls, b.failure_var, self.config.alpha, self.config.tight_at)
+        d, r = difference(
+            a.calls,
+            a.failed / a.calls,
+            a.failure_var,
+            b.calls,
+            b.failed / b.calls,
+            b.failure_var,
+            self.config.alpha,
+            self.config.tight_at,
+        )
         return d - r
 
     def verdict(self) -> Verdict:
-        "What may be said now; a verdict other than \"not yet\" may be acted on."
+        'What may be said now; a verdict other than "not yet" may be acted on.'
         c, n = self.config, self.live.n + self.new.n
-        if self.new.calls >= c.min_n <= self.live.calls and self.failures() > c.max_failures: return Verdict("worse", 1., 0., inf, n, f"fails more often by at least {self.failures():.1%}")
-        if min(self.live.n, self.new.n) < c.min_n: return Verdict("not yet", 1., 0., inf, n, f"fewer than {c.min_n} requests in an arm")
-        ratio, low, high = self.interval(); told = f"latency ratio {ratio:.3f} ({low:.3f} to {high:.3f})"
-        if low > 1 + c.min_effect: return Verdict("worse", ratio, low, high, n, f"slower: {told}")
-        if high < 1 and ratio <= 1 - c.min_effect: return Verdict("promote", ratio, low, high, n, f"faster: {told}")
-        return Verdict("keep" if n >= c.most else "not yet", ratio, low, high, n, f"no difference that matters: {told}")
+        if self.new.calls >= c.min_n <= self.live.calls and self.failures() > c.max_failures:
+            return Verdict(
+                "worse", 1.0, 0.0, inf, n, f"fails more often by at least {self.failures():.1%}"
+            )
+        if min(self.live.n, self.new.n) < c.min_n:
+            return Verdict("not yet", 1.0, 0.0, inf, n, f"fewer than {c.min_n} requests in an arm")
+        ratio, low, high = self.interval()
+        told = f"latency ratio {ratio:.3f} ({low:.3f} to {high:.3f})"
+        if low > 1 + c.min_effect:
+            return Verdict("worse", ratio, low, high, n, f"slower: {told}")
+        if high < 1 and ratio <= 1 - c.min_effect:
+            return Verdict("promote", ratio, low, high, n, f"faster: {told}")
+        return Verdict(
+            "keep" if n >= c.most else "not yet",
+            ratio,
+            low,
+            high,
+            n,
+            f"no difference that matters: {told}",
+        )
 
 # %% ../../nbs/learning/26_rollout.ipynb #ed47fd9e
 @dataclass(frozen=True, slots=True)
 class CanaryConfig:
     "Of a canary. ValueError on values that make no sense."
-    share: float = .05         # of the requests
-    budget: int = 50_000       # requests of the canary at most
-    every: int = 50            # requests of the canary between two looks
-    margin: float = .05        # at the end of the budget: promoted if it cannot be slower by more than this share
-    test: TestConfig = TestConfig(min_effect=.0, tight_at=8_000, most=1_000_000)
+
+    share: float = 0.05  # of the requests
+    budget: int = 50_000  # requests of the canary at most
+    every: int = 50  # requests of the canary between two looks
+    # at the end of the budget: promoted if it cannot be slower by more than this share
+    margin: float = 0.05
+    test: TestConfig = TestConfig(min_effect=0.0, tight_at=8_000, most=1_000_000)
 
     def __post_init__(self):
-        if not 0 < self.share < 1: raise ValueError(f"CanaryConfig.share must be within 0..1, got {self.share!r}")
-        if not 0 <= self.margin < 1: raise ValueError(f"CanaryConfig.margin must be within 0..1, got {self.margin!r}")
-        if self.budget < self.every or self.every < 1: raise ValueError(f"CanaryConfig.budget must be at least `every`, got {self.budget!r} and {self.every!r}")
+        if not 0 < self.share < 1:
+            raise ValueError(f"CanaryConfig.share must be within 0..1, got {self.share!r}")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"CanaryConfig.margin must be within 0..1, got {self.margin!r}")
+        if self.budget < self.every or self.every < 1:
+            raise ValueError(
+                f"CanaryConfig.budget must be at least `every`, got {self.budget!r} and {self.every!r}"
+            )
 
 # %% ../../nbs/learning/26_rollout.ipynb #637acd3a
 class Canary:
     "A candidate on a small share of the traffic, with automatic rollback."
+
     def __init__(
         self,
-        name: str,                     # of the candidate
+        name: str,  # of the candidate
         config: CanaryConfig = CanaryConfig(),
-        store=None,                    # a FeedbackStore, where every look at the test is to be seen by others
+        store=None,  # a FeedbackStore, where every look at the test is to be seen by others
     ):
-        self.name, self.config, self.store, self.test = name, config, store, SequentialTest(config.test)
-        self.state, self.verdict, self.used, self.events, self.looks = "canary", None, 0, [], deque(maxlen=400)
+        self.name, self.config, self.store, self.test = (
+            name,
+            config,
+            store,
+            SequentialTest(config.test),
+        )
+        self.state, self.verdict, self.used, self.events, self.looks = (
+            "canary",
+            None,
+            0,
+            [],
+            deque(maxlen=400),
+        )
         self.assignment = Assignment(name, {"new": config.share, "live": 1 - config.share})
 
-    def arm(self, request_id: str) -> str: return self.assignment.arm(request_id) if self.state == "canary" else "new" if self.state == "promoted" else "live"
+    def arm(self, request_id: str) -> str:
+        return (
+            self.assignment.arm(request_id)
+            if self.state == "canary"
+            else "new"
+            if self.state == "promoted"
+            else "live"
+        )
 
-    def observe(self, arm: str, latency_ms: float | None, ok: bool, at_s: float) -> str:   # the state
+    # the state
+    def observe(self, arm: str, latency_ms: float | None, ok: bool, at_s: float) -> str:
         "One outcome; looks at the test every few requests of the canary."
         self.test.observe(arm, latency_ms, ok)
-        if arm != "new" or self.state != "canary": return self.state
+        if arm != "new" or self.state != "canary":
+            return self.state
         self.used += 1
-        if self.used % self.config.every and self.used < self.config.budget: return self.state
+        if self.used % self.config.every and self.used < self.config.budget:
+            return self.state
         v = self.verdict = self.test.verdict()
-        if v.say == "worse": self._end("rolled back", v.why, at_s)
-        elif v.say == "promote": self._end("promoted", v.why, at_s)
-        elif self.used >= self.config.budget: self._end("promoted" if v.high < 1 + self.config.margin else "rolled back", f"the budget is used up; {v.why}", at_s)
+        if v.say == "worse":
+            self._end("rolled back", v.why, at_s)
+        elif v.say == "promote":
+            self._end("promoted", v.why, at_s)
+        elif self.used >= self.config.budget:
+            self._end(
+                "promoted" if v.high < 1 + self.config.margin else "rolled back",
+                f"the budget is used up; {v.why}",
+                at_s,
+            )
         self.looks.append((at_s, v.ratio, v.low, v.high))
-        if self.store is not None: self.store.put_state(f"rollout/{self.name}", self.told(at_s))
+        if self.store is not None:
+            self.store.put_state(f"rollout/{self.name}", self.told(at_s))
         return self.state
 
     def told(self, at_s: float) -> dict:
         "Where the test stands, as plain values; looks without a finite interval are left out."
-        return dict(name=self.name, at_s=at_s, state=self.state, used=self.used, budget=self.config.budget, share=self.config.share, say=self.verdict.say, why=self.verdict.why,
-                    calls=dict(live=self.test.live.calls, new=self.test.new.calls), looks=[x for x in self.looks if isfinite(x[3])])
+        return dict(
+            name=self.name,
+            at_s=at_s,
+            state=self.state,
+            used=self.used,
+            budget=self.config.budget,
+            share=self.config.share,
+            say=self.verdict.say,
+            why=self.verdict.why,
+            calls=dict(live=self.test.live.calls, new=self.test.new.calls),
+            looks=[x for x in self.looks if isfinite(x[3])],
+        )
 
-    def _end(self, state: str, why: str, at_s: float): self.state = state; self.events.append((at_s, state, why))
+    def _end(self, state: str, why: str, at_s: float):
+        self.state = state
+        self.events.append((at_s, state, why))
 
 # %% ../../nbs/learning/26_rollout.ipynb #2bdeb16f
 class OffPolicy(NamedTuple):
     "What a policy would have had, judged by another one's decisions."
-    value: float               # weighted mean of the outcomes
-    low: float                 # 95 % interval
+
+    value: float  # weighted mean of the outcomes
+    low: float  # 95 % interval
     high: float
-    effective: float           # size of an equally weighted sample that says as much
+    effective: float  # size of an equally weighted sample that says as much
+
 
 def off_policy(
-    outcomes: Sequence[float],         # latency, cost, 0/1 for a miss, (n,)
-    live: Sequence[float],             # probability with which the live policy drew what it drew, (n,) > 0
-    candidate: Sequence[float],        # the candidate's probability of the same, (n,)
-    cut: float = 20.,                  # largest weight
+    outcomes: Sequence[float],  # latency, cost, 0/1 for a miss, (n,)
+    live: Sequence[float],  # probability with which the live policy drew what it drew, (n,) > 0
+    candidate: Sequence[float],  # the candidate's probability of the same, (n,)
+    cut: float = 20.0,  # largest weight
 ) -> OffPolicy:
     "Self-normalised inverse propensity with cut weights. ValueError on propensities that are none."
     y, p, q = (np.asarray(x, float) for x in (outcomes, live, candidate))
-    if not (len(y) == len(p) == len(q) and len(y)): raise ValueError(f"outcomes and propensities must have one length, got {len(y)}, {len(p)}, {len(q)}")
-    if not ((p > 0) & (p <= 1) & (q >= 0) & (q <= 1)).all(): raise ValueError("propensities must be within 0..1, and those of what was done above 0")
-    w = np.minimum(q/p, cut)
-    if not w.sum(): raise ValueError("the candidate would have drawn none of these: nothing can be said about it")
-    value = float(w @ y/w.sum()); half = 1.96*float(np.sqrt((w**2) @ (y - value)**2))/float(w.sum())
-    return OffPolicy(value, value - half, value + half, float(w.sum()**2/(w @ w)))
+    if not (len(y) == len(p) == len(q) and len(y)):
+        raise ValueError(
+            f"outcomes and propensities must have one length, got {len(y)}, {len(p)}, {len(q)}"
+        )
+    if not ((p > 0) & (p <= 1) & (q >= 0) & (q <= 1)).all():
+        raise ValueError("propensities must be within 0..1, and those of what was done above 0")
+    w = np.minimum(q / p, cut)
+    if not w.sum():
+        raise ValueError(
+            "the candidate would have drawn none of these: nothing can be said about it"
+        )
+    value = float(w @ y / w.sum())
+    half = 1.96 * float(np.sqrt((w**2) @ (y - value) ** 2)) / float(w.sum())
+    return OffPolicy(value, value - half, value + half, float(w.sum() ** 2 / (w @ w)))
 
 # %% ../../nbs/learning/26_rollout.ipynb #24f85746
 class Shadow:
     "A router that watches: what would it have drawn?"
-    def __init__(self, router, keep: int = 50_000): self.router, self.rows = router, deque(maxlen=keep)
+
+    def __init__(self, router, keep: int = 50_000):
+        self.router, self.rows = router, deque(maxlen=keep)
 
     def watch(self, decision, latency_ms: float, now: float):
-        "A live decision and its outcome: how likely would the same draw have been here? Reserves nothing."
-        mine = next((c.probability for c in self.router.rank(decision.request, now) if c.backend == decision.backend), 0.)
+        """A live decision and its outcome: how likely would the same draw have been here? Reserves
+        nothing.
+        """
+        mine = next(
+            (
+                c.probability
+                for c in self.router.rank(decision.request, now)
+                if c.backend == decision.backend
+            ),
+            0.0,
+        )
         self.rows.append((latency_ms, decision.probability, mine))
 
-    def score(self) -> OffPolicy: return off_policy(*zip(*self.rows))
+    def score(self) -> OffPolicy:
+        return off_policy(*zip(*self.rows))
 
 # %% ../../nbs/learning/26_rollout.ipynb #9af91164
 class Holdout:
     "A router's decisions, but for a share of the requests whose first attempt is never rerouted."
+
     def __init__(
-        self, router,                  # a `Router`, or a `ContextEngine`
-        share: float = .01,            # of the requests, by their ids; 0..1
-        salt: str = "holdout",         # another one holds out others
+        self,
+        router,  # a `Router`, or a `ContextEngine`
+        share: float = 0.01,  # of the requests, by their ids; 0..1
+        salt: str = "holdout",  # another one holds out others
     ):
-        self.router, self.salt, self.test = router, salt, SequentialTest()   # the test: rerouted ("new") against held out ("live")
-        self.assignment = Assignment(salt, {"held": share, "routed": 1. - share})
+        # the test: rerouted ("new") against held out ("live")
+        self.router, self.salt, self.test = router, salt, SequentialTest()
+        self.assignment = Assignment(salt, {"held": share, "routed": 1.0 - share})
 
     def held(self, request: Request) -> bool:
         "ValueError on a request without an id."
-        if not request.id: raise ValueError("a holdout needs requests with ids: give each one its own, e.g. Request(id=trace_id)")
+        if not request.id:
+            raise ValueError(
+                "a holdout needs requests with ids: give each one its own, e.g. Request(id=trace_id)"
+            )
         return self.assignment.arm(request.id) == "held"
 
     def decide(self, request: Request, now: float) -> Decision:
-        "As `Router.decide`; held-out requests by capacity alone, through open breakers but for those that a person holds open. NoBackend where nothing serves the request."
-        able = {b.name: b.capacity for b in getattr(self.router, "router", self.router).backends if serves(b, request) is None}
-        if not self.held(request) or not able: return self.router.decide(request, now)
-        name = Assignment(f"{self.salt} place", {n: c/sum(able.values()) for n, c in able.items()}).arm(request.id)
-        try: return self.router.claim(request, name, now, anyway=True)
-        except NoBackend: return self.router.decide(request, now)
+        """As `Router.decide`; held-out requests by capacity alone, through open breakers but for
+        those that a person holds open. NoBackend where nothing serves the request.
+        """
+        able = {
+            b.name: b.capacity
+            for b in getattr(self.router, "router", self.router).backends
+            if serves(b, request) is None
+        }
+        if not self.held(request) or not able:
+            return self.router.decide(request, now)
+        name = Assignment(
+            f"{self.salt} place", {n: c / sum(able.values()) for n, c in able.items()}
+        ).arm(request.id)
+        try:
+            return self.router.claim(request, name, now, anyway=True)
+        except NoBackend:
+            return self.router.decide(request, now)
 
     def observe(self, request: Request, latency_ms: float | None, ok: bool):
         "How a request ended, for the test; the router has its outcomes as always."
@@ -260,7 +418,13 @@ class Rollout:
         candidate=None,  # a policy
         holdout: float = 0.0,  # share that is held out, 0..1
     ):
-        self.router, self.store, self.kind, self.candidate, self.share = router, store, kind, candidate, holdout
+        self.router, self.store, self.kind, self.candidate, self.share = (
+            router,
+            store,
+            kind,
+            candidate,
+            holdout,
+        )
         self.holdout = Holdout(router, holdout) if holdout else None
         name = f"{kind}-{candidate.name}" if candidate is not None else kind
         self.canary = None
@@ -273,10 +437,14 @@ class Rollout:
 
     @classmethod
     def of(cls, router, store, holdout: float = 0.0, **candidates) -> "Rollout | None":
-        "The rollout that was asked for; None where nothing was. ValueError where two candidates were given, or the share is none."
+        """The rollout that was asked for; None where nothing was. ValueError where two candidates
+        were given, or the share is none.
+        """
         given = {k: v for k, v in candidates.items() if v is not None}
         if len(given) > 1:
-            raise ValueError(f"give one candidate at a time, got {', '.join(given)}: their effects could not be told apart")
+            raise ValueError(
+                f"give one candidate at a time, got {', '.join(given)}: their effects could not be told apart"
+            )
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout must be a share from 0 to below 1, got {holdout!r}")
         if not given and not holdout:
@@ -296,7 +464,9 @@ class Rollout:
             policy = self.candidate if arm == "new" else None
             return self._note(self.router.decide(request, now, policy), arm)
         if self.shadow and self.sampled.arm(request.id) == "asked":
-            would = {c.backend: c.probability for c in self.router.rank(request, now, self.candidate)}
+            would = {
+                c.backend: c.probability for c in self.router.rank(request, now, self.candidate)
+            }
             d = self.router.decide(request, now)
             return self._note(d, (d.probability, would.get(d.backend, 0.0)))
         return self._note(self.router.decide(request, now), "routed")
@@ -319,7 +489,9 @@ class Rollout:
         if self.shadow and isinstance(arm, tuple) and outcome.ok:
             self.shadow.rows.append((outcome.latency_ms, *arm))
         if self.holdout:
-            self.holdout.test.observe("live" if arm == "held" else "new", outcome.latency_ms, outcome.ok)
+            self.holdout.test.observe(
+                "live" if arm == "held" else "new", outcome.latency_ms, outcome.ok
+            )
         if self.ends % self.EVERY == 0:
             self._tell(at_s)
 
@@ -333,10 +505,22 @@ class Rollout:
     def told(self, at_s: float) -> dict:
         "As `Canary.told`, for a shadow or a holdout."
         test = self.holdout.test if self.holdout else None
-        calls = dict(live=test.live.calls, new=test.new.calls) if test else dict(live=self.ends, new=0)
+        calls = (
+            dict(live=test.live.calls, new=test.new.calls) if test else dict(live=self.ends, new=0)
+        )
         looks = [x for x in self.looks if isfinite(x[3])]
-        return dict(name=self.name, at_s=at_s, state=self.kind, used=self.ends, budget=None, share=self.share or self.SHADOWED,
-                    say="watched", why=self.why(), calls=calls, looks=looks)
+        return dict(
+            name=self.name,
+            at_s=at_s,
+            state=self.kind,
+            used=self.ends,
+            budget=None,
+            share=self.share or self.SHADOWED,
+            say="watched",
+            why=self.why(),
+            calls=calls,
+            looks=looks,
+        )
 
     def why(self) -> str:
         "What can be said so far, in a sentence."
@@ -344,7 +528,9 @@ class Rollout:
             v = self.canary.verdict
             return v.why if v else "no look at the test yet"
         if self.shadow and not self.shadow.rows:
-            return "nothing can be said yet: no request that the candidate was asked about has ended"
+            return (
+                "nothing can be said yet: no request that the candidate was asked about has ended"
+            )
         if self.shadow:
             try:
                 s = self.shadow.score()
@@ -357,31 +543,75 @@ class Rollout:
     def status(self) -> dict:
         "Plain values."
         state = self.canary.state if self.canary else self.kind
-        return dict(name=self.name, kind=self.kind, state=state, holdout=self.share, ended=self.ends, why=self.why())
+        return dict(
+            name=self.name,
+            kind=self.kind,
+            state=state,
+            holdout=self.share,
+            ended=self.ends,
+            why=self.why(),
+        )
 
 # %% ../../nbs/learning/26_rollout.ipynb #1db02d10
-SIGMA = sqrt(log(2.))                  # of the log: standard deviation as large as the mean
+SIGMA = sqrt(log(2.0))  # of the log: standard deviation as large as the mean
 
-def looks(ratio: float, seeds: int, n: int, share: float = .5, every: int = 100, alpha: float = .05, tight_at: float = 4000., seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Estimate and half width of the confidence sequence, and the t statistic, at every look: (seeds, looks) each."
+
+def looks(
+    ratio: float,
+    seeds: int,
+    n: int,
+    share: float = 0.5,
+    every: int = 100,
+    alpha: float = 0.05,
+    tight_at: float = 4000.0,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimate and half width of the confidence sequence, and the t statistic, at every look:
+    (seeds, looks) each.
+    """
     out = []
     for s in range(seeds):
-        rng = np.random.default_rng([seed, s]); new = rng.random(n) < share
-        x = SIGMA*rng.standard_normal(n) + log(ratio)*new
-        sums = [np.add.reduceat(v, np.arange(0, n, every)).cumsum() for v in (new.astype(float), x*new, x*x*new, x, x*x)]
-        nb, sb, qb, st, qt = sums; na, sa, qa = np.arange(1, len(nb) + 1)*every - nb, st - sb, qt - qb
+        rng = np.random.default_rng([seed, s])
+        new = rng.random(n) < share
+        x = SIGMA * rng.standard_normal(n) + log(ratio) * new
+        sums = [
+            np.add.reduceat(v, np.arange(0, n, every)).cumsum()
+            for v in (new.astype(float), x * new, x * x * new, x, x * x)
+        ]
+        nb, sb, qb, st, qt = sums
+        na, sa, qa = np.arange(1, len(nb) + 1) * every - nb, st - sb, qt - qb
         with np.errstate(all="ignore"):
-            va, vb = qa/na - (sa/na)**2, qb/nb - (sb/nb)**2
-            d, r = difference(na, sa/na, va, nb, sb/nb, vb, alpha, tight_at)
-            out.append((d, np.where(np.minimum(na, nb) < 50, np.inf, r), d/np.sqrt(va/na + vb/nb)))
+            va, vb = qa / na - (sa / na) ** 2, qb / nb - (sb / nb) ** 2
+            d, r = difference(na, sa / na, va, nb, sb / nb, vb, alpha, tight_at)
+            out.append(
+                (d, np.where(np.minimum(na, nb) < 50, np.inf, r), d / np.sqrt(va / na + vb / nb))
+            )
     return tuple(np.array(v) for v in zip(*out))
 
-def rollout_rates(seeds: int = 1000, n: int = 20_000, alpha: float = .05, seed: int = 0) -> dict:
-    "False positives of an A/A test with looks (ours and the t-test's), power against 10 %, and how canaries end."
-    d, r, t = looks(1., seeds, n, seed=seed); d2, r2, _ = looks(.9, seeds, n, seed=seed + 1)
-    c = CanaryConfig(); many = min(int(.02*c.budget/c.share), 4*n)      # requests in all until 2 % of the canary's budget are used
-    (d3, r3, _), (d4, r4, _) = (looks(x, seeds, many, c.share, 1000, tight_at=c.test.tight_at, seed=seed + k) for k, x in ((2, 1.2), (3, 1.)))
-    found = d2 + r2 < 0; first = np.where(found.any(1), (found.argmax(1) + 1)*100, np.inf)
-    return dict(aa_false_positive=float((np.abs(d) > r).any(1).mean()), aa_t_test=float((np.abs(t[:, 1:]) > 1.96).any(1).mean()), ab_power=float(found.any(1).mean()),
-                ab_median_requests=float(np.median(first)), rollback_rate=float((d3 - r3 > 0).any(1).mean()), false_rollback_rate=float((d4 - r4 > 0).any(1).mean()),
-                seeds=seeds, n=n, canary_requests=int(.02*c.budget))
+
+def rollout_rates(seeds: int = 1000, n: int = 20_000, alpha: float = 0.05, seed: int = 0) -> dict:
+    """False positives of an A/A test with looks (ours and the t-test's), power against 10 %, and
+    how canaries end.
+    """
+    d, r, t = looks(1.0, seeds, n, seed=seed)
+    d2, r2, _ = looks(0.9, seeds, n, seed=seed + 1)
+    c = CanaryConfig()
+    # requests in all until 2 % of the canary's budget are used
+    many = min(int(0.02 * c.budget / c.share), 4 * n)
+    (d3, r3, _), (d4, r4, _) = (
+        looks(x, seeds, many, c.share, 1000, tight_at=c.test.tight_at, seed=seed + k)
+        for k, x in ((2, 1.2), (3, 1.0))
+    )
+    found = d2 + r2 < 0
+    first = np.where(found.any(1), (found.argmax(1) + 1) * 100, np.inf)
+    return dict(
+        aa_false_positive=float((np.abs(d) > r).any(1).mean()),
+        aa_t_test=float((np.abs(t[:, 1:]) > 1.96).any(1).mean()),
+        ab_power=float(found.any(1).mean()),
+        ab_median_requests=float(np.median(first)),
+        rollback_rate=float((d3 - r3 > 0).any(1).mean()),
+        false_rollback_rate=float((d4 - r4 > 0).any(1).mean()),
+        seeds=seeds,
+        n=n,
+        canary_requests=int(0.02 * c.budget),
+    )

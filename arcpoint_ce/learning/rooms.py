@@ -14,20 +14,44 @@ from math import exp, inf, log
 from statistics import quantiles
 
 from .gate import DEMOTED, Gate, GateConfig
-from .headroom import Foresight, Journal, Response, RoomModel, Rooms, Sensor, learn_rooms, untaught
-from ..routing.core import LEVELS, Backend, Forecast, Forecaster, ForecasterEvent, ForecastTable, Outcome, Step
+from arcpoint_ce.learning.headroom import (
+    Foresight,
+    Journal,
+    Response,
+    RoomModel,
+    Rooms,
+    Sensor,
+    learn_rooms,
+    untaught,
+)
+from arcpoint_ce.routing.core import (
+    LEVELS,
+    Backend,
+    Forecast,
+    Forecaster,
+    ForecasterEvent,
+    ForecastTable,
+    Outcome,
+    Step,
+)
 
 # %% ../../nbs/learning/26d_rooms.ipynb #53a43236
 def sound(
     gauge,  # whatever a source of gauges gave for one backend
     now: float,  # s
-) -> tuple[float, float, float, float] | None:  # time, s; running; waiting; ms per token; None: it cannot be
+    # time, s; running; waiting; ms per token; None: it cannot be
+) -> tuple[float, float, float, float] | None:
     "A gauge as the sensors take it."
     try:
         at_s, running, waiting, tpot_ms = map(float, gauge)
     except (TypeError, ValueError):
         return None
-    fits = -inf < at_s <= now + 60.0 and 0 <= running < inf and 0 <= waiting < inf and 0 < tpot_ms < inf
+    fits = (
+        -inf < at_s <= now + 60.0
+        and 0 <= running < inf
+        and 0 <= waiting < inf
+        and 0 < tpot_ms < inf
+    )
     return (min(at_s, now), running, waiting, tpot_ms) if fits else None
 
 # %% ../../nbs/learning/26d_rooms.ipynb #21da8721
@@ -72,7 +96,9 @@ def plain_rooms(model: RoomModel, names: Sequence[str]) -> dict:
     rows = zip(names, model.responses, model.usual, model.foresight)
     return dict(
         spread=model.spread,
-        backends={n: dict(response=asdict(r), usual=u, foresight=f and asdict(f)) for n, r, u, f in rows},
+        backends={
+            n: dict(response=asdict(r), usual=u, foresight=f and asdict(f)) for n, r, u, f in rows
+        },
     )
 
 
@@ -81,7 +107,10 @@ def turned_by(
     steps: int,  # by which its time 0 is moved; negative: back
 ) -> Foresight:
     "The same clocks, counted from another time 0."
-    moved = lambda profiles: tuple(p[steps % len(p) :] + p[: steps % len(p)] for p in profiles)
+
+    def moved(profiles):
+        return tuple(p[steps % len(p) :] + p[: steps % len(p)] for p in profiles)
+
     return replace(f, occupied=moved(f.occupied), slow=moved(f.slow))
 
 
@@ -91,7 +120,10 @@ def rooms_from(
     blank: RoomModel,  # what is supposed of backends that it does not know
 ) -> RoomModel:
     "The inverse, for the fleet as it is now. KeyError or TypeError where it is no model."
-    tuples = lambda profiles: tuple(tuple(p) for p in profiles)
+
+    def tuples(profiles):
+        return tuple(tuple(p) for p in profiles)
+
     responses, usual, foresight = list(blank.responses), list(blank.usual), list(blank.foresight)
     for i, b in enumerate(fleet):
         row = plain["backends"].get(b.name)
@@ -111,9 +143,11 @@ class StepMisses:
 
     def __init__(self, step_s: float):
         self.step_s = step_s
-        self.said: dict[str, deque[tuple[float, float]]] = {}  # (time that it is about, s; log of the median), oldest first
+        # (time that it is about, s; log of the median), oldest first
+        self.said: dict[str, deque[tuple[float, float]]] = {}
         self.logs: deque[float] = deque(maxlen=self.KEEP)  # log of what came over what was said
-        self.factors: tuple[float, ...] | None = None  # of the median at LEVELS; None: too few misses
+        # of the median at LEVELS; None: too few misses
+        self.factors: tuple[float, ...] | None = None
 
     def came(self, backend: str, step: Step):
         "A step has closed."
@@ -134,18 +168,25 @@ class StepMisses:
 
     def widened(self, f: Forecast) -> Forecast:
         "The forecast with the interval that it has earned, remembered until its step has closed."
-        self.said.setdefault(f.backend, deque(maxlen=256)).append((f.made_s + f.horizon_s, log(f.step_ms[3])))
+        self.said.setdefault(f.backend, deque(maxlen=256)).append(
+            (f.made_s + f.horizon_s, log(f.step_ms[3]))
+        )
         sure = f.step_ms[2] / f.step_ms[3], f.step_ms[4] / f.step_ms[3]
         if self.factors is None:
             return replace(f, sure=sure)
-        return replace(f, step_ms=tuple(f.step_ms[3] * (x + 1e-9 * k) for k, x in enumerate(self.factors)), sure=sure)
+        return replace(
+            f,
+            step_ms=tuple(f.step_ms[3] * (x + 1e-9 * k) for k, x in enumerate(self.factors)),
+            sure=sure,
+        )
 
 # %% ../../nbs/learning/26d_rooms.ipynb #1341e437
 class RoomForecaster(Forecaster):
     "Head-room of every backend, now and over about two lives of a request, as a forecast."
 
     name = "room"
-    FIRST_S, FIRST_ANSWERS = 300.0, 50  # the first lesson is due after this time and so many answers
+    # the first lesson is due after this time and so many answers
+    FIRST_S, FIRST_ANSWERS = 300.0, 50
 
     def __init__(
         self,
@@ -155,13 +196,20 @@ class RoomForecaster(Forecaster):
         ahead_s: float | None = None,  # how far to look ahead, s; None: twice the life of a request
     ):
         if not (learn_s > 0 and keep > 0 and (ahead_s is None or ahead_s > 0)):
-            raise ValueError(f"learn_s, keep and ahead_s must be positive, got {learn_s!r}, {keep!r}, {ahead_s!r}")
+            raise ValueError(
+                f"learn_s, keep and ahead_s must be positive, got {learn_s!r}, {keep!r}, {ahead_s!r}"
+            )
         self.learn_s, self.keep, self.gate_config, self.ahead_s = learn_s, keep, gate, ahead_s
 
     def start(self, router):
         self.router, self.gateways = router, router.config.gateways
-        self.inbox = deque(maxlen=self.keep)  # outcomes since the last tick; nobody empties it, the oldest go
-        self.journal, self.gate, self.misses = Journal(), Gate(self.gate_config), StepMisses(router.config.step_s)
+        # outcomes since the last tick; nobody empties it, the oldest go
+        self.inbox = deque(maxlen=self.keep)
+        self.journal, self.gate, self.misses = (
+            Journal(),
+            Gate(self.gate_config),
+            StepMisses(router.config.step_s),
+        )
         self.fleet, self.places, self.rooms = (), {}, None
         self.from_s = self.learned_s = self.lesson_due = self.fresh = None
         self.seen, self.life_s, self.tokens = {}, 15.0, 0.0
@@ -171,7 +219,14 @@ class RoomForecaster(Forecaster):
     def outcome(self, o: Outcome):
         "Only answers and time-outs tell how fast a backend works."
         if o.latency_ms is not None and (o.ok or o.error == "timeout"):
-            self.inbox.append((o.backend, o.ts_s, o.ts_s + o.latency_ms / 1000.0, max(o.tokens_out, 1) if o.ok else 0))
+            self.inbox.append(
+                (
+                    o.backend,
+                    o.ts_s,
+                    o.ts_s + o.latency_ms / 1000.0,
+                    max(o.tokens_out, 1) if o.ok else 0,
+                )
+            )
 
     def step(self, backend: str, step: Step):
         self.misses.came(backend, step)
@@ -183,9 +238,13 @@ class RoomForecaster(Forecaster):
 
     @property
     def limit_tok_ms(self) -> float:  # time per token that still meets the limit, ms
-        "As the router was told, with a little kept back for the prompt; else the limit of a request over its usual length."
+        """As the router was told, with a little kept back for the prompt; else the limit of a
+        request over its usual length.
+        """
         config = self.router.config
-        return 0.95 * config.slo_tok_ms if config.slo_tok_ms else config.slo_ms / max(self.tokens, 1.0)
+        return (
+            0.95 * config.slo_tok_ms if config.slo_tok_ms else config.slo_ms / max(self.tokens, 1.0)
+        )
 
     @property
     def evidence(self) -> float:
@@ -197,16 +256,25 @@ class RoomForecaster(Forecaster):
 
     def believe(self, model: RoomModel, fleet: tuple[Backend, ...], kept: Mapping[str, Sensor]):
         "Go on with a model; sensors that are there already are kept, with their new curves."
-        rooms = Rooms(fleet, model, self.limit_tok_ms, self.horizon_s, gate=self.gate, gateways=self.gateways)
+        rooms = Rooms(
+            fleet, model, self.limit_tok_ms, self.horizon_s, gate=self.gate, gateways=self.gateways
+        )
         if self.rooms:
-            rooms.tokens, rooms.promised, rooms.sheds = self.rooms.tokens, self.rooms.promised, self.rooms.sheds
+            rooms.tokens, rooms.promised, rooms.sheds = (
+                self.rooms.tokens,
+                self.rooms.promised,
+                self.rooms.sheds,
+            )
         for i, b in enumerate(fleet):
             if old := kept.get(b.name):
                 old.response, old.usual, rooms.sensors[i] = model.responses[i], model.usual[i], old
         self.rooms, self.fleet, self.places = rooms, fleet, {b.name: i for i, b in enumerate(fleet)}
 
     def begin(self, from_s: float, now: float):
-        "The journal's clock begins. What was learned before a restart goes on with the old one, moved by whole steps."
+        """The journal's clock begins.
+
+        What was learned before a restart goes on with the old one, moved by whole steps.
+        """
         self.from_s, self.learned_s = from_s, now
         since_s = self.given.get("from_s")
         known = [f for f in self.rooms.model.foresight if f] if self.rooms else []
@@ -228,14 +296,23 @@ class RoomForecaster(Forecaster):
             if b not in fleet:
                 self.gate.forget(b.name)
         kept = {self.fleet[p].name: self.rooms.sensors[p] for p in here}
-        pick = lambda row, blank: tuple(row[p] if p is not None else blank for p in was)
+
+        def pick(row, blank):
+            return tuple(row[p] if p is not None else blank for p in was)
+
         ticks = [(t, pick(g, None), pick(own, 0)) for t, g, own in self.journal.ticks]
         answers = [(here[p], *rest) for p, *rest in self.journal.answers if p in here]
         self.journal = Journal(ticks, answers)
-        known = plain_rooms(self.rooms.model, [b.name for b in self.fleet]) if self.rooms else self.given
+        known = (
+            plain_rooms(self.rooms.model, [b.name for b in self.fleet])
+            if self.rooms
+            else self.given
+        )
         if known and self.rooms:
             stay = {b.name for b in fleet if b in self.fleet}
-            known = known | dict(backends={n: row for n, row in known["backends"].items() if n in stay})
+            known = known | dict(
+                backends={n: row for n, row in known["backends"].items() if n in stay}
+            )
         blank = untaught(fleet)
         self.believe(rooms_from(known, fleet, blank) if known else blank, fleet, kept)
 
@@ -260,13 +337,19 @@ class RoomForecaster(Forecaster):
             self.begin(now, now)
         self.follow()
         if self.fresh is not None and self.fresh[1] == self.fleet:
-            self.believe(self.fresh[0], self.fleet, {n: self.rooms.sensors[i] for n, i in self.places.items()})
+            self.believe(
+                self.fresh[0],
+                self.fleet,
+                {n: self.rooms.sensors[i] for n, i in self.places.items()},
+            )
             self.lesson += 1
         self.fresh = None
         self.hear()
         waited = self.FIRST_S if not self.lesson else self.learn_s
         if now - self.learned_s >= waited and len(self.journal.answers) >= self.FIRST_ANSWERS:
-            self.lesson_due = self.lesson_due or f"{(now - self.learned_s) / 60:.0f} min since the last lesson"
+            self.lesson_due = (
+                self.lesson_due or f"{(now - self.learned_s) / 60:.0f} min since the last lesson"
+            )
         self.rooms.tpot_ms, self.rooms.ahead_s = self.limit_tok_ms, self.horizon_s
         gauges = tuple(self.placed(self.seen.get(n)) for n in self.places)
         in_flight = self.router.in_flight()
@@ -290,14 +373,19 @@ class RoomForecaster(Forecaster):
             self.begin(from_s, from_s)
             self.follow()
         fleet, places, model = self.fleet, dict(self.places), self.rooms.model
-        journal = Journal(self.journal.ticks[-self.keep :], sorted(self.journal.answers[-self.keep :], key=lambda a: a[2]))
+        journal = Journal(
+            self.journal.ticks[-self.keep :],
+            sorted(self.journal.answers[-self.keep :], key=lambda a: a[2]),
+        )
         if outcomes:
             stored = journal_of(outcomes, places, self.from_s, most=self.keep)
             if len(stored.answers) > len(journal.answers):
                 journal = stored
         self.lesson_due, self.learned_s = None, now
         if len(journal.answers) < self.FIRST_ANSWERS or not journal.ticks:
-            raise ValueError(f"only {len(journal.answers)} answers so far: at least {self.FIRST_ANSWERS} are needed")
+            raise ValueError(
+                f"only {len(journal.answers)} answers so far: at least {self.FIRST_ANSWERS} are needed"
+            )
         model = learn_rooms(journal, fleet, model, ahead_s=self.horizon_s)
         self.fresh = model, fleet
         clocks = sum(f is not None and bool(f.occupied or f.slow) for f in model.foresight)
@@ -324,7 +412,10 @@ class RoomForecaster(Forecaster):
             self.believe(rooms_from(lessons, fleet, untaught(fleet)), fleet, {})
 
     def news(self) -> list[ForecasterEvent]:
-        out = [ForecasterEvent(e.at_s + (self.from_s or 0.0), e.backend, e.what, e.why) for e in self.gate.events]
+        out = [
+            ForecasterEvent(e.at_s + (self.from_s or 0.0), e.backend, e.what, e.why)
+            for e in self.gate.events
+        ]
         self.gate.events.clear()
         return out
 

@@ -17,217 +17,324 @@ from typing import NamedTuple
 import numpy as np
 
 from .demand import Demand, best_rule, fit_demand, replay_load
-from ..routing.windows import KEEP, LoadWindow, Season, level_weights, run_vector
+from ..routing.windows import KEEP, Season, level_weights
 
 # %% ../../nbs/learning/21e_scaling.ipynb #1d70b649
 @dataclass(frozen=True, slots=True)
 class ScalingModel:
     "What is known of our own demand."
-    demand: Demand                     # clocks, level rule, horizon in steps
-    step_s: float                      # length of a step, s
-    misses: tuple[float, ...]          # honest past errors over the root of the forecast, oldest first
-    recent: tuple[float, ...] = ()     # requests in the last steps, to begin with
-    index: int = 0                     # number of the first of them (start over length)
+
+    demand: Demand  # clocks, level rule, horizon in steps
+    step_s: float  # length of a step, s
+    misses: tuple[float, ...]  # honest past errors over the root of the forecast, oldest first
+    recent: tuple[float, ...] = ()  # requests in the last steps, to begin with
+    index: int = 0  # number of the first of them (start over length)
 
     @property
-    def ahead_s(self) -> float: return self.demand.ahead*self.step_s   # horizon, s
+    def ahead_s(self) -> float:
+        return self.demand.ahead * self.step_s  # horizon, s
 
-def unit(expected: float | np.ndarray) -> float | np.ndarray:   # requests in a step
+
+def unit(expected: float | np.ndarray) -> float | np.ndarray:  # requests in a step
     "What a miss is measured in."
-    return np.sqrt(np.maximum(expected, 1.))
+    return np.sqrt(np.maximum(expected, 1.0))
+
 
 def trend_only(load: np.ndarray, index: int, ahead: int) -> tuple[Demand, np.ndarray]:
     "Level and trend without any clock, and what they say at every step."
-    sigma = max(1.4826*float(np.median(np.abs(np.diff(load)))), 1e-9)
+    sigma = max(1.4826 * float(np.median(np.abs(np.diff(load)))), 1e-9)
     d = Demand(Season(), best_rule(load, ahead)[0], sigma, ahead)
     return d, replay_load(d, load, index)
 
 # %% ../../nbs/learning/21e_scaling.ipynb #17496f49
 def learn_demand(
-    counts: Sequence[float],           # own arrivals per step, contiguous, oldest first, (n,)
-    step_s: float,                     # length of a step, s
-    ahead_s: float,                    # how long a replica takes to start, s
-    index: int = 0,                    # number of the first step (its start over step_s)
-    clocks: bool = True,               # False: level and trend only
+    counts: Sequence[float],  # own arrivals per step, contiguous, oldest first, (n,)
+    step_s: float,  # length of a step, s
+    ahead_s: float,  # how long a replica takes to start, s
+    index: int = 0,  # number of the first step (its start over step_s)
+    clocks: bool = True,  # False: level and trend only
     seed: int = 0,
 ) -> ScalingModel:
-    "Learn demand and its P90 misses. ValueError on counts that are none, or too few for the horizon."
+    """Learn demand and its P90 misses.
+
+    ValueError on counts that are none, or too few for the horizon.
+    """
     load = np.asarray(counts, float)
-    if not (step_s > 0 and isfinite(ahead_s) and ahead_s > 0): raise ValueError(f"learn_demand: step_s and ahead_s must be positive, got {step_s!r} and {ahead_s!r}")
-    ahead = ceil(ahead_s/step_s - 1e-9)
-    if load.ndim != 1 or not (np.isfinite(load) & (load >= 0)).all(): raise ValueError("learn_demand: counts must be one row of numbers, 0 or more")
-    if len(load) < 4*ahead: raise ValueError(f"learn_demand: {len(load)} steps are too few for a horizon of {ahead}; give at least {4*ahead}")
+    if not (step_s > 0 and isfinite(ahead_s) and ahead_s > 0):
+        raise ValueError(
+            f"learn_demand: step_s and ahead_s must be positive, got {step_s!r} and {ahead_s!r}"
+        )
+    ahead = ceil(ahead_s / step_s - 1e-9)
+    if load.ndim != 1 or not (np.isfinite(load) & (load >= 0)).all():
+        raise ValueError("learn_demand: counts must be one row of numbers, 0 or more")
+    if len(load) < 4 * ahead:
+        raise ValueError(
+            f"learn_demand: {len(load)} steps are too few for a horizon of {ahead}; give at least {4 * ahead}"
+        )
     d, honest = fit_demand(load, index, ahead, seed) if clocks else trend_only(load, index, ahead)
-    warm = min(KEEP, len(load)//4)
-    said, came = honest[warm:-ahead], load[warm + ahead:]
-    known = np.isfinite(said); misses = ((came - said)/unit(said))[known]
-    return ScalingModel(d, step_s, tuple(misses.tolist()), tuple(load[-KEEP:].tolist()), index + len(load) - len(load[-KEEP:]))
+    warm = min(KEEP, len(load) // 4)
+    said, came = honest[warm:-ahead], load[warm + ahead :]
+    known = np.isfinite(said)
+    misses = ((came - said) / unit(said))[known]
+    return ScalingModel(
+        d,
+        step_s,
+        tuple(misses.tolist()),
+        tuple(load[-KEEP:].tolist()),
+        index + len(load) - len(load[-KEEP:]),
+    )
 
 # %% ../../nbs/learning/21e_scaling.ipynb #31034040
 class Counter(ABC):
     "Own arrivals by step; a step is closed once the clock has left it."
-    def __init__(self, step_s: float): self.step_s, self.open, self.count = step_s, None, 0.
 
-    def arrived(self, now: float, n: float = 1.):
+    def __init__(self, step_s: float):
+        self.step_s, self.open, self.count = step_s, None, 0.0
+
+    def arrived(self, now: float, n: float = 1.0):
         "So many requests came at about `now`."
-        self.close(now); self.count += n
+        self.close(now)
+        self.count += n
 
     def close(self, now: float):
         "Close every step that ended before `now`; the first one begins with the first call."
-        step = int(now//self.step_s)
-        if self.open is None: self.open = step
-        while self.open < step: self.push(self.open, self.count); self.open += 1; self.count = 0.
+        step = int(now // self.step_s)
+        if self.open is None:
+            self.open = step
+        while self.open < step:
+            self.push(self.open, self.count)
+            self.open += 1
+            self.count = 0.0
 
     @abstractmethod
-    def push(self, index: int, count: float): ...   # a closed step
+    def push(self, index: int, count: float): ...  # a closed step
 
 # %% ../../nbs/learning/21e_scaling.ipynb #dbe61cd1
 class Watch(Counter):
     "The demand so far, and what became of earlier forecasts."
-    def __init__(self, model: ScalingModel, quantile: float = .9, memory: int = 360):   # memory: misses that count
+
+    # memory: misses that count
+    def __init__(self, model: ScalingModel, quantile: float = 0.9, memory: int = 360):
         super().__init__(model.step_s)
-        if not 0 < quantile < 1: raise ValueError(f"Outlook: quantile must be within 0..1, got {quantile!r}")
+        if not 0 < quantile < 1:
+            raise ValueError(f"Outlook: quantile must be within 0..1, got {quantile!r}")
         self.model, self.quantile, self.index = model, quantile, model.index + len(model.recent) - 1
         self.misses, self.promised = deque(model.misses, memory), {}
         self.window = model.demand.window()
-        for k, n in enumerate(model.recent): self.window.push(model.index + k, n)
+        for k, n in enumerate(model.recent):
+            self.window.push(model.index + k, n)
 
     def push(self, index: int, count: float):
         said = self.promised.pop(index, None)
-        if said is not None: self.misses.append(float((count - said)/unit(said)))
-        self.window.push(index, count); self.index = index
+        if said is not None:
+            self.misses.append(float((count - said) / unit(said)))
+        self.window.push(index, count)
+        self.index = index
         self.promised[index + self.model.demand.ahead] = float(self.path()[-1])
 
     @abstractmethod
-    def path(self) -> np.ndarray: ...   # the next steps, the last one at the horizon
+    def path(self) -> np.ndarray: ...  # the next steps, the last one at the horizon
 
 # %% ../../nbs/learning/21e_scaling.ipynb #1edc53b0
 class Outlook(Watch):
     "What is expected of the next steps, and what is seldom exceeded."
-    def path(self) -> np.ndarray:      # requests in each of the next steps, up to the horizon, (ahead,)
+
+    def path(self) -> np.ndarray:  # requests in each of the next steps, up to the horizon, (ahead,)
         "Level and clocks; at the horizon what the whole model says."
         d, w = self.model.demand, self.window
-        if not w.rest: return np.zeros(d.ahead)
-        level = (lambda k: w.run_level()) if d.runs else (lambda k: w.level(level_weights(d.rule, k)))
-        out = np.array([max(level(k) + d.season.at(self.index + k), 0.) for k in range(1, d.ahead + 1)])
+        if not w.rest:
+            return np.zeros(d.ahead)
+        level = (
+            (lambda k: w.run_level()) if d.runs else (lambda k: w.level(level_weights(d.rule, k)))
+        )
+        out = np.array(
+            [max(level(k) + d.season.at(self.index + k), 0.0) for k in range(1, d.ahead + 1)]
+        )
         out[-1] = d.expect([w], self.index)[0]
         return out
 
-    def high(self, path: np.ndarray) -> np.ndarray:   # requests per step, likewise
+    def high(self, path: np.ndarray) -> np.ndarray:  # requests per step, likewise
         "The quantile beside a path."
-        if not self.misses: return path
-        return np.maximum(path + np.quantile(self.misses, self.quantile)*unit(path), 0.)
+        if not self.misses:
+            return path
+        return np.maximum(path + np.quantile(self.misses, self.quantile) * unit(path), 0.0)
 
 # %% ../../nbs/learning/21e_scaling.ipynb #112b639e
 @dataclass(frozen=True, slots=True)
 class Site:
     "One backend, for scaling. ValueError on amounts that are none."
+
     name: str
-    rps: float                         # requests/s that one replica answers within the limit
-    used_rps: float = 0.               # what other tenants take of all its replicas, requests/s
-    price: float = 1.                  # of one replica for a second, any currency
-    least: int = 1                     # replicas that stay
-    most: int = 4                      # replicas that can be had
+    rps: float  # requests/s that one replica answers within the limit
+    used_rps: float = 0.0  # what other tenants take of all its replicas, requests/s
+    price: float = 1.0  # of one replica for a second, any currency
+    least: int = 1  # replicas that stay
+    most: int = 4  # replicas that can be had
 
     def __post_init__(self):
-        if not (self.rps > 0 and self.used_rps >= 0 and self.price >= 0): raise ValueError(f"Site {self.name!r}: rps must be positive, used_rps and price 0 or more")
-        if not 0 <= self.least <= self.most: raise ValueError(f"Site {self.name!r}: replicas must satisfy 0 <= least <= most, got {self.least} and {self.most}")
+        if not (self.rps > 0 and self.used_rps >= 0 and self.price >= 0):
+            raise ValueError(
+                f"Site {self.name!r}: rps must be positive, used_rps and price 0 or more"
+            )
+        if not 0 <= self.least <= self.most:
+            raise ValueError(
+                f"Site {self.name!r}: replicas must satisfy 0 <= least <= most, got {self.least} and {self.most}"
+            )
 
 # %% ../../nbs/learning/21e_scaling.ipynb #3aef7c3a
 class Advice(NamedTuple):
     "How many replicas there should be, those that are starting included."
-    replicas: dict[str, int]           # by backend
-    expected_rps: float                # at the horizon
-    p90_rps: float                     # seldom exceeded there
+
+    replicas: dict[str, int]  # by backend
+    expected_rps: float  # at the horizon
+    p90_rps: float  # seldom exceeded there
     why: str
 
-def room_rps(sites: Iterable[Site], replicas: Mapping[str, int], fill: float = 1.) -> float:
-    "What these replicas can hold of ours, each filled to that share."
-    return sum(max(fill*s.rps*replicas[s.name] - s.used_rps, 0.) for s in sites)
 
-def dearest(site: Site) -> float: return site.price/site.rps   # what a request's worth of capacity costs
+def room_rps(sites: Iterable[Site], replicas: Mapping[str, int], fill: float = 1.0) -> float:
+    "What these replicas can hold of ours, each filled to that share."
+    return sum(max(fill * s.rps * replicas[s.name] - s.used_rps, 0.0) for s in sites)
+
+
+def dearest(site: Site) -> float:
+    return site.price / site.rps  # what a request's worth of capacity costs
 
 # %% ../../nbs/learning/21e_scaling.ipynb #d5b18425
-def with_more(sites: Sequence[Site], have: Mapping[str, int], need_rps: float, fill: float) -> dict[str, int]:
+def with_more(
+    sites: Sequence[Site], have: Mapping[str, int], need_rps: float, fill: float
+) -> dict[str, int]:
     "Cheapest first, until the need is met or nothing more can be had."
     out = dict(have)
     for s in sorted(sites, key=dearest):
-        while out[s.name] < s.most and room_rps(sites, out, fill) < need_rps: out[s.name] += 1
+        while out[s.name] < s.most and room_rps(sites, out, fill) < need_rps:
+            out[s.name] += 1
     return out
 
-def with_fewer(sites: Sequence[Site], ready: Mapping[str, int], starting: Mapping[str, int], need_rps: float, fill: float) -> dict[str, int]:
-    "Dearest first, as long as those that are ready still meet the need. Where one is starting, none is released."
+
+def with_fewer(
+    sites: Sequence[Site],
+    ready: Mapping[str, int],
+    starting: Mapping[str, int],
+    need_rps: float,
+    fill: float,
+) -> dict[str, int]:
+    """Dearest first, as long as those that are ready still meet the need.
+
+    Where one is starting, none is released.
+    """
     out = dict(ready)
     for s in sorted(sites, key=dearest, reverse=True):
         while out[s.name] > s.least and not starting.get(s.name):
             out[s.name] -= 1
-            if room_rps(sites, out, fill) < need_rps: out[s.name] += 1; break
+            if room_rps(sites, out, fill) < need_rps:
+                out[s.name] += 1
+                break
     return out
 
 # %% ../../nbs/learning/21e_scaling.ipynb #5e66dae9
 class Needs(ABC):
     "What an adviser must say."
-    def __init__(self, fill: float = .8, dwell_s: float = 30.):   # share of a replica that may be used; least time before a release, s
-        if not fill > 0 or not dwell_s >= 0: raise ValueError(f"fill must be positive and dwell_s 0 or more, got {fill!r} and {dwell_s!r}")
+
+    # share of a replica that may be used; least time before a release, s
+    def __init__(self, fill: float = 0.8, dwell_s: float = 30.0):
+        if not fill > 0 or not dwell_s >= 0:
+            raise ValueError(
+                f"fill must be positive and dwell_s 0 or more, got {fill!r} and {dwell_s!r}"
+            )
         self.fill, self.dwell_s, self.kept = fill, dwell_s, deque()
 
     @abstractmethod
-    def arrived(self, now: float, n: float = 1.): ...   # so many requests came at about now
+    def arrived(self, now: float, n: float = 1.0): ...  # so many requests came at about now
     @abstractmethod
-    def needs(self, now: float) -> tuple[float, float, float, str]: ...   # expected, order for, keep for, rps; where from
+    # expected, order for, keep for, rps; where from
+    def needs(self, now: float) -> tuple[float, float, float, str]: ...
 
-    def hold(self, now: float, rps: float) -> float:   # rps
+    def hold(self, now: float, rps: float) -> float:  # rps
         "The highest need within the dwell."
         q = self.kept
-        while q and q[-1][1] <= rps: q.pop()
+        while q and q[-1][1] <= rps:
+            q.pop()
         q.append((now, rps))
-        while q[0][0] < now - self.dwell_s: q.popleft()
+        while q[0][0] < now - self.dwell_s:
+            q.popleft()
         return q[0][1]
 
 # %% ../../nbs/learning/21e_scaling.ipynb #94b1192e
 class Scaling(Needs):
     "What advisers share; a subclass counts arrivals and says what is needed."
+
     def advise(
-        self, now: float, sites: Sequence[Site],
-        ready: Mapping[str, int],              # replicas that answer, by backend
-        starting: Mapping[str, int] = {},      # ordered, not yet ready
+        self,
+        now: float,
+        sites: Sequence[Site],
+        ready: Mapping[str, int],  # replicas that answer, by backend
+        starting: Mapping[str, int] = {},  # ordered, not yet ready
     ) -> Advice:
         "Replicas wanted per backend: order for what comes, release what is not needed until then."
-        expected, order, keep, why = self.needs(now); keep = self.hold(now, max(order, keep))
+        expected, order, keep, why = self.needs(now)
+        keep = self.hold(now, max(order, keep))
         have = {s.name: ready[s.name] + starting.get(s.name, 0) for s in sites}
         can = room_rps(sites, have, self.fill)
-        if can < order: out, act = with_more(sites, have, order, self.fill), "order"
+        if can < order:
+            out, act = with_more(sites, have, order, self.fill), "order"
         else:
             fewer = with_fewer(sites, ready, starting, keep, self.fill)
-            out = {n: fewer[n] + starting.get(n, 0) for n in have}; act = "keep" if out == have else "release"
-        return Advice(out, expected, order, f"{act}: {why}; {can:.1f} rps can be held, {keep:.1f} must be kept")
+            out = {n: fewer[n] + starting.get(n, 0) for n in have}
+            act = "keep" if out == have else "release"
+        return Advice(
+            out,
+            expected,
+            order,
+            f"{act}: {why}; {can:.1f} rps can be held, {keep:.1f} must be kept",
+        )
 
 # %% ../../nbs/learning/21e_scaling.ipynb #200e3152
 class Advisor(Scaling):
     "Predictive: orders for the P90 at the horizon."
-    def __init__(self, model: ScalingModel, quantile: float = .9, fill: float = .8, dwell_s: float = 30.):
+
+    def __init__(
+        self, model: ScalingModel, quantile: float = 0.9, fill: float = 0.8, dwell_s: float = 30.0
+    ):
         super().__init__(fill, dwell_s)
         self.outlook = Outlook(model, quantile)
 
-    def arrived(self, now: float, n: float = 1.): self.outlook.arrived(now, n)
+    def arrived(self, now: float, n: float = 1.0):
+        self.outlook.arrived(now, n)
 
     def needs(self, now: float):
-        o = self.outlook; o.close(now)
-        path = o.path(); high = o.high(path)/o.step_s
-        return float(path[-1]/o.step_s), float(high[-1]), float(high.max()), f"P90 of {high[-1]:.1f} rps in {o.model.ahead_s:.0f} s"
+        o = self.outlook
+        o.close(now)
+        path = o.path()
+        high = o.high(path) / o.step_s
+        return (
+            float(path[-1] / o.step_s),
+            float(high[-1]),
+            float(high.max()),
+            f"P90 of {high[-1]:.1f} rps in {o.model.ahead_s:.0f} s",
+        )
 
 # %% ../../nbs/learning/21e_scaling.ipynb #24ddf105
 class Reactive(Counter, Scaling):
     "The present rate, and a target of utilisation."
-    def __init__(self, fill: float = .8, dwell_s: float = 60., step_s: float = 10., window: int = 3, recent: Sequence[float] = ()):   # window: steps averaged
-        Counter.__init__(self, step_s); Scaling.__init__(self, fill, dwell_s)
+
+    def __init__(
+        self,
+        fill: float = 0.8,
+        dwell_s: float = 60.0,
+        step_s: float = 10.0,
+        window: int = 3,
+        recent: Sequence[float] = (),
+    ):  # window: steps averaged
+        Counter.__init__(self, step_s)
+        Scaling.__init__(self, fill, dwell_s)
         self.last = deque(recent, window)
 
-    def push(self, index: int, count: float): self.last.append(count)
+    def push(self, index: int, count: float):
+        self.last.append(count)
 
     def needs(self, now: float):
         self.close(now)
-        rate = sum(self.last)/(len(self.last)*self.step_s) if self.last else 0.
+        rate = sum(self.last) / (len(self.last) * self.step_s) if self.last else 0.0
         return rate, rate, rate, f"{rate:.1f} rps at present"
 
 # %% ../../nbs/learning/21e_scaling.ipynb #d45857cd

@@ -6,36 +6,50 @@
 __all__ = ['GATEWAY_IDS', 'opened_elsewhere', 'to_follow']
 
 # %% ../../nbs/learning/26c_shared.ipynb #e8b4aa48
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 
 # %% ../../nbs/learning/26c_shared.ipynb #c5a3a19a
-GATEWAY_IDS = 1 << 40                  # decision ids of gateway k begin at k times this: ids in a shared store never meet
+# decision ids of gateway k begin at k times this: ids in a shared store never meet
+GATEWAY_IDS = 1 << 40
+
 
 def opened_elsewhere(
-    rows: Iterable[Mapping],           # of the table "transitions", in order of time
-    gateway: int,                      # who asks
-    now: float,                        # s
-) -> dict[str, dict[int, float]]:      # backend -> gateway -> when its breaker opened, s
+    rows: Iterable[Mapping],  # of the table "transitions", in order of time
+    gateway: int,  # who asks
+    now: float,  # s
+) -> dict[str, dict[int, float]]:  # backend -> gateway -> when its breaker opened, s
     "Breakers of other gateways that are open now, on evidence of their own."
     newest = {(r["backend"], r["gateway"]): r for r in rows if r["gateway"] not in (None, gateway)}
     out: dict[str, dict[int, float]] = {}
     for (backend, other), r in newest.items():
-        own = r["new"] == "open" and "elsewhere" not in (r["evidence"] or {})   # what was only followed proves nothing more
-        if own and now < (inf if r["until_s"] is None else r["until_s"]): out.setdefault(backend, {})[other] = r["at_s"]
+        # what was only followed proves nothing more
+        own = r["new"] == "open" and "elsewhere" not in (r["evidence"] or {})
+        if own and now < (inf if r["until_s"] is None else r["until_s"]):
+            out.setdefault(backend, {})[other] = r["at_s"]
     return out
 
 # %% ../../nbs/learning/26c_shared.ipynb #d9194ccf
 def to_follow(
-    opened: Mapping[str, Mapping[int, float]],   # as from `opened_elsewhere`
-    closed_since_s: Mapping[str, float],         # own closed breakers, and since when, s
-    capacity: Mapping[str, float],               # of the whole fleet
-    quorum: int = 2,                             # so many gateways must have opened
-    share: float = .5,                           # of the capacity may be shut out, at most
-) -> list[str]:                                  # backends, most evidence first
+    opened: Mapping[str, Mapping[int, float]],  # as from `opened_elsewhere`
+    closed_since_s: Mapping[str, float],  # own closed breakers, and since when, s
+    capacity: Mapping[str, float],  # of the whole fleet
+    quorum: int = 2,  # so many gateways must have opened
+    share: float = 0.5,  # of the capacity may be shut out, at most
+) -> list[str]:  # backends, most evidence first
     "Whose breakers open on what others saw."
-    fresh = {b: [g for g, at_s in who.items() if at_s > closed_since_s[b]] for b, who in opened.items() if b in closed_since_s}
-    left, out = share*sum(capacity.values()) - sum(c for b, c in capacity.items() if b not in closed_since_s), []
+    fresh = {
+        b: [g for g, at_s in who.items() if at_s > closed_since_s[b]]
+        for b, who in opened.items()
+        if b in closed_since_s
+    }
+    left, out = (
+        share * sum(capacity.values())
+        - sum(c for b, c in capacity.items() if b not in closed_since_s),
+        [],
+    )
     for b in sorted(fresh, key=lambda b: (-len(fresh[b]), b)):
-        if len(fresh[b]) >= quorum and capacity[b] <= left: out.append(b); left -= capacity[b]
+        if len(fresh[b]) >= quorum and capacity[b] <= left:
+            out.append(b)
+            left -= capacity[b]
     return out

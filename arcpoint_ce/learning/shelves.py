@@ -8,7 +8,9 @@ __all__ = ['SCHEMA', 'TABLES', 'KEYS', 'NESTED', 'Rows', 'KEY_AT', 'MIGRATIONS',
            'RedisShelf', 'RedisReading', 'open_shelf']
 
 # %% ../../nbs/learning/24b_shelves.ipynb #2e1147a7
-import json, os, sqlite3
+import json
+import os
+import sqlite3
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,79 +20,161 @@ from typing import Protocol
 
 # %% ../../nbs/learning/24b_shelves.ipynb #48d75676
 SCHEMA = 4
-TABLES = {   # columns; the first is the time, s
-    "decisions": ("at_s", "id", "request", "tier", "task", "model", "backend", "mode", "version", "age_s", "p10_ms", "p50_ms", "p90_ms", "propensity", "until_s", "candidates", "features", "limit_ms"),
+TABLES = {  # columns; the first is the time, s
+    "decisions": (
+        "at_s",
+        "id",
+        "request",
+        "tier",
+        "task",
+        "model",
+        "backend",
+        "mode",
+        "version",
+        "age_s",
+        "p10_ms",
+        "p50_ms",
+        "p90_ms",
+        "propensity",
+        "until_s",
+        "candidates",
+        "features",
+        "limit_ms",
+    ),
     "attempts": ("at_s", "decision", "attempt", "backend", "propensity"),
-    "outcomes": ("end_s", "decision", "attempt", "backend", "ts_s", "latency_ms", "ok", "error", "censored", "fate", "tokens_in", "tokens_out", "ttft_ms", "cost_usd", "version", "quality"),
+    "outcomes": (
+        "end_s",
+        "decision",
+        "attempt",
+        "backend",
+        "ts_s",
+        "latency_ms",
+        "ok",
+        "error",
+        "censored",
+        "fate",
+        "tokens_in",
+        "tokens_out",
+        "ttft_ms",
+        "cost_usd",
+        "version",
+        "quality",
+    ),
     "forecasts": ("made_s", "backend", "version", "horizon_s", "step_ms", "request_ms", "load_rps"),
-    "steps": ("start_s", "backend", "n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out", "in_flight", "oldest_ms", "hist", "p50_ms", "p90_ms", "p99_ms", "gateway"),
+    "steps": (
+        "start_s",
+        "backend",
+        "n",
+        "n_err",
+        "n_lat",
+        "latency_us",
+        "tokens_in",
+        "tokens_out",
+        "in_flight",
+        "oldest_ms",
+        "hist",
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "gateway",
+    ),
     "transitions": ("at_s", "backend", "old", "new", "reason", "evidence", "until_s", "gateway"),
     "incidents": ("start_s", "end_s", "peak_s", "backend", "severity", "score", "says", "detail"),
     "events": ("at_s", "backend", "what", "why", "detail"),
     "traces": ("at_s", "id", "detail"),
 }
-KEYS = {"decisions": ("id",), "attempts": ("decision",), "outcomes": ("decision", "attempt")}   # what rows are looked up by
-NESTED = {"candidates", "features", "step_ms", "request_ms", "hist", "evidence", "detail"}      # columns of JSON text
+# what rows are looked up by
+KEYS = {"decisions": ("id",), "attempts": ("decision",), "outcomes": ("decision", "attempt")}
+# columns of JSON text
+NESTED = {"candidates", "features", "step_ms", "request_ms", "hist", "evidence", "detail"}
+
 
 def check_table(table: str, names: Iterable[str] = ()):
     "KeyError on an unknown table or column, with those there are."
-    if table not in TABLES: raise KeyError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
+    if table not in TABLES:
+        raise KeyError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
     for n in names:
-        if n not in TABLES[table]: raise KeyError(f"table {table!r} has no column {n!r}; it has {', '.join(TABLES[table])}")
+        if n not in TABLES[table]:
+            raise KeyError(
+                f"table {table!r} has no column {n!r}; it has {', '.join(TABLES[table])}"
+            )
 
 # %% ../../nbs/learning/24b_shelves.ipynb #4b4976b6
-Rows = Mapping[str, Sequence[tuple]]   # table -> rows, values in the order of its columns
+Rows = Mapping[str, Sequence[tuple]]  # table -> rows, values in the order of its columns
+
 
 class Shelf(Protocol):
     "Keeps rows and named states. Everything given to one `write` is kept, or nothing is."
-    def write(self, rows: Rows, states: Mapping[str, str]): ...   # returns when it is durable
-    def read(self, table: str, since_s: float, until_s: float, equal: Mapping[str, object], limit: int) -> list[tuple]: ...   # since <= time < until, in order of time
+
+    def write(self, rows: Rows, states: Mapping[str, str]): ...  # returns when it is durable
+    def read(
+        self, table: str, since_s: float, until_s: float, equal: Mapping[str, object], limit: int
+    ) -> list[tuple]: ...  # since <= time < until, in order of time
     def state(self, name: str) -> str | None: ...
-    def drop(self, before_s: float) -> int: ...                   # rows forgotten
-    def facts(self) -> dict: ...                                  # kind, place, size
+    def drop(self, before_s: float) -> int: ...  # rows forgotten
+    def facts(self) -> dict: ...  # kind, place, size
     def close(self): ...
+
 
 def matches(row: tuple, table: str, equal: Mapping[str, object]) -> bool:
     "Has this row these values?"
     columns = TABLES[table]
     return all(row[columns.index(k)] == v for k, v in equal.items())
 
-KEY_AT = {t: TABLES[t].index(k[0]) for t, k in KEYS.items()}   # place of the column that rows are looked up by
 
-def by_key(rows: Rows) -> defaultdict[tuple, list[tuple]]:   # (table, key) -> rows
+# place of the column that rows are looked up by
+KEY_AT = {t: TABLES[t].index(k[0]) for t, k in KEYS.items()}
+
+
+def by_key(rows: Rows) -> defaultdict[tuple, list[tuple]]:  # (table, key) -> rows
     "Rows of tables that are looked up by a key."
     out = defaultdict(list)
     for t in KEY_AT.keys() & rows.keys():
-        for r in rows[t]: out[t, r[KEY_AT[t]]].append(tuple(r))
+        for r in rows[t]:
+            out[t, r[KEY_AT[t]]].append(tuple(r))
     return out
 
 # %% ../../nbs/learning/24b_shelves.ipynb #aba34308
 class MemoryShelf:
     "Lost with the process: for tests, notebooks and simulations."
-    def __init__(self): self.tables, self.states, self.keyed = {t: [] for t in TABLES}, {}, by_key({})
+
+    def __init__(self):
+        self.tables, self.states, self.keyed = {t: [] for t in TABLES}, {}, by_key({})
 
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows: check_table(t)
+        for t in rows:
+            check_table(t)
         for t, new in rows.items():
-            for r in new: insort(self.tables[t], tuple(r), key=lambda x: x[0])
-        for k, new in by_key(rows).items(): self.keyed[k] += new
+            for r in new:
+                insort(self.tables[t], tuple(r), key=lambda x: x[0])
+        for k, new in by_key(rows).items():
+            self.keyed[k] += new
         self.states.update(states)
 
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
-        rows = sorted(self.keyed.get((table, equal[k]), ()), key=lambda r: r[0]) if table in KEYS and (k := KEYS[table][0]) in equal else self.tables[table]
+        rows = (
+            sorted(self.keyed.get((table, equal[k]), ()), key=lambda r: r[0])
+            if table in KEYS and (k := KEYS[table][0]) in equal
+            else self.tables[table]
+        )
         found = [r for r in rows if since_s <= r[0] < until_s and matches(r, table, equal)]
         return found[:limit] if limit >= 0 else found
 
-    def state(self, name): return self.states.get(name)
+    def state(self, name):
+        return self.states.get(name)
 
     def drop(self, before_s):
         n = sum(map(len, self.tables.values()))
-        self.tables = {t: [r for r in rows if r[0] >= before_s] for t, rows in self.tables.items()}; self.keyed = by_key(self.tables)
+        self.tables = {t: [r for r in rows if r[0] >= before_s] for t, rows in self.tables.items()}
+        self.keyed = by_key(self.tables)
         return n - sum(map(len, self.tables.values()))
 
-    def facts(self): return dict(kind="memory", place=None, bytes=None, set_aside=[])
-    def close(self): pass
+    def facts(self):
+        return dict(kind="memory", place=None, bytes=None, set_aside=[])
+
+    def close(self):
+        pass
 
 # %% ../../nbs/learning/24b_shelves.ipynb #b31358c0
 def sql_tables() -> Iterable[str]:
@@ -98,99 +182,148 @@ def sql_tables() -> Iterable[str]:
     for t, columns in TABLES.items():
         yield f"CREATE TABLE IF NOT EXISTS {t} ({', '.join(columns)})"
         yield f"CREATE INDEX IF NOT EXISTS {t}_time ON {t} ({columns[0]})"
-        if t in KEYS: yield f"CREATE INDEX IF NOT EXISTS {t}_key ON {t} ({', '.join(KEYS[t])})"
+        if t in KEYS:
+            yield f"CREATE INDEX IF NOT EXISTS {t}_key ON {t} ({', '.join(KEYS[t])})"
     yield "CREATE TABLE IF NOT EXISTS states (name PRIMARY KEY, value)"
 
-MIGRATIONS = {                         # from this version to the next
+
+MIGRATIONS = {  # from this version to the next
     1: ("ALTER TABLE decisions ADD COLUMN age_s", "ALTER TABLE outcomes ADD COLUMN ttft_ms"),
-    2: ("ALTER TABLE steps ADD COLUMN gateway", "ALTER TABLE transitions ADD COLUMN gateway", "ALTER TABLE decisions ADD COLUMN limit_ms"),
+    2: (
+        "ALTER TABLE steps ADD COLUMN gateway",
+        "ALTER TABLE transitions ADD COLUMN gateway",
+        "ALTER TABLE decisions ADD COLUMN limit_ms",
+    ),
     3: ("ALTER TABLE outcomes ADD COLUMN version", "ALTER TABLE outcomes ADD COLUMN quality"),
 }
+
 
 def migrate(db: sqlite3.Connection, path: Path):
     "Bring an older file up to date. ValueError on one from a newer version."
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA: raise ValueError(f"{path} has schema {version}, this version knows {SCHEMA}: update arcpoint_ce, or give another file")
+    if version > SCHEMA:
+        raise ValueError(
+            f"{path} has schema {version}, this version knows {SCHEMA}: update arcpoint_ce, or give another file"
+        )
     with db:
         for v in range(version, SCHEMA) if version else ():
-            for statement in MIGRATIONS[v]: db.execute(statement)
-        for statement in sql_tables(): db.execute(statement)
+            for statement in MIGRATIONS[v]:
+                db.execute(statement)
+        for statement in sql_tables():
+            db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 # %% ../../nbs/learning/24b_shelves.ipynb #09bee245
 def open_sqlite(path: Path, timeout_s: float, full: bool) -> sqlite3.Connection:
-    "A connection in WAL mode, the file readable by its owner alone. sqlite3.DatabaseError on a file that is none."
-    if not path.exists(): os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False, isolation_level="IMMEDIATE")
+    """A connection in WAL mode, the file readable by its owner alone.
+
+    Sqlite3.DatabaseError on a file that is none.
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    db = sqlite3.connect(
+        path, timeout=timeout_s, check_same_thread=False, isolation_level="IMMEDIATE"
+    )
     try:
-        db.execute("PRAGMA journal_mode=WAL"); db.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
-        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok": raise sqlite3.DatabaseError("the file is damaged")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("the file is damaged")
         migrate(db, path)
-    except BaseException: db.close(); raise
+    except BaseException:
+        db.close()
+        raise
     return db
 
 # %% ../../nbs/learning/24b_shelves.ipynb #3945cba8
-def set_aside(path: Path) -> Path:   # its new name
+def set_aside(path: Path) -> Path:  # its new name
     "Move a broken file and its log out of the way."
     k = 1
-    while (new := path.with_name(f"{path.name}.broken{k}")).exists(): k += 1
+    while (new := path.with_name(f"{path.name}.broken{k}")).exists():
+        k += 1
     for tail in ("", "-wal", "-shm"):
         old = path.with_name(path.name + tail)
-        if old.exists(): old.rename(new.with_name(new.name + tail))
+        if old.exists():
+            old.rename(new.with_name(new.name + tail))
     return new
 
-def rescued(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:   # rows, states
+
+def rescued(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:  # rows, states
     "Whatever can still be read of a broken file."
     rows, states = {}, {}
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         for t, columns in TABLES.items():
             try:
-                for r in db.execute(f"SELECT {', '.join(columns)} FROM {t}"): rows.setdefault(t, []).append(r)
-            except sqlite3.DatabaseError: continue
+                for r in db.execute(f"SELECT {', '.join(columns)} FROM {t}"):
+                    rows.setdefault(t, []).append(r)
+            except sqlite3.DatabaseError:
+                continue
         states = dict(db.execute("SELECT name, value FROM states"))
-    except sqlite3.DatabaseError: pass
+    except sqlite3.DatabaseError:
+        pass
     return rows, states
 
 # %% ../../nbs/learning/24b_shelves.ipynb #f286a536
 class SqliteFile:
     "An open file, and how it came to be open."
+
     def __init__(
         self,
         path: str | Path,
-        timeout_s: float = .5,         # how long to wait where another process holds the lock, s
-        full: bool = False,            # wait for the disk at every commit
+        timeout_s: float = 0.5,  # how long to wait where another process holds the lock, s
+        full: bool = False,  # wait for the disk at every commit
     ):
         self.path, self.timeout_s, self.full, self.aside = Path(path), timeout_s, full, []
-        if not self.path.parent.is_dir(): raise FileNotFoundError(f"{self.path.parent}: no such folder for the store; make it first")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"{self.path.parent}: no such folder for the store; make it first"
+            )
         self.open()
 
     def open(self):
-        "Open the file; a broken one is set aside and what it still tells is taken over. OperationalError where it is locked or read-only."
-        try: self.db = open_sqlite(self.path, self.timeout_s, self.full)
+        """Open the file; a broken one is set aside and what it still tells is taken over.
+        OperationalError where it is locked or read-only.
+        """
+        try:
+            self.db = open_sqlite(self.path, self.timeout_s, self.full)
         except sqlite3.DatabaseError as e:
-            if isinstance(e, sqlite3.OperationalError): raise
-            self.aside.append(set_aside(self.path)); rows, states = rescued(self.aside[-1])
+            if isinstance(e, sqlite3.OperationalError):
+                raise
+            self.aside.append(set_aside(self.path))
+            rows, states = rescued(self.aside[-1])
             self.db = open_sqlite(self.path, self.timeout_s, self.full)
             self.write(rows, states)
 
-    def close(self): self.db.close()
+    def close(self):
+        self.db.close()
 
 # %% ../../nbs/learning/24b_shelves.ipynb #898dd71d
 class SqliteShelf(SqliteFile):
     "A SQLite file in WAL mode."
+
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows: check_table(t)
+        for t in rows:
+            check_table(t)
         with self.db:
             for t, new in rows.items():
-                self.db.executemany(f"INSERT INTO {t} ({', '.join(TABLES[t])}) VALUES ({', '.join('?'*len(TABLES[t]))})", new)
-            self.db.executemany("INSERT INTO states VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", states.items())
+                self.db.executemany(
+                    f"INSERT INTO {t} ({', '.join(TABLES[t])}) VALUES ({', '.join('?' * len(TABLES[t]))})",
+                    new,
+                )
+            self.db.executemany(
+                "INSERT INTO states VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                states.items(),
+            )
 
     def read(self, table, since_s, until_s, equal, limit):
-        check_table(table, equal); time, *_ = columns = TABLES[table]
+        check_table(table, equal)
+        time, *_ = columns = TABLES[table]
         where = "".join(f" AND {k} IS ?" for k in equal)
-        found = self.db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {time} >= ? AND {time} < ?{where} ORDER BY {time}, rowid LIMIT ?",
-                                (since_s, until_s, *equal.values(), limit))
+        found = self.db.execute(
+            f"SELECT {', '.join(columns)} FROM {table} WHERE {time} >= ? AND {time} < ?{where} ORDER BY {time}, rowid LIMIT ?",
+            (since_s, until_s, *equal.values(), limit),
+        )
         return found.fetchall()
 
     def state(self, name):
@@ -198,71 +331,106 @@ class SqliteShelf(SqliteFile):
         return found[0] if found else None
 
     def drop(self, before_s):
-        with self.db: return sum(self.db.execute(f"DELETE FROM {t} WHERE {c[0]} < ?", (before_s,)).rowcount for t, c in TABLES.items())
+        with self.db:
+            return sum(
+                self.db.execute(f"DELETE FROM {t} WHERE {c[0]} < ?", (before_s,)).rowcount
+                for t, c in TABLES.items()
+            )
 
     def facts(self):
-        size = sum(p.stat().st_size for tail in ("", "-wal") if (p := self.path.with_name(self.path.name + tail)).exists())
-        return dict(kind="sqlite", place=str(self.path), bytes=size, set_aside=[str(p) for p in self.aside])
+        size = sum(
+            p.stat().st_size
+            for tail in ("", "-wal")
+            if (p := self.path.with_name(self.path.name + tail)).exists()
+        )
+        return dict(
+            kind="sqlite", place=str(self.path), bytes=size, set_aside=[str(p) for p in self.aside]
+        )
 
 # %% ../../nbs/learning/24b_shelves.ipynb #baa36c8b
 class RedisShelf:
     "A Redis server, shared by gateways. ModuleNotFoundError without the extra `redis`."
+
     def __init__(
         self,
-        url: str,                      # redis://, rediss:// or unix://
-        prefix: str = "arcpoint",      # begins every key
-        timeout_s: float = .5,         # of one answer, s
+        url: str,  # redis://, rediss:// or unix://
+        prefix: str = "arcpoint",  # begins every key
+        timeout_s: float = 0.5,  # of one answer, s
     ):
         from redis import Redis
-        self.redis, self.prefix = Redis.from_url(url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s), prefix
-        self.client, self.done = token_hex(4), Counter()   # rows written so far, by table
 
-    def key(self, *parts) -> str: return ":".join((self.prefix, *parts))
+        self.redis, self.prefix = (
+            Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+            ),
+            prefix,
+        )
+        self.client, self.done = token_hex(4), Counter()  # rows written so far, by table
+
+    def key(self, *parts) -> str:
+        return ":".join((self.prefix, *parts))
 
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows: check_table(t)
+        for t in rows:
+            check_table(t)
         with self.redis.pipeline(transaction=True) as p:
             for t, new in rows.items():
                 named = {f"{self.done[t] + k:012d}:{self.client}": r for k, r in enumerate(new)}
-                if not named: continue
+                if not named:
+                    continue
                 p.hset(self.key(t), mapping={k: json.dumps(r) for k, r in named.items()})
                 p.zadd(self.key(t, "time"), {k: r[0] for k, r in named.items()})
-            if states: p.hset(self.key("states"), mapping=dict(states))
+            if states:
+                p.hset(self.key("states"), mapping=dict(states))
             p.execute()
-        for t, new in rows.items(): self.done[t] += len(new)
+        for t, new in rows.items():
+            self.done[t] += len(new)
 
-    def close(self): self.redis.close()
+    def close(self):
+        self.redis.close()
 
 # %% ../../nbs/learning/24b_shelves.ipynb #b6fc7226
 class RedisReading(RedisShelf):
     "How rows in Redis are found again and forgotten."
+
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
         names = self.redis.zrange(self.key(table, "time"), since_s, f"({until_s}", byscore=True)
-        if not names: return []
+        if not names:
+            return []
         found = (tuple(json.loads(x)) for x in self.redis.hmget(self.key(table), names) if x)
         good = [r for r in found if matches(r, table, equal)]
         return good[:limit] if limit >= 0 else good
 
-    def state(self, name): return self.redis.hget(self.key("states"), name)
+    def state(self, name):
+        return self.redis.hget(self.key("states"), name)
 
     def drop(self, before_s):
         gone = 0
         for t in TABLES:
             names = self.redis.zrange(self.key(t, "time"), "-inf", f"({before_s}", byscore=True)
-            if not names: continue
+            if not names:
+                continue
             with self.redis.pipeline(transaction=True) as p:
-                p.hdel(self.key(t), *names); p.zrem(self.key(t, "time"), *names); p.execute()
+                p.hdel(self.key(t), *names)
+                p.zrem(self.key(t, "time"), *names)
+                p.execute()
             gone += len(names)
         return gone
 
-    def facts(self): return dict(kind="redis", place=self.prefix, bytes=None, set_aside=[])
+    def facts(self):
+        return dict(kind="redis", place=self.prefix, bytes=None, set_aside=[])
 
 # %% ../../nbs/learning/24b_shelves.ipynb #a671cdb8
 def open_shelf(
-    where: str | Path | None,          # path of a file, redis://..., unix://..., or None
+    where: str | Path | None,  # path of a file, redis://..., unix://..., or None
 ) -> Shelf:
     "The shelf that is meant."
-    if where is None: return MemoryShelf()
-    if str(where).startswith(("redis://", "rediss://", "unix://")): return RedisReading(str(where))
+    if where is None:
+        return MemoryShelf()
+    if str(where).startswith(("redis://", "rediss://", "unix://")):
+        return RedisReading(str(where))
     return SqliteShelf(where)

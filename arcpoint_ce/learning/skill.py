@@ -30,107 +30,145 @@ from ..telemetry.traces import exercise, exercise_floor, exercise_oracle, exerci
 # %% ../../nbs/learning/21b_skill.ipynb #28f741c8
 NAIVE = ("persistence", "mean_5", "median_12", "median_24", "median_72", "seasonal")
 
+
 def naive_rules(
-    latency_ms: np.ndarray,    # one backend's latency per step, nan where none, (n,)
-    ahead: int,                # horizon, steps
-    period: int | None = None, # length of its cycle, steps; None: it has none
-) -> pd.DataFrame:             # at each step what each rule says of the step `ahead` later, ms, (n, 6)
+    latency_ms: np.ndarray,  # one backend's latency per step, nan where none, (n,)
+    ahead: int,  # horizon, steps
+    period: int | None = None,  # length of its cycle, steps; None: it has none
+) -> pd.DataFrame:  # at each step what each rule says of the step `ahead` later, ms, (n, 6)
     "The naive forecasts, all from the past alone."
-    s = pd.Series(np.asarray(latency_ms, float)); known = s.dropna(); roll = lambda w: known.rolling(w, min_periods=1)
-    out = {"persistence": known, "mean_5": roll(5).mean()} | {f"median_{w}": roll(w).median() for w in (12, 24, 72)}
+    s = pd.Series(np.asarray(latency_ms, float))
+    known = s.dropna()
+
+    def roll(w):
+        return known.rolling(w, min_periods=1)
+
+    out = {"persistence": known, "mean_5": roll(5).mean()} | {
+        f"median_{w}": roll(w).median() for w in (12, 24, 72)
+    }
     out = pd.DataFrame({k: x.reindex(s.index).ffill() for k, x in out.items()})
-    back = ceil(ahead/period)*period - ahead if period else len(s)
+    back = ceil(ahead / period) * period - ahead if period else len(s)
     return out.assign(seasonal=out["persistence"].shift(back))
 
 # %% ../../nbs/learning/21b_skill.ipynb #c3722b25
 def season_steps(
-    f: LatencyForest,             # fitted
+    f: LatencyForest,  # fitted
     backend: str,
-    n_steps: int,              # length of its training rows, steps
-) -> int | None:               # steps; None: no cycle to repeat
+    n_steps: int,  # length of its training rows, steps
+) -> int | None:  # steps; None: no cycle to repeat
     "The longest detected period of a backend's load, else a day if two of them were seen."
     profiles = f.models_[backend].demand.season.profiles if backend in f.models_ else ()
-    day = 86_400//f.step_s_
-    return max(map(len, profiles)) if profiles else day if n_steps >= 2*day else None
+    day = 86_400 // f.step_s_
+    return max(map(len, profiles)) if profiles else day if n_steps >= 2 * day else None
 
 # %% ../../nbs/learning/21b_skill.ipynb #04c8aea4
-def three_features(c: Course, width: int = 5) -> np.ndarray:   # (n, 3): load, mean latency, slope of latency per step
+# (n, 3): load, mean latency, slope of latency per step
+def three_features(c: Course, width: int = 5) -> np.ndarray:
     "The features of the exercise, over the last `width` steps."
     s = pd.Series(c.latency_ms).ffill()
-    return np.c_[c.load, s.rolling(width, min_periods=1).mean(), s.diff(width - 1)/(width - 1)]
+    return np.c_[c.load, s.rolling(width, min_periods=1).mean(), s.diff(width - 1) / (width - 1)]
+
 
 def three_feature_forest(
-    c: Course,                 # one backend, training and test rows
-    until: int,                # number of the first step that must not be learned from
-    ahead: int,                # horizon, steps
+    c: Course,  # one backend, training and test rows
+    until: int,  # number of the first step that must not be learned from
+    ahead: int,  # horizon, steps
     seed: int = 0,
-) -> np.ndarray:               # (n,): forecast made at each step, ms; nan while the window fills
+) -> np.ndarray:  # (n,): forecast made at each step, ms; nan while the window fills
     "A default forest per series; its targets end before `until`."
     X, n = three_features(c), len(c.steps)
     y = np.r_[c.latency_ms[ahead:], np.full(ahead, np.nan)]
-    warm = np.isfinite(X).all(1); out = np.full(n, np.nan)
+    warm = np.isfinite(X).all(1)
+    out = np.full(n, np.nan)
     train = warm & np.isfinite(y) & (c.index + np.arange(n) + ahead < until)
-    if train.sum() > 1: out[warm] = RandomForestRegressor(random_state=seed).fit(X[train], y[train]).predict(X[warm])
+    if train.sum() > 1:
+        out[warm] = (
+            RandomForestRegressor(random_state=seed).fit(X[train], y[train]).predict(X[warm])
+        )
     return out
 
 # %% ../../nbs/learning/21b_skill.ipynb #1b556a57
 @dataclass(frozen=True, slots=True)
 class Fold:
     "One training and the test that follows it."
-    train_end_s: int           # steps that start before may be learned from, s
-    test_from_s: int           # first step whose end a tested forecast is made at, s
-    test_to_s: int             # last such step, s
+
+    train_end_s: int  # steps that start before may be learned from, s
+    test_from_s: int  # first step whose end a tested forecast is made at, s
+    test_to_s: int  # last such step, s
+
 
 def split_folds(
-    times: np.ndarray,         # sorted distinct step starts, s
-    ahead: int,                # horizon, steps
-    train_share: float = .6,   # share of the steps in the first training set
-    folds: int = 1,            # 1: one split; more: rolling origin with a refit per fold
-    gap: bool = True,          # False: the exercise's protocol
+    times: np.ndarray,  # sorted distinct step starts, s
+    ahead: int,  # horizon, steps
+    train_share: float = 0.6,  # share of the steps in the first training set
+    folds: int = 1,  # 1: one split; more: rolling origin with a refit per fold
+    gap: bool = True,  # False: the exercise's protocol
 ) -> list[Fold]:
     "Temporal splits. ValueError where there are too few steps."
-    if not 0 < train_share < 1: raise ValueError(f"train_share must lie between 0 and 1, got {train_share!r}")
+    if not 0 < train_share < 1:
+        raise ValueError(f"train_share must lie between 0 and 1, got {train_share!r}")
     length = int(np.diff(times).min()) if len(times) > 1 else 1
-    if gap: return [Fold(int(tr[-1]) + length, int(te[0]), int(te[-1])) for tr, te in rolling_origin(times, train_share, folds, ahead)]
-    if folds > 1: raise ValueError("without a gap there is one split: folds must be 1")
-    a = int(train_share*(len(times) - ahead))
-    if a < 1: raise ValueError(f"{len(times)} steps are too few for a horizon of {ahead}")
+    if gap:
+        return [
+            Fold(int(tr[-1]) + length, int(te[0]), int(te[-1]))
+            for tr, te in rolling_origin(times, train_share, folds, ahead)
+        ]
+    if folds > 1:
+        raise ValueError("without a gap there is one split: folds must be 1")
+    a = int(train_share * (len(times) - ahead))
+    if a < 1:
+        raise ValueError(f"{len(times)} steps are too few for a horizon of {ahead}")
     return [Fold(int(times[a + ahead]), int(times[a]), int(times[-1]))]
 
 # %% ../../nbs/learning/21b_skill.ipynb #3227cc75
-def split_widths(f: LatencyForest, level: float = .8) -> pd.DataFrame:   # by backend: ms, log
-    "Half-widths of per-backend split conformal intervals (Papadopoulos et al., 2002; Lei et al., 2018)."
+def split_widths(f: LatencyForest, level: float = 0.8) -> pd.DataFrame:  # by backend: ms, log
+    """Half-widths of per-backend split conformal intervals (Papadopoulos et al., 2002; Lei et al.,
+    2018).
+    """
     out = {}
     for b, g in f.oob_.groupby("backend"):
-        g = g.tail(max(int(.3*len(g)), 1)); k = min(ceil((len(g) + 1)*level), len(g)) - 1
-        out[b] = dict(ms=np.sort(np.abs(np.exp(g.truth) - np.exp(g.said)))[k], log=np.sort(np.abs(g.truth - g.said))[k])
+        g = g.tail(max(int(0.3 * len(g)), 1))
+        k = min(ceil((len(g) + 1) * level), len(g)) - 1
+        out[b] = dict(
+            ms=np.sort(np.abs(np.exp(g.truth) - np.exp(g.said)))[k],
+            log=np.sort(np.abs(g.truth - g.said))[k],
+        )
     return pd.DataFrame.from_dict(out, orient="index").reindex(sorted(f.models_))
 
-def interval_score(low, high, actual, tails: float = .2):   # ms; smaller is better
+
+def interval_score(low, high, actual, tails: float = 0.2):  # ms; smaller is better
     "Width plus the misses, weighted by 2/tails (Gneiting and Raftery, 2007)."
-    return (high - low) + 2/tails*(np.maximum(low - actual, 0) + np.maximum(actual - high, 0))
+    return (high - low) + 2 / tails * (np.maximum(low - actual, 0) + np.maximum(actual - high, 0))
 
 # %% ../../nbs/learning/21b_skill.ipynb #e57a0eb8
 def rule_rows(
-    f: LatencyForest,             # fitted on this fold
-    c: Course,                 # one backend, all rows up to the end of the test
+    f: LatencyForest,  # fitted on this fold
+    c: Course,  # one backend, all rows up to the end of the test
     fold: Fold,
-    forest: bool = True,       # the three-feature forest too
-) -> pd.DataFrame:             # backend, start_s, the rules' forecasts, best_naive
+    forest: bool = True,  # the three-feature forest too
+) -> pd.DataFrame:  # backend, start_s, the rules' forecasts, best_naive
     "What every rule says of one backend at the end of each tested step."
-    until, n = fold.train_end_s//f.step_s_, len(c.steps)
+    until, n = fold.train_end_s // f.step_s_, len(c.steps)
     rules = naive_rules(c.latency_ms, f.ahead_, season_steps(f, c.name, until - c.index))
     later = pd.Series(c.latency_ms).shift(-f.ahead_)
     train = c.index + np.arange(n) + f.ahead_ < until
     errors = rules[train].sub(later[train], axis=0).abs()
-    enough = errors.notna().mean() >= .5*max(errors["persistence"].notna().mean(), 1e-9)
+    enough = errors.notna().mean() >= 0.5 * max(errors["persistence"].notna().mean(), 1e-9)
     best = errors.mean()[enough].idxmin() if errors.notna().any(axis=None) else "persistence"
-    out = rules.assign(backend=c.name, start_s=(c.index + np.arange(n))*f.step_s_, best_naive=rules[best], best_rule=best)
-    if forest: out["three_feature_forest"] = three_feature_forest(c, until, f.ahead_, f.seed)
+    out = rules.assign(
+        backend=c.name,
+        start_s=(c.index + np.arange(n)) * f.step_s_,
+        best_naive=rules[best],
+        best_rule=best,
+    )
+    if forest:
+        out["three_feature_forest"] = three_feature_forest(c, until, f.ahead_, f.seed)
     return out[out.start_s.between(fold.test_from_s, fold.test_to_s)]
 
 # %% ../../nbs/learning/21b_skill.ipynb #0f832630
-def fold_forecasts(f: LatencyForest, table: pd.DataFrame, fold: Fold, forest: bool = True) -> pd.DataFrame:
+def fold_forecasts(
+    f: LatencyForest, table: pd.DataFrame, fold: Fold, forest: bool = True
+) -> pd.DataFrame:
     "Fit on one fold and lay all forecasts of its test side by side."
     f.fit(table[table["start_s"] < fold.train_end_s])
     seen = table[table["start_s"] <= fold.test_to_s + f.horizon_s]
@@ -139,83 +177,147 @@ def fold_forecasts(f: LatencyForest, table: pd.DataFrame, fold: Fold, forest: bo
     rules = pd.concat([rule_rows(f, c, fold, forest) for c in courses(seen, f.step_s_)])
     out = ours.merge(rules, on=["backend", "start_s"]).rename(columns={"p50_ms": "ours"})
     w = split_widths(f).reindex(out.backend).to_numpy()
-    return out.assign(split_low_ms=out.ours - w[:, 0], split_high_ms=out.ours + w[:, 0],
-                      logsplit_low_ms=out.ours*np.exp(-w[:, 1]), logsplit_high_ms=out.ours*np.exp(w[:, 1]))
+    return out.assign(
+        split_low_ms=out.ours - w[:, 0],
+        split_high_ms=out.ours + w[:, 0],
+        logsplit_low_ms=out.ours * np.exp(-w[:, 1]),
+        logsplit_high_ms=out.ours * np.exp(w[:, 1]),
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #53441b8f
-def geomean(x) -> float: return float(np.exp(np.mean(np.log(np.maximum(x, 1e-300))))) if len(x) else float("nan")
+def geomean(x) -> float:
+    return float(np.exp(np.mean(np.log(np.maximum(x, 1e-300))))) if len(x) else float("nan")
 
-def mae_by(rows: pd.DataFrame, rule: str) -> pd.DataFrame:   # by backend: mae, persistence, r2, n
+
+def mae_by(rows: pd.DataFrame, rule: str) -> pd.DataFrame:  # by backend: mae, persistence, r2, n
     "Errors of one rule and of persistence, on the rows where both and the truth are known."
     q = rows[["backend", "actual_ms", "persistence"]].assign(said=rows[rule]).dropna()
-    e = q.assign(mae=(q.said - q.actual_ms).abs(), persistence=(q.persistence - q.actual_ms).abs(), square=(q.said - q.actual_ms)**2)
+    e = q.assign(
+        mae=(q.said - q.actual_ms).abs(),
+        persistence=(q.persistence - q.actual_ms).abs(),
+        square=(q.said - q.actual_ms) ** 2,
+    )
     g = e.groupby("backend")
     out = g[["mae", "persistence"]].mean().assign(n=g.size())
-    spread = g.actual_ms.var(ddof=0).replace(0., np.nan)
-    return out.assign(r2=1 - g.square.mean()/spread)
+    spread = g.actual_ms.var(ddof=0).replace(0.0, np.nan)
+    return out.assign(r2=1 - g.square.mean() / spread)
 
-def rule_scores(rows: pd.DataFrame, rule: str) -> dict:   # one row of the skill table
+
+def rule_scores(rows: pd.DataFrame, rule: str) -> dict:  # one row of the skill table
     "Scores of one rule, persistence on the same rows beside it."
-    t = mae_by(rows, rule); t = t[t.persistence > 0]; w = t.n/max(t.n.sum(), 1)
-    mae, base = float((w*t.mae).sum()), float((w*t.persistence).sum())
-    return dict(rule=rule, mae_ms=mae, persistence_mae_ms=base, skill=1 - mae/base if base else np.nan, r2=float(t.r2.mean()),
-                ratio_geomean=geomean(t.mae/t.persistence), n=int(t.n.sum()), n_series=len(t))
+    t = mae_by(rows, rule)
+    t = t[t.persistence > 0]
+    w = t.n / max(t.n.sum(), 1)
+    mae, base = float((w * t.mae).sum()), float((w * t.persistence).sum())
+    return dict(
+        rule=rule,
+        mae_ms=mae,
+        persistence_mae_ms=base,
+        skill=1 - mae / base if base else np.nan,
+        r2=float(t.r2.mean()),
+        ratio_geomean=geomean(t.mae / t.persistence),
+        n=int(t.n.sum()),
+        n_series=len(t),
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #d71cf33e
 def clusters(
-    table: pd.DataFrame,       # a step table: rows that may be learned from
-    same: float = .95,         # correlation of log latency that makes two series one
-) -> dict[str, int]:           # cluster by backend
+    table: pd.DataFrame,  # a step table: rows that may be learned from
+    same: float = 0.95,  # correlation of log latency that makes two series one
+) -> dict[str, int]:  # cluster by backend
     "Backends whose latencies are near copies share a cluster."
     t = table[table["n_lat"] > 0]
-    wide = np.log((t["latency_us"]/t["n_lat"]).clip(lower=1.)).groupby([t["start_s"], t["backend"]]).first().unstack()
-    close = wide.corr(min_periods=30).fillna(0.).to_numpy() >= same
+    wide = (
+        np.log((t["latency_us"] / t["n_lat"]).clip(lower=1.0))
+        .groupby([t["start_s"], t["backend"]])
+        .first()
+        .unstack()
+    )
+    close = wide.corr(min_periods=30).fillna(0.0).to_numpy() >= same
     return dict(zip(wide.columns, connected_components(close, directed=False)[1].tolist()))
 
-def block_sums(rows: pd.DataFrame, rule: str, block_s: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    "Backends, and per backend and block the sums of absolute errors of the rule and of persistence, (backends, blocks)."
+
+def block_sums(
+    rows: pd.DataFrame, rule: str, block_s: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Backends, and per backend and block the sums of absolute errors of the rule and of
+    persistence, (backends, blocks).
+    """
     q = rows[["backend", "start_s", "actual_ms", "persistence"]].assign(said=rows[rule]).dropna()
-    e = pd.DataFrame(dict(backend=q.backend, block=(q.start_s - q.start_s.min())//block_s, own=(q.said - q.actual_ms).abs(),
-                          base=(q.persistence - q.actual_ms).abs())).groupby(["backend", "block"]).sum()
-    own, base = (e[k].unstack(fill_value=0.) for k in ("own", "base"))
+    e = (
+        pd.DataFrame(
+            dict(
+                backend=q.backend,
+                block=(q.start_s - q.start_s.min()) // block_s,
+                own=(q.said - q.actual_ms).abs(),
+                base=(q.persistence - q.actual_ms).abs(),
+            )
+        )
+        .groupby(["backend", "block"])
+        .sum()
+    )
+    own, base = (e[k].unstack(fill_value=0.0) for k in ("own", "base"))
     return list(own.index), own.to_numpy(), base.to_numpy()
 
 # %% ../../nbs/learning/21b_skill.ipynb #6e4a0a24
 def bootstrap_ratio(
-    rows: pd.DataFrame, rule: str,
-    block_s: int,              # length of a block, s
-    cluster: Mapping[str, int],   # cluster by backend; others stand alone
-    draws: int = 400, seed: int = 0,
-) -> tuple[float, float]:      # 2.5 % and 97.5 % of the geometric mean of MAE over persistence
+    rows: pd.DataFrame,
+    rule: str,
+    block_s: int,  # length of a block, s
+    cluster: Mapping[str, int],  # cluster by backend; others stand alone
+    draws: int = 400,
+    seed: int = 0,
+) -> tuple[float, float]:  # 2.5 % and 97.5 % of the geometric mean of MAE over persistence
     "Paired block bootstrap over time and over clusters of backends."
-    names, own, base = block_sums(rows, rule, block_s); rng = np.random.default_rng(seed); m = own.shape[1]
-    if not names or m < 2: return float("nan"), float("nan")
-    w = rng.multinomial(m, np.full(m, 1/m), draws)
-    with np.errstate(divide="ignore", invalid="ignore"): ratio = np.log(own @ w.T) - np.log(base @ w.T)
-    _, member = np.unique([cluster.get(n, -1 - i) for i, n in enumerate(names)], return_inverse=True); k = member.max() + 1
-    v = rng.multinomial(k, np.full(k, 1/k), draws)[:, member].T*np.isfinite(ratio)
-    mean = (v*np.where(np.isfinite(ratio), ratio, 0.)).sum(0)/np.maximum(v.sum(0), 1)
-    if not (v.sum(0) > 0).any(): return float("nan"), float("nan")      # persistence erred nowhere: no ratio
-    return tuple(float(np.exp(q)) for q in np.quantile(mean[v.sum(0) > 0], (.025, .975)))
+    names, own, base = block_sums(rows, rule, block_s)
+    rng = np.random.default_rng(seed)
+    m = own.shape[1]
+    if not names or m < 2:
+        return float("nan"), float("nan")
+    w = rng.multinomial(m, np.full(m, 1 / m), draws)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(own @ w.T) - np.log(base @ w.T)
+    _, member = np.unique(
+        [cluster.get(n, -1 - i) for i, n in enumerate(names)], return_inverse=True
+    )
+    k = member.max() + 1
+    v = rng.multinomial(k, np.full(k, 1 / k), draws)[:, member].T * np.isfinite(ratio)
+    mean = (v * np.where(np.isfinite(ratio), ratio, 0.0)).sum(0) / np.maximum(v.sum(0), 1)
+    if not (v.sum(0) > 0).any():
+        return float("nan"), float("nan")  # persistence erred nowhere: no ratio
+    return tuple(float(np.exp(q)) for q in np.quantile(mean[v.sum(0) > 0], (0.025, 0.975)))
 
 # %% ../../nbs/learning/21b_skill.ipynb #ac1a1a0c
 def onset_steps(
-    x: np.ndarray,             # one value per step, nan where unknown, (n,)
+    x: np.ndarray,  # one value per step, nan where unknown, (n,)
     limit: float,
-    calm: int,                 # steps at or below the limit that come before
-) -> np.ndarray:               # steps at which an onset happens
+    calm: int,  # steps at or below the limit that come before
+) -> np.ndarray:  # steps at which an onset happens
     "Steps above the limit right after `calm` known steps at or below it."
     low = pd.Series(x <= limit).rolling(calm).sum().shift(1).to_numpy() == calm
     return np.flatnonzero(low & (x > limit))
 
+
 def onset_table(
-    actual: np.ndarray, said: np.ndarray,   # latency of each step and the forecast made for it, nan where none, (n,)
-    limit: float, ahead: int, tolerance: int = 1,
-) -> pd.DataFrame:             # one row per onset: step, kind (actual or forecast), hit, lead_steps (of hit actual ones)
-    "Onsets that came and onsets that were foretold, matched. Only steps whose whole calm before is known on both sides count."
-    tolerance = min(tolerance, ahead - 1)        # a warning must come before the onset, whatever the step
-    known = pd.Series(np.isfinite(actual) & np.isfinite(said)).rolling(ahead + 1).sum().to_numpy() == ahead + 1
-    a, b = (np.array([k for k in onset_steps(x, limit, ahead) if known[k]], int) for x in (actual, said))
+    actual: np.ndarray,
+    said: np.ndarray,  # latency of each step and the forecast made for it, nan where none, (n,)
+    limit: float,
+    ahead: int,
+    tolerance: int = 1,
+    # one row per onset: step, kind (actual or forecast), hit, lead_steps (of hit actual ones)
+) -> pd.DataFrame:
+    """Onsets that came and onsets that were foretold, matched.
+
+    Only steps whose whole calm before is known on both sides count.
+    """
+    tolerance = min(tolerance, ahead - 1)  # a warning must come before the onset, whatever the step
+    known = (
+        pd.Series(np.isfinite(actual) & np.isfinite(said)).rolling(ahead + 1).sum().to_numpy()
+        == ahead + 1
+    )
+    a, b = (
+        np.array([k for k in onset_steps(x, limit, ahead) if known[k]], int) for x in (actual, said)
+    )
     rows = []
     for kind, mine, other in (("actual", a, b), ("forecast", b, a)):
         for k in mine:
@@ -226,248 +328,519 @@ def onset_table(
 
 # %% ../../nbs/learning/21b_skill.ipynb #ef94b9ed
 def onset_scores(
-    rows: pd.DataFrame,        # forecasts of one run, all folds
-    rule: str,                 # column of the forecast
-    limit_ms: float, horizon_s: int, step_s: int,
-) -> dict:                     # onsets, onset_recall, onset_precision, warnings, lead_min; nan where there are none
+    rows: pd.DataFrame,  # forecasts of one run, all folds
+    rule: str,  # column of the forecast
+    limit_ms: float,
+    horizon_s: int,
+    step_s: int,
+) -> dict:  # onsets, onset_recall, onset_precision, warnings, lead_min; nan where there are none
     "Onset recall, precision and median lead over all backends."
     found = []
     for _, g in rows.groupby("backend"):
-        k = ((g.about_s - g.about_s.min())//step_s).to_numpy(); n = int(k.max()) + 1
+        k = ((g.about_s - g.about_s.min()) // step_s).to_numpy()
+        n = int(k.max()) + 1
         actual, said = np.full(n, np.nan), np.full(n, np.nan)
         actual[k], said[k] = g.actual_ms, g[rule]
-        found.append(onset_table(actual, said, limit_ms, horizon_s//step_s))
-    t = pd.concat(found); a, b = t[t.kind == "actual"], t[t.kind == "forecast"]
-    return dict(rule=rule, onsets=len(a), onset_recall=float(a.hit.mean()) if len(a) else np.nan, warnings=len(b),
-                onset_precision=float(b.hit.mean()) if len(b) else np.nan, lead_min=float(a.lead_steps.median()*step_s/60) if len(a) else np.nan)
+        found.append(onset_table(actual, said, limit_ms, horizon_s // step_s))
+    t = pd.concat(found)
+    a, b = t[t.kind == "actual"], t[t.kind == "forecast"]
+    return dict(
+        rule=rule,
+        onsets=len(a),
+        onset_recall=float(a.hit.mean()) if len(a) else np.nan,
+        warnings=len(b),
+        onset_precision=float(b.hit.mean()) if len(b) else np.nan,
+        lead_min=float(a.lead_steps.median() * step_s / 60) if len(a) else np.nan,
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #2bd50772
-def interval_table(rows: pd.DataFrame, low: str = "p10_ms", high: str = "p90_ms") -> pd.DataFrame:   # by backend
-    "Coverage, tails, width and interval score per backend, the last two in units of its persistence MAE."
-    q = rows.dropna(subset=["actual_ms", "persistence", low, high]); y, lo, hi = q.actual_ms, q[low], q[high]
-    t = pd.DataFrame(dict(backend=q.backend, n=1., below=(y < lo)*1., above=(y > hi)*1., width=hi - lo,
-                          score=interval_score(lo, hi, y), base=(q.persistence - y).abs()))
+def interval_table(
+    rows: pd.DataFrame, low: str = "p10_ms", high: str = "p90_ms"
+) -> pd.DataFrame:  # by backend
+    """Coverage, tails, width and interval score per backend, the last two in units of its
+    persistence MAE.
+    """
+    q = rows.dropna(subset=["actual_ms", "persistence", low, high])
+    y, lo, hi = q.actual_ms, q[low], q[high]
+    t = pd.DataFrame(
+        dict(
+            backend=q.backend,
+            n=1.0,
+            below=(y < lo) * 1.0,
+            above=(y > hi) * 1.0,
+            width=hi - lo,
+            score=interval_score(lo, hi, y),
+            base=(q.persistence - y).abs(),
+        )
+    )
     g = t.groupby("backend").mean().assign(n=t.groupby("backend").size())
     g = g[g.base > 0]
-    return pd.DataFrame(dict(n=g.n, coverage=1 - g.below - g.above, below=g.below, above=g.above, width=g.width/g.base, score=g.score/g.base))
+    return pd.DataFrame(
+        dict(
+            n=g.n,
+            coverage=1 - g.below - g.above,
+            below=g.below,
+            above=g.above,
+            width=g.width / g.base,
+            score=g.score / g.base,
+        )
+    )
 
-def interval_scores(rows: pd.DataFrame) -> dict:   # the names of metrics.json
+
+def interval_scores(rows: pd.DataFrame) -> dict:  # the names of metrics.json
     "Coverage over all rows, per backend at the extremes, mean width and score, and the rival's."
-    t = interval_table(rows); w = t.n/t.n.sum()
-    if not len(t): return dict.fromkeys(("coverage_80", "coverage_80_min", "coverage_80_max", "tail_low", "tail_high",
-                                         "width_80_over_persistence", "interval_score", "interval_score_split"), float("nan"))
-    rival = min(interval_table(rows, f"{k}_low_ms", f"{k}_high_ms").score.mean() for k in ("split", "logsplit"))
-    return dict(coverage_80=float((w*t.coverage).sum()), coverage_80_min=float(t.coverage.min()), coverage_80_max=float(t.coverage.max()),
-                tail_low=float((w*t.below).sum()), tail_high=float((w*t.above).sum()), width_80_over_persistence=float(t.width.mean()),
-                interval_score=float(t.score.mean()), interval_score_split=float(rival))
+    t = interval_table(rows)
+    w = t.n / t.n.sum()
+    if not len(t):
+        return dict.fromkeys(
+            (
+                "coverage_80",
+                "coverage_80_min",
+                "coverage_80_max",
+                "tail_low",
+                "tail_high",
+                "width_80_over_persistence",
+                "interval_score",
+                "interval_score_split",
+            ),
+            float("nan"),
+        )
+    rival = min(
+        interval_table(rows, f"{k}_low_ms", f"{k}_high_ms").score.mean()
+        for k in ("split", "logsplit")
+    )
+    return dict(
+        coverage_80=float((w * t.coverage).sum()),
+        coverage_80_min=float(t.coverage.min()),
+        coverage_80_max=float(t.coverage.max()),
+        tail_low=float((w * t.below).sum()),
+        tail_high=float((w * t.above).sum()),
+        width_80_over_persistence=float(t.width.mean()),
+        interval_score=float(t.score.mean()),
+        interval_score_split=float(rival),
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #daad40c4
 @dataclass
 class Evaluation:
     "What a forecaster scored on one step table: tidy tables, and `metrics` as a flat dict."
-    forecasts: pd.DataFrame            # one row per fold, backend and tested moment: truth, ours with quantiles, rules
-    skill: pd.DataFrame                # one row per rule: MAE, persistence on the same rows, skill, ratio and its interval
-    series: pd.DataFrame               # one row per backend: errors, ratios, coverage, width
-    onsets: pd.DataFrame               # one row per rule: recall, precision, lead
-    metrics: dict                      # flat, as in metrics.json
-    forecaster: LatencyForest             # of the last fold
-    left_out: list[str] = field(default_factory=list)   # backends with too few measured steps
 
-    def _repr_html_(self) -> str: return self.skill.round(3).to_html(index=False) + self.onsets.round(3).to_html(index=False)
+    # one row per fold, backend and tested moment: truth, ours with quantiles, rules
+    forecasts: pd.DataFrame
+    # one row per rule: MAE, persistence on the same rows, skill, ratio and its interval
+    skill: pd.DataFrame
+    series: pd.DataFrame  # one row per backend: errors, ratios, coverage, width
+    onsets: pd.DataFrame  # one row per rule: recall, precision, lead
+    metrics: dict  # flat, as in metrics.json
+    forecaster: LatencyForest  # of the last fold
+    left_out: list[str] = field(default_factory=list)  # backends with too few measured steps
 
-def measured_backends(table: pd.DataFrame, least: float) -> tuple[pd.DataFrame, list[str]]:   # rows kept, names left out
-    "Backends with a latency in at least this share of the steps in which anything was measured. ValueError where none is left."
+    def _repr_html_(self) -> str:
+        return self.skill.round(3).to_html(index=False) + self.onsets.round(3).to_html(index=False)
+
+
+# rows kept, names left out
+def measured_backends(table: pd.DataFrame, least: float) -> tuple[pd.DataFrame, list[str]]:
+    """Backends with a latency in at least this share of the steps in which anything was measured.
+
+    ValueError where none is left.
+    """
     seen = table[table["n_lat"] > 0]
-    share = (seen.groupby("backend").size()/max(seen["start_s"].nunique(), 1)).reindex(table["backend"].unique(), fill_value=0.)
+    share = (seen.groupby("backend").size() / max(seen["start_s"].nunique(), 1)).reindex(
+        table["backend"].unique(), fill_value=0.0
+    )
     keep = share[share >= least].index
-    if not len(keep): raise ValueError(f"no backend has a latency in {least:.0%} of the steps; the fullest has {share.max():.0%}: lower min_coverage")
+    if not len(keep):
+        raise ValueError(
+            f"no backend has a latency in {least:.0%} of the steps; the fullest has {share.max():.0%}: lower min_coverage"
+        )
     return table[table["backend"].isin(keep)], sorted(set(share.index) - set(keep))
 
 # %% ../../nbs/learning/21b_skill.ipynb #ad36af02
-def rules_in(rows: pd.DataFrame) -> list[str]:   # rules that said anything
-    return [r for r in ("ours", *NAIVE, "best_naive", "three_feature_forest") if r in rows and rows[r].notna().any()]
+def rules_in(rows: pd.DataFrame) -> list[str]:  # rules that said anything
+    return [
+        r
+        for r in ("ours", *NAIVE, "best_naive", "three_feature_forest")
+        if r in rows and rows[r].notna().any()
+    ]
 
-def skill_table(rows: pd.DataFrame, rules: list[str], block_s: int, cluster: Mapping[str, int], draws: int, seed: int) -> pd.DataFrame:
+
+def skill_table(
+    rows: pd.DataFrame,
+    rules: list[str],
+    block_s: int,
+    cluster: Mapping[str, int],
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
     "Scores and bootstrap interval of every rule."
     out = pd.DataFrame([rule_scores(rows, r) for r in rules])
-    ends = [bootstrap_ratio(rows, r, block_s, cluster, draws, seed) if draws else (np.nan, np.nan) for r in rules]
+    ends = [
+        bootstrap_ratio(rows, r, block_s, cluster, draws, seed) if draws else (np.nan, np.nan)
+        for r in rules
+    ]
     return out.assign(ratio_low=[lo for lo, _ in ends], ratio_high=[hi for _, hi in ends])
 
-def series_table(rows: pd.DataFrame) -> pd.DataFrame:   # by backend
-    "Errors of ours, of persistence and of the best naive rule, coverage and width, backend by backend."
+
+def series_table(rows: pd.DataFrame) -> pd.DataFrame:  # by backend
+    """Errors of ours, of persistence and of the best naive rule, coverage and width, backend by
+    backend.
+    """
     ours, naive = mae_by(rows, "ours"), mae_by(rows, "best_naive")
     rules = rows.groupby("backend").best_rule.agg(lambda x: x.mode().iloc[0])
     t = ours.rename(columns=dict(mae="mae_ms", persistence="persistence_mae_ms")).assign(
-        ratio=ours.mae/ours.persistence.replace(0., np.nan), best_naive=rules, over_best_naive=ours.mae/naive.mae.replace(0., np.nan))
+        ratio=ours.mae / ours.persistence.replace(0.0, np.nan),
+        best_naive=rules,
+        over_best_naive=ours.mae / naive.mae.replace(0.0, np.nan),
+    )
     return t.join(interval_table(rows).drop(columns="n")).reset_index()
 
-def flat_metrics(skill: pd.DataFrame, series: pd.DataFrame, onset: dict, rows: pd.DataFrame) -> dict:
+
+def flat_metrics(
+    skill: pd.DataFrame, series: pd.DataFrame, onset: dict, rows: pd.DataFrame
+) -> dict:
     "The names that metrics.json promises."
     ours = skill.set_index("rule").loc["ours"]
-    return dict(mae_ms=ours.mae_ms, persistence_mae_ms=ours.persistence_mae_ms, skill=ours.skill, r2=ours.r2, n=int(ours.n), n_series=int(ours.n_series),
-                mae_ratio_geomean=ours.ratio_geomean, mae_ratio_geomean_low=ours.ratio_low, mae_ratio_geomean_high=ours.ratio_high,
-                vs_best_naive_geomean=geomean(series.over_best_naive.dropna()),
-                **{k: v for k, v in onset.items() if k != "rule"}, **interval_scores(rows))
+    return dict(
+        mae_ms=ours.mae_ms,
+        persistence_mae_ms=ours.persistence_mae_ms,
+        skill=ours.skill,
+        r2=ours.r2,
+        n=int(ours.n),
+        n_series=int(ours.n_series),
+        mae_ratio_geomean=ours.ratio_geomean,
+        mae_ratio_geomean_low=ours.ratio_low,
+        mae_ratio_geomean_high=ours.ratio_high,
+        vs_best_naive_geomean=geomean(series.over_best_naive.dropna()),
+        **{k: v for k, v in onset.items() if k != "rule"},
+        **interval_scores(rows),
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #2d21c976
 def evaluate(
-    table: pd.DataFrame,               # a step table
-    forecaster: LatencyForest | None = None,   # not fitted; None: the defaults. It is fitted anew on every fold
+    table: pd.DataFrame,  # a step table
+    # not fitted; None: the defaults. It is fitted anew on every fold
+    forecaster: LatencyForest | None = None,
     *,
-    train_share: float = .6,           # share of the steps in the first training set
-    folds: int = 1,                    # 1: one split; more: rolling origin
-    gap: bool = True,                  # False: the exercise's protocol, for comparison only
-    limit_ms: float = 300.,            # whose crossing is an onset, ms
-    min_coverage: float = .9,          # backends with a latency in fewer steps are left out, 0..1
-    forest_rule: bool = True,          # score the three-feature forest too
-    draws: int = 400,                  # of the bootstrap; 0: no intervals
-    block_s: int | None = None,        # bootstrap block, s; None: 24 steps or four horizons, whichever is longer
-    seed: int = 0,                     # of the bootstrap
-    progress: bool = True,             # a bar over folds
+    train_share: float = 0.6,  # share of the steps in the first training set
+    folds: int = 1,  # 1: one split; more: rolling origin
+    gap: bool = True,  # False: the exercise's protocol, for comparison only
+    limit_ms: float = 300.0,  # whose crossing is an onset, ms
+    min_coverage: float = 0.9,  # backends with a latency in fewer steps are left out, 0..1
+    forest_rule: bool = True,  # score the three-feature forest too
+    draws: int = 400,  # of the bootstrap; 0: no intervals
+    # bootstrap block, s; None: 24 steps or four horizons, whichever is longer
+    block_s: int | None = None,
+    seed: int = 0,  # of the bootstrap
+    progress: bool = True,  # a bar over folds
 ) -> Evaluation:
     "Fit and score on every fold. ValueError where the table is too short or too empty."
     f, step_s = forecaster or LatencyForest(), step_length_s(table)
     table, left_out = measured_backends(table, min_coverage)
-    folded = split_folds(np.unique(table["start_s"]), max(f.horizon_s//step_s, 1), train_share, folds, gap)
-    rows = pd.concat([fold_forecasts(f, table, x, forest_rule).assign(fold=k) for k, x in enumerate(tqdm(folded, disable=not progress, desc="folds"))], ignore_index=True)
+    folded = split_folds(
+        np.unique(table["start_s"]), max(f.horizon_s // step_s, 1), train_share, folds, gap
+    )
+    rows = pd.concat(
+        [
+            fold_forecasts(f, table, x, forest_rule).assign(fold=k)
+            for k, x in enumerate(tqdm(folded, disable=not progress, desc="folds"))
+        ],
+        ignore_index=True,
+    )
     rules = rules_in(rows)
     near = clusters(table[table["start_s"] < folded[0].train_end_s])
-    skill = skill_table(rows, rules, block_s or max(24*step_s, 4*f.horizon_s), near, draws, seed)
-    onsets, series = pd.DataFrame([onset_scores(rows, r, limit_ms, f.horizon_s, step_s) for r in rules]), series_table(rows)
-    return Evaluation(rows, skill, series, onsets, flat_metrics(skill, series, onsets.iloc[0].to_dict(), rows), f, left_out)
+    skill = skill_table(
+        rows, rules, block_s or max(24 * step_s, 4 * f.horizon_s), near, draws, seed
+    )
+    onsets, series = (
+        pd.DataFrame([onset_scores(rows, r, limit_ms, f.horizon_s, step_s) for r in rules]),
+        series_table(rows),
+    )
+    return Evaluation(
+        rows,
+        skill,
+        series,
+        onsets,
+        flat_metrics(skill, series, onsets.iloc[0].to_dict(), rows),
+        f,
+        left_out,
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #e93cf4bd
 def by_horizon(
-    table: pd.DataFrame,       # a step table
-    horizons_s: list[int],     # multiples of the step, s
-    trees: int = 60, progress: bool = True, seed: int = 0, n_jobs: int | None = None,
-    **kw,                      # of `evaluate`
-) -> pd.DataFrame:             # horizon_min, and ours, persistence and the best naive rule: mae_ms and ratio_geomean
+    table: pd.DataFrame,  # a step table
+    horizons_s: list[int],  # multiples of the step, s
+    trees: int = 60,
+    progress: bool = True,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    **kw,  # of `evaluate`
+    # horizon_min, and ours, persistence and the best naive rule: mae_ms and ratio_geomean
+) -> pd.DataFrame:
     "Errors by horizon, a forecaster trained for each."
     out = []
     for h in tqdm(horizons_s, disable=not progress, desc="horizons"):
-        m = evaluate(table, LatencyForest(h, trees=trees, seed=seed, n_jobs=n_jobs), forest_rule=False, draws=0, progress=False, **kw)
+        m = evaluate(
+            table,
+            LatencyForest(h, trees=trees, seed=seed, n_jobs=n_jobs),
+            forest_rule=False,
+            draws=0,
+            progress=False,
+            **kw,
+        )
         best = m.skill.set_index("rule").loc["best_naive"]
-        out.append(dict(horizon_min=h/60, **{k: m.metrics[k] for k in ("mae_ms", "persistence_mae_ms", "mae_ratio_geomean", "vs_best_naive_geomean", "coverage_80")},
-                        best_naive_mae_ms=best.mae_ms))
+        out.append(
+            dict(
+                horizon_min=h / 60,
+                **{
+                    k: m.metrics[k]
+                    for k in (
+                        "mae_ms",
+                        "persistence_mae_ms",
+                        "mae_ratio_geomean",
+                        "vs_best_naive_geomean",
+                        "coverage_80",
+                    )
+                },
+                best_naive_mae_ms=best.mae_ms,
+            )
+        )
     return pd.DataFrame(out)
 
 # %% ../../nbs/learning/21b_skill.ipynb #ca221e94
-GROUPS = {"newest values": ("lag0", "lag1", "lag2", "lag3"), "means, 3 to 72 steps": tuple(f"mean{k}" for k in (3, 6, 12, 24, 72)),
-          "medians, quartiles": (*(f"median{k}" for k in (3, 6, 12, 24, 72)), "q25_36", "q75_36"), "restlessness": ("moves12", "moves36"),
-          "p50, p90, p99 of requests": ("p50", "p50_own", "p90", "p90_own", "p99", "p99_own"), "recent load": ("requests_now", "requests_mean3"),
-          "peers": ("peers", "peer_first", "peer_strength"), "expected load": ("plan",), "which backend": ("number", "log_unit")}
+GROUPS = {
+    "newest values": ("lag0", "lag1", "lag2", "lag3"),
+    "means, 3 to 72 steps": tuple(f"mean{k}" for k in (3, 6, 12, 24, 72)),
+    "medians, quartiles": (*(f"median{k}" for k in (3, 6, 12, 24, 72)), "q25_36", "q75_36"),
+    "restlessness": ("moves12", "moves36"),
+    "p50, p90, p99 of requests": ("p50", "p50_own", "p90", "p90_own", "p99", "p99_own"),
+    "recent load": ("requests_now", "requests_mean3"),
+    "peers": ("peers", "peer_first", "peer_strength"),
+    "expected load": ("plan",),
+    "which backend": ("number", "log_unit"),
+}
 
 # %% ../../nbs/learning/21b_skill.ipynb #4f12f99f
 def importances(
-    f: LatencyForest,             # fitted
-    table: pd.DataFrame,       # a step table, training rows included
-    since_s: float,            # only forecasts made from here on, s: held-out rows
-    repeats: int = 3, seed: int = 0,
-    most: int = 3000,          # rows judged at most, drawn at random
-) -> pd.DataFrame:             # group, and by how much the geometric mean of MAE grows without it (0.1: 10 %), mean and spread
+    f: LatencyForest,  # fitted
+    table: pd.DataFrame,  # a step table, training rows included
+    since_s: float,  # only forecasts made from here on, s: held-out rows
+    repeats: int = 3,
+    seed: int = 0,
+    most: int = 3000,  # rows judged at most, drawn at random
+    # group, and by how much the geometric mean of MAE grows without it (0.1: 10 %), mean and spread
+) -> pd.DataFrame:
     "Permutation importances of feature groups on held-out rows (Breiman, 2001)."
     cs, w, r = replayed(f, table[table["backend"].isin(f.models_)], since_s)
     truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
     names, k, X = np.array(r.backend), np.array(r.index), np.vstack(r.rows)
     came = np.array([truth.get((b, i + f.ahead_), np.nan) for b, i in zip(names, k)])
     use = np.flatnonzero(np.isfinite(came))
-    if len(use) > most: use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
-    names, X, came, plan, offset = names[use], X[use], came[use], np.array(r.plan)[use], np.array(r.offset)[use]
-    curve = lambda load: np.array([0. if (c := w.models[b].scale.curve) is None else np.log(max(c.at(x), 1e-9)) for b, x in zip(names, load)])
-    scale = np.array([w.models[b].scale.unit*w.models[b].trust for b in names])
+    if len(use) > most:
+        use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
+    names, X, came, plan, offset = (
+        names[use],
+        X[use],
+        came[use],
+        np.array(r.plan)[use],
+        np.array(r.offset)[use],
+    )
+
+    def curve(load):
+        return np.array(
+            [
+                0.0 if (c := w.models[b].scale.curve) is None else np.log(max(c.at(x), 1e-9))
+                for b, x in zip(names, load)
+            ]
+        )
+
+    scale = np.array([w.models[b].scale.unit * w.models[b].trust for b in names])
+
     def error(X, offset):
-        e = pd.Series(np.abs(np.exp(offset + scale*f.forest_.predict(X)) - came)).groupby(names).mean()
+        e = (
+            pd.Series(np.abs(np.exp(offset + scale * f.forest_.predict(X)) - came))
+            .groupby(names)
+            .mean()
+        )
         return np.log(np.maximum(e, 1e-12)).mean()
+
     rng, plain, planned, out = np.random.default_rng(seed), error(X, offset), curve(plan), []
     for group, columns in GROUPS.items():
         at, grown = [ROW.index(c) for c in columns], []
         for _ in range(repeats):
-            order = shuffled_within(names, rng); Y = X.copy(); Y[:, at] = X[order][:, at]
-            grown.append(np.expm1(error(Y, offset - planned + curve(plan[order]) if "plan" in columns else offset) - plain))
+            order = shuffled_within(names, rng)
+            Y = X.copy()
+            Y[:, at] = X[order][:, at]
+            grown.append(
+                np.expm1(
+                    error(Y, offset - planned + curve(plan[order]) if "plan" in columns else offset)
+                    - plain
+                )
+            )
         out.append((group, float(np.mean(grown)), float(np.std(grown))))
-    return pd.DataFrame(out, columns=["group", "importance", "spread"]).sort_values("importance", ascending=False, ignore_index=True)
+    return pd.DataFrame(out, columns=["group", "importance", "spread"]).sort_values(
+        "importance", ascending=False, ignore_index=True
+    )
 
 # %% ../../nbs/learning/21b_skill.ipynb #810d6ae8
 def shuffled_within(names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "A shuffled order of rows that keeps every backend's rows among themselves."
     order = np.arange(len(names))
-    for b in np.unique(names): order[names == b] = rng.permutation(order[names == b])
+    for b in np.unique(names):
+        order[names == b] = rng.permutation(order[names == b])
     return order
 
 # %% ../../nbs/learning/21b_skill.ipynb #2dbd3141
-def worst_misses(e: Evaluation, most: int = 10) -> pd.DataFrame:   # the worst first
-    "The largest errors relative to the backend's persistence error, and what persistence said at that moment."
+def worst_misses(e: Evaluation, most: int = 10) -> pd.DataFrame:  # the worst first
+    """The largest errors relative to the backend's persistence error, and what persistence said at
+    that moment.
+    """
     q = e.forecasts.dropna(subset=["actual_ms", "persistence"])
     unit = (q.persistence - q.actual_ms).abs().groupby(q.backend).transform("mean")
-    q = q.assign(about=pd.to_datetime(q.about_s, unit="s", utc=True), error_ms=q.ours - q.actual_ms, persistence_error_ms=q.persistence - q.actual_ms,
-                 in_persistence_maes=(q.ours - q.actual_ms).abs()/unit.replace(0., np.nan))
-    cols = ["backend", "about", "actual_ms", "ours", "p10_ms", "p90_ms", "persistence", "error_ms", "persistence_error_ms", "in_persistence_maes"]
+    q = q.assign(
+        about=pd.to_datetime(q.about_s, unit="s", utc=True),
+        error_ms=q.ours - q.actual_ms,
+        persistence_error_ms=q.persistence - q.actual_ms,
+        in_persistence_maes=(q.ours - q.actual_ms).abs() / unit.replace(0.0, np.nan),
+    )
+    cols = [
+        "backend",
+        "about",
+        "actual_ms",
+        "ours",
+        "p10_ms",
+        "p90_ms",
+        "persistence",
+        "error_ms",
+        "persistence_error_ms",
+        "in_persistence_maes",
+    ]
     return q.nlargest(most, "in_persistence_maes")[cols].reset_index(drop=True)
 
 # %% ../../nbs/learning/21b_skill.ipynb #0795ca00
-PARTS = {"published": dict(minutes=1000, train_share=.8, folds=1, gap=False), "rolling": dict(minutes=5000, train_share=.5, folds=5),
-         "memoryless": dict(minutes=5000, train_share=.5, folds=5, memoryless=True)}
+PARTS = {
+    "published": dict(minutes=1000, train_share=0.8, folds=1, gap=False),
+    "rolling": dict(minutes=5000, train_share=0.5, folds=5),
+    "memoryless": dict(minutes=5000, train_share=0.5, folds=5, memoryless=True),
+}
+
 
 def exercise_part(
-    part: str,                 # one of PARTS
-    seed: int,                 # of the data
-    trees: int = 300, horizon_min: int = 5, forest_rule: bool = True, limit_ms: float = 300.,
-    minutes: int | None = None,   # another length than the protocol's, minutes
-) -> tuple[dict, pd.DataFrame]:   # metrics, with the oracle's error on the same rows; the forecasts
+    part: str,  # one of PARTS
+    seed: int,  # of the data
+    trees: int = 300,
+    horizon_min: int = 5,
+    forest_rule: bool = True,
+    limit_ms: float = 300.0,
+    minutes: int | None = None,  # another length than the protocol's, minutes
+) -> tuple[dict, pd.DataFrame]:  # metrics, with the oracle's error on the same rows; the forecasts
     "One protocol on one seed. ValueError on an unknown part."
-    if part not in PARTS: raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    kw = dict(PARTS[part]); n, wild = minutes or kw["minutes"], kw.pop("memoryless", False); kw.pop("minutes")
+    if part not in PARTS:
+        raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+    kw = dict(PARTS[part])
+    n, wild = minutes or kw["minutes"], kw.pop("memoryless", False)
+    kw.pop("minutes")
     steps, data = exercise_steps(n, seed, memoryless=wild), exercise(n, seed, memoryless=wild)
-    e = evaluate(steps, LatencyForest(60*horizon_min, trees=trees, seed=seed, n_jobs=1), **kw, limit_ms=limit_ms, forest_rule=forest_rule, draws=0, progress=False)
-    best = pd.Series(exercise_oracle(data, horizon_min, memoryless=wild).best_ms.to_numpy(), index=steps.start_s)
-    rows = e.forecasts.assign(part=part, seed=seed, oracle=best.reindex(e.forecasts.start_s).to_numpy())
-    return dict(part=part, seed=seed, data_sha256=table_sha256(steps), **e.metrics, oracle_mae_ms=rule_scores(rows, "oracle")["mae_ms"], floor_ms=exercise_floor(horizon_min, memoryless=wild)), rows
+    e = evaluate(
+        steps,
+        LatencyForest(60 * horizon_min, trees=trees, seed=seed, n_jobs=1),
+        **kw,
+        limit_ms=limit_ms,
+        forest_rule=forest_rule,
+        draws=0,
+        progress=False,
+    )
+    best = pd.Series(
+        exercise_oracle(data, horizon_min, memoryless=wild).best_ms.to_numpy(), index=steps.start_s
+    )
+    rows = e.forecasts.assign(
+        part=part, seed=seed, oracle=best.reindex(e.forecasts.start_s).to_numpy()
+    )
+    return dict(
+        part=part,
+        seed=seed,
+        data_sha256=table_sha256(steps),
+        **e.metrics,
+        oracle_mae_ms=rule_scores(rows, "oracle")["mae_ms"],
+        floor_ms=exercise_floor(horizon_min, memoryless=wild),
+    ), rows
 
 # %% ../../nbs/learning/21b_skill.ipynb #ac743c0f
 @dataclass
 class ExerciseEvaluation:
-    "The exercise over several seeds: a row per part and seed, and the names that metrics.json promises."
-    table: pd.DataFrame                # part, seed, metrics
-    forecasts: pd.DataFrame            # all rows, with part and seed
+    """The exercise over several seeds: a row per part and seed, and the names that metrics.json
+    promises.
+    """
 
-    def scores(self):                  # by part, without what single seeds have no interval for
-        return self.table.drop(columns=["seed", "mae_ratio_geomean_low", "mae_ratio_geomean_high", "n_series"]).groupby("part", sort=False)
+    table: pd.DataFrame  # part, seed, metrics
+    forecasts: pd.DataFrame  # all rows, with part and seed
 
-    def mean(self) -> pd.DataFrame: return self.scores().mean(numeric_only=True)
+    def scores(self):  # by part, without what single seeds have no interval for
+        return self.table.drop(
+            columns=["seed", "mae_ratio_geomean_low", "mae_ratio_geomean_high", "n_series"]
+        ).groupby("part", sort=False)
 
-    def rows(self, part: str) -> pd.DataFrame:   # one series per seed
-        return self.forecasts[self.forecasts.part == part].assign(backend=lambda q: "seed " + q.seed.astype(str))
+    def mean(self) -> pd.DataFrame:
+        return self.scores().mean(numeric_only=True)
+
+    def rows(self, part: str) -> pd.DataFrame:  # one series per seed
+        return self.forecasts[self.forecasts.part == part].assign(
+            backend=lambda q: "seed " + q.seed.astype(str)
+        )
 
     def skill(self, part: str = "rolling", draws: int = 400, seed: int = 0) -> pd.DataFrame:
         "Every rule over all seeds; the bootstrap draws blocks of 24 minutes and seeds."
-        return skill_table(self.rows(part), rules_in(self.rows(part)), 24*60, {}, draws, seed)
+        return skill_table(self.rows(part), rules_in(self.rows(part)), 24 * 60, {}, draws, seed)
 
-    def onsets(self, part: str = "rolling", limit_ms: float = 300.) -> pd.DataFrame:   # one row per rule
-        q = self.rows(part); h = int((q.about_s - q.start_s).iloc[0])
+    # one row per rule
+    def onsets(self, part: str = "rolling", limit_ms: float = 300.0) -> pd.DataFrame:
+        q = self.rows(part)
+        h = int((q.about_s - q.start_s).iloc[0])
         return pd.DataFrame([onset_scores(q, r, limit_ms, h, 60) for r in rules_in(q)])
 
     @property
-    def metrics(self) -> dict:         # flat; plain names are the rolling protocol's
+    def metrics(self) -> dict:  # flat; plain names are the rolling protocol's
         "Means over seeds; `*_sd` is the spread over seeds."
         m, sd = self.mean(), self.scores().std(ddof=1, numeric_only=True)
         out = {}
-        for part, prefix in (("rolling", ""), ("published", "published_"), ("memoryless", "memoryless_")):
-            if part in m.index: out |= {prefix + k: v for k, v in m.loc[part].items()} | {f"{prefix}mae_ms_sd": sd.loc[part, "mae_ms"]}
+        for part, prefix in (
+            ("rolling", ""),
+            ("published", "published_"),
+            ("memoryless", "memoryless_"),
+        ):
+            if part in m.index:
+                out |= {prefix + k: v for k, v in m.loc[part].items()} | {
+                    f"{prefix}mae_ms_sd": sd.loc[part, "mae_ms"]
+                }
         return out
 
-    def _repr_html_(self) -> str: return self.mean().T.round(3).to_html()
+    def _repr_html_(self) -> str:
+        return self.mean().T.round(3).to_html()
 
 # %% ../../nbs/learning/21b_skill.ipynb #c687ecc6
 def evaluate_exercise(
-    seeds: int = 5,                    # 0 .. seeds-1, or first_seed on
-    *, first_seed: int = 0, parts: tuple[str, ...] = tuple(PARTS), trees: int = 300, horizon_min: int = 5,
-    limit_ms: float = 300., forest_rule: bool = True,
-    jobs: int = 1,                     # processes
+    seeds: int = 5,  # 0 .. seeds-1, or first_seed on
+    *,
+    first_seed: int = 0,
+    parts: tuple[str, ...] = tuple(PARTS),
+    trees: int = 300,
+    horizon_min: int = 5,
+    limit_ms: float = 300.0,
+    forest_rule: bool = True,
+    jobs: int = 1,  # processes
     progress: bool = True,
 ) -> ExerciseEvaluation:
     "Every part on every seed."
-    work = [delayed(exercise_part)(p, s, trees, horizon_min, forest_rule, limit_ms) for s in range(first_seed, first_seed + seeds) for p in parts]
-    done = tqdm(Parallel(jobs, return_as="generator")(work), total=len(work), disable=not progress, desc="exercise")
+    work = [
+        delayed(exercise_part)(p, s, trees, horizon_min, forest_rule, limit_ms)
+        for s in range(first_seed, first_seed + seeds)
+        for p in parts
+    ]
+    done = tqdm(
+        Parallel(jobs, return_as="generator")(work),
+        total=len(work),
+        disable=not progress,
+        desc="exercise",
+    )
     metrics, rows = zip(*done)
     return ExerciseEvaluation(pd.DataFrame(metrics), pd.concat(rows, ignore_index=True))

@@ -17,194 +17,292 @@ from random import Random
 
 # %% ../../nbs/routing/02_breaker.ipynb #6c7cb94b
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
-KEPT = 256                             # how many transitions are remembered, for each breaker and each shedder
+KEPT = 256  # how many transitions are remembered, for each breaker and each shedder
 
 # %% ../../nbs/routing/02_breaker.ipynb #4ebea8f8
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
     "When to open, how long to wait, how to probe. ValueError on values that make no sense."
-    window: int = 50                   # outcomes looked at, the newest ones
-    min_calls: int = 10                # fewer outcomes than this have no rate
-    failure_rate: float = .5           # opens at this share of failed calls, 0..1
-    slow_rate: float = .8              # opens at this share of calls slower than the SLO; above 1: slowness never counts
-    consecutive: int = 5               # opens at this many failures in a row
-    open_s: float = 10.                # first wait, s
-    backoff: float = 2.                # each further wait is this many times longer
-    max_open_s: float = 300.           # no wait is longer, s
-    patient_s: float = 0.              # while others have room, waits may grow to this instead, s
-    jitter: float = .2                 # up to this share of a wait is left out, at random
-    probes: int = 3                    # probes out at the same time, at most; 0: no trial, it closes when the wait is over
-    probe_success: int = 3             # good probes that close it; as many slow ones reopen it
-    max_half_open_s: float = 30.       # how long probes may be out without a verdict, s
-    quick_s: float = 0.                # failures that took less than this do not count for failures in a row, s
-    lasting_s: float = 0.              # the failure rate opens only where every call has failed for this long, s
-    forgiving: bool = False            # the next wait is as short as the first one, once calls have succeeded in between
+
+    window: int = 50  # outcomes looked at, the newest ones
+    min_calls: int = 10  # fewer outcomes than this have no rate
+    failure_rate: float = 0.5  # opens at this share of failed calls, 0..1
+    # opens at this share of calls slower than the SLO; above 1: slowness never counts
+    slow_rate: float = 0.8
+    consecutive: int = 5  # opens at this many failures in a row
+    open_s: float = 10.0  # first wait, s
+    backoff: float = 2.0  # each further wait is this many times longer
+    max_open_s: float = 300.0  # no wait is longer, s
+    patient_s: float = 0.0  # while others have room, waits may grow to this instead, s
+    jitter: float = 0.2  # up to this share of a wait is left out, at random
+    # probes out at the same time, at most; 0: no trial, it closes when the wait is over
+    probes: int = 3
+    probe_success: int = 3  # good probes that close it; as many slow ones reopen it
+    max_half_open_s: float = 30.0  # how long probes may be out without a verdict, s
+    quick_s: float = 0.0  # failures that took less than this do not count for failures in a row, s
+    # the failure rate opens only where every call has failed for this long, s
+    lasting_s: float = 0.0
+    # the next wait is as short as the first one, once calls have succeeded in between
+    forgiving: bool = False
 
     def __post_init__(self):
-        for k in ("window", "min_calls", "consecutive", "probe_success"): _check(self, k, 1, whole=True)
+        for k in ("window", "min_calls", "consecutive", "probe_success"):
+            _check(self, k, 1, whole=True)
         _check(self, "probes", 0, whole=True)
-        _check(self, "failure_rate", 0., 1., above=True); _check(self, "slow_rate", 0., above=True)
-        for k in ("open_s", "max_open_s", "max_half_open_s"): _check(self, k, 0., above=True)
-        _check(self, "patient_s", 0.); _check(self, "quick_s", 0.); _check(self, "lasting_s", 0.); _check(self, "backoff", 1.); _check(self, "jitter", 0., 1.)
+        _check(self, "failure_rate", 0.0, 1.0, above=True)
+        _check(self, "slow_rate", 0.0, above=True)
+        for k in ("open_s", "max_open_s", "max_half_open_s"):
+            _check(self, k, 0.0, above=True)
+        _check(self, "patient_s", 0.0)
+        _check(self, "quick_s", 0.0)
+        _check(self, "lasting_s", 0.0)
+        _check(self, "backoff", 1.0)
+        _check(self, "jitter", 0.0, 1.0)
         if self.min_calls > self.window:
-            raise ValueError(f"BreakerConfig: min_calls {self.min_calls} exceeds the window of {self.window}; widen the window")
+            raise ValueError(
+                f"BreakerConfig: min_calls {self.min_calls} exceeds the window of {self.window}; widen the window"
+            )
         if self.max_open_s < self.open_s:
-            raise ValueError(f"BreakerConfig: max_open_s {self.max_open_s} is below open_s {self.open_s}; raise it")
+            raise ValueError(
+                f"BreakerConfig: max_open_s {self.max_open_s} is below open_s {self.open_s}; raise it"
+            )
 
 # %% ../../nbs/routing/02_breaker.ipynb #2e5a4f42
 def _check(
-    config,               # a dataclass instance
-    name: str,            # which of its fields
-    low: float,           # least value allowed
-    high: float = inf,    # greatest value allowed; must be finite in any case
+    config,  # a dataclass instance
+    name: str,  # which of its fields
+    low: float,  # least value allowed
+    high: float = inf,  # greatest value allowed; must be finite in any case
     above: bool = False,  # must it be greater than `low`
     whole: bool = False,  # must it be an int
 ):
     "ValueError where a field of a configuration lies outside its range."
     v = getattr(config, name)
     kind = isinstance(v, int) if whole else isinstance(v, (int, float))
-    if kind and not isinstance(v, bool) and low <= v <= high and v < inf and not (above and v == low): return
-    need = f"{'a whole number' if whole else 'a number'} {'above' if above else 'of at least'} {low:g}"
+    if (
+        kind
+        and not isinstance(v, bool)
+        and low <= v <= high
+        and v < inf
+        and not (above and v == low)
+    ):
+        return
+    need = (
+        f"{'a whole number' if whole else 'a number'} {'above' if above else 'of at least'} {low:g}"
+    )
     most = f" and at most {high:g}" if high < inf else ""
     raise ValueError(f"{type(config).__name__}: {name} must be {need}{most}, got {v!r}")
 
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
 class Window:
     "The newest outcomes of one backend: a ring of bytes with running counts."
+
     __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "calm")
 
-    def __init__(self, size: int):     # how many outcomes it holds
+    def __init__(self, size: int):  # how many outcomes it holds
         self.size = size
         self.clear()
 
     def clear(self):
         self.ring = bytearray(self.size)
-        self.at = self.n = self.failed = self.slow = self.run = 0; self.calm = False   # calm: full, and all is well
+        self.at = self.n = self.failed = self.slow = self.run = 0
+        self.calm = False  # calm: full, and all is well
 
-    def push(self, ok: bool, slow: bool, quick: bool = False) -> int:  # how many in it failed or were slow; 0: all is well
-        "Take in one outcome, forget the oldest. A `quick` failure leaves the number in a row as it is."
+    # how many in it failed or were slow; 0: all is well
+    def push(self, ok: bool, slow: bool, quick: bool = False) -> int:
+        """Take in one outcome, forget the oldest.
+
+        A `quick` failure leaves the number in a row as it is.
+        """
         at, ring = self.at, self.ring
         old, new = ring[at], (0 if ok else 1) | (2 if slow else 0)
         if new != old:
             ring[at] = new
-            self.failed += (new & 1) - (old & 1); self.slow += (new >> 1) - (old >> 1)
+            self.failed += (new & 1) - (old & 1)
+            self.slow += (new >> 1) - (old >> 1)
         at += 1
         self.at = at if at < self.size else 0
-        if self.n < self.size: self.n += 1
-        if ok: self.run = 0
-        elif not quick: self.run += 1
-        bad = self.failed or self.slow; self.calm = not bad and self.n == self.size
+        if self.n < self.size:
+            self.n += 1
+        if ok:
+            self.run = 0
+        elif not quick:
+            self.run += 1
+        bad = self.failed or self.slow
+        self.calm = not bad and self.n == self.size
         return bad
 
 # %% ../../nbs/routing/02_breaker.ipynb #59a88d7e
 def counts(
-    w: Window,            # the newest outcomes of one backend
-) -> dict:                # the same as counts and rates, for people and for evidence
+    w: Window,  # the newest outcomes of one backend
+) -> dict:  # the same as counts and rates, for people and for evidence
     "What a window holds, in words. Rates are None while it is empty."
-    rate = lambda k: round(k/w.n, 4) if w.n else None
-    return dict(calls=w.n, failed=w.failed, slow=w.slow, consecutive=w.run,
-                failure_rate=rate(w.failed), slow_rate=rate(w.slow))
+
+    def rate(k):
+        return round(k / w.n, 4) if w.n else None
+
+    return dict(
+        calls=w.n,
+        failed=w.failed,
+        slow=w.slow,
+        consecutive=w.run,
+        failure_rate=rate(w.failed),
+        slow_rate=rate(w.slow),
+    )
 
 # %% ../../nbs/routing/02_breaker.ipynb #f3d74782
 def trouble(
-    w: Window,              # the newest outcomes
+    w: Window,  # the newest outcomes
     config: BreakerConfig,  # the limits
-    since_good_s: float = inf,   # for how long every call has failed, s
-) -> str | None:            # why the breaker should open; None: it should not
+    since_good_s: float = inf,  # for how long every call has failed, s
+) -> str | None:  # why the breaker should open; None: it should not
     "The rules of opening: failures in a row, failure rate, slow-call rate (as in resilience4j)."
-    if w.run >= config.consecutive: return f"{w.run} calls in a row failed (limit {config.consecutive})"
-    if w.n < config.min_calls: return None
-    if w.failed/w.n >= config.failure_rate and since_good_s >= config.lasting_s: return f"{w.failed} of {w.n} calls failed (limit {config.failure_rate:.0%})"
-    if w.slow/w.n >= config.slow_rate: return f"{w.slow} of {w.n} calls were slower than the SLO (limit {config.slow_rate:.0%})"
+    if w.run >= config.consecutive:
+        return f"{w.run} calls in a row failed (limit {config.consecutive})"
+    if w.n < config.min_calls:
+        return None
+    if w.failed / w.n >= config.failure_rate and since_good_s >= config.lasting_s:
+        return f"{w.failed} of {w.n} calls failed (limit {config.failure_rate:.0%})"
+    if w.slow / w.n >= config.slow_rate:
+        return f"{w.slow} of {w.n} calls were slower than the SLO (limit {config.slow_rate:.0%})"
     return None
 
 # %% ../../nbs/routing/02_breaker.ipynb #63d531a9
 @dataclass(frozen=True, slots=True)
 class Transition:
     "One change of state: when, from what to what, why, on which evidence, until when."
-    at_s: float                        # when, s on the breaker's clock
-    backend: str                       # whose
-    old: str                           # state before
-    new: str                           # state after; the same as before where only the force changed
-    reason: str                        # a sentence for people
-    evidence: dict                     # the counts and rates behind it
-    until_s: float                     # when it may change by itself, s; inf: not by itself
+
+    at_s: float  # when, s on the breaker's clock
+    backend: str  # whose
+    old: str  # state before
+    new: str  # state after; the same as before where only the force changed
+    reason: str  # a sentence for people
+    evidence: dict  # the counts and rates behind it
+    until_s: float  # when it may change by itself, s; inf: not by itself
 
 # %% ../../nbs/routing/02_breaker.ipynb #f584f5d4
 class Clock:
-    "The latest finite time told so far, s; starts at 0. Not locked: its owner lets one thread in at a time."
+    """The latest finite time told so far, s; starts at 0. Not locked: its owner lets one thread in
+    at a time.
+    """
+
     __slots__ = ("_clock",)
 
-    def __init__(self): self._clock = 0.
+    def __init__(self):
+        self._clock = 0.0
 
     def _at(self, now: float) -> float:  # the time that counts, s
         "Move the clock: never back, and never to NaN or infinity."
-        if self._clock < now < inf: self._clock = now
+        if self._clock < now < inf:
+            self._clock = now
         return self._clock
 
 # %% ../../nbs/routing/02_breaker.ipynb #1dde705c
 class Ledger(Clock):
     "State and history of one breaker."
-    __slots__ = ("backend", "config", "window", "state", "forced", "since_s", "until_s", "era",
-                 "out", "good", "slow", "transitions", "late", "late_failed", "good_s", "bad_s")
+
+    __slots__ = (
+        "backend",
+        "config",
+        "window",
+        "state",
+        "forced",
+        "since_s",
+        "until_s",
+        "era",
+        "out",
+        "good",
+        "slow",
+        "transitions",
+        "late",
+        "late_failed",
+        "good_s",
+        "bad_s",
+    )
 
     def __init__(self, backend: str, config: BreakerConfig):
         super().__init__()
         self.backend, self.config, self.window = backend, config, Window(config.window)
-        self.state, self.forced = CLOSED, None         # forced: OPEN or CLOSED while a person holds it there
-        self.since_s, self.until_s = 0., inf           # when the state began; when it may change by itself
-        self.era = self.late = self.late_failed = 0    # changes of state; outcomes that came too late to judge
-        self.out = self.good = self.slow = 0           # of the present or last trial: probes out, verdicts
-        self.good_s = self.bad_s = -inf                # newest success; first failure after it, s
+        # forced: OPEN or CLOSED while a person holds it there
+        self.state, self.forced = CLOSED, None
+        self.since_s, self.until_s = 0.0, inf  # when the state began; when it may change by itself
+        # changes of state; outcomes that came too late to judge
+        self.era = self.late = self.late_failed = 0
+        self.out = self.good = self.slow = 0  # of the present or last trial: probes out, verdicts
+        self.good_s = self.bad_s = -inf  # newest success; first failure after it, s
         self.transitions = deque(maxlen=KEPT)
 
     def _move(self, new: str, reason: str, evidence: dict, until_s: float = inf) -> bool:
         "Change the state and write it down."
         evidence = {**evidence, "late": self.late, "late_failed": self.late_failed}
-        self.transitions.append(Transition(self._clock, self.backend, self.state, new, reason, evidence, until_s))
+        self.transitions.append(
+            Transition(self._clock, self.backend, self.state, new, reason, evidence, until_s)
+        )
         self.state, self.since_s, self.until_s = new, self._clock, until_s
-        self.era += 1; self.late = self.late_failed = 0
+        self.era += 1
+        self.late = self.late_failed = 0
         return True
 
     @property
-    def reason(self) -> str:           # why it is in this state
+    def reason(self) -> str:  # why it is in this state
         return self.transitions[-1].reason if self.transitions else "no trouble seen"
 
 # %% ../../nbs/routing/02_breaker.ipynb #6a92817a
 class Waits(Ledger):
     "Opens, for a time that grows as long as the trouble lasts."
+
     __slots__ = ("opens", "opened_s", "wait_s", "_base_s", "_random")
 
     def __init__(
         self,
-        backend: str,                             # its name
+        backend: str,  # its name
         config: BreakerConfig = BreakerConfig(),  # limits, waits, probes
-        seed: int = 0,                            # of the jitter; give each breaker its own
+        seed: int = 0,  # of the jitter; give each breaker its own
     ):
         super().__init__(backend, config)
-        self.opens, self.opened_s, self.wait_s, self._base_s, self._random = 0, 0., 0., 0., Random(seed)
+        self.opens, self.opened_s, self.wait_s, self._base_s, self._random = (
+            0,
+            0.0,
+            0.0,
+            0.0,
+            Random(seed),
+        )
 
     def _open(self, reason: str, evidence: dict) -> bool:
         "Open with back-off and jitter (as in Finagle's failure accrual)."
         c = self.config
         calm = self.state is CLOSED and self._clock - self.since_s >= self.wait_s
         served = c.forgiving and self.good_s > self.since_s and self.state is CLOSED
-        if calm or served or not self.opens: self.opens, self._base_s = 1, c.open_s
-        else: self.opens, self._base_s = self.opens + 1, min(self._base_s*c.backoff, c.max_open_s)
-        self.opened_s, self.wait_s = self._clock, self._base_s*(1. - c.jitter*self._random.random())
+        if calm or served or not self.opens:
+            self.opens, self._base_s = 1, c.open_s
+        else:
+            self.opens, self._base_s = self.opens + 1, min(self._base_s * c.backoff, c.max_open_s)
+        self.opened_s, self.wait_s = (
+            self._clock,
+            self._base_s * (1.0 - c.jitter * self._random.random()),
+        )
         evidence = {**evidence, "opens": self.opens, "wait_s": round(self.wait_s, 3)}
         return self._move(OPEN, reason, evidence, self._clock + self.wait_s)
 
     @property
-    def patient_until_s(self) -> float:  # until then it need not be tried as long as others have room, s
-        c = self.config; grown_s = c.open_s*c.backoff**min(self.opens - 1, 30)
-        return self.opened_s + min(grown_s, c.patient_s)*self.wait_s/self._base_s if self.opens else 0.
+    # until then it need not be tried as long as others have room, s
+    def patient_until_s(self) -> float:
+        c = self.config
+        grown_s = c.open_s * c.backoff ** min(self.opens - 1, 30)
+        return (
+            self.opened_s + min(grown_s, c.patient_s) * self.wait_s / self._base_s
+            if self.opens
+            else 0.0
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #c42a20a6
-def _probes(n: int) -> str: return f"{n} probe{'s' if n > 1 else ''}"
+def _probes(n: int) -> str:
+    return f"{n} probe{'s' if n > 1 else ''}"
+
 
 class Trial(Waits):
     "Half-open: a budget of probes that are out at the same time."
+
     __slots__ = ("_busy_s",)
 
     def _open(self, reason: str, evidence: dict) -> bool:
@@ -213,31 +311,41 @@ class Trial(Waits):
         return super()._open(reason, evidence)
 
     @property
-    def slots(self) -> int:  # probes that may be out at the same time; one where only a person begins a trial
+    # probes that may be out at the same time; one where only a person begins a trial
+    def slots(self) -> int:
         return max(self.config.probes, 1)
 
     def _try(self, reason: str) -> bool:
         "Begin a trial: no probe out, no verdict yet."
         self.out = self.good = self.slow = 0
-        return self._move(HALF_OPEN, reason, {"opens": self.opens}, self._clock + self.config.max_half_open_s)
+        return self._move(
+            HALF_OPEN, reason, {"opens": self.opens}, self._clock + self.config.max_half_open_s
+        )
 
     def acquire(self, now: float) -> bool:  # may a call go out
-        "Ask before a call: closed yes (the clock is not even looked at), open no, half-open while slots last."
-        if self.state is CLOSED: return True
+        """Ask before a call: closed yes (the clock is not even looked at), open no, half-open while
+        slots last.
+        """
+        if self.state is CLOSED:
+            return True
         at = self._at(now)
-        if self.state is OPEN or self.out >= self.slots: return False
-        if not self.out: self._busy_s = at
+        if self.state is OPEN or self.out >= self.slots:
+            return False
+        if not self.out:
+            self._busy_s = at
         self.out += 1
         return True
 
     def release(self, now: float, era: int | None = None):
         "A probe ended without a verdict: cancelled, or its lease expired. `era` as in `record`."
         self._at(now)
-        if self.state is HALF_OPEN and self.out and (era is None or era == self.era): self.out -= 1
+        if self.state is HALF_OPEN and self.out and (era is None or era == self.era):
+            self.out -= 1
 
 # %% ../../nbs/routing/02_breaker.ipynb #165d26e1
 class Judged(Trial):
     "How a trial ends: by its probes, or by time where they do not come back."
+
     __slots__ = ()
 
     def _close(self, reason: str, evidence: dict) -> bool:
@@ -249,109 +357,199 @@ class Judged(Trial):
         "One probe has come back."
         enough = self.config.probe_success
         self.out -= 1
-        if ok and slow and self.config.slow_rate <= 1.: self.slow += 1
-        elif ok: self.good += 1
+        if ok and slow and self.config.slow_rate <= 1.0:
+            self.slow += 1
+        elif ok:
+            self.good += 1
         evidence = dict(good=self.good, slow=self.slow, failed=int(not ok), probes_out=self.out)
-        if not ok: return self._open("a probe failed", evidence)
-        if self.good >= enough: return self._close(f"{_probes(self.good)} succeeded", evidence)
-        return self.slow >= enough and self._open(f"slower than the SLO: {_probes(self.slow)}", evidence)
+        if not ok:
+            return self._open("a probe failed", evidence)
+        if self.good >= enough:
+            return self._close(f"{_probes(self.good)} succeeded", evidence)
+        return self.slow >= enough and self._open(
+            f"slower than the SLO: {_probes(self.slow)}", evidence
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #9056b572
 class Timed(Judged):
     "What time alone does."
+
     __slots__ = ()
 
     def poll(self, now: float) -> bool:  # True if the state changed
         "Open to half-open after the wait; half-open to open where probes do not come back."
         at, c = self._at(now), self.config
-        if at < self.until_s: return False
+        if at < self.until_s:
+            return False
         if self.state is OPEN and not c.probes:
-            return self._close(f"waited {at - self.since_s:.1f} s; failures alone can open it again", {"opens": self.opens})
+            return self._close(
+                f"waited {at - self.since_s:.1f} s; failures alone can open it again",
+                {"opens": self.opens},
+            )
         if self.state is OPEN:
-            return self._try(f"waited {at - self.since_s:.1f} s; at most {_probes(c.probes)} at a time may try it")
+            return self._try(
+                f"waited {at - self.since_s:.1f} s; at most {_probes(c.probes)} at a time may try it"
+            )
         self.until_s = (self._busy_s if self.out else at) + c.max_half_open_s
-        if at < self.until_s: return False
-        return self._open(f"{_probes(self.out)} out for {c.max_half_open_s:g} s without a verdict",
-                          dict(good=self.good, slow=self.slow, failed=0, probes_out=self.out))
+        if at < self.until_s:
+            return False
+        return self._open(
+            f"{_probes(self.out)} out for {c.max_half_open_s:g} s without a verdict",
+            dict(good=self.good, slow=self.slow, failed=0, probes_out=self.out),
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #7b0c5655
 class Forced(Timed):
     "The people's side: take over from the rules, and hand back."
+
     __slots__ = ()
 
     def force(
         self,
-        state: str | None,             # OPEN or CLOSED to hold it there, HALF_OPEN to try it now, None to lift
-        now: float,                    # s
-        reason: str,                   # why, a few words for whoever asks later
-    ) -> bool:                         # True if anything changed
+        state: str | None,  # OPEN or CLOSED to hold it there, HALF_OPEN to try it now, None to lift
+        now: float,  # s
+        reason: str,  # why, a few words for whoever asks later
+    ) -> bool:  # True if anything changed
         "Take over from the rules, or hand back to them. ValueError on an unknown state."
         if state not in (None, CLOSED, OPEN, HALF_OPEN):
-            raise ValueError(f"state must be {CLOSED!r}, {OPEN!r}, {HALF_OPEN!r} or None, got {state!r}")
+            raise ValueError(
+                f"state must be {CLOSED!r}, {OPEN!r}, {HALF_OPEN!r} or None, got {state!r}"
+            )
         self._at(now)
         was, self.forced = self.forced, {CLOSED: CLOSED, OPEN: OPEN}.get(state)
-        if state is None and was is None: return False
-        if state == HALF_OPEN: return self._try(f"on trial by hand: {reason}")
-        if state is None and was is OPEN: return self._try(f"no longer forced open: {reason}")
-        if state == OPEN: return self._move(OPEN, f"forced open: {reason}", counts(self.window))
-        return self._close(f"{'forced closed' if state else 'no longer forced closed'}: {reason}", counts(self.window))
+        if state is None and was is None:
+            return False
+        if state == HALF_OPEN:
+            return self._try(f"on trial by hand: {reason}")
+        if state is None and was is OPEN:
+            return self._try(f"no longer forced open: {reason}")
+        if state == OPEN:
+            return self._move(OPEN, f"forced open: {reason}", counts(self.window))
+        return self._close(
+            f"{'forced closed' if state else 'no longer forced closed'}: {reason}",
+            counts(self.window),
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #1636f54f
 class Told(Forced):
     "The answer to: what is the state, and why?"
+
     __slots__ = ()
 
     def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
         "What people and programs ask for. Reads only."
         at, ends = max(self._clock, now) if now < inf else self._clock, self.until_s < inf
-        return dict(backend=self.backend, state=self.state, forced=self.forced,
-                    reason=self.reason, evidence=dict(self.transitions[-1].evidence) if self.transitions else {},
-                    since_s=self.since_s, until_s=self.until_s if ends else None,
-                    left_s=round(max(self.until_s - at, 0.), 3) if ends else None,
-                    window=counts(self.window), late=self.late,
-                    probes_out=self.out if self.state is HALF_OPEN else 0)
+        return dict(
+            backend=self.backend,
+            state=self.state,
+            forced=self.forced,
+            reason=self.reason,
+            evidence=dict(self.transitions[-1].evidence) if self.transitions else {},
+            since_s=self.since_s,
+            until_s=self.until_s if ends else None,
+            left_s=round(max(self.until_s - at, 0.0), 3) if ends else None,
+            window=counts(self.window),
+            late=self.late,
+            probes_out=self.out if self.state is HALF_OPEN else 0,
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #9be139d1
-MEMO = ("state", "forced", "since_s", "until_s", "era", "opens", "opened_s", "wait_s", "_base_s", "_clock")
+MEMO = (
+    "state",
+    "forced",
+    "since_s",
+    "until_s",
+    "era",
+    "opens",
+    "opened_s",
+    "wait_s",
+    "_base_s",
+    "_clock",
+)
+
 
 class Durable(Told):
     "State that outlives its gateway."
+
     __slots__ = ()
 
-    def memo(self) -> dict:            # plain values, fit for JSON
+    def memo(self) -> dict:  # plain values, fit for JSON
         "What `restore` needs."
         out = {k.lstrip("_"): None if (v := getattr(self, k)) == inf else v for k in MEMO}
-        return out | dict(ring=self.window.ring.hex(), at=self.window.at, n=self.window.n, run=self.window.run, reason=self.reason)
+        return out | dict(
+            ring=self.window.ring.hex(),
+            at=self.window.at,
+            n=self.window.n,
+            run=self.window.run,
+            reason=self.reason,
+        )
 
     def restore(self, memo: Mapping):
-        "Take up what `memo` wrote down; outcomes of a window of another length are forgotten. ValueError where it is none."
-        if memo.get("state") not in (CLOSED, OPEN, HALF_OPEN): raise ValueError(f"memo of breaker {self.backend!r} names no state, got {memo.get('state')!r}")
-        w, ring, values = self.window, bytearray.fromhex(memo["ring"]), {k: memo[k.lstrip("_")] for k in MEMO}
-        at, n, run, reason = (memo[k] for k in ("at", "n", "run", "reason"))      # all is read before anything is changed
-        for k, v in values.items(): setattr(self, k, inf if v is None and k == "until_s" else v)
-        self.state = next(s for s in (CLOSED, OPEN, HALF_OPEN) if s == memo["state"]); self.out = self.good = self.slow = 0; self._busy_s = self._clock
-        if len(ring) != w.size: ring, at, n, run = bytearray(w.size), 0, 0, 0
+        """Take up what `memo` wrote down; outcomes of a window of another length are forgotten.
+        ValueError where it is none.
+        """
+        if memo.get("state") not in (CLOSED, OPEN, HALF_OPEN):
+            raise ValueError(
+                f"memo of breaker {self.backend!r} names no state, got {memo.get('state')!r}"
+            )
+        w, ring, values = (
+            self.window,
+            bytearray.fromhex(memo["ring"]),
+            {k: memo[k.lstrip("_")] for k in MEMO},
+        )
+        # all is read before anything is changed
+        at, n, run, reason = (memo[k] for k in ("at", "n", "run", "reason"))
+        for k, v in values.items():
+            setattr(self, k, inf if v is None and k == "until_s" else v)
+        self.state = next(s for s in (CLOSED, OPEN, HALF_OPEN) if s == memo["state"])
+        self.out = self.good = self.slow = 0
+        self._busy_s = self._clock
+        if len(ring) != w.size:
+            ring, at, n, run = bytearray(w.size), 0, 0, 0
         w.ring, w.at, w.n, w.run = ring, at, n, run
-        w.failed, w.slow = sum(x & 1 for x in ring), sum(x >> 1 for x in ring); w.calm = not (w.failed or w.slow) and w.n == w.size
-        self.transitions.append(Transition(self._clock, self.backend, self.state, self.state, reason, dict(restored=True), self.until_s))
+        w.failed, w.slow = sum(x & 1 for x in ring), sum(x >> 1 for x in ring)
+        w.calm = not (w.failed or w.slow) and w.n == w.size
+        self.transitions.append(
+            Transition(
+                self._clock,
+                self.backend,
+                self.state,
+                self.state,
+                reason,
+                dict(restored=True),
+                self.until_s,
+            )
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #181c239e
 class Following(Durable):
     "Opens on what others have seen."
+
     __slots__ = ()
 
-    def follow(self, reason: str, evidence: dict, now: float) -> bool:   # True if it opened
-        "Open a closed breaker on the evidence of other gateways; nothing happens to one that is open, on trial or in a person's hand."
+    def follow(self, reason: str, evidence: dict, now: float) -> bool:  # True if it opened
+        """Open a closed breaker on the evidence of other gateways; nothing happens to one that is
+        open, on trial or in a person's hand.
+        """
         self._at(now)
-        return self.state is CLOSED and self.forced is None and self._open(reason, counts(self.window) | evidence)
+        return (
+            self.state is CLOSED
+            and self.forced is None
+            and self._open(reason, counts(self.window) | evidence)
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #4e8d20c7
 class Judging(Following):
     "What an outcome proves."
+
     __slots__ = ()
 
     def _judge(self) -> bool:
-        why = trouble(self.window, self.config, self._clock - max(self.good_s, self.bad_s)) if self.forced is None else None
+        why = (
+            trouble(self.window, self.config, self._clock - max(self.good_s, self.bad_s))
+            if self.forced is None
+            else None
+        )
         return why is not None and self._open(why, counts(self.window))
 
     def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
@@ -359,60 +557,76 @@ class Judging(Following):
         if probe and self.state is HALF_OPEN and self.out and (era is None or era == self.era):
             return self._verdict(ok, slow)
         self.late += 1
-        if not ok: self.late_failed += 1
+        if not ok:
+            self.late_failed += 1
         return False
 
 # %% ../../nbs/routing/02_breaker.ipynb #2193077b
 class Breaker(Judging):
-    "Circuit breaker of one backend: closed, open, half-open (Nygard 2007; rules as in resilience4j)."
+    """Circuit breaker of one backend: closed, open, half-open (Nygard 2007; rules as in
+    resilience4j).
+    """
+
     __slots__ = ()
 
     def record(
         self,
-        ok: bool,                                 # did the call succeed
-        slow: bool,                               # did it take longer than its SLO
-        now: float,                               # s from 0 up; time never goes back inside
-        probe: bool = False,                      # did it go out on a slot of a trial
-        era: int | None = None,                   # `era` when the call started; None: as of now
-        took_s: float = inf,                      # how long it took, s; inf: not known
-    ) -> bool:                                    # True if the state changed
+        ok: bool,  # did the call succeed
+        slow: bool,  # did it take longer than its SLO
+        now: float,  # s from 0 up; time never goes back inside
+        probe: bool = False,  # did it go out on a slot of a trial
+        era: int | None = None,  # `era` when the call started; None: as of now
+        took_s: float = inf,  # how long it took, s; inf: not known
+    ) -> bool:  # True if the state changed
         "One call has ended. Closed: counted and judged. Half-open: only probes judge. Open: late."
-        if self._clock < now < inf: self._clock = now
-        if ok: self.good_s, self.bad_s = self._clock, -inf
-        elif self.bad_s == -inf: self.bad_s = self._clock
-        if self.state is not CLOSED or (era is not None and era != self.era): return self._aside(ok, slow, probe, era)
-        if ok and not slow and self.window.calm: return False
+        if self._clock < now < inf:
+            self._clock = now
+        if ok:
+            self.good_s, self.bad_s = self._clock, -inf
+        elif self.bad_s == -inf:
+            self.bad_s = self._clock
+        if self.state is not CLOSED or (era is not None and era != self.era):
+            return self._aside(ok, slow, probe, era)
+        if ok and not slow and self.window.calm:
+            return False
         return self.window.push(ok, slow, took_s < self.config.quick_s) > 0 and self._judge()
 
 # %% ../../nbs/routing/02_breaker.ipynb #f80b52f2
 def in_panic(
-    available: float,     # capacity of the backends whose breakers let calls through
-    total: float,         # capacity of the whole fleet, in the same unit
-    share: float = .5,    # panic below this share of it, 0..1
-) -> bool:                # whether health should be ignored
+    available: float,  # capacity of the backends whose breakers let calls through
+    total: float,  # capacity of the whole fleet, in the same unit
+    share: float = 0.5,  # panic below this share of it, 0..1
+) -> bool:  # whether health should be ignored
     "The panic rule, as in Envoy's load balancer. An empty fleet does not panic."
-    return total > 0 and available < share*total
+    return total > 0 and available < share * total
 
 # %% ../../nbs/routing/02_breaker.ipynb #3bf3f9b3
 FULL, SHEDDING = "full", "shedding"
 
+
 @dataclass(frozen=True, slots=True)
 class ShedConfig:
     "When a forecast takes weight away, and how much. ValueError on values that make no sense."
-    start: float = .5                  # begins at this probability of a breach, 0..1
-    stop: float = .25                  # ends at this one, 0..1, below `start`
-    dwell_s: float = 60.               # stays at least this long in either state, s
-    floor: float = .02                 # share of its weight that a backend always keeps
-    cap: float = .5                    # share of the fleet's capacity that may be shed, all together
-    margin: float = .1                 # "clearly better": by more than this; fully so at twice this
-    lift: float = 1.                   # most that moves to a better backend, in units of its capacity
+
+    start: float = 0.5  # begins at this probability of a breach, 0..1
+    stop: float = 0.25  # ends at this one, 0..1, below `start`
+    dwell_s: float = 60.0  # stays at least this long in either state, s
+    floor: float = 0.02  # share of its weight that a backend always keeps
+    cap: float = 0.5  # share of the fleet's capacity that may be shed, all together
+    margin: float = 0.1  # "clearly better": by more than this; fully so at twice this
+    lift: float = 1.0  # most that moves to a better backend, in units of its capacity
 
     def __post_init__(self):
-        for k in ("start", "floor", "cap"): _check(self, k, 0., 1., above=True)
-        _check(self, "stop", 0., 1.); _check(self, "margin", 0., .5, above=True)
-        for k in ("dwell_s", "lift"): _check(self, k, 0., above=True)
+        for k in ("start", "floor", "cap"):
+            _check(self, k, 0.0, 1.0, above=True)
+        _check(self, "stop", 0.0, 1.0)
+        _check(self, "margin", 0.0, 0.5, above=True)
+        for k in ("dwell_s", "lift"):
+            _check(self, k, 0.0, above=True)
         if self.stop >= self.start:
-            raise ValueError(f"ShedConfig: stop {self.stop} must lie below start {self.start}, else it flaps")
+            raise ValueError(
+                f"ShedConfig: stop {self.stop} must lie below start {self.start}, else it flaps"
+            )
 
 # %% ../../nbs/routing/02_breaker.ipynb #cb04cec6
 @dataclass(frozen=True, slots=True)
@@ -421,71 +635,82 @@ class Shed(Transition):
 
 # %% ../../nbs/routing/02_breaker.ipynb #eb983433
 def opinion(
-    p: float | None,      # a forecast probability, possibly missing or broken
-) -> float | None:        # the same, or None where it is no probability
+    p: float | None,  # a forecast probability, possibly missing or broken
+) -> float | None:  # the same, or None where it is no probability
     "NaN, infinite and impossible values mean: no opinion."
-    return p if p is not None and 0. <= p <= 1. else None
+    return p if p is not None and 0.0 <= p <= 1.0 else None
+
 
 def wish(
-    p: float,             # probability of a breach, 0..1
-    config: ShedConfig,   # thresholds and floor
-) -> float:               # share of its weight that it would give up, 0..1 - floor
+    p: float,  # probability of a breach, 0..1
+    config: ShedConfig,  # thresholds and floor
+) -> float:  # share of its weight that it would give up, 0..1 - floor
     "What one backend would shed if it were alone: linear from `stop` to certainty."
-    return (1. - config.floor)*max(p - config.stop, 0.)/(1. - config.stop)
+    return (1.0 - config.floor) * max(p - config.stop, 0.0) / (1.0 - config.stop)
 
 # %% ../../nbs/routing/02_breaker.ipynb #feb69eac
 def room(
-    source: str,                       # who would shed
-    p: Mapping[str, float],            # opinions: probability of a breach by backend
-    capacity: Mapping[str, float],     # capacity by backend
+    source: str,  # who would shed
+    p: Mapping[str, float],  # opinions: probability of a breach by backend
+    capacity: Mapping[str, float],  # capacity by backend
     config: ShedConfig,
-) -> dict[str, float]:                 # capacity on offer, by clearly better backend
+) -> dict[str, float]:  # capacity on offer, by clearly better backend
     "Who is forecast clearly better than `source`, and how much each can be asked to take."
     least = p[source] - config.margin
-    return {t: min((least - q)/config.margin, 1.)*capacity[t] for t, q in p.items() if q < least and capacity[t] > 0.}
+    return {
+        t: min((least - q) / config.margin, 1.0) * capacity[t]
+        for t, q in p.items()
+        if q < least and capacity[t] > 0.0
+    }
 
 # %% ../../nbs/routing/02_breaker.ipynb #4d7da4a3
 def flows(
-    wishes: Mapping[str, float],       # share of its weight that each source would give up
-    p: Mapping[str, float],            # opinions
-    capacity: Mapping[str, float],     # capacity by backend, 0 where broken
+    wishes: Mapping[str, float],  # share of its weight that each source would give up
+    p: Mapping[str, float],  # opinions
+    capacity: Mapping[str, float],  # capacity by backend, 0 where broken
     config: ShedConfig,
-) -> dict[str, float]:                 # capacity that leaves each source
+) -> dict[str, float]:  # capacity that leaves each source
     "What leaves each source after comparison, targets' room and the fleet's cap."
-    out, got = {}, dict.fromkeys(p, 0.)
+    out, got = {}, dict.fromkeys(p, 0.0)
     for s, w in wishes.items():
-        rooms = room(s, p, capacity, config); total = sum(rooms.values())
-        out[s] = min(w*capacity[s], config.lift*total)
-        for t, k in rooms.items(): got[t] += out[s]*k/total
-    scale = min([1.] + [config.lift*capacity[t]/g for t, g in got.items() if g > 0.])
-    shed, limit = sum(out.values()), config.cap*sum(capacity.values())
-    if shed*scale > limit: scale = limit/shed
-    return {s: amount*scale for s, amount in out.items()}
+        rooms = room(s, p, capacity, config)
+        total = sum(rooms.values())
+        out[s] = min(w * capacity[s], config.lift * total)
+        for t, k in rooms.items():
+            got[t] += out[s] * k / total
+    scale = min([1.0] + [config.lift * capacity[t] / g for t, g in got.items() if g > 0.0])
+    shed, limit = sum(out.values()), config.cap * sum(capacity.values())
+    if shed * scale > limit:
+        scale = limit / shed
+    return {s: amount * scale for s, amount in out.items()}
 
 # %% ../../nbs/routing/02_breaker.ipynb #d85d9a72
 @dataclass(slots=True)
 class Hold:
     "What the shedder remembers of one backend."
+
     state: str = FULL
-    since_s: float = 0.                # when the state began, s
-    until_s: float = 0.                # it lasts at least until then, s
-    held: float = 0.                   # probability of a breach that shedding follows
-    multiplier: float = 1.             # what is left of its weight
-    reason: str = ""                   # why it is in this state
+    since_s: float = 0.0  # when the state began, s
+    until_s: float = 0.0  # it lasts at least until then, s
+    held: float = 0.0  # probability of a breach that shedding follows
+    multiplier: float = 1.0  # what is left of its weight
+    reason: str = ""  # why it is in this state
+
 
 def hold(
-    h: Hold,              # one backend's memory, changed in place
-    p: float,             # its fresh probability of a breach
-    dt_s: float,          # time since the last tick, s
+    h: Hold,  # one backend's memory, changed in place
+    p: float,  # its fresh probability of a breach
+    dt_s: float,  # time since the last tick, s
     config: ShedConfig,
-) -> bool:                # whether it should shed, as far as it alone is concerned
+) -> bool:  # whether it should shed, as far as it alone is concerned
     "Two thresholds and a dwell time in either state; `until_s` is compared by the caller's clock."
-    h.held = max(p, h.held - dt_s/config.dwell_s) if h.state is SHEDDING else p
+    h.held = max(p, h.held - dt_s / config.dwell_s) if h.state is SHEDDING else p
     return h.held > config.stop if h.state is SHEDDING else p >= config.start
 
 # %% ../../nbs/routing/02_breaker.ipynb #9c4d1032
 class ShedLog(Clock):
     "The shedder's memory: who sheds, since when, and every start and end."
+
     __slots__ = ("config", "holds", "events")
 
     def __init__(self, config: ShedConfig = ShedConfig()):
@@ -501,27 +726,48 @@ class ShedLog(Clock):
     def describe(self, now: float) -> list[dict]:  # one entry per backend that sheds; fit for JSON
         "Who sheds now, how much, why, and until when at least."
         at = max(self._clock, now) if now < inf else self._clock
-        return [dict(backend=b, state=h.state, multiplier=round(h.multiplier, 4), p_held=round(h.held, 4),
-                     reason=h.reason, since_s=h.since_s, until_s=h.until_s, left_s=round(max(h.until_s - at, 0.), 3))
-                for b, h in self.holds.items() if h.state is SHEDDING]
+        return [
+            dict(
+                backend=b,
+                state=h.state,
+                multiplier=round(h.multiplier, 4),
+                p_held=round(h.held, 4),
+                reason=h.reason,
+                since_s=h.since_s,
+                until_s=h.until_s,
+                left_s=round(max(h.until_s - at, 0.0), 3),
+            )
+            for b, h in self.holds.items()
+            if h.state is SHEDDING
+        ]
 
 # %% ../../nbs/routing/02_breaker.ipynb #74ddbb2a
 class ShedRules(ShedLog):
     "Starts and ends of shedding, one backend at a time."
+
     __slots__ = ()
 
     def _lapse(self, p: Mapping[str, float], size: Mapping[str, float]):
         "Take in who is new, end the shedding of whom no opinion is left, forget who has left."
-        for b in size: self.holds.setdefault(b, Hold())
+        for b in size:
+            self.holds.setdefault(b, Hold())
         for b in [b for b in self.holds if b not in p]:
-            why = ("left the fleet" if b not in size else
-                   "no opinion about it any more" if size[b] else "no capacity left to shed from")
-            if self.holds[b].state is SHEDDING: self._turn(b, FULL, why, {})
-            if b not in size: del self.holds[b]
+            why = (
+                "left the fleet"
+                if b not in size
+                else "no opinion about it any more"
+                if size[b]
+                else "no capacity left to shed from"
+            )
+            if self.holds[b].state is SHEDDING:
+                self._turn(b, FULL, why, {})
+            if b not in size:
+                del self.holds[b]
 
     def _sheds(self, name: str, q: float, dt_s: float) -> bool:
         "Whether one backend takes part this tick; an end of shedding is written down here."
-        h = self.holds[name]; want, due = hold(h, q, dt_s, self.config), self._clock >= h.until_s
+        h = self.holds[name]
+        want, due = hold(h, q, dt_s, self.config), self._clock >= h.until_s
         if h.state is SHEDDING and due and not want:
             why = f"probability of a breach down to {q:.2f} (stop {self.config.stop:g})"
             self._turn(name, FULL, why, {"p_breach": round(q, 4)})
@@ -529,31 +775,52 @@ class ShedRules(ShedLog):
 
     def _start(self, name: str, p: Mapping[str, float], size: Mapping[str, float]):
         "Write down a start, with the best of those it moves to."
-        best, left = sorted(room(name, p, size, self.config), key=p.get)[:3], self.holds[name].multiplier
-        why = (f"forecast to breach with probability {p[name]:.2f} (start {self.config.start:g}); "
-               f"{1 - left:.0%} of its weight moves to better ones")
-        self._turn(name, SHEDDING, why, dict(p_breach=round(p[name], 4), multiplier=round(left, 4), capacity=size[name],
-                                             better={t: round(p[t], 4) for t in best}))
+        best, left = (
+            sorted(room(name, p, size, self.config), key=p.get)[:3],
+            self.holds[name].multiplier,
+        )
+        why = (
+            f"forecast to breach with probability {p[name]:.2f} (start {self.config.start:g}); "
+            f"{1 - left:.0%} of its weight moves to better ones"
+        )
+        self._turn(
+            name,
+            SHEDDING,
+            why,
+            dict(
+                p_breach=round(p[name], 4),
+                multiplier=round(left, 4),
+                capacity=size[name],
+                better={t: round(p[t], 4) for t in best},
+            ),
+        )
 
 # %% ../../nbs/routing/02_breaker.ipynb #01240389
 class Shedder(ShedRules):
     "Takes weight away from backends that are forecast to breach: softly, within bounds, per tick."
+
     __slots__ = ()
 
     def update(
         self,
-        p_breach: Mapping[str, float | None],  # P(step statistic > SLO at the horizon); None, NaN: no opinion
-        capacity: Mapping[str, float],         # the fleet: capacity by backend; 0: no target (breaker open)
-        now: float,                            # s from 0 up; time never goes back inside
-    ) -> dict[str, float]:                     # by backend of `capacity`: what is left of its weight, floor..1
+        # P(step statistic > SLO at the horizon); None, NaN: no opinion
+        p_breach: Mapping[str, float | None],
+        # the fleet: capacity by backend; 0: no target (breaker open)
+        capacity: Mapping[str, float],
+        now: float,  # s from 0 up; time never goes back inside
+    ) -> dict[str, float]:  # by backend of `capacity`: what is left of its weight, floor..1
         "One tick. A forecast for a backend outside `capacity` counts for nothing."
-        before = self._clock; dt_s = self._at(now) - before
-        size = {b: c if 0. < c < inf else 0. for b, c in capacity.items()}
+        before = self._clock
+        dt_s = self._at(now) - before
+        size = {b: c if 0.0 < c < inf else 0.0 for b, c in capacity.items()}
         p = {b: q for b, c in size.items() if c and (q := opinion(p_breach.get(b))) is not None}
         self._lapse(p, size)
         would = [b for b in p if self._sheds(b, p[b], dt_s)]
-        sent = flows({b: wish(self.holds[b].held, self.config) for b in would}, p, size, self.config)
+        sent = flows(
+            {b: wish(self.holds[b].held, self.config) for b in would}, p, size, self.config
+        )
         for b, h in self.holds.items():
-            h.multiplier = max(1. - sent[b]/size[b], self.config.floor) if b in sent else 1.
-            if h.state is FULL and h.multiplier < 1.: self._start(b, p, size)
+            h.multiplier = max(1.0 - sent[b] / size[b], self.config.floor) if b in sent else 1.0
+            if h.state is FULL and h.multiplier < 1.0:
+                self._start(b, p, size)
         return {b: h.multiplier for b, h in self.holds.items()}

@@ -18,249 +18,320 @@ from typing import NamedTuple, Protocol
 @dataclass(frozen=True, slots=True)
 class Backend:
     "One place that can serve requests. Limits left at None are unknown, not zero."
-    name: str                          # unique in the fleet
-    capacity: float = 1.               # requests it serves at once without queueing; relative where unknown
-    models: tuple[str, ...] = ()       # model names served; empty: any
-    tasks: tuple[str, ...] = ()        # task names served; empty: any
-    tiers: tuple[str, ...] = ()        # SLA tiers it may serve; empty: any
-    region: str | None = None          # where it runs
-    price_in: float = 0.               # USD per million input tokens
-    price_out: float = 0.              # USD per million output tokens
-    slo_ms: float | None = None        # its own latency limit, ms; None: the request's or the default
-    context_tok: int | None = None     # longest input it takes, tokens
-    rpm: float | None = None           # rate limit, requests per minute
-    tpm: float | None = None           # rate limit, tokens per minute
-    quality: float | None = None       # expected share of right answers, 0..1
+
+    name: str  # unique in the fleet
+    capacity: float = 1.0  # requests it serves at once without queueing; relative where unknown
+    models: tuple[str, ...] = ()  # model names served; empty: any
+    tasks: tuple[str, ...] = ()  # task names served; empty: any
+    tiers: tuple[str, ...] = ()  # SLA tiers it may serve; empty: any
+    region: str | None = None  # where it runs
+    price_in: float = 0.0  # USD per million input tokens
+    price_out: float = 0.0  # USD per million output tokens
+    slo_ms: float | None = None  # its own latency limit, ms; None: the request's or the default
+    context_tok: int | None = None  # longest input it takes, tokens
+    rpm: float | None = None  # rate limit, requests per minute
+    tpm: float | None = None  # rate limit, tokens per minute
+    quality: float | None = None  # expected share of right answers, 0..1
 
     def __post_init__(self):
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
-        if not self.name: raise ValueError("Backend.name must not be empty")
+        if not self.name:
+            raise ValueError("Backend.name must not be empty")
         for k in ("capacity", "slo_ms", "context_tok", "rpm", "tpm"):
             v = getattr(self, k)
-            if v is not None and not (isfinite(v) and v > 0): raise ValueError(f"Backend {self.name!r}: {k} must be positive, got {v!r}")
-        if self.quality is not None and not 0 <= self.quality <= 1: raise ValueError(f"Backend {self.name!r}: quality must be within 0..1, got {self.quality!r}")
+            if v is not None and not (isfinite(v) and v > 0):
+                raise ValueError(f"Backend {self.name!r}: {k} must be positive, got {v!r}")
+        if self.quality is not None and not 0 <= self.quality <= 1:
+            raise ValueError(
+                f"Backend {self.name!r}: quality must be within 0..1, got {self.quality!r}"
+            )
         for k in ("price_in", "price_out"):
             v = getattr(self, k)
-            if not (isfinite(v) and v >= 0): raise ValueError(f"Backend {self.name!r}: {k} must be 0 or more, got {v!r}")
+            if not (isfinite(v) and v >= 0):
+                raise ValueError(f"Backend {self.name!r}: {k} must be 0 or more, got {v!r}")
 
 # %% ../../nbs/routing/00_core.ipynb #6af81724
-DEFAULT_SLO_MS = 300.
+DEFAULT_SLO_MS = 300.0
+
 
 class Request(NamedTuple):
     "What a caller asks for. Empty fields constrain nothing."
-    id: str = ""                       # the caller's own id, for joining; not interpreted
-    model: str | None = None           # model wanted
-    task: str | None = None            # task wanted
-    tier: str | None = None            # SLA tier of the caller
-    slo_ms: float | None = None        # latency limit, ms; None: the backend's, else the default
-    tokens_in: int = 0                 # input tokens
-    tokens_out: int = 0                # expected output tokens
-    max_cost_usd: float = inf          # never pay more than this for the request, USD
-    min_quality: float = 0.            # never a backend of less quality than this, 0..1; an unknown quality does not pass
+
+    id: str = ""  # the caller's own id, for joining; not interpreted
+    model: str | None = None  # model wanted
+    task: str | None = None  # task wanted
+    tier: str | None = None  # SLA tier of the caller
+    slo_ms: float | None = None  # latency limit, ms; None: the backend's, else the default
+    tokens_in: int = 0  # input tokens
+    tokens_out: int = 0  # expected output tokens
+    max_cost_usd: float = inf  # never pay more than this for the request, USD
+    # never a backend of less quality than this, 0..1; an unknown quality does not pass
+    min_quality: float = 0.0
 
     def cost_usd(self, backend: Backend) -> float:  # price of this request there, USD
         "What serving this request on `backend` would cost at list price."
-        return (self.tokens_in*backend.price_in + self.tokens_out*backend.price_out) / 1e6
+        return (self.tokens_in * backend.price_in + self.tokens_out * backend.price_out) / 1e6
 
 # %% ../../nbs/routing/00_core.ipynb #a3feb6c0
 def serves(
-    backend: Backend,     # who is asked
-    request: Request,     # what is wanted
-) -> str | None:          # why not, in a few words; None where it may serve
+    backend: Backend,  # who is asked
+    request: Request,  # what is wanted
+) -> str | None:  # why not, in a few words; None where it may serve
     "Hard limits only: what `backend` may serve whatever its load."
-    if request.model and backend.models and request.model not in backend.models: return f"does not serve model {request.model}"
-    if request.task and backend.tasks and request.task not in backend.tasks: return f"does not serve task {request.task}"
-    if request.tier and backend.tiers and request.tier not in backend.tiers: return f"does not serve tier {request.tier}"
-    if backend.context_tok is not None and request.tokens_in > backend.context_tok: return f"input of {request.tokens_in} tok exceeds its {backend.context_tok}"
-    if request.min_quality > 0 and (backend.quality is None or backend.quality < request.min_quality): return f"quality {'unknown' if backend.quality is None else format(backend.quality, '.2f')}, under the floor of {request.min_quality:.2f}"
-    if request.cost_usd(backend) > request.max_cost_usd: return f"costs {request.cost_usd(backend):.4f} USD, over the limit of {request.max_cost_usd:.4f}"
+    if request.model and backend.models and request.model not in backend.models:
+        return f"does not serve model {request.model}"
+    if request.task and backend.tasks and request.task not in backend.tasks:
+        return f"does not serve task {request.task}"
+    if request.tier and backend.tiers and request.tier not in backend.tiers:
+        return f"does not serve tier {request.tier}"
+    if backend.context_tok is not None and request.tokens_in > backend.context_tok:
+        return f"input of {request.tokens_in} tok exceeds its {backend.context_tok}"
+    if request.min_quality > 0 and (
+        backend.quality is None or backend.quality < request.min_quality
+    ):
+        return f"quality {'unknown' if backend.quality is None else format(backend.quality, '.2f')}, under the floor of {request.min_quality:.2f}"
+    if request.cost_usd(backend) > request.max_cost_usd:
+        return f"costs {request.cost_usd(backend):.4f} USD, over the limit of {request.max_cost_usd:.4f}"
     return None
 
 # %% ../../nbs/routing/00_core.ipynb #16950b1f
 @dataclass(frozen=True, slots=True)
 class Tier:
     "An SLA tier: the latency limit of its requests and the probability asked of meeting it."
+
     name: str
-    slo_ms: float = DEFAULT_SLO_MS     # latency limit, ms
-    confidence: float = .9             # asked P(latency <= limit), 0..1
+    slo_ms: float = DEFAULT_SLO_MS  # latency limit, ms
+    confidence: float = 0.9  # asked P(latency <= limit), 0..1
 
     def __post_init__(self):
         "ValueError on a limit or a probability that is none."
-        if not (isfinite(self.slo_ms) and self.slo_ms > 0): raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
-        if not 0 < self.confidence < 1: raise ValueError(f"Tier {self.name!r}: confidence must be between 0 and 1, got {self.confidence!r}")
+        if not (isfinite(self.slo_ms) and self.slo_ms > 0):
+            raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"Tier {self.name!r}: confidence must be between 0 and 1, got {self.confidence!r}"
+            )
 
 # %% ../../nbs/routing/00_core.ipynb #9732d17a
 @dataclass(slots=True)
 class Outcome:
     "How one attempt ended. `latency_ms` may be None only where `ok` is false."
-    backend: str                       # who served it
-    ts_s: float                        # when it started, s since the epoch (or of the simulation)
-    latency_ms: float | None           # how long until it ended, ms
-    ok: bool = True                    # did the caller get an answer
-    error: str | None = None           # kind of failure; "timeout" marks latency as a lower bound
-    decision: int | None = None        # id of the decision it belongs to; None: from elsewhere
-    attempt: int = 0                   # 0 first try, 1.. retries and hedges
-    tokens_in: int = 0                 # input tokens
-    tokens_out: int = 0                # generated tokens
-    ttft_ms: float | None = None       # time to first token, ms
-    cost_usd: float | None = None      # billed, USD
-    version: str | None = None         # of the model that answered, as the answer named it
-    quality: float | None = None       # of the answer, where somebody judged it; more is better, 1 is perfect
+
+    backend: str  # who served it
+    ts_s: float  # when it started, s since the epoch (or of the simulation)
+    latency_ms: float | None  # how long until it ended, ms
+    ok: bool = True  # did the caller get an answer
+    error: str | None = None  # kind of failure; "timeout" marks latency as a lower bound
+    decision: int | None = None  # id of the decision it belongs to; None: from elsewhere
+    attempt: int = 0  # 0 first try, 1.. retries and hedges
+    tokens_in: int = 0  # input tokens
+    tokens_out: int = 0  # generated tokens
+    ttft_ms: float | None = None  # time to first token, ms
+    cost_usd: float | None = None  # billed, USD
+    version: str | None = None  # of the model that answered, as the answer named it
+    # of the answer, where somebody judged it; more is better, 1 is perfect
+    quality: float | None = None
 
     def __post_init__(self):
-        "ValueError on a latency that is no duration or a quality that is no number: they would poison every statistic behind them."
+        """ValueError on a latency that is no duration or a quality that is no number: they would
+        poison every statistic behind them.
+        """
         v, q = self.latency_ms, self.quality
-        if q is not None and not -inf < q < inf: raise ValueError(f"quality must be finite, got {q!r}")
+        if q is not None and not -inf < q < inf:
+            raise ValueError(f"quality must be finite, got {q!r}")
         if v is None:
-            if self.ok: raise ValueError("a successful outcome needs latency_ms")
-        elif not 0. <= v < inf: raise ValueError(f"latency_ms must be finite and 0 or more, got {v!r}")
+            if self.ok:
+                raise ValueError("a successful outcome needs latency_ms")
+        elif not 0.0 <= v < inf:
+            raise ValueError(f"latency_ms must be finite and 0 or more, got {v!r}")
 
 # %% ../../nbs/routing/00_core.ipynb #8ceef19c
-SUB_BITS = 4                           # 2**4 buckets to each power of two
-FLOOR_US = 1 << SUB_BITS               # shorter latencies count as this, µs
+SUB_BITS = 4  # 2**4 buckets to each power of two
+FLOOR_US = 1 << SUB_BITS  # shorter latencies count as this, µs
+
 
 def to_us(
-    latency_ms: float,    # a duration, ms, >= 0
-) -> int:                 # the same, whole µs, halves up
+    latency_ms: float,  # a duration, ms, >= 0
+) -> int:  # the same, whole µs, halves up
     "Milliseconds to whole microseconds, the same in Python and in SQL (`floor(x * 1000 + 0.5)`)."
-    return int(latency_ms*1000. + .5)
+    return int(latency_ms * 1000.0 + 0.5)
+
 
 def bucket_of(
-    us: int,              # a duration, µs
-) -> int:                 # its bucket
-    "The histogram bucket of a latency: exponent and leading bits of its integer, as in HdrHistogram."
-    if us < FLOOR_US: us = FLOOR_US
-    cut = us.bit_length() - 1 - SUB_BITS   # trailing bits that do not count; the first of the others is a 1
+    us: int,  # a duration, µs
+) -> int:  # its bucket
+    """The histogram bucket of a latency: exponent and leading bits of its integer, as in
+    HdrHistogram.
+    """
+    if us < FLOOR_US:
+        us = FLOOR_US
+    # trailing bits that do not count; the first of the others is a 1
+    cut = us.bit_length() - 1 - SUB_BITS
     return (cut + SUB_BITS - 1 << SUB_BITS) + (us >> cut)
 
+
 def bucket_edges_us(
-    bucket: int,          # a bucket, as from `bucket_of`
-) -> tuple[int, int]:     # its lower edge (inside) and upper edge (outside), µs
+    bucket: int,  # a bucket, as from `bucket_of`
+) -> tuple[int, int]:  # its lower edge (inside) and upper edge (outside), µs
     "Where a bucket begins and ends."
     e, low = bucket >> SUB_BITS, (bucket & (FLOOR_US - 1)) + FLOOR_US
     return low << (e - SUB_BITS), (low + 1) << (e - SUB_BITS)
 
 # %% ../../nbs/routing/00_core.ipynb #000231ae
-STEP_S = 60                            # default length of a step, s
+STEP_S = 60  # default length of a step, s
+
 
 @dataclass(slots=True)
 class Step:
     "What one backend did in one step. Sums over attempts that *ended* in it; empty steps exist."
-    start_s: int                       # start of the step, whole s since the epoch
-    n: int = 0                         # attempts that ended
-    n_err: int = 0                     # of them failed
-    n_lat: int = 0                     # of them with a latency that counts (success or time-out)
-    latency_us: int = 0                # sum of those latencies, µs
-    tokens_in: int = 0                 # sum of input tokens
-    tokens_out: int = 0                # sum of generated tokens
-    in_flight: int | None = None       # attempts still running when the step ended; None: not known
-    oldest_ms: float | None = None     # elapsed time of the oldest of them, ms
-    hist: dict[int, int] = field(default_factory=dict)   # bucket -> count; empty where only sums are known
-    p50_ms: float | None = None        # given quantiles, where a source has those but no histogram
+
+    start_s: int  # start of the step, whole s since the epoch
+    n: int = 0  # attempts that ended
+    n_err: int = 0  # of them failed
+    n_lat: int = 0  # of them with a latency that counts (success or time-out)
+    latency_us: int = 0  # sum of those latencies, µs
+    tokens_in: int = 0  # sum of input tokens
+    tokens_out: int = 0  # sum of generated tokens
+    in_flight: int | None = None  # attempts still running when the step ended; None: not known
+    oldest_ms: float | None = None  # elapsed time of the oldest of them, ms
+    # bucket -> count; empty where only sums are known
+    hist: dict[int, int] = field(default_factory=dict)
+    p50_ms: float | None = None  # given quantiles, where a source has those but no histogram
     p90_ms: float | None = None
     p99_ms: float | None = None
 
     @property
     def mean_ms(self) -> float | None:  # mean latency, ms; None where nothing was measured
-        return self.latency_us / self.n_lat / 1000. if self.n_lat else None
+        return self.latency_us / self.n_lat / 1000.0 if self.n_lat else None
 
     def add(self, latency_us: int | None, ok: bool, tokens_in: int = 0, tokens_out: int = 0):
         "Fold in one ended attempt; `latency_us` is None where its latency does not count."
         self.n += 1
-        self.tokens_in += tokens_in; self.tokens_out += tokens_out
-        if not ok: self.n_err += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        if not ok:
+            self.n_err += 1
         if latency_us is not None:
-            self.n_lat += 1; self.latency_us += latency_us
-            b = bucket_of(latency_us); self.hist[b] = self.hist.get(b, 0) + 1
+            self.n_lat += 1
+            self.latency_us += latency_us
+            b = bucket_of(latency_us)
+            self.hist[b] = self.hist.get(b, 0) + 1
 
 # %% ../../nbs/routing/00_core.ipynb #b1364b16
 def quantile_ms(
-    step: Step,           # a step with a histogram or with given quantiles
-    q: float,             # 0..1
-) -> float | None:        # that quantile of its latencies, ms; None where nothing is known
-    "Quantile of a step's latencies, linear inside a bucket; a source's own p50, p90, p99 where there is no histogram."
-    if not step.hist: return {.5: step.p50_ms, .9: step.p90_ms, .99: step.p99_ms}.get(q)
-    want, seen = q*step.n_lat, 0
+    step: Step,  # a step with a histogram or with given quantiles
+    q: float,  # 0..1
+) -> float | None:  # that quantile of its latencies, ms; None where nothing is known
+    """Quantile of a step's latencies, linear inside a bucket; a source's own p50, p90, p99 where
+    there is no histogram.
+    """
+    if not step.hist:
+        return {0.5: step.p50_ms, 0.9: step.p90_ms, 0.99: step.p99_ms}.get(q)
+    want, seen = q * step.n_lat, 0
     for b in sorted(step.hist):
         k = step.hist[b]
         if seen + k >= want:
             lo, hi = bucket_edges_us(b)
-            return (lo + (hi - lo)*(want - seen)/k) / 1000.
+            return (lo + (hi - lo) * (want - seen) / k) / 1000.0
         seen += k
 
 # %% ../../nbs/routing/00_core.ipynb #9d13e5ea
-LEVELS = (.05, .1, .25, .5, .75, .9, .95)   # the quantile levels that every forecast carries
+LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # the quantile levels that every forecast carries
+
 
 def exceedance(
-    quantiles_ms: tuple[float, ...],   # values at LEVELS, not falling, ms
-    limit_ms: float,                   # the limit, ms, > 0
-) -> float:                            # P(latency > limit), 0..1
+    quantiles_ms: tuple[float, ...],  # values at LEVELS, not falling, ms
+    limit_ms: float,  # the limit, ms, > 0
+) -> float:  # P(latency > limit), 0..1
     "Tail probability from quantiles: linear in log latency between them, exponential tails beyond."
-    if not (isfinite(sum(quantiles_ms)) and min(quantiles_ms) > 0): return 1.
-    x = log(limit_ms); i = bisect_left(quantiles_ms, limit_ms)
+    if not (isfinite(sum(quantiles_ms)) and min(quantiles_ms) > 0):
+        return 1.0
+    x = log(limit_ms)
+    i = bisect_left(quantiles_ms, limit_ms)
     if 0 < i < len(LEVELS):
-        a, b = log(quantiles_ms[i-1]), log(quantiles_ms[i])
-        return 1. - (LEVELS[i-1] + (LEVELS[i] - LEVELS[i-1])*((x - a)/(b - a) if b > a else 1.))
+        a, b = log(quantiles_ms[i - 1]), log(quantiles_ms[i])
+        return 1.0 - (
+            LEVELS[i - 1] + (LEVELS[i] - LEVELS[i - 1]) * ((x - a) / (b - a) if b > a else 1.0)
+        )
     edge, mid = (log(quantiles_ms[0 if i == 0 else -1]), log(quantiles_ms[3]))
-    tail = LEVELS[0]*exp(-3.*abs(x - edge)/max(abs(edge - mid), 1e-9))
-    return 1. - tail if i == 0 else tail
+    tail = LEVELS[0] * exp(-3.0 * abs(x - edge) / max(abs(edge - mid), 1e-9))
+    return 1.0 - tail if i == 0 else tail
 
 # %% ../../nbs/routing/00_core.ipynb #a68988fe
 def at_level(
-    quantiles_ms: tuple[float, ...],   # values at LEVELS, ms, > 0
-    level: float,                      # between the first and the last of LEVELS
-) -> float:                            # the quantile there, ms
+    quantiles_ms: tuple[float, ...],  # values at LEVELS, ms, > 0
+    level: float,  # between the first and the last of LEVELS
+) -> float:  # the quantile there, ms
     "A quantile between the given ones, linear in log latency. ValueError outside of LEVELS."
-    if not LEVELS[0] <= level <= LEVELS[-1]: raise ValueError(f"level must be between {LEVELS[0]} and {LEVELS[-1]}, got {level!r}")
-    i = max(bisect_left(LEVELS, level), 1); a, b = LEVELS[i-1], LEVELS[i]
-    return exp(log(quantiles_ms[i-1]) + (log(quantiles_ms[i]) - log(quantiles_ms[i-1]))*(level - a)/(b - a))
+    if not LEVELS[0] <= level <= LEVELS[-1]:
+        raise ValueError(f"level must be between {LEVELS[0]} and {LEVELS[-1]}, got {level!r}")
+    i = max(bisect_left(LEVELS, level), 1)
+    a, b = LEVELS[i - 1], LEVELS[i]
+    return exp(
+        log(quantiles_ms[i - 1])
+        + (log(quantiles_ms[i]) - log(quantiles_ms[i - 1])) * (level - a) / (b - a)
+    )
 
 # %% ../../nbs/routing/00_core.ipynb #e2262f91
 @dataclass(frozen=True, slots=True)
 class Forecast:
     "One backend's latency at the horizon: of the step statistic, and of a single request."
-    backend: str                       # whose
-    made_s: float                      # newest information in it, s
-    horizon_s: float                   # how far ahead, s
-    step_ms: tuple[float, ...]         # quantiles of the step statistic at LEVELS, ms
-    request_ms: tuple[float, ...]      # quantiles of one request's latency at LEVELS, ms
-    load_rps: float | None = None      # the load it supposes, requests/s
-    occupied: float | None = None      # requests of others that will run there, the worst until the horizon
-    most: float | None = None          # requests in all with which it still meets its limit; given together with `occupied`
-    now_ms: float | None = None        # median of one request by the nowcast, nothing foreseen, ms; None: the forecast does not say
-    throughout: bool = False           # it speaks of all the time until the horizon, not of the step that ends there
-    trust: float = 1.                  # how far the foreseen change may act, as its skill has earned it, 0..1
-    sure: tuple[float, float] | None = None   # factors on `request_ms` between which the pace stays in half of the cases; None: those of `step_ms`
 
-    def ok(self) -> bool:              # whether it may be used at all
+    backend: str  # whose
+    made_s: float  # newest information in it, s
+    horizon_s: float  # how far ahead, s
+    step_ms: tuple[float, ...]  # quantiles of the step statistic at LEVELS, ms
+    request_ms: tuple[float, ...]  # quantiles of one request's latency at LEVELS, ms
+    load_rps: float | None = None  # the load it supposes, requests/s
+    # requests of others that will run there, the worst until the horizon
+    occupied: float | None = None
+    # requests in all with which it still meets its limit; given together with `occupied`
+    most: float | None = None
+    # median of one request by the nowcast, nothing foreseen, ms; None: the forecast does not say
+    now_ms: float | None = None
+    # it speaks of all the time until the horizon, not of the step that ends there
+    throughout: bool = False
+    trust: float = 1.0  # how far the foreseen change may act, as its skill has earned it, 0..1
+    # factors on `request_ms` between which the pace stays in half of the cases; None: those of
+    # `step_ms`
+    sure: tuple[float, float] | None = None
+
+    def ok(self) -> bool:  # whether it may be used at all
         "NaN, infinite or non-positive quantiles mean: no opinion."
         a, b = self.step_ms, self.request_ms
         return isfinite(sum(a) + sum(b)) and min(a) > 0 and min(b) > 0
 
     @property
-    def p50_ms(self) -> float: return self.step_ms[3]
+    def p50_ms(self) -> float:
+        return self.step_ms[3]
 
     @property
-    def p80_ms(self) -> float: return at_level(self.step_ms, .8)
+    def p80_ms(self) -> float:
+        return at_level(self.step_ms, 0.8)
 
     @property
-    def p90_ms(self) -> float: return self.step_ms[5]
+    def p90_ms(self) -> float:
+        return self.step_ms[5]
 
     @property
     def interval_ms(self) -> tuple[float, float]:  # the 80 % interval [p10, p90], ms
         return self.step_ms[1], self.step_ms[5]
 
-    def p_breach(self, slo_ms: float) -> float: return exceedance(self.step_ms, slo_ms)
+    def p_breach(self, slo_ms: float) -> float:
+        return exceedance(self.step_ms, slo_ms)
 
-    def p_slow(self, slo_ms: float) -> float: return exceedance(self.request_ms, slo_ms)
+    def p_slow(self, slo_ms: float) -> float:
+        return exceedance(self.request_ms, slo_ms)
 
 # %% ../../nbs/routing/00_core.ipynb #e65dd44c
 def foreseen_change(
     forecast: Forecast,  # of one backend
     now_ms: float | None,  # median time of one request there now, ms; None: not known
 ) -> float:  # above 1: slower is coming; 1 where nothing can be said; 1/4 to 16
-    """Time of one request at the horizon over that of now, to the power of the trust that the forecast has earned.
-    Only the part of the change counts that lies outside the middle half of the forecast's own interval."""
+    """Time of one request at the horizon over that of now, to the power of the trust that the forecast
+    has earned.
+    Only the part of the change counts that lies outside the middle half of the forecast's own
+    interval."""
     if now_ms is None or not 0.0 < now_ms < inf or not forecast.ok():
         return 1.0
     middle, step = forecast.request_ms[3] / now_ms, forecast.step_ms
@@ -273,31 +344,49 @@ def foreseen_change(
 @dataclass(frozen=True, slots=True, repr=False)
 class ForecastTable(Mapping):
     "The forecasts of one tick, by backend. Immutable: swapped whole, never changed."
-    version: int = 0                   # grows with every tick
-    made_s: float = -inf               # when it was made, s
-    max_age_s: float = 60.             # older than this it is stale
+
+    version: int = 0  # grows with every tick
+    made_s: float = -inf  # when it was made, s
+    max_age_s: float = 60.0  # older than this it is stale
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
-    model: str = "none"                # which model made it
+    model: str = "none"  # which model made it
 
-    def __getitem__(self, name: str) -> Forecast: return self.forecasts[name]
-    def __iter__(self) -> Iterator[str]: return iter(self.forecasts)
-    def __len__(self) -> int: return len(self.forecasts)
+    def __getitem__(self, name: str) -> Forecast:
+        return self.forecasts[name]
 
-    def age_s(self, now: float) -> float: return max(now - self.made_s, 0.)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.forecasts)
 
-    def usable(self, name: str, now: float) -> Forecast | None:  # the forecast, or None: missing, broken or stale
+    def __len__(self) -> int:
+        return len(self.forecasts)
+
+    def age_s(self, now: float) -> float:
+        return max(now - self.made_s, 0.0)
+
+    # the forecast, or None: missing, broken or stale
+    def usable(self, name: str, now: float) -> Forecast | None:
         "The forecast of one backend, if it may be acted on."
         f = self.forecasts.get(name)
         return f if f is not None and self.age_s(now) <= self.max_age_s and f.ok() else None
 
     def __repr__(self) -> str:
-        lines = [f"\n  {n}: {f.p50_ms:.0f} ms, 80 % interval {f.interval_ms[0]:.0f} to {f.interval_ms[1]:.0f}" for n, f in self.items()]
-        return f"ForecastTable {self.version} by {self.model!r}, made at {self.made_s:.0f} s, {len(self)} backends" + "".join(lines)
+        lines = [
+            f"\n  {n}: {f.p50_ms:.0f} ms, 80 % interval {f.interval_ms[0]:.0f} to {f.interval_ms[1]:.0f}"
+            for n, f in self.items()
+        ]
+        return (
+            f"ForecastTable {self.version} by {self.model!r}, made at {self.made_s:.0f} s, {len(self)} backends"
+            + "".join(lines)
+        )
 
     def _repr_html_(self) -> str:
         "A table for the notebook: median and 80 % interval per backend."
         from html import escape
-        rows = "".join(f"<tr><td>{escape(n)}</td><td>{f.p50_ms:.0f}</td><td>{f.interval_ms[0]:.0f} – {f.interval_ms[1]:.0f}</td></tr>" for n, f in self.items())
+
+        rows = "".join(
+            f"<tr><td>{escape(n)}</td><td>{f.p50_ms:.0f}</td><td>{f.interval_ms[0]:.0f} – {f.interval_ms[1]:.0f}</td></tr>"
+            for n, f in self.items()
+        )
         return f"<table><thead><tr><th>backend</th><th>p50, ms</th><th>80 % interval, ms</th></tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/routing/00_core.ipynb #27b6dc93
@@ -311,16 +400,23 @@ class ForecasterEvent(NamedTuple):
 
 
 class Forecaster(Protocol):
-    """What an engine needs of a forecaster. An engine calls one method at a time, from its slow side; only `outcome`
+    """What an engine needs of a forecaster. An engine calls one method at a time, from its slow side;
+    only `outcome`
     comes from any thread and at any time. Times are in s, on the clock of the engine."""
 
     name: str = "forecaster"  # for people, metrics and the store
-    lesson: int = 0  # grows with everything that is learned for good; then `lessons` is written down anew
-    lesson_due: str | None = None  # why it wants to learn again from what is stored; None: it does not
-    evidence: float = 0.0  # for (above 0) or against acting on its forecasts, from matured truth; 1: enough for full trust
+    # grows with everything that is learned for good; then `lessons` is written down anew
+    lesson: int = 0
+    # why it wants to learn again from what is stored; None: it does not
+    lesson_due: str | None = None
+    # for (above 0) or against acting on its forecasts, from matured truth; 1: enough for full trust
+    evidence: float = 0.0
 
     def start(self, router) -> None:
-        "Called once, before everything else. The router is there to be read: its backends, limits and requests in flight."
+        """Called once, before everything else.
+
+        The router is there to be read: its backends, limits and requests in flight.
+        """
 
     def step(self, backend: str, step: Step) -> None:
         "A step of one backend has closed."
@@ -329,15 +425,19 @@ class Forecaster(Protocol):
         "An attempt has ended."
 
     def gauges(self, now: float, said: Mapping[str, tuple[float, float, float, float]]) -> None:
-        "What backends say of themselves: when (s), requests running, requests waiting, time per output token (ms)."
+        """What backends say of themselves: when (s), requests running, requests waiting, time per
+        output token (ms).
+        """
 
     def tick(self, now: float) -> ForecastTable:
         "What is foreseen now. Backends that nothing is known of are left out."
         return ForecastTable(made_s=now, model=self.name)
 
     def learn(self, steps: list[tuple[str, Step]], outcomes: list[Outcome], now: float) -> str:
-        """Learn from the stored past, both in order of time; says in a sentence what was learned. ValueError where it is too little.
-        May take long, and then runs in a thread beside the other methods: the next tick takes up what was learned."""
+        """Learn from the stored past, both in order of time; says in a sentence what was learned.
+        ValueError where it is too little.
+        May take long, and then runs in a thread beside the other methods: the next tick takes up
+        what was learned."""
         raise ValueError(f"the forecaster {self.name!r} does not learn from a store")
 
     def lessons(self) -> dict:
@@ -356,17 +456,35 @@ class Forecaster(Protocol):
         return []
 
     def status(self) -> dict:
-        "Plain values: `evidence`, and under `backends` for each one its state, skill, coverage and trust, as far as they are known."
+        """Plain values: `evidence`, and under `backends` for each one its state, skill, coverage
+        and trust, as far as they are known.
+        """
         return dict(evidence=self.evidence, backends={})
 
 
-FORECASTER_METHODS = ("start", "step", "outcome", "gauges", "tick", "learn", "lessons", "memo", "restore", "news", "status")
+FORECASTER_METHODS = (
+    "start",
+    "step",
+    "outcome",
+    "gauges",
+    "tick",
+    "learn",
+    "lessons",
+    "memo",
+    "restore",
+    "news",
+    "status",
+)
 
 
 def check_forecaster(x) -> Forecaster:
     "The same object. TypeError naming what it lacks to be a forecaster."
     lacking = [m for m in FORECASTER_METHODS if not callable(getattr(x, m, None))]
-    lacking += [a for a in ("name", "lesson", "lesson_due", "evidence") if not (hasattr(type(x), a) or a in getattr(x, "__dict__", {}))]
+    lacking += [
+        a
+        for a in ("name", "lesson", "lesson_due", "evidence")
+        if not (hasattr(type(x), a) or a in getattr(x, "__dict__", {}))
+    ]
     if lacking:
         raise TypeError(
             f"{type(x).__name__} is no forecaster, it lacks {', '.join(lacking)}; "

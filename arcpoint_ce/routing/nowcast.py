@@ -16,21 +16,39 @@ def work_of(
     tokens_in: int,  # input tokens
     tokens_out: int,  # output tokens
 ) -> float:  # units of work, > 0
-    "How much work a request is: its output tokens, and its input at a discount. A request without tokens counts as one."
+    """How much work a request is: its output tokens, and its input at a discount. A request without
+    tokens counts as one.
+    """
     return tokens_out + tokens_in / IN_WEIGHT or 1.0
 
 # %% ../../nbs/routing/02a_nowcast.ipynb #e606c5c6
 class Nowcast:
-    "The pace of one backend in seconds per token, from open streams where there are any, else from whole answers."
+    """The pace of one backend in seconds per token, from open streams where there are any, else
+    from whole answers.
+    """
 
-    __slots__ = ("pace_s", "seconds", "tokens", "new_s", "new_tok", "folded_s", "streamed_s", "heard_s", "hope_s")
+    __slots__ = (
+        "pace_s",
+        "seconds",
+        "tokens",
+        "new_s",
+        "new_tok",
+        "folded_s",
+        "streamed_s",
+        "heard_s",
+        "hope_s",
+    )
 
     FADE_S = 1.0  # what streams said fades to 1/e in this time, s
     HOLD_S = 2.0  # whole answers count again when no stream has said anything for this long, s
     LATE = 0.3  # weight of the newest whole answer
-    WAIT_S, WAIT_WHOLE_S = 2.0, 1800.0  # of silence before there is hope, where streams tell and where only whole answers do, s
-    HOPE_GROWS_S = 60.0  # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
-    MOST_LATE = 2.0  # a time-out speaks of no more than this times the known pace: its request may just have been long
+    # of silence before there is hope, where streams tell and where only whole answers do, s
+    WAIT_S, WAIT_WHOLE_S = 2.0, 1800.0
+    # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
+    HOPE_GROWS_S = 60.0
+    # a time-out speaks of no more than this times the known pace: its request may just have been
+    # long
+    MOST_LATE = 2.0
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
@@ -40,7 +58,8 @@ class Nowcast:
         self.new_s = self.new_tok = 0.0  # what has come in since they faded last
         self.folded_s = self.streamed_s = -inf  # when that was; when a stream was heard of last, s
         self.heard_s = -inf  # when a stream or an answer was heard of last, s
-        self.hope_s = 0.0  # the pace that one request may assume after a long silence, s per token; 0: no hope
+        # the pace that one request may assume after a long silence, s per token; 0: no hope
+        self.hope_s = 0.0
 
     def stream(self, seconds: float, tokens: float):
         "A stream has brought this many tokens in this many seconds."
@@ -48,10 +67,14 @@ class Nowcast:
         self.new_tok += tokens
 
     def fold(self, now: float, usual_s: float):
-        "Take in what the streams have said since the last time; after a long silence hope for `usual_s` (0: unknown)."
+        """Take in what the streams have said since the last time; after a long silence hope for
+        `usual_s` (0: unknown).
+        """
         dt = max(now - self.folded_s, 0.0)
-        self.streamed_s, self.heard_s = min(self.streamed_s, now), min(self.heard_s, now)  # a clock may jump back
-        keep = exp(-dt / self.FADE_S)  # in silence too, or a new stream would be mixed with one of an hour ago
+        # a clock may jump back
+        self.streamed_s, self.heard_s = min(self.streamed_s, now), min(self.heard_s, now)
+        # in silence too, or a new stream would be mixed with one of an hour ago
+        keep = exp(-dt / self.FADE_S)
         self.seconds = self.seconds * keep + self.new_s
         self.tokens = self.tokens * keep + self.new_tok
         if self.new_s > 0.0:
@@ -69,7 +92,10 @@ class Nowcast:
         self.folded_s = now
 
     def answer(self, pace_s: float, ok: bool, now: float):
-        "A whole answer took `pace_s` per unit of work. Of failures only time-outs come here: they count where they say more."
+        """A whole answer took `pace_s` per unit of work.
+
+        Of failures only time-outs come here: they count where they say more.
+        """
         if now - self.streamed_s <= self.HOLD_S:
             return
         self.heard_s = max(now, self.heard_s)

@@ -11,10 +11,11 @@ __all__ = ['NEAR', 'TEMPER', 'POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', '
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from math import exp, inf
-from typing import Callable, Protocol
+from typing import Protocol
 
 from .breaker import BreakerConfig
 from .core import Backend
@@ -22,108 +23,173 @@ from .core import Backend
 # %% ../../nbs/routing/03_policies.ipynb #bffc748a
 @dataclass(frozen=True, slots=True)
 class Scene:
-    "The viable backends at one moment. Parallel tuples; everything that changes slower than requests come."
-    backends: tuple[Backend, ...]      # who may serve
-    slots: tuple[int, ...]             # where each stands in the signals
-    weight: tuple[float, ...]          # share of nominal capacity it may use now: shedding, slow start; 0..1
-    p50_ms: tuple[float | None, ...]   # median time of one request, forecast at the horizon; None: no usable forecast
-    p_slow: tuple[float | None, ...]   # P(one request's latency > SLO), forecast; None: no usable forecast
-    step_ms: tuple[float | None, ...]  # median of the step statistic, forecast; None: no usable forecast
-    cost_usd: tuple[float, ...]        # price of this request there, USD
-    slo_ms: tuple[float, ...]          # the latency limit that applies there, ms
-    confidence: float = .9             # asked probability of meeting it
-    occupied: tuple[float | None, ...] = ()   # requests of others foreseen there; (): nothing is known of any
-    most: tuple[float | None, ...] = ()       # requests in all with which the limit is still met
-    change: tuple[float, ...] = ()            # foreseen time of one request over that of now; (): nothing is foreseen anywhere
-    again: bool = False                       # a further attempt of a request that was tried already
+    """The viable backends at one moment.
+
+    Parallel tuples; everything that changes slower than requests come.
+    """
+
+    backends: tuple[Backend, ...]  # who may serve
+    slots: tuple[int, ...]  # where each stands in the signals
+    # share of nominal capacity it may use now: shedding, slow start; 0..1
+    weight: tuple[float, ...]
+    # median time of one request, forecast at the horizon; None: no usable forecast
+    p50_ms: tuple[float | None, ...]
+    # P(one request's latency > SLO), forecast; None: no usable forecast
+    p_slow: tuple[float | None, ...]
+    # median of the step statistic, forecast; None: no usable forecast
+    step_ms: tuple[float | None, ...]
+    cost_usd: tuple[float, ...]  # price of this request there, USD
+    slo_ms: tuple[float, ...]  # the latency limit that applies there, ms
+    confidence: float = 0.9  # asked probability of meeting it
+    # requests of others foreseen there; (): nothing is known of any
+    occupied: tuple[float | None, ...] = ()
+    most: tuple[float | None, ...] = ()  # requests in all with which the limit is still met
+    # foreseen time of one request over that of now; (): nothing is foreseen anywhere
+    change: tuple[float, ...] = ()
+    again: bool = False  # a further attempt of a request that was tried already
+
 
 @dataclass(slots=True)
 class Signals:
     "What this gateway knows of its own: never stale. One entry per slot."
-    in_flight: list[int] = field(default_factory=list)    # own requests running there
-    error: list[float] = field(default_factory=list)      # EWMA of failures, 0..1
-    latency: list[float] = field(default_factory=list)    # EWMA of time to success, ms; 0 until the first
-    stamp: list[float] = field(default_factory=list)      # when that was last moved, s
-    turn: int = 0                                         # decisions made so far
-    phase: tuple[float, ...] = ()                         # a number of this gateway for each, 0..1, so that not all gateways go the same way
-    load: list[float] = field(default_factory=list)       # work left in own requests there, 1 for one that has just begun
-    slow: list[float] = field(default_factory=list)       # pace now (see `Nowcast`) to the power that the policy asks for, > 0
-    retried: float = .5                                   # share of failed attempts that callers tried again, lately
 
-    def __post_init__(self):               # without reports of progress all own work is still to come
-        if len(self.load) < len(self.in_flight): self.load = [float(n) for n in self.in_flight]
-        if len(self.slow) < len(self.in_flight): self.slow = [1.]*len(self.in_flight)
+    in_flight: list[int] = field(default_factory=list)  # own requests running there
+    error: list[float] = field(default_factory=list)  # EWMA of failures, 0..1
+    # EWMA of time to success, ms; 0 until the first
+    latency: list[float] = field(default_factory=list)
+    stamp: list[float] = field(default_factory=list)  # when that was last moved, s
+    turn: int = 0  # decisions made so far
+    # a number of this gateway for each, 0..1, so that not all gateways go the same way
+    phase: tuple[float, ...] = ()
+    # work left in own requests there, 1 for one that has just begun
+    load: list[float] = field(default_factory=list)
+    # pace now (see `Nowcast`) to the power that the policy asks for, > 0
+    slow: list[float] = field(default_factory=list)
+    retried: float = 0.5  # share of failed attempts that callers tried again, lately
 
-    def frozen(self, lean: bool = False) -> tuple:   # as of now; `Signals(*frozen)` reads like these did
+    def __post_init__(self):  # without reports of progress all own work is still to come
+        if len(self.load) < len(self.in_flight):
+            self.load = [float(n) for n in self.in_flight]
+        if len(self.slow) < len(self.in_flight):
+            self.slow = [1.0] * len(self.in_flight)
+
+    # as of now; `Signals(*frozen)` reads like these did
+    def frozen(self, lean: bool = False) -> tuple:
         "A copy that nobody changes; `lean`: without `stamp`, which only Peak EWMA looks at."
-        if lean: return tuple(self.in_flight), tuple(self.error), tuple(self.latency), (), self.turn, self.phase, tuple(self.load), tuple(self.slow), self.retried
-        return tuple(self.in_flight), tuple(self.error), tuple(self.latency), tuple(self.stamp), self.turn, self.phase, tuple(self.load), tuple(self.slow), self.retried
+        if lean:
+            return (
+                tuple(self.in_flight),
+                tuple(self.error),
+                tuple(self.latency),
+                (),
+                self.turn,
+                self.phase,
+                tuple(self.load),
+                tuple(self.slow),
+                self.retried,
+            )
+        return (
+            tuple(self.in_flight),
+            tuple(self.error),
+            tuple(self.latency),
+            tuple(self.stamp),
+            self.turn,
+            self.phase,
+            tuple(self.load),
+            tuple(self.slow),
+            self.retried,
+        )
 
 # %% ../../nbs/routing/03_policies.ipynb #416fdba1
 class Plan(Protocol):
     "A policy made ready for one scene. Positions are positions in the scene."
-    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int: ...  # position of the chosen backend
-    def scores(self, s: Signals, now: float) -> list[float]: ...                       # per position; lower is better
-    def probabilities(self, s: Signals, now: float) -> list[float]: ...                # exact chance of each; sums to 1
+
+    # position of the chosen backend
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int: ...
+    def scores(self, s: Signals, now: float) -> list[float]: ...  # per position; lower is better
+    # exact chance of each; sums to 1
+    def probabilities(self, s: Signals, now: float) -> list[float]: ...
+
 
 class Policy(Protocol):
     "A routing rule."
+
     name: str
-    peak: bool                          # keep the latency EWMA as Peak EWMA (instant rise) or as a plain one
+    peak: bool  # keep the latency EWMA as Peak EWMA (instant rise) or as a plain one
+
     # A policy may also state `gamma`, the power of the pace that it wants in `Signals.slow`, and `breaker`, the
     # breaker's settings that go with it, and `explore`, the share of requests that a router draws by capacity alone.
     def plan(self, scene: Scene, s: Signals) -> Plan: ...
 
 # %% ../../nbs/routing/03_policies.ipynb #6c4d9e1f
 def draw_two(
-    random: Callable[[], float],   # uniform in [0, 1)
-    weights: list[float],          # > 0 each
-    cum: list[float],              # their running sums
-) -> tuple[int, int]:              # two different positions (the same where there is only one)
+    random: Callable[[], float],  # uniform in [0, 1)
+    weights: list[float],  # > 0 each
+    cum: list[float],  # their running sums
+) -> tuple[int, int]:  # two different positions (the same where there is only one)
     "Sequential weighted draw without replacement."
     last = len(cum) - 1
-    i = bisect_right(cum, random()*cum[last])
-    if i > last: i = last
-    if not last: return i, i
-    w = weights[i]; r = random()*(cum[last] - w)
-    if r >= cum[i] - w: r += w
+    i = bisect_right(cum, random() * cum[last])
+    if i > last:
+        i = last
+    if not last:
+        return i, i
+    w = weights[i]
+    r = random() * (cum[last] - w)
+    if r >= cum[i] - w:
+        r += w
     j = bisect_right(cum, r)
-    if j > last: j = last
-    if j == i: j = i - 1 if i else 1
+    if j > last:
+        j = last
+    if j == i:
+        j = i - 1 if i else 1
     return i, j
 
 # %% ../../nbs/routing/03_policies.ipynb #9f1d7d2f
 def best_drawn_odds(
-    weights: list[float],          # > 0 each
-    scores: list[float],           # lower wins; of equals the one drawn first
-) -> list[float]:                  # probability that each wins, sums to 1
+    weights: list[float],  # > 0 each
+    scores: list[float],  # lower wins; of equals the one drawn first
+) -> list[float]:  # probability that each wins, sums to 1
     "Exact odds of: draw two by weight, take the lesser score. O(n log n)."
-    if len(weights) < 2: return [1.]*len(weights)
-    total, before = sum(weights), accumulate([0., *weights[:-1]])
-    after = [*accumulate([0., *weights[:0:-1]])][::-1]
-    rest = [a + b for a, b in zip(before, after)]              # what is left to draw from after each
-    out, worse, worse_first = [0.]*len(weights), 0., 0.
-    for _, tie in groupby(sorted(range(len(weights)), key=scores.__getitem__, reverse=True), scores.__getitem__):
-        tie = list(tie); own = sum(weights[i] for i in tie)
-        for i in tie: out[i] = weights[i]/total*((worse + own - weights[i])/rest[i] + worse_first)
-        worse += own; worse_first += sum(weights[i]/rest[i] for i in tie)
+    if len(weights) < 2:
+        return [1.0] * len(weights)
+    total, before = sum(weights), accumulate([0.0, *weights[:-1]])
+    after = [*accumulate([0.0, *weights[:0:-1]])][::-1]
+    rest = [a + b for a, b in zip(before, after)]  # what is left to draw from after each
+    out, worse, worse_first = [0.0] * len(weights), 0.0, 0.0
+    for _, tie in groupby(
+        sorted(range(len(weights)), key=scores.__getitem__, reverse=True), scores.__getitem__
+    ):
+        tie = list(tie)
+        own = sum(weights[i] for i in tie)
+        for i in tie:
+            out[i] = weights[i] / total * ((worse + own - weights[i]) / rest[i] + worse_first)
+        worse += own
+        worse_first += sum(weights[i] / rest[i] for i in tie)
     return out
 
 # %% ../../nbs/routing/03_policies.ipynb #f2f91eab
 class WeightedPlan:
     "Draw one in proportion to fixed weights."
-    def __init__(self, weights: list[float]): self.weights, self.cum = weights, list(accumulate(weights))
+
+    def __init__(self, weights: list[float]):
+        self.weights, self.cum = weights, list(accumulate(weights))
 
     def choose(self, random, s, now):
-        return min(bisect_right(self.cum, random()*self.cum[-1]), len(self.cum) - 1)
+        return min(bisect_right(self.cum, random() * self.cum[-1]), len(self.cum) - 1)
 
-    def scores(self, s, now): return [-w for w in self.weights]
+    def scores(self, s, now):
+        return [-w for w in self.weights]
 
-    def probabilities(self, s, now): return [w/self.cum[-1] for w in self.weights]
+    def probabilities(self, s, now):
+        return [w / self.cum[-1] for w in self.weights]
 
 # %% ../../nbs/routing/03_policies.ipynb #eabecc08
 class BestDrawnPlan:
-    "Draw two by weight, take the one with the least score; `score(position, signals, now)` comes from the rule."
+    """Draw two by weight, take the one with the least score; `score(position, signals, now)` comes
+    from the rule.
+    """
+
     def __init__(self, weights: list[float], score: Callable[[int, Signals, float], float]):
         self.weights, self.score, self.cum = weights, score, list(accumulate(weights))
 
@@ -131,60 +197,78 @@ class BestDrawnPlan:
         i, j = draw_two(random, self.weights, self.cum)
         return i if i == j or self.score(i, s, now) <= self.score(j, s, now) else j
 
-    def scores(self, s, now): return [self.score(i, s, now) for i in range(len(self.weights))]
+    def scores(self, s, now):
+        return [self.score(i, s, now) for i in range(len(self.weights))]
 
-    def probabilities(self, s, now): return best_drawn_odds(self.weights, self.scores(s, now))
+    def probabilities(self, s, now):
+        return best_drawn_odds(self.weights, self.scores(s, now))
 
 # %% ../../nbs/routing/03_policies.ipynb #d9520cee
 class LeastPlan(BestDrawnPlan):
     "Take the least score of all; ties are broken at random. Only where scores rest on own counts."
+
     def _ties(self, s, now):
-        scores = self.scores(s, now); low = min(scores)
+        scores = self.scores(s, now)
+        low = min(scores)
         return [i for i, x in enumerate(scores) if x == low]
 
     def choose(self, random, s, now):
         ties = self._ties(s, now)
-        return ties[int(random()*len(ties))]
+        return ties[int(random() * len(ties))]
 
     def probabilities(self, s, now):
         ties = self._ties(s, now)
-        return [1/len(ties) if i in ties else 0. for i in range(len(self.weights))]
+        return [1 / len(ties) if i in ties else 0.0 for i in range(len(self.weights))]
 
 # %% ../../nbs/routing/03_policies.ipynb #d2906b3c
 class FewestPlan(BestDrawnPlan):
     "Two at random, all alike; the one with fewer own requests per capacity wins."
+
     def __init__(self, slots: tuple[int, ...], cap: list[float]):
-        super().__init__([1.]*len(cap), lambda i, s, now: (s.in_flight[slots[i]] + 1)/cap[i])
+        super().__init__([1.0] * len(cap), lambda i, s, now: (s.in_flight[slots[i]] + 1) / cap[i])
         self.slots, self.cap, self.last = slots, cap, len(cap) - 1
 
     def choose(self, random, s, now):
         slots, cap, last = self.slots, self.cap, self.last
-        n = s.in_flight; i = int(random()*(last + 1))
-        if not last: return i
-        j = int(random()*last)         # any but i
-        if j >= i: j += 1
-        return i if (n[slots[i]] + 1)/cap[i] <= (n[slots[j]] + 1)/cap[j] else j
+        n = s.in_flight
+        i = int(random() * (last + 1))
+        if not last:
+            return i
+        j = int(random() * last)  # any but i
+        if j >= i:
+            j += 1
+        return i if (n[slots[i]] + 1) / cap[i] <= (n[slots[j]] + 1) / cap[j] else j
 
 # %% ../../nbs/routing/03_policies.ipynb #cce23c61
 def capacities(scene: Scene) -> list[float]:  # nominal capacity times the share in use, > 0 each
     "What the reactive rules weigh by."
-    return [max(b.capacity*w, 1e-9) for b, w in zip(scene.backends, scene.weight)]
+    return [max(b.capacity * w, 1e-9) for b, w in zip(scene.backends, scene.weight)]
+
 
 class RandomChoice:
     "Weighted random by capacity."
+
     name, peak = "random", False
-    def plan(self, scene, s): return WeightedPlan(capacities(scene))
+
+    def plan(self, scene, s):
+        return WeightedPlan(capacities(scene))
+
 
 class LeastInFlight:
     "Fewest own requests in flight per capacity (least outstanding)."
+
     name, peak = "least_in_flight", False
+
     def plan(self, scene, s):
         cap = capacities(scene)
-        return LeastPlan(cap, lambda i, s, now: (s.in_flight[scene.slots[i]] + 1)/cap[i])
+        return LeastPlan(cap, lambda i, s, now: (s.in_flight[scene.slots[i]] + 1) / cap[i])
+
 
 class TwoChoices:
     "Power of two choices over own requests in flight (P2C; Mitzenmacher, 2001)."
+
     name, peak = "p2c", False
+
     def plan(self, scene, s):
         cap = capacities(scene)
         return FewestPlan(scene.slots, cap)
@@ -192,109 +276,170 @@ class TwoChoices:
 # %% ../../nbs/routing/03_policies.ipynb #d519047d
 class RoundRobin:
     "Each in turn, capacities ignored."
+
     name, peak = "round_robin", False
-    def plan(self, scene, s): return _TurnPlan(len(scene.backends))
+
+    def plan(self, scene, s):
+        return _TurnPlan(len(scene.backends))
+
 
 class _TurnPlan:
-    def __init__(self, n): self.n = n
-    def choose(self, random, s, now): return s.turn % self.n
-    def scores(self, s, now): return [float((i - s.turn) % self.n) for i in range(self.n)]
-    def probabilities(self, s, now): return [float(i == s.turn % self.n) for i in range(self.n)]
+    def __init__(self, n):
+        self.n = n
+
+    def choose(self, random, s, now):
+        return s.turn % self.n
+
+    def scores(self, s, now):
+        return [float((i - s.turn) % self.n) for i in range(self.n)]
+
+    def probabilities(self, s, now):
+        return [float(i == s.turn % self.n) for i in range(self.n)]
 
 # %% ../../nbs/routing/03_policies.ipynb #1db7c5e0
 class PeakEwma:
     "Peak EWMA with two choices, as in Finagle: decayed peak latency times (own in flight + 1)."
+
     name, peak = "peak_ewma", True
-    def __init__(self, decay_s: float = 10.): self.decay_s = decay_s   # time in which the past fades to 1/e, s
+
+    def __init__(self, decay_s: float = 10.0):
+        self.decay_s = decay_s  # time in which the past fades to 1/e, s
 
     def plan(self, scene, s):
         def load(i, s, now):
-            k = scene.slots[i]; cost, pending = s.latency[k], s.in_flight[k]
-            if not cost: return 1e12 + pending if pending else 0.
-            return cost*exp(-max(now - s.stamp[k], 0.)/self.decay_s)*(pending + 1)/max(scene.weight[i], 1e-9)
-        return BestDrawnPlan([1.]*len(scene.backends), load)
+            k = scene.slots[i]
+            cost, pending = s.latency[k], s.in_flight[k]
+            if not cost:
+                return 1e12 + pending if pending else 0.0
+            return (
+                cost
+                * exp(-max(now - s.stamp[k], 0.0) / self.decay_s)
+                * (pending + 1)
+                / max(scene.weight[i], 1e-9)
+            )
+
+        return BestDrawnPlan([1.0] * len(scene.backends), load)
 
 # %% ../../nbs/routing/03_policies.ipynb #5090082e
 class AdaptiveLeast:
-    "Least (own in flight + 1)/capacity · (latency EWMA)^γ · (1 + 4 · error rate), over two drawn by capacity."
+    """Least (own in flight + 1)/capacity · (latency EWMA)^γ · (1 + 4 · error rate), over two drawn
+    by capacity.
+    """
+
     name, peak = "adaptive_least", False
-    def __init__(self, gamma: float = 1.): self.gamma = gamma   # how much lateness counts, 1 to 2
+
+    def __init__(self, gamma: float = 1.0):
+        self.gamma = gamma  # how much lateness counts, 1 to 2
 
     def plan(self, scene, s):
         cap = capacities(scene)
-        known = sorted(s.latency[k] for k in scene.slots if s.latency[k]); middle = known[len(known)//2] if known else 1.
+        known = sorted(s.latency[k] for k in scene.slots if s.latency[k])
+        middle = known[len(known) // 2] if known else 1.0
+
         def load(i, s, now):
             k = scene.slots[i]
-            return (s.in_flight[k] + 1)/cap[i] * max(s.latency[k] or middle, 1.)**self.gamma * (1 + 4*s.error[k])
+            return (
+                (s.in_flight[k] + 1)
+                / cap[i]
+                * max(s.latency[k] or middle, 1.0) ** self.gamma
+                * (1 + 4 * s.error[k])
+            )
+
         return BestDrawnPlan(cap, load)
 
 # %% ../../nbs/routing/03_policies.ipynb #7b89eaf7
 class Threshold:
     "Avoid every backend whose step is forecast over its limit, but at most half of the capacity."
+
     name, peak = "threshold", False
-    def __init__(self, cap: float = .5): self.cap = cap   # most capacity that may be avoided, share
+
+    def __init__(self, cap: float = 0.5):
+        self.cap = cap  # most capacity that may be avoided, share
 
     def plan(self, scene, s):
         weights, total = capacities(scene), sum(b.capacity for b in scene.backends)
         avoided = total - sum(weights)
-        over = sorted((i for i, t in enumerate(scene.step_ms) if t is not None and t > scene.slo_ms[i]),
-                      key=lambda i: -scene.step_ms[i]/scene.slo_ms[i])
+        over = sorted(
+            (i for i, t in enumerate(scene.step_ms) if t is not None and t > scene.slo_ms[i]),
+            key=lambda i: -scene.step_ms[i] / scene.slo_ms[i],
+        )
         for i in over:
-            if avoided + weights[i] > self.cap*total: continue
-            avoided += weights[i]; weights[i] = 1e-12
+            if avoided + weights[i] > self.cap * total:
+                continue
+            avoided += weights[i]
+            weights[i] = 1e-12
         return WeightedPlan(weights)
 
 # %% ../../nbs/routing/03_policies.ipynb #ecf8d10c
 def filled_times(
-    scene: Scene,                    # the viable backends
-    s: Signals,                      # own counters
-) -> list[float]:                    # expected time of one request without our own queue, ms
+    scene: Scene,  # the viable backends
+    s: Signals,  # own counters
+) -> list[float]:  # expected time of one request without our own queue, ms
     "Forecast medians; where one is missing the own EWMA, never under the middle of the forecasts."
     known = sorted(t for t in scene.p50_ms if t is not None)
-    middle = known[len(known)//2] if known else 0.
-    return [t if t is not None else max(s.latency[k], middle, 1.) for t, k in zip(scene.p50_ms, scene.slots)]
+    middle = known[len(known) // 2] if known else 0.0
+    return [
+        t if t is not None else max(s.latency[k], middle, 1.0)
+        for t, k in zip(scene.p50_ms, scene.slots)
+    ]
 
 # %% ../../nbs/routing/03_policies.ipynb #aafa5ce7
-def head_room(scene: Scene, floor: float = .02) -> list[float]:  # usable capacity per backend, > 0
-    "Capacity times the share in use times P(SLO met); where the forecast is missing, no better than the middle."
+def head_room(scene: Scene, floor: float = 0.02) -> list[float]:  # usable capacity per backend, > 0
+    """Capacity times the share in use times P(SLO met); where the forecast is missing, no better
+    than the middle.
+    """
     met = sorted(1 - p for p in scene.p_slow if p is not None)
-    middle = met[(len(met) - 1)//2] if met else 1.
-    return [c*max(1 - p if p is not None else middle, floor) for c, p in zip(capacities(scene), scene.p_slow)]
+    middle = met[(len(met) - 1) // 2] if met else 1.0
+    return [
+        c * max(1 - p if p is not None else middle, floor)
+        for c, p in zip(capacities(scene), scene.p_slow)
+    ]
 
 # %% ../../nbs/routing/03_policies.ipynb #3fae9c7b
 def cheapest_mix(
-    scene: Scene,                    # the viable backends
-    room: list[float],               # head-room of each
-    need: float,                     # concurrency that has to find a place
-) -> list[int]:                      # positions to draw from
-    "Strata by price among those that meet the SLO with the asked confidence, until they hold `need`; at least two."
+    scene: Scene,  # the viable backends
+    room: list[float],  # head-room of each
+    need: float,  # concurrency that has to find a place
+) -> list[int]:  # positions to draw from
+    """Strata by price among those that meet the SLO with the asked confidence, until they hold
+    `need`; at least two.
+    """
     good = [i for i, p in enumerate(scene.p_slow) if p is not None and 1 - p >= scene.confidence]
-    mix, held = [], 0.
+    mix, held = [], 0.0
     for price in sorted({scene.cost_usd[i] for i in good}):
-        if held >= need and len(mix) > 1: break
+        if held >= need and len(mix) > 1:
+            break
         stratum = [i for i in good if scene.cost_usd[i] == price]
-        mix += stratum; held += sum(room[i] for i in stratum)
+        mix += stratum
+        held += sum(room[i] for i in stratum)
     return mix if held >= need and len(mix) > 1 else list(range(len(room)))
 
 # %% ../../nbs/routing/03_policies.ipynb #d7c0958e
 class PredictedCost:
-    "Two candidates drawn by forecast head-room, the least predicted time to success wins (see above)."
+    """Two candidates drawn by forecast head-room, the least predicted time to success wins (see
+    above).
+    """
+
     name, peak = "predicted_cost", False
+
     def __init__(
         self,
-        slack: float = 2.,           # head-room wanted over the present concurrency before cheaper may be enough
-        thrift: bool = True,         # cheapest mix first; off: price never counts
-    ): self.slack, self.thrift = slack, thrift
+        # head-room wanted over the present concurrency before cheaper may be enough
+        slack: float = 2.0,
+        thrift: bool = True,  # cheapest mix first; off: price never counts
+    ):
+        self.slack, self.thrift = slack, thrift
 
     def plan(self, scene, s):
         room, times = head_room(scene), filled_times(scene, s)
-        need = self.slack*(1 + sum(s.in_flight[k] for k in scene.slots))
+        need = self.slack * (1 + sum(s.in_flight[k] for k in scene.slots))
         mix = cheapest_mix(scene, room, need) if self.thrift else list(range(len(room)))
         return PredictedPlan(mix, scene.slots, room, times)
 
 # %% ../../nbs/routing/03_policies.ipynb #a03bfb5f
 class PredictedPlan:
     "Predicted cost made ready: the mix to draw from, with head-room and expected time of each."
+
     def __init__(self, mix, slots, room, times):
         self.mix, self.all = mix, (slots, room, times)
         self.slots, self.room, self.times = ([x[i] for i in mix] for x in (slots, room, times))
@@ -304,157 +449,252 @@ class PredictedPlan:
         i, j = draw_two(random, self.room, self.cum)
         if i != j:
             a, b, n, e = self.slots[i], self.slots[j], s.in_flight, s.error
-            if (self.times[j]*(1 + n[b]/self.room[j])*(1 + 4*e[b])
-                < self.times[i]*(1 + n[a]/self.room[i])*(1 + 4*e[a])): i = j
+            if self.times[j] * (1 + n[b] / self.room[j]) * (1 + 4 * e[b]) < self.times[i] * (
+                1 + n[a] / self.room[i]
+            ) * (1 + 4 * e[a]):
+                i = j
         return self.mix[i]
 
     def scores(self, s, now):
-        return [t*(1 + s.in_flight[k]/r)*(1 + 4*s.error[k]) for k, r, t in zip(*self.all)]
+        return [t * (1 + s.in_flight[k] / r) * (1 + 4 * s.error[k]) for k, r, t in zip(*self.all)]
 
     def probabilities(self, s, now):
-        scores = self.scores(s, now); odds = [0.]*len(scores)
-        for i, p in zip(self.mix, best_drawn_odds(self.room, [scores[i] for i in self.mix])): odds[i] = p
+        scores = self.scores(s, now)
+        odds = [0.0] * len(scores)
+        for i, p in zip(self.mix, best_drawn_odds(self.room, [scores[i] for i in self.mix])):
+            odds[i] = p
         return odds
 
 # %% ../../nbs/routing/03_policies.ipynb #079affb2
 def drawn_odds(
-    weights: list[float],          # > 0 each
-    scores: list[float],           # lower wins; equals share by weight
-    draws: int,                    # candidates drawn, with replacement
-) -> list[float]:                  # probability that each wins, sums to 1
+    weights: list[float],  # > 0 each
+    scores: list[float],  # lower wins; equals share by weight
+    draws: int,  # candidates drawn, with replacement
+) -> list[float]:  # probability that each wins, sums to 1
     "Exact odds of: draw some by weight, with replacement, take the least score. O(n log n)."
-    total, out, left = sum(weights), [0.]*len(weights), 1.
+    total, out, left = sum(weights), [0.0] * len(weights), 1.0
     for _, tie in groupby(sorted(range(len(weights)), key=scores.__getitem__), scores.__getitem__):
-        tie = list(tie); own = sum(weights[i] for i in tie)/total
-        won = left**draws - max(left - own, 0.)**draws; left = max(left - own, 0.)
-        for i in tie: out[i] = won*weights[i]/total/own
+        tie = list(tie)
+        own = sum(weights[i] for i in tie) / total
+        won = left**draws - max(left - own, 0.0) ** draws
+        left = max(left - own, 0.0)
+        for i in tie:
+            out[i] = won * weights[i] / total / own
     return out
 
 # %% ../../nbs/routing/03_policies.ipynb #b2e94c07
-NEAR = .85               # as full as this counts a place that errs often
+NEAR = 0.85  # as full as this counts a place that errs often
+
 
 def strain(
-    full: float,         # requests over what meets the limit
-    error: float,        # share of attempts that fail, 0..1
-    shun: float,         # 1/shun is the error rate from which on a place counts as nearly full
-    burst: float,        # among the full ones the fuller comes first, up to this; 1: the less full does
-) -> float:              # score; lower wins; above 1 where it is full
+    full: float,  # requests over what meets the limit
+    error: float,  # share of attempts that fail, 0..1
+    shun: float,  # 1/shun is the error rate from which on a place counts as nearly full
+    burst: float,  # among the full ones the fuller comes first, up to this; 1: the less full does
+) -> float:  # score; lower wins; above 1 where it is full
     "What a request suffers at one place."
-    if full <= 1.: return max(full*(1. + 4.*error), full + (NEAR - full)*min(shun*error, 1.))
-    return shun*error + (full + burst if full >= burst else 1. + burst - full)
+    if full <= 1.0:
+        return max(full * (1.0 + 4.0 * error), full + (NEAR - full) * min(shun * error, 1.0))
+    return shun * error + (full + burst if full >= burst else 1.0 + burst - full)
 
 # %% ../../nbs/routing/03_policies.ipynb #4b7e19aa
 def cheapest_first(
-    cost_usd: tuple[float, ...],   # price of this request, per position, USD
-    free: list[float],             # requests that each may still take; less than 0 counts as 0
-    need: float,                   # requests that have to find a place
-) -> list[int]:                    # positions
+    cost_usd: tuple[float, ...],  # price of this request, per position, USD
+    free: list[float],  # requests that each may still take; less than 0 counts as 0
+    need: float,  # requests that have to find a place
+) -> list[int]:  # positions
     "Positions in the order of price until they hold what is needed; equal prices stay together."
     mix, price = [], None
     for i in sorted(range(len(free)), key=cost_usd.__getitem__):
-        if need <= 0 and cost_usd[i] != price: break
-        mix.append(i); price = cost_usd[i]; need -= max(free[i], 0.)
+        if need <= 0 and cost_usd[i] != price:
+            break
+        mix.append(i)
+        price = cost_usd[i]
+        need -= max(free[i], 0.0)
     return mix
 
 # %% ../../nbs/routing/03_policies.ipynb #3efae1bb
-TEMPER = .5              # power of the free share: 0 ignores head-room, 1 lets the whole herd run after it
+TEMPER = 0.5  # power of the free share: 0 ignores head-room, 1 lets the whole herd run after it
+
 
 def tempered(
-    most: list[float],   # requests that each can hold
-    held: list[float],   # of them taken by others
-    floor: float,        # least free share that counts
-) -> list[float]:        # weights, requests, per position
+    most: list[float],  # requests that each can hold
+    held: list[float],  # of them taken by others
+    floor: float,  # least free share that counts
+) -> list[float]:  # weights, requests, per position
     "What a backend can hold, times its free share to the power of TEMPER."
-    return [m*max((m - h)/m, floor)**TEMPER for m, h in zip(most, held)]
+    return [m * max((m - h) / m, floor) ** TEMPER for m, h in zip(most, held)]
 
 # %% ../../nbs/routing/03_policies.ipynb #fe59d1f5
 class SteadyPlan(LeastPlan):
     "Of all in the mix the one with fewest own requests for its weight and its errors."
-    def __init__(self, slots: tuple[int, ...], weights: list[float], mix: list[int], phase: tuple[float, ...] = ()):
+
+    def __init__(
+        self,
+        slots: tuple[int, ...],
+        weights: list[float],
+        mix: list[int],
+        phase: tuple[float, ...] = (),
+    ):
         self.weights, self.slots = weights, slots
-        self.per = [1e6/max(w, 1e-9) for w in weights]         # who is not in the mix comes last
-        for i in mix: self.per[i] /= 1e6
-        self.phase = [.8 + .4*phase[k] if k < len(phase) else 1. for k in slots]
+        self.per = [1e6 / max(w, 1e-9) for w in weights]  # who is not in the mix comes last
+        for i in mix:
+            self.per[i] /= 1e6
+        self.phase = [0.8 + 0.4 * phase[k] if k < len(phase) else 1.0 for k in slots]
 
     def choose(self, random, s, now):
         n, e, best, least = s.in_flight, s.error, 0, inf
         for i, (k, per, phase) in enumerate(zip(self.slots, self.per, self.phase)):
-            x = (n[k] + phase)*per*(1. + 4.*e[k])
-            if x < least: best, least = i, x
+            x = (n[k] + phase) * per * (1.0 + 4.0 * e[k])
+            if x < least:
+                best, least = i, x
         return best
 
-    def scores(self, s, now): return [(s.in_flight[k] + f)*per*(1. + 4.*s.error[k]) for k, per, f in zip(self.slots, self.per, self.phase)]
+    def scores(self, s, now):
+        return [
+            (s.in_flight[k] + f) * per * (1.0 + 4.0 * s.error[k])
+            for k, per, f in zip(self.slots, self.per, self.phase)
+        ]
 
     def probabilities(self, s, now):
-        scores = self.scores(s, now); best = scores.index(min(scores))
+        scores = self.scores(s, now)
+        best = scores.index(min(scores))
         return [float(i == best) for i in range(len(scores))]
 
 # %% ../../nbs/routing/03_policies.ipynb #3b35882b
 class HeadRoom:
-    "A few candidates drawn by head-room, the one that will be least full wins; with several gateways, a steady share for each."
-    name, peak = "head_room", False         # draws, over, burst and shun are those of a gateway that is alone
+    """A few candidates drawn by head-room, the one that will be least full wins; with several
+    gateways, a steady share for each.
+    """
+
+    # draws, over, burst and shun are those of a gateway that is alone
+    name, peak = "head_room", False
+
     def __init__(
         self,
-        draws: int = 3,              # candidates per request, with replacement
-        floor: float = .02,          # least head-room of a backend, share of what it can hold
-        thrift: float = 0.,          # fill the cheapest backends to this share first, 0..1; 0: price never counts
-        spare: float = 4.,           # requests in flight to be prepared for beyond those that are, where thrift counts
-        over: float = 1.2,           # a fleet fuller than this does not share its overload evenly
-        burst: float = 5.,           # how full a place may get then; 1: overload is always shared
-        shun: float = 5.,            # a backend with more errors than 1/shun is only used when others are nearly full
-        gateways: int = 1,           # gateways that route into this fleet and share nothing, this one included
-    ): self.draws, self.floor, self.thrift, self.spare, self.burst, self.over, self.shun, self.gateways = draws, floor, thrift, spare, burst, over, shun, gateways
+        draws: int = 3,  # candidates per request, with replacement
+        floor: float = 0.02,  # least head-room of a backend, share of what it can hold
+        # fill the cheapest backends to this share first, 0..1; 0: price never counts
+        thrift: float = 0.0,
+        # requests in flight to be prepared for beyond those that are, where thrift counts
+        spare: float = 4.0,
+        over: float = 1.2,  # a fleet fuller than this does not share its overload evenly
+        burst: float = 5.0,  # how full a place may get then; 1: overload is always shared
+        # a backend with more errors than 1/shun is only used when others are nearly full
+        shun: float = 5.0,
+        # gateways that route into this fleet and share nothing, this one included
+        gateways: int = 1,
+    ):
+        (
+            self.draws,
+            self.floor,
+            self.thrift,
+            self.spare,
+            self.burst,
+            self.over,
+            self.shun,
+            self.gateways,
+        ) = draws, floor, thrift, spare, burst, over, shun, gateways
 
     def plan(self, scene, s):
-        n = len(scene.backends); cap = capacities(scene)
-        known = [m is not None for m in scene.most] if scene.most else [False]*n
-        most = [max(scene.most[i], 1e-3)*min(scene.weight[i], 1.) + 1e-9 if known[i] else cap[i] for i in range(n)]
-        held = [scene.occupied[i] if known[i] else 0. for i in range(n)]
-        load = (sum(held) + sum(s.in_flight[k] for k in scene.slots))/max(sum(most), 1e-9)
+        n = len(scene.backends)
+        cap = capacities(scene)
+        known = [m is not None for m in scene.most] if scene.most else [False] * n
+        most = [
+            max(scene.most[i], 1e-3) * min(scene.weight[i], 1.0) + 1e-9 if known[i] else cap[i]
+            for i in range(n)
+        ]
+        held = [scene.occupied[i] if known[i] else 0.0 for i in range(n)]
+        load = (sum(held) + sum(s.in_flight[k] for k in scene.slots)) / max(sum(most), 1e-9)
         mix = self.mix(scene, s, most, held)
-        if self.gateways > 1: return SteadyPlan(scene.slots, tempered(most, held, self.floor), mix, s.phase)
-        return RoomPlan(self, scene, s, most, held, mix, self.burst if any(known) and load > self.over else 1.)
+        if self.gateways > 1:
+            return SteadyPlan(scene.slots, tempered(most, held, self.floor), mix, s.phase)
+        return RoomPlan(
+            self, scene, s, most, held, mix, self.burst if any(known) and load > self.over else 1.0
+        )
 
-    def mix(self, scene: Scene, s: Signals, most: list[float], held: list[float]) -> list[int]:   # positions to choose from
-        if not self.thrift: return list(range(len(most)))
-        free = [self.thrift*m - h for m, h in zip(most, held)]
-        return cheapest_first(scene.cost_usd, free, self.spare + self.gateways*sum(s.in_flight[k] for k in scene.slots))
+    def mix(
+        self, scene: Scene, s: Signals, most: list[float], held: list[float]
+    ) -> list[int]:  # positions to choose from
+        if not self.thrift:
+            return list(range(len(most)))
+        free = [self.thrift * m - h for m, h in zip(most, held)]
+        return cheapest_first(
+            scene.cost_usd,
+            free,
+            self.spare + self.gateways * sum(s.in_flight[k] for k in scene.slots),
+        )
 
 # %% ../../nbs/routing/03_policies.ipynb #33bd1cc9
 class RoomPlan:
     "Head-room made ready: who may be drawn, by which weight, and how full each will be."
-    def __init__(self, rule: HeadRoom, scene: Scene, s: Signals, most: list[float], held: list[float], mix: list[int], burst: float):
-        room = [max((m - h)*(1. - s.error[k])**4, rule.floor*m) for m, h, k in zip(most, held, scene.slots)]
-        self.mix, self.draws, self.burst, self.shun, self.all, self.slots = mix, rule.draws, burst, rule.shun, (scene.slots, most, held), [scene.slots[i] for i in mix]
-        self.held, self.per = [held[i] + 1. for i in self.mix], [1/most[i] for i in self.mix]
-        self.room = [room[i] for i in self.mix]; self.cum = list(accumulate(self.room))
+
+    def __init__(
+        self,
+        rule: HeadRoom,
+        scene: Scene,
+        s: Signals,
+        most: list[float],
+        held: list[float],
+        mix: list[int],
+        burst: float,
+    ):
+        room = [
+            max((m - h) * (1.0 - s.error[k]) ** 4, rule.floor * m)
+            for m, h, k in zip(most, held, scene.slots)
+        ]
+        self.mix, self.draws, self.burst, self.shun, self.all, self.slots = (
+            mix,
+            rule.draws,
+            burst,
+            rule.shun,
+            (scene.slots, most, held),
+            [scene.slots[i] for i in mix],
+        )
+        self.held, self.per = [held[i] + 1.0 for i in self.mix], [1 / most[i] for i in self.mix]
+        self.room = [room[i] for i in self.mix]
+        self.cum = list(accumulate(self.room))
 
     def choose(self, random, s, now):
         cum, slots, held = self.cum, self.slots, self.held
         per, n, e = self.per, s.in_flight, s.error
-        last = len(cum) - 1; total = cum[last]; best = min(bisect_right(cum, random()*total), last)
+        last = len(cum) - 1
+        total = cum[last]
+        best = min(bisect_right(cum, random() * total), last)
         if last:
-            k, burst, shun = slots[best], self.burst, self.shun; least = (held[best] + n[k])*per[best]
-            if least > 1. or e[k]: least = strain(least, e[k], shun, burst)
+            k, burst, shun = slots[best], self.burst, self.shun
+            least = (held[best] + n[k]) * per[best]
+            if least > 1.0 or e[k]:
+                least = strain(least, e[k], shun, burst)
             for _ in range(self.draws - 1):
-                i = bisect_right(cum, random()*total)
-                if i == best or i > last: continue
-                k = slots[i]; x = (held[i] + n[k])*per[i]
-                if x > 1. or e[k]: x = strain(x, e[k], shun, burst)
-                if x < least: best, least = i, x
+                i = bisect_right(cum, random() * total)
+                if i == best or i > last:
+                    continue
+                k = slots[i]
+                x = (held[i] + n[k]) * per[i]
+                if x > 1.0 or e[k]:
+                    x = strain(x, e[k], shun, burst)
+                if x < least:
+                    best, least = i, x
         return self.mix[best]
 
     def scores(self, s, now):
-        return [strain((h + 1. + s.in_flight[k])*(1/m), s.error[k], self.shun, self.burst) for k, m, h in zip(*self.all)]
+        return [
+            strain((h + 1.0 + s.in_flight[k]) * (1 / m), s.error[k], self.shun, self.burst)
+            for k, m, h in zip(*self.all)
+        ]
 
     def probabilities(self, s, now):
-        scores = self.scores(s, now); odds = [0.]*len(scores)
-        for i, p in zip(self.mix, drawn_odds(self.room, [scores[i] for i in self.mix], self.draws)): odds[i] = p
+        scores = self.scores(s, now)
+        odds = [0.0] * len(scores)
+        for i, p in zip(self.mix, drawn_odds(self.room, [scores[i] for i in self.mix], self.draws)):
+            odds[i] = p
         return odds
 
 # %% ../../nbs/routing/03_policies.ipynb #fa76e503
 class OwnPacePlan:
-    """The least (work left + 1) / capacity · pace^gamma · (1 + c · error rate). Of a large fleet only some are compared,
+    """The least (work left + 1) / capacity · pace^gamma · (1 + c · error rate). Of a large fleet only
+    some are compared,
     others each time: the time of a decision must not grow with the fleet."""
 
     COMPARED = 16  # of more backends than this only so many are compared
@@ -485,7 +725,10 @@ class OwnPacePlan:
         return best
 
     def scores(self, s, now):
-        return [(s.load[k] + 1.0) * s.slow[k] * per * (1.0 + self.errors * s.error[k]) for k, per in zip(self.slots, self.per)]
+        return [
+            (s.load[k] + 1.0) * s.slow[k] * per * (1.0 + self.errors * s.error[k])
+            for k, per in zip(self.slots, self.per)
+        ]
 
     def probabilities(self, s, now):
         n, odds = len(self.slots), [0.0] * len(self.slots)
@@ -545,13 +788,22 @@ class SoftPacePlan:
 
 # %% ../../nbs/routing/03_policies.ipynb #b19919c9
 class OwnPace:
-    "Judges every backend by the work left there, the pace of one's own streams or answers, and recent errors (see above)."
+    """Judges every backend by the work left there, the pace of one's own streams or answers, and
+    recent errors (see above).
+    """
 
     name, peak, explore = "own_pace", False, 0.0
     sheds = False  # a forecast acts through the pace, not by taking weight away
     breaker = BreakerConfig(
-        window=50, min_calls=50, failure_rate=1.0, lasting_s=2.0, quick_s=0.5, slow_rate=2.0,
-        open_s=5.0, forgiving=True, probes=0,
+        window=50,
+        min_calls=50,
+        failure_rate=1.0,
+        lasting_s=2.0,
+        quick_s=0.5,
+        slow_rate=2.0,
+        open_s=5.0,
+        forgiving=True,
+        probes=0,
     )
 
     def __init__(
@@ -560,8 +812,10 @@ class OwnPace:
         first: float = 1.0,  # how much errors count for a first attempt where callers try again
         again: float = 20.0,  # and for every attempt after which nobody tries again
         draws: int = 3,  # candidates, where there are several gateways
-        sharpness: float = 8.0,  # power of the score by which a backend is drawn, where something is foreseen
-        gateways: int = 1,  # gateways that route into this fleet and share nothing, this one included
+        # power of the score by which a backend is drawn, where something is foreseen
+        sharpness: float = 8.0,
+        # gateways that route into this fleet and share nothing, this one included
+        gateways: int = 1,
     ):
         self.gamma, self.first, self.again = gamma, first, again
         self.draws, self.sharpness, self.gateways = draws, sharpness, gateways
@@ -577,12 +831,28 @@ class OwnPace:
         return SoftPacePlan(plan, self.sharpness) if scene.change else plan
 
 # %% ../../nbs/routing/03_policies.ipynb #e764a95a
-POLICIES = {p.name: p for p in (RandomChoice, RoundRobin, LeastInFlight, TwoChoices, PeakEwma, AdaptiveLeast, Threshold, PredictedCost, HeadRoom, OwnPace)}
+POLICIES = {
+    p.name: p
+    for p in (
+        RandomChoice,
+        RoundRobin,
+        LeastInFlight,
+        TwoChoices,
+        PeakEwma,
+        AdaptiveLeast,
+        Threshold,
+        PredictedCost,
+        HeadRoom,
+        OwnPace,
+    )
+}
+
 
 def make_policy(
-    name: str,           # one of POLICIES
-    **params,            # its own parameters
+    name: str,  # one of POLICIES
+    **params,  # its own parameters
 ) -> Policy:
     "A policy by name. ValueError on an unknown name, TypeError on an unknown parameter."
-    if name not in POLICIES: raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
     return POLICIES[name](**params)

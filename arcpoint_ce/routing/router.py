@@ -21,168 +21,358 @@ from numbers import Integral, Real
 from random import Random
 from threading import Lock
 
-from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker, BreakerConfig, ShedConfig, Shedder, in_panic
-from .core import DEFAULT_SLO_MS, STEP_S, Backend, Forecast, ForecastTable, Outcome, Request, Tier, foreseen_change, serves
+from arcpoint_ce.routing.breaker import (
+    CLOSED,
+    HALF_OPEN,
+    OPEN,
+    Breaker,
+    BreakerConfig,
+    ShedConfig,
+    Shedder,
+    in_panic,
+)
+from arcpoint_ce.routing.core import (
+    DEFAULT_SLO_MS,
+    STEP_S,
+    Backend,
+    Forecast,
+    ForecastTable,
+    Outcome,
+    Request,
+    Tier,
+    foreseen_change,
+    serves,
+)
 from .features import BackendFeatures
 from .nowcast import IN_WEIGHT, Nowcast, others_pace_s, usual_pace_s
-from .policies import OwnPace, Plan, Policy, Scene, Signals, WeightedPlan, capacities
+from arcpoint_ce.routing.policies import (
+    OwnPace,
+    Plan,
+    Policy,
+    Scene,
+    Signals,
+    WeightedPlan,
+)
 
 # %% ../../nbs/routing/04_router.ipynb #d63488ea
-LEAD_S = 2.                            # how far spending may run ahead of the clock, s
+LEAD_S = 2.0  # how far spending may run ahead of the clock, s
+
 
 class Spent:
     "What has been spent of one backend's rate limits in one minute."
+
     __slots__ = ("rpm", "tpm", "minute_s", "used", "used_tok", "promised_tok")
 
-    def __init__(self, rpm: float | None, tpm: float | None):   # requests and tokens per minute; None: no limit
+    # requests and tokens per minute; None: no limit
+    def __init__(self, rpm: float | None, tpm: float | None):
         self.rpm, self.tpm = rpm or inf, tpm or inf
-        self.minute_s, self.used, self.used_tok, self.promised_tok = -inf, 0, 0, 0.
+        self.minute_s, self.used, self.used_tok, self.promised_tok = -inf, 0, 0, 0.0
 
 # %% ../../nbs/routing/04_router.ipynb #1ea95139
 class Budget(Spent):
     "What one backend's rate limits still allow in this minute."
+
     __slots__ = ()
 
-    def counted(self, now: float) -> bool: return -60. <= now - self.minute_s < 60.   # do the counts concern `now`
+    def counted(self, now: float) -> bool:
+        return -60.0 <= now - self.minute_s < 60.0  # do the counts concern `now`
 
-    def left_tok(self, now: float) -> float: return self.tpm - (self.used_tok if self.counted(now) else 0)
+    def left_tok(self, now: float) -> float:
+        return self.tpm - (self.used_tok if self.counted(now) else 0)
 
-    def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on a request of so many tokens fits, s
+    # from when on a request of so many tokens fits, s
+    def ready_s(self, now: float, tokens: int = 0) -> float:
         "`now` where it fits at once, inf where it never will."
-        if tokens > self.tpm: return inf
-        if not self.counted(now): return now
-        if now < self.minute_s: return self.minute_s
-        if self.used + 1 > max(self.rpm, 1.) or self.used_tok + tokens > self.tpm: return self.minute_s + 60.
-        return max(self.minute_s + max(self.used/self.rpm, self.used_tok/self.tpm)*60. - LEAD_S, now)
+        if tokens > self.tpm:
+            return inf
+        if not self.counted(now):
+            return now
+        if now < self.minute_s:
+            return self.minute_s
+        if self.used + 1 > max(self.rpm, 1.0) or self.used_tok + tokens > self.tpm:
+            return self.minute_s + 60.0
+        return max(
+            self.minute_s + max(self.used / self.rpm, self.used_tok / self.tpm) * 60.0 - LEAD_S, now
+        )
 
-    def spend(self, tokens: int, now: float) -> bool:   # True if what views suppose about it holds no longer
+    # True if what views suppose about it holds no longer
+    def spend(self, tokens: int, now: float) -> bool:
         "Take one request out of it."
         fresh = not self.counted(now)
-        if fresh: self.minute_s, self.used, self.used_tok = now - now % 60., 0, 0
-        self.used += 1; self.used_tok += tokens
-        if not fresh and self.left_tok(now) >= self.promised_tok and self.ready_s(now) <= now: return False
-        self.promised_tok = 0.
+        if fresh:
+            self.minute_s, self.used, self.used_tok = now - now % 60.0, 0, 0
+        self.used += 1
+        self.used_tok += tokens
+        if not fresh and self.left_tok(now) >= self.promised_tok and self.ready_s(now) <= now:
+            return False
+        self.promised_tok = 0.0
         return True
 
 # %% ../../nbs/routing/04_router.ipynb #39a13a08
 class Lane:
     "The router's books on one backend."
-    __slots__ = ("backend", "slot", "owner", "breaker", "features", "joined_s", "weight", "coming", "slow_ms", "budget", "held_s", "failed_ms", "failed_s", "answered_s", "nowcast", "now_ms", "share")
 
-    def __init__(self, backend: Backend, slot: int, breaker: Breaker, features: BackendFeatures, joined_s: float, slow_ms: float):
+    __slots__ = (
+        "backend",
+        "slot",
+        "owner",
+        "breaker",
+        "features",
+        "joined_s",
+        "weight",
+        "coming",
+        "slow_ms",
+        "budget",
+        "held_s",
+        "failed_ms",
+        "failed_s",
+        "answered_s",
+        "nowcast",
+        "now_ms",
+        "share",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        slot: int,
+        breaker: Breaker,
+        features: BackendFeatures,
+        joined_s: float,
+        slow_ms: float,
+    ):
         self.backend, self.slot, self.breaker, self.features = backend, slot, breaker, features
-        self.owner = True                  # the slot in the signals is its own; False once a newcomer has got it
-        self.joined_s, self.slow_ms, self.weight, self.coming, self.nowcast, self.now_ms, self.share = joined_s, slow_ms, 1., [], Nowcast(), None, 1.
+        self.owner = True  # the slot in the signals is its own; False once a newcomer has got it
+        (
+            self.joined_s,
+            self.slow_ms,
+            self.weight,
+            self.coming,
+            self.nowcast,
+            self.now_ms,
+            self.share,
+        ) = joined_s, slow_ms, 1.0, [], Nowcast(), None, 1.0
         self.budget = Budget(backend.rpm, backend.tpm) if backend.rpm or backend.tpm else None
-        self.held_s = -inf                 # it said that its rate limit is spent: nothing is sent before, s
-        self.failed_ms = inf, inf, inf     # how long its last failures took, ms; inf: nobody knows
-        self.failed_s = self.answered_s = -inf   # when the last of them was, and the last success, s
+        self.held_s = -inf  # it said that its rate limit is spent: nothing is sent before, s
+        self.failed_ms = inf, inf, inf  # how long its last failures took, ms; inf: nobody knows
+        self.failed_s = self.answered_s = -inf  # when the last of them was, and the last success, s
 
-    def ready_s(self, now: float, tokens: int = 0) -> float:   # from when on another request fits its rate limits, s
+    # from when on another request fits its rate limits, s
+    def ready_s(self, now: float, tokens: int = 0) -> float:
         return max(self.budget.ready_s(now, tokens) if self.budget else now, self.held_s)
 
 # %% ../../nbs/routing/04_router.ipynb #ba9718ff
 @dataclass(frozen=True, slots=True)
 class View:
     "Everything `decide` needs for one kind of request, until `until_s` or the next change."
-    stamp: int                         # the router's change counter when it was made
-    since_s: float                     # when it was made, s; a clock before that must make its own
-    until_s: float                     # when it must be made again at the latest, s
-    lanes: tuple[Lane, ...]            # who may serve, in the scene's order
-    probing: tuple[Lane, ...]          # lanes that are shut off: with a probe to give, or failing at once while others are full
-    scene: Scene                       # what the policy saw
-    plan: Plan                         # what it made of it
-    plain: WeightedPlan                # by capacity alone, for exploration
-    excluded: tuple[tuple[str, str], ...]   # (backend, why not)
-    table: ForecastTable               # the forecasts behind it
-    mode: str                          # "predictive", "reactive" (no usable forecast) or "panic"
-    context_tok: float                 # inputs up to this length may use the view, tokens
-    spare_tok: float                   # requests up to this size in all fit every rate limit in it, tokens
-    limited: bool                      # is either of them finite
-    explore: float                     # chance of a draw by capacity alone
-    probe_share: float                 # chance that a probe is given, where one is due
-    shut: tuple[bool, ...]             # of the probing lanes: was it tried though not on trial, when this was made
+
+    stamp: int  # the router's change counter when it was made
+    since_s: float  # when it was made, s; a clock before that must make its own
+    until_s: float  # when it must be made again at the latest, s
+    lanes: tuple[Lane, ...]  # who may serve, in the scene's order
+    # lanes that are shut off: with a probe to give, or failing at once while others are full
+    probing: tuple[Lane, ...]
+    scene: Scene  # what the policy saw
+    plan: Plan  # what it made of it
+    plain: WeightedPlan  # by capacity alone, for exploration
+    excluded: tuple[tuple[str, str], ...]  # (backend, why not)
+    table: ForecastTable  # the forecasts behind it
+    mode: str  # "predictive", "reactive" (no usable forecast) or "panic"
+    context_tok: float  # inputs up to this length may use the view, tokens
+    spare_tok: float  # requests up to this size in all fit every rate limit in it, tokens
+    limited: bool  # is either of them finite
+    explore: float  # chance of a draw by capacity alone
+    probe_share: float  # chance that a probe is given, where one is due
+    # of the probing lanes: was it tried though not on trial, when this was made
+    shut: tuple[bool, ...]
 
 # %% ../../nbs/routing/04_router.ipynb #209cf0db
-def swallowed(view: View, k: int, s: Signals) -> bool:   # no place to try any more
+def swallowed(view: View, k: int, s: Signals) -> bool:  # no place to try any more
     "The k-th probing lane is not on trial, and holds as many of ours as it could serve."
     return view.shut[k] and s.in_flight[view.probing[k].slot] >= view.probing[k].backend.capacity
 
-def odds(view: View, s: Signals, now: float) -> list[float]:   # per lane, then per probing lane; sums to 1
+
+# per lane, then per probing lane; sums to 1
+def odds(view: View, s: Signals, now: float) -> list[float]:
     "Exact chances of a draw, probes and exploration included."
-    if not view.lanes: return [1/len(view.probing)]*len(view.probing)
-    each = view.probe_share/max(len(view.probing), 1)
-    tried = [0. if swallowed(view, k, s) else each for k in range(len(view.probing))]; rest = 1. - sum(tried)
+    if not view.lanes:
+        return [1 / len(view.probing)] * len(view.probing)
+    each = view.probe_share / max(len(view.probing), 1)
+    tried = [0.0 if swallowed(view, k, s) else each for k in range(len(view.probing))]
+    rest = 1.0 - sum(tried)
     by_policy, by_capacity = view.plan.probabilities(s, now), view.plain.probabilities(s, now)
-    return [rest*((1 - view.explore)*p + view.explore*c) for p, c in zip(by_policy, by_capacity)] + tried
+    return [
+        rest * ((1 - view.explore) * p + view.explore * c) for p, c in zip(by_policy, by_capacity)
+    ] + tried
 
 # %% ../../nbs/routing/04_router.ipynb #149df687
 @dataclass(frozen=True, slots=True)
 class Candidate:
     "One backend as the router saw it."
+
     backend: str
-    score: float                       # the policy's score, lower is better; inf where it is not drawn by score
-    probability: float                 # exact chance that it is drawn, 0..1
-    in_flight: int                     # own requests running there
-    error_rate: float                  # EWMA of failures, 0..1
-    p_slow: float | None               # forecast P(latency > SLO); None: no usable forecast
-    p50_ms: float | None               # forecast median of one request, ms
-    cost_usd: float                    # price of this request there, USD
-    reason: str                        # in a few words
+    score: float  # the policy's score, lower is better; inf where it is not drawn by score
+    probability: float  # exact chance that it is drawn, 0..1
+    in_flight: int  # own requests running there
+    error_rate: float  # EWMA of failures, 0..1
+    p_slow: float | None  # forecast P(latency > SLO); None: no usable forecast
+    p50_ms: float | None  # forecast median of one request, ms
+    cost_usd: float  # price of this request there, USD
+    reason: str  # in a few words
 
 # %% ../../nbs/routing/04_router.ipynb #e8a677e9
 def ranking(view: View, request: Request, s: Signals, now: float) -> "Ranking":
-    "The view as candidates, best score first, then probes, then what may not serve, each with its reason."
-    chance, score, sc = odds(view, s, now), view.plan.scores(s, now) if view.lanes else [], view.scene
+    """The view as candidates, best score first, then probes, then what may not serve, each with its
+    reason.
+    """
+    chance, score, sc = (
+        odds(view, s, now),
+        view.plan.scores(s, now) if view.lanes else [],
+        view.scene,
+    )
     out = []
     for i, lane in enumerate(view.lanes):
         p, k = sc.p_slow[i], lane.slot
-        why = f"P(latency > {sc.slo_ms[i]:.0f} ms) = {p:.2f}" if p is not None else "no usable forecast, judged by own measurements"
-        if sc.most and sc.most[i] is not None: why = f"{sc.occupied[i]:.1f} requests of others where {sc.most[i]:.1f} in all meet the limit; " + why
-        if lane.nowcast.pace_s: why = f"{lane.nowcast.pace_s*1000:.3g} ms per token now; " + why
-        if sc.change and abs(sc.change[i] - 1) > .01: why = f"{sc.change[i]:.2f} times that foreseen; " + why
-        if sc.weight[i] < 1: why += f"; weight {sc.weight[i]:.0%} (shed before a breach, or starting slowly)"
-        out.append(Candidate(lane.backend.name, score[i], chance[i], s.in_flight[k], s.error[k], p, sc.p50_ms[i],
-                             request.cost_usd(lane.backend), why))
+        why = (
+            f"P(latency > {sc.slo_ms[i]:.0f} ms) = {p:.2f}"
+            if p is not None
+            else "no usable forecast, judged by own measurements"
+        )
+        if sc.most and sc.most[i] is not None:
+            why = (
+                f"{sc.occupied[i]:.1f} requests of others where {sc.most[i]:.1f} in all meet the limit; "
+                + why
+            )
+        if lane.nowcast.pace_s:
+            why = f"{lane.nowcast.pace_s * 1000:.3g} ms per token now; " + why
+        if sc.change and abs(sc.change[i] - 1) > 0.01:
+            why = f"{sc.change[i]:.2f} times that foreseen; " + why
+        if sc.weight[i] < 1:
+            why += f"; weight {sc.weight[i]:.0%} (shed before a breach, or starting slowly)"
+        out.append(
+            Candidate(
+                lane.backend.name,
+                score[i],
+                chance[i],
+                s.in_flight[k],
+                s.error[k],
+                p,
+                sc.p50_ms[i],
+                request.cost_usd(lane.backend),
+                why,
+            )
+        )
     out.sort(key=lambda c: c.score)
-    for lane, p in zip(view.probing, chance[len(view.lanes):]):
-        out.append(Candidate(lane.backend.name, inf, p, s.in_flight[lane.slot], s.error[lane.slot], None, None,
-                             request.cost_usd(lane.backend), "half-open: may be given a probe" if probe_due(lane.breaker, now) or lane.breaker.state == HALF_OPEN else "fails at once, and others are full: tried first"))
-    return Ranking(out + [Candidate(n, inf, 0., 0, 0., None, None, 0., why) for n, why in view.excluded])
+    for lane, p in zip(view.probing, chance[len(view.lanes) :]):
+        out.append(
+            Candidate(
+                lane.backend.name,
+                inf,
+                p,
+                s.in_flight[lane.slot],
+                s.error[lane.slot],
+                None,
+                None,
+                request.cost_usd(lane.backend),
+                "half-open: may be given a probe"
+                if probe_due(lane.breaker, now) or lane.breaker.state == HALF_OPEN
+                else "fails at once, and others are full: tried first",
+            )
+        )
+    return Ranking(
+        out + [Candidate(n, inf, 0.0, 0, 0.0, None, None, 0.0, why) for n, why in view.excluded]
+    )
 
 # %% ../../nbs/routing/04_router.ipynb #f795a264
 class Ranking(list):
     "Candidates in order; a table in the notebook."
+
     def __repr__(self):
-        return "\n".join(f"{c.backend}: score {c.score:.3g}, drawn with probability {c.probability:.3f}; {c.reason}" for c in self) or "Ranking()"
+        return (
+            "\n".join(
+                f"{c.backend}: score {c.score:.3g}, drawn with probability {c.probability:.3f}; {c.reason}"
+                for c in self
+            )
+            or "Ranking()"
+        )
 
     def _repr_html_(self):
-        cells = lambda c: (c.backend, f"{c.score:.3g}", f"{c.probability:.1%}", c.in_flight, f"{c.error_rate:.0%}",
-                           "–" if c.p_slow is None else f"{c.p_slow:.2f}", "–" if c.p50_ms is None else f"{c.p50_ms:.0f}", c.reason)
-        head = "".join(f"<th>{h}</th>" for h in ("backend", "score", "odds", "in flight", "errors", "P(slow)", "p50, ms", "why"))
-        rows = "".join("<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in cells(c)) + "</tr>" for c in self)
+        def cells(c):
+            return (
+                c.backend,
+                f"{c.score:.3g}",
+                f"{c.probability:.1%}",
+                c.in_flight,
+                f"{c.error_rate:.0%}",
+                "–" if c.p_slow is None else f"{c.p_slow:.2f}",
+                "–" if c.p50_ms is None else f"{c.p50_ms:.0f}",
+                c.reason,
+            )
+
+        head = "".join(
+            f"<th>{h}</th>"
+            for h in (
+                "backend",
+                "score",
+                "odds",
+                "in flight",
+                "errors",
+                "P(slow)",
+                "p50, ms",
+                "why",
+            )
+        )
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(x))}</td>" for x in cells(c)) + "</tr>" for c in self
+        )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/routing/04_router.ipynb #eb355fb9
 class Drawn:
     "What a decision keeps: its first draw, and per attempt where it runs and what it still holds."
-    __slots__ = ("id", "request", "backend", "at_s", "until_s", "view", "place", "known", "again",
-                 "lanes", "eras", "open", "held", "probes", "seen", "seen_s", "expect", "left")
 
-    def __init__(self, id, request, lane, at_s, until_s, view, place, known, expect=256.):
+    __slots__ = (
+        "id",
+        "request",
+        "backend",
+        "at_s",
+        "until_s",
+        "view",
+        "place",
+        "known",
+        "again",
+        "lanes",
+        "eras",
+        "open",
+        "held",
+        "probes",
+        "seen",
+        "seen_s",
+        "expect",
+        "left",
+    )
+
+    def __init__(self, id, request, lane, at_s, until_s, view, place, known, expect=256.0):
         self.id, self.request, self.backend = id, request, lane.backend.name
         self.at_s, self.until_s = at_s, until_s
-        self.view, self.place, self.known = view, place, known    # known: the signals then, as `Signals.frozen` gives them
-        self.again = ()                    # of further attempts: (view, place, known, time)
-        self.lanes, self.eras = (lane,), (lane.breaker.era,)      # per attempt: where it runs, the breaker's era when it started
-        self.open = self.held = 1; self.probes = 0   # a bit per attempt: not ended; still reserved; got a probe slot
-        self.seen, self.seen_s = 0, at_s   # of the newest attempt: output tokens seen so far, when they were told of, s
-        self.expect, self.left = request.tokens_out or expect, [1.]   # tokens that its answer is expected to have; per attempt: share of it still to come
+        # known: the signals then, as `Signals.frozen` gives them
+        self.view, self.place, self.known = view, place, known
+        self.again = ()  # of further attempts: (view, place, known, time)
+        # per attempt: where it runs, the breaker's era when it started
+        self.lanes, self.eras = (lane,), (lane.breaker.era,)
+        self.open = self.held = 1
+        self.probes = 0  # a bit per attempt: not ended; still reserved; got a probe slot
+        # of the newest attempt: output tokens seen so far, when they were told of, s
+        self.seen, self.seen_s = 0, at_s
+        # tokens that its answer is expected to have; per attempt: share of it still to come
+        self.expect, self.left = request.tokens_out or expect, [1.0]
 
     @property
-    def signals(self) -> Signals: return Signals(*self.known)   # what this gateway knew of its own at the first draw
+    def signals(self) -> Signals:
+        return Signals(*self.known)  # what this gateway knew of its own at the first draw
 
-    def attempt_probability(self, attempt: int) -> float:    # 0 is the first try; IndexError where there was none
+    # 0 is the first try; IndexError where there was none
+    def attempt_probability(self, attempt: int) -> float:
         "The exact chance that this attempt went where it went, given those before it."
         draws = [(self.view, self.place, self.known, self.at_s), *self.again]
         view, place, known, at_s = draws[attempt]
@@ -191,288 +381,526 @@ class Drawn:
 # %% ../../nbs/routing/04_router.ipynb #5f2db985
 class Told(Drawn):
     "The plain facts about a decision."
+
     __slots__ = ()
 
     @property
-    def attempts(self) -> int: return len(self.lanes)        # attempts reserved so far
+    def attempts(self) -> int:
+        return len(self.lanes)  # attempts reserved so far
 
     @property
-    def mode(self) -> str: return self.view.mode             # "predictive", "reactive" or "panic"
+    def mode(self) -> str:
+        return self.view.mode  # "predictive", "reactive" or "panic"
 
     @property
-    def is_probe(self) -> bool: return bool(self.probes & 1)   # tests a half-open backend
+    def is_probe(self) -> bool:
+        return bool(self.probes & 1)  # tests a half-open backend
 
     @property
-    def forecast_version(self) -> int | None:                # None: decided without a forecast
+    def forecast_version(self) -> int | None:  # None: decided without a forecast
         return self.view.table.version if self.mode == "predictive" else None
 
     @property
-    def forecast_age_s(self) -> float | None:                # None: decided without a forecast
+    def forecast_age_s(self) -> float | None:  # None: decided without a forecast
         return self.view.table.age_s(self.at_s) if self.mode == "predictive" else None
 
 # %% ../../nbs/routing/04_router.ipynb #22ce8725
 class Decision(Told):
     "Where a request goes, and why. Reasons are worked out when read, from what was known then."
+
     __slots__ = ()
 
     @property
-    def candidates(self) -> Ranking: return ranking(self.view, self.request, self.signals, self.at_s)
+    def candidates(self) -> Ranking:
+        return ranking(self.view, self.request, self.signals, self.at_s)
 
     @property
-    def probability(self) -> float: return self.attempt_probability(0)   # the propensity of the first draw
+    def probability(self) -> float:
+        return self.attempt_probability(0)  # the propensity of the first draw
 
     @property
-    def fallbacks(self) -> list[str]:                        # other backends that may serve, best score first
+    def fallbacks(self) -> list[str]:  # other backends that may serve, best score first
         return [c.backend for c in self.candidates if c.score < inf and c.backend != self.backend]
 
     @property
-    def reasons(self) -> list[str]: return explain(self)
+    def reasons(self) -> list[str]:
+        return explain(self)
 
     def __repr__(self):
         return f"Decision(id={self.id}, backend={self.backend!r}, mode={self.mode!r}, probability={self.probability:.3f})"
 
-    def _repr_html_(self): return f"<p>{'<br>'.join(map(escape, self.reasons))}</p>{self.candidates._repr_html_()}"
+    def _repr_html_(self):
+        return f"<p>{'<br>'.join(map(escape, self.reasons))}</p>{self.candidates._repr_html_()}"
 
 # %% ../../nbs/routing/04_router.ipynb #c57ed270
 def explain(d: Decision) -> list[str]:  # sentences, the most important first
     "Why a decision fell as it did, in words."
-    candidates = d.candidates; c = next(c for c in candidates if c.backend == d.backend)
-    out = [f"{d.backend}: {c.reason}; {c.in_flight} own in flight, {c.error_rate:.0%} errors, drawn with probability {c.probability:.3f}"]
-    if d.is_probe: out.append("a probe: the breaker is half-open and learns from this request")
-    out.append({"predictive": f"forecast {d.forecast_version}, {d.forecast_age_s or 0:.0f} s old",
-                "reactive": "no usable forecast: reactive on own measurements",
-                "panic": "panic: too little healthy capacity, health is ignored where backends still answer"}[d.mode])
+    candidates = d.candidates
+    c = next(c for c in candidates if c.backend == d.backend)
+    out = [
+        f"{d.backend}: {c.reason}; {c.in_flight} own in flight, {c.error_rate:.0%} errors, drawn with probability {c.probability:.3f}"
+    ]
+    if d.is_probe:
+        out.append("a probe: the breaker is half-open and learns from this request")
+    out.append(
+        {
+            "predictive": f"forecast {d.forecast_version}, {d.forecast_age_s or 0:.0f} s old",
+            "reactive": "no usable forecast: reactive on own measurements",
+            "panic": "panic: too little healthy capacity, health is ignored where backends still answer",
+        }[d.mode]
+    )
     rivals = [x for x in candidates if x.backend != d.backend and x.score < inf]
-    if rivals: out.append(f"runner-up {rivals[0].backend} (score {rivals[0].score:.3g} against {c.score:.3g})")
+    if rivals:
+        out.append(
+            f"runner-up {rivals[0].backend} (score {rivals[0].score:.3g} against {c.score:.3g})"
+        )
     return out + [f"not {n}: {why}" for n, why in d.view.excluded]
 
 # %% ../../nbs/routing/04_router.ipynb #274846aa
 class NoBackend(RuntimeError):
     "No backend may serve the request; the message says why for each."
+
     def __init__(self, excluded: tuple[tuple[str, str], ...]):
-        super().__init__("no backend may serve this request: " + ("; ".join(f"{n} {why}" for n, why in excluded) or "the fleet is empty"))
+        super().__init__(
+            "no backend may serve this request: "
+            + ("; ".join(f"{n} {why}" for n, why in excluded) or "the fleet is empty")
+        )
         self.excluded = excluded
 
 # %% ../../nbs/routing/04_router.ipynb #8e1ba0c3
 def take_forecast(lane: Lane, table: ForecastTable, now: float):
-    "Keep what a new table says of this lane beside what is still to come. A table that is silent ends all belief."
-    f = table.usable(lane.backend.name, now)
-    lane.now_ms = f.now_ms if f is not None else None      # what is foreseen is held against the newest present
-    if f is None: lane.coming = []
-    elif f.throughout: lane.coming = [f]             # it speaks of all the time until its horizon
-    else: lane.coming = [g for g in lane.coming if g.made_s + g.horizon_s > now and g.made_s != f.made_s and not g.throughout] + [f]
+    """Keep what a new table says of this lane beside what is still to come.
 
-def belief(lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: float) -> Forecast | None:
-    "The worst forecast about now or the near future; the nearest one if all speak of later. None where the table is stale."
-    if not lane.coming or table.age_s(now) > table.max_age_s: return None
+    A table that is silent ends all belief.
+    """
+    f = table.usable(lane.backend.name, now)
+    # what is foreseen is held against the newest present
+    lane.now_ms = f.now_ms if f is not None else None
+    if f is None:
+        lane.coming = []
+    elif f.throughout:
+        lane.coming = [f]  # it speaks of all the time until its horizon
+    else:
+        lane.coming = [
+            g
+            for g in lane.coming
+            if g.made_s + g.horizon_s > now and g.made_s != f.made_s and not g.throughout
+        ] + [f]
+
+
+def belief(
+    lane: Lane, table: ForecastTable, now: float, act_s: float, step_s: float
+) -> Forecast | None:
+    """The worst forecast about now or the near future; the nearest one if all speak of later. None
+    where the table is stale.
+    """
+    if not lane.coming or table.age_s(now) > table.max_age_s:
+        return None
     worst = first = None
     for g in lane.coming:
         end = g.made_s + g.horizon_s
-        if end <= now: continue                # it spoke of a time that is over
-        if first is None or end < first.made_s + first.horizon_s: first = g
-        if end - step_s - act_s <= now < end and (worst is None or g.step_ms[3] > worst.step_ms[3]): worst = g
+        if end <= now:
+            continue  # it spoke of a time that is over
+        if first is None or end < first.made_s + first.horizon_s:
+            first = g
+        if end - step_s - act_s <= now < end and (worst is None or g.step_ms[3] > worst.step_ms[3]):
+            worst = g
     return worst or first
 
 # %% ../../nbs/routing/04_router.ipynb #98aa7284
-def probe_due(b: Breaker, now: float, roomy: bool = False) -> bool:   # whether a request may test it
-    "Half-open with a probe to give, or open with the wait over; the first one waits longer where others are `roomy`. Changes nothing."
-    if roomy and now < b.patient_until_s and not (b.state == HALF_OPEN and (b.out or b.good or b.slow)): return False
+def probe_due(b: Breaker, now: float, roomy: bool = False) -> bool:  # whether a request may test it
+    """Half-open with a probe to give, or open with the wait over; the first one waits longer where
+    others are `roomy`. Changes nothing.
+    """
+    if (
+        roomy
+        and now < b.patient_until_s
+        and not (b.state == HALF_OPEN and (b.out or b.good or b.slow))
+    ):
+        return False
     return b.out < b.slots if b.state == HALF_OPEN else b.state == OPEN and now >= b.until_s
 
-def free_share(lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], gateways: int = 1) -> float | None:   # 0..1; None: nobody knows
-    "The share of what these lanes can hold that is still free, if all gateways have as many requests there as this one. Who is unknown counts as nominal."
-    books = [(f.most, f.occupied) if f and f.most is not None else (l.backend.capacity, 0.) for l, f in zip(lanes, fs)]
-    whole = sum(most for most, _ in books) if any(f and f.most is not None for f in fs) else 0.
-    return sum(max(m - o - gateways*in_flight[l.slot], 0.) for l, (m, o) in zip(lanes, books))/whole if whole > 0 else None
 
-def only_slow(b: Breaker) -> bool:   # shut off, but it does answer
+def free_share(
+    lanes: Iterable["Lane"], fs: Iterable[Forecast | None], in_flight: list[int], gateways: int = 1
+) -> float | None:  # 0..1; None: nobody knows
+    """The share of what these lanes can hold that is still free, if all gateways have as many
+    requests there as this one. Who is unknown counts as nominal.
+    """
+    books = [
+        (f.most, f.occupied) if f and f.most is not None else (l.backend.capacity, 0.0)
+        for l, f in zip(lanes, fs)
+    ]
+    whole = sum(most for most, _ in books) if any(f and f.most is not None for f in fs) else 0.0
+    return (
+        sum(max(m - o - gateways * in_flight[l.slot], 0.0) for l, (m, o) in zip(lanes, books))
+        / whole
+        if whole > 0
+        else None
+    )
+
+
+def only_slow(b: Breaker) -> bool:  # shut off, but it does answer
     "Opened for slow calls, at most a tenth of them failed, and held open by no person."
-    e = next((t.evidence for t in reversed(b.transitions) if t.new == OPEN), {}) if b.state != CLOSED and not b.forced else {}
-    return e.get("slow", 0) > 0 and e.get("failed", 1) <= .1*e.get("calls", 0)
+    e = (
+        next((t.evidence for t in reversed(b.transitions) if t.new == OPEN), {})
+        if b.state != CLOSED and not b.forced
+        else {}
+    )
+    return e.get("slow", 0) > 0 and e.get("failed", 1) <= 0.1 * e.get("calls", 0)
 
 # %% ../../nbs/routing/04_router.ipynb #e27344c5
-def fails_fast(lane: Lane, limit_ms: float, now: float, error: float = 0.) -> bool:   # an attempt there costs next to nothing
-    "Shut off by the rules, due for a probe or often in error (0..1); its last failures, of the last minute, took less than a twentieth of the latency limit, and some attempts succeed."
+# an attempt there costs next to nothing
+def fails_fast(lane: Lane, limit_ms: float, now: float, error: float = 0.0) -> bool:
+    """Shut off by the rules, due for a probe or often in error (0..1); its last failures, of the
+    last minute, took less than a twentieth of the latency limit, and some attempts succeed.
+    """
     b = lane.breaker
-    if now - lane.answered_s > max(.002*limit_ms, 10.): return False      # nothing came back within two limits: no attempt is worth it
-    return (b.state == OPEN or probe_due(b, now) or b.state == CLOSED and error > .3) and not b.forced and max(lane.failed_ms) < .05*limit_ms and now - lane.failed_s < 60.
+    if now - lane.answered_s > max(0.002 * limit_ms, 10.0):
+        return False  # nothing came back within two limits: no attempt is worth it
+    return (
+        (b.state == OPEN or probe_due(b, now) or b.state == CLOSED and error > 0.3)
+        and not b.forced
+        and max(lane.failed_ms) < 0.05 * limit_ms
+        and now - lane.failed_s < 60.0
+    )
 
-def tried_first(free: float | None, room: float, most: float = .95) -> float:   # share of first attempts; most: others are always tried too
-    "How many to send to places that fail at once: none while the others have twice the `room`, as many as possible from there on."
-    return min(2. - free/room, most) if free is not None and free < 2.*room else 0.
 
-def standing(lane: Lane, request: Request, now: float, panic: bool) -> str | None:   # why not; None: may serve
+# share of first attempts; most: others are always tried too
+def tried_first(free: float | None, room: float, most: float = 0.95) -> float:
+    """How many to send to places that fail at once: none while the others have twice the `room`, as
+    many as possible from there on.
+    """
+    return min(2.0 - free / room, most) if free is not None and free < 2.0 * room else 0.0
+
+
+# why not; None: may serve
+def standing(lane: Lane, request: Request, now: float, panic: bool) -> str | None:
     "Hard reasons against a lane that serves such requests: its rate limits, its breaker."
     tokens, b = request.tokens_in + request.tokens_out, lane.breaker
-    if lane.budget and tokens > lane.budget.tpm: return f"request of {tokens} tok exceeds its {lane.budget.tpm:.0f} per minute"
-    if (ready := lane.ready_s(now, tokens)) > now: return f"rate limit is spent until {ready - now:.1f} s from now"
-    if b.state == CLOSED or (panic and only_slow(b) and not probe_due(b, now)): return None     # a probe that is due goes first
+    if lane.budget and tokens > lane.budget.tpm:
+        return f"request of {tokens} tok exceeds its {lane.budget.tpm:.0f} per minute"
+    if (ready := lane.ready_s(now, tokens)) > now:
+        return f"rate limit is spent until {ready - now:.1f} s from now"
+    if b.state == CLOSED or (panic and only_slow(b) and not probe_due(b, now)):
+        return None  # a probe that is due goes first
     return f"breaker {b.state}: {b.reason}"
 
-def slow_start(lane: Lane, now: float, window_s: float) -> float:   # share of its capacity a newcomer may use
+
+# share of its capacity a newcomer may use
+def slow_start(lane: Lane, now: float, window_s: float) -> float:
     "Linear from 10 % over the window, as in Envoy."
-    return min(max((now - lane.joined_s)/window_s, .1), 1.) if window_s > 0 else 1.
+    return min(max((now - lane.joined_s) / window_s, 0.1), 1.0) if window_s > 0 else 1.0
 
 # %% ../../nbs/routing/04_router.ipynb #bb970117
-def make_scene(lanes, request: Request, now: float, fs: list[Forecast | None], limit, tier: Tier | None,
-               window_s: float, panic: bool, again: bool = False, streaming: bool = False) -> Scene:
-    "What the policy sees. `fs`: belief about each lane; `limit(backend, request)` gives the latency limit, ms."
-    fs = [f if f is not None and f.trust > 0 else None for f in fs]     # what has earned no trust does not act
+def make_scene(
+    lanes,
+    request: Request,
+    now: float,
+    fs: list[Forecast | None],
+    limit,
+    tier: Tier | None,
+    window_s: float,
+    panic: bool,
+    again: bool = False,
+    streaming: bool = False,
+) -> Scene:
+    """What the policy sees.
+
+    `fs`: belief about each lane; `limit(backend, request)` gives the latency limit, ms.
+    """
+    # what has earned no trust does not act
+    fs = [f if f is not None and f.trust > 0 else None for f in fs]
     slo = tuple(limit(l.backend, request) for l in lanes)
     typical = request if request.tokens_in else Request(tokens_in=1000, tokens_out=300)
-    change = tuple(foreseen_change(f, l.now_ms) if f else 1. for f, l in zip(fs, lanes))
+    change = tuple(foreseen_change(f, l.now_ms) if f else 1.0 for f, l in zip(fs, lanes))
     return Scene(
-        backends=tuple(l.backend for l in lanes), slots=tuple(l.slot for l in lanes),
-        weight=tuple(l.share*(1. if panic or f is None else l.weight)*slow_start(l, now, window_s) for l, f in zip(lanes, fs)),
+        backends=tuple(l.backend for l in lanes),
+        slots=tuple(l.slot for l in lanes),
+        weight=tuple(
+            l.share * (1.0 if panic or f is None else l.weight) * slow_start(l, now, window_s)
+            for l, f in zip(lanes, fs)
+        ),
         p50_ms=tuple(f.request_ms[3] if f else None for f in fs),
         p_slow=tuple(f.p_slow(x) if f else None for f, x in zip(fs, slo)),
         step_ms=tuple(f.step_ms[3] if f else None for f in fs),
-        cost_usd=tuple(typical.cost_usd(l.backend) for l in lanes), slo_ms=slo,
-        confidence=tier.confidence if tier else .9,
-        occupied=tuple(f.occupied if f else None for f in fs), most=tuple(f.most if f else None for f in fs),
-        change=change if not streaming and any(f is not None and l.now_ms is not None for f, l in zip(fs, lanes)) else (), again=again)
+        cost_usd=tuple(typical.cost_usd(l.backend) for l in lanes),
+        slo_ms=slo,
+        confidence=tier.confidence if tier else 0.9,
+        occupied=tuple(f.occupied if f else None for f in fs),
+        most=tuple(f.most if f else None for f in fs),
+        change=change
+        if not streaming and any(f is not None and l.now_ms is not None for f, l in zip(fs, lanes))
+        else (),
+        again=again,
+    )
 
 # %% ../../nbs/routing/04_router.ipynb #bf12ed83
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     "How a router behaves. Unknown names raise."
-    slo_ms: float = DEFAULT_SLO_MS     # latency limit where neither request, tier nor backend names one, ms
-    slo_tok_ms: float = 0.             # and this much more for every output token, ms
-    lease_s: float = 600.              # a reservation nobody ends is released after this, s
-    act_s: float = 120.                # a forecast is acted on this long before the step it speaks of, s
-    explore: float | None = None       # share of requests drawn by capacity alone; None: what the policy asks for, else .01
-    probe_share: float = .1            # share of requests given to a half-open backend while probes are due
-    panic_share: float = .5            # below this share of healthy capacity, soft health signals are ignored
-    room_share: float = .3             # with more than this share of the others' room free, a breaker may wait longer (`patient_s`)
-    callers_retry: bool = False        # then, with less than twice that room, first attempts may go to places that fail at once
-    gateways: int = 1                  # that route into this fleet and share nothing, this one included
-    slow_start_s: float = 30.          # a newcomer's weight grows over this time, s
-    refresh_s: float = 1.              # a view is made again after this at the latest, s
-    smoothing: float = .1              # weight of one outcome in the error and latency averages
-    forget_s: float = 60.              # an error rate that nothing confirms fades to 1/e in this time, s
-    step_s: int = STEP_S               # length of a telemetry step, s
-    seed: int = 0                      # for draws and breaker jitter
+
+    # latency limit where neither request, tier nor backend names one, ms
+    slo_ms: float = DEFAULT_SLO_MS
+    slo_tok_ms: float = 0.0  # and this much more for every output token, ms
+    lease_s: float = 600.0  # a reservation nobody ends is released after this, s
+    act_s: float = 120.0  # a forecast is acted on this long before the step it speaks of, s
+    # share of requests drawn by capacity alone; None: what the policy asks for, else .01
+    explore: float | None = None
+    probe_share: float = 0.1  # share of requests given to a half-open backend while probes are due
+    # below this share of healthy capacity, soft health signals are ignored
+    panic_share: float = 0.5
+    # with more than this share of the others' room free, a breaker may wait longer (`patient_s`)
+    room_share: float = 0.3
+    # then, with less than twice that room, first attempts may go to places that fail at once
+    callers_retry: bool = False
+    gateways: int = 1  # that route into this fleet and share nothing, this one included
+    slow_start_s: float = 30.0  # a newcomer's weight grows over this time, s
+    refresh_s: float = 1.0  # a view is made again after this at the latest, s
+    smoothing: float = 0.1  # weight of one outcome in the error and latency averages
+    forget_s: float = 60.0  # an error rate that nothing confirms fades to 1/e in this time, s
+    step_s: int = STEP_S  # length of a telemetry step, s
+    seed: int = 0  # for draws and breaker jitter
 
     def __post_init__(self):
         "ValueError on values that make no sense."
-        if not 0 <= self.slo_tok_ms < inf: raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
+        if not 0 <= self.slo_tok_ms < inf:
+            raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
         for k in ("slo_ms", "lease_s", "refresh_s", "forget_s", "step_s"):
-            if not getattr(self, k) > 0: raise ValueError(f"RouterConfig.{k} must be positive, got {getattr(self, k)!r}")
+            if not getattr(self, k) > 0:
+                raise ValueError(f"RouterConfig.{k} must be positive, got {getattr(self, k)!r}")
         for k in ("probe_share", "panic_share", "room_share", "smoothing"):
-            if not 0 <= getattr(self, k) <= 1: raise ValueError(f"RouterConfig.{k} must be between 0 and 1, got {getattr(self, k)!r}")
-        if self.explore is not None and not 0 <= self.explore <= 1: raise ValueError(f"RouterConfig.explore must be between 0 and 1, got {self.explore!r}")
-        if not self.gateways >= 1: raise ValueError(f"RouterConfig.gateways must be 1 or more, got {self.gateways!r}")
+            if not 0 <= getattr(self, k) <= 1:
+                raise ValueError(
+                    f"RouterConfig.{k} must be between 0 and 1, got {getattr(self, k)!r}"
+                )
+        if self.explore is not None and not 0 <= self.explore <= 1:
+            raise ValueError(f"RouterConfig.explore must be between 0 and 1, got {self.explore!r}")
+        if not self.gateways >= 1:
+            raise ValueError(f"RouterConfig.gateways must be 1 or more, got {self.gateways!r}")
 
 # %% ../../nbs/routing/04_router.ipynb #bd44af6c
 class RouterState:
-    "What a router holds; the layers below add members, views, reservations, learning and decisions."
-    def __init__(self, backends: Iterable[Backend] = (), policy: Policy | None = None, *, tiers: Iterable[Tier] = (),
-                 config: RouterConfig = RouterConfig(), breaker: BreakerConfig | None = None, shed: ShedConfig = ShedConfig()):
+    """What a router holds; the layers below add members, views, reservations, learning and
+    decisions.
+    """
+
+    def __init__(
+        self,
+        backends: Iterable[Backend] = (),
+        policy: Policy | None = None,
+        *,
+        tiers: Iterable[Tier] = (),
+        config: RouterConfig = RouterConfig(),
+        breaker: BreakerConfig | None = None,
+        shed: ShedConfig = ShedConfig(),
+    ):
         self.policy, self.config = policy or OwnPace(gateways=config.gateways), config
-        self.breaker_config = breaker or getattr(self.policy, "breaker", BreakerConfig())   # None: the one that goes with the policy
-        self.explore = getattr(self.policy, "explore", .01) if config.explore is None else config.explore
-        self._lean = not self.policy.peak     # nobody asks when a latency was last moved
-        self.gamma = getattr(self.policy, "gamma", 0.)   # power of the pace that the policy wants
-        self.tiers, self.shedder, self.table = {t.name: t for t in tiers}, Shedder(shed), ForecastTable()
-        self.counts = {"decided": 0, "observed": 0, "cancelled": 0, "expired": 0, "late": 0, "ignored": 0, "progress_ignored": 0}
-        self._lock, self._random, self._phases = Lock(), Random(config.seed).random, Random(config.seed).random
+        # None: the one that goes with the policy
+        self.breaker_config = breaker or getattr(self.policy, "breaker", BreakerConfig())
+        self.explore = (
+            getattr(self.policy, "explore", 0.01) if config.explore is None else config.explore
+        )
+        self._lean = not self.policy.peak  # nobody asks when a latency was last moved
+        self.gamma = getattr(self.policy, "gamma", 0.0)  # power of the pace that the policy wants
+        self.tiers, self.shedder, self.table = (
+            {t.name: t for t in tiers},
+            Shedder(shed),
+            ForecastTable(),
+        )
+        self.counts = {
+            "decided": 0,
+            "observed": 0,
+            "cancelled": 0,
+            "expired": 0,
+            "late": 0,
+            "ignored": 0,
+            "progress_ignored": 0,
+        }
+        self._lock, self._random, self._phases = (
+            Lock(),
+            Random(config.seed).random,
+            Random(config.seed).random,
+        )
         self._lanes, self._signals, self._retired = {}, Signals(), []
-        self._views, self._stamp, self._faded_s, self._folded_s, self._streamed_s, self._length_tok, self._work = {}, 0, -inf, -inf, -inf, 256., 0.
+        (
+            self._views,
+            self._stamp,
+            self._faded_s,
+            self._folded_s,
+            self._streamed_s,
+            self._length_tok,
+            self._work,
+        ) = {}, 0, -inf, -inf, -inf, 256.0, 0.0
         self._leases, self._lapsed, self._sweep_s = {}, {}, inf
         self._gone_events = deque(maxlen=1000)
-        for b in backends: self.add(b, -inf)
+        for b in backends:
+            self.add(b, -inf)
 
     @property
-    def backends(self) -> list[Backend]: return [l.backend for l in self._lanes.values()]
+    def backends(self) -> list[Backend]:
+        return [l.backend for l in self._lanes.values()]
 
-    def limit_ms(self, backend: Backend, request: Request) -> float:   # the latency limit that applies, ms
+    # the latency limit that applies, ms
+    def limit_ms(self, backend: Backend, request: Request) -> float:
         "The request's own limit, else its tier's, the backend's, the default."
         tier = self.tiers.get(request.tier)
-        return (request.slo_ms or (tier.slo_ms if tier else None) or backend.slo_ms or self.config.slo_ms) + self.config.slo_tok_ms*request.tokens_out
+        return (
+            request.slo_ms
+            or (tier.slo_ms if tier else None)
+            or backend.slo_ms
+            or self.config.slo_ms
+        ) + self.config.slo_tok_ms * request.tokens_out
 
     def admit(self, policy: Policy | None):
-        "Make ready for decisions by another policy. ValueError where it needs the paces in another power than the router's own does."
-        gamma = getattr(policy, "gamma", 0.)
-        if gamma and self.gamma and gamma != self.gamma: raise ValueError(f"the candidate takes the pace to the power of {gamma:g}, the live policy to that of {self.gamma:g}: give both the same gamma")
+        """Make ready for decisions by another policy.
+
+        ValueError where it needs the paces in another power than the router's own does.
+        """
+        gamma = getattr(policy, "gamma", 0.0)
+        if gamma and self.gamma and gamma != self.gamma:
+            raise ValueError(
+                f"the candidate takes the pace to the power of {gamma:g}, the live policy to that of {self.gamma:g}: give both the same gamma"
+            )
         self.gamma = self.gamma or gamma
 
-    def paces(self, now: float) -> dict[str, tuple[float, float]]:   # seconds per token, 0 where unknown; age of what is known, s
+    # seconds per token, 0 where unknown; age of what is known, s
+    def paces(self, now: float) -> dict[str, tuple[float, float]]:
         "How quick every backend is now, as far as our own requests can tell."
-        with self._lock: return {n: (l.nowcast.pace_s, now - l.nowcast.heard_s) for n, l in self._lanes.items()}
+        with self._lock:
+            return {n: (l.nowcast.pace_s, now - l.nowcast.heard_s) for n, l in self._lanes.items()}
 
-    def latencies(self) -> dict[str, float]:   # ms; 0 until the first
+    def latencies(self) -> dict[str, float]:  # ms; 0 until the first
         "Moving average of the time to success, by backend."
-        with self._lock: return {n: self._signals.latency[l.slot] for n, l in self._lanes.items()}
+        with self._lock:
+            return {n: self._signals.latency[l.slot] for n, l in self._lanes.items()}
 
-    def in_flight(self) -> dict[str, int]:   # own requests running, by backend
-        with self._lock: return {n: self._signals.in_flight[l.slot] for n, l in self._lanes.items()}
+    def in_flight(self) -> dict[str, int]:  # own requests running, by backend
+        with self._lock:
+            return {n: self._signals.in_flight[l.slot] for n, l in self._lanes.items()}
 
 # %% ../../nbs/routing/04_router.ipynb #2e9438e4
 class RouterPlaces(RouterState):
     "Places in the signals."
+
     def _free_slot(self) -> int:
-        "A place in the signals: that of a backend that has left and owes nothing any more, or a new one."
+        """A place in the signals: that of a backend that has left and owes nothing any more, or a
+        new one.
+        """
         s = self._signals
         for i, lane in enumerate(self._retired):
             if s.in_flight[k := lane.slot] == 0:
                 self._retired.pop(i).owner = False
-                s.error[k] = s.latency[k] = s.stamp[k] = s.load[k] = 0.; s.slow[k] = 1.
+                s.error[k] = s.latency[k] = s.stamp[k] = s.load[k] = 0.0
+                s.slow[k] = 1.0
                 return k
-        s.in_flight.append(0); s.error.append(0.); s.latency.append(0.); s.stamp.append(0.); s.load.append(0.); s.slow.append(1.); s.phase += (self._phases(),)
+        s.in_flight.append(0)
+        s.error.append(0.0)
+        s.latency.append(0.0)
+        s.stamp.append(0.0)
+        s.load.append(0.0)
+        s.slow.append(1.0)
+        s.phase += (self._phases(),)
         return len(s.in_flight) - 1
 
 # %% ../../nbs/routing/04_router.ipynb #db4ed18a
 class RouterBooks(RouterPlaces):
     "Who is in the fleet."
+
     def add(self, backend: Backend, now: float):
         "A backend joins. One added while running starts slowly. ValueError if the name is taken."
         with self._lock:
-            if backend.name in self._lanes: raise ValueError(f"backend {backend.name!r} is in the fleet already")
+            if backend.name in self._lanes:
+                raise ValueError(f"backend {backend.name!r} is in the fleet already")
             slot = self._free_slot()
-            self._lanes[backend.name] = Lane(backend, slot, Breaker(backend.name, self.breaker_config, seed=self.config.seed + slot),
-                BackendFeatures(backend.name, self.config.step_s), now, backend.slo_ms or self.config.slo_ms)
+            self._lanes[backend.name] = Lane(
+                backend,
+                slot,
+                Breaker(backend.name, self.breaker_config, seed=self.config.seed + slot),
+                BackendFeatures(backend.name, self.config.step_s),
+                now,
+                backend.slo_ms or self.config.slo_ms,
+            )
             self._stamp += 1
 
-    def resize(self, shares: Mapping[str, float]):   # by backend; those left out stay as they are
-        "How much of its nominal capacity each backend has ready now: replicas that start or stop. KeyError on an unknown one, ValueError on what is no share."
+    def resize(self, shares: Mapping[str, float]):  # by backend; those left out stay as they are
+        """How much of its nominal capacity each backend has ready now: replicas that start or stop.
+        KeyError on an unknown one, ValueError on what is no share.
+        """
         with self._lock:
             for n, x in shares.items():
-                if not 0 <= x < inf: raise ValueError(f"the share of {n!r} must be 0 or more, got {x!r}")
-                self._lanes[n].share = max(x, .01)
+                if not 0 <= x < inf:
+                    raise ValueError(f"the share of {n!r} must be 0 or more, got {x!r}")
+                self._lanes[n].share = max(x, 0.01)
             self._stamp += 1
 
-    def shares(self) -> dict[str, float]:   # as `resize` has set them
-        with self._lock: return {n: l.share for n, l in self._lanes.items()}
+    def shares(self) -> dict[str, float]:  # as `resize` has set them
+        with self._lock:
+            return {n: l.share for n, l in self._lanes.items()}
 
     def remove(self, name: str):
-        "A backend leaves; requests that run there may still report. KeyError if there is none of that name."
+        """A backend leaves; requests that run there may still report. KeyError if there is none of
+        that name.
+        """
         with self._lock:
             lane = self._lanes.pop(name)
-            self._retired.append(lane); self._gone_events.extend(lane.breaker.transitions)
+            self._retired.append(lane)
+            self._gone_events.extend(lane.breaker.transitions)
             self._stamp += 1
 
 # %% ../../nbs/routing/04_router.ipynb #35c6a9ae
 class RouterStandings(RouterBooks):
     "Who may serve which kind of request, and who may be probed."
-    def _belief(self, lane: Lane, now: float) -> Forecast | None: return belief(lane, self.table, now, self.config.act_s, self.config.step_s)
+
+    def _belief(self, lane: Lane, now: float) -> Forecast | None:
+        return belief(lane, self.table, now, self.config.act_s, self.config.step_s)
 
     def _fails_fast(self, lane: Lane, request: Request, now: float) -> bool:
-        return self.config.callers_retry and fails_fast(lane, self.limit_ms(lane.backend, request), now, self._signals.error[lane.slot])
+        return self.config.callers_retry and fails_fast(
+            lane, self.limit_ms(lane.backend, request), now, self._signals.error[lane.slot]
+        )
 
-    def _standings(self, request: Request, now: float, tried: tuple[str, ...]) -> tuple[dict[str, str | None], list[Lane], float, bool]:
-        "Why each backend may not serve (None: may), who may be probed, by what share of the requests, and whether this is a panic."
+    def _standings(
+        self, request: Request, now: float, tried: tuple[str, ...]
+    ) -> tuple[dict[str, str | None], list[Lane], float, bool]:
+        """Why each backend may not serve (None: may), who may be probed, by what share of the
+        requests, and whether this is a panic.
+        """
         why = {n: serves(l.backend, request) for n, l in self._lanes.items()}
         able = [l for n, l in self._lanes.items() if why[n] is None]
         healthy = sum(l.backend.capacity for l in able if l.breaker.state == CLOSED)
         panic = in_panic(healthy, sum(l.backend.capacity for l in able), self.config.panic_share)
-        for l in able: why[l.backend.name] = "was tried already" if l.backend.name in tried else standing(l, request, now, panic)
-        c, quick = self.config, [l for l in able if l.backend.name not in tried and self._fails_fast(l, request, now)]
+        for l in able:
+            why[l.backend.name] = (
+                "was tried already" if l.backend.name in tried else standing(l, request, now, panic)
+            )
+        c, quick = (
+            self.config,
+            [l for l in able if l.backend.name not in tried and self._fails_fast(l, request, now)],
+        )
         well = [l for l in able if l.breaker.state == CLOSED and l not in quick]
-        free = free_share(well, [self._belief(l, now) for l in well], self._signals.in_flight, c.gateways) if len(well) < len(able) else None
-        roomy, first = free is not None and free > c.room_share, tried_first(free, c.room_share) if c.callers_retry else 0.
-        if not first: quick = []
-        for l in quick: why[l.backend.name] = why[l.backend.name] or "fails at once, and others are full"
-        out = [l for l in able if why[l.backend.name] and l.backend.name not in tried and l.ready_s(now, request.tokens_in + request.tokens_out) <= now]
+        free = (
+            free_share(
+                well, [self._belief(l, now) for l in well], self._signals.in_flight, c.gateways
+            )
+            if len(well) < len(able)
+            else None
+        )
+        roomy, first = (
+            free is not None and free > c.room_share,
+            tried_first(free, c.room_share) if c.callers_retry else 0.0,
+        )
+        if not first:
+            quick = []
+        for l in quick:
+            why[l.backend.name] = why[l.backend.name] or "fails at once, and others are full"
+        out = [
+            l
+            for l in able
+            if why[l.backend.name]
+            and l.backend.name not in tried
+            and l.ready_s(now, request.tokens_in + request.tokens_out) <= now
+        ]
         quick = [l for l in quick if l in out]
         probing = quick + [l for l in out if l not in quick and probe_due(l.breaker, now, roomy)]
         return why, probing, max(c.probe_share, first) if quick else c.probe_share, panic
@@ -480,76 +908,143 @@ class RouterStandings(RouterBooks):
 # %% ../../nbs/routing/04_router.ipynb #4110918f
 class RouterViews(RouterStandings):
     "Views: a scene and a plan for one kind of request."
-    def _view(self, request: Request, now: float, tried: tuple[str, ...] = (), anyway: str | None = None, policy: Policy | None = None) -> View:
+
+    def _view(
+        self,
+        request: Request,
+        now: float,
+        tried: tuple[str, ...] = (),
+        anyway: str | None = None,
+        policy: Policy | None = None,
+    ) -> View:
         why, probing, share, panic = self._standings(request, now, tried)
-        if anyway in why and self._lanes[anyway].breaker.forced != OPEN: why[anyway] = serves(self._lanes[anyway].backend, request)
+        if anyway in why and self._lanes[anyway].breaker.forced != OPEN:
+            why[anyway] = serves(self._lanes[anyway].backend, request)
         lanes, c, names = list(self._lanes.values()), self.config, {l.backend.name for l in probing}
         free = tuple(l for l in lanes if why[l.backend.name] is None)
         fs = [self._belief(l, now) for l in free]
-        scene = make_scene(free, request, now, fs, self.limit_ms, self.tiers.get(request.tier), c.slow_start_s, panic, bool(tried), now - self._streamed_s < STREAMING_S)
-        mode = "panic" if panic else "predictive" if (scene.change if self.gamma else any(p is not None for p in scene.p_slow)) else "reactive"
+        scene = make_scene(
+            free,
+            request,
+            now,
+            fs,
+            self.limit_ms,
+            self.tiers.get(request.tier),
+            c.slow_start_s,
+            panic,
+            bool(tried),
+            now - self._streamed_s < STREAMING_S,
+        )
+        mode = (
+            "panic"
+            if panic
+            else "predictive"
+            if (scene.change if self.gamma else any(p is not None for p in scene.p_slow))
+            else "reactive"
+        )
         stale_s = self.table.made_s + self.table.max_age_s
         context_tok = min([inf, *(l.backend.context_tok for l in lanes if l.backend.context_tok)])
-        spare_tok = min([inf, *(l.budget.left_tok(now)/2 for l in (*free, *probing) if l.budget)])
-        until = min([now + c.refresh_s, *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now)])
-        return View(self._stamp, now, min(until, stale_s) if stale_s >= now else until, free, tuple(probing), scene, (policy or self.policy).plan(scene, self._signals),
-            WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]), tuple((n, w) for n, w in why.items() if w and n not in names),
-            self.table, mode, context_tok, spare_tok, min(context_tok, spare_tok) < inf, self.explore, share, tuple(l.breaker.state != HALF_OPEN for l in probing))
+        spare_tok = min([inf, *(l.budget.left_tok(now) / 2 for l in (*free, *probing) if l.budget)])
+        until = min(
+            [
+                now + c.refresh_s,
+                *(t for l in lanes for t in (l.breaker.until_s, l.ready_s(now)) if t > now),
+            ]
+        )
+        return View(
+            self._stamp,
+            now,
+            min(until, stale_s) if stale_s >= now else until,
+            free,
+            tuple(probing),
+            scene,
+            (policy or self.policy).plan(scene, self._signals),
+            WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]),
+            tuple((n, w) for n, w in why.items() if w and n not in names),
+            self.table,
+            mode,
+            context_tok,
+            spare_tok,
+            min(context_tok, spare_tok) < inf,
+            self.explore,
+            share,
+            tuple(l.breaker.state != HALF_OPEN for l in probing),
+        )
 
 # %% ../../nbs/routing/04_router.ipynb #f2396385
 class RouterTaking(RouterViews):
     "What is reserved, for whom."
+
     def _ration(self, d: Decision, attempt: int, now: float):
         "Reserve what one attempt needs where it is scarce: probe slot, rate-limit budget."
-        lane = d.lanes[attempt]; breaker = lane.breaker
+        lane = d.lanes[attempt]
+        breaker = lane.breaker
         if breaker.state is not CLOSED and breaker.acquire(now):
             d.probes |= 1 << attempt
-            if breaker.out >= breaker.slots: self._stamp += 1
-        if lane.budget and lane.budget.spend(d.request.tokens_in + d.request.tokens_out, now): self._stamp += 1
+            if breaker.out >= breaker.slots:
+                self._stamp += 1
+        if lane.budget and lane.budget.spend(d.request.tokens_in + d.request.tokens_out, now):
+            self._stamp += 1
 
 # %% ../../nbs/routing/04_router.ipynb #8f2aad1a
 class RouterReleasing(RouterTaking):
     "How what is reserved is released by time."
+
     def _release(self, d: Decision, now: float):
         "Give back whatever the attempts of a decision still hold, with no verdict."
         for k, lane in enumerate(d.lanes):
-            if not d.held >> k & 1: continue
-            s = self._signals; s.in_flight[lane.slot] -= 1
-            s.load[lane.slot] = s.load[lane.slot] - d.left[k] if s.in_flight[lane.slot] else 0.
+            if not d.held >> k & 1:
+                continue
+            s = self._signals
+            s.in_flight[lane.slot] -= 1
+            s.load[lane.slot] = s.load[lane.slot] - d.left[k] if s.in_flight[lane.slot] else 0.0
             lane.features.drop(d.id << 4 | k)
-            if d.probes >> k & 1: lane.breaker.release(now, d.eras[k]); self._stamp += 1
+            if d.probes >> k & 1:
+                lane.breaker.release(now, d.eras[k])
+                self._stamp += 1
         d.held = 0
 
     def _sweep(self, now: float):
-        "Release leases that have expired; their outcomes may still come and teach. OverflowError on an infinite time."
-        int(now); gone = []
+        """Release leases that have expired; their outcomes may still come and teach. OverflowError
+        on an infinite time.
+        """
+        int(now)
+        gone = []
         for d in self._leases.values():
-            if d.until_s > now: break
+            if d.until_s > now:
+                break
             gone.append(d)
         for d in gone:
             del self._leases[d.id]
             self._release(d, now)
-            self._lapsed[d.id] = d; self.counts["expired"] += 1
-        while len(self._lapsed) > 1000: del self._lapsed[next(iter(self._lapsed))]
+            self._lapsed[d.id] = d
+            self.counts["expired"] += 1
+        while len(self._lapsed) > 1000:
+            del self._lapsed[next(iter(self._lapsed))]
         self._sweep_s = next(iter(self._leases.values())).until_s if self._leases else inf
 
 # %% ../../nbs/routing/04_router.ipynb #9fcb5f8a
 class RouterReservations(RouterReleasing):
     "How what is reserved is released by its caller."
-    def cancel(self, d: Decision, now: float) -> bool:   # False: nothing was reserved any more
+
+    def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "The caller gave up: release all open attempts. They teach nothing."
         with self._lock:
-            if self._leases.pop(d.id, None) is None: return False
+            if self._leases.pop(d.id, None) is None:
+                return False
             self._release(d, now)
-            d.open = 0; self.counts["cancelled"] += 1
+            d.open = 0
+            self.counts["cancelled"] += 1
             return True
 
 # %% ../../nbs/routing/04_router.ipynb #183f85be
 class RouterLearning(RouterReservations):
     "What outcomes teach."
+
     def _fold(self, now: float):
         "Take in what streams have said, once a second."
-        if not self.gamma or abs(now - self._folded_s) < 1. or not -inf < now < inf: return
+        if not self.gamma or abs(now - self._folded_s) < 1.0 or not -inf < now < inf:
+            return
         self._folded_s = now
         self._spread(now)
 
@@ -561,297 +1056,568 @@ class RouterLearning(RouterReservations):
         for l in lanes:
             n = l.nowcast
             n.fold(now, others_pace_s(known, n.pace_s))
-            hope_s = 0. if s.in_flight[l.slot] else n.hope_s
-            s.slow[l.slot] = self._slow(hope_s or n.pace_s or usual_s or 1.)
+            hope_s = 0.0 if s.in_flight[l.slot] else n.hope_s
+            s.slow[l.slot] = self._slow(hope_s or n.pace_s or usual_s or 1.0)
         self._streamed_s = max((l.nowcast.streamed_s for l in lanes), default=-inf)
 
-    def _slow(self, pace_s: float) -> float: return min(max(pace_s, 1e-6), 1e6)**self.gamma
+    def _slow(self, pace_s: float) -> float:
+        return min(max(pace_s, 1e-6), 1e6) ** self.gamma
 
     def _one_is_enough(self, lane: Lane):
-        "A request was sent to a silent backend in hope: until it has told, the next one goes by the worse of hope and what was known before."
+        """A request was sent to a silent backend in hope: until it has told, the next one goes by
+        the worse of hope and what was known before.
+        """
         n = lane.nowcast
         self._signals.slow[lane.slot] = self._slow(max(n.pace_s, n.hope_s))
 
     def _learn(self, o: Outcome, lane: Lane, key: int, probe: int, era: int | None, end_us: int):
-        "Steps, breaker and averages of one backend. `end_us`: when the attempt started; its latency comes on top."
-        config, slow, counted_us = self.config, False, None   # counted_us: the latency, where it counts
+        """Steps, breaker and averages of one backend.
+
+        `end_us`: when the attempt started; its latency comes on top.
+        """
+        # counted_us: the latency, where it counts
+        config, slow, counted_us = self.config, False, None
         ok, took, end_s = o.ok, o.latency_ms, o.ts_s
         if took is not None:
-            us = int(took*1000. + .5); end_us += us; end_s += took/1000.
-            if ok or o.error == "timeout": counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms*o.tokens_out
-        if ok and o.tokens_out: self._length_tok += .01*(o.tokens_out - self._length_tok)
+            us = int(took * 1000.0 + 0.5)
+            end_us += us
+            end_s += took / 1000.0
+            if ok or o.error == "timeout":
+                counted_us, slow = us, took > lane.slow_ms + config.slo_tok_ms * o.tokens_out
+        if ok and o.tokens_out:
+            self._length_tok += 0.01 * (o.tokens_out - self._length_tok)
 
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-        if ok: lane.answered_s = max(end_s, lane.answered_s)
-        else: lane.failed_ms, lane.failed_s = (*lane.failed_ms[1:], inf if took is None else took), max(end_s, lane.failed_s)
-        changed = lane.breaker.record(ok, slow, end_s, probe, era, inf if took is None else took/1000.)
-        if changed or probe: self._stamp += 1
-        if o.error == "rate_limited": lane.held_s = end_s - end_s % 60. + 60.; self._stamp += 1
+        if ok:
+            lane.answered_s = max(end_s, lane.answered_s)
+        else:
+            lane.failed_ms, lane.failed_s = (
+                (*lane.failed_ms[1:], inf if took is None else took),
+                max(end_s, lane.failed_s),
+            )
+        changed = lane.breaker.record(
+            ok, slow, end_s, probe, era, inf if took is None else took / 1000.0
+        )
+        if changed or probe:
+            self._stamp += 1
+        if o.error == "rate_limited":
+            lane.held_s = end_s - end_s % 60.0 + 60.0
+            self._stamp += 1
         self.counts["observed"] += 1
-        if not lane.owner: return
+        if not lane.owner:
+            return
         s, slot, a = self._signals, lane.slot, config.smoothing
         error, old = s.error[slot], s.latency[slot]
-        if changed and lane.breaker.state is CLOSED: s.error[slot] = 0.      # on trial and well: what was before is over
-        elif error or not ok: s.error[slot] = error + a*((0. if ok else 1.) - error)
-        if counted_us is None: return
+        if changed and lane.breaker.state is CLOSED:
+            s.error[slot] = 0.0  # on trial and well: what was before is over
+        elif error or not ok:
+            s.error[slot] = error + a * ((0.0 if ok else 1.0) - error)
+        if counted_us is None:
+            return
         n = lane.nowcast
-        if self.gamma and end_s - n.streamed_s > n.HOLD_S:                   # while streams tell, whole answers are old news
-            work = o.tokens_out + o.tokens_in/IN_WEIGHT or 1.
-            if ok: self._work += (.01 if self._work else 1.)*(work - self._work)
-            elif work < self._work: work = self._work              # what a time-out would have brought is not known
-            n.answer(took/1000./work, ok, end_s); pace_s = n.pace_s
-            if s.slow[slot] == 1.: self._spread(max(end_s, self._folded_s))     # the first that is known of it
-            elif pace_s: s.slow[slot] = pace_s**self.gamma if 1e-6 < pace_s < 1e6 else self._slow(pace_s)
-        if self.policy.peak: a = 1. if took > old else 1. - exp(-max(end_s - s.stamp[slot], 0.)/self.policy.decay_s)
-        s.latency[slot] = old + a*(took - old) if old else took
-        if end_s > s.stamp[slot]: s.stamp[slot] = end_s
+        # while streams tell, whole answers are old news
+        if self.gamma and end_s - n.streamed_s > n.HOLD_S:
+            work = o.tokens_out + o.tokens_in / IN_WEIGHT or 1.0
+            if ok:
+                self._work += (0.01 if self._work else 1.0) * (work - self._work)
+            elif work < self._work:
+                work = self._work  # what a time-out would have brought is not known
+            n.answer(took / 1000.0 / work, ok, end_s)
+            pace_s = n.pace_s
+            if s.slow[slot] == 1.0:
+                self._spread(max(end_s, self._folded_s))  # the first that is known of it
+            elif pace_s:
+                s.slow[slot] = pace_s**self.gamma if 1e-6 < pace_s < 1e6 else self._slow(pace_s)
+        if self.policy.peak:
+            a = (
+                1.0
+                if took > old
+                else 1.0 - exp(-max(end_s - s.stamp[slot], 0.0) / self.policy.decay_s)
+            )
+        s.latency[slot] = old + a * (took - old) if old else took
+        if end_s > s.stamp[slot]:
+            s.stamp[slot] = end_s
 
 # %% ../../nbs/routing/04_router.ipynb #b82d94e6
 class RouterStrays(RouterLearning):
     "Outcomes without an attempt of ours."
+
     def _stray(self, o: Outcome, ts_us: int) -> bool:
         "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
-        if o.decision is not None: self.counts["ignored"] += 1; return False
+        if o.decision is not None:
+            self.counts["ignored"] += 1
+            return False
         lane = self._lanes.get(o.backend)
-        if lane is None: raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
+        if lane is None:
+            raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
         self._learn(o, lane, -1, 0, None, ts_us)
         return True
 
 # %% ../../nbs/routing/04_router.ipynb #c2e2a4b1
 class RouterObserving(RouterStrays):
     "Outcomes and the attempts that they end."
-    def observe(self, o: Outcome) -> bool:   # False: a duplicate or unknown outcome, counted and otherwise ignored
+
+    # False: a duplicate or unknown outcome, counted and otherwise ignored
+    def observe(self, o: Outcome) -> bool:
         "Take in how an attempt ended. ValueError if it names a backend that it cannot have run on."
-        self._lock.acquire()               # half the price of `with`; here and in `decide` only, where every request pays it
+        # half the price of `with`; here and in `decide` only, where every request pays it
+        self._lock.acquire()
         try:
-            id, k, ts_us = o.decision, o.attempt, int(o.ts_s*1e6 + .5)
+            id, k, ts_us = o.decision, o.attempt, int(o.ts_s * 1e6 + 0.5)
             d = self._leases.get(id) or self._lapsed.get(id)
-            if d is None or k < 0 or not d.open >> k & 1: return self._stray(o, ts_us)
+            if d is None or k < 0 or not d.open >> k & 1:
+                return self._stray(o, ts_us)
             lane, bit = d.lanes[k], 1 << k
             if lane.backend.name != o.backend:
-                raise ValueError(f"outcome of decision {id}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}")
-            held = d.held & bit; d.open ^= bit
+                raise ValueError(
+                    f"outcome of decision {id}, attempt {k} names {o.backend!r}; it ran on {lane.backend.name!r}"
+                )
+            held = d.held & bit
+            d.open ^= bit
             if held:
-                s = self._signals; d.held ^= bit; s.in_flight[lane.slot] -= 1
-                s.load[lane.slot] = s.load[lane.slot] - d.left[k] if s.in_flight[lane.slot] else 0.
-                if d.seen and o.ok and k == len(d.lanes) - 1 and o.tokens_out > d.seen and o.latency_ms: lane.nowcast.stream(max(o.ts_s + o.latency_ms/1000. - d.seen_s, 0.), o.tokens_out - d.seen)
-                if not (o.ok or d.open): s.retried *= .9
-            else: self.counts["late"] += 1
-            if not d.open: self._leases.pop(id, None) or self._lapsed.pop(id)
+                s = self._signals
+                d.held ^= bit
+                s.in_flight[lane.slot] -= 1
+                s.load[lane.slot] = s.load[lane.slot] - d.left[k] if s.in_flight[lane.slot] else 0.0
+                if (
+                    d.seen
+                    and o.ok
+                    and k == len(d.lanes) - 1
+                    and o.tokens_out > d.seen
+                    and o.latency_ms
+                ):
+                    lane.nowcast.stream(
+                        max(o.ts_s + o.latency_ms / 1000.0 - d.seen_s, 0.0), o.tokens_out - d.seen
+                    )
+                if not (o.ok or d.open):
+                    s.retried *= 0.9
+            else:
+                self.counts["late"] += 1
+            if not d.open:
+                self._leases.pop(id, None) or self._lapsed.pop(id)
             self._learn(o, lane, id << 4 | k, held & d.probes, d.eras[k], ts_us)
             return True
-        finally: self._lock.release()
+        finally:
+            self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #83002661
 class RouterRanking(RouterObserving):
     "Views as they are needed, and what they say to whoever asks."
-    def _fade(self, now: float):
-        "Old errors count for less and less, or a backend that nobody sends to would be shunned for good."
-        s, dt = self._signals, now - self._faded_s
-        if dt < 1.: return
-        keep, self._faded_s = exp(-dt/self.config.forget_s) if dt < inf else 1., now
-        s.error = [e*keep if e > 1e-3 else 0. for e in s.error]
 
-    def _fresh_view(self, key: tuple, request: Request, now: float, policy: Policy | None = None) -> View:
-        self._fade(now); self._fold(now)
+    def _fade(self, now: float):
+        """Old errors count for less and less, or a backend that nobody sends to would be shunned
+        for good.
+        """
+        s, dt = self._signals, now - self._faded_s
+        if dt < 1.0:
+            return
+        keep, self._faded_s = exp(-dt / self.config.forget_s) if dt < inf else 1.0, now
+        s.error = [e * keep if e > 1e-3 else 0.0 for e in s.error]
+
+    def _fresh_view(
+        self, key: tuple, request: Request, now: float, policy: Policy | None = None
+    ) -> View:
+        self._fade(now)
+        self._fold(now)
         for lane in self._lanes.values():
-            if lane.breaker.poll(now): self._stamp += 1
+            if lane.breaker.poll(now):
+                self._stamp += 1
         view = self._view(request, now, policy=policy)
-        if not view.lanes and not view.probing: raise NoBackend(view.excluded)
+        if not view.lanes and not view.probing:
+            raise NoBackend(view.excluded)
         tokens = request.tokens_in + request.tokens_out
-        if request.tokens_in <= view.context_tok and tokens <= view.spare_tok and request.max_cost_usd == inf:
-            if len(self._views) >= 256: self._views.clear()
+        if (
+            request.tokens_in <= view.context_tok
+            and tokens <= view.spare_tok
+            and request.max_cost_usd == inf
+        ):
+            if len(self._views) >= 256:
+                self._views.clear()
             self._views[key] = view
             for l in (*view.lanes, *view.probing):
-                if l.budget: l.budget.promised_tok = max(l.budget.promised_tok, view.spare_tok)
+                if l.budget:
+                    l.budget.promised_tok = max(l.budget.promised_tok, view.spare_tok)
         return view
 
-    def rank(self, request: Request, now: float, policy: Policy | None = None) -> Ranking:   # who may serve, best first, then who may not
-        "What `decide` would draw from, with scores, odds and reasons; by another policy, where one is given (see `admit`). Changes nothing."
+    # who may serve, best first, then who may not
+    def rank(self, request: Request, now: float, policy: Policy | None = None) -> Ranking:
+        """What `decide` would draw from, with scores, odds and reasons; by another policy, where
+        one is given (see `admit`). Changes nothing.
+        """
         with self._lock:
             view = self._view(request, now, policy=policy)
-            if not view.lanes and not view.probing: raise NoBackend(view.excluded)
+            if not view.lanes and not view.probing:
+                raise NoBackend(view.excluded)
             return ranking(view, request, self._signals, now)
 
 # %% ../../nbs/routing/04_router.ipynb #92b83458
 class RouterDeciding(RouterRanking):
     "Where the next attempt goes."
-    def decide(self, request: Request, now: float, policy: Policy | None = None) -> Decision:   # `now` in s, on the same clock as outcomes
-        "Choose and reserve. Never blocks. NoBackend if nothing may serve the request. `policy`: another one than the router's, for this request (see `admit`)."
+
+    # `now` in s, on the same clock as outcomes
+    def decide(self, request: Request, now: float, policy: Policy | None = None) -> Decision:
+        """Choose and reserve.
+
+        Never blocks. NoBackend if nothing may serve the request. `policy`: another one than the
+        router's, for this request (see `admit`).
+        """
         self._lock.acquire()
         try:
-            if now >= self._sweep_s: self._sweep(now)
+            if now >= self._sweep_s:
+                self._sweep(now)
             _, model, task, tier, slo_ms, tokens_in, tokens_out, max_cost_usd, min_quality = request
             key = model, task, tier, slo_ms, min_quality
-            if policy is not None: key += (policy,)
+            if policy is not None:
+                key += (policy,)
             view = self._views.get(key)
-            if (view is None or view.stamp != self._stamp or not view.since_s <= now < view.until_s or max_cost_usd < inf
-                    or view.limited and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)):
+            if (
+                view is None
+                or view.stamp != self._stamp
+                or not view.since_s <= now < view.until_s
+                or max_cost_usd < inf
+                or view.limited
+                and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)
+            ):
                 view = self._fresh_view(key, request, now, policy)
-            random, s = self._random, self._signals; lanes, probing = view.lanes, view.probing
+            random, s = self._random, self._signals
+            lanes, probing = view.lanes, view.probing
             if probing and (not lanes or random() < view.probe_share):
-                k = int(random()*len(probing)); place, lane = len(lanes) + k, probing[k]
-                if lanes and swallowed(view, k, s): k = -1
-            else: k = -1
-            if k < 0: place = (view.plain if random() < view.explore else view.plan).choose(random, s, now); lane = lanes[place]
-            now_us, until, id = int(now*1e6 + .5), now + self.config.lease_s, s.turn + 1   # an infinite time raises here, with nothing reserved
-            d = self._leases[id] = Decision(id, request, lane, now, until, view, place, s.frozen(self._lean and policy is None), self._length_tok)
-            s.turn = id; s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.
-            if lane.nowcast.hope_s: self._one_is_enough(lane)
+                k = int(random() * len(probing))
+                place, lane = len(lanes) + k, probing[k]
+                if lanes and swallowed(view, k, s):
+                    k = -1
+            else:
+                k = -1
+            if k < 0:
+                place = (view.plain if random() < view.explore else view.plan).choose(
+                    random, s, now
+                )
+                lane = lanes[place]
+            # an infinite time raises here, with nothing reserved
+            now_us, until, id = int(now * 1e6 + 0.5), now + self.config.lease_s, s.turn + 1
+            d = self._leases[id] = Decision(
+                id,
+                request,
+                lane,
+                now,
+                until,
+                view,
+                place,
+                s.frozen(self._lean and policy is None),
+                self._length_tok,
+            )
+            s.turn = id
+            s.in_flight[lane.slot] += 1
+            s.load[lane.slot] += 1.0
+            if lane.nowcast.hope_s:
+                self._one_is_enough(lane)
             lane.features.begin(id << 4, now_us)
-            if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
-            if until < self._sweep_s: self._sweep_s = until
+            if lane.budget or lane.breaker.state is not CLOSED:
+                self._ration(d, 0, now)
+            if until < self._sweep_s:
+                self._sweep_s = until
             self.counts["decided"] = id
             return d
-        finally: self._lock.release()
+        finally:
+            self._lock.release()
 
 # %% ../../nbs/routing/04_router.ipynb #9e00e92c
 class RouterRetries(RouterDeciding):
     "Further attempts of a decision."
-    def retry(self, d: Decision, now: float) -> str | None:   # where the next attempt goes; None: nowhere left
-        "Draw and reserve a further attempt (retry or hedge) among those not tried yet; its number is `attempts - 1`."
+
+    # where the next attempt goes; None: nowhere left
+    def retry(self, d: Decision, now: float) -> str | None:
+        """Draw and reserve a further attempt (retry or hedge) among those not tried yet; its number
+        is `attempts - 1`.
+        """
         with self._lock:
-            if len(d.lanes) >= 16: return None
-            view = replace(self._view(d.request, now, tuple(l.backend.name for l in d.lanes)), probing=())
-            if not view.lanes: return None
+            if len(d.lanes) >= 16:
+                return None
+            view = replace(
+                self._view(d.request, now, tuple(l.backend.name for l in d.lanes)), probing=()
+            )
+            if not view.lanes:
+                return None
             random, s = self._random, self._signals
-            place, attempt = (view.plain if random() < view.explore else view.plan).choose(random, s, now), len(d.lanes)
-            lane, now_us = view.lanes[place], int(now*1e6 + .5)
-            d.again += (view, place, s.frozen(), now),; d.lanes += lane,; d.eras += lane.breaker.era,
-            d.open |= 1 << attempt; d.held |= 1 << attempt
-            s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.; d.left.append(1.); d.seen, d.seen_s = 0, now
-            if lane.nowcast.hope_s: self._one_is_enough(lane)
-            if d.open == 1 << attempt: s.retried = min(s.retried + .1, 1.)     # nothing else of it runs: the caller tries again
+            place, attempt = (
+                (view.plain if random() < view.explore else view.plan).choose(random, s, now),
+                len(d.lanes),
+            )
+            lane, now_us = view.lanes[place], int(now * 1e6 + 0.5)
+            d.again += ((view, place, s.frozen(), now),)
+            d.lanes += (lane,)
+            d.eras += (lane.breaker.era,)
+            d.open |= 1 << attempt
+            d.held |= 1 << attempt
+            s.in_flight[lane.slot] += 1
+            s.load[lane.slot] += 1.0
+            d.left.append(1.0)
+            d.seen, d.seen_s = 0, now
+            if lane.nowcast.hope_s:
+                self._one_is_enough(lane)
+            if d.open == 1 << attempt:
+                # nothing else of it runs: the caller tries again
+                s.retried = min(s.retried + 0.1, 1.0)
             lane.features.begin(d.id << 4 | attempt, now_us)
             self._ration(d, attempt, now)
             d.until_s = now + self.config.lease_s
-            self._leases.pop(d.id, None); self._lapsed.pop(d.id, None)
+            self._leases.pop(d.id, None)
+            self._lapsed.pop(d.id, None)
             self._leases[d.id] = d
-            if d.until_s < self._sweep_s: self._sweep_s = d.until_s
+            if d.until_s < self._sweep_s:
+                self._sweep_s = d.until_s
             return lane.backend.name
 
 # %% ../../nbs/routing/04_router.ipynb #c4975b3a
 class RouterClaims(RouterRetries):
     "Decisions that somebody else has made."
+
     def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
-        "Reserve on a given backend; `anyway`: over its rate limits and through its breaker, unless a person holds that open. NoBackend where it may not serve the request."
+        """Reserve on a given backend; `anyway`: over its rate limits and through its breaker,
+        unless a person holds that open. NoBackend where it may not serve the request.
+        """
         with self._lock:
-            view = self._view(request, now, anyway=backend if anyway else None); place = next((i for i, l in enumerate(view.lanes) if l.backend.name == backend), None)
+            view = self._view(request, now, anyway=backend if anyway else None)
+            place = next((i for i, l in enumerate(view.lanes) if l.backend.name == backend), None)
             if place is None:
-                shut = [(backend, f"breaker {l.breaker.state}: {l.breaker.reason}") for l in view.probing if l.backend.name == backend]
-                raise NoBackend(tuple(x for x in view.excluded if x[0] == backend) or tuple(shut) or ((backend, "is not in the fleet"),))
-            view = replace(view, plan=WeightedPlan([float(i == place) for i in range(len(view.lanes))]), probing=(), explore=0., probe_share=0.)
-            s, lane, id, now_us = self._signals, view.lanes[place], self._signals.turn + 1, int(now*1e6 + .5)
-            d = self._leases[id] = Decision(id, request, lane, now, now + self.config.lease_s, view, place, s.frozen(), self._length_tok)
-            s.turn = self.counts["decided"] = id; s.in_flight[lane.slot] += 1; s.load[lane.slot] += 1.; lane.features.begin(id << 4, now_us)
-            if lane.nowcast.hope_s: self._one_is_enough(lane)
-            if lane.budget or lane.breaker.state is not CLOSED: self._ration(d, 0, now)
-            if d.until_s < self._sweep_s: self._sweep_s = d.until_s
+                shut = [
+                    (backend, f"breaker {l.breaker.state}: {l.breaker.reason}")
+                    for l in view.probing
+                    if l.backend.name == backend
+                ]
+                raise NoBackend(
+                    tuple(x for x in view.excluded if x[0] == backend)
+                    or tuple(shut)
+                    or ((backend, "is not in the fleet"),)
+                )
+            view = replace(
+                view,
+                plan=WeightedPlan([float(i == place) for i in range(len(view.lanes))]),
+                probing=(),
+                explore=0.0,
+                probe_share=0.0,
+            )
+            s, lane, id, now_us = (
+                self._signals,
+                view.lanes[place],
+                self._signals.turn + 1,
+                int(now * 1e6 + 0.5),
+            )
+            d = self._leases[id] = Decision(
+                id,
+                request,
+                lane,
+                now,
+                now + self.config.lease_s,
+                view,
+                place,
+                s.frozen(),
+                self._length_tok,
+            )
+            s.turn = self.counts["decided"] = id
+            s.in_flight[lane.slot] += 1
+            s.load[lane.slot] += 1.0
+            lane.features.begin(id << 4, now_us)
+            if lane.nowcast.hope_s:
+                self._one_is_enough(lane)
+            if lane.budget or lane.breaker.state is not CLOSED:
+                self._ration(d, 0, now)
+            if d.until_s < self._sweep_s:
+                self._sweep_s = d.until_s
             return d
 
 # %% ../../nbs/routing/04_router.ipynb #006987a5
 class RouterTicking(RouterClaims):
     "What the tick does to a router."
+
     def swap(self, table: ForecastTable, now: float):
         "Install a new forecast table, whole; forecasts shed weight here, once per tick."
         with self._lock:
-            if now >= self._sweep_s: self._sweep(now)
+            if now >= self._sweep_s:
+                self._sweep(now)
             lanes = self._lanes.values()
-            for l in lanes: take_forecast(l, table, now)
-            self.table = table; self._stamp += 1
-            risk = {l.backend.name: f.p_breach(l.slow_ms) if (f := self._belief(l, now)) and not f.throughout and getattr(self.policy, "sheds", True) else None for l in lanes}
-            room = {l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0. for l in lanes}
+            for l in lanes:
+                take_forecast(l, table, now)
+            self.table = table
+            self._stamp += 1
+            risk = {
+                l.backend.name: f.p_breach(l.slow_ms)
+                if (f := self._belief(l, now))
+                and not f.throughout
+                and getattr(self.policy, "sheds", True)
+                else None
+                for l in lanes
+            }
+            room = {
+                l.backend.name: l.backend.capacity if l.breaker.state == CLOSED else 0.0
+                for l in lanes
+            }
             left = self.shedder.update(risk, room, now)
-            for l in lanes: l.weight = left[l.backend.name]
+            for l in lanes:
+                l.weight = left[l.backend.name]
 
     def roll(self, now: float):
-        "Release expired leases and close the telemetry steps that have ended, on every backend; the ticker calls it."
+        """Release expired leases and close the telemetry steps that have ended, on every backend;
+        the ticker calls it.
+        """
         with self._lock:
-            if now >= self._sweep_s: self._sweep(now)
+            if now >= self._sweep_s:
+                self._sweep(now)
             self._fold(now)
-            for l in self._lanes.values(): l.features.roll(int(now*1e6 + .5))
+            for l in self._lanes.values():
+                l.features.roll(int(now * 1e6 + 0.5))
 
-    def feature_map(self) -> dict[str, BackendFeatures]:   # live features by backend
-        with self._lock: return {n: l.features for n, l in self._lanes.items()}
+    def feature_map(self) -> dict[str, BackendFeatures]:  # live features by backend
+        with self._lock:
+            return {n: l.features for n, l in self._lanes.items()}
 
-    def health(self, name: str, now: float) -> tuple[str, float]:   # state of its breaker, share of its weight left by shedding
+    # state of its breaker, share of its weight left by shedding
+    def health(self, name: str, now: float) -> tuple[str, float]:
         "How one backend stands. KeyError on an unknown one."
         with self._lock:
             lane = self._lanes[name]
-            if lane.breaker.poll(now): self._stamp += 1
+            if lane.breaker.poll(now):
+                self._stamp += 1
             return lane.breaker.state, lane.weight
 
 # %% ../../nbs/routing/04_router.ipynb #95a983a2
-FIRST_TOKEN_S = 4.                     # a stream that has brought nothing for so long counts as standing still, s
-MOST_TOK = 1e9                         # no answer is that long: a report of so many tokens is a mistake
-STREAMING_S = 10.                      # where own streams have told of the present within this time no forecast acts on single requests, s
-ID_GAP = 1_000_000                     # decision ids left out after a restart; more than can be made between two memos
+FIRST_TOKEN_S = 4.0  # a stream that has brought nothing for so long counts as standing still, s
+MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
+# where own streams have told of the present within this time no forecast acts on single requests, s
+STREAMING_S = 10.0
+ID_GAP = 1_000_000  # decision ids left out after a restart; more than can be made between two memos
 
-def strict(c: BreakerConfig) -> BreakerConfig:   # a config that opens sooner
+
+def strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
     "Half as many failures or slow calls open it; rules that are switched off stay off."
-    half = lambda k: max(k//2, 2)
-    return replace(c, consecutive=half(c.consecutive), min_calls=half(c.min_calls), failure_rate=c.failure_rate/2,
-                   slow_rate=c.slow_rate/2 if c.slow_rate <= 1 else c.slow_rate)
+
+    def half(k):
+        return max(k // 2, 2)
+
+    return replace(
+        c,
+        consecutive=half(c.consecutive),
+        min_calls=half(c.min_calls),
+        failure_rate=c.failure_rate / 2,
+        slow_rate=c.slow_rate / 2 if c.slow_rate <= 1 else c.slow_rate,
+    )
+
 
 def measured_of(lane: Lane, s: Signals) -> dict:
     "What the router has measured of one backend of late, as plain values."
-    finite = lambda x: x if -inf < x < inf else None
+
+    def finite(x):
+        return x if -inf < x < inf else None
+
     b, n, k = lane.budget, lane.nowcast, lane.slot
-    return dict(error=s.error[k], latency_ms=s.latency[k], stamp_s=s.stamp[k], pace_s=n.pace_s, streamed_s=finite(n.streamed_s), heard_s=finite(n.heard_s),
-                held_s=finite(lane.held_s), minute=[b.minute_s, b.used, b.used_tok] if b and b.minute_s > -inf else None)
+    return dict(
+        error=s.error[k],
+        latency_ms=s.latency[k],
+        stamp_s=s.stamp[k],
+        pace_s=n.pace_s,
+        streamed_s=finite(n.streamed_s),
+        heard_s=finite(n.heard_s),
+        held_s=finite(lane.held_s),
+        minute=[b.minute_s, b.used, b.used_tok] if b and b.minute_s > -inf else None,
+    )
+
 
 def remeasure(lane: Lane, s: Signals, m: Mapping):
-    "The inverse. ValueError, KeyError or TypeError, with nothing changed, on what cannot have been measured."
-    time = lambda k: -inf if m[k] is None else float(m[k])
-    error, latency_ms, stamp_s, pace_s = (float(m[k]) for k in ("error", "latency_ms", "stamp_s", "pace_s"))
-    if not (0 <= error <= 1 and 0 <= latency_ms < inf and -inf < stamp_s < inf and 0 <= pace_s < inf): raise ValueError(f"these are no measurements: {dict(m)!r}")
+    """The inverse. ValueError, KeyError or TypeError, with nothing changed, on what cannot have
+    been measured.
+    """
+
+    def time(k):
+        return -inf if m[k] is None else float(m[k])
+
+    error, latency_ms, stamp_s, pace_s = (
+        float(m[k]) for k in ("error", "latency_ms", "stamp_s", "pace_s")
+    )
+    if not (
+        0 <= error <= 1 and 0 <= latency_ms < inf and -inf < stamp_s < inf and 0 <= pace_s < inf
+    ):
+        raise ValueError(f"these are no measurements: {dict(m)!r}")
     streamed_s, heard_s, held_s = time("streamed_s"), time("heard_s"), time("held_s")
-    minute_s, used, used_tok = (-inf, 0, 0) if m["minute"] is None else (float(m["minute"][0]), int(m["minute"][1]), int(m["minute"][2]))
+    minute_s, used, used_tok = (
+        (-inf, 0, 0)
+        if m["minute"] is None
+        else (float(m["minute"][0]), int(m["minute"][1]), int(m["minute"][2]))
+    )
     k, n = lane.slot, lane.nowcast
     s.error[k], s.latency[k], s.stamp[k] = error, latency_ms, stamp_s
-    n.pace_s, n.streamed_s, n.folded_s, n.heard_s, lane.held_s = pace_s, streamed_s, streamed_s, heard_s, held_s
-    if lane.budget: lane.budget.minute_s, lane.budget.used, lane.budget.used_tok = minute_s, used, used_tok
+    n.pace_s, n.streamed_s, n.folded_s, n.heard_s, lane.held_s = (
+        pace_s,
+        streamed_s,
+        streamed_s,
+        heard_s,
+        held_s,
+    )
+    if lane.budget:
+        lane.budget.minute_s, lane.budget.used, lane.budget.used_tok = minute_s, used, used_tok
+
 
 class RouterDurable(RouterTicking):
     "What a router hands on to the one after it, and how alarms make its breakers quicker."
-    def memo(self) -> dict:            # fit for JSON
+
+    def memo(self) -> dict:  # fit for JSON
         "Breakers, what was measured of late, and the numbering of decisions."
         with self._lock:
             lanes = self._lanes.items()
             measured = {n: measured_of(l, self._signals) for n, l in lanes}
             faded_s = self._faded_s if self._faded_s > -inf else None
-            usual = dict(retried=self._signals.retried, length_tok=self._length_tok, faded_s=faded_s)
-            return dict(turn=self._signals.turn, breakers={n: l.breaker.memo() for n, l in lanes}, measured=measured, usual=usual)
+            usual = dict(
+                retried=self._signals.retried, length_tok=self._length_tok, faded_s=faded_s
+            )
+            return dict(
+                turn=self._signals.turn,
+                breakers={n: l.breaker.memo() for n, l in lanes},
+                measured=measured,
+                usual=usual,
+            )
 
-    def restore(self, memo: Mapping) -> list[str]:   # what did not fit, in words
-        "Take up a memo; backends that it does not know start fresh, those that have left are skipped. A breaker whose memo does not fit starts fresh."
+    def restore(self, memo: Mapping) -> list[str]:  # what did not fit, in words
+        """Take up a memo; backends that it does not know start fresh, those that have left are
+        skipped. A breaker whose memo does not fit starts fresh.
+        """
         lost = []
         with self._lock:
-            self._signals.turn = max(self._signals.turn, int(memo["turn"]) + ID_GAP); self._stamp += 1
+            self._signals.turn = max(self._signals.turn, int(memo["turn"]) + ID_GAP)
+            self._stamp += 1
             for n, m in memo["breakers"].items():
-                if n not in self._lanes: continue
-                try: self._lanes[n].breaker.restore(m)
-                except (ValueError, KeyError, TypeError) as e: lost.append(f"breaker {n!r} starts fresh: {e}")
+                if n not in self._lanes:
+                    continue
+                try:
+                    self._lanes[n].breaker.restore(m)
+                except (ValueError, KeyError, TypeError) as e:
+                    lost.append(f"breaker {n!r} starts fresh: {e}")
             for n, m in memo.get("measured", {}).items():
-                if n not in self._lanes: continue
-                try: remeasure(self._lanes[n], self._signals, m)
-                except (ValueError, KeyError, TypeError) as e: lost.append(f"measurements of {n!r} start fresh: {e}")
+                if n not in self._lanes:
+                    continue
+                try:
+                    remeasure(self._lanes[n], self._signals, m)
+                except (ValueError, KeyError, TypeError) as e:
+                    lost.append(f"measurements of {n!r} start fresh: {e}")
             try:
-                if "usual" in memo: self._take_usual(memo["usual"])
-            except (ValueError, KeyError, TypeError) as e: lost.append(f"what is usual starts fresh: {e}")
+                if "usual" in memo:
+                    self._take_usual(memo["usual"])
+            except (ValueError, KeyError, TypeError) as e:
+                lost.append(f"what is usual starts fresh: {e}")
             if self.gamma:
                 usual_s = usual_pace_s([l.nowcast.pace_s for l in self._lanes.values()])
-                for l in self._lanes.values(): self._signals.slow[l.slot] = self._slow(l.nowcast.pace_s or usual_s or 1.)
+                for l in self._lanes.values():
+                    self._signals.slow[l.slot] = self._slow(l.nowcast.pace_s or usual_s or 1.0)
             return lost
 
     def _take_usual(self, usual: Mapping):
         "How often callers try again, how long answers are, when errors faded last."
         retried, length_tok = float(usual["retried"]), float(usual["length_tok"])
-        if not (0 <= retried <= 1 and 0 < length_tok < inf): raise ValueError(f"that is not usual: {dict(usual)!r}")
+        if not (0 <= retried <= 1 and 0 < length_tok < inf):
+            raise ValueError(f"that is not usual: {dict(usual)!r}")
         self._signals.retried, self._length_tok = retried, length_tok
         self._faded_s = -inf if usual["faded_s"] is None else float(usual["faded_s"])
 
-    def follow(self, name: str, reason: str, evidence: Mapping, now: float) -> bool:   # True if it opened
+    # True if it opened
+    def follow(self, name: str, reason: str, evidence: Mapping, now: float) -> bool:
         "Open a closed breaker on what other gateways have seen. KeyError on an unknown backend."
         with self._lock:
             self._stamp += 1
@@ -861,56 +1627,97 @@ class RouterDurable(RouterTicking):
         "Exactly these backends' breakers open sooner than usual, from now on."
         tight, names = strict(self.breaker_config), set(names)
         with self._lock:
-            for n, l in self._lanes.items(): l.breaker.config = tight if n in names else self.breaker_config
+            for n, l in self._lanes.items():
+                l.breaker.config = tight if n in names else self.breaker_config
 
 # %% ../../nbs/routing/04_router.ipynb #06af69bd
 def check_progress(decision, id, tokens):
     "TypeError where a report of progress names no decision or no number of tokens."
-    if isinstance(tokens, bool) or not isinstance(tokens, Real): raise TypeError(f"tokens must be a number, got {tokens!r}")
-    if isinstance(id, bool) or not isinstance(id, Integral): raise TypeError(f"progress needs a decision or its id, got {decision!r}")
+    if isinstance(tokens, bool) or not isinstance(tokens, Real):
+        raise TypeError(f"tokens must be a number, got {tokens!r}")
+    if isinstance(id, bool) or not isinstance(id, Integral):
+        raise TypeError(f"progress needs a decision or its id, got {decision!r}")
+
 
 class Router(RouterDurable):
-    "Chooses backends for requests and learns from the outcomes. Usable from threads and from asyncio."
-    def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:   # a decision or its id; False: ignored, and counted
-        """How far the newest attempt of a decision has come: `tokens` is the whole number of output tokens seen so far, 0 for a
-        stream that has brought none yet. Optional; once a second per stream is enough. Unknown and ended decisions, fewer tokens
-        than before, an earlier time, and numbers that are not finite change nothing. TypeError where `tokens` is no number, or
+    """Chooses backends for requests and learns from the outcomes.
+
+    Usable from threads and from asyncio.
+    """
+
+    # a decision or its id; False: ignored, and counted
+    def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:
+        """How far the newest attempt of a decision has come: `tokens` is the whole number of output
+        tokens seen so far, 0 for a
+        stream that has brought none yet. Optional; once a second per stream is enough. Unknown and
+        ended decisions, fewer tokens
+        than before, an earlier time, and numbers that are not finite change nothing. TypeError
+        where `tokens` is no number, or
         `decision` neither a decision nor an id."""
         id = decision if decision.__class__ is int else getattr(decision, "id", decision)
-        if tokens.__class__ is not int or id.__class__ is not int: check_progress(decision, id, tokens)
+        if tokens.__class__ is not int or id.__class__ is not int:
+            check_progress(decision, id, tokens)
         self._lock.acquire()
         try:
             d = self._leases.get(id)
-            if d is None or not d.held >> (k := len(d.left) - 1) & 1 or not d.seen <= tokens < MOST_TOK or not d.seen_s <= now < inf:
+            if (
+                d is None
+                or not d.held >> (k := len(d.left) - 1) & 1
+                or not d.seen <= tokens < MOST_TOK
+                or not d.seen_s <= now < inf
+            ):
                 self.counts["progress_ignored"] += 1
                 return False
-            lane, left = d.lanes[k], 1. - tokens/d.expect
+            lane, left = d.lanes[k], 1.0 - tokens / d.expect
             if d.seen:
                 n, gap_s = lane.nowcast, now - d.seen_s
                 n.new_s += gap_s if gap_s < n.MOST_S else n.MOST_S
                 n.new_tok += tokens - d.seen
-            elif not tokens and now > (due := (d.again[-1][3] if k else d.at_s) + FIRST_TOKEN_S): lane.nowcast.stream(now - max(d.seen_s, due), 0)
+            elif not tokens and now > (due := (d.again[-1][3] if k else d.at_s) + FIRST_TOKEN_S):
+                lane.nowcast.stream(now - max(d.seen_s, due), 0)
             d.seen, d.seen_s = tokens, now
-            if left < .1: left = .1
-            self._signals.load[lane.slot] += left - d.left[k]; d.left[k] = left
+            if left < 0.1:
+                left = 0.1
+            self._signals.load[lane.slot] += left - d.left[k]
+            d.left[k] = left
             return True
-        finally: self._lock.release()
+        finally:
+            self._lock.release()
 
-    def force(self, name: str, state: str | None, now: float, reason: str) -> bool:   # True if anything changed
-        "Force a backend's breaker open, closed or on trial; None hands back to the rules. KeyError on an unknown backend."
+    # True if anything changed
+    def force(self, name: str, state: str | None, now: float, reason: str) -> bool:
+        """Force a backend's breaker open, closed or on trial; None hands back to the rules.
+        KeyError on an unknown backend.
+        """
         with self._lock:
             self._stamp += 1
             return self._lanes[name].breaker.force(state, now, reason)
 
-    def status(self, now: float) -> list[dict]:   # one entry per backend, fit for JSON
-        "State, reason, evidence and expiry of every breaker, weight left by shedding, own requests, errors, features."
+    def status(self, now: float) -> list[dict]:  # one entry per backend, fit for JSON
+        """State, reason, evidence and expiry of every breaker, weight left by shedding, own
+        requests, errors, features.
+        """
         with self._lock:
             s = self._signals
-            return [dict(l.breaker.describe(now), weight=round(l.weight, 4), in_flight=s.in_flight[l.slot], pace_ms=1000.*l.nowcast.pace_s or None, work_left=round(s.load[l.slot], 2),
-                         error_rate=round(s.error[l.slot], 4), features=l.features.read(now)) for l in self._lanes.values()]
+            return [
+                dict(
+                    l.breaker.describe(now),
+                    weight=round(l.weight, 4),
+                    in_flight=s.in_flight[l.slot],
+                    pace_ms=1000.0 * l.nowcast.pace_s or None,
+                    work_left=round(s.load[l.slot], 2),
+                    error_rate=round(s.error[l.slot], 4),
+                    features=l.features.read(now),
+                )
+                for l in self._lanes.values()
+            ]
 
     @property
-    def transitions(self) -> list:   # breaker transitions and shedding, oldest first
+    def transitions(self) -> list:  # breaker transitions and shedding, oldest first
         "Every change of state that is still remembered, with reason, evidence and expiry."
         with self._lock:
-            return sorted([t for l in self._lanes.values() for t in l.breaker.transitions] + [*self._gone_events, *self.shedder.events], key=lambda t: t.at_s)
+            return sorted(
+                [t for l in self._lanes.values() for t in l.breaker.transitions]
+                + [*self._gone_events, *self.shedder.events],
+                key=lambda t: t.at_s,
+            )

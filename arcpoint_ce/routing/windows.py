@@ -9,7 +9,6 @@ __all__ = ['KEEP', 'RULES', 'RUN_FEATURES', 'JUMP', 'LATENCY_FEATURES', 'Curve',
 # %% ../../nbs/routing/01a_windows.ipynb #d7a23765
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log, log1p
@@ -22,104 +21,182 @@ from .features import middle, middle_sorted
 @dataclass(frozen=True, slots=True)
 class Curve:
     "Latency by load: piecewise linear, not falling, continued at both ends."
-    load: tuple[float, ...]            # requests per step, rising
-    latency_ms: tuple[float, ...]      # latency there, ms, > 0, not falling
 
-    def at(self, load: float) -> float:   # latency, ms, > 0
+    load: tuple[float, ...]  # requests per step, rising
+    latency_ms: tuple[float, ...]  # latency there, ms, > 0, not falling
+
+    def at(self, load: float) -> float:  # latency, ms, > 0
         "Expected latency at this load."
         x, y = self.load, self.latency_ms
         n = len(x)
-        if n < 3: return y[0]
-        if load > x[-1]: return y[-1] + (y[-1] - y[-3])/(x[-1] - x[-3])*(load - x[-1])
-        if load < x[0]: return max(y[0] + (y[2] - y[0])/(x[2] - x[0])*(load - x[0]), .2*y[0])
+        if n < 3:
+            return y[0]
+        if load > x[-1]:
+            return y[-1] + (y[-1] - y[-3]) / (x[-1] - x[-3]) * (load - x[-1])
+        if load < x[0]:
+            return max(y[0] + (y[2] - y[0]) / (x[2] - x[0]) * (load - x[0]), 0.2 * y[0])
         i = min(max(bisect_right(x, load), 1), n - 1)
-        return y[i-1] + (y[i] - y[i-1])*(load - x[i-1])/(x[i] - x[i-1])
+        return y[i - 1] + (y[i] - y[i - 1]) * (load - x[i - 1]) / (x[i] - x[i - 1])
 
 # %% ../../nbs/routing/01a_windows.ipynb #cac87bdf
 @dataclass(frozen=True, slots=True)
 class Season:
     "What detected clocks add to the load. No profiles: no clock was found."
-    profiles: tuple[tuple[float, ...], ...] = ()   # one per period, as long as the period in steps; requests per step
 
-    def at(self, index: int) -> float:   # requests per step above the level
+    # one per period, as long as the period in steps; requests per step
+    profiles: tuple[tuple[float, ...], ...] = ()
+
+    def at(self, index: int) -> float:  # requests per step above the level
         "The sum of all profiles at step number `index` (start of the step over its length)."
         return sum(p[index % len(p)] for p in self.profiles)
 
 # %% ../../nbs/routing/01a_windows.ipynb #1f9f4e00
-KEEP = 72                              # steps that a window remembers
-RULES = (("mean", 1), ("mean", 3), ("mean", 6), ("mean", 12), ("mean", 30), ("mean", 72), ("trend", 30), ("trend", 72))
+KEEP = 72  # steps that a window remembers
+RULES = (
+    ("mean", 1),
+    ("mean", 3),
+    ("mean", 6),
+    ("mean", 12),
+    ("mean", 30),
+    ("mean", 72),
+    ("trend", 30),
+    ("trend", 72),
+)
+
 
 @lru_cache(256)
 def level_weights(
-    rule: tuple[str, int],             # one of RULES: kind and width in steps
-    ahead: int,                        # how many steps ahead
-) -> tuple[float, ...]:                # one per step, oldest first; they sum to 1
+    rule: tuple[str, int],  # one of RULES: kind and width in steps
+    ahead: int,  # how many steps ahead
+) -> tuple[float, ...]:  # one per step, oldest first; they sum to 1
     "A level rule as a weighted sum of the last values."
     kind, w = rule
-    if kind == "mean": return (1/w,)*w
-    mid = (w - 1)/2; norm = w*(w*w - 1)/12
-    return tuple(1/w + (k - mid)*(mid + ahead)/norm for k in range(w))
+    if kind == "mean":
+        return (1 / w,) * w
+    mid = (w - 1) / 2
+    norm = w * (w * w - 1) / 12
+    return tuple(1 / w + (k - mid) * (mid + ahead) / norm for k in range(w))
 
 # %% ../../nbs/routing/01a_windows.ipynb #a6448fe9
-RUN_FEATURES = ("age", "jump", "before", "now", "mean3", "median72", "mean30", "mean12", "age_before")
-JUMP = 6.                              # a change of this many sigmas in one step is a jump
+RUN_FEATURES = (
+    "age",
+    "jump",
+    "before",
+    "now",
+    "mean3",
+    "median72",
+    "mean30",
+    "mean12",
+    "age_before",
+)
+JUMP = 6.0  # a change of this many sigmas in one step is a jump
+
 
 class LoadWindow:
     "Load of one backend with its clock taken out: recent values and the run since the last jump."
+
     __slots__ = ("season", "sigma", "rest", "run", "age", "jump", "before", "age_before", "counts")
 
-    def __init__(self, season: Season = Season(), sigma: float = 1.):   # sigma: usual change from step to step, requests
+    # sigma: usual change from step to step, requests
+    def __init__(self, season: Season = Season(), sigma: float = 1.0):
         self.season, self.sigma = season, sigma
         self.rest, self.run, self.counts = deque(maxlen=KEEP), deque(maxlen=12), deque(maxlen=12)
-        self.age = self.age_before = KEEP; self.jump = 0.; self.before = None
+        self.age = self.age_before = KEEP
+        self.jump = 0.0
+        self.before = None
 
     def push(self, index: int, n: int):
         "Take in the number of requests of step number `index`."
         r = n - self.season.at(index)
-        moved = (r - self.rest[-1])/self.sigma if self.rest else 0.
+        moved = (r - self.rest[-1]) / self.sigma if self.rest else 0.0
         if abs(moved) > JUMP:
             self.before, self.age_before, self.age = self.run_level(), self.age, 0
-            self.jump = max(min(moved, 50.), -50.); self.run.clear()
-        else: self.age = min(self.age + 1, KEEP)
-        if self.before is None: self.before = r
-        self.rest.append(r); self.run.append(r); self.counts.append(log1p(n))
+            self.jump = max(min(moved, 50.0), -50.0)
+            self.run.clear()
+        else:
+            self.age = min(self.age + 1, KEEP)
+        if self.before is None:
+            self.before = r
+        self.rest.append(r)
+        self.run.append(r)
+        self.counts.append(log1p(n))
 
-    def run_level(self) -> float:      # mean of the last steps since the jump, requests
-        return sum(self.run)/len(self.run)
+    def run_level(self) -> float:  # mean of the last steps since the jump, requests
+        return sum(self.run) / len(self.run)
 
-    def level(self, weights: tuple[float, ...]) -> float:   # requests per step, clock not included
+    def level(self, weights: tuple[float, ...]) -> float:  # requests per step, clock not included
         "A level rule applied; a plain mean while the window is filling."
-        r = list(self.rest)[-len(weights):]
-        return sum(map(mul, r, weights)) if len(r) == len(weights) else sum(r)/len(r)
+        r = list(self.rest)[-len(weights) :]
+        return sum(map(mul, r, weights)) if len(r) == len(weights) else sum(r) / len(r)
 
 # %% ../../nbs/routing/01a_windows.ipynb #0b824a1d
-def run_vector(w: LoadWindow) -> list[float]:   # in the order of RUN_FEATURES
+def run_vector(w: LoadWindow) -> list[float]:  # in the order of RUN_FEATURES
     "The run in units of sigma, relative to its own level."
     l, s, r = w.run_level(), w.sigma, list(w.rest)
-    mean = lambda k: sum(r[-k:])/len(r[-k:])
-    return [w.age, w.jump, (w.before - l)/s, (r[-1] - l)/s, (mean(3) - l)/s, (middle(r) - l)/s, (mean(30) - l)/s,
-            (mean(12) - l)/s, w.age_before]
 
-def trend_requests(w: LoadWindow) -> list[float]:   # two numbers, log ratios
+    def mean(k):
+        return sum(r[-k:]) / len(r[-k:])
+
+    return [
+        w.age,
+        w.jump,
+        (w.before - l) / s,
+        (r[-1] - l) / s,
+        (mean(3) - l) / s,
+        (middle(r) - l) / s,
+        (mean(30) - l) / s,
+        (mean(12) - l) / s,
+        w.age_before,
+    ]
+
+
+def trend_requests(w: LoadWindow) -> list[float]:  # two numbers, log ratios
     "The newest load and the mean of three against the median of twelve."
-    r = list(w.counts); m = middle(r)
-    return [r[-1] - m, sum(r[-3:])/len(r[-3:]) - m]
+    r = list(w.counts)
+    m = middle(r)
+    return [r[-1] - m, sum(r[-3:]) / len(r[-3:]) - m]
 
 # %% ../../nbs/routing/01a_windows.ipynb #3dbfd07f
 @dataclass(frozen=True, slots=True)
 class Scale:
     "What training learned about one backend's latency."
-    curve: Curve | None = None         # response to load; None: load does not explain it
-    base_steps: int = 12               # width of the rolling median that it is measured from
-    unit: float = .1                   # mean absolute change of the log over one horizon
 
-LATENCY_FEATURES = ("lag0", "lag1", "lag2", "lag3", "mean3", "mean6", "mean12", "mean24", "mean72",
-                    "median3", "median6", "median12", "median24", "median72", "q25_36", "q75_36", "moves12", "moves36",
-                    "p50", "p50_own", "p90", "p90_own", "p99", "p99_own")
+    curve: Curve | None = None  # response to load; None: load does not explain it
+    base_steps: int = 12  # width of the rolling median that it is measured from
+    unit: float = 0.1  # mean absolute change of the log over one horizon
+
+
+LATENCY_FEATURES = (
+    "lag0",
+    "lag1",
+    "lag2",
+    "lag3",
+    "mean3",
+    "mean6",
+    "mean12",
+    "mean24",
+    "mean72",
+    "median3",
+    "median6",
+    "median12",
+    "median24",
+    "median72",
+    "q25_36",
+    "q75_36",
+    "moves12",
+    "moves36",
+    "p50",
+    "p50_own",
+    "p90",
+    "p90_own",
+    "p99",
+    "p99_own",
+)
 
 # %% ../../nbs/routing/01a_windows.ipynb #0c4b44e6
 class SortedWindows:
     "The last 72 numbers, and a sorted copy of the last w of them for several widths w."
+
     __slots__ = ("values", "ordered")
 
     def __init__(self, widths: tuple[int, ...]):
@@ -127,60 +204,71 @@ class SortedWindows:
 
     def push(self, x: float):
         "Take in one number."
-        v = self.values; n = len(v)
+        v = self.values
+        n = len(v)
         for w, s in self.ordered.items():
-            if n >= w: del s[bisect_left(s, v[-w])]
+            if n >= w:
+                del s[bisect_left(s, v[-w])]
             insort(s, x)
         v.append(x)
 
-    def median(self, w: int) -> float: return middle_sorted(self.ordered[w])
+    def median(self, w: int) -> float:
+        return middle_sorted(self.ordered[w])
 
 # %% ../../nbs/routing/01a_windows.ipynb #2bf807f5
 class LatencyWindow:
     "Load-adjusted log latency of one backend: recent values, base, and distance from it."
+
     __slots__ = ("scale", "window", "moves", "tails", "latency_ms", "seen")
 
     def __init__(self, scale: Scale = Scale()):
         self.scale, self.latency_ms, self.seen = scale, None, 0
         self.window, self.moves = SortedWindows((3, 6, 12, 24, 36, 72)), deque(maxlen=36)
-        self.tails = {q: deque(maxlen=12) for q in (.5, .9, .99)}
+        self.tails = {q: deque(maxlen=12) for q in (0.5, 0.9, 0.99)}
 
     def push(self, step: Step):
         "Take in one closed step; one without a latency changes nothing."
         m = step.mean_ms
-        if not m: return
+        if not m:
+            return
         self.latency_ms, self.seen = m, self.seen + 1
-        a = log(m) - (log(self.scale.curve.at(step.n)) if self.scale.curve else 0.)
-        if self.seen > 1: self.moves.append(abs(a - self.window.values[-1]))
+        a = log(m) - (log(self.scale.curve.at(step.n)) if self.scale.curve else 0.0)
+        if self.seen > 1:
+            self.moves.append(abs(a - self.window.values[-1]))
         self.window.push(a)
         for q, kept in self.tails.items():
-            if x := quantile_ms(step, q): kept.append(log(x))
+            if x := quantile_ms(step, q):
+                kept.append(log(x))
 
     @property
-    def base(self) -> float:           # rolling median of the adjusted log latency
+    def base(self) -> float:  # rolling median of the adjusted log latency
         return self.window.median(self.scale.base_steps)
 
     @property
-    def z(self) -> float:              # distance of the newest value from the base, units, cut at ±3
-        return max(min((self.window.values[-1] - self.base)/self.scale.unit, 3.), -3.)
+    def z(self) -> float:  # distance of the newest value from the base, units, cut at ±3
+        return max(min((self.window.values[-1] - self.base) / self.scale.unit, 3.0), -3.0)
 
 # %% ../../nbs/routing/01a_windows.ipynb #98784682
 def _tails(w: LatencyWindow, u: float) -> list[float]:
     "Each known quantile against the mean and against its own median; 0 where the source has none."
     out, now = [], log(w.latency_ms)
     for kept in w.tails.values():
-        out += [(kept[-1] - now)/u, (kept[-1] - middle(kept))/u] if kept else [0., 0.]
+        out += [(kept[-1] - now) / u, (kept[-1] - middle(kept)) / u] if kept else [0.0, 0.0]
     return out
 
-def latency_vector(w: LatencyWindow) -> list[float]:   # in the order of LATENCY_FEATURES, units
+
+def latency_vector(w: LatencyWindow) -> list[float]:  # in the order of LATENCY_FEATURES, units
     "Lags, means, medians, quartiles and restlessness around the base."
     a, u, order = list(w.window.values), w.scale.unit, w.window.ordered
     half = {k: middle_sorted(order[k]) for k in (3, 6, 12, 24, 72)}
     b, n, moves = half[w.scale.base_steps], len(a), list(w.moves)
     out = [a[max(n - 1 - k, 0)] for k in range(4)]
-    for k in half: x = a[-k:]; out.append(sum(x)/len(x))
+    for k in half:
+        x = a[-k:]
+        out.append(sum(x) / len(x))
     out += half.values()
-    out += (middle_sorted(order[36], .25), middle_sorted(order[36], .75))
-    out = [(x - b)/u for x in out]
-    for m in (moves[-12:], moves): out.append(sum(m)/len(m)/u if m else 0.)
+    out += (middle_sorted(order[36], 0.25), middle_sorted(order[36], 0.75))
+    out = [(x - b) / u for x in out]
+    for m in (moves[-12:], moves):
+        out.append(sum(m) / len(m) / u if m else 0.0)
     return out + _tails(w, u)

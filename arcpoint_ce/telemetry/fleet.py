@@ -7,8 +7,8 @@ __all__ = ['REMEDY', 'Fleet', 'TierEntry', 'BackendEntry', 'FleetFile', 'line_of
            'fit_prices', 'infer_fleet']
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #e25fe76f
-import re, tomllib
-from dataclasses import dataclass, field, fields
+import re
+import tomllib
 from math import inf
 from pathlib import Path
 
@@ -20,60 +20,71 @@ from ..routing.core import Backend, Tier
 # %% ../../nbs/telemetry/10a_fleet.ipynb #a2d1d6e7
 class Fleet(tuple):
     "Backends in the order of the file. `fleet['name']` finds one; `tiers` maps names to `Tier`."
-    tiers: dict[str, Tier]             # promised limits, by tier name
-    source: str                        # where it came from: a path, or "inferred from ..."
+
+    tiers: dict[str, Tier]  # promised limits, by tier name
+    source: str  # where it came from: a path, or "inferred from ..."
 
     def __new__(cls, backends=(), tiers: dict[str, Tier] | None = None, source: str = ""):
         "ValueError where two backends share a name."
         self = super().__new__(cls, backends)
         self.tiers, self.source = dict(tiers or {}), source
         names = [b.name for b in self]
-        if twice := [n for n in names if names.count(n) > 1]: raise ValueError(f"backend {twice[0]!r} stands twice in the fleet; rename one")
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise ValueError(f"backend {twice[0]!r} stands twice in the fleet; rename one")
         return self
 
     def __getitem__(self, key):
-        if not isinstance(key, str): return super().__getitem__(key)
+        if not isinstance(key, str):
+            return super().__getitem__(key)
         for b in self:
-            if b.name == key: return b
+            if b.name == key:
+                return b
         raise KeyError(f"no backend {key!r} in the fleet; known: {', '.join(self.names)}")
 
     @property
-    def names(self) -> tuple[str, ...]: return tuple(b.name for b in self)
+    def names(self) -> tuple[str, ...]:
+        return tuple(b.name for b in self)
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #ee209773
 class TierEntry(BaseModel):
     "A [tiers.NAME] table."
+
     model_config = ConfigDict(extra="forbid")
-    slo_ms: float = Field(gt=0, allow_inf_nan=False)                 # latency limit, ms
-    confidence: float = Field(.9, gt=0, lt=1)                        # wanted probability of meeting it
+    slo_ms: float = Field(gt=0, allow_inf_nan=False)  # latency limit, ms
+    confidence: float = Field(0.9, gt=0, lt=1)  # wanted probability of meeting it
+
 
 class BackendEntry(BaseModel):
     "A [[backend]] table. Left out means unknown."
+
     model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1)
-    capacity: float = Field(gt=0, allow_inf_nan=False)               # requests at once
+    capacity: float = Field(gt=0, allow_inf_nan=False)  # requests at once
     models: list[str] = []
     tasks: list[str] = []
     tiers: list[str] = []
     region: str | None = None
-    price_in: float = Field(0., ge=0, allow_inf_nan=False)           # USD per million tokens
-    price_out: float = Field(0., ge=0, allow_inf_nan=False)
+    price_in: float = Field(0.0, ge=0, allow_inf_nan=False)  # USD per million tokens
+    price_out: float = Field(0.0, ge=0, allow_inf_nan=False)
     slo_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     context_tok: int | None = Field(None, gt=0)
-    rpm: float | None = Field(None, gt=0, allow_inf_nan=False)       # requests per minute
-    tpm: float | None = Field(None, gt=0, allow_inf_nan=False)       # tokens per minute
+    rpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per minute
+    tpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # tokens per minute
+
 
 class FleetFile(BaseModel):
     "The whole file."
+
     model_config = ConfigDict(extra="forbid")
     tiers: dict[str, TierEntry] = {}
     backend: list[BackendEntry] = Field(min_length=1)
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #3856a470
 def line_of(
-    text: str,            # the file
-    where: tuple,         # pydantic's place of the error: ("backend", 2, "capacity") or ("tiers", "batch", ...)
-) -> int:                 # its line, counted from 1; 1 where nothing fits
+    text: str,  # the file
+    # pydantic's place of the error: ("backend", 2, "capacity") or ("tiers", "batch", ...)
+    where: tuple,
+) -> int:  # its line, counted from 1; 1 where nothing fits
     "Find the line of a key in a fleet file."
     lines = text.splitlines()
     table = [str(p) for p in where[:2]]
@@ -82,90 +93,159 @@ def line_of(
         start = heads[where[1]] if where[1] < len(heads) else 0
     else:
         name = r"\.".join(r"[\"']?" + re.escape(p) + r"[\"']?" for p in table)
-        start = next((i for i, s in enumerate(lines) if re.match(rf"\s*\[+\s*{name}\s*\]", s)), None)
-        if start is None: start = next((i for i, s in enumerate(lines) if re.match(rf"\s*\[*\s*{re.escape(table[0])}\b", s)), 0) if table else 0
+        start = next(
+            (i for i, s in enumerate(lines) if re.match(rf"\s*\[+\s*{name}\s*\]", s)), None
+        )
+        if start is None:
+            start = (
+                next(
+                    (
+                        i
+                        for i, s in enumerate(lines)
+                        if re.match(rf"\s*\[*\s*{re.escape(table[0])}\b", s)
+                    ),
+                    0,
+                )
+                if table
+                else 0
+            )
     for i in range(start + 1, len(lines)) if len(where) > 2 else ():
-        if re.match(r"\s*\[", lines[i]): break
-        if re.match(rf"\s*[\"']?{re.escape(str(where[2]))}[\"']?\s*=", lines[i]): return i + 1
+        if re.match(r"\s*\[", lines[i]):
+            break
+        if re.match(rf"\s*[\"']?{re.escape(str(where[2]))}[\"']?\s*=", lines[i]):
+            return i + 1
     return start + 1
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #d11ecbbb
-REMEDY = {"extra_forbidden": "remove it or correct its name; known here: {known}", "missing": "add it",
-          "too_short": "add at least one [[backend]] table"}
+REMEDY = {
+    "extra_forbidden": "remove it or correct its name; known here: {known}",
+    "missing": "add it",
+    "too_short": "add at least one [[backend]] table",
+}
+
 
 def explain(
-    path: Path,           # the file
-    text: str,            # its content
-    e: ValidationError,   # what pydantic found
-) -> str:                 # one line per error: file:line: key: what, remedy
+    path: Path,  # the file
+    text: str,  # its content
+    e: ValidationError,  # what pydantic found
+) -> str:  # one line per error: file:line: key: what, remedy
     "Errors as people want them."
     out = []
     for err in e.errors():
         where = err["loc"]
-        model = {"backend": BackendEntry, "tiers": TierEntry}.get(where[0]) if len(where) > 2 else FleetFile
+        model = (
+            {"backend": BackendEntry, "tiers": TierEntry}.get(where[0])
+            if len(where) > 2
+            else FleetFile
+        )
         known = ", ".join(model.model_fields if model else FleetFile.model_fields)
-        remedy = REMEDY.get(err["type"], "correct the value, it is {value!r}").format(known=known, value=err.get("input"))
-        out.append(f"{path}:{line_of(text, where)}: {'.'.join(map(str, where))}: {err['msg'].lower()}; {remedy}")
+        remedy = REMEDY.get(err["type"], "correct the value, it is {value!r}").format(
+            known=known, value=err.get("input")
+        )
+        out.append(
+            f"{path}:{line_of(text, where)}: {'.'.join(map(str, where))}: {err['msg'].lower()}; {remedy}"
+        )
     return "\n".join(out)
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #15c9b404
 def load_fleet(
-    path: str | Path,     # a TOML file, see data/fleet.toml
+    path: str | Path,  # a TOML file, see data/fleet.toml
 ) -> Fleet:
     "Read and check a fleet file. ValueError names file, line, key and remedy."
     path = Path(path)
     text = path.read_text(encoding="utf-8")
-    try: doc = FleetFile.model_validate(tomllib.loads(text))
+    try:
+        doc = FleetFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as e:
         at = re.search(r"line (\d+)", str(e))
-        raise ValueError(f"{path}:{at[1] if at else len(text.splitlines())}: not TOML ({e}); see data/fleet.toml for the layout") from e
-    except ValidationError as e: raise ValueError(explain(path, text, e)) from e
+        raise ValueError(
+            f"{path}:{at[1] if at else len(text.splitlines())}: not TOML ({e}); see data/fleet.toml for the layout"
+        ) from e
+    except ValidationError as e:
+        raise ValueError(explain(path, text, e)) from e
     tiers = {n: Tier(n, t.slo_ms, t.confidence) for n, t in doc.tiers.items()}
     seen: dict[str, int] = {}
     for i, b in enumerate(doc.backend):
-        if b.name in seen: raise ValueError(f"{path}:{line_of(text, ('backend', i, 'name'))}: name: {b.name!r} is already used by backend {seen[b.name]}; rename one")
+        if b.name in seen:
+            raise ValueError(
+                f"{path}:{line_of(text, ('backend', i, 'name'))}: name: {b.name!r} is already used by backend {seen[b.name]}; rename one"
+            )
         seen[b.name] = i
         for t in b.tiers:
-            if t not in tiers: raise ValueError(f"{path}:{line_of(text, ('backend', i, 'tiers'))}: tiers: {t!r} is not declared; add [tiers.{t}] or correct it")
-    tupled = [{k: tuple(v) if isinstance(v, list) else v for k, v in b.model_dump().items()} for b in doc.backend]
+            if t not in tiers:
+                raise ValueError(
+                    f"{path}:{line_of(text, ('backend', i, 'tiers'))}: tiers: {t!r} is not declared; add [tiers.{t}] or correct it"
+                )
+    tupled = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in b.model_dump().items()}
+        for b in doc.backend
+    ]
     return Fleet([Backend(**b) for b in tupled], tiers, str(path))
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #67f892c3
 def seen_capacity(steps, step_s: int) -> dict[str, float]:
-    "Busy rate times usual latency per backend; relative (the smallest is 1) where less than one at a time was seen."
+    """Busy rate times usual latency per backend; relative (the smallest is 1) where less than one
+    at a time was seen.
+    """
     out = {}
     for b, g in steps.groupby("backend"):
-        took_s = (g.latency_us/g.n_lat.where(g.n_lat > 0)).median()/1e6
-        out[b] = float(np.quantile(g.n/step_s, .95)*took_s) if took_s > 0 else 0.
-    unit = min(1., min((v for v in out.values() if v > 0), default=1.))
-    return {b: round(max(v/unit, 1.), 1) for b, v in out.items()}
+        took_s = (g.latency_us / g.n_lat.where(g.n_lat > 0)).median() / 1e6
+        out[b] = float(np.quantile(g.n / step_s, 0.95) * took_s) if took_s > 0 else 0.0
+    unit = min(1.0, min((v for v in out.values() if v > 0), default=1.0))
+    return {b: round(max(v / unit, 1.0), 1) for b, v in out.items()}
+
 
 def fit_prices(rows) -> tuple[float, float]:
     "USD per million input and output tokens that explain `cost_usd` best; never negative."
-    x = rows[["tokens_in", "tokens_out"]].astype(float).fillna(0.).to_numpy()/1e6
+    x = rows[["tokens_in", "tokens_out"]].astype(float).fillna(0.0).to_numpy() / 1e6
     y = rows.cost_usd.to_numpy(dtype=float)
-    if not len(y) or not x.any(): return 0., 0.
+    if not len(y) or not x.any():
+        return 0.0, 0.0
     p = np.linalg.lstsq(x, y, rcond=None)[0]
-    if p.min() < 0: p = np.full(2, y.sum()/x.sum())
+    if p.min() < 0:
+        p = np.full(2, y.sum() / x.sum())
     return tuple(float(round(v, 6)) for v in p)
 
 # %% ../../nbs/telemetry/10a_fleet.ipynb #12c5d747
 def infer_fleet(
-    log,                  # a RequestLog or a Telemetry
-    sample: int = 100_000,   # rows that prices and models are taken from
-    until_s: float = inf,    # only what was known before this time, s; the rest of the log has no say
+    log,  # a RequestLog or a Telemetry
+    sample: int = 100_000,  # rows that prices and models are taken from
+    until_s: float = inf,  # only what was known before this time, s; the rest of the log has no say
 ) -> Fleet:
-    "The fleet that a log shows. Capacities are what was seen, so lower bounds. ValueError where there is nothing."
-    if not log.backends: raise ValueError("no backend to infer a fleet from: the log holds no valid row")
+    """The fleet that a log shows.
+
+    Capacities are what was seen, so lower bounds. ValueError where there is nothing.
+    """
+    if not log.backends:
+        raise ValueError("no backend to infer a fleet from: the log holds no valid row")
     single = hasattr(log, "df")
-    step_s = 60 if single else log.step_s; steps = log.steps(60) if single else log.steps()
+    step_s = 60 if single else log.step_s
+    steps = log.steps(60) if single else log.steps()
     capacity = seen_capacity(steps[steps.start_s + step_s <= until_s], step_s)
-    rows = log.df(["ts", "backend", "model", "task", "tokens_in", "tokens_out", "cost_usd"], limit=sample) if single else None
-    if single: rows = rows[rows.ts.astype("datetime64[us, UTC]").astype("int64") < until_s*1e6]
+    rows = (
+        log.df(
+            ["ts", "backend", "model", "task", "tokens_in", "tokens_out", "cost_usd"], limit=sample
+        )
+        if single
+        else None
+    )
+    if single:
+        rows = rows[rows.ts.astype("datetime64[us, UTC]").astype("int64") < until_s * 1e6]
     out = []
     for name in log.backends:
         mine = rows[rows.backend == name] if rows is not None else None
-        prices = fit_prices(mine.dropna(subset="cost_usd")) if mine is not None else (0., 0.)
-        served = {k: tuple(sorted(mine[c].dropna().unique())) for k, c in (("models", "model"), ("tasks", "task"))} if mine is not None else {}
-        out.append(Backend(name, capacity.get(name, 1.), price_in=prices[0], price_out=prices[1], **served))
+        prices = fit_prices(mine.dropna(subset="cost_usd")) if mine is not None else (0.0, 0.0)
+        served = (
+            {
+                k: tuple(sorted(mine[c].dropna().unique()))
+                for k, c in (("models", "model"), ("tasks", "task"))
+            }
+            if mine is not None
+            else {}
+        )
+        out.append(
+            Backend(
+                name, capacity.get(name, 1.0), price_in=prices[0], price_out=prices[1], **served
+            )
+        )
     return Fleet(out, source="inferred from what was observed")

@@ -13,12 +13,17 @@ __all__ = ['DAY_MS', 'END_US', 'REQUEST_FIELDS', 'TELEMETRY_FIELDS', 'MAX_LINE',
            'detect_step_s', 'telemetry_steps', 'load_edges', 'load_telemetry']
 
 # %% ../../nbs/telemetry/10_requests.ipynb #ae358af5
-import csv, gzip, hashlib, json, tempfile
+import csv
+import gzip
+import hashlib
+import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from glob import escape as glob_escape, glob
+from glob import escape as glob_escape
+from glob import glob
 from html import escape
 from pathlib import Path
 
@@ -27,37 +32,54 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/telemetry/10_requests.ipynb #1f18db7c
-DAY_MS = 86_400_000.                   # no attempt lasts longer, ms
-END_US = 7_258_118_400_000_000         # 2200-01-01, µs since the epoch: later times are wrong units
+DAY_MS = 86_400_000.0  # no attempt lasts longer, ms
+END_US = 7_258_118_400_000_000  # 2200-01-01, µs since the epoch: later times are wrong units
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
     "One canonical column of a file."
-    name: str                          # canonical name, unit included
-    kind: str                          # time, text, bool, amount (>= 0), count (whole, >= 0) or number
-    required: bool = False             # must the file have it
-    value: bool = False                # must every row have it
-    hi: float = 1e15                   # largest value that is taken, in the field's own unit
+
+    name: str  # canonical name, unit included
+    kind: str  # time, text, bool, amount (>= 0), count (whole, >= 0) or number
+    required: bool = False  # must the file have it
+    value: bool = False  # must every row have it
+    hi: float = 1e15  # largest value that is taken, in the field's own unit
 
 # %% ../../nbs/telemetry/10_requests.ipynb #d04bbbd8
 REQUEST_FIELDS = (
-    Field("ts", "time", True, True), Field("backend", "text", True, True),
-    Field("latency_ms", "amount", True, hi=DAY_MS), Field("request_id", "text"), Field("model", "text"), Field("version", "text"),
-    Field("task", "text"), Field("tier", "text"), Field("ok", "bool"), Field("error", "text"),
-    Field("ttft_ms", "amount", hi=DAY_MS), Field("tokens_in", "count", hi=2**31),
-    Field("tokens_out", "count", hi=2**31), Field("cost_usd", "amount", hi=1e9),
-    Field("quality", "number"))
+    Field("ts", "time", True, True),
+    Field("backend", "text", True, True),
+    Field("latency_ms", "amount", True, hi=DAY_MS),
+    Field("request_id", "text"),
+    Field("model", "text"),
+    Field("version", "text"),
+    Field("task", "text"),
+    Field("tier", "text"),
+    Field("ok", "bool"),
+    Field("error", "text"),
+    Field("ttft_ms", "amount", hi=DAY_MS),
+    Field("tokens_in", "count", hi=2**31),
+    Field("tokens_out", "count", hi=2**31),
+    Field("cost_usd", "amount", hi=1e9),
+    Field("quality", "number"),
+)
 
 TELEMETRY_FIELDS = (
-    Field("ts", "time", True, True), Field("backend", "text", True, True),
-    Field("requests", "amount", True, True, hi=1e12), Field("latency_ms", "amount", True, hi=DAY_MS),
-    Field("p50_ms", "amount", hi=DAY_MS), Field("p90_ms", "amount", hi=DAY_MS),
-    Field("p99_ms", "amount", hi=DAY_MS), Field("error_rate", "amount", hi=1.))
+    Field("ts", "time", True, True),
+    Field("backend", "text", True, True),
+    Field("requests", "amount", True, True, hi=1e12),
+    Field("latency_ms", "amount", True, hi=DAY_MS),
+    Field("p50_ms", "amount", hi=DAY_MS),
+    Field("p90_ms", "amount", hi=DAY_MS),
+    Field("p99_ms", "amount", hi=DAY_MS),
+    Field("error_rate", "amount", hi=1.0),
+)
 
 # %% ../../nbs/telemetry/10_requests.ipynb #a14ece00
 def time_sql(
-    x: str,               # SQL of a text: ISO 8601, or a number since the epoch in s, ms, µs or ns
-) -> str:                 # SQL of whole µs since the epoch; NULL where it is no time
+    x: str,  # SQL of a text: ISO 8601, or a number since the epoch in s, ms, µs or ns
+) -> str:  # SQL of whole µs since the epoch; NULL where it is no time
     "Text to microseconds: offsets are converted, naive times are UTC, halves of a µs go up."
     d = f"try_cast({x} AS DOUBLE)"
     unit = f"CASE WHEN {d} < 1e11 THEN 1e6 WHEN {d} < 1e14 THEN 1e3 WHEN {d} < 1e17 THEN 1 END"
@@ -66,105 +88,147 @@ def time_sql(
 
 # %% ../../nbs/telemetry/10_requests.ipynb #742c5f03
 def value_sql(
-    f: Field,             # which field
-    x: str,               # SQL of its text; NULL where empty
-) -> str:                 # SQL of its value; NULL where it cannot be one
+    f: Field,  # which field
+    x: str,  # SQL of its text; NULL where empty
+) -> str:  # SQL of its value; NULL where it cannot be one
     "Text to value, by kind."
-    if f.kind == "time": return time_sql(x)
-    if f.kind == "text": return x
+    if f.kind == "time":
+        return time_sql(x)
+    if f.kind == "text":
+        return x
     return f"try_cast({x} AS {'BOOLEAN' if f.kind == 'bool' else 'DOUBLE'})"
 
+
 def faults(
-    f: Field,             # which field
-    x: str,               # SQL of its text
-    v: str,               # SQL of its value
-    now_us: int | None,   # times after this are in the future, µs; None: not judged
+    f: Field,  # which field
+    x: str,  # SQL of its text
+    v: str,  # SQL of its value
+    now_us: int | None,  # times after this are in the future, µs; None: not judged
 ) -> list[tuple[str, str]]:  # (reason, SQL that is true where it applies), the first one wins
     "Every way in which a value of this kind can be bad."
-    out = [("is missing", f"{x} IS NULL" + (f" OR trim({x}) = ''" if f.kind == "text" else ""))] if f.value else []
+    out = (
+        [("is missing", f"{x} IS NULL" + (f" OR trim({x}) = ''" if f.kind == "text" else ""))]
+        if f.value
+        else []
+    )
     if f.kind == "time":
-        out += [("is not a time (ISO 8601, or a number since the epoch)", f"{x} IS NOT NULL AND {v} IS NULL"),
-                ("lies before 1970 or after 2200", f"{v} < 0 OR {v} >= {END_US}")]
-        if now_us is not None: out += [("lies in the future", f"{v} > {now_us}")]
-    elif f.kind == "bool": out += [("is not true or false", f"{x} IS NOT NULL AND {v} IS NULL")]
+        out += [
+            (
+                "is not a time (ISO 8601, or a number since the epoch)",
+                f"{x} IS NOT NULL AND {v} IS NULL",
+            ),
+            ("lies before 1970 or after 2200", f"{v} < 0 OR {v} >= {END_US}"),
+        ]
+        if now_us is not None:
+            out += [("lies in the future", f"{v} > {now_us}")]
+    elif f.kind == "bool":
+        out += [("is not true or false", f"{x} IS NOT NULL AND {v} IS NULL")]
     elif f.kind != "text":
-        fine = f"{v} BETWEEN {-f.hi if f.kind == 'number' else 0} AND {f.hi!r}" + (f" AND {v} = floor({v})" if f.kind == "count" else "")
+        fine = f"{v} BETWEEN {-f.hi if f.kind == 'number' else 0} AND {f.hi!r}" + (
+            f" AND {v} = floor({v})" if f.kind == "count" else ""
+        )
         out += [("", f"{x} IS NOT NULL AND NOT coalesce({fine}, false)")]
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #ed3ac51d
 def number_fault(
-    f: Field,             # a field of numbers
-    raw: str,             # a text that is no good value of it
-) -> str:                 # why
+    f: Field,  # a field of numbers
+    raw: str,  # a text that is no good value of it
+) -> str:  # why
     "The reason for a bad number."
-    try: v = float(raw)
-    except ValueError: return "is not a number"
-    if v != v: return "is NaN"
-    if v in (float("inf"), float("-inf")): return "is infinite"
-    if v < 0 and f.kind != "number": return "is negative"
-    if v > f.hi: return f"is above {f.hi:g}"
+    try:
+        v = float(raw)
+    except ValueError:
+        return "is not a number"
+    if v != v:
+        return "is NaN"
+    if v in (float("inf"), float("-inf")):
+        return "is infinite"
+    if v < 0 and f.kind != "number":
+        return "is negative"
+    if v > f.hi:
+        return f"is above {f.hi:g}"
     return "is not a whole number" if f.kind == "count" and v != int(v) else "is not a number"
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e8952dcd
-MAX_LINE = 2_000_000                   # a longer line is malformed, bytes
+MAX_LINE = 2_000_000  # a longer line is malformed, bytes
 
-def _open(path: Path):                 # a binary file, unpacked where its name ends in .gz
+
+def _open(path: Path):  # a binary file, unpacked where its name ends in .gz
     "Open a plain or gzipped file for reading bytes."
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
+
 def scan_lines(
-    path: Path,           # a text file, plain or .gz
-) -> tuple[int, bool]:    # lines in it; whether a stray carriage return or NUL makes that doubtful
+    path: Path,  # a text file, plain or .gz
+) -> tuple[int, bool]:  # lines in it; whether a stray carriage return or NUL makes that doubtful
     "Count lines without any CSV parser. Reads in pieces that end at line ends."
     n, odd, last = 0, False, b"\n"
     with _open(path) as f:
         while s := f.read(1 << 20):
-            if not s.endswith(b"\n"): s += f.readline()
-            n += s.count(b"\n"); last = s[-1:]
+            if not s.endswith(b"\n"):
+                s += f.readline()
+            n += s.count(b"\n")
+            last = s[-1:]
             odd = odd or b"\0" in s or b"\r" in s and s.count(b"\r") != s.count(b"\r\n")
     return n + (last != b"\n"), odd
 
 # %% ../../nbs/telemetry/10_requests.ipynb #76f53102
 def line_fault(
-    line: bytes,          # one line without its line end
-    sep: str,             # delimiter; "" for JSON lines
-    width: int,           # columns wanted (CSV)
-) -> tuple[str | None, str]:  # what is wrong with it, None: nothing; and its text, quotes normalised
+    line: bytes,  # one line without its line end
+    sep: str,  # delimiter; "" for JSON lines
+    width: int,  # columns wanted (CSV)
+    # what is wrong with it, None: nothing; and its text, quotes normalised
+) -> tuple[str | None, str]:
     "Judge one line on its own: encoding, stray bytes, quotes, number of columns."
-    try: text = line.decode()
-    except UnicodeDecodeError: return "is not UTF-8", line.decode("utf-8", "replace")
-    if len(line) > MAX_LINE: return f"is longer than {MAX_LINE} bytes", text[:200]
-    if any(c in line for c in (b"\0", b"\r", b"\x01")): return "holds control characters", text
-    if not sep: return None, text
-    if '"' not in text: cells = None; n = text.count(sep) + 1
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return "is not UTF-8", line.decode("utf-8", "replace")
+    if len(line) > MAX_LINE:
+        return f"is longer than {MAX_LINE} bytes", text[:200]
+    if any(c in line for c in (b"\0", b"\r", b"\x01")):
+        return "holds control characters", text
+    if not sep:
+        return None, text
+    if '"' not in text:
+        cells = None
+        n = text.count(sep) + 1
     else:
-        try: cells = next(csv.reader([text], delimiter=sep, strict=True)); n = len(cells)
-        except csv.Error as e: return f"has broken quotes ({e})", text
-    if n != width: return f"has {n} columns instead of {width}", text
-    if cells: text = sep.join('"' + c.replace('"', '""') + '"' for c in cells)
+        try:
+            cells = next(csv.reader([text], delimiter=sep, strict=True))
+            n = len(cells)
+        except csv.Error as e:
+            return f"has broken quotes ({e})", text
+    if n != width:
+        return f"has {n} columns instead of {width}", text
+    if cells:
+        text = sep.join('"' + c.replace('"', '""') + '"' for c in cells)
     return None, text
 
 # %% ../../nbs/telemetry/10_requests.ipynb #9a39ed84
 @dataclass(slots=True)
 class Source:
     "One file, as DuckDB will read it."
-    path: Path                         # what the user named
-    read: str                          # SQL table function that reads it
-    get: Callable[[str], str]          # source column -> SQL of its text, NONE where it has no such column
-    names: list[str]                   # columns that exist (JSON lines: in the first 100 lines)
-    sql: Callable[[], str]             # the relation behind `get`, once all fields are known
-    key: str = "NULL"                  # SQL of the text that finds a row again
-    line: str = "NULL"                 # SQL of the line number, where the source knows it
-    broken: str = "false"              # SQL that is true where a row is no record at all
-    sep: str = ""                      # delimiter of a CSV file
-    kind: str = "parquet"              # csv, json or parquet
-    open_names: bool = False           # may a row have columns that `names` does not list
 
-LINE = "_line"                         # header of a first column that holds line numbers of an original
-NONE = "NULL::VARCHAR"                 # the text of a column that is not there
+    path: Path  # what the user named
+    read: str  # SQL table function that reads it
+    get: Callable[[str], str]  # source column -> SQL of its text, NONE where it has no such column
+    names: list[str]  # columns that exist (JSON lines: in the first 100 lines)
+    sql: Callable[[], str]  # the relation behind `get`, once all fields are known
+    key: str = "NULL"  # SQL of the text that finds a row again
+    line: str = "NULL"  # SQL of the line number, where the source knows it
+    broken: str = "false"  # SQL that is true where a row is no record at all
+    sep: str = ""  # delimiter of a CSV file
+    kind: str = "parquet"  # csv, json or parquet
+    open_names: bool = False  # may a row have columns that `names` does not list
 
-def quoted(text: str) -> str:          # an SQL string literal
+
+LINE = "_line"  # header of a first column that holds line numbers of an original
+NONE = "NULL::VARCHAR"  # the text of a column that is not there
+
+
+def quoted(text: str) -> str:  # an SQL string literal
     "Quote for SQL."
     return "'" + text.replace("'", "''") + "'"
 
@@ -173,78 +237,135 @@ def _read_csv(path: Path, columns: list[str], sep: str, quote: str, header: bool
     "DuckDB's reader with everything spelt out: it guesses nothing and pads nothing."
     spec = ", ".join(f"'{c}': 'VARCHAR'" for c in columns)
     gz = "gzip" if path.suffix == ".gz" else "none"
-    return (f"read_csv({quoted(glob_escape(str(path)))}, columns={{{spec}}}, delim={quoted(sep)}, quote='{quote}', "
-            f"escape='{quote}', header={header}, auto_detect=false, compression='{gz}', null_padding=false, "
-            f"strict_mode=true, allow_quoted_nulls=true, max_line_size={MAX_LINE})")
+    return (
+        f"read_csv({quoted(glob_escape(str(path)))}, columns={{{spec}}}, delim={quoted(sep)}, quote='{quote}', "
+        f"escape='{quote}', header={header}, auto_detect=false, compression='{gz}', null_padding=false, "
+        f"strict_mode=true, allow_quoted_nulls=true, max_line_size={MAX_LINE})"
+    )
+
 
 def csv_source(
-    path: Path,           # a CSV file with a header line; the delimiter (, ; tab |) is the header's commonest
-    repaired: Path | None = None,   # its repaired copy: no header, line number in front
+    # a CSV file with a header line; the delimiter (, ; tab |) is the header's commonest
+    path: Path,
+    repaired: Path | None = None,  # its repaired copy: no header, line number in front
 ) -> Source:
     "A CSV file. ValueError where a header name is needed that stands there twice."
-    with _open(path) as f: head = f.readline(MAX_LINE).decode("utf-8-sig", "replace").rstrip("\r\n")
+    with _open(path) as f:
+        head = f.readline(MAX_LINE).decode("utf-8-sig", "replace").rstrip("\r\n")
     sep = max(",;\t|", key=head.count)
     names = [c.strip() for c in next(csv.reader([head], delimiter=sep), [])]
     cols = [f"c{i}" for i in range(len(names))]
+
     def get(name):
-        if names.count(name) > 1: raise ValueError(f"{path}: column {name!r} stands twice in the header; rename one")
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: column {name!r} stands twice in the header; rename one")
         return cols[names.index(name)] if name in names else NONE
-    read = _read_csv(repaired or path, (["line"] if repaired else []) + (cols or ["c0"]), sep, '"', not repaired)
+
+    read = _read_csv(
+        repaired or path, (["line"] if repaired else []) + (cols or ["c0"]), sep, '"', not repaired
+    )
     known = "line::BIGINT" if repaired else f"{cols[0]}::BIGINT" if names[:1] == [LINE] else "NULL"
     key = "concat_ws(chr(31), " + ", ".join(f"coalesce({c}, '')" for c in cols or ["c0"]) + ")"
-    return Source(path, read, get, names, lambda: read, key if known == "NULL" else "NULL", known, sep=sep, kind="csv")
+    return Source(
+        path,
+        read,
+        get,
+        names,
+        lambda: read,
+        key if known == "NULL" else "NULL",
+        known,
+        sep=sep,
+        kind="csv",
+    )
 
 # %% ../../nbs/telemetry/10_requests.ipynb #3c217bbc
 def json_source(
-    path: Path,           # a file with one JSON object a line
-    repaired: Path | None = None,   # its repaired copy, line number in front
+    path: Path,  # a file with one JSON object a line
+    repaired: Path | None = None,  # its repaired copy, line number in front
     spans: bool = False,  # lines may be OTLP trace documents that hold many spans
 ) -> Source:
     "A JSON-lines file; with `spans`, each span of an OTLP document is a row of its own."
-    with _open(path) as f: names = _json_names([f.readline(MAX_LINE) for _ in range(100)])
+    with _open(path) as f:
+        names = _json_names([f.readline(MAX_LINE) for _ in range(100)])
     read = _read_csv(repaired or path, (["line"] if repaired else []) + ["j"], "\x01", "", False)
     wanted: list[str] = []
+
     def get(name):
-        if name not in wanted: wanted.append(name)
+        if name not in wanted:
+            wanted.append(name)
         return f"nullif(f[{wanted.index(name) + 1}], '')"
+
     def sql():
         ways = ", ".join(quoted("/" + n.replace("~", "~0").replace("/", "~1")) for n in wanted)
         rows = f"SELECT *, json_valid(j) AND json_type(CASE WHEN json_valid(j) THEN j END) = 'OBJECT' AS good FROM {read}"
         rows = f"SELECT *, CASE WHEN good THEN j ELSE '{{}}' END AS s FROM ({rows})"
-        if spans: rows = f"SELECT * EXCLUDE (s), unnest({SPANS_SQL}) AS s FROM ({rows})"
+        if spans:
+            rows = f"SELECT * EXCLUDE (s), unnest({SPANS_SQL}) AS s FROM ({rows})"
         more = f", {ATTRIBUTES_SQL}" if spans else ""
         return f"(SELECT *, json_extract_string(s, [{ways}]) AS f{more} FROM ({rows}) WHERE trim(j, ' \t\r\v\f') <> '')"
-    return Source(path, read, get, names, sql, "NULL" if repaired else "j", "line::BIGINT" if repaired else "NULL",
-                  "NOT coalesce(good, false)", kind="json", open_names=True)
 
-SPANS_SQL = ("CASE WHEN json_exists(s, '$.resourceSpans') "
-             "THEN json_extract(s, '$.resourceSpans[*].scopeSpans[*].spans[*]')::VARCHAR[] ELSE [s] END")
-ATTRIBUTES_SQL = ("json_extract_string(s, '$.attributes[*].key') AS ks, "
-                  "json_extract_string(s, '$.attributes[*].value.*') AS vs")
+    return Source(
+        path,
+        read,
+        get,
+        names,
+        sql,
+        "NULL" if repaired else "j",
+        "line::BIGINT" if repaired else "NULL",
+        "NOT coalesce(good, false)",
+        kind="json",
+        open_names=True,
+    )
+
+
+SPANS_SQL = (
+    "CASE WHEN json_exists(s, '$.resourceSpans') "
+    "THEN json_extract(s, '$.resourceSpans[*].scopeSpans[*].spans[*]')::VARCHAR[] ELSE [s] END"
+)
+ATTRIBUTES_SQL = (
+    "json_extract_string(s, '$.attributes[*].key') AS ks, "
+    "json_extract_string(s, '$.attributes[*].value.*') AS vs"
+)
+
 
 def _json_names(lines: list[bytes]) -> list[str]:
-    "Keys of the JSON objects among some lines, in order of appearance; none from a single object: it may be the damaged one."
+    """Keys of the JSON objects among some lines, in order of appearance; none from a single object:
+    it may be the damaged one.
+    """
     found = []
     for s in lines:
-        try: d = json.loads(s)
-        except ValueError: continue
-        if isinstance(d, dict): found.append(d)
+        try:
+            d = json.loads(s)
+        except ValueError:
+            continue
+        if isinstance(d, dict):
+            found.append(d)
     return list(dict.fromkeys(k for d in found for k in d)) if len(found) > 1 else []
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e16ddd61
 def parquet_source(
-    path: Path,           # a Parquet file
-    con: duckdb.DuckDBPyConnection,   # asked for the file's columns
+    path: Path,  # a Parquet file
+    con: duckdb.DuckDBPyConnection,  # asked for the file's columns
 ) -> Source:
-    "A Parquet file. Times of any type become UTC text first, so that all sources pass the same checks."
+    """A Parquet file.
+
+    Times of any type become UTC text first, so that all sources pass the same checks.
+    """
     read = f"read_parquet({quoted(glob_escape(str(path)))}, file_row_number=true)"
-    types = {r[0]: r[1] for r in con.execute(f"DESCRIBE SELECT * FROM {read}").fetchall() if r[0] != "file_row_number"}
+    types = {
+        r[0]: r[1]
+        for r in con.execute(f"DESCRIBE SELECT * FROM {read}").fetchall()
+        if r[0] != "file_row_number"
+    }
+
     def get(name):
-        if name not in types: return NONE
+        if name not in types:
+            return NONE
         c = '"' + name.replace('"', '""') + '"'
         if types[name].startswith("TIMESTAMP") or types[name] == "DATE":
             return f"strftime(make_timestamp(epoch_us({c}::TIMESTAMPTZ)), '%Y-%m-%dT%H:%M:%S.%fZ')"
         return f"nullif({c}::VARCHAR, '')"
+
     return Source(path, read, get, list(types), lambda: read, line="file_row_number + 1")
 
 # %% ../../nbs/telemetry/10_requests.ipynb #fa7aa90a
@@ -252,203 +373,322 @@ def _litellm(get: Callable[[str], str]) -> dict[str, str]:
     "LiteLLM_SpendLogs; `skip` marks answers from LiteLLM's own cache."
     t0, t1, t2 = (time_sql(get(c)) for c in ("startTime", "endTime", "completionStartTime"))
     meta, failed = get("metadata"), f"lower({get('status')}) = 'failure'"
-    kind = (f"coalesce(json_extract_string(CASE WHEN json_valid({meta}) THEN {meta} END, "
-            f"'$.error_information.error_class'), 'failure')")
+    kind = (
+        f"coalesce(json_extract_string(CASE WHEN json_valid({meta}) THEN {meta} END, "
+        f"'$.error_information.error_class'), 'failure')"
+    )
     host = f"nullif(regexp_extract({get('api_base')}, '^(?:[a-zA-Z]+://)?([^/]+)', 1), '')"
     place = f"coalesce({host}, nullif({get('custom_llm_provider')}, ''))"
-    return {"ts": get("startTime"), "backend": f"concat_ws('/', {place}, {get('model')})",
-            "latency_ms": f"((({t1}) - ({t0})) / 1e3)::VARCHAR", "request_id": get("request_id"),
-            "model": f"coalesce({get('model_group')}, {get('model')})", "task": get("call_type"),
-            "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
-            "error": f"CASE WHEN NOT coalesce({failed}, false) THEN NULL WHEN lower({kind}) LIKE '%timeout%' THEN 'timeout' ELSE {kind} END",
-            "ttft_ms": f"CASE WHEN ({t2}) < ({t1}) THEN ((({t2}) - ({t0})) / 1e3)::VARCHAR END",
-            "tokens_in": get("prompt_tokens"), "tokens_out": get("completion_tokens"), "cost_usd": get("spend"),
-            "skip": f"lower({get('cache_hit')}) = 'true'"}
+    return {
+        "ts": get("startTime"),
+        "backend": f"concat_ws('/', {place}, {get('model')})",
+        "latency_ms": f"((({t1}) - ({t0})) / 1e3)::VARCHAR",
+        "request_id": get("request_id"),
+        "model": f"coalesce({get('model_group')}, {get('model')})",
+        "task": get("call_type"),
+        "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
+        "error": f"CASE WHEN NOT coalesce({failed}, false) THEN NULL WHEN lower({kind}) LIKE '%timeout%' THEN 'timeout' ELSE {kind} END",
+        "ttft_ms": f"CASE WHEN ({t2}) < ({t1}) THEN ((({t2}) - ({t0})) / 1e3)::VARCHAR END",
+        "tokens_in": get("prompt_tokens"),
+        "tokens_out": get("completion_tokens"),
+        "cost_usd": get("spend"),
+        "skip": f"lower({get('cache_hit')}) = 'true'",
+    }
 
 # %% ../../nbs/telemetry/10_requests.ipynb #2184d922
 NO_MODEL_CALL = ("execute_tool", "invoke_agent", "create_agent", "invoke_workflow")
 
+
 def _otel(get: Callable[[str], str]) -> dict[str, str]:
     "OpenTelemetry GenAI client spans; `skip` marks spans that are no model call."
-    def at(*names): return "coalesce(" + ", ".join(
-        f"json_extract_string(s, '/attributes/{n}'), {get(n)}, vs[list_position(ks, '{n}')]" for n in names) + ")"
+
+    def at(*names):
+        return (
+            "coalesce("
+            + ", ".join(
+                f"json_extract_string(s, '/attributes/{n}'), {get(n)}, vs[list_position(ks, '{n}')]"
+                for n in names
+            )
+            + ")"
+        )
+
     t0, t1 = time_sql(get("startTimeUnixNano")), time_sql(get("endTimeUnixNano"))
     op, model = at("gen_ai.operation.name"), at("gen_ai.request.model", "gen_ai.response.model")
     place, kind = at("server.address", "gen_ai.provider.name", "gen_ai.system"), at("error.type")
     failed = f"({kind} IS NOT NULL OR coalesce(json_extract_string(s, '/status/code') IN ('2', 'STATUS_CODE_ERROR'), false))"
     no_call = f"{op} IN {NO_MODEL_CALL} OR coalesce({op}, {model}, {at('gen_ai.provider.name', 'gen_ai.system')}) IS NULL"
-    return {"ts": get("startTimeUnixNano"), "backend": f"concat_ws('/', {place}, {model})",
-            "latency_ms": f"((({t1}) - ({t0})) / 1e3)::VARCHAR",
-            "request_id": f"nullif(concat_ws('/', {get('traceId')}, {get('spanId')}), '')", "model": model, "version": at("gen_ai.response.model"), "task": op,
-            "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
-            "error": f"CASE WHEN NOT {failed} THEN NULL WHEN lower({kind}) LIKE '%timeout%' THEN 'timeout' ELSE coalesce({kind}, 'error') END",
-            "ttft_ms": f"(try_cast({at('gen_ai.response.time_to_first_chunk')} AS DOUBLE) * 1e3)::VARCHAR",
-            "tokens_in": at("gen_ai.usage.input_tokens"), "tokens_out": at("gen_ai.usage.output_tokens"),
-            "skip": f"good AND coalesce({no_call}, false)"}
+    return {
+        "ts": get("startTimeUnixNano"),
+        "backend": f"concat_ws('/', {place}, {model})",
+        "latency_ms": f"((({t1}) - ({t0})) / 1e3)::VARCHAR",
+        "request_id": f"nullif(concat_ws('/', {get('traceId')}, {get('spanId')}), '')",
+        "model": model,
+        "version": at("gen_ai.response.model"),
+        "task": op,
+        "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
+        "error": f"CASE WHEN NOT {failed} THEN NULL WHEN lower({kind}) LIKE '%timeout%' THEN 'timeout' ELSE coalesce({kind}, 'error') END",
+        "ttft_ms": f"(try_cast({at('gen_ai.response.time_to_first_chunk')} AS DOUBLE) * 1e3)::VARCHAR",
+        "tokens_in": at("gen_ai.usage.input_tokens"),
+        "tokens_out": at("gen_ai.usage.output_tokens"),
+        "skip": f"good AND coalesce({no_call}, false)",
+    }
+
 
 PRESETS = {"litellm": (_litellm, ("startTime", "endTime", "model")), "otel": (_otel, ())}
 
 # %% ../../nbs/telemetry/10_requests.ipynb #b530db1d
 class BadRows(ValueError):
     "More rows are bad than `max_bad` allows."
-    def __init__(self, rows_in: int, quarantined: int, max_bad: float, path: Path, first: list[tuple]):
+
+    def __init__(
+        self, rows_in: int, quarantined: int, max_bad: float, path: Path, first: list[tuple]
+    ):
         self.rows_in, self.quarantined, self.quarantine_path = rows_in, quarantined, path
-        shown = "\n".join(f"  {f}:{'?' if n is None else n} {c} {why}: {str(raw)[:80]!r}" for f, n, c, why, raw in first)
+        shown = "\n".join(
+            f"  {f}:{'?' if n is None else n} {c} {why}: {str(raw)[:80]!r}"
+            for f, n, c, why, raw in first
+        )
         super().__init__(
-            f"{quarantined} of {rows_in} rows are bad ({quarantined/max(rows_in, 1):.1%}; max_bad allows {max_bad:.1%}). "
+            f"{quarantined} of {rows_in} rows are bad ({quarantined / max(rows_in, 1):.1%}; max_bad allows {max_bad:.1%}). "
             f"The first:\n{shown}\nAll of them: {path}\nRepair the file, map its columns (columns={{canonical: name}}; "
-            "a column mapped to None is not read), or raise max_bad.")
+            "a column mapped to None is not read), or raise max_bad."
+        )
 
 # %% ../../nbs/telemetry/10_requests.ipynb #7a378433
 def field_texts(
-    src: Source,                       # the file
-    fields: tuple[Field, ...],         # canonical fields
-    columns: dict[str, str | None],    # canonical -> source column; None: leave out
-    preset,                            # (function of `get`, needed source columns), or None
-) -> dict[str, str]:                   # canonical (and perhaps `skip`) -> SQL of its text
-    "Decide where each field comes from. ValueError names what is missing, what exists and how to map it."
-    def has(name): return src.open_names and not src.names or name in src.names
-    def fail(what, name): raise ValueError(
-        f"{src.path}: {what} needs column {name!r}, which is not there. Columns: {', '.join(map(repr, src.names)) or 'none'}. "
-        f"Map it with columns={{'{what}': '<its name>'}}.")
+    src: Source,  # the file
+    fields: tuple[Field, ...],  # canonical fields
+    columns: dict[str, str | None],  # canonical -> source column; None: leave out
+    preset,  # (function of `get`, needed source columns), or None
+) -> dict[str, str]:  # canonical (and perhaps `skip`) -> SQL of its text
+    """Decide where each field comes from.
+
+    ValueError names what is missing, what exists and how to map it.
+    """
+
+    def has(name):
+        return src.open_names and not src.names or name in src.names
+
+    def fail(what, name):
+        raise ValueError(
+            f"{src.path}: {what} needs column {name!r}, which is not there. Columns: {', '.join(map(repr, src.names)) or 'none'}. "
+            f"Map it with columns={{'{what}': '<its name>'}}."
+        )
+
     make, needs = preset or ((lambda get: {}), ())
     for n in needs:
-        if not has(n): fail("the preset", n)
+        if not has(n):
+            fail("the preset", n)
     out = {k: v for k, v in make(src.get).items() if v != NONE}
     for f in fields:
         name = columns.get(f.name, f.name)
         if f.name in columns:
             out.pop(f.name, None)
-            if name and not has(name) and not src.open_names: fail(f.name, name)
-        if name is not None and f.name not in out and (has(name) or src.open_names and not f.required):
+            if name and not has(name) and not src.open_names:
+                fail(f.name, name)
+        if (
+            name is not None
+            and f.name not in out
+            and (has(name) or src.open_names and not f.required)
+        ):
             out[f.name] = src.get(name)
-        if f.required and f.name not in out: fail(f.name, name or f.name)
+        if f.required and f.name not in out:
+            fail(f.name, name or f.name)
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #daa3683b
 def insert_sql(
-    src: Source,                       # the file
-    number: int,                       # its place in the list of files
-    texts: dict[str, str],             # canonical -> SQL of its text, as from `field_texts`
-    fields: tuple[Field, ...],         # canonical fields
-    rules: list[tuple[str, str, str]], # (column, reason, condition): `bad` is the place in this list
-    every_place: bool = False,         # keep the place of good rows too
-) -> str:                              # the SELECT that makes rows of the table
+    src: Source,  # the file
+    number: int,  # its place in the list of files
+    texts: dict[str, str],  # canonical -> SQL of its text, as from `field_texts`
+    fields: tuple[Field, ...],  # canonical fields
+    # (column, reason, condition): `bad` is the place in this list
+    rules: list[tuple[str, str, str]],
+    every_place: bool = False,  # keep the place of good rows too
+) -> str:  # the SELECT that makes rows of the table
     "The one pass over a file: parse, convert, judge."
     xs = ", ".join(f"{texts.get(f.name, NONE)} AS x_{f.name}" for f in fields)
-    vs = ", ".join(f"{value_sql(f, 'x_' + f.name) if f.name in texts else typed_null(f)} AS {f.name}" for f in fields)
-    at = {f.name: [i for i, r in enumerate(rules) if r[0] == f.name] for f in fields if f.name in texts}
-    case = " ".join(f"WHEN {cond} THEN {i}" for i, (c, _, cond) in enumerate(rules) if c in at or c == "line")
-    raw = " ".join(f"WHEN bad BETWEEN {ns[0]} AND {ns[-1]} THEN x_{c}" for c, ns in at.items() if ns)
+    vs = ", ".join(
+        f"{value_sql(f, 'x_' + f.name) if f.name in texts else typed_null(f)} AS {f.name}"
+        for f in fields
+    )
+    at = {
+        f.name: [i for i, r in enumerate(rules) if r[0] == f.name]
+        for f in fields
+        if f.name in texts
+    }
+    case = " ".join(
+        f"WHEN {cond} THEN {i}" for i, (c, _, cond) in enumerate(rules) if c in at or c == "line"
+    )
+    raw = " ".join(
+        f"WHEN bad BETWEEN {ns[0]} AND {ns[-1]} THEN x_{c}" for c, ns in at.items() if ns
+    )
     skip = f" WHERE NOT coalesce({texts['skip']}, false)" if "skip" in texts else ""
     inner = f"SELECT {xs}, {src.line} AS line, {src.key} AS key_, {src.broken} AS broken FROM {src.sql()}{skip}"
     judged = f"SELECT *, CASE {case} END AS bad FROM (SELECT *, {vs} FROM ({inner}))"
     place = f"CASE WHEN {every_place} OR bad IS NOT NULL THEN to_json([line::VARCHAR, key_, CASE {raw} ELSE key_ END])::VARCHAR END"
     return f"SELECT {', '.join(at)}, {number} AS file, bad, {place} AS place FROM ({judged})"
 
+
 SQL_TYPE = {"time": "BIGINT", "text": "VARCHAR", "bool": "BOOLEAN"}
 
-def typed_null(f: Field) -> str:       # NULL of the field's type
+
+def typed_null(f: Field) -> str:  # NULL of the field's type
     "What a column is made of that the file does not have."
     return f"NULL::{SQL_TYPE.get(f.kind, 'DOUBLE')}"
 
 # %% ../../nbs/telemetry/10_requests.ipynb #8b8ae430
 def rules_for(
-    fields: tuple[Field, ...],         # canonical fields
-    now: float | None,                 # the present, s since the epoch; None: no check for the future
-) -> list[tuple[str, str, str]]:       # (column, reason, condition)
+    fields: tuple[Field, ...],  # canonical fields
+    now: float | None,  # the present, s since the epoch; None: no check for the future
+) -> list[tuple[str, str, str]]:  # (column, reason, condition)
     "All rules, in the order in which they are reported. Request logs add: a success has a latency."
-    now_us = None if now is None else int(now*1e6 + .5)
+    now_us = None if now is None else int(now * 1e6 + 0.5)
     out = [("line", "is not a JSON object", "broken")]
     for f in fields:
         out += [(f.name, why, cond) for why, cond in faults(f, f"x_{f.name}", f.name, now_us)]
         if f.name == "latency_ms" and any(g.name == "ok" for g in fields):
-            out += [(f.name, "is missing though the request succeeded", "x_latency_ms IS NULL AND coalesce(ok, x_error IS NULL)")]
+            out += [
+                (
+                    f.name,
+                    "is missing though the request succeeded",
+                    "x_latency_ms IS NULL AND coalesce(ok, x_error IS NULL)",
+                )
+            ]
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #b5b280fa
 @dataclass(slots=True)
 class Intake:
     "One load in progress."
-    fields: tuple[Field, ...]          # canonical fields
+
+    fields: tuple[Field, ...]  # canonical fields
     rules: list[tuple[str, str, str]]  # (column, reason, condition)
-    memory: str                        # DuckDB's memory limit, such as "256MB"
+    memory: str  # DuckDB's memory limit, such as "256MB"
     files: list[Path] = field(default_factory=list)
-    taken: list[tuple] = field(default_factory=list)   # (source, file number, texts) of what was read
-    lines: list[tuple] = field(default_factory=list)   # (file number, line, reason, text) of malformed lines
-    skipped: int = 0                   # rows that a preset leaves out
-    rows_in: int = 0                   # rows judged
-    present: set[str] = field(default_factory=set)     # canonical columns that some file has
-    tmp: tempfile.TemporaryDirectory = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="arcpoint_"))
+    # (source, file number, texts) of what was read
+    taken: list[tuple] = field(default_factory=list)
+    # (file number, line, reason, text) of malformed lines
+    lines: list[tuple] = field(default_factory=list)
+    skipped: int = 0  # rows that a preset leaves out
+    rows_in: int = 0  # rows judged
+    present: set[str] = field(default_factory=set)  # canonical columns that some file has
+    tmp: tempfile.TemporaryDirectory = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="arcpoint_")
+    )
     con: duckdb.DuckDBPyConnection = None
 
     def __post_init__(self):
-        self.con = duckdb.connect(":memory:", config={"memory_limit": self.memory, "temp_directory": self.tmp.name,
-                                                      "preserve_insertion_order": "false"})
-        with suppress(duckdb.InvalidInputException): self.con.execute("SET enable_progress_bar = false")   # it goes to stdout; in Jupyter, only with ipywidgets
+        self.con = duckdb.connect(
+            ":memory:",
+            config={
+                "memory_limit": self.memory,
+                "temp_directory": self.tmp.name,
+                "preserve_insertion_order": "false",
+            },
+        )
+        with suppress(duckdb.InvalidInputException):
+            # it goes to stdout; in Jupyter, only with ipywidgets
+            self.con.execute("SET enable_progress_bar = false")
         self.con.execute("SET TimeZone = 'UTC'")
         self.con.execute("CREATE TABLE rows (file USMALLINT, bad UTINYINT, place VARCHAR)")
 
     def add_columns(self, names: set[str]):
         "Make room for the canonical columns of one more file."
         for f in self.fields:
-            if f.name in names: self.con.execute(f"ALTER TABLE rows ADD COLUMN IF NOT EXISTS {f.name} {SQL_TYPE.get(f.kind, 'DOUBLE')}")
+            if f.name in names:
+                self.con.execute(
+                    f"ALTER TABLE rows ADD COLUMN IF NOT EXISTS {f.name} {SQL_TYPE.get(f.kind, 'DOUBLE')}"
+                )
 
     def view_good(self):
         "The good rows with every canonical column, whether or not a file had it."
-        cols = ", ".join(f.name if f.name in self.present else f"{typed_null(f)} AS {f.name}" for f in self.fields)
-        self.con.execute(f"CREATE OR REPLACE VIEW good AS SELECT {cols} FROM rows WHERE bad IS NULL")
+        cols = ", ".join(
+            f.name if f.name in self.present else f"{typed_null(f)} AS {f.name}"
+            for f in self.fields
+        )
+        self.con.execute(
+            f"CREATE OR REPLACE VIEW good AS SELECT {cols} FROM rows WHERE bad IS NULL"
+        )
 
     def close(self):
         "Give the memory and the scratch files back."
-        self.con.close(); self.tmp.cleanup()
+        self.con.close()
+        self.tmp.cleanup()
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e6a9075f
 def repair(
-    src: Source,          # a file whose lines cannot be read as they are
-    out: Path,            # where the good lines go, line number in front
-) -> tuple[list[tuple], int]:   # (line, reason, text) of malformed lines; number of good ones
+    src: Source,  # a file whose lines cannot be read as they are
+    out: Path,  # where the good lines go, line number in front
+) -> tuple[list[tuple], int]:  # (line, reason, text) of malformed lines; number of good ones
     "Copy the good lines of a text file; blank lines are no rows."
     bad, good, width = [], 0, len(src.names)
     with _open(src.path) as f, open(out, "w", newline="", encoding="utf-8") as g:
         for n, line in enumerate(f, 1):
             line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if not line.strip() or n == 1 and src.kind == "csv": continue
-            if n == 1: line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip() or n == 1 and src.kind == "csv":
+                continue
+            if n == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             why, text = line_fault(line, src.sep, width)
-            if why: bad.append((n, why, text))
-            else: g.write(f"{n}{src.sep or chr(1)}{text}\n"); good += 1
+            if why:
+                bad.append((n, why, text))
+            else:
+                g.write(f"{n}{src.sep or chr(1)}{text}\n")
+                good += 1
     return bad, good
 
 # %% ../../nbs/telemetry/10_requests.ipynb #371c319b
 def take(
-    intake: Intake,       # where rows go
-    path: Path,           # one file
-    columns: dict,        # canonical -> source column
-    preset,               # as in `PRESETS`, or None
+    intake: Intake,  # where rows go
+    path: Path,  # one file
+    columns: dict,  # canonical -> source column
+    preset,  # as in `PRESETS`, or None
 ):
     "Read one file in. ValueError where a column is missing or the file cannot be read at all."
-    number = len(intake.files); intake.files.append(path)
+    number = len(intake.files)
+    intake.files.append(path)
     kind = file_kind(path)
-    if kind == "parquet": _take_parquet(intake, path, number, columns, preset); return
-    make = csv_source if kind == "csv" else (lambda p, r=None: json_source(p, r, preset is PRESETS["otel"]))
-    if preset is PRESETS["otel"] and kind == "csv": raise ValueError(f"{path}: the preset 'otel' reads JSON lines, not CSV")
+    if kind == "parquet":
+        _take_parquet(intake, path, number, columns, preset)
+        return
+    make = (
+        csv_source
+        if kind == "csv"
+        else (lambda p, r=None: json_source(p, r, preset is PRESETS["otel"]))
+    )
+    if preset is PRESETS["otel"] and kind == "csv":
+        raise ValueError(f"{path}: the preset 'otel' reads JSON lines, not CSV")
     n, odd = scan_lines(path)
-    if n == 0: return
+    if n == 0:
+        return
     src, wanted = make(path), n - (kind == "csv")
-    if not odd and _insert(intake, src, number, columns, preset, wanted): return
-    bad, good = repair(src, out := Path(intake.tmp.name)/f"repaired_{number}")
+    if not odd and _insert(intake, src, number, columns, preset, wanted):
+        return
+    bad, good = repair(src, out := Path(intake.tmp.name) / f"repaired_{number}")
     if good and not _insert(intake, make(path, out), number, columns, preset, good):
-        raise RuntimeError(f"{path}: the reader lost rows of a repaired file; please report this with the file")
-    intake.lines += [(number, *b) for b in bad]; intake.rows_in += len(bad)
+        raise RuntimeError(
+            f"{path}: the reader lost rows of a repaired file; please report this with the file"
+        )
+    intake.lines += [(number, *b) for b in bad]
+    intake.rows_in += len(bad)
 
-def file_kind(path: Path) -> str:      # csv, json or parquet
+
+def file_kind(path: Path) -> str:  # csv, json or parquet
     "By the name's ending; `.gz` is looked through. Anything unknown is CSV."
     ends = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
-    return {"parquet": "parquet", "pq": "parquet", "jsonl": "json", "ndjson": "json", "json": "json"}.get(ends, "csv")
+    return {
+        "parquet": "parquet",
+        "pq": "parquet",
+        "jsonl": "json",
+        "ndjson": "json",
+        "json": "json",
+    }.get(ends, "csv")
 
 # %% ../../nbs/telemetry/10_requests.ipynb #8ade1c6d
-def _insert(intake: Intake, src: Source, number: int, columns: dict, preset, wanted: int | None) -> bool:
+def _insert(
+    intake: Intake, src: Source, number: int, columns: dict, preset, wanted: int | None
+) -> bool:
     "Run the one pass; False, and nothing kept, where rows and lines do not agree."
     texts = field_texts(src, intake.fields, columns, preset)
     select = insert_sql(src, number, texts, intake.fields, intake.rules)
@@ -463,34 +703,51 @@ def _insert(intake: Intake, src: Source, number: int, columns: dict, preset, wan
     except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException):
         con.execute("ROLLBACK")
         return False
-    if wanted is not None and read != wanted: con.execute("ROLLBACK"); return False
+    if wanted is not None and read != wanted:
+        con.execute("ROLLBACK")
+        return False
     con.execute("COMMIT")
     intake.taken.append((src, number, texts))
-    intake.rows_in += n; intake.skipped += left_out; intake.present |= set(texts) - {"skip"}
+    intake.rows_in += n
+    intake.skipped += left_out
+    intake.present |= set(texts) - {"skip"}
     return True
+
 
 def _take_parquet(intake: Intake, path: Path, number: int, columns: dict, preset):
     "Parquet has no lines to lose: its own row count is the independent one."
     try:
         src = parquet_source(path, intake.con)
-        wanted = intake.con.execute(f"SELECT sum(num_rows) FROM parquet_file_metadata({quoted(glob_escape(str(path)))})").fetchone()[0]
-    except duckdb.Error as e: raise ValueError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]})") from e
+        wanted = intake.con.execute(
+            f"SELECT sum(num_rows) FROM parquet_file_metadata({quoted(glob_escape(str(path)))})"
+        ).fetchone()[0]
+    except duckdb.Error as e:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]})") from e
     if not _insert(intake, src, number, columns, preset, int(wanted)):
         raise ValueError(f"{path}: holds values that no cast to text can read; write it again")
 
 # %% ../../nbs/telemetry/10_requests.ipynb #59c68fb2
 def drop_repeats(
-    intake: Intake,       # all rows are in
-    ids: tuple[str, ...], # columns that must be unique together; rows with an empty one are left alone
+    intake: Intake,  # all rows are in
+    # columns that must be unique together; rows with an empty one are left alone
+    ids: tuple[str, ...],
 ):
     "Mark all but one row of each repeated id as bad, independent of the order of the files."
     con, some = intake.con, "bad IS NULL AND " + " AND ".join(f"{c} IS NOT NULL" for c in ids)
-    key, names = f"hash({', '.join(ids)})", ", ".join(f.name for f in intake.fields if f.name in intake.present)
-    con.execute(f"CREATE TEMP TABLE twice AS SELECT {key} AS h FROM rows WHERE {some} GROUP BY 1 HAVING count(*) > 1")
-    if con.execute("SELECT count(*) FROM twice").fetchone()[0] == 0: return
+    key, names = (
+        f"hash({', '.join(ids)})",
+        ", ".join(f.name for f in intake.fields if f.name in intake.present),
+    )
+    con.execute(
+        f"CREATE TEMP TABLE twice AS SELECT {key} AS h FROM rows WHERE {some} GROUP BY 1 HAVING count(*) > 1"
+    )
+    if con.execute("SELECT count(*) FROM twice").fetchone()[0] == 0:
+        return
     suspect = f"{some} AND {key} IN (SELECT h FROM twice)"
-    again = " UNION ALL BY NAME ".join(f"(SELECT * FROM ({insert_sql(*t, intake.fields, intake.rules, True)}) WHERE {suspect})"
-                               for t in intake.taken)
+    again = " UNION ALL BY NAME ".join(
+        f"(SELECT * FROM ({insert_sql(*t, intake.fields, intake.rules, True)}) WHERE {suspect})"
+        for t in intake.taken
+    )
     nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, place)"
     con.execute(f"CREATE TEMP TABLE again AS SELECT *, {nth} AS nth FROM ({again})")
     con.execute(f"DELETE FROM rows WHERE {suspect}")
@@ -500,8 +757,8 @@ def drop_repeats(
 
 # %% ../../nbs/telemetry/10_requests.ipynb #ad53157f
 def find_lines(
-    src: Source,          # a text file
-    keys: set[str],       # row texts, as its `key`
+    src: Source,  # a text file
+    keys: set[str],  # row texts, as its `key`
 ) -> dict[str, list[int]]:  # the lines on which each stands
     "Line numbers of rows, by their text."
     out: dict[str, list[int]] = {}
@@ -509,33 +766,51 @@ def find_lines(
     with _open(src.path) as f:
         for n, line in enumerate(f, 1):
             line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if n == 1: line = line.removeprefix(b"\xef\xbb\xbf")
-            if sep and b'"' in line: key = "\x1f".join(next(csv.reader([line.decode("utf-8", "replace")], delimiter=src.sep)))
-            else: key = (line.replace(sep, b"\x1f") if sep else line).decode("utf-8", "replace")
-            if key in keys: out.setdefault(key, []).append(n)
+            if n == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if sep and b'"' in line:
+                key = "\x1f".join(
+                    next(csv.reader([line.decode("utf-8", "replace")], delimiter=src.sep))
+                )
+            else:
+                key = (line.replace(sep, b"\x1f") if sep else line).decode("utf-8", "replace")
+            if key in keys:
+                out.setdefault(key, []).append(n)
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #fddbd1f5
 def visible(text: str | None) -> str | None:
     "Control characters as escapes."
-    if text is None or text.isprintable(): return text
+    if text is None or text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
+
 def bad_rows(
-    intake: Intake,       # all rows are in and judged
-) -> pd.DataFrame:        # file, line, column, reason, raw: sorted by file and line
+    intake: Intake,  # all rows are in and judged
+) -> pd.DataFrame:  # file, line, column, reason, raw: sorted by file and line
     "Every bad row with its place."
-    bad = [(f, b, *json.loads(p)) for f, b, p in intake.con.execute("SELECT file, bad, place FROM rows WHERE bad IS NOT NULL").fetchall()]
+    bad = [
+        (f, b, *json.loads(p))
+        for f, b, p in intake.con.execute(
+            "SELECT file, bad, place FROM rows WHERE bad IS NOT NULL"
+        ).fetchall()
+    ]
     line = [None if n is None else int(n) for _, _, n, _, _ in bad]
     for src, number, _ in intake.taken:
         seek = [i for i, b in enumerate(bad) if b[0] == number and line[i] is None]
-        if not seek: continue
+        if not seek:
+            continue
         found = find_lines(src, {bad[i][3] for i in seek})
         for i in seek:
             at = found.get(bad[i][3]) or [None]
             line[i] = at.pop() if len(at) > 1 else at[0]
     kinds = {f.name: f for f in intake.fields}
-    rows = [(f, n, c, why or number_fault(kinds[c], raw), raw) for (f, b, _, _, raw), n in zip(bad, line) for c, why, _ in [intake.rules[b]]]
+    rows = [
+        (f, n, c, why or number_fault(kinds[c], raw), raw)
+        for (f, b, _, _, raw), n in zip(bad, line)
+        for c, why, _ in [intake.rules[b]]
+    ]
     rows += [(f, n, "line", why, text) for f, n, why, text in intake.lines]
     rows = [(*r[:4], visible(r[4])) for r in sorted(rows, key=lambda r: (r[0], r[1] or 0))]
     out = pd.DataFrame(rows, columns=["file", "line", "column", "reason", "raw"])
@@ -544,64 +819,86 @@ def bad_rows(
 
 # %% ../../nbs/telemetry/10_requests.ipynb #fa556dea
 def settle(
-    intake: Intake,       # all files are in
-    ids: tuple[str, ...], # columns that must be unique together
-    max_bad: float,       # share of bad rows that is tolerated, 0..1
-    quarantine: str | Path | None, # where bad rows are written; None: the system's folder for temporary files
-    sha256: str,          # hash of the input, names the default quarantine file
-) -> tuple[int, Path | None]:      # number of bad rows; the file they are in
+    intake: Intake,  # all files are in
+    ids: tuple[str, ...],  # columns that must be unique together
+    max_bad: float,  # share of bad rows that is tolerated, 0..1
+    # where bad rows are written; None: the system's folder for temporary files
+    quarantine: str | Path | None,
+    sha256: str,  # hash of the input, names the default quarantine file
+) -> tuple[int, Path | None]:  # number of bad rows; the file they are in
     "Finish a load. BadRows beyond `max_bad`; ValueError where there is no row at all."
     if not intake.rows_in + intake.skipped:
-        raise ValueError(f"{', '.join(map(str, intake.files[:3]))}: empty; a header and at least one row are needed")
-    if set(ids) <= intake.present: drop_repeats(intake, ids)
-    kept, n = intake.con.execute("SELECT count(*) FILTER (bad IS NULL), count(*) FILTER (bad IS NOT NULL) FROM rows").fetchone()
+        raise ValueError(
+            f"{', '.join(map(str, intake.files[:3]))}: empty; a header and at least one row are needed"
+        )
+    if set(ids) <= intake.present:
+        drop_repeats(intake, ids)
+    kept, n = intake.con.execute(
+        "SELECT count(*) FILTER (bad IS NULL), count(*) FILTER (bad IS NOT NULL) FROM rows"
+    ).fetchone()
     n += len(intake.lines)
-    if kept + n != intake.rows_in: raise RuntimeError(f"{intake.rows_in} rows came in, {kept} + {n} are accounted for")
-    if not n: return 0, None
-    path = Path(quarantine or Path(tempfile.gettempdir())/f"arcpoint_quarantine_{sha256[:16]}.csv")
+    if kept + n != intake.rows_in:
+        raise RuntimeError(f"{intake.rows_in} rows came in, {kept} + {n} are accounted for")
+    if not n:
+        return 0, None
+    path = Path(
+        quarantine or Path(tempfile.gettempdir()) / f"arcpoint_quarantine_{sha256[:16]}.csv"
+    )
     bad = bad_rows(intake)
     bad.to_csv(path, index=False)
-    if n > max_bad*intake.rows_in:
+    if n > max_bad * intake.rows_in:
         first = bad.head().astype(object).where(bad.head().notna(), None)
         raise BadRows(intake.rows_in, n, max_bad, path, [tuple(r) for r in first.to_numpy()])
     return n, path
 
 # %% ../../nbs/telemetry/10_requests.ipynb #f37144ba
 def find_files(
-    path: str | Path | list,   # a file, a glob, or a list of those
-) -> list[Path]:               # the files, each once, sorted within each glob
+    path: str | Path | list,  # a file, a glob, or a list of those
+) -> list[Path]:  # the files, each once, sorted within each glob
     "FileNotFoundError where a name matches nothing."
     out: dict[Path, None] = {}
-    for p in (path if isinstance(path, (list, tuple)) else [path]):
-        found = [Path(p)] if Path(p).is_file() else [Path(q) for q in sorted(glob(str(p), recursive=True)) if Path(q).is_file()]
-        if not found: raise FileNotFoundError(f"{p}: no such file, and no file matches it as a pattern")
+    for p in path if isinstance(path, (list, tuple)) else [path]:
+        found = (
+            [Path(p)]
+            if Path(p).is_file()
+            else [Path(q) for q in sorted(glob(str(p), recursive=True)) if Path(q).is_file()]
+        )
+        if not found:
+            raise FileNotFoundError(f"{p}: no such file, and no file matches it as a pattern")
         out |= dict.fromkeys(found)
     return list(out)
+
 
 def hash_files(files: list[Path]) -> str:
     "SHA-256 of one file, or of the hashes of several in their order."
     hashes = []
     for p in files:
-        with open(p, "rb") as f: hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
+        with open(p, "rb") as f:
+            hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 # %% ../../nbs/telemetry/10_requests.ipynb #8cbb0764
 def read_files(
-    files: list[Path],                 # what to read
-    fields: tuple[Field, ...],         # canonical fields
-    columns: dict | None,              # canonical -> source column; None as a source: leave it out
-    preset,                            # as in `PRESETS`, or None
-    now: float | None,                 # the present, s since the epoch
-    memory: str,                       # DuckDB's memory limit
-) -> Intake:                           # all rows in and judged
+    files: list[Path],  # what to read
+    fields: tuple[Field, ...],  # canonical fields
+    columns: dict | None,  # canonical -> source column; None as a source: leave it out
+    preset,  # as in `PRESETS`, or None
+    now: float | None,  # the present, s since the epoch
+    memory: str,  # DuckDB's memory limit
+) -> Intake:  # all rows in and judged
     "Read all files into one table. ValueError on unknown canonical names."
     known = [f.name for f in fields]
     if strange := set(columns or {}) - set(known):
-        raise ValueError(f"columns: unknown canonical name {sorted(strange)[0]!r}; known: {', '.join(known)}")
+        raise ValueError(
+            f"columns: unknown canonical name {sorted(strange)[0]!r}; known: {', '.join(known)}"
+        )
     intake = Intake(fields, rules_for(fields, now), memory)
     try:
-        for p in files: take(intake, p, columns or {}, preset)
-    except BaseException: intake.close(); raise
+        for p in files:
+            take(intake, p, columns or {}, preset)
+    except BaseException:
+        intake.close()
+        raise
     return intake
 
 # %% ../../nbs/telemetry/10_requests.ipynb #4b1a7639
@@ -609,8 +906,10 @@ EVENTS_SQL = """SELECT backend, ts, ok, tokens_in, tokens_out, ts + coalesce(us,
     CASE WHEN ok OR error = 'timeout' THEN us END AS lat
     FROM (SELECT *, floor(latency_ms * 1000 + 0.5)::BIGINT AS us FROM log)"""
 
-BUCKET_SQL = ("(floor(log2(greatest(lat, 16)))::BIGINT * 16 + "
-              "((greatest(lat, 16) >> (floor(log2(greatest(lat, 16)))::BIGINT - 4)) & 15))")
+BUCKET_SQL = (
+    "(floor(log2(greatest(lat, 16)))::BIGINT * 16 + "
+    "((greatest(lat, 16) >> (floor(log2(greatest(lat, 16)))::BIGINT - 4)) & 15))"
+)
 
 STEPS_SQL = """WITH ev AS NOT MATERIALIZED ({events}),
     sums AS (SELECT backend, ended // {us} AS k, count(*) AS n, count(*) FILTER (NOT ok) AS n_err, count(lat) AS n_lat,
@@ -627,19 +926,25 @@ STEPS_SQL = """WITH ev AS NOT MATERIALIZED ({events}),
 
 # %% ../../nbs/telemetry/10_requests.ipynb #b45ce2c2
 def fold_hist(
-    con: duckdb.DuckDBPyConnection,    # holds the view `log`
-    grid: pd.DataFrame,                # the steps, sorted by (start_s, backend)
-    step_s: int,                       # length of a step, s
-    block: int = 4_000_000,            # rows and twice the steps at a time: bounds memory and the size of a key
-) -> list[dict[int, int]]:             # bucket -> count, for each row of the grid
+    con: duckdb.DuckDBPyConnection,  # holds the view `log`
+    grid: pd.DataFrame,  # the steps, sorted by (start_s, backend)
+    step_s: int,  # length of a step, s
+    # rows and twice the steps at a time: bounds memory and the size of a key
+    block: int = 4_000_000,
+) -> list[dict[int, int]]:  # bucket -> count, for each row of the grid
     "Latency histograms of all steps."
     out: list[dict[int, int]] = [{} for _ in range(len(grid))]
-    con.register("grid_", pd.DataFrame({"backend": grid.backend, "k": grid.start_s//step_s, "g": np.arange(len(grid))}))
-    part = np.cumsum(grid.n.to_numpy() + 2)//block
+    con.register(
+        "grid_",
+        pd.DataFrame(
+            {"backend": grid.backend, "k": grid.start_s // step_s, "g": np.arange(len(grid))}
+        ),
+    )
+    part = np.cumsum(grid.n.to_numpy() + 2) // block
     for p in np.unique(part):
         lo, hi = np.searchsorted(part, [p, p + 1])
         keys = con.execute(f"""SELECT ((g - {lo}) * 1024 + {BUCKET_SQL})::INTEGER AS key FROM ({EVENTS_SQL}) AS ev JOIN grid_
-            ON grid_.backend = ev.backend AND grid_.k = ev.ended // {step_s*10**6}
+            ON grid_.backend = ev.backend AND grid_.k = ev.ended // {step_s * 10**6}
             WHERE lat IS NOT NULL AND g >= {lo} AND g < {hi}""").fetchnumpy()["key"]
         keys, counts = np.unique(np.asarray(keys, dtype=np.int32), return_counts=True)
         cuts = np.flatnonzero(np.diff(keys >> 10, prepend=-1)).tolist()
@@ -649,20 +954,30 @@ def fold_hist(
     return out
 
 # %% ../../nbs/telemetry/10_requests.ipynb #209ee9df
-MAX_STEPS = 20_000_000                 # more steps than this are a mistake
+MAX_STEPS = 20_000_000  # more steps than this are a mistake
+
 
 def fold_steps(
-    con: duckdb.DuckDBPyConnection,    # holds the view `log`
-    step_s: int,                       # length of a step, whole s
-) -> pd.DataFrame:                     # one row per backend and step, sorted by (start_s, backend)
-    "Requests to steps. ValueError on a step that is no whole number of seconds, or far too many steps."
-    if step_s != int(step_s) or step_s < 1: raise ValueError(f"step_s must be a whole number of seconds, 1 or more, got {step_s!r}")
-    step_s = int(step_s); us = step_s*10**6
-    cells, a, b = con.execute(f"""SELECT sum(b // {us} - a // {us} + 1), min(a) / 1e6, max(b) / 1e6 FROM (
+    con: duckdb.DuckDBPyConnection,  # holds the view `log`
+    step_s: int,  # length of a step, whole s
+) -> pd.DataFrame:  # one row per backend and step, sorted by (start_s, backend)
+    """Requests to steps.
+
+    ValueError on a step that is no whole number of seconds, or far too many steps.
+    """
+    if step_s != int(step_s) or step_s < 1:
+        raise ValueError(f"step_s must be a whole number of seconds, 1 or more, got {step_s!r}")
+    step_s = int(step_s)
+    us = step_s * 10**6
+    cells, a, b = (
+        con.execute(f"""SELECT sum(b // {us} - a // {us} + 1), min(a) / 1e6, max(b) / 1e6 FROM (
         SELECT min(ts) AS a, max(ts) AS b FROM log GROUP BY backend)""").fetchone()
+    )
     if cells and cells > MAX_STEPS:
-        raise ValueError(f"{cells} steps of {step_s} s between {a:.0f} and {b:.0f} s since the epoch: check the times "
-                         "at both ends of the log, or ask for longer steps (step_s)")
+        raise ValueError(
+            f"{cells} steps of {step_s} s between {a:.0f} and {b:.0f} s since the epoch: check the times "
+            "at both ends of the log, or ask for longer steps (step_s)"
+        )
     out = con.execute(STEPS_SQL.format(events=EVENTS_SQL, us=us, step_s=step_s)).df()
     out["backend"] = out.backend.astype(object)
     out["oldest_ms"] = out.oldest_ms.astype(object).where(out.in_flight > 0, None)
@@ -671,110 +986,229 @@ def fold_steps(
 
 # %% ../../nbs/telemetry/10_requests.ipynb #0004fb3b
 class RequestLog:
-    "A validated request log. `rows_in == rows + quarantined`, always; `skipped` rows are no requests to a backend."
+    """A validated request log.
+
+    `rows_in == rows + quarantined`, always; `skipped` rows are no requests to a backend.
+    """
+
     def __init__(self, intake: Intake, quarantined: int, quarantine_path: Path | None, sha256: str):
-        self.rows_in, self.quarantined, self.quarantine_path = intake.rows_in, quarantined, quarantine_path
-        self.skipped, self.sha256, self.files, self._intake, self.con = intake.skipped, sha256, intake.files, intake, intake.con
+        self.rows_in, self.quarantined, self.quarantine_path = (
+            intake.rows_in,
+            quarantined,
+            quarantine_path,
+        )
+        self.skipped, self.sha256, self.files, self._intake, self.con = (
+            intake.skipped,
+            sha256,
+            intake.files,
+            intake,
+            intake.con,
+        )
         intake.view_good()
-        filled = self.con.execute(f"SELECT {', '.join(f'count({f.name})' for f in intake.fields)} FROM good").fetchone()
+        filled = self.con.execute(
+            f"SELECT {', '.join(f'count({f.name})' for f in intake.fields)} FROM good"
+        ).fetchone()
         self.columns = [f.name for f, n in zip(intake.fields, filled) if n or f.required]
-        self.con.execute("CREATE VIEW log AS SELECT * REPLACE (coalesce(ok, error IS NULL) AS ok) FROM good")
-        self.rows, a, b = self.con.execute(f"SELECT count(*), min(ts) / 1e6, max(ended) / 1e6 FROM ({EVENTS_SQL})").fetchone()
-        self.start_s, self.end_s, self.span_s = a, b, (b - a if self.rows else 0.)
-        self.backends = [r[0] for r in self.con.execute("SELECT DISTINCT backend FROM log ORDER BY 1").fetchall()]
+        self.con.execute(
+            "CREATE VIEW log AS SELECT * REPLACE (coalesce(ok, error IS NULL) AS ok) FROM good"
+        )
+        self.rows, a, b = self.con.execute(
+            f"SELECT count(*), min(ts) / 1e6, max(ended) / 1e6 FROM ({EVENTS_SQL})"
+        ).fetchone()
+        self.start_s, self.end_s, self.span_s = a, b, (b - a if self.rows else 0.0)
+        self.backends = [
+            r[0] for r in self.con.execute("SELECT DISTINCT backend FROM log ORDER BY 1").fetchall()
+        ]
 
     def df(self, columns: list[str] | None = None, limit: int | None = None) -> pd.DataFrame:
-        "Rows sorted by time, `ts` in UTC: the columns that the files had, and `ok`. ValueError on unknown columns."
+        """Rows sorted by time, `ts` in UTC: the columns that the files had, and `ok`. ValueError on
+        unknown columns.
+        """
         names = columns or list(dict.fromkeys([*self.columns, "ok"]))
         every = [f.name for f in REQUEST_FIELDS]
-        if strange := set(names) - set(every): raise ValueError(f"unknown column {sorted(strange)[0]!r}; known: {', '.join(every)}")
-        out = self.con.execute(f"""SELECT {', '.join(names)} FROM log ORDER BY {', '.join('log.' + c for c in every)}
-            {f'LIMIT {int(limit)}' if limit is not None else ''}""").df()
-        if "ts" in out: out["ts"] = pd.to_datetime(out.ts, unit="us", utc=True)
-        for c in {"tokens_in", "tokens_out"} & set(names): out[c] = out[c].astype("Int64")
+        if strange := set(names) - set(every):
+            raise ValueError(f"unknown column {sorted(strange)[0]!r}; known: {', '.join(every)}")
+        out = self.con.execute(f"""SELECT {", ".join(names)} FROM log ORDER BY {", ".join("log." + c for c in every)}
+            {f"LIMIT {int(limit)}" if limit is not None else ""}""").df()
+        if "ts" in out:
+            out["ts"] = pd.to_datetime(out.ts, unit="us", utc=True)
+        for c in {"tokens_in", "tokens_out"} & set(names):
+            out[c] = out[c].astype("Int64")
         return out
 
-    def steps(self, step_s: int = 60) -> pd.DataFrame: return fold_steps(self.con, step_s)
-    def close(self): self._intake.close()
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.close()
-    def __repr__(self): return f"RequestLog({self.rows} rows, {len(self.backends)} backends, {self.span_s:.0f} s, {self.quarantined} quarantined)"
-    def _repr_html_(self) -> str: return summary_html(self, ["rows_in", "rows", "quarantined", "skipped", "span_s", "sha256"])
+    def steps(self, step_s: int = 60) -> pd.DataFrame:
+        return fold_steps(self.con, step_s)
+
+    def close(self):
+        self._intake.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __repr__(self):
+        return f"RequestLog({self.rows} rows, {len(self.backends)} backends, {self.span_s:.0f} s, {self.quarantined} quarantined)"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self, ["rows_in", "rows", "quarantined", "skipped", "span_s", "sha256"])
+
 
 def summary_html(x, names: list[str]) -> str:
     "A small table of attributes and the first backends."
-    cells = [(n, getattr(x, n)) for n in names] + [("backends", ", ".join(x.backends[:8]) + (" …" if len(x.backends) > 8 else ""))]
-    return "<table>" + "".join(f"<tr><th>{escape(n)}</th><td>{escape(str(v))}</td></tr>" for n, v in cells) + "</table>"
+    cells = [(n, getattr(x, n)) for n in names] + [
+        ("backends", ", ".join(x.backends[:8]) + (" …" if len(x.backends) > 8 else ""))
+    ]
+    return (
+        "<table>"
+        + "".join(f"<tr><th>{escape(n)}</th><td>{escape(str(v))}</td></tr>" for n, v in cells)
+        + "</table>"
+    )
 
 # %% ../../nbs/telemetry/10_requests.ipynb #5e5a54b1
 def load_requests(
-    path: str | Path | list,           # CSV, JSON lines or Parquet, plain or .gz; a name, a glob or a list of those
-    columns: dict[str, str | None] | None = None,   # canonical -> source column; None as a source: leave it out
-    preset: str | None = None,         # "litellm" or "otel"
+    # CSV, JSON lines or Parquet, plain or .gz; a name, a glob or a list of those
+    path: str | Path | list,
+    # canonical -> source column; None as a source: leave it out
+    columns: dict[str, str | None] | None = None,
+    preset: str | None = None,  # "litellm" or "otel"
     *,
-    now: float | None = None,          # the present, s since the epoch: later rows are bad; None: no such check
-    max_bad: float = .01,              # share of bad rows that is tolerated, 0..1
-    quarantine: str | Path | None = None,   # where bad rows are written; None: a file among the temporary ones
-    memory: str = "256MB",             # DuckDB's memory limit; beyond it spills to disk
+    # the present, s since the epoch: later rows are bad; None: no such check
+    now: float | None = None,
+    max_bad: float = 0.01,  # share of bad rows that is tolerated, 0..1
+    # where bad rows are written; None: a file among the temporary ones
+    quarantine: str | Path | None = None,
+    memory: str = "256MB",  # DuckDB's memory limit; beyond it spills to disk
 ) -> RequestLog:
-    "Load and validate a request log. BadRows beyond `max_bad`; ValueError says what is missing or unknown."
-    if preset is not None and preset not in PRESETS: raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    if not 0 <= max_bad <= 1: raise ValueError(f"max_bad is a share between 0 and 1, got {max_bad!r}")
-    files = find_files(path); sha = hash_files(files)
+    """Load and validate a request log.
+
+    BadRows beyond `max_bad`; ValueError says what is missing or unknown.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"max_bad is a share between 0 and 1, got {max_bad!r}")
+    files = find_files(path)
+    sha = hash_files(files)
     intake = read_files(files, REQUEST_FIELDS, columns, PRESETS.get(preset), now, memory)
-    try: return RequestLog(intake, *settle(intake, ("request_id",), max_bad, quarantine, sha), sha)
-    except BaseException: intake.close(); raise
+    try:
+        return RequestLog(intake, *settle(intake, ("request_id",), max_bad, quarantine, sha), sha)
+    except BaseException:
+        intake.close()
+        raise
 
 # %% ../../nbs/telemetry/10_requests.ipynb #64ca6bc8
 def _petshop(get: Callable[[str], str]) -> dict[str, str]:
     "The long form that `unfold` writes, in canonical units."
-    def ms(c): return NONE if get(c) == NONE else f"coalesce((try_cast({get(c)} AS DOUBLE) * 1e3)::VARCHAR, {get(c)})"
+
+    def ms(c):
+        return (
+            NONE
+            if get(c) == NONE
+            else f"coalesce((try_cast({get(c)} AS DOUBLE) * 1e3)::VARCHAR, {get(c)})"
+        )
+
     up = get("availability.Average")
-    rate = NONE if up == NONE else f"coalesce(round(1 - try_cast({up} AS DOUBLE) / 100, 9)::VARCHAR, {up})"
-    return {"ts": get("time"), "backend": get("service"), "requests": f"coalesce({get('requests.Sum')}, '0')", "latency_ms": ms("latency.Average"),
-            "p50_ms": ms("latency.p50"), "p90_ms": ms("latency.p90"), "p99_ms": ms("latency.p99"), "error_rate": rate}
+    rate = (
+        NONE
+        if up == NONE
+        else f"coalesce(round(1 - try_cast({up} AS DOUBLE) / 100, 9)::VARCHAR, {up})"
+    )
+    return {
+        "ts": get("time"),
+        "backend": get("service"),
+        "requests": f"coalesce({get('requests.Sum')}, '0')",
+        "latency_ms": ms("latency.Average"),
+        "p50_ms": ms("latency.p50"),
+        "p90_ms": ms("latency.p90"),
+        "p99_ms": ms("latency.p99"),
+        "error_rate": rate,
+    }
+
 
 TELEMETRY_PRESETS = {"petshop": (_petshop, ("service", "requests.Sum", "latency.Average"))}
 
+
 def unfold(
-    path: Path,           # a wide CSV with three header rows: service, metric, statistic
-    out: Path,            # long CSV: line, time, service, metric.statistic, ...
-) -> list[tuple[int, str, str]]:   # (line, reason, text) of lines that are no rows
+    path: Path,  # a wide CSV with three header rows: service, metric, statistic
+    out: Path,  # long CSV: line, time, service, metric.statistic, ...
+) -> list[tuple[int, str, str]]:  # (line, reason, text) of lines that are no rows
     "Wide to long, one row per line and service; a service without any value in a line gives none."
-    with _open(path) as f: lines = f.read().decode("utf-8-sig", "replace").split("\n")
+    with _open(path) as f:
+        lines = f.read().decode("utf-8-sig", "replace").split("\n")
     rows = [next(csv.reader([s.rstrip("\r")]), []) for s in lines]
-    if len(rows) < 4: raise ValueError(f"{path}: the petshop layout has three header rows (service, metric, statistic) and data below")
+    if len(rows) < 4:
+        raise ValueError(
+            f"{path}: the petshop layout has three header rows (service, metric, statistic) and data below"
+        )
     stats = [f"{m}.{s}" for m, s in zip(rows[1][1:], rows[2][1:])]
     names, groups, bad = list(dict.fromkeys(stats)), defaultdict(dict), []
-    for i, (s, k) in enumerate(zip(rows[0][1:], stats), 1): groups[s][k] = i
+    for i, (s, k) in enumerate(zip(rows[0][1:], stats), 1):
+        groups[s][k] = i
     with open(out, "w", newline="", encoding="utf-8") as g:
         w = csv.writer(g, lineterminator="\n")
         w.writerow([LINE, "time", "service", *names])
         for n, row in enumerate(rows[3:], 4):
-            if not any(row[1:]) and (n == 4 or not any(row)): continue
-            if len(row) != len(rows[0]): bad.append((n, f"has {len(row)} columns instead of {len(rows[0])}", ",".join(row))); continue
+            if not any(row[1:]) and (n == 4 or not any(row)):
+                continue
+            if len(row) != len(rows[0]):
+                bad.append((n, f"has {len(row)} columns instead of {len(rows[0])}", ",".join(row)))
+                continue
             for s, at in groups.items():
                 cells = [row[at[k]] if k in at else "" for k in names]
-                if any(cells): w.writerow([n, row[0], s, *cells])
+                if any(cells):
+                    w.writerow([n, row[0], s, *cells])
     return bad
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e6299c4d
 class Telemetry:
-    "Validated per-backend series. `frame` holds the rows, `steps()` the steps that forecasts are made of."
-    def __init__(self, frame: pd.DataFrame, rows_in: int, quarantined: int, quarantine_path: Path | None, sha256: str, step_s: int | None, edges):
-        self.frame, self.rows_in, self.rows, self.quarantined, self.quarantine_path = frame, rows_in, len(frame), quarantined, quarantine_path
+    """Validated per-backend series.
+
+    `frame` holds the rows, `steps()` the steps that forecasts are made of.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        rows_in: int,
+        quarantined: int,
+        quarantine_path: Path | None,
+        sha256: str,
+        step_s: int | None,
+        edges,
+    ):
+        self.frame, self.rows_in, self.rows, self.quarantined, self.quarantine_path = (
+            frame,
+            rows_in,
+            len(frame),
+            quarantined,
+            quarantine_path,
+        )
         self.sha256, self.edges, self.step_s = sha256, edges, step_s or detect_step_s(frame)
         self.backends = sorted(frame.backend.unique())
-        self.span_s = float((frame.ts.max() - frame.ts.min()).total_seconds()) + self.step_s if len(frame) else 0.
+        self.span_s = (
+            float((frame.ts.max() - frame.ts.min()).total_seconds()) + self.step_s
+            if len(frame)
+            else 0.0
+        )
 
-    def steps(self) -> pd.DataFrame: return telemetry_steps(self.frame, self.step_s)
-    def __repr__(self): return f"Telemetry({self.rows} rows, {len(self.backends)} backends, steps of {self.step_s} s, {self.quarantined} quarantined)"
-    def _repr_html_(self) -> str: return summary_html(self, ["rows_in", "rows", "quarantined", "step_s", "span_s", "sha256"])
+    def steps(self) -> pd.DataFrame:
+        return telemetry_steps(self.frame, self.step_s)
+
+    def __repr__(self):
+        return f"Telemetry({self.rows} rows, {len(self.backends)} backends, steps of {self.step_s} s, {self.quarantined} quarantined)"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self, ["rows_in", "rows", "quarantined", "step_s", "span_s", "sha256"])
+
 
 def detect_step_s(
     frame: pd.DataFrame,  # ts, backend
-) -> int:                 # length of a step, whole s
-    "The commonest distance between neighbouring rows of a backend (ties: the shortest); 60 where nothing can be compared."
+) -> int:  # length of a step, whole s
+    """The commonest distance between neighbouring rows of a backend (ties: the shortest); 60 where
+    nothing can be compared.
+    """
     d = frame.sort_values("ts").groupby("backend").ts.diff().dt.total_seconds().round()
     d = d[d >= 1].astype(int).value_counts()
     return int(d[d == d.max()].index.min()) if len(d) else 60
@@ -783,62 +1217,113 @@ def detect_step_s(
 ADDED = ("n", "n_err", "n_lat", "latency_us", "weighted")
 QUANTILES = ("p50_ms", "p90_ms", "p99_ms")
 
+
 def telemetry_steps(
     frame: pd.DataFrame,  # rows of `Telemetry.frame`
-    step_s: int,          # length of a step, s
-) -> pd.DataFrame:        # columns as from RequestLog.steps, and mean_ms, p50_ms, p90_ms, p99_ms
-    "Series to steps, every step between a backend's first and last. In-flight counts are not known: None."
-    start = frame.ts.astype("datetime64[us, UTC]").astype("int64")//(step_s*10**6)*step_s
-    f = pd.DataFrame({"backend": frame.backend, "start_s": start, "n": np.floor(frame.requests + .5)})
-    f["n_err"] = np.floor(frame.requests*frame.error_rate.fillna(0.) + .5)
-    f["n_lat"] = np.maximum(f.n, 1)*frame.latency_ms.notna()
-    f["weighted"] = frame.latency_ms.fillna(0.)*f.n_lat
-    f["latency_us"] = np.floor(f.weighted*1000. + .5)
+    step_s: int,  # length of a step, s
+) -> pd.DataFrame:  # columns as from RequestLog.steps, and mean_ms, p50_ms, p90_ms, p99_ms
+    """Series to steps, every step between a backend's first and last.
+
+    In-flight counts are not known: None.
+    """
+    start = frame.ts.astype("datetime64[us, UTC]").astype("int64") // (step_s * 10**6) * step_s
+    f = pd.DataFrame(
+        {"backend": frame.backend, "start_s": start, "n": np.floor(frame.requests + 0.5)}
+    )
+    f["n_err"] = np.floor(frame.requests * frame.error_rate.fillna(0.0) + 0.5)
+    f["n_lat"] = np.maximum(f.n, 1) * frame.latency_ms.notna()
+    f["weighted"] = frame.latency_ms.fillna(0.0) * f.n_lat
+    f["latency_us"] = np.floor(f.weighted * 1000.0 + 0.5)
     f["only_ms"] = frame.latency_ms.where(~f.duplicated(["backend", "start_s"], keep=False))
-    for q in QUANTILES: f[q] = frame[q]
-    s = f.groupby(["backend", "start_s"]).agg({c: "sum" for c in ADDED} | {q: "max" for q in (*QUANTILES, "only_ms")})
-    s["mean_ms"] = s.only_ms.fillna(s.weighted/s.n_lat.where(s.n_lat > 0))
-    full = [(b, t) for b, g in f.groupby("backend").start_s for t in range(int(g.min()), int(g.max()) + 1, step_s)]
+    for q in QUANTILES:
+        f[q] = frame[q]
+    s = f.groupby(["backend", "start_s"]).agg(
+        {c: "sum" for c in ADDED} | {q: "max" for q in (*QUANTILES, "only_ms")}
+    )
+    s["mean_ms"] = s.only_ms.fillna(s.weighted / s.n_lat.where(s.n_lat > 0))
+    full = [
+        (b, t)
+        for b, g in f.groupby("backend").start_s
+        for t in range(int(g.min()), int(g.max()) + 1, step_s)
+    ]
     s = s.reindex(pd.MultiIndex.from_tuples(full, names=["backend", "start_s"])).reset_index()
-    for c in ADDED[:4]: s[c] = s[c].fillna(0).astype("int64")
-    s = s.assign(tokens_in=0, tokens_out=0, in_flight=None, oldest_ms=None, hist=[{} for _ in range(len(s))])
-    order = ["backend", "start_s", *ADDED[:4], "tokens_in", "tokens_out", "in_flight", "oldest_ms", "hist", "mean_ms", *QUANTILES]
+    for c in ADDED[:4]:
+        s[c] = s[c].fillna(0).astype("int64")
+    s = s.assign(
+        tokens_in=0, tokens_out=0, in_flight=None, oldest_ms=None, hist=[{} for _ in range(len(s))]
+    )
+    order = [
+        "backend",
+        "start_s",
+        *ADDED[:4],
+        "tokens_in",
+        "tokens_out",
+        "in_flight",
+        "oldest_ms",
+        "hist",
+        "mean_ms",
+        *QUANTILES,
+    ]
     return s[order].sort_values(["start_s", "backend"], ignore_index=True)
 
 # %% ../../nbs/telemetry/10_requests.ipynb #e4405845
 def load_edges(
-    path: str | Path,     # a CSV matrix of calls: first row and first column are names, 1 where the row calls the column
-) -> list[tuple[str, str]]:   # (caller, callee)
+    # a CSV matrix of calls: first row and first column are names, 1 where the row calls the column
+    path: str | Path,
+) -> list[tuple[str, str]]:  # (caller, callee)
     "Who calls whom. ValueError on a cell that is no number."
-    try: m = pd.read_csv(path, index_col=0).astype(float)
-    except ValueError as e: raise ValueError(f"{path}: a matrix of 0 and 1 with names in its first row and column is needed ({e})") from e
+    try:
+        m = pd.read_csv(path, index_col=0).astype(float)
+    except ValueError as e:
+        raise ValueError(
+            f"{path}: a matrix of 0 and 1 with names in its first row and column is needed ({e})"
+        ) from e
     return [(str(m.index[i]), str(m.columns[j])) for i, j in zip(*np.nonzero(m.to_numpy() > 0))]
 
+
 def load_telemetry(
-    path: str | Path | list,           # as for `load_requests`
-    preset: str | None = None,         # "petshop", or None: canonical columns, one row per backend and step
-    columns: dict[str, str | None] | None = None,   # canonical -> source column
+    path: str | Path | list,  # as for `load_requests`
+    # "petshop", or None: canonical columns, one row per backend and step
+    preset: str | None = None,
+    columns: dict[str, str | None] | None = None,  # canonical -> source column
     *,
-    graph: str | Path | None = None,   # CSV matrix of calls: rows call columns
-    step_s: int | None = None,         # length of a step, s; None: detected
-    now: float | None = None,          # the present, s since the epoch
-    max_bad: float = .01,              # share of bad rows that is tolerated, 0..1
-    quarantine: str | Path | None = None,   # where bad rows are written
-    memory: str = "256MB",             # DuckDB's memory limit
+    graph: str | Path | None = None,  # CSV matrix of calls: rows call columns
+    step_s: int | None = None,  # length of a step, s; None: detected
+    now: float | None = None,  # the present, s since the epoch
+    max_bad: float = 0.01,  # share of bad rows that is tolerated, 0..1
+    quarantine: str | Path | None = None,  # where bad rows are written
+    memory: str = "256MB",  # DuckDB's memory limit
 ) -> Telemetry:
-    "Load and validate per-backend series. BadRows beyond `max_bad`; a second row for the same (ts, backend) is bad."
-    if preset is not None and preset not in TELEMETRY_PRESETS: raise ValueError(f"unknown preset {preset!r}; known: {', '.join(TELEMETRY_PRESETS)}")
-    if not 0 <= max_bad <= 1: raise ValueError(f"max_bad is a share between 0 and 1, got {max_bad!r}")
-    files = find_files(path); sha = hash_files(files)
+    """Load and validate per-backend series.
+
+    BadRows beyond `max_bad`; a second row for the same (ts, backend) is bad.
+    """
+    if preset is not None and preset not in TELEMETRY_PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(TELEMETRY_PRESETS)}")
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"max_bad is a share between 0 and 1, got {max_bad!r}")
+    files = find_files(path)
+    sha = hash_files(files)
     with tempfile.TemporaryDirectory(prefix="arcpoint_") as tmp:
-        longs = [Path(tmp)/f"{i}.csv" for i in range(len(files))] if preset else files
-        lost = [(i, *x) for i, (p, q) in enumerate(zip(files, longs)) for x in unfold(p, q)] if preset else []
-        intake = read_files(longs, TELEMETRY_FIELDS, columns, TELEMETRY_PRESETS.get(preset), now, memory)
+        longs = [Path(tmp) / f"{i}.csv" for i in range(len(files))] if preset else files
+        lost = (
+            [(i, *x) for i, (p, q) in enumerate(zip(files, longs)) for x in unfold(p, q)]
+            if preset
+            else []
+        )
+        intake = read_files(
+            longs, TELEMETRY_FIELDS, columns, TELEMETRY_PRESETS.get(preset), now, memory
+        )
         try:
-            intake.lines += lost; intake.rows_in += len(lost); intake.files = files
+            intake.lines += lost
+            intake.rows_in += len(lost)
+            intake.files = files
             n, where = settle(intake, ("ts", "backend"), max_bad, quarantine, sha)
             intake.view_good()
             frame = intake.con.execute("SELECT * FROM good ORDER BY ts, backend").df()
-        finally: intake.close()
+        finally:
+            intake.close()
     frame["ts"] = pd.to_datetime(frame.ts, unit="us", utc=True)
-    return Telemetry(frame, intake.rows_in, n, where, sha, step_s, load_edges(graph) if graph else None)
+    return Telemetry(
+        frame, intake.rows_in, n, where, sha, step_s, load_edges(graph) if graph else None
+    )

@@ -17,84 +17,127 @@ import numpy as np
 import pandas as pd
 
 from .frames import STEP_COLUMNS, step_length_s
-from .requests import (PRESETS, TELEMETRY_PRESETS, RequestLog, Telemetry, find_files, load_requests,
-                                            load_telemetry)
+from arcpoint_ce.telemetry.requests import (
+    PRESETS,
+    TELEMETRY_PRESETS,
+    RequestLog,
+    Telemetry,
+    find_files,
+    load_requests,
+    load_telemetry,
+)
 from .traces import exercise_steps, sample_path
 
 # %% ../../nbs/telemetry/12a_source.ipynb #233df25f
 @dataclass(frozen=True)
 class StepSource:
     "A step table and where it came from."
-    name: str                          # "sample", "exercise", or the path as given
-    kind: str                          # "requests", "telemetry" or "exercise"
-    steps: pd.DataFrame                # one row per backend and step, sorted by time
-    step_s: int                        # length of a step, s
-    rows_in: int                       # rows read, good or bad
-    quarantined: int                   # of them bad: written to the quarantine file, not used
-    sha256: str                        # hash of the files read (of the steps, where they were generated)
-    synthetic: bool                    # whether a generator made it
-    quarantine_path: Path | None = None   # where the bad rows are; None: there were none
-    loaded: RequestLog | Telemetry | None = None   # the validated rows behind the steps
+
+    name: str  # "sample", "exercise", or the path as given
+    kind: str  # "requests", "telemetry" or "exercise"
+    steps: pd.DataFrame  # one row per backend and step, sorted by time
+    step_s: int  # length of a step, s
+    rows_in: int  # rows read, good or bad
+    quarantined: int  # of them bad: written to the quarantine file, not used
+    sha256: str  # hash of the files read (of the steps, where they were generated)
+    synthetic: bool  # whether a generator made it
+    quarantine_path: Path | None = None  # where the bad rows are; None: there were none
+    loaded: RequestLog | Telemetry | None = None  # the validated rows behind the steps
 
     @property
-    def backends(self) -> list[str]: return sorted(self.steps["backend"].unique())
+    def backends(self) -> list[str]:
+        return sorted(self.steps["backend"].unique())
 
     @property
-    def title(self) -> str:            # for headings: synthetic data is called synthetic
+    def title(self) -> str:  # for headings: synthetic data is called synthetic
         return f"{self.name} ({'synthetic' if self.synthetic else 'measured'} {self.kind})"
 
-    def facts(self) -> dict:           # for metrics.json
-        return dict(data=self.name, kind=self.kind, synthetic=self.synthetic, rows_in=self.rows_in, rows_quarantined=self.quarantined,
-                    data_sha256=self.sha256, step_s=self.step_s, n_steps=len(self.steps), n_backends=len(self.backends))
+    def facts(self) -> dict:  # for metrics.json
+        return dict(
+            data=self.name,
+            kind=self.kind,
+            synthetic=self.synthetic,
+            rows_in=self.rows_in,
+            rows_quarantined=self.quarantined,
+            data_sha256=self.sha256,
+            step_s=self.step_s,
+            n_steps=len(self.steps),
+            n_backends=len(self.backends),
+        )
 
     def _repr_html_(self) -> str:
-        return "<table>" + "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in self.facts().items()) + "</table>"
+        return (
+            "<table>"
+            + "".join(
+                f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
+                for k, v in self.facts().items()
+            )
+            + "</table>"
+        )
 
 # %% ../../nbs/telemetry/12a_source.ipynb #35f8a5bb
-def table_sha256(table: pd.DataFrame) -> str:   # 64 hex digits
+def table_sha256(table: pd.DataFrame) -> str:  # 64 hex digits
     "Hash of a step table's names, times, counts and sums."
     h = sha256("\0".join(table["backend"].astype(str)).encode())
     h.update(np.ascontiguousarray(table[["start_s", *STEP_COLUMNS]].to_numpy("int64")).tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/telemetry/12a_source.ipynb #37195faa
-SERIES = "telemetry"                   # preset name of canonical telemetry columns
+SERIES = "telemetry"  # preset name of canonical telemetry columns
+
 
 def kind_of(
-    paths: list[Path],                 # files that belong together
-    preset: str,                       # a preset of either loader, "telemetry", or empty: look at the columns
-    columns: Iterable[str] = (),       # canonical names that the caller has mapped
-) -> str:                              # "requests" or "telemetry"
+    paths: list[Path],  # files that belong together
+    preset: str,  # a preset of either loader, "telemetry", or empty: look at the columns
+    columns: Iterable[str] = (),  # canonical names that the caller has mapped
+) -> str:  # "requests" or "telemetry"
     "Which loader a file is for. ValueError on an unknown preset."
-    if preset == SERIES or preset in TELEMETRY_PRESETS: return "telemetry"
-    if preset in PRESETS: return "requests"
-    if preset: raise ValueError(f"unknown preset {preset!r}; known: {', '.join([SERIES, *TELEMETRY_PRESETS, *PRESETS])}")
-    try: names = duckdb.sql(f"SELECT * FROM '{str(paths[0]).replace(chr(39), chr(39)*2)}' LIMIT 0").columns
-    except duckdb.Error: names = []
+    if preset == SERIES or preset in TELEMETRY_PRESETS:
+        return "telemetry"
+    if preset in PRESETS:
+        return "requests"
+    if preset:
+        raise ValueError(
+            f"unknown preset {preset!r}; known: {', '.join([SERIES, *TELEMETRY_PRESETS, *PRESETS])}"
+        )
+    try:
+        names = duckdb.sql(
+            f"SELECT * FROM '{str(paths[0]).replace(chr(39), chr(39) * 2)}' LIMIT 0"
+        ).columns
+    except duckdb.Error:
+        names = []
     return "telemetry" if "requests" in {*names, *columns} else "requests"
 
 # %% ../../nbs/telemetry/12a_source.ipynb #a2cba99a
-def column_map(text: str) -> dict[str, str] | None:   # None: nothing to map
-    "Canonical -> source columns from text such as `ts:started,latency_ms:took`, for the command line. ValueError on anything else."
+def column_map(text: str) -> dict[str, str] | None:  # None: nothing to map
+    """Canonical -> source columns from text such as `ts:started,latency_ms:took`, for the command
+    line. ValueError on anything else.
+    """
     pairs = [p.partition(":") for p in text.split(",") if p.strip()]
     if bad := [a for a, colon, b in pairs if not (a.strip() and colon and b.strip())]:
-        raise ValueError(f"columns={text!r}: {bad[0]!r} lacks its column; write canonical:yours, as in ts:started,latency_ms:took")
+        raise ValueError(
+            f"columns={text!r}: {bad[0]!r} lacks its column; write canonical:yours, as in ts:started,latency_ms:took"
+        )
     return {a.strip(): b.strip() for a, _, b in pairs} or None
 
 # %% ../../nbs/telemetry/12a_source.ipynb #e9be51f3
 def load_steps(
-    data: str | Path = "sample",       # "sample", "exercise", or a path or glob of files
-    preset: str = "",                  # layout of the files; empty: canonical columns
+    data: str | Path = "sample",  # "sample", "exercise", or a path or glob of files
+    preset: str = "",  # layout of the files; empty: canonical columns
     *,
-    step_s: int | None = None,         # length of a step, s; None: 60 for a log, as detected for a series
-    columns: dict[str, str | None] | str | None = None,   # canonical -> source column; as text "ts:started,latency_ms:took"
-    max_bad: float = .01,              # share of bad rows that is tolerated, 0..1
-    quarantine: str | Path | None = None,   # where bad rows are written
-    n_minutes: int = 5000,             # length of the exercise, minutes
-    seed: int = 0,                     # seed of the exercise
-    memoryless: bool = False,          # the exercise with surges that keep no clock
+    step_s: int | None = None,  # length of a step, s; None: 60 for a log, as detected for a series
+    # canonical -> source column; as text "ts:started,latency_ms:took"
+    columns: dict[str, str | None] | str | None = None,
+    max_bad: float = 0.01,  # share of bad rows that is tolerated, 0..1
+    quarantine: str | Path | None = None,  # where bad rows are written
+    n_minutes: int = 5000,  # length of the exercise, minutes
+    seed: int = 0,  # seed of the exercise
+    memoryless: bool = False,  # the exercise with surges that keep no clock
 ) -> StepSource:
-    "Steps from a name or a path. ValueError on an unknown preset; the loaders' own errors pass through."
+    """Steps from a name or a path.
+
+    ValueError on an unknown preset; the loaders' own errors pass through.
+    """
     columns = column_map(columns) if isinstance(columns, str) else columns
     if data == "exercise":
         t = exercise_steps(n_minutes, seed, memoryless=memoryless)
@@ -102,8 +145,30 @@ def load_steps(
     path = sample_path() if data == "sample" else data
     kind = kind_of(find_files(path), preset, columns or ())
     more = dict(columns=columns, max_bad=max_bad, quarantine=quarantine)
-    if kind == "telemetry": x = load_telemetry(path, None if preset == SERIES else preset or None, step_s=step_s, **more); t = x.steps()
-    else: x = load_requests(path, preset=preset or None, **more); t = x.steps(step_s or 60)
-    if t.empty: raise ValueError(f"{path}: no usable row is left ({x.rows_in} read, {x.quarantined} quarantined)")
-    length = step_s or (step_length_s(t) if kind == "telemetry" and t["start_s"].nunique() > 1 else 60)
-    return StepSource(str(data), kind, t, length, x.rows_in, x.quarantined, x.sha256, data == "sample", x.quarantine_path, x)
+    if kind == "telemetry":
+        x = load_telemetry(
+            path, None if preset == SERIES else preset or None, step_s=step_s, **more
+        )
+        t = x.steps()
+    else:
+        x = load_requests(path, preset=preset or None, **more)
+        t = x.steps(step_s or 60)
+    if t.empty:
+        raise ValueError(
+            f"{path}: no usable row is left ({x.rows_in} read, {x.quarantined} quarantined)"
+        )
+    length = step_s or (
+        step_length_s(t) if kind == "telemetry" and t["start_s"].nunique() > 1 else 60
+    )
+    return StepSource(
+        str(data),
+        kind,
+        t,
+        length,
+        x.rows_in,
+        x.quarantined,
+        x.sha256,
+        data == "sample",
+        x.quarantine_path,
+        x,
+    )

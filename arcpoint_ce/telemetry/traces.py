@@ -28,76 +28,111 @@ REGISTRY = {
     "azure_conv_2023": dict(
         url=f"{RAW}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data/AzureLLMInferenceTrace_conv.csv",
         sha256="2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8",
-        licence="CC-BY-4.0", local="arrivals/azure_conv_2023.csv"),
+        licence="CC-BY-4.0",
+        local="arrivals/azure_conv_2023.csv",
+    ),
     "mooncake_conversation": dict(
         url=f"{RAW}/kvcache-ai/Mooncake/a2a4b18ac537fd798d50e6e9f57031ce86419a37/FAST25-release/traces/conversation_trace.jsonl",
         sha256="b8cbb061a85206d729d91cdc2981f43c9e0d99209dce588d3af5f7934408b9df",
-        licence="Apache-2.0", local="arrivals/mooncake_conversation.jsonl"),
+        licence="Apache-2.0",
+        local="arrivals/mooncake_conversation.jsonl",
+    ),
     "burstgpt_1": dict(
         url="https://media.githubusercontent.com/media/HPMLL/BurstGPT/5d93d820d9b6bee4e26914df003e5713538164ae/data/BurstGPT_1.csv",
         sha256="4bb3783693d0a435686fbfc885615d2349bd067239079fa4b749f2e679e12122",
-        licence="see https://github.com/HPMLL/BurstGPT", local="arrivals/burstgpt_1.csv"),
+        licence="see https://github.com/HPMLL/BurstGPT",
+        local="arrivals/burstgpt_1.csv",
+    ),
     "servegen_m_large_10min": dict(
-        url=None, source="https://github.com/alibaba/ServeGen (data/language/m-large, summed per 600 s)",
+        url=None,
+        source="https://github.com/alibaba/ServeGen (data/language/m-large, summed per 600 s)",
         sha256="f9ea75b1adf8f4fe4edf77cd61deefc23432d3ab12f5622ab0dbb3f374f15af4",
-        licence="Apache-2.0", local="arrivals/servegen_m_large_10min.csv"),
+        licence="Apache-2.0",
+        local="arrivals/servegen_m_large_10min.csv",
+    ),
     "petshop_low_traffic": dict(
         url=f"{PETSHOP}/noissue/metrics.csv",
         sha256="2b71704c2f02e4bf7fc3f5f792a8c5c0635bd5a2acfbaf2a6ab02a3de71aa469",
-        licence="CC-BY-4.0", local="telemetry/petshop_low_traffic/noissue/metrics.csv"),
+        licence="CC-BY-4.0",
+        local="telemetry/petshop_low_traffic/noissue/metrics.csv",
+    ),
     "petshop_low_traffic_graph": dict(
         url=f"{PETSHOP}/graph.csv",
         sha256="8b14487ad2d8c5c518e1012157ab0711ff14e712167310f4170b7118b6b9182b",
-        licence="CC-BY-4.0", local="telemetry/petshop_low_traffic/graph.csv"),
+        licence="CC-BY-4.0",
+        local="telemetry/petshop_low_traffic/graph.csv",
+    ),
 }
 
 # %% ../../nbs/telemetry/11_traces.ipynb #83014724
 class FetchError(OSError):
     "A data set could not be had. The message says what to put where."
 
+
 def _where_to_put(
-    name: str,          # data set, a key of the registry
-    entry: dict,        # its record
-) -> str:               # what a person can do about it
+    name: str,  # data set, a key of the registry
+    entry: dict,  # its record
+) -> str:  # what a person can do about it
     "The instruction that ends every failure."
     source = entry["url"] or entry["source"]
     how = "download" if entry["url"] else "build (it is a derived table, there is no download)"
-    return (f"To provide {name!r} yourself: {how} {source} , save it as {entry['local']} inside a folder of your "
-            f"choice, and set the environment variable ARCPOINT_DATA to that folder (SHA-256 {entry['sha256']}).")
+    return (
+        f"To provide {name!r} yourself: {how} {source} , save it as {entry['local']} inside a folder of your "
+        f"choice, and set the environment variable ARCPOINT_DATA to that folder (SHA-256 {entry['sha256']})."
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #151afae9
 def _check(
-    path: Path,         # file to judge
-    name: str,          # data set it claims to be
-    entry: dict,        # its record
-) -> Path:              # the same path
+    path: Path,  # file to judge
+    name: str,  # data set it claims to be
+    entry: dict,  # its record
+) -> Path:  # the same path
     "FetchError where the bytes are not those that the registry names."
-    import pooch                       # late: its progress bar warns wherever a notebook has no widgets
+    import pooch  # late: its progress bar warns wherever a notebook has no widgets
+
     found = pooch.file_hash(str(path), alg="sha256")
-    if found == entry["sha256"]: return path
-    raise FetchError(f"{path}: SHA-256 is {found}, expected {entry['sha256']}: not the registered {name!r}. "
-                     f"Remove or replace the file. {_where_to_put(name, entry)}")
+    if found == entry["sha256"]:
+        return path
+    raise FetchError(
+        f"{path}: SHA-256 is {found}, expected {entry['sha256']}: not the registered {name!r}. "
+        f"Remove or replace the file. {_where_to_put(name, entry)}"
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #6d82a379
 def fetch(
-    name: str,                         # data set, a key of the registry
-    cache: str | Path | None = None,   # where downloads are kept; None: the user's cache folder
-    registry: dict | None = None,      # other data sets, same layout; None: REGISTRY
-) -> Path:                             # a local file whose checksum is right
-    "A public data set from ARCPOINT_DATA, the cache or its publisher (pooch). ValueError on unknown names, FetchError else."
+    name: str,  # data set, a key of the registry
+    cache: str | Path | None = None,  # where downloads are kept; None: the user's cache folder
+    registry: dict | None = None,  # other data sets, same layout; None: REGISTRY
+) -> Path:  # a local file whose checksum is right
+    """A public data set from ARCPOINT_DATA, the cache or its publisher (pooch).
+
+    ValueError on unknown names, FetchError else.
+    """
     registry = REGISTRY if registry is None else registry
-    if name not in registry: raise ValueError(f"no data set {name!r}; known: {', '.join(sorted(registry))}")
+    if name not in registry:
+        raise ValueError(f"no data set {name!r}; known: {', '.join(sorted(registry))}")
     entry = registry[name]
     if folder := os.environ.get("ARCPOINT_DATA"):
-        if (path := Path(folder)/entry["local"]).is_file(): return _check(path, name, entry)
-    if entry["url"] is None: raise FetchError(f"{name!r} is not offered for download. {_where_to_put(name, entry)}")
+        if (path := Path(folder) / entry["local"]).is_file():
+            return _check(path, name, entry)
+    if entry["url"] is None:
+        raise FetchError(f"{name!r} is not offered for download. {_where_to_put(name, entry)}")
     import pooch
+
     home = Path(cache) if cache else pooch.os_cache("arcpoint_ce")
-    target = home/f"{name}{Path(entry['local']).suffix}"
-    if target.is_file(): return _check(target, name, entry)
-    try: return Path(pooch.retrieve(entry["url"], f"sha256:{entry['sha256']}", target.name, home, progressbar=True))
+    target = home / f"{name}{Path(entry['local']).suffix}"
+    if target.is_file():
+        return _check(target, name, entry)
+    try:
+        return Path(
+            pooch.retrieve(
+                entry["url"], f"sha256:{entry['sha256']}", target.name, home, progressbar=True
+            )
+        )
     except (OSError, ValueError) as e:
-        raise FetchError(f"{name!r} could not be downloaded ({e}). {_where_to_put(name, entry)}") from e
+        raise FetchError(
+            f"{name!r} could not be downloaded ({e}). {_where_to_put(name, entry)}"
+        ) from e
 
 # %% ../../nbs/telemetry/11_traces.ipynb #684846f3
 FORMATS = {
@@ -105,62 +140,96 @@ FORMATS = {
     "mooncake": {"timestamp": "ts", "input_length": "tokens_in", "output_length": "tokens_out"},
     "burstgpt": {"Timestamp": "ts", "Request tokens": "tokens_in", "Response tokens": "tokens_out"},
 }
-EXTRAS = {"mooncake": {"hash_ids": "hash_ids"}, "azure": {},
-          "burstgpt": {"Model": "model", "Log Type": "log_type", "Session ID": "session_id", "Elapsed time": "elapsed_s"}}
+EXTRAS = {
+    "mooncake": {"hash_ids": "hash_ids"},
+    "azure": {},
+    "burstgpt": {
+        "Model": "model",
+        "Log Type": "log_type",
+        "Session ID": "session_id",
+        "Elapsed time": "elapsed_s",
+    },
+}
+
 
 def detect_format(
-    path: str | Path,   # a trace file
-) -> str:               # "azure", "mooncake", "burstgpt" or "servegen"
+    path: str | Path,  # a trace file
+) -> str:  # "azure", "mooncake", "burstgpt" or "servegen"
     "Format from the first line. ValueError that shows the line where none fits."
-    with open(path, encoding="utf-8-sig") as f: first = f.readline().strip()
+    with open(path, encoding="utf-8-sig") as f:
+        first = f.readline().strip()
     names = {c.strip().strip('"') for c in first.split(",")}
-    if first.startswith("{") and '"timestamp"' in first: return "mooncake"
-    if {"start_s", "total_rate_rps"} <= names: return "servegen"
+    if first.startswith("{") and '"timestamp"' in first:
+        return "mooncake"
+    if {"start_s", "total_rate_rps"} <= names:
+        return "servegen"
     for fmt in ("azure", "burstgpt"):
-        if set(FORMATS[fmt]) <= names: return fmt
-    raise ValueError(f"{path}: line 1 fits no known trace format: {first[:80]!r}. Expected the header of "
-                     f"azure, burstgpt or servegen or a mooncake object; name columns as the publisher does")
+        if set(FORMATS[fmt]) <= names:
+            return fmt
+    raise ValueError(
+        f"{path}: line 1 fits no known trace format: {first[:80]!r}. Expected the header of "
+        f"azure, burstgpt or servegen or a mooncake object; name columns as the publisher does"
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #071be588
 def _read_json_lines(
-    path: Path,            # one JSON object a line
-) -> pd.DataFrame:         # one row a line; a line that is no object has `_broken` set
+    path: Path,  # one JSON object a line
+) -> pd.DataFrame:  # one row a line; a line that is no object has `_broken` set
     "JSON lines as they are, broken ones included."
     rows = []
     with open(path, encoding="utf-8-sig") as f:
         for text in f:
-            try: row = json.loads(text)
-            except ValueError: row = None
-            if not isinstance(row, dict): rows.append({"_broken": text.strip()[:60]})
-            else: rows.append({k: v if k == "hash_ids" else str(v) for k, v in row.items()})
+            try:
+                row = json.loads(text)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                rows.append({"_broken": text.strip()[:60]})
+            else:
+                rows.append({k: v if k == "hash_ids" else str(v) for k, v in row.items()})
     return pd.DataFrame(rows)
 
+
 def _read_fields(
-    path: Path,            # a trace file
-    fmt: str,              # its format
-) -> pd.DataFrame:         # fields as text, `line` the number in the file, from 1
+    path: Path,  # a trace file
+    fmt: str,  # its format
+) -> pd.DataFrame:  # fields as text, `line` the number in the file, from 1
     "Every record of the file as text. ValueError on rows with too many fields."
-    text = dict(dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False, encoding="utf-8-sig")
-    try: frame = _read_json_lines(path) if fmt == "mooncake" else pd.read_csv(path, index_col=False, **text)
+    text = dict(
+        dtype=str,
+        keep_default_na=False,
+        na_values=[""],
+        skip_blank_lines=False,
+        encoding="utf-8-sig",
+    )
+    try:
+        frame = (
+            _read_json_lines(path)
+            if fmt == "mooncake"
+            else pd.read_csv(path, index_col=False, **text)
+        )
     except pd.errors.ParserError as e:
-        raise ValueError(f"{path}: {str(e).strip()}; more fields than the header: mend or delete that line") from e
+        raise ValueError(
+            f"{path}: {str(e).strip()}; more fields than the header: mend or delete that line"
+        ) from e
     return frame.assign(line=np.arange(len(frame)) + (1 if fmt == "mooncake" else 2))
 
 # %% ../../nbs/telemetry/11_traces.ipynb #caee0dad
 def _to_seconds(
-    text: pd.Series,       # times as the publisher writes them
-    fmt: str,              # the trace's format
-) -> pd.Series:            # s; NaN where it is no time
+    text: pd.Series,  # times as the publisher writes them
+    fmt: str,  # the trace's format
+) -> pd.Series:  # s; NaN where it is no time
     "Azure: ISO 8601 (UTC where no zone is given) to epoch s. Mooncake: ms. BurstGPT: s."
-    if fmt != "azure": return pd.to_numeric(text, errors="coerce")/(1000. if fmt == "mooncake" else 1.)
+    if fmt != "azure":
+        return pd.to_numeric(text, errors="coerce") / (1000.0 if fmt == "mooncake" else 1.0)
     ts = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
-    return (ts - pd.Timestamp(0, tz="UTC"))/pd.Timedelta(seconds=1)
+    return (ts - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
 
 # %% ../../nbs/telemetry/11_traces.ipynb #9aede7c9
 def _numbers(
-    raw: pd.DataFrame,     # fields as text
-    fmt: str,              # the trace's format
-) -> pd.DataFrame:         # ts (s), tokens_in, tokens_out; NaN where unreadable
+    raw: pd.DataFrame,  # fields as text
+    fmt: str,  # the trace's format
+) -> pd.DataFrame:  # ts (s), tokens_in, tokens_out; NaN where unreadable
     "The three fields that every format has, as numbers."
     out = {}
     for theirs, ours in FORMATS[fmt].items():
@@ -169,406 +238,625 @@ def _numbers(
     return pd.DataFrame(out).astype(float)
 
 # %% ../../nbs/telemetry/11_traces.ipynb #d09983a2
-MAX_TOK = 10**9                # more tokens than that in one request are a fault of the file
+MAX_TOK = 10**9  # more tokens than that in one request are a fault of the file
+
 
 def _complaints(
-    raw: pd.DataFrame,     # fields as text, with `line`
+    raw: pd.DataFrame,  # fields as text, with `line`
     values: pd.DataFrame,  # the same fields as numbers, NaN where unreadable
-    names: dict,           # publisher's column -> ours
-    path: Path,            # the file, for the message
-) -> list[dict]:           # one record per bad field: file, line, column, value, reason
+    names: dict,  # publisher's column -> ours
+    path: Path,  # the file, for the message
+) -> list[dict]:  # one record per bad field: file, line, column, value, reason
     "What is wrong, field by field."
     found = []
     for theirs, ours in names.items():
         v = values[ours]
         bad = ~np.isfinite(v) | (v < 0) | ((v % 1 != 0) | (v > MAX_TOK) if ours != "ts" else False)
         for i in np.flatnonzero(bad):
-            row = raw.iloc[i]; seen, broken = row.get(theirs), row.get("_broken")
-            if pd.notna(broken): seen, reason = broken, "the line is no JSON object"
-            elif pd.isna(seen): seen, reason = None, "missing"
-            else: reason = "not a time, 0 or later" if ours == "ts" else f"not a whole number of tokens, 0 to {MAX_TOK}"
-            found.append({"file": str(path), "line": int(row["line"]), "column": theirs, "value": seen, "reason": reason})
+            row = raw.iloc[i]
+            seen, broken = row.get(theirs), row.get("_broken")
+            if pd.notna(broken):
+                seen, reason = broken, "the line is no JSON object"
+            elif pd.isna(seen):
+                seen, reason = None, "missing"
+            else:
+                reason = (
+                    "not a time, 0 or later"
+                    if ours == "ts"
+                    else f"not a whole number of tokens, 0 to {MAX_TOK}"
+                )
+            found.append(
+                {
+                    "file": str(path),
+                    "line": int(row["line"]),
+                    "column": theirs,
+                    "value": seen,
+                    "reason": reason,
+                }
+            )
     return sorted(found, key=lambda b: b["line"])
 
 # %% ../../nbs/telemetry/11_traces.ipynb #a0512358
 def _refuse(
-    bad: list[dict],       # complaints
-    n_bad: int,            # rows they concern
-    n: int,                # rows in the file
-    max_bad: float,        # share of rows that may be bad
+    bad: list[dict],  # complaints
+    n_bad: int,  # rows they concern
+    n: int,  # rows in the file
+    max_bad: float,  # share of rows that may be bad
 ):
     "ValueError with the first five complaints where more than the allowed share is bad."
-    if not n_bad or n_bad <= max_bad*n: return
+    if not n_bad or n_bad <= max_bad * n:
+        return
     say = "  {file}, line {line}, column {column}: {reason} ({value!r})"
     shown = "\n".join(say.format(**b) for b in bad[:5])
-    raise ValueError(f"{n_bad} of {n} rows are bad, allowed are {max_bad:.1%}; the first:\n{shown}\n"
-                     "Mend or delete these lines, or raise max_bad to set them aside (they are then listed in attrs['bad'])")
+    raise ValueError(
+        f"{n_bad} of {n} rows are bad, allowed are {max_bad:.1%}; the first:\n{shown}\n"
+        "Mend or delete these lines, or raise max_bad to set them aside (they are then listed in attrs['bad'])"
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #068a2b17
 def _locate(
-    path: str | Path,             # a file, or the name of a data set
-) -> Path:                        # the file
+    path: str | Path,  # a file, or the name of a data set
+) -> Path:  # the file
     "A named data set is fetched. FileNotFoundError where the name is neither."
-    if str(path) in REGISTRY: return fetch(str(path))
-    if Path(path).is_file(): return Path(path)
-    raise FileNotFoundError(f"{path}: no such file, and no data set of that name; data sets are {', '.join(sorted(REGISTRY))}")
+    if str(path) in REGISTRY:
+        return fetch(str(path))
+    if Path(path).is_file():
+        return Path(path)
+    raise FileNotFoundError(
+        f"{path}: no such file, and no data set of that name; data sets are {', '.join(sorted(REGISTRY))}"
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #b544d380
 def load_arrivals(
-    path: str | Path,             # a file, or the name of a data set to `fetch`
-    format: str | None = None,    # "azure", "mooncake" or "burstgpt"; None: from the first line
-    max_bad: float = 0.,          # share of bad rows that is set aside instead of refused, 0..1
-) -> pd.DataFrame:                # ts_s (s from the trace's zero, sorted), tokens_in, tokens_out, format's own columns
+    path: str | Path,  # a file, or the name of a data set to `fetch`
+    format: str | None = None,  # "azure", "mooncake" or "burstgpt"; None: from the first line
+    max_bad: float = 0.0,  # share of bad rows that is set aside instead of refused, 0..1
+    # ts_s (s from the trace's zero, sorted), tokens_in, tokens_out, format's own columns
+) -> pd.DataFrame:
     "Arrivals of a public trace. ValueError on unknown formats, missing columns and bad rows."
     path = _locate(path)
     fmt = format or detect_format(path)
-    if fmt == "servegen": raise ValueError(f"{path} holds rates, not arrivals: use load_rates, then draw_arrivals")
-    if fmt not in FORMATS: raise ValueError(f"format {fmt!r} is unknown; use one of {', '.join(FORMATS)}")
+    if fmt == "servegen":
+        raise ValueError(f"{path} holds rates, not arrivals: use load_rates, then draw_arrivals")
+    if fmt not in FORMATS:
+        raise ValueError(f"format {fmt!r} is unknown; use one of {', '.join(FORMATS)}")
     raw, names = _read_fields(path, fmt), FORMATS[fmt]
     if fmt != "mooncake" and (gone := set(names) - set(raw)):
-        raise ValueError(f"{path}, line 1: no column {', '.join(sorted(gone))}; is it really {fmt}?")
+        raise ValueError(
+            f"{path}, line 1: no column {', '.join(sorted(gone))}; is it really {fmt}?"
+        )
     values = _numbers(raw, fmt)
     bad = _complaints(raw, values, names, path)
     keep = ~raw.line.isin({b["line"] for b in bad})
     _refuse(bad, int((~keep).sum()), len(raw), max_bad)
-    zero = values.ts[keep].min() if fmt == "azure" and keep.any() else 0.
-    out = pd.DataFrame({"ts_s": values.ts - zero, "tokens_in": values.tokens_in, "tokens_out": values.tokens_out})
+    zero = values.ts[keep].min() if fmt == "azure" and keep.any() else 0.0
+    out = pd.DataFrame(
+        {"ts_s": values.ts - zero, "tokens_in": values.tokens_in, "tokens_out": values.tokens_out}
+    )
     for theirs, ours in EXTRAS[fmt].items():
-        if theirs in raw: out[ours] = pd.to_numeric(raw[theirs], errors="coerce") if ours == "elapsed_s" else raw[theirs]
+        if theirs in raw:
+            out[ours] = (
+                pd.to_numeric(raw[theirs], errors="coerce") if ours == "elapsed_s" else raw[theirs]
+            )
     out = out[keep].astype({"tokens_in": "int64", "tokens_out": "int64"})
     out = out.sort_values("ts_s", kind="stable", ignore_index=True)
-    out.attrs = {"format": fmt, "source": path.name, "epoch_s": float(zero) if fmt == "azure" else None, "bad": bad}
+    out.attrs = {
+        "format": fmt,
+        "source": path.name,
+        "epoch_s": float(zero) if fmt == "azure" else None,
+        "bad": bad,
+    }
     return out
 
 # %% ../../nbs/telemetry/11_traces.ipynb #a98fb5fd
 def load_rates(
-    path: str | Path,      # a file in the aggregate's layout, or the name of a data set to `fetch`
-) -> pd.DataFrame:         # start_s, rate_rps, active_clients, and per large client rate (rps) and cv
+    path: str | Path,  # a file in the aggregate's layout, or the name of a data set to `fetch`
+) -> pd.DataFrame:  # start_s, rate_rps, active_clients, and per large client rate (rps) and cv
     "Request rates per window. ValueError on files without rates and on bad fields, which it lists."
     path = _locate(path)
-    if detect_format(path) != "servegen": raise ValueError(f"{path} holds single arrivals: use load_arrivals")
+    if detect_format(path) != "servegen":
+        raise ValueError(f"{path} holds single arrivals: use load_arrivals")
     raw = _read_fields(path, "servegen")
     theirs = [c for c in raw if c != "line"]
     out = raw[theirs].apply(pd.to_numeric, errors="coerce")
     wrong = ~np.isfinite(out) | (out < 0)
-    bad = [{"file": str(path), "line": int(raw.line.iloc[i]), "column": theirs[j], "value": raw[theirs[j]].iloc[i],
-            "reason": "not a number, 0 or more"} for i, j in np.argwhere(wrong.to_numpy())]
-    _refuse(bad, int(wrong.any(axis=1).sum()), len(raw), 0.)
+    bad = [
+        {
+            "file": str(path),
+            "line": int(raw.line.iloc[i]),
+            "column": theirs[j],
+            "value": raw[theirs[j]].iloc[i],
+            "reason": "not a number, 0 or more",
+        }
+        for i, j in np.argwhere(wrong.to_numpy())
+    ]
+    _refuse(bad, int(wrong.any(axis=1).sum()), len(raw), 0.0)
     return out.rename(columns={"total_rate_rps": "rate_rps"})
 
 # %% ../../nbs/telemetry/11_traces.ipynb #fafbed5f
 def draw_arrivals(
-    rates: pd.DataFrame,     # start_s and rate_rps of equal windows, as from `load_rates`
-    seed: int,               # seed of the draw
-    cv: float = 1.,          # coefficient of variation of inter-arrival times; 1: Poisson
-    scale: float = 1.,       # factor on all rates
-) -> pd.DataFrame:           # ts_s, sorted, s
+    rates: pd.DataFrame,  # start_s and rate_rps of equal windows, as from `load_rates`
+    seed: int,  # seed of the draw
+    cv: float = 1.0,  # coefficient of variation of inter-arrival times; 1: Poisson
+    scale: float = 1.0,  # factor on all rates
+) -> pd.DataFrame:  # ts_s, sorted, s
     "Synthetic arrivals with given rates: a renewal process with gamma gaps, rescaled in time."
-    if not (cv > 0 and scale > 0): raise ValueError(f"cv and scale must be positive, got {cv!r} and {scale!r}")
+    if not (cv > 0 and scale > 0):
+        raise ValueError(f"cv and scale must be positive, got {cv!r} and {scale!r}")
     width = float(rates.start_s.iloc[1] - rates.start_s.iloc[0])
-    due = np.r_[0., np.cumsum(rates.rate_rps*scale*width)]
-    rng, n = np.random.default_rng(seed), int(due[-1] + 10*cv*due[-1]**.5 + 100)
-    at = np.cumsum(rng.gamma(1/cv**2, cv**2, n))
+    due = np.r_[0.0, np.cumsum(rates.rate_rps * scale * width)]
+    rng, n = np.random.default_rng(seed), int(due[-1] + 10 * cv * due[-1] ** 0.5 + 100)
+    at = np.cumsum(rng.gamma(1 / cv**2, cv**2, n))
     edges = np.r_[rates.start_s.to_numpy(float), rates.start_s.iloc[-1] + width]
     out = pd.DataFrame({"ts_s": np.interp(at[at < due[-1]], due, edges)})
     out.attrs = {"synthetic": f"draw_arrivals(seed={seed}, cv={cv}, scale={scale})"}
     return out
 
 # %% ../../nbs/telemetry/11_traces.ipynb #88ebec0c
-SURGE_MIN, GAP_MIN = 20, 80.           # length of a surge and, memoryless, mean gap between two, minutes
+SURGE_MIN, GAP_MIN = 20, 80.0  # length of a surge and, memoryless, mean gap between two, minutes
 EXERCISE_START = pd.Timestamp("2026-01-01", tz="UTC")
 
+
 def _surges(
-    n: int,                       # minutes
-    rng: np.random.Generator,     # used in the memoryless variant only
-    memoryless: bool,             # exponential gaps instead of a clock
-) -> np.ndarray:                  # (n,) bool, whether a surge is on
+    n: int,  # minutes
+    rng: np.random.Generator,  # used in the memoryless variant only
+    memoryless: bool,  # exponential gaps instead of a clock
+) -> np.ndarray:  # (n,) bool, whether a surge is on
     "When the exercise's surges are on."
-    if not memoryless: return np.arange(n) % 100 < SURGE_MIN
+    if not memoryless:
+        return np.arange(n) % 100 < SURGE_MIN
     on, start = np.zeros(n, bool), rng.exponential(GAP_MIN)
     while start < n:
-        on[int(start):int(start) + SURGE_MIN] = True
+        on[int(start) : int(start) + SURGE_MIN] = True
         start += SURGE_MIN + rng.exponential(GAP_MIN)
     return on
 
 # %% ../../nbs/telemetry/11_traces.ipynb #2d57584b
 def exercise(
-    n_minutes: int = 1000,        # length, minutes
-    seed: int = 0,                # seed of all draws
-    cycle_minutes: float = 500.,  # length of the slow cycle, minutes
-    memoryless: bool = False,     # surges at exponential gaps instead of every 100 minutes
-) -> pd.DataFrame:                # minute, ts (UTC), load, latency_ms, quality_score; one row a minute
+    n_minutes: int = 1000,  # length, minutes
+    seed: int = 0,  # seed of all draws
+    cycle_minutes: float = 500.0,  # length of the slow cycle, minutes
+    memoryless: bool = False,  # surges at exponential gaps instead of every 100 minutes
+) -> pd.DataFrame:  # minute, ts (UTC), load, latency_ms, quality_score; one row a minute
     "The reference exercise's data. Synthetic: every value follows the formula above."
     if n_minutes < 1 or cycle_minutes <= 0:
-        raise ValueError(f"n_minutes and cycle_minutes must be positive, got {n_minutes!r} and {cycle_minutes!r}")
+        raise ValueError(
+            f"n_minutes and cycle_minutes must be positive, got {n_minutes!r} and {cycle_minutes!r}"
+        )
     rng, t = np.random.default_rng(seed), np.arange(n_minutes)
     on = _surges(n_minutes, rng, memoryless)
-    load = 100. + 50.*np.sin(2*np.pi*t/cycle_minutes) + 200.*on + rng.normal(0, 5, n_minutes)
-    latency = 30. + .5*load + 4.*np.maximum(0., load - 180.) + rng.normal(0, 5, n_minutes)
-    out = pd.DataFrame({"minute": t, "ts": EXERCISE_START + pd.to_timedelta(t, unit="min"), "load": load,
-                        "latency_ms": latency, "quality_score": np.clip(1. - latency/1000., 0., 1.)})
+    load = (
+        100.0
+        + 50.0 * np.sin(2 * np.pi * t / cycle_minutes)
+        + 200.0 * on
+        + rng.normal(0, 5, n_minutes)
+    )
+    latency = 30.0 + 0.5 * load + 4.0 * np.maximum(0.0, load - 180.0) + rng.normal(0, 5, n_minutes)
+    out = pd.DataFrame(
+        {
+            "minute": t,
+            "ts": EXERCISE_START + pd.to_timedelta(t, unit="min"),
+            "load": load,
+            "latency_ms": latency,
+            "quality_score": np.clip(1.0 - latency / 1000.0, 0.0, 1.0),
+        }
+    )
     args = f"n_minutes={n_minutes}, seed={seed}, cycle_minutes={cycle_minutes}, memoryless={memoryless}"
     out.attrs = {"synthetic": f"exercise({args})"}
     return out
 
 # %% ../../nbs/telemetry/11_traces.ipynb #36b212f4
 def _mixture_floor(
-    p: np.ndarray,           # (n,) probability that a surge is on
-    base: np.ndarray,        # (n,) load without noise and without surge
-) -> tuple[np.ndarray, np.ndarray]:   # median of the latency, ms; mean absolute deviation from it, ms
+    p: np.ndarray,  # (n,) probability that a surge is on
+    base: np.ndarray,  # (n,) load without noise and without surge
+    # median of the latency, ms; mean absolute deviation from it, ms
+) -> tuple[np.ndarray, np.ndarray]:
     "Best prediction and its expected absolute error for a two-part normal mixture."
     p, base = np.broadcast_arrays(np.asarray(p, float), np.asarray(base, float))
-    means = 30. + .5*base, 30. + .5*(base + 200.) + 4.*(base + 20.)
-    sds, weights = (hypot(.5*5, 5), hypot(4.5*5, 5)), (1. - p, p)
-    low, high = means[0] - 100., means[1] + 300.
+    means = 30.0 + 0.5 * base, 30.0 + 0.5 * (base + 200.0) + 4.0 * (base + 20.0)
+    sds, weights = (hypot(0.5 * 5, 5), hypot(4.5 * 5, 5)), (1.0 - p, p)
+    low, high = means[0] - 100.0, means[1] + 300.0
     for _ in range(60):
-        mid = (low + high)/2
-        below = sum(w*norm.cdf((mid - m)/s) for w, m, s in zip(weights, means, sds)) < .5
+        mid = (low + high) / 2
+        below = sum(w * norm.cdf((mid - m) / s) for w, m, s in zip(weights, means, sds)) < 0.5
         low, high = np.where(below, mid, low), np.where(below, high, mid)
-    zs = [(mid - m)/s for m, s in zip(means, sds)]
-    return mid, sum(w*s*(2*norm.pdf(z) + z*(2*norm.cdf(z) - 1)) for w, s, z in zip(weights, sds, zs))
+    zs = [(mid - m) / s for m, s in zip(means, sds)]
+    return mid, sum(
+        w * s * (2 * norm.pdf(z) + z * (2 * norm.cdf(z) - 1)) for w, s, z in zip(weights, sds, zs)
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #21b10c20
 def _surge_probability(
-    left_min: np.ndarray,    # (n,) minutes of the running surge that are left, this one included; 0: none is on
-    horizon_min: int,        # minutes ahead, at most the length of a surge
-) -> np.ndarray:             # (n,) probability that a surge is on then
+    # (n,) minutes of the running surge that are left, this one included; 0: none is on
+    left_min: np.ndarray,
+    horizon_min: int,  # minutes ahead, at most the length of a surge
+) -> np.ndarray:  # (n,) probability that a surge is on then
     "P(surge) at the horizon in the memoryless variant."
-    if not 1 <= horizon_min <= SURGE_MIN: raise ValueError(f"horizon_min must be 1 to {SURGE_MIN}, got {horizon_min!r}")
+    if not 1 <= horizon_min <= SURGE_MIN:
+        raise ValueError(f"horizon_min must be 1 to {SURGE_MIN}, got {horizon_min!r}")
     past = horizon_min - np.asarray(left_min, float)
-    again = 1. - GAP_MIN*(np.exp(-past/GAP_MIN) - np.exp(-(past + 1)/GAP_MIN))
-    return np.where(np.asarray(left_min) == 0, 1. - exp(-horizon_min/GAP_MIN), np.where(past < 0, 1., again))
+    again = 1.0 - GAP_MIN * (np.exp(-past / GAP_MIN) - np.exp(-(past + 1) / GAP_MIN))
+    return np.where(
+        np.asarray(left_min) == 0, 1.0 - exp(-horizon_min / GAP_MIN), np.where(past < 0, 1.0, again)
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #3bc9bf88
 def exercise_floor(
-    horizon_min: int = 5,         # minutes ahead
-    cycle_minutes: float = 500.,  # length of the slow cycle, minutes
-    memoryless: bool = False,     # which variant
-) -> float:                       # least reachable mean absolute error, ms
-    "Expected error of the best forecast that knows the generator, but no noise and no future onset."
-    base = 100. + 50.*np.sin(2*np.pi*(np.arange(1000) + .5)/1000)
-    if not memoryless: left, weight = np.zeros(2), np.array([.8, .2])
-    else: left, weight = np.arange(SURGE_MIN + 1), np.r_[GAP_MIN, np.ones(SURGE_MIN)]/(GAP_MIN + SURGE_MIN)
-    p = _surge_probability(left, horizon_min) if memoryless else np.array([0., 1.])
-    return float(sum(w*_mixture_floor(q, base)[1].mean() for w, q in zip(weight, p)))
+    horizon_min: int = 5,  # minutes ahead
+    cycle_minutes: float = 500.0,  # length of the slow cycle, minutes
+    memoryless: bool = False,  # which variant
+) -> float:  # least reachable mean absolute error, ms
+    """Expected error of the best forecast that knows the generator, but no noise and no future
+    onset.
+    """
+    base = 100.0 + 50.0 * np.sin(2 * np.pi * (np.arange(1000) + 0.5) / 1000)
+    if not memoryless:
+        left, weight = np.zeros(2), np.array([0.8, 0.2])
+    else:
+        left, weight = (
+            np.arange(SURGE_MIN + 1),
+            np.r_[GAP_MIN, np.ones(SURGE_MIN)] / (GAP_MIN + SURGE_MIN),
+        )
+    p = _surge_probability(left, horizon_min) if memoryless else np.array([0.0, 1.0])
+    return float(sum(w * _mixture_floor(q, base)[1].mean() for w, q in zip(weight, p)))
 
 # %% ../../nbs/telemetry/11_traces.ipynb #f4de8ac9
 def exercise_oracle(
-    data: pd.DataFrame,           # minute and load, as from `exercise`
-    horizon_min: int = 5,         # minutes ahead
-    cycle_minutes: float = 500.,  # as given to `exercise`
-    memoryless: bool = False,     # as given to `exercise`
-) -> pd.DataFrame:                # per row t, about t + horizon: p_surge, best_ms, floor_ms (its expected error)
+    data: pd.DataFrame,  # minute and load, as from `exercise`
+    horizon_min: int = 5,  # minutes ahead
+    cycle_minutes: float = 500.0,  # as given to `exercise`
+    memoryless: bool = False,  # as given to `exercise`
+) -> pd.DataFrame:  # per row t, about t + horizon: p_surge, best_ms, floor_ms (its expected error)
     "The best forecast from each row, by one who knows the generator (not its future)."
-    t = data.minute.to_numpy(); ahead = t + horizon_min
-    on = data.load.to_numpy() - 100. - 50.*np.sin(2*np.pi*t/cycle_minutes) > 100.
+    t = data.minute.to_numpy()
+    ahead = t + horizon_min
+    on = data.load.to_numpy() - 100.0 - 50.0 * np.sin(2 * np.pi * t / cycle_minutes) > 100.0
     age = pd.Series(on).groupby((~on).cumsum()).cumsum().to_numpy() - 1
     left = np.where(on, SURGE_MIN - age % SURGE_MIN, 0)
-    p = _surge_probability(left, horizon_min) if memoryless else (ahead % 100 < SURGE_MIN).astype(float)
-    best, floor = _mixture_floor(p, 100. + 50.*np.sin(2*np.pi*ahead/cycle_minutes))
+    p = (
+        _surge_probability(left, horizon_min)
+        if memoryless
+        else (ahead % 100 < SURGE_MIN).astype(float)
+    )
+    best, floor = _mixture_floor(p, 100.0 + 50.0 * np.sin(2 * np.pi * ahead / cycle_minutes))
     return pd.DataFrame({"p_surge": p, "best_ms": best, "floor_ms": floor}, index=data.index)
 
 # %% ../../nbs/telemetry/11_traces.ipynb #fafc9712
 def exercise_telemetry(
-    n_minutes: int = 1000,        # length, minutes
-    seed: int = 0,                # seed of all draws
-    cycle_minutes: float = 500.,  # length of the slow cycle, minutes
-    memoryless: bool = False,     # which variant
-) -> pd.DataFrame:                # ts (UTC), backend, requests, latency_ms, p90_ms (unknown: NaN), error_rate
+    n_minutes: int = 1000,  # length, minutes
+    seed: int = 0,  # seed of all draws
+    cycle_minutes: float = 500.0,  # length of the slow cycle, minutes
+    memoryless: bool = False,  # which variant
+) -> pd.DataFrame:  # ts (UTC), backend, requests, latency_ms, p90_ms (unknown: NaN), error_rate
     "The exercise in the columns of per-backend telemetry, one row a minute. Synthetic."
     d = exercise(n_minutes, seed, cycle_minutes, memoryless)
-    out = pd.DataFrame({"ts": d.ts, "backend": "exercise", "requests": d.load, "latency_ms": d.latency_ms,
-                        "p90_ms": np.nan, "error_rate": 0.})
+    out = pd.DataFrame(
+        {
+            "ts": d.ts,
+            "backend": "exercise",
+            "requests": d.load,
+            "latency_ms": d.latency_ms,
+            "p90_ms": np.nan,
+            "error_rate": 0.0,
+        }
+    )
     out.attrs = d.attrs
     return out
 
 # %% ../../nbs/telemetry/11_traces.ipynb #576203c1
 def exercise_steps(
-    n_minutes: int = 1000,        # length, minutes
-    seed: int = 0,                # seed of all draws
-    cycle_minutes: float = 500.,  # length of the slow cycle, minutes
-    memoryless: bool = False,     # which variant
-) -> pd.DataFrame:                # backend, start_s, n, n_err, n_lat, latency_us, tokens_in, tokens_out; one row a minute
+    n_minutes: int = 1000,  # length, minutes
+    seed: int = 0,  # seed of all draws
+    cycle_minutes: float = 500.0,  # length of the slow cycle, minutes
+    memoryless: bool = False,  # which variant
+    # backend, start_s, n, n_err, n_lat, latency_us, tokens_in, tokens_out; one row a minute
+) -> pd.DataFrame:
     "The exercise as steps of one backend. Synthetic."
     d = exercise(n_minutes, seed, cycle_minutes, memoryless)
     n, start = d.load.round().astype("int64"), int(EXERCISE_START.timestamp())
-    out = pd.DataFrame({"backend": "exercise", "start_s": start + 60*d.minute, "n": n, "n_err": 0, "n_lat": n,
-                        "latency_us": n*np.floor(d.latency_ms*1000 + .5).astype("int64"), "tokens_in": 0, "tokens_out": 0})
+    out = pd.DataFrame(
+        {
+            "backend": "exercise",
+            "start_s": start + 60 * d.minute,
+            "n": n,
+            "n_err": 0,
+            "n_lat": n,
+            "latency_us": n * np.floor(d.latency_ms * 1000 + 0.5).astype("int64"),
+            "tokens_in": 0,
+            "tokens_out": 0,
+        }
+    )
     out.attrs = d.attrs
     return out
 
 # %% ../../nbs/telemetry/11_traces.ipynb #8f7276d8
-SAMPLE_START = pd.Timestamp("2026-03-02", tz="UTC")   # a Monday
-SAMPLE_BACKENDS = {   # concurrent capacity; service ms at no load; share of the traffic; USD per million tokens in, out
-    "atlas-large": dict(model="large", capacity=24, service_ms=140., weight=.24, price_in=3., price_out=12.),
-    "breeze-small": dict(model="small", capacity=12, service_ms=85., weight=.24, price_in=.15, price_out=.6),
-    "cedar-medium": dict(model="medium", capacity=16, service_ms=105., weight=.22, price_in=.8, price_out=3.2),
-    "delta-large": dict(model="large", capacity=20, service_ms=140., weight=.20, price_in=2.5, price_out=10.),
-    "ember-spot": dict(model="medium", capacity=8, service_ms=120., weight=.10, price_in=.3, price_out=1.2),
+SAMPLE_START = pd.Timestamp("2026-03-02", tz="UTC")  # a Monday
+# concurrent capacity; service ms at no load; share of the traffic; USD per million tokens in, out
+SAMPLE_BACKENDS = {
+    "atlas-large": dict(
+        model="large", capacity=24, service_ms=140.0, weight=0.24, price_in=3.0, price_out=12.0
+    ),
+    "breeze-small": dict(
+        model="small", capacity=12, service_ms=85.0, weight=0.24, price_in=0.15, price_out=0.6
+    ),
+    "cedar-medium": dict(
+        model="medium", capacity=16, service_ms=105.0, weight=0.22, price_in=0.8, price_out=3.2
+    ),
+    "delta-large": dict(
+        model="large", capacity=20, service_ms=140.0, weight=0.20, price_in=2.5, price_out=10.0
+    ),
+    "ember-spot": dict(
+        model="medium", capacity=8, service_ms=120.0, weight=0.10, price_in=0.3, price_out=1.2
+    ),
 }
-KNEE = .75                    # utilisation above which latency climbs
-SPREAD = .22                  # lognormal sigma of single requests
-FLEET_RPS = 310.              # mean requests/s of the whole fleet
-SAMPLED_1_IN = 600            # the log keeps one request in so many (a sampled access log)
-ANSWER_TOK = 120.             # mean answer, tokens
+KNEE = 0.75  # utilisation above which latency climbs
+SPREAD = 0.22  # lognormal sigma of single requests
+FLEET_RPS = 310.0  # mean requests/s of the whole fleet
+SAMPLED_1_IN = 600  # the log keeps one request in so many (a sampled access log)
+ANSWER_TOK = 120.0  # mean answer, tokens
+
 
 def fleet_latency_ms(
     utilisation: np.ndarray,  # offered work over capacity, 0 or more
-    service_ms: float,        # latency at no load, ms
-) -> np.ndarray:              # mean latency, ms
+    service_ms: float,  # latency at no load, ms
+) -> np.ndarray:  # mean latency, ms
     "Closed form of the synthetic fleet: gently rising to the knee, steep beyond."
     u = np.asarray(utilisation, float)
-    return service_ms*(1. + .4*u + 8.*np.maximum(0., u - KNEE))
+    return service_ms * (1.0 + 0.4 * u + 8.0 * np.maximum(0.0, u - KNEE))
 
 # %% ../../nbs/telemetry/11_traces.ipynb #22bef4e2
 def _event(kind, cause, backend, start_min, minutes, size, foreseeable) -> dict:
     "One true cause, in minutes from the start of the log."
-    return {"kind": kind, "cause": cause, "backend": backend, "start_min": round(float(start_min), 2),
-            "end_min": round(float(start_min + minutes), 2), "size": round(float(size), 3), "foreseeable": foreseeable}
+    return {
+        "kind": kind,
+        "cause": cause,
+        "backend": backend,
+        "start_min": round(float(start_min), 2),
+        "end_min": round(float(start_min + minutes), 2),
+        "size": round(float(size), 3),
+        "foreseeable": foreseeable,
+    }
+
 
 def sample_events(
-    days: int,                   # length of the log, days, 2 or more
-    rng: np.random.Generator,    # draws the unscheduled surges
-) -> list[dict]:                 # true causes, by start
+    days: int,  # length of the log, days, 2 or more
+    rng: np.random.Generator,  # draws the unscheduled surges
+) -> list[dict]:  # true causes, by start
     "Everything that happens to the synthetic fleet."
-    last, end = (days - 1)*1440, days*1440
+    last, end = (days - 1) * 1440, days * 1440
     clock, spot = "scheduled_surge", "spot capacity withdrawn: instant errors"
-    batch = [_event(clock, "a tenant's hourly batch job", "cedar-medium", h*60, 8, .45, True) for h in range(days*24)]
-    night = [_event(clock, "nightly report run", "atlas-large", d*1440 + 120, 25, .7, True) for d in range(days)]
-    rare = [_event("anomaly", "release that answers five times as long", "breeze-small", last + 740, 35, 5., False),
-            _event("slow_degradation", "memory leak until the restart", "delta-large", last + 540, 360, 1.5, True),
-            _event("outage", spot, "ember-spot", last + 1000, 18, .97, False)]
-    free, at = [], rng.exponential(480.)
+    batch = [
+        _event(clock, "a tenant's hourly batch job", "cedar-medium", h * 60, 8, 0.45, True)
+        for h in range(days * 24)
+    ]
+    night = [
+        _event(clock, "nightly report run", "atlas-large", d * 1440 + 120, 25, 0.7, True)
+        for d in range(days)
+    ]
+    rare = [
+        _event(
+            "anomaly",
+            "release that answers five times as long",
+            "breeze-small",
+            last + 740,
+            35,
+            5.0,
+            False,
+        ),
+        _event(
+            "slow_degradation",
+            "memory leak until the restart",
+            "delta-large",
+            last + 540,
+            360,
+            1.5,
+            True,
+        ),
+        _event("outage", spot, "ember-spot", last + 1000, 18, 0.97, False),
+    ]
+    free, at = [], rng.exponential(480.0)
     while at < end - 30:
         who = ("breeze-small", "delta-large", "ember-spot")[rng.integers(3)]
-        length, size = rng.uniform(10, 22), rng.uniform(.55, .85)
-        free.append(_event("surge", "unannounced traffic from elsewhere", who, at, length, size, False))
-        at += 30 + rng.exponential(450.)
+        length, size = rng.uniform(10, 22), rng.uniform(0.55, 0.85)
+        free.append(
+            _event("surge", "unannounced traffic from elsewhere", who, at, length, size, False)
+        )
+        at += 30 + rng.exponential(450.0)
     return sorted(batch + night + rare + free, key=lambda e: (e["start_min"], e["backend"]))
 
 # %% ../../nbs/telemetry/11_traces.ipynb #efddfac1
 def _apply(
-    events: list[dict],          # true causes of one backend
-    n: int,                      # minutes
-) -> dict[str, np.ndarray]:      # per minute: added utilisation, service factor, failure share, answer factor
+    events: list[dict],  # true causes of one backend
+    n: int,  # minutes
+    # per minute: added utilisation, service factor, failure share, answer factor
+) -> dict[str, np.ndarray]:
     "What the events do to one backend, minute by minute (a part of a minute counts in part)."
-    state = {"added": np.zeros(n), "slow": np.ones(n), "failing": np.full(n, .002), "verbose": np.ones(n)}
+    state = {
+        "added": np.zeros(n),
+        "slow": np.ones(n),
+        "failing": np.full(n, 0.002),
+        "verbose": np.ones(n),
+    }
     t = np.arange(n)
     for e in events:
-        share = np.clip(np.minimum(t + 1, e["end_min"]) - np.maximum(t, e["start_min"]), 0., 1.)
-        if e["kind"] in ("surge", "scheduled_surge"): state["added"] += e["size"]*share
-        elif e["kind"] == "outage": state["failing"] = np.maximum(state["failing"], e["size"]*share)
-        elif e["kind"] == "anomaly": state["verbose"] += (e["size"] - 1)*share
-        else: state["slow"] += (e["size"] - 1)*share*(t - e["start_min"])/(e["end_min"] - e["start_min"])
+        share = np.clip(np.minimum(t + 1, e["end_min"]) - np.maximum(t, e["start_min"]), 0.0, 1.0)
+        if e["kind"] in ("surge", "scheduled_surge"):
+            state["added"] += e["size"] * share
+        elif e["kind"] == "outage":
+            state["failing"] = np.maximum(state["failing"], e["size"] * share)
+        elif e["kind"] == "anomaly":
+            state["verbose"] += (e["size"] - 1) * share
+        else:
+            state["slow"] += (
+                (e["size"] - 1) * share * (t - e["start_min"]) / (e["end_min"] - e["start_min"])
+            )
     return state
 
 # %% ../../nbs/telemetry/11_traces.ipynb #92784d54
 def _minutes(
-    name: str,                   # backend
-    events: list[dict],          # all true causes
-    days: int,                   # length, days
-    rng: np.random.Generator,    # noise of the weights
-) -> pd.DataFrame:               # per minute: rps, batch_share, latency_ms, failing, verbose
+    name: str,  # backend
+    events: list[dict],  # all true causes
+    days: int,  # length, days
+    rng: np.random.Generator,  # noise of the weights
+) -> pd.DataFrame:  # per minute: rps, batch_share, latency_ms, failing, verbose
     "State of one backend in every minute of the log."
-    b, t = SAMPLE_BACKENDS[name], np.arange(days*1440)
+    b, t = SAMPLE_BACKENDS[name], np.arange(days * 1440)
     s = _apply([e for e in events if e["backend"] == name], len(t))
-    day = 1. + .35*np.sin(2*np.pi*(t/1440 - 9/24))
-    rps = FLEET_RPS*day*b["weight"]*np.exp(rng.normal(0, .08, len(t)))
-    extra = s["added"]*b["capacity"]*1000./b["service_ms"]
-    u = (rps + extra)*b["service_ms"]*s["slow"]/1000./b["capacity"]
-    return pd.DataFrame({"rps": rps + extra, "batch_share": extra/(rps + extra), "utilisation": u,
-                         "failing": s["failing"], "verbose": s["verbose"],
-                         "latency_ms": fleet_latency_ms(u, b["service_ms"])*s["slow"]})
+    day = 1.0 + 0.35 * np.sin(2 * np.pi * (t / 1440 - 9 / 24))
+    rps = FLEET_RPS * day * b["weight"] * np.exp(rng.normal(0, 0.08, len(t)))
+    extra = s["added"] * b["capacity"] * 1000.0 / b["service_ms"]
+    u = (rps + extra) * b["service_ms"] * s["slow"] / 1000.0 / b["capacity"]
+    return pd.DataFrame(
+        {
+            "rps": rps + extra,
+            "batch_share": extra / (rps + extra),
+            "utilisation": u,
+            "failing": s["failing"],
+            "verbose": s["verbose"],
+            "latency_ms": fleet_latency_ms(u, b["service_ms"]) * s["slow"],
+        }
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #8527cc7c
 def _latencies(
-    state: pd.DataFrame,         # minutes of one backend
-    m: np.ndarray,               # (n,) minute of each request
-    tokens_out: np.ndarray,      # (n,) answer lengths, tokens
-    rng: np.random.Generator,    # all draws
-) -> tuple[np.ndarray, np.ndarray]:   # latency_ms; error ("" where none)
+    state: pd.DataFrame,  # minutes of one backend
+    m: np.ndarray,  # (n,) minute of each request
+    tokens_out: np.ndarray,  # (n,) answer lengths, tokens
+    rng: np.random.Generator,  # all draws
+) -> tuple[np.ndarray, np.ndarray]:  # latency_ms; error ("" where none)
     "Latency and fate of single requests."
     n = len(m)
-    size = .8 + .2*tokens_out/ANSWER_TOK
-    latency = state.latency_ms.to_numpy()[m]*size*np.exp(rng.normal(-SPREAD**2/2, SPREAD, n))
-    failed, slow = rng.random(n) < state.failing.to_numpy()[m], rng.random(n) < .1
-    latency = np.where(failed, np.where(slow, 2000., 4. + 3.*rng.random(n)), latency)
+    size = 0.8 + 0.2 * tokens_out / ANSWER_TOK
+    latency = (
+        state.latency_ms.to_numpy()[m] * size * np.exp(rng.normal(-(SPREAD**2) / 2, SPREAD, n))
+    )
+    failed, slow = rng.random(n) < state.failing.to_numpy()[m], rng.random(n) < 0.1
+    latency = np.where(failed, np.where(slow, 2000.0, 4.0 + 3.0 * rng.random(n)), latency)
     return np.round(latency, 1), np.where(failed, np.where(slow, "timeout", "503"), "")
 
 # %% ../../nbs/telemetry/11_traces.ipynb #c3fc211e
 def _requests(
-    name: str,                   # backend
-    state: pd.DataFrame,         # its minutes
-    rng: np.random.Generator,    # all draws
-) -> pd.DataFrame:               # its rows of the log, by time
+    name: str,  # backend
+    state: pd.DataFrame,  # its minutes
+    rng: np.random.Generator,  # all draws
+) -> pd.DataFrame:  # its rows of the log, by time
     "The logged requests of one backend."
-    b, n = SAMPLE_BACKENDS[name], rng.poisson(state.rps*60./SAMPLED_1_IN)
+    b, n = SAMPLE_BACKENDS[name], rng.poisson(state.rps * 60.0 / SAMPLED_1_IN)
     m = np.repeat(np.arange(len(state)), n)
-    ts = SAMPLE_START + pd.to_timedelta(np.sort(m*60_000 + rng.integers(0, 60_000, len(m))), unit="ms")
-    tokens_in = np.ceil(np.minimum(rng.lognormal(5.2, .7, len(m)), 8000)).astype(int)
-    tokens_out = np.ceil(rng.lognormal(np.log(ANSWER_TOK) - .18, .6, len(m))*state.verbose.to_numpy()[m]).astype(int)
+    ts = SAMPLE_START + pd.to_timedelta(
+        np.sort(m * 60_000 + rng.integers(0, 60_000, len(m))), unit="ms"
+    )
+    tokens_in = np.ceil(np.minimum(rng.lognormal(5.2, 0.7, len(m)), 8000)).astype(int)
+    tokens_out = np.ceil(
+        rng.lognormal(np.log(ANSWER_TOK) - 0.18, 0.6, len(m)) * state.verbose.to_numpy()[m]
+    ).astype(int)
     latency, error = _latencies(state, m, tokens_out, rng)
     ok, batch = error == "", rng.random(len(m)) < state.batch_share.to_numpy()[m]
-    chat, premium, ttft = rng.random(len(m)) < .7, rng.random(len(m)) < .3, .3 + .1*rng.random(len(m))
+    chat, premium, ttft = (
+        rng.random(len(m)) < 0.7,
+        rng.random(len(m)) < 0.3,
+        0.3 + 0.1 * rng.random(len(m)),
+    )
     tokens_out = np.where(ok, tokens_out, 0)
-    cost = np.where(ok, np.round((tokens_in*b["price_in"] + tokens_out*b["price_out"])/1e6, 6), 0.)
-    return pd.DataFrame({
-        "ts": ts, "backend": name, "model": b["model"],
-        "task": np.where(batch, "batch", np.where(chat, "chat", "summary")),
-        "tier": np.where(batch, "batch", np.where(premium, "premium", "standard")),
-        "latency_ms": latency, "ttft_ms": np.where(ok, np.round(latency*ttft), np.nan), "ok": ok,
-        "error": np.where(ok, None, error), "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": cost})
+    cost = np.where(
+        ok, np.round((tokens_in * b["price_in"] + tokens_out * b["price_out"]) / 1e6, 6), 0.0
+    )
+    return pd.DataFrame(
+        {
+            "ts": ts,
+            "backend": name,
+            "model": b["model"],
+            "task": np.where(batch, "batch", np.where(chat, "chat", "summary")),
+            "tier": np.where(batch, "batch", np.where(premium, "premium", "standard")),
+            "latency_ms": latency,
+            "ttft_ms": np.where(ok, np.round(latency * ttft), np.nan),
+            "ok": ok,
+            "error": np.where(ok, None, error),
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "cost_usd": cost,
+        }
+    )
 
 # %% ../../nbs/telemetry/11_traces.ipynb #4e251841
 def sample_fleet(
-    days: int = 3,               # length, whole days, 2 or more
-    seed: int = 0,               # seed of all draws
+    days: int = 3,  # length, whole days, 2 or more
+    seed: int = 0,  # seed of all draws
 ) -> tuple[pd.DataFrame, dict]:  # requests in the loader's columns, by time; the truth behind them
     "A synthetic request log of five backends over several days, and what really happened in it."
     if not (isinstance(days, int) and days >= 2):
-        raise ValueError(f"days must be a whole number, 2 or more (a nightly event needs a second night), got {days!r}")
+        raise ValueError(
+            f"days must be a whole number, 2 or more (a nightly event needs a second night), got {days!r}"
+        )
     rng = np.random.default_rng(seed)
     events = sample_events(days, rng)
     logs = [_requests(n, _minutes(n, events, days, rng), rng) for n in SAMPLE_BACKENDS]
     rows = pd.concat(logs, ignore_index=True).sort_values("ts", kind="stable", ignore_index=True)
     rows.insert(0, "request_id", [f"r{i:06d}" for i in range(len(rows))])
-    when = lambda minute: (SAMPLE_START + pd.Timedelta(minutes=minute)).isoformat(timespec="seconds")
+
+    def when(minute):
+        return (SAMPLE_START + pd.Timedelta(minutes=minute)).isoformat(timespec="seconds")
+
     about = f"synthetic: sample_fleet(days={days}, seed={seed})"
-    truth = {"synthetic": about, "start": when(0), "end": when(days*1440), "days": days, "seed": seed,
-             "rows": len(rows), "slo_ms": 300., "sampled_1_in": SAMPLED_1_IN, "spread_sigma": SPREAD,
-             "latency": "service_ms*slow*(1 + 0.4*u + 8*max(0, u - 0.75)), u = rps*service_ms*slow/1000/capacity",
-             "routing": "fixed weights with 8 % noise per minute", "backends": SAMPLE_BACKENDS,
-             "events": [e | {"start": when(e["start_min"]), "end": when(e["end_min"])} for e in events]}
+    truth = {
+        "synthetic": about,
+        "start": when(0),
+        "end": when(days * 1440),
+        "days": days,
+        "seed": seed,
+        "rows": len(rows),
+        "slo_ms": 300.0,
+        "sampled_1_in": SAMPLED_1_IN,
+        "spread_sigma": SPREAD,
+        "latency": "service_ms*slow*(1 + 0.4*u + 8*max(0, u - 0.75)), u = rps*service_ms*slow/1000/capacity",
+        "routing": "fixed weights with 8 % noise per minute",
+        "backends": SAMPLE_BACKENDS,
+        "events": [e | {"start": when(e["start_min"]), "end": when(e["end_min"])} for e in events],
+    }
     rows.attrs = {"synthetic": about}
     return rows, truth
 
 # %% ../../nbs/telemetry/11_traces.ipynb #f24a7dbf
 def write_sample(
-    folder: str | Path,          # where to, usually the repository's data/
-    days: int = 3,               # as for `sample_fleet`
-    seed: int = 1,               # as for `sample_fleet`
-) -> Path:                       # the Parquet file
+    folder: str | Path,  # where to, usually the repository's data/
+    days: int = 3,  # as for `sample_fleet`
+    seed: int = 1,  # as for `sample_fleet`
+) -> Path:  # the Parquet file
     "Writes sample.parquet and sample_truth.json (DuckDB, zstd)."
     rows, truth = sample_fleet(days, seed)
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    path = folder/"sample.parquet"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sample.parquet"
     with duckdb.connect(config={"threads": 1}) as con:
         con.register("rows", rows)
         con.execute("SET TimeZone = 'UTC'")
-        con.execute("CREATE TABLE log AS SELECT * REPLACE (tokens_in::INT AS tokens_in, tokens_out::INT AS tokens_out) FROM rows")
+        con.execute(
+            "CREATE TABLE log AS SELECT * REPLACE (tokens_in::INT AS tokens_in, tokens_out::INT AS tokens_out) FROM rows"
+        )
         options = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19, PARQUET_VERSION v2, ROW_GROUP_SIZE 200000"
         con.execute(f"COPY log TO '{path}' ({options})")
-    (folder/"sample_truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    (folder / "sample_truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return path
 
 # %% ../../nbs/telemetry/11_traces.ipynb #2fe061c6
-def sample_path() -> Path:       # the shipped request log, Parquet
-    "Where the shipped sample lies, in an installed package as in a checkout. FileNotFoundError where it is missing."
-    try: path = Path(str(files("arcpoint_ce.sample")/"sample.parquet"))
-    except ModuleNotFoundError: path = Path(str(files("arcpoint_ce")/"__init__.py")).parents[1]/"data"/"sample.parquet"
-    if path.is_file(): return path
-    raise FileNotFoundError(f"{path} is missing: reinstall the package, or make it with write_sample({str(path.parent)!r})")
+def sample_path() -> Path:  # the shipped request log, Parquet
+    """Where the shipped sample lies, in an installed package as in a checkout.
 
-def sample_truth() -> dict:      # true causes and constants of the shipped sample
+    FileNotFoundError where it is missing.
+    """
+    try:
+        path = Path(str(files("arcpoint_ce.sample") / "sample.parquet"))
+    except ModuleNotFoundError:
+        path = (
+            Path(str(files("arcpoint_ce") / "__init__.py")).parents[1] / "data" / "sample.parquet"
+        )
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"{path} is missing: reinstall the package, or make it with write_sample({str(path.parent)!r})"
+    )
+
+
+def sample_truth() -> dict:  # true causes and constants of the shipped sample
     "What really happened in the shipped sample."
     return json.loads(sample_path().with_name("sample_truth.json").read_text(encoding="utf-8"))

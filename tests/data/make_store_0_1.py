@@ -1,7 +1,10 @@
-"""Makes store_0_1.sqlite and registry_0_1/ beside this file, as version 0.1 (commit 4e935c8) wrote them.
+"""Makes store_0_1.sqlite and registry_0_1/ beside this file, as version 0.1 (commit 4e935c8) wrote
+them.
 
-Run it with the code of that commit, not with today's:  PYTHONPATH=<a checkout of 4e935c8> python tests/data/make_store_0_1.py
-Three backends get 150 requests in 25 minutes; a small forest forecasts; "west" fails at the end, so that its breaker is open.
+Run it with the code of that commit, not with today's:  PYTHONPATH=<a checkout of 4e935c8> python
+tests/data/make_store_0_1.py
+Three backends get 150 requests in 25 minutes; a small forest forecasts; "west" fails at the end, so
+that its breaker is open.
 """
 
 import shutil
@@ -42,7 +45,17 @@ def run(engine: ContextEngine):
         decision = engine.decide(Request(f"r{k}", tokens_in=100, tokens_out=50), now)
         ok = decision.backend != "west" or k < REQUESTS - 60
         took_ms = random.lognormvariate(5.0, 0.3)
-        outcome = Outcome(decision.backend, now, took_ms, ok, None if ok else "error", decision.id, 0, 100, 50 if ok else 0)
+        outcome = Outcome(
+            decision.backend,
+            now,
+            took_ms,
+            ok,
+            None if ok else "error",
+            decision.id,
+            0,
+            100,
+            50 if ok else 0,
+        )
         ends.append((now + took_ms / 1000.0, outcome))
         engine.step(now)
     for _, outcome in ends:
