@@ -1,6 +1,7 @@
 """Measures the house: slices, depth, long lines, dense lines, complexity, examples, exported names.
 
-Usage: python tests/house.py [ROOM or NOTEBOOK …]     totals, and with a room or a notebook every finding
+Usage: python tests/house.py [ROOM or NOTEBOOK …]     totals, and with a room or a notebook every
+finding
 """
 
 import ast
@@ -64,7 +65,9 @@ class Module(NamedTuple):
 
 @cache
 def notebooks() -> list[Notebook]:
-    found = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    found = sorted(
+        p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    )
     return [read(p) for p in found]
 
 
@@ -77,7 +80,11 @@ def read(path: Path) -> Notebook:
 def modules() -> list[Module]:
     found = sorted(p for p in (ROOT / "arcpoint_ce").rglob("*.py") if p.name[0] != "_")
     return [
-        Module(".".join(p.relative_to(ROOT / "arcpoint_ce").with_suffix("").parts), text, ast.parse(text))
+        Module(
+            ".".join(p.relative_to(ROOT / "arcpoint_ce").with_suffix("").parts),
+            text,
+            ast.parse(text),
+        )
         for p in found
         for text in [p.read_text(encoding="utf-8")]
     ]
@@ -140,7 +147,13 @@ def density(found: list[Module]) -> tuple[int, int]:
     nodes = lines = 0
     for m in found:
         text = m.source.splitlines()
-        inner = {n for f in ast.walk(m.tree) if isinstance(f, FUNCTIONS) for n in ast.walk(f) if n is not f}
+        inner = {
+            n
+            for f in ast.walk(m.tree)
+            if isinstance(f, FUNCTIONS)
+            for n in ast.walk(f)
+            if n is not f
+        }
         for f in ast.walk(m.tree):
             if not isinstance(f, FUNCTIONS) or f in inner:
                 continue
@@ -148,7 +161,9 @@ def density(found: list[Module]) -> tuple[int, int]:
             if not body:
                 continue
             nodes += sum(1 for statement in body for _ in ast.walk(statement))
-            lines += sum(bool(row.strip()) for row in text[body[0].lineno - 1 : body[-1].end_lineno])
+            lines += sum(
+                bool(row.strip()) for row in text[body[0].lineno - 1 : body[-1].end_lineno]
+            )
     return nodes, lines
 
 
@@ -165,21 +180,30 @@ def without_example(nb: Notebook) -> tuple[list[str], int]:
     for i, cell in enumerate(nb.cells):
         if not cell.exported:
             continue
-        below = [c.source for c in nb.cells[i + 1 : i + 1 + NEAR] if c.kind == "code" and not c.exported]
+        below = [
+            c.source for c in nb.cells[i + 1 : i + 1 + NEAR] if c.kind == "code" and not c.exported
+        ]
         total += len(cell.names)
         missing += [n for n in cell.names if not any(re.search(rf"\b{n}\b", s) for s in below)]
     return missing, total
 
 
 def without_reason(nb: Notebook) -> tuple[list[str], int]:
-    "Exported cells that no paragraph precedes, and the number of all; cells of imports are left out."
+    """Exported cells that no paragraph precedes, and the number of all; cells of imports are left
+    out.
+    """
     missing, total = [], 0
     for i, cell in enumerate(nb.cells):
         if not cell.exported or not cell.names:
             continue
         total += 1
         above = [c for c in nb.cells[:i] if not (c.kind == "code" and HIDE.search(c.source))]
-        if not above or above[-1].kind != "markdown" or above[-1].source.lstrip().startswith("#") and "\n" not in above[-1].source.strip():
+        if (
+            not above
+            or above[-1].kind != "markdown"
+            or above[-1].source.lstrip().startswith("#")
+            and "\n" not in above[-1].source.strip()
+        ):
             missing.append(", ".join(cell.names))
     return missing, total
 
@@ -196,8 +220,14 @@ def exported(m: Module) -> list[str]:
 def users() -> dict[str, Counter]:
     "How often each identifier is used, by module, template, or other notebook."
     out = {m.name: words(m.source) for m in modules()}
-    out |= {"arcpoint_ce": words((ROOT / "arcpoint_ce" / "__init__.py").read_text(encoding="utf-8"))}
-    for path in [*ROOT.glob("reports/*.ipynb"), *ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")]:
+    out |= {
+        "arcpoint_ce": words((ROOT / "arcpoint_ce" / "__init__.py").read_text(encoding="utf-8"))
+    }
+    for path in [
+        *ROOT.glob("reports/*.ipynb"),
+        *ROOT.glob("nbs/*.ipynb"),
+        *ROOT.glob("nbs/tutorials/*.ipynb"),
+    ]:
         out[path.stem + ".ipynb"] = words("\n".join(c.source for c in read(path).cells))
     for path in [ROOT / "README.md", ROOT / "data" / "README.md"]:
         out[str(path)] = words(path.read_text(encoding="utf-8"))
@@ -209,8 +239,13 @@ def words(text: str) -> Counter:
 
 
 def unused(m: Module) -> list[str]:
-    "Exported names that nothing outside the module uses. Its notebook, tests and the index are no users."
-    return [n for n in exported(m) if not any(n in c for name, c in users().items() if name != m.name)]
+    """Exported names that nothing outside the module uses.
+
+    Its notebook, tests and the index are no users.
+    """
+    return [
+        n for n in exported(m) if not any(n in c for name, c in users().items() if name != m.name)
+    ]
 
 
 def share(parts: list[tuple[list[str], int]]) -> float:
@@ -225,7 +260,9 @@ def summary(nbs: list[Notebook], mods: list[Module]) -> dict[str, object]:
     nodes, lines = density(mods)
     return {
         "classes that are only a slice": sum(s.split(":")[0] in own for s in slices(table)),
-        "inheritance depth": depth({k: v for k, v in table.items() if v[0] in own})[0] if own else 0,
+        "inheritance depth": depth({k: v for k, v in table.items() if v[0] in own})[0]
+        if own
+        else 0,
         f"lines above {WIDTH}": sum(len(long_lines(nb)) for nb in nbs),
         "lines joined by ;": sum(len(joined(nb)) for nb in nbs),
         "syntax nodes a line": round(nodes / max(lines, 1), 2),

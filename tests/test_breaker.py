@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arcpoint_ce.routing.breaker import (
+    _KEPT,
     CLOSED,
     FULL,
     HALF_OPEN,
-    KEPT,
     OPEN,
     SHEDDING,
     Breaker,
@@ -26,9 +26,9 @@ from arcpoint_ce.routing.breaker import (
     ShedConfig,
     Shedder,
     Window,
-    flows,
+    _flows,
+    _wish,
     in_panic,
-    wish,
 )
 from arcpoint_ce.routing.core import Backend, Request
 from arcpoint_ce.routing.policies import OwnPace
@@ -809,7 +809,7 @@ def test_waits_stay_finite_and_the_history_bounded():
         b.poll(b.until_s)
         b.acquire(b.since_s)
         b.record(False, False, b.since_s, probe=True)
-    assert b.wait_s <= 40.0 and len(b.transitions) == KEPT and b.opens == 3001
+    assert b.wait_s <= 40.0 and len(b.transitions) == _KEPT and b.opens == 3001
 
 
 def test_breakers_with_different_seeds_do_not_probe_together():
@@ -901,8 +901,8 @@ def test_what_is_shed_follows_the_forecast_without_jumps(p, who, up):
     near = list(p)
     near[who % len(p)] += 1e-7 if up else -1e-7
     out = [
-        flows(
-            {b: wish(q, cfg) for b, q in zip(names, x)},
+        _flows(
+            {b: _wish(q, cfg) for b, q in zip(names, x)},
             dict(zip(names, x)),
             dict.fromkeys(names, 2.0),
             cfg,
@@ -937,7 +937,7 @@ def test_between_the_thresholds_it_stays_as_it_is():
 def test_weight_moves_to_a_target_only_as_it_is_clearly_better():
     cap, cfg = dict(a=1.0, b=1.0), ShedConfig(margin=0.1)
     sent = [
-        flows({"a": 0.5}, dict(a=0.9, b=0.9 - d), cap, cfg)["a"]
+        _flows({"a": 0.5}, dict(a=0.9, b=0.9 - d), cap, cfg)["a"]
         for d in (0.05, 0.1, 0.1 + 1e-9, 0.12, 0.14, 0.2, 0.5)
     ]
     assert sent == pytest.approx([0.0, 0.0, 0.0, 0.2, 0.4, 0.5, 0.5], abs=1e-6)
@@ -968,7 +968,7 @@ def test_shedding_comes_back_gently():
         s.update(dict(a=1.0 if k < 10 else 0.3, b=0.0), fleet, float(k))["a"] for k in range(60)
     ]
     assert (
-        wish(1.0, ShedConfig()) == pytest.approx(0.98)
+        _wish(1.0, ShedConfig()) == pytest.approx(0.98)
         and left[0] == pytest.approx(0.02)
         and max(y - x for x, y in zip(left, left[1:])) < 0.03
     )

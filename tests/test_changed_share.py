@@ -40,6 +40,6 @@ def test_the_share_grows_with_what_is_foreseen(slower, other):
     )
     engine.router.swap(ForecastTable(1, 0.0, forecasts={"a": f}), 0.0)
     before = [(c.backend, c.probability) for c in engine.router.rank(Request(), 1.0)]
-    moved, another = G.forecast_effect(engine.router, Request(), 1.0)
+    moved, another = G._forecast_effect(engine.router, Request(), 1.0)
     assert another == other and (moved > 0.9 if other else moved < 0.4)
     assert [(c.backend, c.probability) for c in engine.router.rank(Request(), 1.0)] == before

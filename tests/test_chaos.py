@@ -134,7 +134,7 @@ def test_the_exercises_suite_praises_flight_and_not_its_own_router():
 
 
 def test_the_exercise_rule_takes_out_who_is_slow():
-    rule = C.Exercise(2.0)
+    rule = C._Exercise(2.0)
     rule.start(FIVE, 0)
 
     class J:

@@ -358,7 +358,7 @@ def test_decide_is_the_answer_of_the_engine_that_replays_the_log(model, log, cap
     source = load_steps(str(log))
     now = float(source.steps["start_s"].max() + 60)
     engine = ContextEngine(
-        cli.fleet_of(source, None),
+        cli._fleet_of(source, None),
         forecaster=load(folder),
         slo_ms=300.0,
         router=RouterConfig(step_s=60),
@@ -472,7 +472,7 @@ texts = st.text(min_size=1).filter(lambda v: not v.startswith("--") and v != "-p
 
 @given(st.lists(st.tuples(names, texts), max_size=4))
 def test_pairs_come_back_as_they_were_given(pairs):
-    words = cli.join_pairs(["routing", *(w for n, v in pairs for w in ("-p", n, v)), "--out", "x"])
+    words = cli._join_pairs(["routing", *(w for n, v in pairs for w in ("-p", n, v)), "--out", "x"])
     assert words[0] == "routing" and words[-2:] == ["--out", "x"]
-    assert [cli.split_pair(w) for w in words[2:-2:2]] == pairs
-    assert cli.join_pairs(words) == words
+    assert [cli._split_pair(w) for w in words[2:-2:2]] == pairs
+    assert cli._join_pairs(words) == words

@@ -8,7 +8,7 @@ from random import Random
 import anthropic
 import pytest
 
-from arcpoint_ce.context.agent import READS, Agent, AgentConfig, Trace
+from arcpoint_ce.context.agent import _READS, Agent, AgentConfig, Trace
 from arcpoint_ce.context.questions import Context
 from arcpoint_ce.context.stub import Says, Stub, results_of
 from arcpoint_ce.learning.engine import ContextEngine
@@ -164,7 +164,7 @@ def test_a_compromised_model_changes_nothing(engine, name):
         and before == {t: len(engine.store.rows(t)) for t in before}
         and "<b>" not in first
         and Trace.read(engine.store.rows("traces", id=v.trace.id)[0]).head == v.trace.head
-        and all(s.data.get("name") in READS for s in v.trace.steps if s.kind == "tool")
+        and all(s.data.get("name") in _READS for s in v.trace.steps if s.kind == "tool")
     )
     TRIED.append(name)
     if not held:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from arcpoint_ce.apps.cli import app
+from arcpoint_ce.apps.cli import _app
 from arcpoint_ce.context.ask import ask
-from arcpoint_ce.context.callgraph import SHOP, read_dependencies, shop_rows
-from arcpoint_ce.context.causes import contributions, explain_drop
+from arcpoint_ce.context.callgraph import _SHOP, _shop_rows, read_dependencies
+from arcpoint_ce.context.causes import _contributions, explain_drop
 from arcpoint_ce.context.questions import TOOLS, Context
 from arcpoint_ce.context.state import Facts, StoreError
 from arcpoint_ce.learning.engine import ContextEngine
@@ -143,7 +143,7 @@ rows = st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1e6)), min_size=
 def test_contributions_add_up(before, after):
     s0, s1 = (pd.Series([x[0] for x in r]) for r in (before, after))
     h0, h1 = (np.array([x[1] for x in r]) for r in (before, after))
-    t = contributions(s0, h0, s1, h1)
+    t = _contributions(s0, h0, s1, h1)
     change = fsum(h1) / len(h1) - fsum(h0) / len(h0)
     assert abs(fsum([*t["mix"], *t["within"]]) - change) <= 1e-9 * max(
         1.0, abs(h0).max(), abs(h1).max()
@@ -163,10 +163,10 @@ def shop_folder(folder, slow, since=50):
     `since`.
     """
     graph = pd.DataFrame(
-        [[float(b in SHOP[a]) for b in SHOP] for a in SHOP], list(SHOP), list(SHOP)
+        [[float(b in _SHOP[a]) for b in _SHOP] for a in _SHOP], list(_SHOP), list(_SHOP)
     )
     graph.to_csv(folder / "graph.csv")
-    shop_rows(np.random.default_rng(1), 60, slow, since).to_csv(folder / "metrics.csv")
+    _shop_rows(np.random.default_rng(1), 60, slow, since).to_csv(folder / "metrics.csv")
     return folder
 
 
@@ -224,7 +224,7 @@ def test_a_call_graph_is_given_on_the_command_line(tmp_path):
 
     def said(*more):
         return CliRunner().invoke(
-            app,
+            _app,
             [
                 "ask",
                 "Why did latency rise in the last 9 minutes?",

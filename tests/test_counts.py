@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from arcpoint_ce.lab.counts import METHODS, RECIPES, coverage_table
+from arcpoint_ce.lab.counts import _METHODS, _RECIPES, coverage_table
 
 RESULT = Path(__file__).parents[1] / "data" / "results" / "coverage.csv"
 
 
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_chosen_method_holds_the_truth_and_its_predecessor_does_not(n):
-    some = {k: METHODS[k] for k in ("sign flips", "percentile")}
+    some = {k: _METHODS[k] for k in ("sign flips", "percentile")}
     held = coverage_table((n,), 150, methods=some, seed=1).groupby("method")["held"].mean()
     assert (
         0.925 < held["sign flips"] < 0.97 and held["percentile"] < held["sign flips"] - 0.01
@@ -23,7 +23,7 @@ def test_the_chosen_method_holds_the_truth_and_its_predecessor_does_not(n):
 
 def test_the_published_table_is_whole_and_supports_the_choice():
     table = pd.read_csv(RESULT)
-    assert set(table.method) == set(METHODS) and set(table.recipe) == {r.name for r in RECIPES}
+    assert set(table.method) == set(_METHODS) and set(table.recipe) == {r.name for r in _RECIPES}
     held = table.groupby(["n_worlds", "method"])["held"].mean().unstack()
     assert held.loc[[20, 100], "sign flips"].between(0.93, 0.97).all()
     within = held.loc[[20, 100]].apply(lambda x: x.between(0.93, 0.97).all())
@@ -34,10 +34,10 @@ def test_the_published_table_can_be_made_again():
     "One cell of it, with the numbers of its command."
     table = pd.read_csv(RESULT)
     again = coverage_table(
-        (20,), 400, recipes=RECIPES[:1], methods={"sign flips": METHODS["sign flips"]}
+        (20,), 400, recipes=_RECIPES[:1], methods={"sign flips": _METHODS["sign flips"]}
     ).iloc[0]
     there = table[
-        (table.method == "sign flips") & (table.recipe == RECIPES[0].name) & (table.n_worlds == 20)
+        (table.method == "sign flips") & (table.recipe == _RECIPES[0].name) & (table.n_worlds == 20)
     ].iloc[0]
     assert (
         there.held == pytest.approx(again.held, abs=1e-4)

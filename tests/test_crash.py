@@ -16,11 +16,11 @@ import pytest
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import FeedbackStore
 from arcpoint_ce.learning.forecasters import (
-    AutoForecaster,
     LatencyForecaster,
-    NoForecaster,
     RoomForecaster,
-    Together,
+    _AutoForecaster,
+    _NoForecaster,
+    _Together,
 )
 from arcpoint_ce.learning.gate import GateConfig
 from arcpoint_ce.routing.core import Backend, Outcome, Request
@@ -122,12 +122,12 @@ while True:
 
 def at(path, kind):
     makers = dict(
-        AutoForecaster=AutoForecaster,
+        AutoForecaster=_AutoForecaster,
         GateConfig=GateConfig,
         LatencyForecaster=LatencyForecaster,
-        NoForecaster=NoForecaster,
+        NoForecaster=_NoForecaster,
         RoomForecaster=RoomForecaster,
-        Together=Together,
+        Together=_Together,
     )
     config = EngineConfig(tick_s=1.0, memo_s=1.0, learn="never")
     fleet, forecaster = [Backend(n, 8.0) for n in NAMES], eval(KINDS[kind], makers)

@@ -77,7 +77,7 @@ def put(path, frame):
 def test_simulated_latency_is_the_measured_one():
     "Every stage up to the knee of every configuration: within 10 %; the closed form within 1 %."
     path = real("inference_perf_stages.csv")
-    raw, table = pd.read_csv(path), cv.check_stages(path, n=30_000)
+    raw, table = pd.read_csv(path), cv._check_stages(path, n=30_000)
     kept = raw[raw[GOT] >= 0.95 * raw[ASKED]]
     assert len(table) == len(kept) and set(table.config) == set(raw.config)
     assert sorted(table.measured_s) == pytest.approx(sorted(kept[LATENCY]))
@@ -88,13 +88,13 @@ def test_simulated_latency_is_the_measured_one():
 def test_the_knee_is_where_the_server_fell_behind():
     raw, fits = (
         pd.read_csv(real("inference_perf_stages.csv")),
-        cv.fit_stages(real("inference_perf_stages.csv")),
+        cv._fit_stages(real("inference_perf_stages.csv")),
     )
     for name, fit in fits.items():
         mine = raw[raw.config == name]
         past = mine[mine[GOT] < 0.95 * mine[ASKED]]
         assert fit.knee_rps == mine[GOT][mine[GOT] >= 0.95 * mine[ASKED]].max()
-        assert cv.capacity_rps(fit.curve, fit.tokens_in, fit.tokens_out) == pytest.approx(
+        assert cv._capacity_rps(fit.curve, fit.tokens_in, fit.tokens_out) == pytest.approx(
             past[GOT].median(), rel=0.01
         )
         # the generator's 440 in flight are no batch
@@ -103,14 +103,14 @@ def test_the_knee_is_where_the_server_fell_behind():
         # that column is about half the decode time
         assert 1.9 < fit.curve.tpot_ms[0] / counted < 2.2
         assert (
-            cv.expected_latency_s(fit.curve, past[ASKED].max(), fit.tokens_in, fit.tokens_out)
+            cv._expected_latency_s(fit.curve, past[ASKED].max(), fit.tokens_in, fit.tokens_out)
             == inf
         )
 
 
 def test_published_profiles():
     path = real("splitwise_perf_model.csv")
-    raw, fits = pd.read_csv(path), cv.fit_splitwise(path)
+    raw, fits = pd.read_csv(path), cv._fit_splitwise(path)
     assert len(fits) == len(raw.groupby(["model", "hardware", "tensor_parallel"]))
     for (model, hardware, tp), fit in fits.items():
         mine = raw[
@@ -134,7 +134,7 @@ def test_published_profiles():
 
 def test_a_hand_made_load_test(tmp_path):
     "10 ms per token at any batch; full at 40 per second; the 2.8 s of waiting do not enter."
-    fit = cv.fit_stages(put(tmp_path / "a.csv", stages()))["hand"]
+    fit = cv._fit_stages(put(tmp_path / "a.csv", stages()))["hand"]
     assert (
         fit.curve.tpot(2) == pytest.approx(10.0, rel=0.01)
         and fit.knee_rps == 20.0
@@ -169,10 +169,10 @@ def test_fewer_columns(tmp_path):
 
 
 def test_no_stage_past_the_knee_is_said(tmp_path):
-    fit = cv.fit_stages(put(tmp_path / "a.csv", stages().iloc[:3]))["hand"]
+    fit = cv._fit_stages(put(tmp_path / "a.csv", stages().iloc[:3]))["hand"]
     assert "extrapolated" in fit.notes[0] and fit.slots is None
-    assert cv.capacity_rps(fit.curve, 500, 100) > 20
-    assert np.isfinite(cv.expected_latency_s(fit.curve, 20.0, 500, 100))
+    assert cv._capacity_rps(fit.curve, 500, 100) > 20
+    assert np.isfinite(cv._expected_latency_s(fit.curve, 20.0, 500, 100))
 
 
 def test_queue_growing_without_a_limit_of_the_generator(tmp_path):
@@ -190,7 +190,7 @@ def test_queue_growing_without_a_limit_of_the_generator(tmp_path):
     frame["successes.throughput.requests_per_sec"] = 1 / (
         1 / np.array([1.0, 10.0, 20.0, 40.0]) + np.array([1.1, 1.1, 1.1, 0.1]) / 1000
     )
-    assert cv.fit_stages(put(tmp_path / "a.csv", frame))["hand"].knee_rps == 20.0
+    assert cv._fit_stages(put(tmp_path / "a.csv", frame))["hand"].knee_rps == 20.0
 
 
 @settings(max_examples=15, deadline=None)
@@ -201,10 +201,10 @@ def test_a_fit_finds_the_curve_again(tmp_path_factory, tpot, knee, sharp, ttft):
     """Load tests made by the closed form from known curves: capacity within 3 %, latency between
     the stages within 8 %.
     """
-    true = cv.synthetic_curve(tpot, knee, sharp, ttft * tpot, 500.0, 0.0)
-    full = cv.capacity_rps(true, 500, 100)
+    true = cv._synthetic_curve(tpot, knee, sharp, ttft * tpot, 500.0, 0.0)
+    full = cv._capacity_rps(true, 500, 100)
     rates = full * np.array([0.02, 0.2, 0.4, 0.6, 0.8, 0.9])
-    latency = [cv.expected_latency_s(true, r, 500, 100) for r in rates]
+    latency = [cv._expected_latency_s(true, r, 500, 100) for r in rates]
     first = [true.prefill(1 + r * x, 500) / 1000 for r, x in zip(rates, latency)]
     waits, tail = 3 * 4 * knee / full, true.tpot(4 * knee) / 10
     frame = (
@@ -219,11 +219,11 @@ def test_a_fit_finds_the_curve_again(tmp_path_factory, tpot, knee, sharp, ttft):
             }
         )
     )
-    fit = cv.fit_stages(put(tmp_path_factory.mktemp("fit") / "a.csv", frame))["hand"]
-    assert cv.capacity_rps(fit.curve, 500, 100) == pytest.approx(full, rel=0.03)
+    fit = cv._fit_stages(put(tmp_path_factory.mktemp("fit") / "a.csv", frame))["hand"]
+    assert cv._capacity_rps(fit.curve, 500, 100) == pytest.approx(full, rel=0.03)
     for part in (0.1, 0.5, 0.7):
-        assert cv.expected_latency_s(fit.curve, part * full, 500, 100) == pytest.approx(
-            cv.expected_latency_s(true, part * full, 500, 100), rel=0.08
+        assert cv._expected_latency_s(fit.curve, part * full, 500, 100) == pytest.approx(
+            cv._expected_latency_s(true, part * full, 500, 100), rel=0.08
         )
 
 
@@ -320,4 +320,4 @@ def test_curves_travel_to_other_processes():
 )
 def test_synthetic_parameters(wrong):
     with pytest.raises(ValueError, match="must be"):
-        cv.synthetic_curve(**wrong)
+        cv._synthetic_curve(**wrong)

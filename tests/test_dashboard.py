@@ -24,7 +24,7 @@ from arcpoint_ce.learning.engine import ContextEngine
 from arcpoint_ce.routing.core import Backend, Outcome, Request
 
 pytestmark = pytest.mark.xdist_group("dashboard")  # one simulation, one browser
-PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
+_PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
 RUN = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 ARTEFACTS = Path(__file__).parents[1] / "reports/out/dashboard"
@@ -48,11 +48,11 @@ def own_main():
 
 def script(store: str, name: str):
 
-    from arcpoint_ce.apps.dashboard import PAGES
+    from arcpoint_ce.apps.dashboard import _PAGES
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
 
     where = Where(store)
-    guarded(lambda: PAGES[name][0](Page(where, records_of(where), 3600.0, "", None, UTC)))
+    guarded(lambda: _PAGES[name][0](Page(where, records_of(where), 3600.0, "", None, UTC)))
 
 
 def drawn(store: Path, name: str) -> AppTest:
@@ -78,7 +78,7 @@ def engine_on(
     return engine
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", _PAGES)
 @pytest.mark.parametrize("state", ["missing", "empty", "fresh", "small"])
 def test_every_page_in_every_state(tmp_path, page, state):
     store = tmp_path / "s.sqlite"
@@ -155,10 +155,10 @@ def test_who_foresees_is_said(tmp_path):
 def decision_page(store: str, id: int):
 
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
-    from arcpoint_ce.apps.stories import one_decision
+    from arcpoint_ce.apps.stories import _one_decision
 
     where = Where(store)
-    guarded(lambda: one_decision(Page(where, records_of(where), 3600.0, "", None, UTC), id))
+    guarded(lambda: _one_decision(Page(where, records_of(where), 3600.0, "", None, UTC), id))
 
 
 def test_a_decision_by_pace_is_explained(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from arcpoint_ce.learning.drift import DETECTORS, DriftConfig, Stream, delay_curve, heavy_errors
+from arcpoint_ce.learning.drift import DETECTORS, DriftConfig, _heavy_errors, _Stream, delay_curve
 from arcpoint_ce.learning.online import adaptation
 
 
@@ -18,11 +18,11 @@ def test_a_detector_that_is_more_nervous_is_wrong_more_often():
 
 
 def test_the_same_errors_raise_the_same_alarms():
-    errors = heavy_errors(np.random.default_rng(5), 4000)
+    errors = _heavy_errors(np.random.default_rng(5), 4000)
     errors[2000:] *= 3
 
     def alarms():
-        stream = Stream(DriftConfig())
+        stream = _Stream(DriftConfig())
         return [(k, hit) for k, x in enumerate(errors.tolist()) if (hit := stream.update(x))]
 
     assert alarms() == alarms() and 2000 < alarms()[0][0] < 2100

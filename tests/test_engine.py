@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcpoint_ce.learning.anomaly import AnomalyDetector, healthy, tighten, windows_of
-from arcpoint_ce.learning.drift import DETECTORS, DriftConfig, Stream
+from arcpoint_ce.learning.drift import DETECTORS, DriftConfig, _Stream
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import FeedbackStore
-from arcpoint_ce.learning.registry import Registry, RegistryError
+from arcpoint_ce.learning.registry import Registry, _RegistryError
 from arcpoint_ce.learning.rollout import rollout_rates
 from arcpoint_ce.learning.shelves import MemoryShelf
 from arcpoint_ce.routing.core import Backend, Outcome, Request
@@ -141,7 +141,7 @@ def test_tightening_stays_within_its_share(capacity, names, share):
 
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_every_detector_finds_a_large_change_and_begins_again(kind):
-    s, rng = Stream(DriftConfig(kind=kind, warmup=100)), np.random.default_rng(0)
+    s, rng = _Stream(DriftConfig(kind=kind, warmup=100)), np.random.default_rng(0)
     hits = [k for k in range(1400) if s.update(float(rng.normal() * (1 if k < 700 else 4)))]
     assert hits and hits[0] >= 690 and s.n < 1400
     assert s.update(float("nan")) is None
@@ -181,10 +181,10 @@ def test_a_link_or_a_stranger_among_the_files_is_refused(tmp_path):
     r = Registry(tmp_path / "r")
     r.add(tmp_path / "model", "h", {}, 0.0)
     (tmp_path / "r" / "v1" / "more.npz").write_bytes(b"y")
-    with pytest.raises(RegistryError, match="not part"):
+    with pytest.raises(_RegistryError, match="not part"):
         r.move("v1", "live", 1.0, "try")
     (tmp_path / "model" / "link").symlink_to("/etc/hostname")
-    with pytest.raises(RegistryError, match="link"):
+    with pytest.raises(_RegistryError, match="link"):
         r.add(tmp_path / "model", "h", {}, 0.0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from arcpoint_ce.learning.evidence import effective, evidence, moves_table, said
+from arcpoint_ce.learning.evidence import _moves_table, effective, evidence, said
 from arcpoint_ce.learning.hindsight import (
     exercise_trio,
     judge_moves,
@@ -115,7 +115,7 @@ def test_a_short_log_supports_no_verdict():
 
 def test_no_moves_make_an_empty_table():
     stage, _ = world(4, hours=2)
-    assert moves_table(stage, stage.home).empty
+    assert _moves_table(stage, stage.home).empty
 
 
 def test_the_same_log_gives_the_same_figures():

@@ -23,17 +23,17 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from arcpoint_ce.lab.experiment import (
     Experiment,
     Task,
-    TaskError,
+    _per_family,
+    _policy_seed,
+    _TaskError,
+    _world_seed,
     compare,
     enough,
     paired,
-    per_family,
-    policy_seed,
     ratio_interval,
     read_results,
     read_rows,
     run_tasks,
-    world_seed,
     write_results,
 )
 
@@ -44,10 +44,10 @@ def toy(task, marks=None):
     "A world's hardness times the policy's skill; leaves the worker's process id in `marks`."
     if marks:
         (Path(marks) / str(os.getpid())).touch()
-    hard = 100 * np.random.default_rng(world_seed(task)).lognormal(0, 0.7)
+    hard = 100 * np.random.default_rng(_world_seed(task)).lognormal(0, 0.7)
     return {
         "violations": int(
-            np.random.default_rng(policy_seed(task)).poisson(SKILL[task.policy] * hard)
+            np.random.default_rng(_policy_seed(task)).poisson(SKILL[task.policy] * hard)
         ),
         "hardness": hard,
         "p99_ms": float("nan") if task.seed == 1 else hard**0.5,
@@ -119,16 +119,16 @@ def test_a_task_survives_json_and_does_not_depend_on_the_order_of_options(
         )
     )
     assert again == task and again.key == task.key and hash(again) == hash(task)
-    assert world_seed(task) == world_seed(
+    assert _world_seed(task) == _world_seed(
         Task(family, policy + "!", seed, options, {"p_a_r_a_m": 1})
     )
     assert (
         len(
             {
-                world_seed(task),
-                policy_seed(task),
-                world_seed(Task(family, policy, seed + 1, options)),
-                world_seed(Task(family + "!", policy, seed, options)),
+                _world_seed(task),
+                _policy_seed(task),
+                _world_seed(Task(family, policy, seed + 1, options)),
+                _world_seed(Task(family + "!", policy, seed, options)),
             }
         )
         == 4
@@ -148,7 +148,7 @@ def test_seeds_are_the_same_in_another_process_whatever_its_hash_seed():
         for h in ("1", "2")
     }
     task = Task("ramp", "ours", 3, {"b": 1.5, "a": "x"})
-    assert outs == {f"{task.key} {world_seed(task)} {policy_seed(task)}\n"}
+    assert outs == {f"{task.key} {_world_seed(task)} {_policy_seed(task)}\n"}
 
 
 def test_every_policy_meets_the_same_world(alone):
@@ -298,7 +298,7 @@ def test_a_failed_task_is_named_and_costs_no_other(tmp_path, n_jobs):
 
     whole = make().run(n_jobs=1, progress=False)
     with pytest.raises(
-        TaskError,
+        _TaskError,
         match=r'1 of 8 tasks failed, the first: \["ramp", \{\}, 2, "ours", \{\}\]: ZeroDivisionError: no capacity at seed 2',
     ) as e:
         make(("ours", 2)).run(tmp_path, n_jobs=n_jobs, progress=False)
@@ -335,7 +335,7 @@ def test_a_worker_that_dies_leaves_the_finished_rows(tmp_path):
     "row", [[1], {"violations": [1]}, {"violations": float("inf")}, {"policy": "x"}]
 )
 def test_rows_must_be_flat_and_finite(row):
-    with pytest.raises(TaskError, match="run_one|column 'violations'"):
+    with pytest.raises(_TaskError, match="run_one|column 'violations'"):
         run_tasks(lambda t: row, [Task("ramp", "ours", 0)], n_jobs=1, progress=False)
 
 
@@ -438,7 +438,7 @@ def test_no_number_is_ever_infinite_or_invented(seeds):
 
 def test_each_family_has_its_own_reactive_policy(alone):
     table = alone[alone.request_s == 1]
-    one = per_family(
+    one = _per_family(
         compare(table, "ours", {"ramp": "reactive", "diurnal": "clairvoyant"}, least=1)
     )
     assert one["ramp"]["ratio"] < 1 < one["diurnal"]["ratio"] and "gap_closed" not in one["ramp"]

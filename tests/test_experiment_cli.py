@@ -428,9 +428,9 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, args, says):
 
 def test_all_families_by_name():
     assert (
-        cli.families_of("all", []) == list(FAMILIES)
-        and cli.families_of(" ramp , diurnal", []) == ["ramp", "diurnal"]
-        and cli.families_of("", ["x"]) == ["x"]
+        cli._families_of("all", []) == list(FAMILIES)
+        and cli._families_of(" ramp , diurnal", []) == ["ramp", "diurnal"]
+        and cli._families_of("", ["x"]) == ["x"]
     )
 
 

@@ -12,26 +12,26 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.lab.faults import (
-    FLAP_S,
+    _FLAP_S,
     KINDS,
     SCENARIOS,
     Fault,
     Scenario,
+    _save_scenario,
     load_scenario,
     make_scenario,
-    save_scenario,
 )
 from arcpoint_ce.lab.fleet import FixedChoice, Fleet, ServiceCurve, SimBackend
 from arcpoint_ce.lab.resilience import (
     Limits,
-    Probe,
-    SteadyState,
-    changed_s,
+    _changed_s,
+    _Probe,
+    _sick,
+    _SteadyState,
+    _to_chaostoolkit,
     lost,
     resilience_score,
-    sick,
     suite_passes,
-    to_chaostoolkit,
 )
 from arcpoint_ce.routing.core import Backend
 
@@ -427,7 +427,7 @@ def test_flapping_flaps():
         Weights, Scenario("flap", [Fault("flapping", "a", 100.0, 60.0)]), retries=0, until_s=200.0
     )
     mine = (record.first == 0) & (record.born_s >= 100.0) & (record.born_s < 160.0)
-    away = (record.born_s - 100.0) % FLAP_S < FLAP_S / 2
+    away = (record.born_s - 100.0) % _FLAP_S < _FLAP_S / 2
     assert (
         not record.ok[mine & away].any()
         and record.ok[mine & ~away].all()
@@ -483,7 +483,7 @@ def test_a_random_schedule_never_takes_everything_down(seed):
 def test_all_down_only_when_asked():
     hits = [
         any(
-            sick(
+            _sick(
                 [
                     f
                     for f in Scenario.random(k, "a", all_down=asked).faults
@@ -512,7 +512,7 @@ def test_all_down_only_when_asked():
 def test_files_keep_everything(tmp_path_factory, chosen, name, text, ending):
     scenario = Scenario(name, chosen, text)
     assert (
-        load_scenario(save_scenario(scenario, tmp_path_factory.mktemp("faults") / f"x.{ending}"))
+        load_scenario(_save_scenario(scenario, tmp_path_factory.mktemp("faults") / f"x.{ending}"))
         == scenario
     )
 
@@ -555,7 +555,7 @@ def test_probes_measure_their_own_stretch():
     scenario = make_scenario("backend_down", list(CAPACITY), 120.0, 60.0)
     record = play(Weights, scenario, retries=0)
     found = (
-        SteadyState(probes=(Probe("error_rate", 0.0, 0.01),), settle_s=30.0)
+        _SteadyState(probes=(_Probe("error_rate", 0.0, 0.01),), settle_s=30.0)
         .phases(record, scenario)
         .set_index("phase")
     )
@@ -568,8 +568,8 @@ def test_probes_measure_their_own_stretch():
         )
     ]
     assert list(found.value) == pytest.approx(expected) and list(found.met) == [True, False, True]
-    assert SteadyState(probes=(Probe("error_rate", 0.0, 0.01),)).met(record, scenario)
-    assert not SteadyState(probes=(Probe("error_rate", 0.0, 0.01),)).met(
+    assert _SteadyState(probes=(_Probe("error_rate", 0.0, 0.01),)).met(record, scenario)
+    assert not _SteadyState(probes=(_Probe("error_rate", 0.0, 0.01),)).met(
         record, scenario, ("before", "during", "after")
     )
 
@@ -581,14 +581,14 @@ def test_chaos_toolkit_takes_the_export():
     )
     for name in SCENARIOS:
         experiment.ensure_experiment_is_valid(
-            to_chaostoolkit(make_scenario(name, "abcd"), SteadyState())
+            _to_chaostoolkit(make_scenario(name, "abcd"), _SteadyState())
         )
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_export_starts_and_stops_every_fault_in_time(seed):
     scenario = Scenario.random(seed, "abc")
-    made = to_chaostoolkit(scenario, SteadyState(), speed=2.0)
+    made = _to_chaostoolkit(scenario, _SteadyState(), speed=2.0)
     clock, on, spans = 0.0, {}, {}
     for action in made["method"]:
         clock += action["pauses"]["before"] * 2
@@ -689,11 +689,13 @@ def test_chance_is_not_taken_for_a_decision():
     at = np.arange(3000.0)
     for usual in (0.05, 0.2, 0.5, 0.9):
         assert (
-            sum(changed_s(at, rng.random(3000) < usual, usual, usual / 4) < inf for _ in range(100))
+            sum(
+                _changed_s(at, rng.random(3000) < usual, usual, usual / 4) < inf for _ in range(100)
+            )
             <= 1
         )
         dated = [
-            changed_s(at, rng.random(3000) < np.where(at < 1000, usual, 0.0), usual, usual / 4)
+            _changed_s(at, rng.random(3000) < np.where(at < 1000, usual, 0.0), usual, usual / 4)
             for _ in range(50)
         ]
         # never late, and typically early by a few dispatches

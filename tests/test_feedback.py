@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from arcpoint_ce.learning import feedback, shelves
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import (
-    DUPLICATE,
-    FOREIGN,
-    JOINED,
-    LATE,
-    MISSING,
-    ORPHAN,
+    _DUPLICATE,
+    _FOREIGN,
+    _JOINED,
+    _LATE,
+    _MISSING,
+    _ORPHAN,
     FeedbackStore,
 )
 from arcpoint_ce.learning.shelves import (
     SCHEMA,
     TABLES,
     MemoryShelf,
-    RedisReading,
     SqliteShelf,
+    _RedisReading,
     open_shelf,
 )
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Step
@@ -89,7 +89,7 @@ def where(request, tmp_path):
         return lambda: open_shelf(tmp_path / "store.db")
     url = request.getfixturevalue("server")["url"]
     prefix = str(tmp_path)
-    return lambda: RedisReading(url, prefix)
+    return lambda: _RedisReading(url, prefix)
 
 
 def filled(shelf):
@@ -174,7 +174,7 @@ def test_what_was_flushed_is_found_again_by_another_opening(where):
         traces=1,
     )
     joined = {d["request"]: d for d in other.joined()}
-    assert [o["fate"] for o in joined["a"]["outcomes"]] == [JOINED]
+    assert [o["fate"] for o in joined["a"]["outcomes"]] == [_JOINED]
     assert sorted((o["attempt"], o["censored"]) for o in joined["b"]["outcomes"]) == [
         (0, 1),
         (1, 0),
@@ -245,7 +245,7 @@ def test_fates_across_a_restart(where):
     after.ended(Outcome("east", 5.0, 1.0, True, None, 10**9))
     after.ended(Outcome("east", 5.0, 1.0))
     after.flush()
-    assert [after.fates[f] for f in (DUPLICATE, ORPHAN, FOREIGN)] == [1, 1, 1]
+    assert [after.fates[f] for f in (_DUPLICATE, _ORPHAN, _FOREIGN)] == [1, 1, 1]
     assert len(after.joined()[0]["outcomes"]) == 1  # a duplicate is kept, but never counted
 
 
@@ -254,12 +254,12 @@ def test_an_outcome_that_does_not_come_is_missing_and_then_late():
     d = router.decide(Request(), 0.0)
     store.decided(d)
     store.flush(5.0)
-    assert store.fates[MISSING] == 0
+    assert store.fates[_MISSING] == 0
     store.flush(10.1)
-    assert store.fates[MISSING] == 1 and store.rows("outcomes")[0]["censored"] == 1
+    assert store.fates[_MISSING] == 1 and store.rows("outcomes")[0]["censored"] == 1
     store.ended(Outcome("east", 0.0, 20_000.0, True, None, d.id))
     store.flush(21.0)
-    assert store.fates[LATE] == 1
+    assert store.fates[_LATE] == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -297,9 +297,11 @@ def test_every_outcome_has_exactly_one_fate_whatever_the_order(events):
     store.flush()
     assert sum(store.fates.values()) == told == len(store.rows("outcomes"))
     seen = [
-        (o["decision"], o["attempt"]) for o in store.rows("outcomes") if o["fate"] in (JOINED, LATE)
+        (o["decision"], o["attempt"])
+        for o in store.rows("outcomes")
+        if o["fate"] in (_JOINED, _LATE)
     ]
-    assert len(seen) == len(set(seen)) and store.fates[ORPHAN] == store.fates[FOREIGN] == 0
+    assert len(seen) == len(set(seen)) and store.fates[_ORPHAN] == store.fates[_FOREIGN] == 0
 
 
 def test_the_fast_path_never_blocks_or_raises_and_counts_what_overflows():
@@ -428,7 +430,7 @@ def test_text_from_telemetry_stays_a_value(tmp_path):
 
 
 def test_redis_gone_and_back(server, tmp_path):
-    store = FeedbackStore(RedisReading(server["url"], str(tmp_path)))
+    store = FeedbackStore(_RedisReading(server["url"], str(tmp_path)))
     store.put("events", at_s=1.0, what="before")
     assert store.flush() == 1
     server["process"].kill()
@@ -448,7 +450,7 @@ def test_redis_gone_and_back(server, tmp_path):
 
 
 def test_a_write_whose_answer_was_lost_is_not_doubled(server, tmp_path):
-    shelf = RedisReading(server["url"], str(tmp_path))
+    shelf = _RedisReading(server["url"], str(tmp_path))
     store = FeedbackStore(shelf)
     write = shelf.write
 
@@ -474,14 +476,14 @@ def test_a_duplicate_in_the_same_batch_is_one():
     for _ in range(3):
         store.ended(Outcome("east", 0.0, 10.0, True, None, d.id))
     store.flush()
-    assert [store.fates[f] for f in (JOINED, DUPLICATE, ORPHAN)] == [1, 2, 0]
+    assert [store.fates[f] for f in (_JOINED, _DUPLICATE, _ORPHAN)] == [1, 2, 0]
 
 
 def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_path):
     engines = [
         ContextEngine(
             [Backend(n) for n in ("east", "west", "north")],
-            FeedbackStore(RedisReading(server["url"], str(tmp_path))),
+            FeedbackStore(_RedisReading(server["url"], str(tmp_path))),
             policy="p2c",
             config=EngineConfig(gateway=k, tick_s=1.0),
         )
@@ -508,7 +510,7 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
     )
     alone = ContextEngine(
         [Backend("west")],
-        FeedbackStore(RedisReading(server["url"], str(tmp_path))),
+        FeedbackStore(_RedisReading(server["url"], str(tmp_path))),
         config=EngineConfig(gateway=9, tick_s=1.0),
     )
     alone.step(12.0)
@@ -547,7 +549,7 @@ def test_a_redis_store_is_asked_by_its_address(server):
 
 
 def test_two_gateways_share_one_redis(server, tmp_path):
-    a, b = (FeedbackStore(RedisReading(server["url"], str(tmp_path))) for _ in range(2))
+    a, b = (FeedbackStore(_RedisReading(server["url"], str(tmp_path))) for _ in range(2))
     for s, n in ((a, 3), (b, 4)):
         for k in range(n):
             s.put("events", at_s=float(k), what=f"{n}")

@@ -24,7 +24,7 @@ from arcpoint_ce.lab.fleet import (
     Tally,
 )
 from arcpoint_ce.lab.physics import Contexts, Engine, EngineStation, TalkStation
-from arcpoint_ce.lab.workloads import Lengths, Tokens, Workload, poisson, poisson_stream
+from arcpoint_ce.lab.workloads import Lengths, Tokens, Workload, _poisson_stream, poisson
 from arcpoint_ce.routing.core import Backend
 
 CURVE = ServiceCurve((1.0, 8.0, 16.0), (20.0, 25.0, 40.0), (50.0, 60.0, 90.0), 500.0)
@@ -339,7 +339,7 @@ def test_memory_is_flat_in_the_number_of_requests():
                 [FixedChoice()],
                 timeout_s=30.0,
                 hedge_s=25.0,
-            ).run(poisson_stream(20.0, n, 1, chunk=2048, tokens=SHORT), Tally())
+            ).run(_poisson_stream(20.0, n, 1, chunk=2048, tokens=SHORT), Tally())
             assert tally.n == n
             return tracemalloc.get_traced_memory()[1]
         finally:

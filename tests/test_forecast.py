@@ -13,22 +13,22 @@ from arcpoint_ce.learning import forecast as fc
 from arcpoint_ce.learning.demand import fit_demand, replay_load
 from arcpoint_ce.learning.forecast import (
     ArtefactError,
-    Conformal,
     LatencyForest,
     Pulse,
     Ticker,
+    _Conformal,
     predict,
 )
 from arcpoint_ce.learning.skill import (
-    Fold,
+    _exercise_part,
+    _Fold,
+    _fold_forecasts,
+    _naive_rules,
+    _onset_scores,
+    _rule_scores,
+    _split_folds,
     evaluate,
-    exercise_part,
-    fold_forecasts,
-    naive_rules,
-    onset_scores,
     onset_table,
-    rule_scores,
-    split_folds,
 )
 from arcpoint_ce.routing.core import Backend, Outcome, Step
 from arcpoint_ce.routing.router import Router
@@ -100,8 +100,8 @@ def test_forecasts_do_not_know_the_future(table, fitted):
 
 
 def test_rules_and_folds_do_not_know_the_future(table):
-    fold = Fold(60 * 300, 60 * 305, 60 * 400)
-    a, b = (fold_forecasts(small(), t, fold) for t in (table, scrambled(table, 60 * 350)))
+    fold = _Fold(60 * 300, 60 * 305, 60 * 400)
+    a, b = (_fold_forecasts(small(), t, fold) for t in (table, scrambled(table, 60 * 350)))
     known = [c for c in a if c not in ("actual_ms",)]
 
     def cut(x):
@@ -121,10 +121,10 @@ def test_a_fit_depends_on_its_rows_alone(table, fitted):
 
 def test_gap_and_order_of_folds():
     times = 60 * np.arange(600)
-    for f in split_folds(times, 5, 0.5, 3):
+    for f in _split_folds(times, 5, 0.5, 3):
         assert f.test_from_s - f.train_end_s >= 300 and f.test_from_s <= f.test_to_s
     with pytest.raises(ValueError, match="folds must be 1"):
-        split_folds(times, 5, 0.5, 3, gap=False)
+        _split_folds(times, 5, 0.5, 3, gap=False)
 
 
 def test_live_equals_log_for_a_pulse(table, fitted):
@@ -256,7 +256,7 @@ def test_what_if_is_monotone():
 
 
 def test_only_matured_truth_moves_an_interval():
-    c = Conformal([0.0] * 50, ahead=5)
+    c = _Conformal([0.0] * 50, ahead=5)
     c.promise(10, 0.0, 1.0)
     before = (c.low, c.high, list(c.errors))
     for k in range(11, 15):
@@ -275,7 +275,7 @@ def test_onsets_by_hand():
         rows = pd.DataFrame(
             dict(backend="a", about_s=60 * np.arange(40), actual_ms=came, ours=said)
         )
-        return onset_scores(rows, "ours", 300.0, 300, 60)
+        return _onset_scores(rows, "ours", 300.0, 300, 60)
 
     exact, late2 = came.copy(), flat.copy()
     late2[22:25] = 400.0
@@ -298,15 +298,15 @@ def test_a_constant_and_an_always_alarm_lose():
         constant=e.forecasts.actual_ms.median(), mean=e.forecasts.actual_ms.mean(), alarm=1e4
     )
     for rule in ("constant", "mean", "alarm"):
-        s, o = rule_scores(rows, rule), onset_scores(rows, rule, 300.0, 300, 60)
+        s, o = _rule_scores(rows, rule), _onset_scores(rows, rule, 300.0, 300, 60)
         assert s["r2"] <= 1e-9 and o["onset_recall"] == 0
     assert (
-        rule_scores(rows, "alarm")["skill"] < 0 and rule_scores(rows, "persistence")["skill"] == 0
+        _rule_scores(rows, "alarm")["skill"] < 0 and _rule_scores(rows, "persistence")["skill"] == 0
     )
-    assert onset_scores(rows, "persistence", 300.0, 300, 60)["onset_recall"] == 0
+    assert _onset_scores(rows, "persistence", 300.0, 300, 60)["onset_recall"] == 0
     walk = rows.assign(actual_ms=100 + np.random.default_rng(0).normal(0, 1, len(rows)).cumsum())
     walk = walk.assign(persistence=walk.actual_ms.shift(5), constant=walk.actual_ms.median())
-    assert rule_scores(walk, "constant")["skill"] <= 0
+    assert _rule_scores(walk, "constant")["skill"] <= 0
 
 
 def test_naive_rules_see_the_past_only():
@@ -314,11 +314,11 @@ def test_naive_rules_see_the_past_only():
     y = x.copy()
     y[150:] = 1.0
     pd.testing.assert_frame_equal(
-        naive_rules(x, 5, 24)[:150], naive_rules(y, 5, 24)[:150], check_exact=True
+        _naive_rules(x, 5, 24)[:150], _naive_rules(y, 5, 24)[:150], check_exact=True
     )
     for horizon, period in ((5, 24), (30, 24)):  # the seasonal rule of a perfect cycle is perfect
         wave = 100 + 10 * np.sin(2 * np.pi * np.arange(200) / 24)
-        s = naive_rules(wave, horizon, period).seasonal[60 : 200 - horizon]
+        s = _naive_rules(wave, horizon, period).seasonal[60 : 200 - horizon]
         assert np.allclose(s, wave[60 + horizon :])
 
 
@@ -337,7 +337,7 @@ def test_honest_path_has_not_seen_its_cycle():
 
 def test_exercise_is_foreseen():
     "A small run of the published protocol; the full figures are in the forecast report."
-    m, rows = exercise_part("published", seed=7, trees=40, forest_rule=False)
+    m, rows = _exercise_part("published", seed=7, trees=40, forest_rule=False)
     assert m["mae_ms"] < 10 < 40 < m["persistence_mae_ms"] and m["oracle_mae_ms"] < m["mae_ms"]
     assert len(rows.dropna(subset=["actual_ms"])) == 199
 

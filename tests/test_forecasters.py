@@ -13,8 +13,13 @@ import pytest
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import FeedbackStore
 from arcpoint_ce.learning.forecast import LatencyForest
-from arcpoint_ce.learning.forecasters import AutoForecaster, PaceJudge, make_forecaster, step_table
-from arcpoint_ce.learning.registry import Registry, RegistryError, keep_lessons, take_lessons
+from arcpoint_ce.learning.forecasters import (
+    _AutoForecaster,
+    _PaceJudge,
+    _step_table,
+    make_forecaster,
+)
+from arcpoint_ce.learning.registry import Registry, _keep_lessons, _RegistryError, _take_lessons
 from arcpoint_ce.routing.core import (
     LEVELS,
     Backend,
@@ -153,7 +158,7 @@ def past():
 
 @pytest.fixture(scope="module")
 def forest(past):
-    return LatencyForest(5 * STEP_S, trees=20, n_jobs=1).fit(step_table(past[0]))
+    return LatencyForest(5 * STEP_S, trees=20, n_jobs=1).fit(_step_table(past[0]))
 
 
 KINDS = ("auto", "none", "room", "latency", "both", "forest", "toy", "heir")
@@ -356,7 +361,7 @@ class Claims(Forecaster):
         self.name, self.sign, self.prior = name, sign, prior
 
     def start(self, router):
-        self.router, self.judge, self.version = router, PaceJudge(router, STEP_S, self.prior), 0
+        self.router, self.judge, self.version = router, _PaceJudge(router, STEP_S, self.prior), 0
 
     @property
     def evidence(self):
@@ -418,7 +423,7 @@ def foresees(name: str, now: float, change: float, trust: float) -> Forecast:
 
 def test_auto_lets_the_right_one_act_and_takes_it_out_when_the_world_turns():
     candidates = [Claims("wrong", -1.0), Claims("right", 1.0)]
-    auto = AutoForecaster(candidates)
+    auto = _AutoForecaster(candidates)
     engine = ContextEngine(
         [Backend(n, 8.0) for n in NAMES], forecaster=auto, router=ROUTER, config=CONFIG
     )
@@ -535,8 +540,8 @@ def test_the_registry_holds_versions_of_its_lessons(kind, forest, past, tmp_path
     steps, outcomes, now = past
     engine, registry = engine_of(kind, forest), Registry(tmp_path / "registry")
     if kind not in ("forest", "toy"):
-        with pytest.raises(RegistryError, match="learned nothing"):
-            keep_lessons(registry, engine.forecaster, now)
+        with pytest.raises(_RegistryError, match="learned nothing"):
+            _keep_lessons(registry, engine.forecaster, now)
     lessons = []
     for k, share in enumerate((0.6, 1.0)):
         until_s = now * share
@@ -550,20 +555,20 @@ def test_the_registry_holds_versions_of_its_lessons(kind, forest, past, tmp_path
         engine.forecaster.learn(*until, until_s)
         engine.tick(until_s)
         lessons.append(plain(engine.forecaster.lessons()))
-        kept = keep_lessons(
+        kept = _keep_lessons(
             registry, engine.forecaster, until_s, dict(share=share), parent="v1" if k else None
         )
         registry.move(kept.name, "live", until_s, "a test")
     assert lessons[0] != lessons[1]
     number = engine.forecaster.lesson
-    take_lessons(registry, registry.rollback(now + 1.0, "worse").name, engine.forecaster)
+    _take_lessons(registry, registry.rollback(now + 1.0, "worse").name, engine.forecaster)
     check(engine.tick(now + 5.0), engine, now + 5.0)
     assert plain(engine.forecaster.lessons()) == lessons[0]
     assert kind == "toy" or engine.forecaster.lesson > number, (
         "the store would keep the lessons that were rolled back"
     )
-    with pytest.raises(RegistryError, match="this forecaster is 'heir'"):
-        take_lessons(registry, "v1", engine_of("heir", None).forecaster)
+    with pytest.raises(_RegistryError, match="this forecaster is 'heir'"):
+        _take_lessons(registry, "v1", engine_of("heir", None).forecaster)
 
 
 def test_a_store_keeps_what_was_rolled_back_to(forest, past, tmp_path):
@@ -573,11 +578,11 @@ def test_a_store_keeps_what_was_rolled_back_to(forest, past, tmp_path):
         Registry(tmp_path / "registry"),
     )
     engine.tick(now)
-    keep_lessons(registry, engine.forecaster, now)
+    _keep_lessons(registry, engine.forecaster, now)
     first = plain(engine.forecaster.lessons())
     engine.forecaster.learn([x for x in steps if x[1].start_s > now / 2], outcomes, now)
     engine.tick(now + 5.0)
-    take_lessons(registry, "v1", engine.forecaster)
+    _take_lessons(registry, "v1", engine.forecaster)
     engine.tick(now + 10.0)
     engine.close(now + 10.0)
     assert FeedbackStore(tmp_path / "e.db").state("engine/lessons")["lessons"] == first

@@ -23,9 +23,9 @@ from arcpoint_ce.learning.forest import (
     FOREST_SCHEMA,
     ArtefactError,
     CompiledForest,
+    _float32_below,
     bench_forest,
     data_sha256,
-    float32_below,
     load_artefact,
     save_artefact,
 )
@@ -96,7 +96,7 @@ def test_rows_exactly_on_the_thresholds_and_beside_them(fitted):
 
 @given(st.floats(allow_nan=False), st.floats(width=32, allow_nan=False))
 def test_narrow_thresholds_decide_alike(threshold, x):
-    narrow = float32_below(np.array([threshold]))
+    narrow = _float32_below(np.array([threshold]))
     with np.errstate(over="ignore"):
         above = np.nextafter(narrow[0], np.float32(np.inf))
     near = np.array([x, narrow[0], above], np.float32)

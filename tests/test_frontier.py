@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.lab.frontier import (
-    Prices,
+    _hashed,
+    _Prices,
+    _prompt_folds,
+    _synthetic_quality,
     frontier,
-    hashed,
     load_quality,
     predict_quality,
-    prompt_folds,
     route,
-    synthetic_quality,
     tier_table,
 )
 
@@ -35,7 +35,7 @@ def write(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def said():
-    return predict_quality(synthetic_quality(3000, subjects=12, seed=1))
+    return predict_quality(_synthetic_quality(3000, subjects=12, seed=1))
 
 
 def test_a_good_file_is_read(tmp_path):
@@ -86,21 +86,21 @@ def test_an_absent_file_and_an_absent_column_say_so(tmp_path):
 
 
 def test_equal_prompts_never_stand_on_both_sides_and_nobody_moves(said):
-    t = synthetic_quality(2000)
+    t = _synthetic_quality(2000)
     twice = pd.concat([t, t.sample(500, random_state=0)], ignore_index=True)
-    side = hashed(twice.prompt, "split") >= 0.6
+    side = _hashed(twice.prompt, "split") >= 0.6
     assert (
         pd.Series(side).groupby(twice.prompt).nunique().max() == 1 and 0.55 < 1 - side.mean() < 0.65
     )
-    assert (hashed(twice.prompt, "split")[:2000] == hashed(t.prompt, "split")).all()
-    for a, b in prompt_folds(twice.prompt):
+    assert (_hashed(twice.prompt, "split")[:2000] == _hashed(t.prompt, "split")).all()
+    for a, b in _prompt_folds(twice.prompt):
         assert not set(twice.prompt.iloc[a]) & set(twice.prompt.iloc[b])
     for frac in (0.2, 0.8):
-        assert abs((hashed(said.prompt, "split") < frac).mean() - frac) < 0.05
+        assert abs((_hashed(said.prompt, "split") < frac).mean() - frac) < 0.05
 
 
 def test_predictions_never_see_their_own_answers(said):
-    t = synthetic_quality(3000, subjects=12, seed=1)
+    t = _synthetic_quality(3000, subjects=12, seed=1)
     flipped = t.assign(
         small=np.where(said.test, 1 - t.small, t.small),
         large=np.where(said.test, 1 - t.large, t.large),
@@ -122,7 +122,7 @@ def test_predictions_are_calibrated_and_near_the_truth(said):
 
 
 def test_too_little_to_learn_from_is_refused():
-    t = synthetic_quality(300)
+    t = _synthetic_quality(300)
     for bad, words in (
         (t.assign(large=0), "large model"),
         (t[:1], "no training or no test"),
@@ -148,7 +148,7 @@ def test_the_rule_by_hand(s, l, floor):
 
 def test_points_of_the_frontier_by_hand(said):
     new = said[said.test]
-    prices = Prices(1.0, 10.0, 4.0, 50.0)
+    prices = _Prices(1.0, 10.0, 4.0, 50.0)
     f = frontier(said, prices, floors=[0.7], worths=[0.01], n_boot=50).set_index("rule")
     big = route(new.p_small.to_numpy(), new.p_large.to_numpy(), 0.7)
     tokens = new.chars / 4 + 50
@@ -216,12 +216,12 @@ def test_tiers_add_up_and_lies_are_found(said):
 )
 def test_impossible_prices_are_refused(bad):
     with pytest.raises(ValueError):
-        Prices(**bad)
+        _Prices(**bad)
 
 
 def test_wrong_tables_and_floors_are_refused(said):
     with pytest.raises(ValueError, match="predict_quality first"):
-        frontier(synthetic_quality(10))
+        frontier(_synthetic_quality(10))
     with pytest.raises(ValueError, match="no test rows"):
         tier_table(said[~said.test])
     with pytest.raises(ValueError, match="floor of tier 'gold'"):

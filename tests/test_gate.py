@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpoint_ce.learning.gate import DEMOTED, TRIAL, TRUSTED, Gate, GateConfig, worth
+from arcpoint_ce.learning.gate import _TRIAL, _TRUSTED, DEMOTED, Gate, GateConfig, worth
 
 SIZE, AHEAD = 16.0, 20.0
 
@@ -87,14 +87,14 @@ def test_wrong_forecasts_are_demoted_everywhere_and_visibly(kind, by_s):
 
 def test_one_wrong_backend_among_right_ones_is_found_and_the_others_are_not_punished():
     gate, seen = fleet("inverted", 3, seconds=3600, right=range(5))
-    assert gate.state() == TRUSTED and gate.state("b5") == DEMOTED
+    assert gate.state() == _TRUSTED and gate.state("b5") == DEMOTED
     assert all(gate.trust(f"b{k}") == 1.0 for k in range(5))
 
 
 def test_a_recovered_forecast_is_tried_and_trusted_again():
     gate, seen = fleet("inverted", 1, seconds=3600, right_from=600.0)
     path = [e.what for e in gate.events if e.backend is None]
-    assert path[:3] == [DEMOTED, TRIAL, TRUSTED] and mean_trust(seen, -100) > 0.9
+    assert path[:3] == [DEMOTED, _TRIAL, _TRUSTED] and mean_trust(seen, -100) > 0.9
 
 
 def test_nothing_said_nothing_distrusted():
@@ -104,7 +104,7 @@ def test_nothing_said_nothing_distrusted():
 
 def test_without_a_prior_it_starts_on_trial_and_earns_its_trust():
     gate, seen = fleet("correct", 0, config=GateConfig(prior=0.0))
-    assert seen[0] == [0.5] * 6 and gate.state() == TRUSTED and mean_trust(seen, -50) > 0.95
+    assert seen[0] == [0.5] * 6 and gate.state() == _TRUSTED and mean_trust(seen, -50) > 0.95
 
 
 def test_ticking_faster_proves_no_more():
@@ -255,7 +255,7 @@ def test_whatever_it_is_told_trust_is_a_share(told, prior):
             gate.promise(b, t - 5.0, t, x, y, size)
         for who in "abcd":
             assert 0.0 <= gate.trust(who) <= 1.0 and isfinite(gate.evidence(who))
-        assert gate.state() in (TRUSTED, TRIAL, DEMOTED)
+        assert gate.state() in (_TRUSTED, _TRIAL, DEMOTED)
     s = gate.status()
     assert (
         s["settled"] + s["dropped"] + sum(v["waiting"] for v in s["backends"].values())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce import Backend, ContextEngine, NoBackend, Outcome, Request, RouterConfig
-from arcpoint_ce.lab.contest import engine_at, ours
+from arcpoint_ce.lab.contest import _engine_at, ours
 from arcpoint_ce.lab.families import REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from arcpoint_ce.lab.fleet import Fleet, ServiceCurve, SimBackend
 from arcpoint_ce.lab.gateways import STEP_S, EngineGateway, lab_engine
@@ -132,7 +132,7 @@ def in_world(world, at_the_door):
 @pytest.mark.parametrize("forecaster", ["none", "room", "auto"])
 def test_a_program_decides_as_the_laboratorys_contender(forecaster, streams):
     world = World(Setting("memoryless_surge", 3, n=1200, retries=1, streams=streams))
-    lab = EngineGateway(lambda b, seed: engine_at(world, b, seed, forecaster=forecaster))
+    lab = EngineGateway(lambda b, seed: _engine_at(world, b, seed, forecaster=forecaster))
     program = Program(world, forecaster)
     a, b = in_world(world, lab), in_world(world, program)
     assert a.first.tolist() == b.first.tolist() and a.end_s.tolist() == b.end_s.tolist()

@@ -15,8 +15,8 @@ from arcpoint_ce.learning.headroom import (
     Response,
     RoomModel,
     Rooms,
+    _fit_response,
     clocks,
-    fit_response,
     learn_rooms,
     untaught,
 )
@@ -144,7 +144,7 @@ def test_noise_has_no_clock():
 
 def test_nothing_to_learn_from():
     with pytest.raises(ValueError, match="fit_response"):
-        fit_response(np.array([]), np.array([]))
+        _fit_response(np.array([]), np.array([]))
     assert untaught(FLEET).foresight == (None,) * 3
 
 

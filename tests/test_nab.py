@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from arcpoint_ce.learning import nab
 from arcpoint_ce.learning.detectors import (
     Detector,
+    _series_scores,
     our_detector,
     plain_forest,
-    series_scores,
     simple_detectors,
 )
 from arcpoint_ce.learning.leftout import Judge, choose, kinds, leave_out
@@ -82,8 +82,8 @@ def test_score_is_that_of_the_rules(data):
     for profile in nab.PROFILES:
         every = {t: plain_score(series, scores, t, profile) for t in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)}
         for t, expected in every.items():
-            assert nab.score_at(named, series, profile, t) == pytest.approx(expected)
-        best = nab.score_at(named, series, profile, nab.best_threshold(named, series, profile))
+            assert nab._score_at(named, series, profile, t) == pytest.approx(expected)
+        best = nab._score_at(named, series, profile, nab._best_threshold(named, series, profile))
         assert best == pytest.approx(max(every.values()))
 
 
@@ -91,9 +91,9 @@ def test_the_published_rule_in_numbers():
     """Figures that the benchmark's authors give with the rule (the scaled sigmoid), its null and
     its perfect detector.
     """
-    assert float(-nab.sigmoid(1.0)) == pytest.approx(0.98661, abs=1e-5)
-    assert float(nab.sigmoid(-0.5)) == pytest.approx(0.84828, abs=1e-5)
-    assert float(nab.sigmoid(0.0)) == 0
+    assert float(-nab._sigmoid(1.0)) == pytest.approx(0.98661, abs=1e-5)
+    assert float(nab._sigmoid(-0.5)) == pytest.approx(0.84828, abs=1e-5)
+    assert float(nab._sigmoid(0.0)) == 0
     assert nab.PROFILES == dict(
         standard=(1.0, 1.0, 0.11), low_fp=(1.0, 1.0, 0.22), low_fn=(1.0, 2.0, 0.11)
     )
@@ -102,14 +102,14 @@ def test_the_published_rule_in_numbers():
     perfect, null = np.zeros(1000), np.zeros(1000)
     perfect[[300, 700]] = 1.0
     for profile in nab.PROFILES:
-        assert nab.score_at({"one": null}, [s], profile, 0.5) == 0
-        assert nab.score_at({"one": perfect}, [s], profile, 0.5) == pytest.approx(100)
+        assert nab._score_at({"one": null}, [s], profile, 0.5) == 0
+        assert nab._score_at({"one": perfect}, [s], profile, 0.5) == pytest.approx(100)
 
 
 def test_the_future_changes_nothing(tmp_path):
     s = nab.load_nab(nab.write_synthetic(tmp_path, 1, 7000))[0]
     part = s._replace(time_s=s.time_s[:5500], value=s.value[:5500])
-    np.testing.assert_allclose(series_scores(part, 1), series_scores(s, 1)[:5500], atol=1e-6)
+    np.testing.assert_allclose(_series_scores(part, 1), _series_scores(s, 1)[:5500], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [d.name for d in simple_detectors() if d.name != "random"])
@@ -241,19 +241,20 @@ def test_given_series():
         s.name: np.isin(np.arange(len(s.value)), [max(a, s.probation) for a, _ in s.judged]) * 1.0
         for s in series
     }
-    assert nab.score_at(oracle, series, "standard", 1.0) > 99
+    assert nab._score_at(oracle, series, "standard", 1.0) > 99
     draws = [
         {s.name: np.random.default_rng([k, i]).random(len(s.value)) for i, s in enumerate(series)}
         for k in range(20)
     ]
     at = [
-        np.mean([nab.score_at(x, series, p, nab.best_threshold(x, series, p)) for x in draws])
+        np.mean([nab._score_at(x, series, p, nab._best_threshold(x, series, p)) for x in draws])
         for p in nab.PROFILES
     ]
     assert abs(at[0] - 13) < 4 and abs(at[1] - 4) < 3 and abs(at[2] - 27) < 4
     plain = {s.name: plain_forest(s) for s in series}
     assert (
-        nab.score_at(plain, series, "standard", nab.best_threshold(plain, series, "standard")) == 0
+        nab._score_at(plain, series, "standard", nab._best_threshold(plain, series, "standard"))
+        == 0
     )
 
 

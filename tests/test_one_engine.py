@@ -100,9 +100,9 @@ def replay(path):
 
 
 def decide(path):
-    from arcpoint_ce.apps.cli import engine_at_end
+    from arcpoint_ce.apps.cli import _engine_at_end
 
-    engine, _ = engine_at_end(log_of(path), load_fleet(path), None, 0, {})
+    engine, _ = _engine_at_end(log_of(path), load_fleet(path), None, 0, {})
     return engine
 
 

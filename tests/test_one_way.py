@@ -13,7 +13,7 @@ from arcpoint_ce.routing.core import Backend, Outcome, Request, to_us
 from arcpoint_ce.routing.features import FEATURES, BackendFeatures
 from arcpoint_ce.routing.policies import RandomChoice
 from arcpoint_ce.routing.router import Router, RouterConfig
-from arcpoint_ce.telemetry.frames import feature_frame, to_steps
+from arcpoint_ce.telemetry.frames import _feature_frame, to_steps
 from arcpoint_ce.telemetry.requests import load_requests
 
 US = 1_000_000
@@ -70,7 +70,7 @@ def through_the_log(rows, folder, step_s, form="parquet"):
         table = log.steps(step_s)
     return table, {
         (r["backend"], int(r["start_s"])): {k: known(r[k]) for k in FEATURES}
-        for r in feature_frame(table, step_s).to_dict("records")
+        for r in _feature_frame(table, step_s).to_dict("records")
     }
 
 

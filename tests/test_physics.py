@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcpoint_ce.lab.fleet import FirstToken, FixedChoice, Fleet, ServiceCurve, SimBackend
-from arcpoint_ce.lab.physics import Contexts, Engine, EngineStation, NoisyClock, TalkStation
+from arcpoint_ce.lab.physics import Contexts, Engine, EngineStation, TalkStation, _NoisyClock
 from arcpoint_ce.lab.workloads import Lengths, Tokens, Workload, poisson
 from arcpoint_ce.routing.core import Backend
 
@@ -268,10 +268,10 @@ def test_noise_does_not_depend_on_what_a_policy_does():
 
 
 def test_a_noisy_clock_can_be_read_both_ways():
-    clock = NoisyClock(0.5, (3, 1))
+    clock = _NoisyClock(0.5, (3, 1))
     for t in np.random.default_rng(0).uniform(0, 20_000, 500):
         assert clock.true(clock.felt(t)) == pytest.approx(t, abs=1e-9)
-    assert NoisyClock(0.0, (3, 1)).true(inf) == inf
+    assert _NoisyClock(0.0, (3, 1)).true(inf) == inf
 
 
 # ---- conversations

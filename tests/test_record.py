@@ -95,7 +95,7 @@ def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
         "prequal",
         "c3",
         "p2c",
-    } | set(R.FIXED)
+    } | set(R._FIXED)
 
 
 def toy(task):
@@ -113,7 +113,7 @@ def test_another_version_is_refused_and_an_open_second_attempt_keeps_the_first(
     tmp_path, development, monkeypatch
 ):
     how = dict(families=["ramp"], development=development, n_jobs=1, progress=False, run=toy)
-    how |= dict(what=R.RecordPlan(seeds=(900_500, 900_501), requests=50))
+    how |= dict(what=R._RecordPlan(seeds=(900_500, 900_501), requests=50))
     R.run_record(tmp_path / "out", **how)
     was = json.loads((tmp_path / "out" / "ramp" / "part.json").read_text())
     before = (tmp_path / "out" / "ramp" / "runs.csv").read_bytes()
@@ -151,7 +151,7 @@ def test_the_shell_says_what_would_be_run_and_runs_nothing(
 
 
 def test_the_seeds_of_the_record_are_its_own():
-    what = R.RecordPlan()
+    what = R._RecordPlan()
     assert what.seeds == tuple(range(1000, 1100)) and what.requests == 20_000
     with pytest.raises(AttributeError):
         what.seeds = (0,)

@@ -188,7 +188,7 @@ def test_latest_is_a_text_file_where_links_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", no_links)
     for n in ("a", "b"):
         (tmp_path / n).mkdir()
-        R.point_latest(tmp_path / n)
+        R._point_latest(tmp_path / n)
     assert (tmp_path / "latest").read_text() == "b\n"
 
 
@@ -356,7 +356,7 @@ def test_plain_papermill_runs_a_template(tmp_path):
         str(tmp_path / "o.ipynb"),
         dict(n=5),
         progress_bar=False,
-        kernel_manager_class=R.own_kernel(),
+        kernel_manager_class=R._own_kernel(),
     )
     assert '"total": 5.0' in nb.cells[-1].outputs[0].text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.ipynb", "x.ipynb"]
@@ -376,7 +376,10 @@ def test_shipped_templates_can_be_told_what_they_say():
             f"{r.name} has no parameter out_dir"
         )
         for p in r.parameters.values():
-            assert p.type in R.TYPES and type(p.default) is R.TYPES[p.type] and p.help, (r.name, p)
+            assert p.type in R._TYPES and type(p.default) is R._TYPES[p.type] and p.help, (
+                r.name,
+                p,
+            )
     assert all(r.name in found._repr_html_() for r in found)
 
 
@@ -443,4 +446,4 @@ def test_metrics_take_numpy_and_refuse_objects():
 def test_parameters_helper_and_tests_agree():
     import ast
 
-    assert R.assigned(PARAMETERS) == [t.target.id for t in ast.parse(PARAMETERS).body]
+    assert R._assigned(PARAMETERS) == [t.target.id for t in ast.parse(PARAMETERS).body]

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.routing.core import Step, to_us
-from arcpoint_ce.telemetry.requests import BadRows, load_requests, load_telemetry
+from arcpoint_ce.telemetry.requests import _BadRows, load_requests, load_telemetry
 
 HEAD = "ts,backend,latency_ms,ok,error,request_id,tokens_in,cost_usd,quality"
 GOOD = ["1714564800", "a", "12.5", "true", "", "r0", "10", "0.01", "0.5"]
@@ -153,7 +153,7 @@ def test_mixed_zones_and_order(tmp_path):
 
 def test_too_many_bad_rows_show_five_and_the_remedy(tmp_path):
     path = save(tmp_path, "ts,backend,latency_ms\n" + "1,a,-5\n" * 7 + "1,a,5\n" * 3)
-    with pytest.raises(BadRows) as e:
+    with pytest.raises(_BadRows) as e:
         load_requests(path, quarantine=tmp_path / "q.csv")
     text = str(e.value)
     assert (

@@ -12,7 +12,7 @@ from arcpoint_ce.lab.contest import CONTENDERS, contenders
 from arcpoint_ce.lab.families import Setting, World
 from arcpoint_ce.lab.fleet import Call, Fleet, Gauge, Job, ServiceCurve, SimBackend
 from arcpoint_ce.lab.health import Pacing, StreamBreaker
-from arcpoint_ce.lab.rivals import GRIDS, PEERS, StepForest, StreamPaces, WorkLeft, make_peer
+from arcpoint_ce.lab.rivals import GRIDS, PEERS, _StepForest, _StreamPaces, _WorkLeft, make_peer
 from arcpoint_ce.lab.workloads import Lengths, Tokens, poisson
 from arcpoint_ce.routing.core import Backend
 
@@ -58,7 +58,7 @@ def test_the_rivals_stand_on_no_code_of_the_router_under_test():
 
 
 def test_the_pace_is_seconds_over_tokens_and_both_fade_to_1_over_e_every_second():
-    paces, job = StreamPaces(1), job_at(0)
+    paces, job = _StreamPaces(1), job_at(0)
     for second, tokens in enumerate((10, 30, 50, 55), start=1):  # the first only sets the mark
         paces.report(job, tokens, float(second))
     seconds, tokens = 1 + exp(-1) + exp(-2), 5 + 20 * exp(-1) + 20 * exp(-2)
@@ -66,7 +66,7 @@ def test_the_pace_is_seconds_over_tokens_and_both_fade_to_1_over_e_every_second(
 
 
 def test_two_streams_of_one_backend_are_pooled():
-    paces, jobs = StreamPaces(2), [job_at(0), job_at(0)]
+    paces, jobs = _StreamPaces(2), [job_at(0), job_at(0)]
     for second in (1.0, 2.0):
         for job, rate in zip(jobs, (10, 40)):
             paces.report(job, int(rate * second), second)
@@ -74,7 +74,7 @@ def test_two_streams_of_one_backend_are_pooled():
 
 
 def test_a_stream_without_a_token_adds_seconds_from_its_fifth_on():
-    paces, flowing, silent = StreamPaces(1), job_at(0), job_at(0)
+    paces, flowing, silent = _StreamPaces(1), job_at(0), job_at(0)
     seen = []
     for second in range(1, 7):
         paces.report(flowing, 20 * second, float(second))
@@ -86,14 +86,14 @@ def test_a_stream_without_a_token_adds_seconds_from_its_fifth_on():
 
 
 def test_a_stream_that_stalls_after_its_first_token_makes_the_pace_slow():
-    paces, job = StreamPaces(1), job_at(0)
+    paces, job = _StreamPaces(1), job_at(0)
     for second, tokens in enumerate((20, 40, 40, 40), start=1):
         paces.report(job, tokens, float(second))
     assert paces.pace_s[0] == pytest.approx((1 + exp(-1) + exp(-2)) / (20 * exp(-2)))
 
 
 def test_where_nothing_streams_the_pace_drifts_to_the_median_after_two_seconds():
-    paces, jobs = StreamPaces(3), [job_at(p) for p in range(3)]
+    paces, jobs = _StreamPaces(3), [job_at(p) for p in range(3)]
     for second in (1.0, 2.0):
         for job, rate in zip(jobs, (10, 20, 100)):
             paces.report(job, int(rate * second), second)
@@ -127,7 +127,7 @@ def test_whole_answers_count_where_nothing_streams_as_in_the_gamma_rule():
 
 
 def test_load_is_what_is_left_of_a_mean_answer_and_at_least_a_tenth():
-    left, job = WorkLeft(1), job_at(0)
+    left, job = _WorkLeft(1), job_at(0)
     left.sent(0)
     left.seen(job, 50)
     assert left.load == [1.0]  # no answer yet: how long they are is unknown
@@ -251,7 +251,7 @@ def test_least_work_left_sees_how_far_its_own_requests_have_come():
 
 
 def test_the_forest_sees_load_rolling_mean_and_slope_and_learns_the_step_five_ahead():
-    forest = StepForest()
+    forest = _StepForest()
     rng = np.random.default_rng(0)
     loads, latencies = rng.uniform(50, 150, 60), rng.uniform(40, 400, 60)
     for k in range(60):
@@ -268,7 +268,7 @@ def test_the_forest_sees_load_rolling_mean_and_slope_and_learns_the_step_five_ah
 
 
 def test_a_step_without_answers_keeps_the_last_latency_and_none_is_invented():
-    forest = StepForest()
+    forest = _StepForest()
     for latency in (None, 100.0, None, 40.0):
         forest.step(1.0, latency)
     assert forest.latencies == [100.0, 100.0, 40.0]

@@ -30,7 +30,7 @@ from arcpoint_ce.routing.policies import (
     Scene,
     Signals,
 )
-from arcpoint_ce.routing.router import Drawn, NoBackend, Router, RouterConfig, only_slow
+from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig, _Drawn, _only_slow
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)
@@ -330,7 +330,7 @@ class RouterMachine(RuleBasedStateMachine):
         assert (
             b.state == CLOSED
             or (probe and b.state == HALF_OPEN)
-            or (mode == "panic" and only_slow(b))
+            or (mode == "panic" and _only_slow(b))
         ), (b.state, mode)
         self.attempts[d.id, k] = dict(
             lane=lane,
@@ -585,7 +585,7 @@ class RouterMachine(RuleBasedStateMachine):
                 )
             except NoBackend as e:
                 got = e
-            if isinstance(got, Drawn):
+            if isinstance(got, _Drawn):
                 decisions[got.id] = got
             assert said(got) == want
         assert state(again) == state(self.r)
@@ -593,7 +593,7 @@ class RouterMachine(RuleBasedStateMachine):
 
 def said(x):
     "What a call answered, comparable across routers."
-    return (x.id, x.backend, x.probability, x.mode, x.is_probe) if isinstance(x, Drawn) else str(x)
+    return (x.id, x.backend, x.probability, x.mode, x.is_probe) if isinstance(x, _Drawn) else str(x)
 
 
 TestRouterMachine = RouterMachine.TestCase

@@ -17,13 +17,13 @@ from arcpoint_ce.lab.scaling import (
     ADVISERS,
     DEFAULT_SCALER,
     SCALER_SETTINGS,
-    Crew,
-    ScalerTuning,
-    bill,
+    _bill,
+    _counts_before,
+    _Crew,
+    _fill_for,
+    _make_adviser,
+    _ScalerTuning,
     cold_summary,
-    counts_before,
-    fill_for,
-    make_adviser,
     open_best,
     scaler_for,
 )
@@ -34,9 +34,9 @@ from arcpoint_ce.learning.scaling import (
     Reactive,
     Scaling,
     Site,
+    _room_rps,
     chance_above,
     learn_demand,
-    room_rps,
 )
 
 PERIOD = 60
@@ -146,9 +146,9 @@ def test_advice_meets_the_need_with_no_replica_too_many(rows, order, keep, fill)
     have = {n: k + starting.get(n, 0) for n, k in ready.items()}
     out = Says(order, keep, fill=fill).advise(0.0, sites, ready, starting).replicas
     assert all(s.least <= out[s.name] <= max(s.most, have[s.name]) for s in sites)
-    if room_rps(sites, have, fill) < order:
+    if _room_rps(sites, have, fill) < order:
         assert all(out[n] >= have[n] for n in out)
-        assert room_rps(sites, out, fill) >= order or all(out[s.name] >= s.most for s in sites)
+        assert _room_rps(sites, out, fill) >= order or all(out[s.name] >= s.most for s in sites)
         grown = [s for s in sites if out[s.name] > have[s.name]]
         cheaper = [
             s for s in sites if grown and s.price / s.rps < max(g.price / g.rps for g in grown)
@@ -157,7 +157,7 @@ def test_advice_meets_the_need_with_no_replica_too_many(rows, order, keep, fill)
     else:
         assert all(out[n] <= have[n] for n in out) and all(out[n] == have[n] for n in starting)
         left = {n: out[n] - starting.get(n, 0) for n in out}
-        assert left == ready or room_rps(sites, left, fill) >= max(order, keep)
+        assert left == ready or _room_rps(sites, left, fill) >= max(order, keep)
 
 
 def test_a_release_waits_until_the_need_has_been_low_for_the_dwell():
@@ -186,7 +186,7 @@ def test_reactive_orders_when_the_load_is_there_predictive_before(model):
 
 
 def test_a_replica_is_paid_for_from_its_order_on_and_ready_when_it_has_started():
-    crew = Crew(Says(0.0, 0.0, fill=1.0), (Site("a", 2.0),), [1], [180.0])
+    crew = _Crew(Says(0.0, 0.0, fill=1.0), (Site("a", 2.0),), [1], [180.0])
     crew.bill = (0.0, 1e9)
     crew.step(10.0, 0.0)
     assert crew.replica_s == 10.0
@@ -209,7 +209,7 @@ def test_the_fleet_run_costs_what_the_replay_says_and_stations_follow(world, how
     assert (
         len(record) == len(world.workload) and [s.replicas for s in fleet.stations] == scaler.ready
     )
-    assert scaler.row() == pytest.approx(bill(world, how))
+    assert scaler.row() == pytest.approx(_bill(world, how))
 
 
 def test_orders_that_overlap_do_not_undo_each_other(world):
@@ -239,9 +239,9 @@ def test_every_contender_gets_the_same_scaler(how):
     setting = dict(seed=1, n=300, load=0.8)
     plans = {}
     for name in contest.CONTENDERS:
-        scaler = contest.scaled(World(Setting("cold_capacity", **setting)), name, how)
+        scaler = contest._scaled(World(Setting("cold_capacity", **setting)), name, how)
         assert type(scaler.adviser) is type(
-            make_adviser(how, World(Setting("cold_capacity", **setting)), 10)
+            _make_adviser(how, World(Setting("cold_capacity", **setting)), 10)
         )
         at = [(t, a.replicas) for t, a, _ in scaler.log]
         plans[name] = (scaler.ready, scaler.orders, scaler.adviser.fill, at)
@@ -251,11 +251,11 @@ def test_every_contender_gets_the_same_scaler(how):
 def test_rivals_get_the_predictive_scaler_unless_asked_otherwise(world):
     assert DEFAULT_SCALER == "predictive"
     for name in ("ours", "ours_none", "adaptive_least_sharp", "clairvoyant_1", "p2c"):
-        adviser = contest.scaled(world, name).adviser
+        adviser = contest._scaled(world, name).adviser
         assert isinstance(adviser, Advisor) and adviser.outlook.model.demand.season.profiles
         assert adviser.fill == SCALER_SETTINGS["predictive"]["fill"]
     with pytest.raises(ValueError, match="unknown contender"):
-        contest.scaled(world, "nobody")
+        contest._scaled(world, "nobody")
 
 
 def test_a_schedule_follows_the_past_and_nothing_else():
@@ -304,7 +304,7 @@ def test_the_fill_is_the_highest_that_keeps_the_limit(knee):
     def missed(fill):
         return 0.001 if fill <= knee else 0.1
 
-    fill = fill_for(missed, 0.002, halvings=9)
+    fill = _fill_for(missed, 0.002, halvings=9)
     assert missed(fill) <= 0.002 < missed(1.02 * fill)
 
 
@@ -319,7 +319,7 @@ def test_tuning_takes_the_cheapest_setting_at_equal_misses(world, monkeypatch):
 
     monkeypatch.setattr(scaling, "scaled_run", run)
     monkeypatch.setattr(scaling, "bill", paid)
-    best = ScalerTuning([world], "reactive", 0.002).best()
+    best = _ScalerTuning([world], "reactive", 0.002).best()
     assert best["dwell_s"] == 30.0 and 0.9 < best["fill"] <= 1.0
 
 
@@ -336,7 +336,7 @@ def test_bills_are_compared_at_equal_misses():
 
 def test_the_past_does_not_depend_on_what_is_judged():
     a, b = (
-        counts_before(World(Setting("cold_capacity", seed=2, n=n, load=0.8)), 10.0)
+        _counts_before(World(Setting("cold_capacity", seed=2, n=n, load=0.8)), 10.0)
         for n in (500, 900)
     )
     assert (a == b).all() and len(a) == ceil(3600 / 10)
@@ -344,7 +344,7 @@ def test_the_past_does_not_depend_on_what_is_judged():
 
 def test_unknown_advisers_are_named(world):
     with pytest.raises(ValueError, match="predictive"):
-        make_adviser("psychic", world, 10)
+        _make_adviser("psychic", world, 10)
     with pytest.raises(ValueError, match="Site"):
         Site("a", 0.0)
     with pytest.raises(ValueError, match="fill"):

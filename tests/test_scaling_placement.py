@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from arcpoint_ce.lab.sessions import (
     FULL,
-    Foresighted,
-    SessionSetting,
-    SessionsNow,
-    SessionWorld,
-    present_bound,
-    present_moves,
-    run_sessions,
+    _Foresighted,
+    _present_bound,
+    _present_moves,
+    _run_sessions,
+    _SessionSetting,
+    _SessionsNow,
+    _SessionWorld,
+    _slowdown,
     sessions_summary,
     sessions_table,
-    slowdown,
 )
-from arcpoint_ce.learning.placement import LEAST, Occupancy, Placer, learn_occupancy
+from arcpoint_ce.learning.placement import LEAST, Placer, _Occupancy, learn_occupancy
 
-CLOCK = Occupancy(((2.0,) * 6 + (30.0,) * 6, (8.0,)), ((2.0,) * 6 + (30.0,) * 6, (8.0,)), 10.0)
+CLOCK = _Occupancy(((2.0,) * 6 + (30.0,) * 6, (8.0,)), ((2.0,) * 6 + (30.0,) * 6, (8.0,)), 10.0)
 
 
 def test_room_is_that_of_the_worst_moment_of_a_life():
@@ -90,42 +90,42 @@ def test_bad_samples_are_named():
         with pytest.raises(ValueError, match="learn_occupancy"):
             learn_occupancy(bad, 10.0)
     with pytest.raises(ValueError, match="load"):
-        SessionSetting(load=1.5)
+        _SessionSetting(load=1.5)
 
 
 def seen(others, bound=(0,) * 6, running=(0,) * 6):
     capacity = np.full(6, 40.0)
-    return SessionsNow(0.0, capacity, *(np.array(x, float) for x in (others, running, bound)), 0.2)
+    return _SessionsNow(0.0, capacity, *(np.array(x, float) for x in (others, running, bound)), 0.2)
 
 
 def test_present_rules_by_hand():
-    assert present_bound(seen((9, 8, 3, 9, 9, 9)), 0, None) == 2
-    assert present_bound(seen((9, 8, 3, 9, 9, 9), bound=(0, 0, 60, 0, 0, 0)), 0, None) == 1
-    assert present_bound(seen((60, 8, 3, 9, 9, 9)), 0, 0) == 0
-    rule = present_moves(2.0)
+    assert _present_bound(seen((9, 8, 3, 9, 9, 9)), 0, None) == 2
+    assert _present_bound(seen((9, 8, 3, 9, 9, 9), bound=(0, 0, 60, 0, 0, 0)), 0, None) == 1
+    assert _present_bound(seen((60, 8, 3, 9, 9, 9)), 0, 0) == 0
+    rule = _present_moves(2.0)
     assert rule(seen((60, 8, 3, 9, 9, 9)), 0, 0) == 2
     assert rule(seen((20, 8, 3, 9, 9, 9)), 0, 0) == 0
     assert rule(seen((60, 60, 60, 60, 60, 60)), 0, 0) == 0
 
 
 def test_a_backend_is_full_where_a_request_takes_its_limit():
-    assert slowdown(0.0) == 1.0 and slowdown(FULL) == pytest.approx(2.5, abs=0.05)
+    assert _slowdown(0.0) == 1.0 and _slowdown(FULL) == pytest.approx(2.5, abs=0.05)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return SessionWorld(SessionSetting(seed=2, cycles=1))
+    return _SessionWorld(_SessionSetting(seed=2, cycles=1))
 
 
 def test_runs_count_every_judged_request_once_and_are_repeatable(world):
-    a, b = (run_sessions(world, present_moves(1.8)) for _ in range(2))
+    a, b = (_run_sessions(world, _present_moves(1.8)) for _ in range(2))
     assert a == b and a["requests"] == int((world.at_s >= world.start_s).sum())
-    assert run_sessions(world, present_bound)["moved"] == 0
+    assert _run_sessions(world, _present_bound)["moved"] == 0
 
 
 def test_a_clock_beats_the_present_where_sessions_are_bound(world):
-    bound = run_sessions(world, present_bound)["missed"]
-    placed = run_sessions(world, Foresighted(world))["missed"]
+    bound = _run_sessions(world, _present_bound)["missed"]
+    placed = _run_sessions(world, _Foresighted(world))["missed"]
     assert bound > 100 and placed < 0.5 * bound
 
 

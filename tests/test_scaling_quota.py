@@ -8,30 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.lab.budgets import (
-    BUDGETS,
-    CHEAP,
-    DEAR_USD,
+    _BUDGETS,
+    _CHEAP,
+    _DEAR_USD,
     RULES,
     Budget,
-    budget_demand,
+    _budget_demand,
+    _even,
+    _kept_within,
+    _open_grid,
     budgets_summary,
     budgets_table,
-    even,
     flat,
     greedy,
-    kept_within,
-    open_grid,
     planned,
     reserve,
     spend,
     threshold,
     truth,
 )
-from arcpoint_ce.learning.quota import Arrivals, Level, QuotaPlanner, learn_arrivals
+from arcpoint_ce.learning.quota import QuotaPlanner, _Arrivals, _Level, learn_arrivals
 
 DAY_S = 86_400.0
 SMALL = Budget(period_s=4.0, step_s=1.0, per_day=10 * DAY_S, covered=0.25)  # a quota of 10 per 4 s
-MORNING = Arrivals(((6.0, 0.0), (2.0, 0.0), (0.0, 1.0), (0.0, 3.0)), 1.0)  # dear ones come late
+MORNING = _Arrivals(((6.0, 0.0), (2.0, 0.0), (0.0, 1.0), (0.0, 3.0)), 1.0)  # dear ones come late
 
 
 def of(*counts):
@@ -60,7 +60,7 @@ def test_no_more_than_the_quota_is_ever_spent(requests, quota):
 
 
 def test_a_share_of_a_third_is_every_third_request_and_a_new_period_a_new_quota():
-    planner = QuotaPlanner(Arrivals(((30.0, 0.0),), 10.0), (1.0, 9.0), 10, 10.0, reserve=0.0)
+    planner = QuotaPlanner(_Arrivals(((30.0, 0.0),), 10.0), (1.0, 9.0), 10, 10.0, reserve=0.0)
     said = [planner.allow(0.0, 0) for _ in range(9)]
     assert sum(said) in (2, 3) and planner.left == 10 - sum(said)
     planner.allow(10.5, 0)
@@ -68,7 +68,7 @@ def test_a_share_of_a_third_is_every_third_request_and_a_new_period_a_new_quota(
 
 
 def test_the_level_follows_busy_days_within_its_limits():
-    level = Level(Arrivals(((2.0, 2.0),), 10.0, memory=2))
+    level = _Level(_Arrivals(((2.0, 2.0),), 10.0, memory=2))
     assert level.value() == 1.0
     for step in range(4):
         level.heard(10.0 * step + 1, 12.0)
@@ -105,7 +105,7 @@ def test_rules_by_hand():
     row = of(4, 2, 2, 1, 1)
     assert greedy(SMALL, past)(0.0, 10.0, row).tolist() == row.tolist()
     # 2.5 of 10 in the first quarter
-    assert even(SMALL, past, 0.0)(0.0, 10.0, row).tolist() == [0, 0, 0, 1, 1]
+    assert _even(SMALL, past, 0.0)(0.0, 10.0, row).tolist() == [0, 0, 0, 1, 1]
     assert threshold(SMALL, past, 2.5, 0.1)(0.0, 10.0, row).tolist() == [0, 0, 1, 1, 1]
     assert threshold(SMALL, past, 2.5, 0.5)(3.0, 10.0, row).tolist() == row.tolist()
     # half is left: 12, 8, 4, 2 and 0 are set aside
@@ -117,9 +117,9 @@ def test_rules_by_hand():
 def test_the_truth_ends_the_period_with_nothing_left_and_no_dear_request_outside():
     came = np.array([of(9, 0, 0, 0, 0), of(3, 2, 0, 0, 0), of(0, 0, 2, 1, 0), of(0, 0, 0, 1, 2)])
     bill = spend(SMALL, came, truth(SMALL, came, 0.0))
-    best = of(2, 2, 2, 2, 2) @ np.array(DEAR_USD)
-    assert bill["cheap"] >= 9 and bill["cost_usd"] <= came.sum(0) @ np.array(DEAR_USD) - (
-        1 - CHEAP
+    best = of(2, 2, 2, 2, 2) @ np.array(_DEAR_USD)
+    assert bill["cheap"] >= 9 and bill["cost_usd"] <= came.sum(0) @ np.array(_DEAR_USD) - (
+        1 - _CHEAP
     ) * (best - 0.001)
 
 
@@ -130,15 +130,15 @@ def test_the_truth_ends_the_period_with_nothing_left_and_no_dear_request_outside
 )
 @settings(max_examples=80, deadline=None)
 def test_wishes_are_kept_to_what_there_is(wanted, counts, left):
-    got = kept_within(np.array(wanted), np.array(counts), left)
+    got = _kept_within(np.array(wanted), np.array(counts), left)
     assert (got <= counts).all() and (got <= np.array(wanted) + 1e-6).all() and got.sum() <= left
     dearer_denied = [k for k in range(5) if got[k] < min(int(wanted[k]), counts[k])]
     assert not dearer_denied or got.sum() == left and not got[: max(dearer_denied)].any()
 
 
 def test_every_rule_spends_no_more_than_the_quota_and_pays_at_least_what_the_truth_pays():
-    b = BUDGETS["month"]
-    past, came = budget_demand("month", 1)
+    b = _BUDGETS["month"]
+    past, came = _budget_demand("month", 1)
     bills = {
         n: spend(b, came, f(b, past, **{k: v[0] for k, v in g.items()}))
         for n, (f, g) in RULES.items()
@@ -149,13 +149,13 @@ def test_every_rule_spends_no_more_than_the_quota_and_pays_at_least_what_the_tru
 
 
 def test_a_clock_is_learned_where_there_is_one_and_none_within_a_minute():
-    b = BUDGETS["day"]
-    past, came = budget_demand("day", 3)
+    b = _BUDGETS["day"]
+    past, came = _budget_demand("day", 3)
     part = came[: 7 * 288]
     costs = [spend(b, part, f(b, past, 0.1), b.past_s)["cost_usd"] for f in (planned, flat)]
     assert costs[0] < 0.97 * costs[1]
-    past, came = budget_demand("minute", 3)
-    b = BUDGETS["minute"]
+    past, came = _budget_demand("minute", 3)
+    b = _BUDGETS["minute"]
     costs = [spend(b, came[:1200], f(b, past, 0.0), b.past_s)["cost_usd"] for f in (planned, flat)]
     assert abs(costs[0] / costs[1] - 1) < 0.03
 
@@ -172,7 +172,7 @@ def test_tables_name_the_best_simple_rule():
 
 def test_grids_grow_towards_the_optimum():
     assert (
-        open_grid(lambda x, y: (x - 20) ** 2 + (y - 0.01) ** 2, dict(x=(1.0, 2.0), y=(0.5, 1.0)))[
+        _open_grid(lambda x, y: (x - 20) ** 2 + (y - 0.01) ** 2, dict(x=(1.0, 2.0), y=(0.5, 1.0)))[
             "x"
         ]
         > 12

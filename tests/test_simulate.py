@@ -160,15 +160,15 @@ def test_what_is_refused(capsys, here, monkeypatch, args, says):
 
 def test_speed_holds_it_back_and_changes_nothing():
     stage, slept, fast, paced = S.make_stage(None, "partition", None, requests=600), [], [], []
-    S.Show(stage, 10.0, 0.0, fast.append, sleep=lambda s: pytest.fail("slept")).run()
-    S.Show(stage, 10.0, 5.0, paced.append, clock=lambda: 0.0, sleep=slept.append).run()
+    S._Show(stage, 10.0, 0.0, fast.append, sleep=lambda s: pytest.fail("slept")).run()
+    S._Show(stage, 10.0, 5.0, paced.append, clock=lambda: 0.0, sleep=slept.append).run()
     assert fast == paced and slept[:4] == pytest.approx([0.0, 0.2, 0.4, 0.6]) and len(slept) >= 5
 
 
 def test_every_request_is_told_once(capsys, here):
     stage = S.make_stage(here / "fleet.toml", "rolling_restart", None, requests=700)
     lines = []
-    record, _ = S.Show(stage, 10.0, 0.0, lines.append).run()
+    record, _ = S._Show(stage, 10.0, 0.0, lines.append).run()
     rows = [l.split() for l in lines if re.match(r" *\d+s +[\d.]+ ", l)]
     assert len(record) == 700 and sum(float(r[1]) for r in rows) * 10 == pytest.approx(
         700, rel=0.05
@@ -180,7 +180,7 @@ def test_a_crowd_of_backends_stays_readable(here):
     many = "".join(f'[[backend]]\nname = "b{k}"\ncapacity = 8\n' for k in range(20))
     (here / "many.toml").write_text(many)
     lines = []
-    S.Show(
+    S._Show(
         S.make_stage(here / "many.toml", "gray_failure", None, requests=500),
         20.0,
         0.0,
@@ -212,7 +212,7 @@ class Announcer(Forecaster):
 
 def told(stage, every_s=10.0):
     lines = []
-    record, fleet = S.Show(stage, every_s, 0.0, lines.append).run()
+    record, fleet = S._Show(stage, every_s, 0.0, lines.append).run()
     return lines, record, fleet
 
 

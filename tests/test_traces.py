@@ -67,7 +67,7 @@ def test_servegen_file():
     assert d.rate_rps.iloc[0] == 212.78 and d.active_clients.iloc[0] == 43 and "client61_cv" in d
     with pytest.raises(ValueError, match="load_rates"):
         tr.load_arrivals(path)
-    drawn = tr.draw_arrivals(d.iloc[:12], seed=0, scale=0.1)
+    drawn = tr._draw_arrivals(d.iloc[:12], seed=0, scale=0.1)
     assert abs(len(drawn) / (d.rate_rps.iloc[:12].sum() * 60) - 1) < 0.03
 
 
@@ -211,13 +211,13 @@ def test_fetch_downloads_once_and_checks(tmp_path, publisher, monkeypatch):
         and handler.hits == 1
     )
     path.write_bytes(b"tampered")
-    with pytest.raises(tr.FetchError, match="Remove or replace"):
+    with pytest.raises(tr._FetchError, match="Remove or replace"):
         tr.fetch("x", tmp_path, registry(url, good))
 
 
 def test_fetch_refuses_a_wrong_download(tmp_path, publisher, monkeypatch):
     monkeypatch.delenv("ARCPOINT_DATA", raising=False)
-    with pytest.raises(tr.FetchError, match="x.csv"):
+    with pytest.raises(tr._FetchError, match="x.csv"):
         tr.fetch("x", tmp_path, registry(publisher[0], "0" * 64))
     assert not list(tmp_path.glob("*.csv"))
 
@@ -228,7 +228,7 @@ def test_fetch_reads_the_folder_first_and_checks_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ARCPOINT_DATA", str(tmp_path))
     good = registry("http://127.0.0.1:9/x.csv", hashlib.sha256(b"mine").hexdigest())
     assert tr.fetch("x", tmp_path / "cache", good) == tmp_path / "arrivals" / "x.csv"
-    with pytest.raises(tr.FetchError, match="SHA-256 is"):
+    with pytest.raises(tr._FetchError, match="SHA-256 is"):
         tr.fetch("x", tmp_path / "cache", registry("http://127.0.0.1:9/x.csv", "0" * 64))
 
 
@@ -237,7 +237,7 @@ def test_fetch_offline_says_what_to_put_where(tmp_path, monkeypatch, url):
     monkeypatch.delenv("ARCPOINT_DATA", raising=False)
     entry = registry(url, "0" * 64)
     entry["x"]["source"] = "https://example.org/source"
-    with pytest.raises(tr.FetchError) as e:
+    with pytest.raises(tr._FetchError) as e:
         tr.fetch("x", tmp_path, entry)
     for word in ("arrivals/x.csv", "ARCPOINT_DATA", url or "https://example.org/source", "0" * 64):
         assert word in str(e.value)
@@ -350,7 +350,7 @@ def test_sample_is_in_the_canonical_columns_and_clean(shipped):
         shipped.ttft_ms.isna() == ~shipped.ok
     ).all()
     assert (shipped.ttft_ms[shipped.ok] <= shipped.latency_ms[shipped.ok]).all()
-    assert set(shipped.backend) == set(tr.SAMPLE_BACKENDS)
+    assert set(shipped.backend) == set(tr._SAMPLE_BACKENDS)
 
 
 def around(log, event, pad_min=60):
@@ -418,10 +418,10 @@ def test_loaders_take_the_generated_data_whole(tmp_path, shipped):
     "The project's own loaders find nothing to complain about, and lose nothing."
     log = load_requests(tr.sample_path())
     assert (log.rows, log.quarantined) == (len(shipped), 0) and set(log.backends) == set(
-        tr.SAMPLE_BACKENDS
+        tr._SAMPLE_BACKENDS
     )
     path = tmp_path / "exercise.csv"
-    tr.exercise_telemetry(500, seed=3).to_csv(path, index=False)
+    tr._exercise_telemetry(500, seed=3).to_csv(path, index=False)
     t, mine = load_telemetry(path), tr.exercise_steps(500, seed=3)
     assert (t.rows, t.quarantined, t.step_s, t.backends) == (500, 0, 60, ["exercise"])
     steps = t.steps()
@@ -445,10 +445,10 @@ def test_other_seeds_and_lengths_work():
 
 def test_sample_fits_its_closed_form(shipped):
     "Calm minutes of one backend: utilisation from the log's own rate predicts the mean latency."
-    b = tr.SAMPLE_BACKENDS["atlas-large"]
+    b = tr._SAMPLE_BACKENDS["atlas-large"]
     d = shipped[(shipped.backend == "atlas-large") & shipped.ok]
     hour = d.ts.dt.floor("h")
     d = d[(d.ts.dt.hour != 2)]
     by = d.groupby(hour).agg(n=("latency_ms", "size"), mean=("latency_ms", "mean"))
-    u = by.n / 3600 * tr.SAMPLED_1_IN * b["service_ms"] / 1000 / b["capacity"]
-    assert (by["mean"] / tr.fleet_latency_ms(u, b["service_ms"]) - 1).abs().max() < 0.1
+    u = by.n / 3600 * tr._SAMPLED_1_IN * b["service_ms"] / 1000 / b["capacity"]
+    assert (by["mean"] / tr._fleet_latency_ms(u, b["service_ms"]) - 1).abs().max() < 0.1

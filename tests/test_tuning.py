@@ -10,14 +10,14 @@ from arcpoint_ce.lab.families import FAMILIES
 from arcpoint_ce.lab.rivals import GRIDS, RANGES
 from arcpoint_ce.lab.tuning import (
     Plan,
-    at_bounds,
-    best_of,
+    _at_bounds,
+    _best_of,
+    _key_of,
+    _open_search,
+    _tune_everywhere,
+    _tune_family,
     beyond,
-    key_of,
-    open_search,
     tune,
-    tune_everywhere,
-    tune_family,
 )
 
 SMALL = dict(
@@ -53,8 +53,8 @@ def test_an_optimum_on_the_edge_of_a_grid_extends_it_until_it_lies_inside(gamma,
         return [abs(log(p["gamma"] / gamma)) + abs(log(p["weight"] / weight)) for _, p in points]
 
     points = [("adaptive_least", p) for p in SMALL["adaptive_least"]]
-    seen = open_search(points, misses)["adaptive_least"]
-    best, settings = best_of(seen), [json.loads(key) for key in seen]
+    seen = _open_search(points, misses)["adaptive_least"]
+    best, settings = _best_of(seen), [json.loads(key) for key in seen]
     low, high = RANGES["gamma"]
     assert abs(log(best["gamma"] / min(max(gamma, low), high))) <= log(2) / 2 + 1e-9
     assert abs(log(best["weight"] / weight)) <= log(2)
@@ -63,7 +63,7 @@ def test_an_optimum_on_the_edge_of_a_grid_extends_it_until_it_lies_inside(gamma,
         low, high = RANGES[name]
         assert min(line) < best[name] or best[name] == low, (name, best, "nothing was tried below")
         assert max(line) > best[name] or best[name] == high, (name, best, "nothing was tried above")
-    assert at_bounds(best) == [name for name in ("gamma", "weight") if best[name] in RANGES[name]]
+    assert _at_bounds(best) == [name for name in ("gamma", "weight") if best[name] in RANGES[name]]
 
 
 def test_steps_are_geometric_whole_numbers_stay_whole_and_words_are_left_alone():
@@ -76,16 +76,16 @@ def test_steps_are_geometric_whole_numbers_stay_whole_and_words_are_left_alone()
 
 
 def test_a_parameter_without_effect_does_not_run_away():
-    seen = open_search([("c3", dict(alpha=0.3))], lambda points: [0.0] * len(points))["c3"]
-    assert len(seen) == 3 and best_of(seen) == dict(alpha=0.3)
+    seen = _open_search([("c3", dict(alpha=0.3))], lambda points: [0.0] * len(points))["c3"]
+    assert len(seen) == 3 and _best_of(seen) == dict(alpha=0.3)
 
 
 def test_a_family_is_tuned_past_the_grid_and_says_so():
-    found = tune_family("diurnal", grids=SMALL, n_jobs=1, run=world_with(12.0, 0.15))
+    found = _tune_family("diurnal", grids=SMALL, n_jobs=1, run=world_with(12.0, 0.15))
     mine = found["peers"]["adaptive_least"]
     assert mine["params"]["gamma"] in (8.0, 16.0) and mine["params"]["weight"] in (0.1, 0.2)
     assert any(json.loads(key)["gamma"] > 8 for key in mine["beyond"]) and not mine["at_bounds"]
-    assert set(mine["beyond"]) | {key_of(p) for p in SMALL["adaptive_least"]} <= set(mine["tried"])
+    assert set(mine["beyond"]) | {_key_of(p) for p in SMALL["adaptive_least"]} <= set(mine["tried"])
     assert mine["seeds"] == 8
     assert found["best"] == "adaptive_least" and 0.001 <= found["rate"] <= 0.01  # the load rule
     assert list(found["peers"]["p2c"]["tried"]) == ["{}"]  # no limit is told: pacing cannot matter
@@ -102,45 +102,45 @@ def test_the_second_round_may_go_further_still():
 
     gammas = [dict(gamma=g) for g in (1.0, 2.0, 4.0)]
     grids = dict(adaptive_least=gammas, stream_least=[{}], adaptive_least_sharp=[{}])
-    found = tune_family("diurnal", Plan(keep=3), grids, n_jobs=1, run=run)
+    found = _tune_family("diurnal", Plan(keep=3), grids, n_jobs=1, run=run)
     assert found["peers"]["adaptive_least"]["params"]["gamma"] >= 32.0
 
 
 def test_paced_settings_run_where_a_limit_is_told():
-    found = tune_family("rate_limit", grids=SMALL, n_jobs=1, run=world_with(2.0, 0.3))
+    found = _tune_family("rate_limit", grids=SMALL, n_jobs=1, run=world_with(2.0, 0.3))
     assert set(found["peers"]["p2c"]["tried"]) == {"{}", '{"paced": true}'}
 
 
 def test_one_setting_for_all_has_the_least_geometric_mean_and_zero_counts_as_half_a_miss():
     plan = Plan(seeds=1, n=1000, first=1)
-    slow = key_of(dict(slow_start_s=9.0))
+    slow = _key_of(dict(slow_start_s=9.0))
     tried = {"diurnal": {"{}": 0.02, slow: 0.0}, "ramp": {"{}": 0.02, slow: 0.09}}
     families = {f: dict(tried_at=0.5, peers=dict(p2c=dict(tried=x))) for f, x in tried.items()}
     grids = dict(p2c=[{}, dict(slow_start_s=9.0)])
-    found = tune_everywhere(families, plan, grids, n_jobs=1, run=None)["p2c"]
+    found = _tune_everywhere(families, plan, grids, n_jobs=1, run=None)["p2c"]
     assert found["params"] == dict(slow_start_s=9.0)
     assert found["rate"] == pytest.approx((0.0005 * 0.09) ** 0.5)
     tried["ramp"][slow] = 0.9
-    assert tune_everywhere(families, plan, grids, n_jobs=1, run=None)["p2c"]["params"] == {}
+    assert _tune_everywhere(families, plan, grids, n_jobs=1, run=None)["p2c"]["params"] == {}
 
 
 def test_the_search_for_one_setting_is_open_too_and_runs_nothing_twice():
     families = {
-        name: tune_family(name, grids=SMALL, n_jobs=1, run=world_with(gamma, 0.3))
+        name: _tune_family(name, grids=SMALL, n_jobs=1, run=world_with(gamma, 0.3))
         for name, gamma in (("diurnal", 8.0), ("ramp", 32.0))
     }
     tried = {(f, key) for f in families for key in families[f]["peers"]["adaptive_least"]["tried"]}
 
     def everywhere(runs):
         run = world_with(16.0, 0.3, runs)
-        return tune_everywhere(families, Plan(), SMALL, n_jobs=1, run=run)["adaptive_least"]
+        return _tune_everywhere(families, Plan(), SMALL, n_jobs=1, run=run)["adaptive_least"]
 
     runs = []
     found = everywhere(runs)
     assert 8.0 <= found["params"]["gamma"] <= 32.0
     again = []
     assert everywhere(again) == found and not again
-    repeated = [r for r in runs if (json.loads(r)[0], key_of(json.loads(r)[4])) in tried]
+    repeated = [r for r in runs if (json.loads(r)[0], _key_of(json.loads(r)[4])) in tried]
     assert not repeated
 
 
@@ -190,12 +190,12 @@ def test_a_rule_and_its_twin_count_as_one_rival(monkeypatch):
     peers = {p: dict(params={}, rate=rate, seeds=8) for p, rate in rates.items()}
     peers["litellm"] = dict(params={}, rate=0.0001, seeds=2)  # only the first round saw it
     monkeypatch.setattr(tuning, "kept", lambda: dict(families=dict(ramp=dict(peers=peers))))
-    assert list(tuning.rivals_of("ramp", 3)) == ["stream_least", "sharp", "c3", "adaptive_least"]
+    assert list(tuning._rivals_of("ramp", 3)) == ["stream_least", "sharp", "c3", "adaptive_least"]
 
 
 def test_a_peer_that_came_later_leaves_no_half_entry():
     families = {"ramp": dict(tried_at=0.5, peers={})}
-    found = tune_everywhere(families, Plan(), dict(p2c=[{}]), n_jobs=1, run=world_with(2.0, 0.3))
+    found = _tune_everywhere(families, Plan(), dict(p2c=[{}]), n_jobs=1, run=world_with(2.0, 0.3))
     assert found["p2c"]["params"] == {} and families["ramp"]["peers"] == {}
 
 
@@ -204,7 +204,7 @@ def test_what_was_never_tuned_names_the_command(monkeypatch):
     with pytest.raises(KeyError, match="arcpoint tune --out data/tuning.json --family ramp"):
         tuning.tuned("ramp")
     with pytest.raises(KeyError, match="arcpoint tune --out data/tuning.json"):
-        tuning.tuned_everywhere()
+        tuning._tuned_everywhere()
 
 
 def test_the_file_that_is_shipped_has_no_optimum_on_an_open_edge():
@@ -221,7 +221,7 @@ def test_the_file_that_is_shipped_has_no_optimum_on_an_open_edge():
 
 
 def test_one_setting_for_all_families_is_shipped_for_every_rival():
-    everywhere = tuning.tuned_everywhere()
+    everywhere = tuning._tuned_everywhere()
     assert set(everywhere) == set(GRIDS)
     assert everywhere["adaptive_least_sharp"] == everywhere["stream_least"] == {}
     for name, x in tuning.kept()["everywhere"].items():

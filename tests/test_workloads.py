@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from arcpoint_ce.lab import workloads as wl
 from arcpoint_ce.lab.workloads import (
     Lengths,
-    Observed,
     Tokens,
     Workload,
-    concat,
+    _concat,
+    _merge,
+    _Observed,
+    _poisson_stream,
     load_workload,
-    merge,
     poisson,
-    poisson_stream,
 )
 from arcpoint_ce.telemetry import traces as tr
 
@@ -109,14 +109,14 @@ def test_slices_masks_chunks_and_the_empty_workload():
         and len(w[short]) == short.sum()
         and w[10:20] == w.head(20)[10:]
     )
-    assert concat(w.chunks(77)) == w and len(list(w.chunks(77))) == 13
+    assert _concat(w.chunks(77)) == w and len(list(w.chunks(77))) == 13
     none = w.head(0)
     assert (
         len(none) == 0
         and none.span_s == 0
         and np.isnan(none.rate_rps)
         and "requests 0" in repr(none)
-        and concat(none, w) == w
+        and _concat(none, w) == w
     )
     with pytest.raises(ValueError, match="at_s"):
         w[np.array([5, 3])]
@@ -177,7 +177,7 @@ def test_merging_loses_nothing_and_is_stable(specs, dice):
             )
         )
         k += n
-    m = merge(*parts)
+    m = _merge(*parts)
     rows = sorted(
         ((t, i, p.tiers[c]) for p in parts for t, i, c in zip(p.at_s, p.tokens_in, p.tier)),
         key=lambda r: r[0],
@@ -187,9 +187,9 @@ def test_merging_loses_nothing_and_is_stable(specs, dice):
 
 def test_joining_nothing_and_joining_backwards_are_refused():
     with pytest.raises(ValueError, match="at least one"):
-        merge()
+        _merge()
     with pytest.raises(ValueError, match="or `merge`"):
-        concat(plain([5.0]), plain([1.0]))
+        _concat(plain([5.0]), plain([1.0]))
 
 
 def test_the_rule_of_limits():
@@ -234,7 +234,7 @@ def test_a_gamma_law_of_cv_one_is_the_exponential():
 
 def test_observed_pairs_stay_pairs():
     base = replace(plain([0.0, 1.0, 2.0]), tokens_in=[1, 2, 3], tokens_out=[10, 20, 30])
-    w = poisson(1.0, 9000, 4, Observed(base))
+    w = poisson(1.0, 9000, 4, _Observed(base))
     assert (w.tokens_out == 10 * w.tokens_in).all() and np.allclose(
         np.bincount(w.tokens_in.astype(int))[1:] / 9000, 1 / 3, atol=0.02
     )
@@ -256,8 +256,8 @@ def test_tiers_are_drawn_by_their_shares():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 700), st.integers(0, 2**40), st.floats(0.01, 1e4))
 def test_a_stream_is_the_same_whatever_the_chunk(n, chunk, seed, rate):
-    parts = list(poisson_stream(rate, n, seed, chunk, tiers={"a": 0.5, "b": 0.5}))
-    assert concat(parts) == poisson(rate, n, seed, tiers={"a": 0.5, "b": 0.5}) and {
+    parts = list(_poisson_stream(rate, n, seed, chunk, tiers={"a": 0.5, "b": 0.5}))
+    assert _concat(parts) == poisson(rate, n, seed, tiers={"a": 0.5, "b": 0.5}) and {
         len(p) for p in parts[:-1]
     } <= {chunk}
 
@@ -265,7 +265,7 @@ def test_a_stream_is_the_same_whatever_the_chunk(n, chunk, seed, rate):
 def test_a_long_stream_needs_no_more_memory_than_a_short_one():
     def peak(n):
         tracemalloc.start()
-        for _ in poisson_stream(100.0, n, chunk=1000):
+        for _ in _poisson_stream(100.0, n, chunk=1000):
             pass
         out = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -291,7 +291,7 @@ def test_a_seed_names_one_workload_and_its_parts_are_independent():
         lambda s, t: poisson(3.0, 400, s, t),
         lambda s, t: wl.from_profile([1.0, 9.0], 400, s, 10.0, tokens=t),
         lambda s, t: wl.bursty(3.0, 4.0, 400, s, tokens=t),
-        lambda s, t: wl.from_exercise(3.0, 400, s, True, 5.0, tokens=t),
+        lambda s, t: wl._from_exercise(3.0, 400, s, True, 5.0, tokens=t),
     ]
     for make in makers:
         a, b, c = make(7, Tokens()), make(7, Tokens()), make(8, Tokens())
@@ -380,8 +380,8 @@ def test_a_function_is_a_profile_too():
         (lambda: wl.bursty(1.0, 2.0, 0), "n must be"),
         (lambda: poisson(-1.0, 5), "rate_rps"),
         (lambda: poisson(1.0, 5.5), "n must be"),
-        (lambda: poisson_stream(1.0, 5, chunk=0), "chunk must be"),
-        (lambda: wl.from_exercise(0.0, 5), "rate_rps"),
+        (lambda: _poisson_stream(1.0, 5, chunk=0), "chunk must be"),
+        (lambda: wl._from_exercise(0.0, 5), "rate_rps"),
         (lambda: Lengths(0.0), "mean_tok"),
         (lambda: Lengths(1.0, -1.0), "cv must be"),
         (lambda: Lengths(1.0, 1.0, most_tok=0.0), "most_tok"),
@@ -396,7 +396,7 @@ def test_parameters_that_make_no_sense_are_named(call, words):
 
 @pytest.mark.parametrize("memoryless", [False, True])
 def test_the_exercise_as_a_source_follows_its_load(memoryless):
-    w = wl.from_exercise(200.0, 200_000, 5, memoryless, 2.0, tokens=SHORT)
+    w = wl._from_exercise(200.0, 200_000, 5, memoryless, 2.0, tokens=SHORT)
     load = tr.exercise(1100, 5, memoryless=memoryless).load.to_numpy()[:490]
     per = np.histogram(w.at_s, np.arange(491) * 2.0)[0]
     assert np.corrcoef(per, load)[0, 1] > 0.98 and w.rate_rps == pytest.approx(200.0, rel=0.01)
@@ -493,7 +493,7 @@ def test_servegen_rates_come_out_as_measured():
     path = real("servegen_m_large_10min")
     d = tr.load_rates(path)
     n = int(d.rate_rps[:4].sum() * 600)
-    w = wl.from_servegen(path, n, 1, tokens=SHORT)
+    w = wl._from_servegen(path, n, 1, tokens=SHORT)
     per = np.histogram(w.at_s, np.arange(5) * 600.0)[0]
     due = d.rate_rps[:4].to_numpy() * 600
     assert len(w) == n and 2399 < w.at_s[-1] <= 2400 and (np.abs(per - due) < 5 * due**0.5).all()
@@ -503,7 +503,7 @@ def test_servegen_scaled_days_keep_their_shape():
     "Fourteen days run through in 20,000 requests: counts per half day as in the file."
     path = real("servegen_m_large_10min")
     d = tr.load_rates(path)
-    w = wl.from_servegen(path, 20_000, 2, rate_rps=10.0, speed=14 * 86400 / 2000, tokens=SHORT)
+    w = wl._from_servegen(path, 20_000, 2, rate_rps=10.0, speed=14 * 86400 / 2000, tokens=SHORT)
     per = np.histogram(w.at_s, np.linspace(0, 2000, 29))[0]
     due = d.rate_rps.to_numpy().reshape(28, 72).sum(1)
     assert (
@@ -517,7 +517,7 @@ def test_servegen_scaled_days_keep_their_shape():
 def test_a_client_alone_has_its_measured_cv(tmp_path, cv):
     path = table(tmp_path / "r.csv", [(600 * i, 50.0, 9, 50.0, cv) for i in range(4)])
     assert np.mean(
-        [wl.from_servegen(path, 120_000, s, tokens=SHORT).gap_cv for s in range(3)]
+        [wl._from_servegen(path, 120_000, s, tokens=SHORT).gap_cv for s in range(3)]
     ) == pytest.approx(cv, rel=0.06)
 
 
@@ -528,7 +528,9 @@ def test_the_real_file_is_burstier_than_poisson_where_its_clients_are():
     calm = d.assign(**{c: 1.0 for c in clients})
     i = int((d.client61_rps / d.rate_rps * (d.client61_cv > 2)).argmax())
     start = float(d.start_s[i])
-    rough, smooth = (wl.from_servegen(x, 60_000, 4, start_s=start, tokens=SHORT) for x in (d, calm))
+    rough, smooth = (
+        wl._from_servegen(x, 60_000, 4, start_s=start, tokens=SHORT) for x in (d, calm)
+    )
     assert smooth.gap_cv == pytest.approx(1.0, abs=0.03) and rough.gap_cv > 1.2
 
 
@@ -537,7 +539,7 @@ def test_parts_of_windows_repeats_and_starts(tmp_path):
         tmp_path / "r.csv", [(100, 1, 1, 0, 0), (400, 4, 1, 4, 0), (700, 0, 1, 0, 0)]
     )  # edges 0, 300, 600, 900
     # 3000 s of it
-    w = wl.from_servegen(path, 30_000, 1, rate_rps=10.0, start_s=450.0, tokens=SHORT)
+    w = wl._from_servegen(path, 30_000, 1, rate_rps=10.0, start_s=450.0, tokens=SHORT)
     per = np.histogram((w.at_s + 450) % 900, [0, 300, 600, 900])[0]
     assert per[2] == 0 and per[0] / per[1] == pytest.approx(
         3 * 300 * 1 / ((150 + 3 * 300) * 4), rel=0.05
@@ -545,10 +547,10 @@ def test_parts_of_windows_repeats_and_starts(tmp_path):
     assert "repeated 4 times" in w.about
     assert (
         "repeated 5 times"
-        in wl.from_servegen(path, 300, 1, rate_rps=0.1, start_s=800.0, tokens=SHORT).about
+        in wl._from_servegen(path, 300, 1, rate_rps=0.1, start_s=800.0, tokens=SHORT).about
     )  # 3800 of 900
     # recorded rates, mean 5/3 rps
-    fast = wl.from_servegen(path, 20_000, 1, speed=30.0, tokens=SHORT)
+    fast = wl._from_servegen(path, 20_000, 1, speed=30.0, tokens=SHORT)
     assert fast.rate_rps == pytest.approx(5 / 3, rel=0.01)
     starts = [load_workload(path, 50, 1.0, s) for s in range(30)]
     assert len({w.about for w in starts}) == 30 and all(len(w) == 50 for w in starts)
@@ -576,9 +578,9 @@ def test_starts_outside_the_file_are_refused(tmp_path):
     path = table(tmp_path / "r.csv", [(0, 1, 1, 0, 0), (5, 0, 1, 0, 0)])
     for bad in (-1.0, 10.0, np.nan):
         with pytest.raises(ValueError, match="start_s must be"):
-            wl.from_servegen(path, 5, start_s=bad)
+            wl._from_servegen(path, 5, start_s=bad)
     with pytest.raises(ValueError, match="choose another start"):
-        wl.from_servegen(path, 2, rate_rps=1.0, start_s=6.0)
+        wl._from_servegen(path, 2, rate_rps=1.0, start_s=6.0)
 
 
 # -- any file -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from arcpoint_ce.lab.baselines import make_peer
-from arcpoint_ce.lab.families import FAMILIES, GRID_S, MOVE_S, USUAL, Setting, World, fair_load
+from arcpoint_ce.lab.families import _MOVE_S, FAMILIES, GRID_S, USUAL, Setting, World, _fair_load
 from arcpoint_ce.lab.fleet import FixedChoice
 
 OLD = (
@@ -92,7 +92,7 @@ def test_a_family_has_usual_settings_and_an_explicit_one_wins():
 
 
 def test_a_fair_load():
-    assert [fair_load(x) for x in (0.0009, 0.001, 0.01, 0.0101)] == [False, True, True, False]
+    assert [_fair_load(x) for x in (0.0009, 0.001, 0.01, 0.0101)] == [False, True, True, False]
 
 
 # ---- jitter
@@ -356,7 +356,7 @@ def test_conversations_have_twenty_turns_in_twenty_minutes_and_moving_them_costs
         took[stays] = np.median(r.latency_s)
         moves = fleet.stations[0].contexts.moves
         assert moves == 0 if stays else moves > 1000
-    assert took[False] > took[True] + 0.8 * MOVE_S
+    assert took[False] > took[True] + 0.8 * _MOVE_S
 
 
 # ---- arrival files
