@@ -334,45 +334,6 @@ def test_an_untidy_notebook_is_seen(tmp_path):
     assert len(untidy(tmp_path / "x.ipynb")) == 6
 
 
-FUNCTION_LINES, CLASS_LINES = 60, 250
-
-
-def too_long(source):
-    "(lines, name) of every function, method and class that has more of them than it may."
-    out = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef):
-            most = CLASS_LINES
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            most = FUNCTION_LINES
-        else:
-            continue
-        if (lines := node.end_lineno - node.lineno) > most:
-            out.append((lines, node.name))
-    return out
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_exported_function_or_class_is_too_long(path):
-    assert not too_long(path.read_text()), "give these parts of their own"
-
-
-def test_what_is_too_long_is_seen():
-    def body(n, by="    "):
-        return "".join(f"{by}x{k} = {k}\n" for k in range(n))
-
-    assert not too_long("def f():\n" + body(60)) and too_long("def f():\n" + body(61)) == [
-        (61, "f")
-    ]
-    assert too_long("async def f():\n" + body(61)) == [(61, "f")] and too_long(
-        "def f():\n    def g():\n" + body(61, " " * 8)
-    ) == [(62, "f"), (61, "g")]
-    assert not too_long("class C:\n" + body(250)) and too_long("class C:\n" + body(251)) == [
-        (251, "C")
-    ]
-    assert too_long("class C:\n    def f(self):\n" + body(61, " " * 8)) == [(61, "f")]
-
-
 def test_every_exporting_notebook_is_the_one_of_its_module():
     for p in NOTEBOOKS:
         m = next(
