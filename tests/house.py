@@ -208,6 +208,22 @@ def without_reason(nb: Notebook) -> tuple[list[str], int]:
     return missing, total
 
 
+def attached(m: Module) -> list[str]:
+    "Functions that take `self` outside a class, patches, attributes set on a class from outside."
+    out = []
+    own = {node.name for node in m.tree.body if isinstance(node, ast.ClassDef)}
+    for node in m.tree.body:
+        if isinstance(node, FUNCTIONS):
+            if any(a.arg == "self" for a in node.args.args):
+                out.append(f"{m.name}: {node.name} takes self")
+            if any(ast.unparse(d).startswith("patch") for d in node.decorator_list):
+                out.append(f"{m.name}: {node.name} is patched in")
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            if ast.unparse(node.targets[0].value) in own:
+                out.append(f"{m.name}: {ast.unparse(node.targets[0])} is set from outside")
+    return out
+
+
 def exported(m: Module) -> list[str]:
     "The module's `__all__`."
     for node in m.tree.body:
