@@ -93,9 +93,9 @@ def log_of(path):
 
 
 def replay(path):
-    from arcpoint_ce.apps.cli import replayed
+    from arcpoint_ce.apps.cli import _replayed
 
-    _, engine, _ = replayed(log_of(path), load_fleet(path), 0.0, None, 0.5, {})
+    _, engine, _ = _replayed(log_of(path), load_fleet(path), 0.0, None, 0.5, {})
     return engine
 
 
