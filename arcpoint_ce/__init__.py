@@ -6,6 +6,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # a type checker takes it for True; `import typing` would cost every caller
 if TYPE_CHECKING:
     from .apps.report import run_report
+    from .learning.anomaly import learn_anomalies
     from .learning.engine import ContextEngine
     from .routing.core import Backend, Forecaster, Outcome, Request, Tier
     from .routing.router import Decision, NoBackend, Router, RouterConfig
@@ -23,6 +24,7 @@ _HOME = {
     "RouterConfig": "routing.router",
     "NoBackend": "routing.router",
     "ContextEngine": "learning.engine",
+    "learn_anomalies": "learning.anomaly",
     "load_requests": "telemetry.requests",
     "load_fleet": "telemetry.fleet",
     "run_report": "apps.report",
