@@ -329,7 +329,7 @@ def shipped():
 
 
 def test_shipped_sample_is_what_the_generator_makes(shipped):
-    rows, truth = tr.sample_fleet(days=3, seed=1)
+    rows, truth = tr._sample_fleet(days=3, seed=1)
     assert (
         tr.sample_path().stat().st_size < 2_000_000 and len(rows) == len(shipped) == truth["rows"]
     )
@@ -432,15 +432,15 @@ def test_loaders_take_the_generated_data_whole(tmp_path, shipped):
 
 
 def test_other_seeds_and_lengths_work():
-    a, truth = tr.sample_fleet(days=2, seed=5)
-    b, _ = tr.sample_fleet(days=2, seed=6)
+    a, truth = tr._sample_fleet(days=2, seed=5)
+    b, _ = tr._sample_fleet(days=2, seed=6)
     assert (
         truth["days"] == 2
         and a.ts.max() < pd.Timestamp(truth["end"])
         and not a.latency_ms[:1000].equals(b.latency_ms[:1000])
     )
     with pytest.raises(ValueError, match="days"):
-        tr.sample_fleet(days=1)
+        tr._sample_fleet(days=1)
 
 
 def test_sample_fits_its_closed_form(shipped):
