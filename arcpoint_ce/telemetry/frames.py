@@ -79,33 +79,6 @@ def _feature_frame(
     frame = pd.DataFrame(rows, columns=["backend", "start_s", *FEATURES])
     return frame.astype({name: float for name in FEATURES})
 
-# %% ../../nbs/telemetry/12_frames.ipynb #ba3a7f28
-def _with_target(
-    table: pd.DataFrame,  # a step table
-    horizon_s: int = 300,  # how far ahead, s; a multiple of the step
-    step_s: int | None = None,  # length of a step, s; None: from the table
-) -> pd.DataFrame:  # backend, start_s, latency_ms, load_rps, target_ms, target_load_rps
-    """Mean latency and load now and one horizon later.
-
-    ValueError if the horizon is not a multiple of the step.
-    """
-    step_s = step_s or step_length_s(table)
-    beyond = horizon_s % step_s
-    if beyond or horizon_s <= 0:
-        fits = max(step_s, horizon_s - beyond)
-        raise ValueError(
-            f"horizon_s={horizon_s} is no multiple of the step of {step_s} s; try {fits}"
-        )
-    answers = table["n_lat"].where(table["n_lat"] > 0)
-    mean_ms = table["latency_us"] / answers / 1000.0
-    now = table[["backend", "start_s"]].assign(
-        load_rps=table["n"] / step_s,
-        latency_ms=mean_ms.astype(float),
-    )
-    then = now.rename(columns={"latency_ms": "target_ms", "load_rps": "target_load_rps"})
-    then["start_s"] -= horizon_s
-    return now.merge(then, on=["backend", "start_s"], how="left")
-
 # %% ../../nbs/telemetry/12_frames.ipynb #8efd812f
 def rolling_origin(
     times: np.ndarray,  # sorted distinct step starts, s
