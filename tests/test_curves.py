@@ -71,7 +71,7 @@ def put(path, frame):
     return path
 
 
-# -- published measurements ---------------------------------------------------------------------------
+# -- published measurements ------------------------------------------------------------------------
 
 
 def test_simulated_latency_is_the_measured_one():
@@ -129,7 +129,7 @@ def test_published_profiles():
         assert (max(fit.curve.batch) == median.index.max()) == whole == (not fit.notes)
 
 
-# -- files nobody has seen -----------------------------------------------------------------------------
+# -- files nobody has seen -------------------------------------------------------------------------
 
 
 def test_a_hand_made_load_test(tmp_path):
@@ -227,7 +227,7 @@ def test_a_fit_finds_the_curve_again(tmp_path_factory, tpot, knee, sharp, ttft):
         )
 
 
-# -- broken files --------------------------------------------------------------------------------------
+# -- broken files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_folders(tmp_path):
         cv.load_curves(tmp_path)
 
 
-# -- without a path ------------------------------------------------------------------------------------
+# -- without a path --------------------------------------------------------------------------------
 
 
 def test_default_says_whether_it_was_measured(tmp_path, monkeypatch):

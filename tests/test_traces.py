@@ -31,7 +31,7 @@ def real(name):
     return path
 
 
-# -- public files -------------------------------------------------------------------------------------
+# -- public files ----------------------------------------------------------------------------------
 
 
 def test_azure_file():
@@ -85,7 +85,7 @@ def test_a_name_loads_like_its_path():
     assert tr.load_arrivals("azure_conv_2023").equals(tr.load_arrivals(path))
 
 
-# -- formats in small ---------------------------------------------------------------------------------
+# -- formats in small ------------------------------------------------------------------------------
 
 BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 
@@ -96,11 +96,14 @@ def test_later_formats_of_the_publishers(tmp_path):
     """
     a, b = tmp_path / "a.csv", tmp_path / "b.csv"
     a.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 02:00:00+02:00,5,6\n2024-05-10 00:00:01.5+00:00,1,2\n"
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2024-05-10 02:00:00+02:00,5,6\n"
+        "2024-05-10 00:00:01.5+00:00,1,2\n"
     )
     assert list(tr.load_arrivals(a).ts_s) == [0.0, 1.5]
     b.write_text(
-        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "Timestamp,Session ID,Elapsed time,Model,"
+        "Request tokens,Response tokens,Total tokens,Log Type\n"
         "5.25,7,1.5,ChatGPT,9,0,9,Conversation log\n9,,0.5,GPT-4,1,2,3,API log\n"
     )
     d = tr.load_arrivals(b)
@@ -138,7 +141,8 @@ def test_bad_rows_name_file_line_column_and_reason(tmp_path, row, column, reason
 def test_broken_json_and_missing_columns(tmp_path):
     j, c = tmp_path / "m.jsonl", tmp_path / "c.csv"
     j.write_text(
-        '{"timestamp": 1, "input_length": 1, "output_length": 2, "hash_ids": []}\n{"timestamp": 2, "inp\n'
+        '{"timestamp": 1, "input_length": 1, "output_length": 2, "hash_ids": []}\n'
+        '{"timestamp": 2, "inp\n'
     )
     with pytest.raises(ValueError, match="line 2, column timestamp: the line is no JSON object"):
         tr.load_arrivals(j)
@@ -169,7 +173,7 @@ def test_no_row_is_lost_silently(tmp_path_factory, rows):
     assert d.ts_s.is_monotonic_increasing and (d.tokens_in >= 0).all() and np.isfinite(d.ts_s).all()
 
 
-# -- fetch --------------------------------------------------------------------------------------------
+# -- fetch -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,7 +247,7 @@ def test_fetch_offline_says_what_to_put_where(tmp_path, monkeypatch, url):
         assert word in str(e.value)
 
 
-# -- the exercise -------------------------------------------------------------------------------------
+# -- the exercise ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("memoryless", [False, True])
@@ -320,7 +324,7 @@ def test_memoryless_surges_cannot_be_foreseen_but_last_twenty_minutes():
     assert abs(gaps.mean() / 80 - 1) < 0.08 and abs(gaps.std() / 80 - 1) < 0.12
 
 
-# -- the sample ---------------------------------------------------------------------------------------
+# -- the sample ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +333,7 @@ def shipped():
 
 
 def test_shipped_sample_is_what_the_generator_makes(shipped):
-    rows, truth = tr.sample_fleet(days=3, seed=1)
+    rows, truth = tr._sample_fleet(days=3, seed=1)
     assert (
         tr.sample_path().stat().st_size < 2_000_000 and len(rows) == len(shipped) == truth["rows"]
     )
@@ -432,15 +436,15 @@ def test_loaders_take_the_generated_data_whole(tmp_path, shipped):
 
 
 def test_other_seeds_and_lengths_work():
-    a, truth = tr.sample_fleet(days=2, seed=5)
-    b, _ = tr.sample_fleet(days=2, seed=6)
+    a, truth = tr._sample_fleet(days=2, seed=5)
+    b, _ = tr._sample_fleet(days=2, seed=6)
     assert (
         truth["days"] == 2
         and a.ts.max() < pd.Timestamp(truth["end"])
         and not a.latency_ms[:1000].equals(b.latency_ms[:1000])
     )
     with pytest.raises(ValueError, match="days"):
-        tr.sample_fleet(days=1)
+        tr._sample_fleet(days=1)
 
 
 def test_sample_fits_its_closed_form(shipped):

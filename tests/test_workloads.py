@@ -55,7 +55,7 @@ def plain(at_s, tokens_in=None, tiers=("standard",), tier=None):
     )
 
 
-# -- the value ----------------------------------------------------------------------------------------
+# -- the value -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_the_rule_of_limits():
             w.with_slo(**bad)
 
 
-# -- laws ---------------------------------------------------------------------------------------------
+# -- laws ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("law", ["lognormal", "gamma"])
@@ -250,7 +250,7 @@ def test_tiers_are_drawn_by_their_shares():
             poisson(1.0, 5, tiers=bad)
 
 
-# -- processes ----------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -402,7 +402,7 @@ def test_the_exercise_as_a_source_follows_its_load(memoryless):
     assert np.corrcoef(per, load)[0, 1] > 0.98 and w.rate_rps == pytest.approx(200.0, rel=0.01)
 
 
-# -- replays ------------------------------------------------------------------------------------------
+# -- replays ---------------------------------------------------------------------------------------
 
 
 def test_azure_replay_keeps_every_request():
@@ -478,7 +478,7 @@ def test_seeds_meet_different_parts_of_a_trace():
     )
 
 
-# -- measured rates -----------------------------------------------------------------------------------
+# -- measured rates --------------------------------------------------------------------------------
 
 
 def table(path, rows, head="start_s,total_rate_rps,active_clients,clientA_rps,clientA_cv"):
@@ -583,13 +583,22 @@ def test_starts_outside_the_file_are_refused(tmp_path):
         wl._from_servegen(path, 2, rate_rps=1.0, start_s=6.0)
 
 
-# -- any file -----------------------------------------------------------------------------------------
+# -- any file --------------------------------------------------------------------------------------
 
 GOOD = {
-    "a.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:01.5+00:00,1,2\n2024-05-10 02:00:00+02:00,5,6\n",
-    "m.txt": '{"timestamp": 27482, "input_length": 9, "output_length": 2, "hash_ids": [0]}\n{"timestamp": 30535, "input_length": 3, "output_length": 4, "hash_ids": []}\n',
-    "b.csv": "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,7,1.5,ChatGPT,9,0,9,Conversation log\n7.5,,0.5,GPT-4,1,2,3,API log\n",
-    "s.csv": "start_s,total_rate_rps,active_clients,client3_rps,client3_cv,client9_rps,client9_cv\n0,2,5,1,3,0.5,1\n60,4,5,1,2,0,0\n120,3,2,0,0,3,0\n",
+    "a.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2024-05-10 00:00:01.5+00:00,1,2\n"
+    "2024-05-10 02:00:00+02:00,5,6\n",
+    "m.txt": '{"timestamp": 27482, "input_length": 9, "output_length": 2, "hash_ids": [0]}\n'
+    '{"timestamp": 30535, "input_length": 3, "output_length": 4, "hash_ids": []}\n',
+    "b.csv": "Timestamp,Session ID,Elapsed time,Model,Request tokens,"
+    "Response tokens,Total tokens,Log Type\n"
+    "5,7,1.5,ChatGPT,9,0,9,Conversation log\n"
+    "7.5,,0.5,GPT-4,1,2,3,API log\n",
+    "s.csv": "start_s,total_rate_rps,active_clients,client3_rps,client3_cv,client9_rps,client9_cv\n"
+    "0,2,5,1,3,0.5,1\n"
+    "60,4,5,1,2,0,0\n"
+    "120,3,2,0,0,3,0\n",
 }
 
 

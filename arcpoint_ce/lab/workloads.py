@@ -51,6 +51,39 @@ def _column(
     return out
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2c96f610
+_RULES = {
+    "at_s": "a time, 0 s or later",
+    "slo_s": "more than 0 s (inf: no limit)",
+    "deadline_s": "more than 0 s after its arrival (inf: none)",
+    "tier": "an index into tiers",
+    "session": "a number of 0 or more (-1: none)",
+    "prefix": "a number of 0 or more (-1: none)",
+    "tokens_in": "0 tokens or more",
+    "tokens_out": "0 tokens or more",
+}  # what a value must be, in the order of the checks
+
+
+def _is_amount(x: np.ndarray) -> np.ndarray:
+    "Where values are finite and not negative."
+    return np.isfinite(x) & (x >= 0)
+
+
+def _good(
+    w: "Workload",  # its columns, already arrays
+) -> dict[str, np.ndarray]:  # column -> (n,) bool
+    "Which values make sense, column by column."
+    return {
+        "at_s": _is_amount(w.at_s),
+        "slo_s": w.slo_s > 0,
+        "deadline_s": w.deadline_s > 0,
+        "tier": (w.tier >= 0) & (w.tier < len(w.tiers)),
+        "session": w.session >= -1,
+        "prefix": w.prefix >= -1,
+        "tokens_in": _is_amount(w.tokens_in),
+        "tokens_out": _is_amount(w.tokens_out),
+    }
+
+
 def _check(
     w: "Workload",  # its columns, already arrays
 ):
@@ -60,65 +93,58 @@ def _check(
         raise ValueError(f"the arrays of a Workload must have one length, got {sizes}")
     if not w.tiers or len(set(w.tiers)) < len(w.tiers):
         raise ValueError(f"tiers must be distinct names, at least one, got {w.tiers!r}")
-    bad = {
-        "at_s": ~(np.isfinite(w.at_s) & (w.at_s >= 0)),
-        "slo_s": ~(w.slo_s > 0),
-        "deadline_s": ~(w.deadline_s > 0),
-        "tier": (w.tier < 0) | (w.tier >= len(w.tiers)),
-        "session": w.session < -1,
-        "prefix": w.prefix < -1,
-    }
-    bad |= {
-        name: ~(np.isfinite(v := getattr(w, name)) & (v >= 0))
-        for name in ("tokens_in", "tokens_out")
-    }
-    rule = {
-        "at_s": "a time, 0 s or later",
-        "slo_s": "more than 0 s (inf: no limit)",
-        "deadline_s": "more than 0 s after its arrival (inf: none)",
-        "tier": f"an index into tiers {w.tiers}",
-        "session": "a number of 0 or more (-1: none)",
-        "prefix": "a number of 0 or more (-1: none)",
-    }
-    for name, wrong in bad.items():
-        if wrong.any():
-            i = int(wrong.argmax())
-            value = getattr(w, name)[i].item()
-            raise ValueError(
-                f"Workload.{name}[{i}] is {value!r}: it must be {rule.get(name, '0 tokens or more')}"
-            )
+    good = _good(w)
+    for name, rule in _RULES.items():
+        if good[name].all():
+            continue
+        i = int(good[name].argmin())
+        value = getattr(w, name)[i].item()
+        known = f" {w.tiers}" if name == "tier" else ""
+        raise ValueError(f"Workload.{name}[{i}] is {value!r}: it must be {rule}{known}")
     back = np.diff(w.at_s) < 0
     if back.any():
         i = int(back.argmax()) + 1
         raise ValueError(
-            f"Workload.at_s[{i}] = {w.at_s[i]} comes after {w.at_s[i - 1]}: sort the requests by time, or `merge` workloads"
+            f"Workload.at_s[{i}] = {w.at_s[i]} comes after {w.at_s[i - 1]}: "
+            "sort the requests by time, or `merge` workloads"
         )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #c415b12c
+def _mean_and_spread(tokens: np.ndarray) -> str:
+    "Mean and standard deviation, tokens."
+    return f"{tokens.mean():,.0f} ± {tokens.std():,.0f} tok"
+
+
 def _glance(
     w: "Workload",  # any workload
 ) -> dict[str, str]:  # label -> value
     "What a person wants to know first."
     if not len(w):
         return {"requests": "0", "tiers": ", ".join(w.tiers)}
-
-    def spread(v):
-        return f"{v.mean():,.0f} ± {v.std():,.0f} tok"
-
-    share = np.bincount(w.tier, minlength=len(w.tiers)) / len(w)
-    return {
+    shares = np.bincount(w.tier, minlength=len(w.tiers)) / len(w)
+    limited = np.isfinite(w.slo_s).all()
+    seen = {
         "requests": f"{len(w):,}",
         "span": f"{w.span_s:,.1f} s",
         "rate": f"{w.rate_rps:,.2f} rps",
         "gap CV": f"{w.gap_cv:.2f}",
-        "in": spread(w.tokens_in),
-        "out": spread(w.tokens_out),
-        "SLO": f"{np.median(w.slo_s):,.1f} s (median)" if np.isfinite(w.slo_s).all() else "none",
-        "tiers": ", ".join(f"{t} {p:.0%}" for t, p in zip(w.tiers, share)),
-        **({"about": w.about} if w.about else {}),
+        "in": _mean_and_spread(w.tokens_in),
+        "out": _mean_and_spread(w.tokens_out),
+        "SLO": f"{np.median(w.slo_s):,.1f} s (median)" if limited else "none",
+        "tiers": ", ".join(f"{tier} {share:.0%}" for tier, share in zip(w.tiers, shares)),
     }
+    return seen | ({"about": w.about} if w.about else {})
 
 # %% ../../nbs/lab/30b_workloads.ipynb #010815f8
+def _positive(
+    **values: float,  # parameters by name
+):
+    "ValueError on the first that is not a positive, finite number."
+    for name, v in values.items():
+        if not (isinstance(v, (int, float, np.number)) and isfinite(v) and v > 0):
+            raise ValueError(f"{name} must be a positive number, got {v!r}")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Workload:
     "Requests in time order, one array per column. ValueError where they make no sense."
@@ -138,11 +164,13 @@ class Workload:
     prefix: np.ndarray | None = None
 
     def __post_init__(self):
+        n = len(np.atleast_1d(self.at_s))
         for name, missing in (("deadline_s", inf), ("session", -1), ("prefix", -1)):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, np.full(len(np.atleast_1d(self.at_s)), missing))
+                object.__setattr__(self, name, np.full(n, missing))
         for name in _ARRAYS:
-            object.__setattr__(self, name, _column(name, getattr(self, name), name in _WHOLE))
+            column = _column(name, getattr(self, name), name in _WHOLE)
+            object.__setattr__(self, name, column)
         object.__setattr__(self, "tiers", tuple(self.tiers))
         _check(self)
 
@@ -150,98 +178,93 @@ class Workload:
         return len(self.at_s)
 
     def __iter__(self):
-        yield self  # a chunk stream of one
+        yield self  # a stream of one chunk
 
-    def __getitem__(self, key):
-        return _taken(self, key)
+    def __getitem__(self, key: slice | np.ndarray) -> "Workload":
+        "Some requests, times unchanged: a slice, a mask or rising positions. TypeError on one."
+        if isinstance(key, (int, np.integer)):
+            raise TypeError(
+                f"a Workload is sliced, not indexed: use w[{key}:{key + 1}] or w.at_s[{key}]"
+            )
+        return replace(self, **{name: getattr(self, name)[key] for name in _ARRAYS})
 
     def __eq__(self, other):
-        return (
-            isinstance(other, Workload)
-            and self.tiers == other.tiers
-            and all(np.array_equal(getattr(self, f), getattr(other, f)) for f in _ARRAYS)
-        )
+        if not isinstance(other, Workload) or self.tiers != other.tiers:
+            return False
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _ARRAYS)
 
     __hash__ = None
 
     def __repr__(self):
-        return "Workload(" + "; ".join(f"{k} {v}" for k, v in _glance(self).items()) + ")"
+        seen = [f"{label} {value}" for label, value in _glance(self).items()]
+        return f"Workload({'; '.join(seen)})"
 
     def _repr_html_(self):
-        return (
-            "<table>"
-            + "".join(
-                f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in _glance(self).items()
-            )
-            + "</table>"
-        )
+        rows = []
+        for label, value in _glance(self).items():
+            rows.append(f"<tr><th>{label}</th><td>{escape(value)}</td></tr>")
+        return f"<table>{''.join(rows)}</table>"
 
     @property
     def span_s(self) -> float:
-        return float(self.at_s[-1] - self.at_s[0]) if len(self) else 0.0  # first to last arrival, s
+        "First to last arrival, s; 0 without requests."
+        return float(self.at_s[-1] - self.at_s[0]) if len(self) else 0.0
 
     @property
     def rate_rps(self) -> float:
-        # mean rate between them
+        "Mean rate between first and last arrival, requests/s; NaN where they are not apart."
         return (len(self) - 1) / self.span_s if self.span_s else float("nan")
 
     @property
     def gap_cv(self) -> float:
-        return float(np.std(g := np.diff(self.at_s)) / np.mean(g)) if self.span_s else float("nan")
+        "Standard deviation of the gaps between arrivals over their mean; NaN where there are none."
+        if not self.span_s:
+            return float("nan")
+        gaps = np.diff(self.at_s)
+        return float(np.std(gaps) / np.mean(gaps))
 
     def head(self, n: int) -> "Workload":
-        return self[: max(n, 0)]  # the first n requests
+        "The first n requests."
+        return self[: max(n, 0)]
 
     def chunks(self, size: int = 8192) -> Iterator["Workload"]:
+        "The requests in pieces of `size`, on one clock."
         return (self[i : i + size] for i in range(0, len(self), size))
 
     def scaled(self, rate_rps: float) -> "Workload":
-        return _scaled(self, rate_rps)  # time stretched to this mean rate
+        """Time stretched so that the mean rate becomes `rate_rps`; bursts are stretched too.
+
+        ValueError where there is no rate.
+        """
+        _positive(rate_rps=rate_rps)
+        if not self.span_s:
+            raise ValueError(
+                f"{len(self)} requests within 0 s have no rate to scale: "
+                "give two or more at different times"
+            )
+        at_s = self.at_s * (self.rate_rps / rate_rps)
+        about = f"{self.about}, at {rate_rps:g} rps".lstrip(", ")
+        return replace(self, at_s=at_s, about=about)
 
     def with_slo(self, *args, **kwargs) -> "Workload":
+        "The same requests with limits and deadlines: see `with_slo`."
         return with_slo(self, *args, **kwargs)
 
-# %% ../../nbs/lab/30b_workloads.ipynb #f426c555
-def _taken(
-    w: Workload,  # the whole
-    key: slice | np.ndarray,  # slice, mask or rising positions
-) -> Workload:  # the part, times unchanged
-    "Some requests of a workload. TypeError on a single position."
-    if isinstance(key, (int, np.integer)):
-        raise TypeError(
-            f"a Workload is sliced, not indexed: use w[{key}:{key + 1}] or w.at_s[{key}]"
-        )
-    return replace(w, **{name: getattr(w, name)[key] for name in _ARRAYS})
-
-
-def _scaled(
-    w: Workload,  # two requests or more, not all at once
-    rate_rps: float,  # mean rate wanted, rps
-) -> Workload:  # the same requests, time stretched
-    """Stretch time so that the mean rate becomes `rate_rps`; bursts are stretched too. ValueError
-    where there is no rate.
-    """
-    _positive(rate_rps=rate_rps)
-    if not w.span_s:
-        raise ValueError(
-            f"{len(w)} requests within 0 s have no rate to scale: give two or more at different times"
-        )
-    return replace(
-        w,
-        at_s=w.at_s * (w.rate_rps / rate_rps),
-        about=f"{w.about}, at {rate_rps:g} rps".lstrip(", "),
-    )
-
-
-def _positive(
-    **values: float,  # parameters by name
-):
-    "ValueError on the first that is not a positive, finite number."
-    for name, v in values.items():
-        if not (isinstance(v, (int, float, np.number)) and isfinite(v) and v > 0):
-            raise ValueError(f"{name} must be a positive number, got {v!r}")
-
 # %% ../../nbs/lab/30b_workloads.ipynb #c0b04c36
+def _slack_by_tier(
+    tiers: tuple[str, ...],  # a workload's tiers
+    slack: float | Mapping[str, float],  # one for all, or by tier
+) -> np.ndarray:  # (tiers,) multiples of the work
+    "The slack of each tier. ValueError on tiers without one, and on values that are not positive."
+    if not isinstance(slack, Mapping):
+        slack = {tier: slack for tier in tiers}
+    missing = [tier for tier in tiers if tier not in slack]
+    if missing:
+        raise ValueError(f"slack names no value for tier {missing[0]!r}")
+    _positive(**{f"slack of {tier}": value for tier, value in slack.items()})
+    return np.array([slack[tier] for tier in tiers], float)
+
+
 def with_slo(
     workload: Workload,  # any workload
     # allowed latency, in multiples of the work; by tier where a mapping
@@ -251,14 +274,12 @@ def with_slo(
     # callers give up after so many of their limits; inf: deadlines stay as they are
     patience: float = inf,
 ) -> Workload:  # the same requests, slo_s and deadline_s set
-    """Latency limits by the lab's rule: slack x work. ValueError on amounts that are none and on
-    tiers without slack.
+    """Latency limits by the lab's rule: slack x work.
+
+    ValueError on amounts out of range and on tiers without slack.
     """
-    if not isinstance(slack, Mapping):
-        slack = {t: slack for t in workload.tiers}
-    if missing := [t for t in workload.tiers if t not in slack]:
-        raise ValueError(f"slack names no value for tier {missing[0]!r}")
-    _positive(ref_tpot_ms=ref_tpot_ms, **{f"slack of {t}": v for t, v in slack.items()})
+    by_tier = _slack_by_tier(workload.tiers, slack)
+    _positive(ref_tpot_ms=ref_tpot_ms)
     if not patience > 0:
         raise ValueError(f"patience must be positive, got {patience!r}")
     if not (isfinite(ref_prefill_ms_per_tok) and ref_prefill_ms_per_tok >= 0):
@@ -267,12 +288,9 @@ def with_slo(
         )
     answer = np.where(workload.tokens_out > 0, workload.tokens_out, 1.0)
     work_ms = answer * ref_tpot_ms + workload.tokens_in * ref_prefill_ms_per_tok
-    slo_s = np.array([slack[t] for t in workload.tiers], float)[workload.tier] * work_ms / 1000.0
-    return replace(
-        workload,
-        slo_s=slo_s,
-        deadline_s=workload.deadline_s if patience == inf else patience * slo_s,
-    )
+    slo_s = by_tier[workload.tier] * work_ms / 1000.0
+    deadline_s = workload.deadline_s if patience == inf else patience * slo_s
+    return replace(workload, slo_s=slo_s, deadline_s=deadline_s)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e0064f67
 def _joined(
@@ -281,25 +299,27 @@ def _joined(
 ) -> Workload:  # all rows, tiers by name
     "Rows of several workloads behind each other, then ordered."
     tiers = tuple(dict.fromkeys(t for p in parts for t in p.tiers))
-    rows = {name: np.concatenate([getattr(p, name) for p in parts])[order] for name in _ARRAYS[:-1]}
-    tier = np.concatenate([np.array([tiers.index(t) for t in p.tiers])[p.tier] for p in parts])[
-        order
-    ]
-    return Workload(
-        **rows,
-        tier=tier,
-        tiers=tiers,
-        about=" + ".join(dict.fromkeys(p.about for p in parts if p.about)),
-    )
+    columns = {}
+    for name in _ARRAYS:
+        if name != "tier":
+            columns[name] = np.concatenate([getattr(p, name) for p in parts])[order]
+    tier = []
+    for p in parts:
+        place = np.array([tiers.index(t) for t in p.tiers])
+        tier.append(place[p.tier])
+    sources = dict.fromkeys(p.about for p in parts if p.about)
+    about = " + ".join(sources)
+    return Workload(**columns, tier=np.concatenate(tier)[order], tiers=tiers, about=about)
 
 
 def _flat(
     workloads: tuple,  # workloads, or streams of them
 ) -> list[Workload]:  # all of them
     "Every chunk. ValueError where there is none."
-    if parts := [w for stream in workloads for w in stream]:
-        return parts
-    raise ValueError("no workload to join: give at least one")
+    parts = [w for stream in workloads for w in stream]
+    if not parts:
+        raise ValueError("no workload to join: give at least one")
+    return parts
 
 # %% ../../nbs/lab/30b_workloads.ipynb #dfc28c7c
 def _merge(
@@ -319,7 +339,7 @@ def _concat(
 # %% ../../nbs/lab/30b_workloads.ipynb #0c2d2160
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    "Law of the token counts. ValueError where it is none."
+    "Law of the token counts. ValueError where its numbers make no law."
 
     mean_tok: float = 200.0  # mean before rounding and limits, tokens, > 0
     cv: float = 1.0  # standard deviation over mean; 0: always the mean
@@ -339,13 +359,15 @@ class Lengths:
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         "(n,) lengths, tokens."
         if not self.cv:
-            x = np.full(n, float(self.mean_tok))
+            lengths = np.full(n, float(self.mean_tok))
         elif self.law == "gamma":
-            x = rng.gamma(self.cv**-2, self.mean_tok * self.cv**2, n)
+            lengths = rng.gamma(self.cv**-2, self.mean_tok * self.cv**2, n)
         else:
-            s2 = log(1 + self.cv**2)
-            x = rng.lognormal(log(self.mean_tok) - s2 / 2, s2**0.5, n)
-        return np.minimum(np.maximum(np.rint(x), 1.0) if self.whole else x, self.most_tok)
+            variance = log(1 + self.cv**2)  # of the logarithm
+            lengths = rng.lognormal(log(self.mean_tok) - variance / 2, variance**0.5, n)
+        if self.whole:
+            lengths = np.maximum(np.rint(lengths), 1.0)
+        return np.minimum(lengths, self.most_tok)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2ffb7e88
 @dataclass(frozen=True, slots=True)
@@ -385,11 +407,16 @@ class _Dice(NamedTuple):
     tier: np.random.Generator
 
 
+def _is_whole(x) -> bool:
+    "Whether a value is a whole number; True and False are not."
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
 def _dice(
     seed: int,  # 0 or more
 ) -> _Dice:  # fresh generators
-    "The four streams of a seed. ValueError on seeds that are none."
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    "The four streams of a seed. ValueError on anything that is not a seed."
+    if not _is_whole(seed) or seed < 0:
         raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
     return _Dice(*(np.random.default_rng([int(seed), i]) for i in range(4)))
 
@@ -402,15 +429,16 @@ def _tiers(
     shares: Mapping[str, float],  # tier -> share, any positive scale
     rng: np.random.Generator,  # source of chance
 ) -> np.ndarray:  # (n,) index into the mapping's names
-    "Tiers drawn by their shares. ValueError on shares that are none."
+    "Tiers drawn by their shares. ValueError on shares that are negative, not finite or all 0."
     p = np.array(list(shares.values()), float)
-    if not p.size or not np.isfinite(p).all() or (p < 0).any() or not p.sum():
+    usable = np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0
+    if not usable:
         raise ValueError(
             f"tiers must map names to shares, 0 or more and not all 0, got {dict(shares)!r}"
         )
-    return np.minimum(
-        np.searchsorted(np.cumsum(p) / p.sum(), rng.random(n), side="right"), len(p) - 1
-    )
+    upper = np.cumsum(p) / p.sum()
+    drawn = np.searchsorted(upper, rng.random(n), side="right")
+    return np.minimum(drawn, len(p) - 1)
 
 
 def _drawn(
@@ -422,16 +450,30 @@ def _drawn(
 ) -> Workload:  # without limits: slo_s is inf
     "Arrivals dressed with lengths and tiers."
     n = len(at_s)
+    tokens_in, tokens_out = tokens.draw(n, dice.prompt, dice.answer)
     return Workload(
-        at_s,
-        *tokens.draw(n, dice.prompt, dice.answer),
-        np.full(n, inf),
-        _tiers(n, tiers, dice.tier),
-        tuple(tiers),
-        about,
+        at_s=at_s,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        slo_s=np.full(n, inf),
+        tier=_tiers(n, tiers, dice.tier),
+        tiers=tuple(tiers),
+        about=about,
     )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #5e551002
+def _conversation_ends(
+    n: int,  # requests of one seat
+    turns: float,  # requests of a conversation, mean
+    rng: np.random.Generator,  # source of chance
+) -> np.ndarray:  # rising counts of requests after which a conversation ends
+    "Conversations one after the other; the first was under way already."
+    enough = int(n / turns * 2) + 20
+    length = 1 + rng.poisson(turns - 1 if turns > 1 else 0.0, enough)
+    length[0] = rng.integers(1, length[0] + 1)
+    return np.cumsum(length)
+
+
 def in_sessions(
     w: Workload,
     turns: float = 20.0,  # requests of a conversation, mean (Poisson, at least one)
@@ -447,14 +489,14 @@ def in_sessions(
         raise ValueError(
             f"{len(w)} requests within 0 s have no rate: give two or more at different times"
         )
-    rng, open_ = _dice(seed).tier, max(round(w.rate_rps * gap_s), 1)
-    seat = rng.integers(open_, size=len(w))
-    session, used = np.empty(len(w), np.int64), 0
-    for k in range(open_):
+    rng = _dice(seed).tier
+    n_open = max(round(w.rate_rps * gap_s), 1)
+    seat = rng.integers(n_open, size=len(w))
+    session = np.empty(len(w), np.int64)
+    used = 0  # conversations of the seats before
+    for k in range(n_open):
         mine = np.flatnonzero(seat == k)
-        length = 1 + rng.poisson(turns - 1 if turns > 1 else 0.0, int(len(mine) / turns * 2) + 20)
-        length[0] = rng.integers(1, length[0] + 1)  # it was under way already
-        ends = np.cumsum(length)
+        ends = _conversation_ends(len(mine), turns, rng)
         session[mine] = used + np.searchsorted(ends, np.arange(len(mine)), side="right")
         used += len(ends)
     about = f"{w.about}, conversations of {turns:g} requests, {gap_s:g} s apart".lstrip(", ")
@@ -468,7 +510,7 @@ def _poisson_chunks(
     dice: _Dice,  # generators, read on
     dress: Callable[[np.ndarray], Workload],  # arrivals (s) to workload
 ) -> Iterator[Workload]:  # chunks on one clock
-    "The stream behind `poisson_stream`."
+    "The stream behind `_poisson_stream`."
     now = 0.0
     for start in range(0, n, chunk):
         gaps = dice.arrival.exponential(1 / rate_rps, min(chunk, n - start))
@@ -482,7 +524,7 @@ def _count(
 ):
     "ValueError on the first that is not a whole number, 1 or more."
     for name, v in values.items():
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1:
+        if not _is_whole(v) or v < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, got {v!r}")
 
 # %% ../../nbs/lab/30b_workloads.ipynb #ae6d26cc
@@ -497,10 +539,13 @@ def _poisson_stream(
     "Poisson arrivals, chunk by chunk. ValueError on parameters that make no sense."
     _positive(rate_rps=rate_rps)
     _count(n=n, chunk=chunk)
-    dice, about = _dice(seed), f"Poisson {rate_rps:g} rps, seed {seed}"
-    return _poisson_chunks(
-        rate_rps, n, chunk, dice, lambda at_s: _drawn(at_s, tokens, tiers, dice, about)
-    )
+    dice = _dice(seed)
+    about = f"Poisson {rate_rps:g} rps, seed {seed}"
+
+    def dress(at_s):
+        return _drawn(at_s, tokens, tiers, dice, about)
+
+    return _poisson_chunks(rate_rps, n, chunk, dice, dress)
 
 
 def poisson(
@@ -510,7 +555,7 @@ def poisson(
     tokens: Tokens | _Observed = Tokens(),  # law of the lengths
     tiers: Mapping[str, float] = STANDARD,  # tier -> share
 ) -> Workload:  # n requests from time 0 on
-    "Poisson arrivals, all at once."
+    "Poisson arrivals, all at once. ValueError on parameters that make no sense."
     return next(_poisson_stream(rate_rps, n, seed, n, tokens, tiers))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #9bfe26d6
@@ -521,17 +566,35 @@ def _unit_times(
     rng: np.random.Generator,  # source of chance
 ) -> np.ndarray:  # rising times, one event per unit on average
     "Stationary renewal process of rate 1 with gamma gaps."
-    k = cv**-2
-    times = [np.array([rng.random() * rng.gamma(k + 1, 1 / k)])]
+    shape = cv**-2
+    first = rng.random() * rng.gamma(shape + 1, 1 / shape)
     if n is not None:
-        return np.cumsum(np.r_[times[0], rng.gamma(k, 1 / k, n - 1)])
-    while (now := times[-1][-1]) < until:
-        more = int(until - now + 4 * cv * (until - now) ** 0.5) + 16
-        times.append(np.cumsum(np.r_[now, rng.gamma(k, 1 / k, more)])[1:])
-    u = np.concatenate(times)
-    return u[u < until]
+        return np.cumsum(np.r_[first, rng.gamma(shape, 1 / shape, n - 1)])
+    times = [np.array([first])]
+    now = first
+    while now < until:
+        left = until - now
+        enough = int(left + 4 * cv * left**0.5) + 16
+        gaps = rng.gamma(shape, 1 / shape, enough)
+        times.append(np.cumsum(np.r_[now, gaps])[1:])
+        now = times[-1][-1]
+    drawn = np.concatenate(times)
+    return drawn[drawn < until]
 
 # %% ../../nbs/lab/30b_workloads.ipynb #f3153b23
+def _sampled(
+    rate_at: Callable[[np.ndarray], np.ndarray],  # rps at times (s)
+    step_s: float,  # length of a step, s
+    span_s: float | None,  # length of the profile, s
+) -> np.ndarray:  # (steps,) rps
+    "A function of time, read at the middle of each step. ValueError without a span."
+    if span_s is None:
+        raise ValueError("a profile given as a function needs span_s: how long it is, s")
+    _positive(span_s=span_s)
+    middle = (np.arange(ceil(span_s / step_s - 1e-9)) + 0.5) * step_s
+    return np.broadcast_to(np.asarray(rate_at(middle), float), middle.shape)
+
+
 def _profile(
     # rps at times (s), or one rate per step
     rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],
@@ -541,22 +604,17 @@ def _profile(
     "Rates on a grid. ValueError that names the first step with a bad rate."
     _positive(step_s=step_s)
     if callable(rate_at):
-        if span_s is None:
-            raise ValueError("a profile given as a function needs span_s: how long it is, s")
-        _positive(span_s=span_s)
-        middle = (np.arange(ceil(span_s / step_s - 1e-9)) + 0.5) * step_s
-        rates = np.broadcast_to(np.asarray(rate_at(middle), float), middle.shape)
+        rates = _sampled(rate_at, step_s, span_s)
     else:
         rates = np.atleast_1d(np.asarray(rate_at, float))
     if rates.ndim != 1 or not rates.size:
         raise ValueError(f"a profile needs one rate per step, got shape {rates.shape}")
     if span_s is not None and rates.size != ceil(span_s / step_s - 1e-9):
         raise ValueError(f"{rates.size} rates of {step_s:g} s do not fill span_s = {span_s:g}")
-    bad = ~(np.isfinite(rates) & (rates >= 0))
-    if bad.any():
-        raise ValueError(
-            f"the rate at step {int(bad.argmax())} is {rates[bad.argmax()]}: it must be 0 rps or more"
-        )
+    good = _is_amount(rates)
+    if not good.all():
+        i = int(good.argmin())
+        raise ValueError(f"the rate at step {i} is {rates[i]}: it must be 0 rps or more")
     if not rates.any():
         raise ValueError("all rates of the profile are 0: nothing would ever arrive")
     return rates
@@ -575,6 +633,7 @@ def from_profile(
     tiers: Mapping[str, float] = STANDARD,  # tier -> share
 ) -> Workload:  # requests from time 0 on
     """Arrivals with a given rate over time: a gamma renewal process through a change of time.
+
     ValueError on bad parameters.
     """
     rates, dice = _profile(rate_at, step_s, span_s), _dice(seed)
@@ -584,12 +643,15 @@ def from_profile(
     if rate_rps is not None:
         _positive(rate_rps=rate_rps)
         rates = rates * (rate_rps / rates.mean())
-    due, edges = np.r_[0.0, np.cumsum(rates) * step_s], np.arange(len(rates) + 1) * step_s
+    due = np.r_[0.0, np.cumsum(rates) * step_s]  # requests before each edge
+    edges = np.arange(len(rates) + 1) * step_s
     turn, rest = np.divmod(_unit_times(n, due[-1], cv, dice.arrival), due[-1])
     at_s = np.maximum.accumulate(turn * edges[-1] + np.interp(rest, due, edges))
-    about = f"profile of {len(rates)} x {step_s:g} s, mean {rates.mean():g} rps, gap CV {cv:g}, seed {seed}"
-    passes = f", repeated {int(turn[-1]) + 1} times" if len(turn) and turn[-1] else ""
-    return _drawn(at_s, tokens, tiers, dice, about + passes)
+    about = f"profile of {len(rates)} x {step_s:g} s, mean {rates.mean():g} rps"
+    about = f"{about}, gap CV {cv:g}, seed {seed}"
+    if len(turn) and turn[-1]:
+        about = f"{about}, repeated {int(turn[-1]) + 1} times"
+    return _drawn(at_s, tokens, tiers, dice, about)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #996a0a90
 def bursty(
@@ -617,16 +679,14 @@ def _from_exercise(
     "Arrivals whose rate follows the reference exercise's load. Synthetic."
     _positive(rate_rps=rate_rps, minute_s=minute_s)
     _count(n=n)
-    used = ceil(n / rate_rps / minute_s)
-    load = exercise(2 * used + 100, seed, cycle_minutes, memoryless).load.clip(lower=0.0).to_numpy()
-    w = from_profile(
-        load * (rate_rps / load[:used].mean()), n, seed, minute_s, cv=cv, tokens=tokens, tiers=tiers
-    )
+    used = ceil(n / rate_rps / minute_s)  # minutes, on average
+    data = exercise(2 * used + 100, seed, cycle_minutes, memoryless)
+    load = data.load.clip(lower=0.0).to_numpy()
+    rates = load * (rate_rps / load[:used].mean())
+    w = from_profile(rates, n, seed, minute_s, cv=cv, tokens=tokens, tiers=tiers)
     kind = "memoryless" if memoryless else "scheduled"
-    return replace(
-        w,
-        about=f"exercise with {kind} surges, {rate_rps:g} rps, minutes of {minute_s:g} s, seed {seed}",
-    )
+    about = f"exercise with {kind} surges, {rate_rps:g} rps, minutes of {minute_s:g} s, seed {seed}"
+    return replace(w, about=about)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #bc860008
 def _ring(
@@ -670,17 +730,15 @@ def replay(
             f"start must be 0 to {m - 1} for the {m} requests of {name}, got {start!r}"
         )
     i, at_s = _ring(d.ts_s.to_numpy(float), n, start)
-    rows = {"tokens_in": d.tokens_in.to_numpy()[i], "tokens_out": d.tokens_out.to_numpy()[i]}
-    about = f"replay of {name} from request {start}" + (
-        f", repeated: {n} asked, {m} in the file" if n > m else ""
-    )
+    again = f", repeated: {n} asked, {m} in the file" if n > m else ""
     w = Workload(
-        at_s,
-        **rows,
+        at_s=at_s,
+        tokens_in=d.tokens_in.to_numpy()[i],
+        tokens_out=d.tokens_out.to_numpy()[i],
         slo_s=np.full(n, inf),
         tier=_tiers(n, tiers, dice.tier),
         tiers=tuple(tiers),
-        about=about,
+        about=f"replay of {name} from request {start}{again}",
     )
     return w if rate_rps is None else w.scaled(rate_rps)
 
@@ -694,40 +752,60 @@ class _Streams(NamedTuple):
     cvs: np.ndarray  # (m, c) gap CVs of the clients
 
 # %% ../../nbs/lab/30b_workloads.ipynb #d86009aa
+def _window_starts(
+    rates: pd.DataFrame,  # as from `load_rates`
+    name: str,  # of the file, for messages
+) -> np.ndarray:  # (m,) s, rising
+    "Starts of the windows. ValueError, with line and remedy, where they make no sense."
+    if len(rates) < 2:
+        raise ValueError(
+            f"{name} has {len(rates)} windows of rates: it needs two or more, "
+            "to know how long one is"
+        )
+    if not rates.rate_rps.to_numpy(float).any():
+        raise ValueError(
+            f"{name}, column total_rate_rps: all rates are 0; give a file with traffic in it"
+        )
+    start_s = rates.start_s.to_numpy(float)
+    back = np.diff(start_s) <= 0
+    if back.any():
+        line = int(back.argmax()) + 3  # the header is line 1
+        raise ValueError(
+            f"{name}, line {line}, column start_s: does not rise; sort the windows by time"
+        )
+    return start_s
+
+
+def _client_ids(rates: pd.DataFrame) -> list[str]:
+    "Clients that have both a rate and a CV."
+    named = [re.fullmatch(r"(.+)_rps", column) for column in rates]
+    return [m[1] for m in named if m and f"{m[1]}_cv" in rates]
+
+
 def _streams(
     rates: pd.DataFrame,  # as from `load_rates`
     name: str,  # of the file, for messages
 ) -> _Streams:  # what it says
     "Client streams of a table of rates. ValueError, with line and remedy, where it makes no sense."
-    if len(rates) < 2:
-        raise ValueError(
-            f"{name} has {len(rates)} windows of rates: it needs two or more, to know how long one is"
-        )
-    at_s, total = rates.start_s.to_numpy(float), rates.rate_rps.to_numpy(float)
-    width = np.diff(at_s)
-    if not total.any():
-        raise ValueError(
-            f"{name}, column total_rate_rps: all rates are 0; give a file with traffic in it"
-        )
-    if (width <= 0).any():
-        raise ValueError(
-            f"{name}, line {int((width <= 0).argmax()) + 3}, column start_s: does not rise; sort the windows by time"
-        )
-    ids = [m[1] for c in rates if (m := re.fullmatch(r"(.+)_rps", c)) and f"{m[1]}_cv" in rates]
-    own = rates[[f"{i}_rps" for i in ids]].to_numpy(float).reshape(len(rates), -1)
+    start_s = _window_starts(rates, name)
+    total = rates.rate_rps.to_numpy(float)
+    clients = _client_ids(rates)
+    own = rates[[f"{c}_rps" for c in clients]].to_numpy(float).reshape(len(rates), -1)
+    cvs = rates[[f"{c}_cv" for c in clients]].to_numpy(float).reshape(len(rates), -1)
     over = own.sum(1) > total * 1.01 + 1e-3
     if over.any():
         i = int(over.argmax())
         raise ValueError(
-            f"{name}, line {i + 2}, column total_rate_rps: {total[i]:g} is less than its clients' {own[i].sum():g}; correct either"
+            f"{name}, line {i + 2}, column total_rate_rps: {total[i]:g} is less than its "
+            f"clients' {own[i].sum():g}; correct either"
         )
     rest = np.maximum(total - own.sum(1), 0.0)
-    cvs = rates[[f"{i}_cv" for i in ids]].to_numpy(float).reshape(len(rates), -1)
+    end_s = start_s[-1] + np.median(np.diff(start_s))
     return _Streams(
-        name,
-        np.r_[at_s, at_s[-1] + np.median(width)] - at_s[0],
-        np.c_[own, rest],
-        np.where(cvs > 0, cvs, 1.0),
+        name=name,
+        edges=np.r_[start_s, end_s] - start_s[0],
+        rates=np.c_[own, rest],
+        cvs=np.where(cvs > 0, cvs, 1.0),
     )
 
 # %% ../../nbs/lab/30b_workloads.ipynb #6a610156
@@ -738,7 +816,8 @@ def _burst(
 ) -> np.ndarray:  # (n,) places within the window, 0..1, not sorted
     "Gamma gaps on a ring of length one."
     gaps = rng.gamma(cv**-2, size=n)
-    if not (whole := gaps.sum()):
+    whole = gaps.sum()
+    if not whole:  # all gaps are too small for a float
         gaps[0] = whole = 1.0
     return (rng.random() + np.cumsum(gaps) / whole) % 1.0
 
@@ -752,7 +831,8 @@ def _span_for(
 ) -> float:  # file time until n requests are due at the recorded rates, s
     "How much of the file n requests take at its own rates."
     due = np.r_[0.0, np.cumsum(total * np.diff(edges))] / speed
-    turn, rest = divmod(n + np.interp(start_s, edges, due), due[-1])
+    due_at_start = np.interp(start_s, edges, due)
+    turn, rest = divmod(n + due_at_start, due[-1])
     return turn * edges[-1] + np.interp(rest, due, edges) - start_s
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2ee52184
@@ -763,12 +843,15 @@ def _cells(
     # window, begin (s from start_s), length (s) of each piece
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The windows met from `start_s` on, cut to the span, the file repeating."
-    m, turns = len(edges) - 1, int((start_s + span_s) // edges[-1]) + 1
-    low = (edges[:-1] + np.arange(turns)[:, None] * edges[-1]).ravel()
-    high = (edges[1:] + np.arange(turns)[:, None] * edges[-1]).ravel()
-    low, high = np.maximum(low, start_s), np.minimum(high, start_s + span_s)
+    n_windows = len(edges) - 1
+    end_s = start_s + span_s
+    turns = int(end_s // edges[-1]) + 1
+    offsets = np.arange(turns)[:, None] * edges[-1]
+    low = np.maximum((edges[:-1] + offsets).ravel(), start_s)
+    high = np.minimum((edges[1:] + offsets).ravel(), end_s)
     met = high > low
-    return np.flatnonzero(met) % m, low[met] - start_s, (high - low)[met]
+    window = np.flatnonzero(met) % n_windows
+    return window, low[met] - start_s, (high - low)[met]
 
 # %% ../../nbs/lab/30b_workloads.ipynb #26add729
 def _servegen_times(
@@ -780,16 +863,20 @@ def _servegen_times(
 ) -> np.ndarray:  # (n,) arrivals in file time, s from start_s, sorted
     "Arrivals of n requests over a span of the file. ValueError where nobody asks in it."
     window, low, width = _cells(s.edges, start_s, span_s)
-    weight = s.rates[window] * width[:, None]
+    weight = s.rates[window] * width[:, None]  # expected requests of each piece and stream
     if not weight.sum():
         raise ValueError(
-            f"{s.name}: all rates are 0 in the {span_s:g} s from start_s = {start_s:g} on; choose another start"
+            f"{s.name}: all rates are 0 in the {span_s:g} s from start_s = {start_s:g} on; "
+            "choose another start"
         )
-    counts = rng.multinomial(n, (weight / weight.sum()).ravel()).reshape(weight.shape)
+    shares = (weight / weight.sum()).ravel()
+    counts = rng.multinomial(n, shares).reshape(weight.shape)
     rest = np.repeat(np.arange(len(window)), counts[:, -1])
     at_s = [low[rest] + width[rest] * rng.random(len(rest))]
-    for i, j in np.argwhere(counts[:, :-1] > 0):
-        at_s.append(low[i] + width[i] * _burst(counts[i, j], s.cvs[window[i], j], rng))
+    for i, client in np.argwhere(counts[:, :-1] > 0):
+        cv = s.cvs[window[i], client]
+        places = _burst(counts[i, client], cv, rng)
+        at_s.append(low[i] + width[i] * places)
     return np.sort(np.concatenate(at_s))
 
 # %% ../../nbs/lab/30b_workloads.ipynb #e699d1c8
@@ -803,13 +890,12 @@ def _part(
     "How much of the file is played. ValueError on a start outside of it."
     if not 0 <= start_s < s.edges[-1]:
         raise ValueError(
-            f"start_s must be at least 0 and less than {s.edges[-1]:g} for {s.name}, got {start_s!r}"
+            f"start_s must be at least 0 and less than {s.edges[-1]:g} for {s.name}, "
+            f"got {start_s!r}"
         )
-    return (
-        n / rate_rps * speed
-        if rate_rps is not None
-        else _span_for(n, s.edges, s.rates.sum(1), start_s, speed)
-    )
+    if rate_rps is not None:
+        return n / rate_rps * speed
+    return _span_for(n, s.edges, s.rates.sum(1), start_s, speed)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #6a353528
 def _start(
@@ -836,37 +922,37 @@ def _from_servegen(
 
     Synthetic but for these. ValueError on bad files.
     """
-    d = trace if isinstance(trace, pd.DataFrame) else load_rates(trace)
-    name = "rates" if isinstance(trace, pd.DataFrame) else Path(trace).name
-    s, dice = _streams(d, name), _dice(seed)
+    given = isinstance(trace, pd.DataFrame)
+    rates = trace if given else load_rates(trace)
+    name = "rates" if given else Path(trace).name
+    s, dice = _streams(rates, name), _dice(seed)
     _count(n=n)
-    _positive(speed=speed, **({} if rate_rps is None else {"rate_rps": rate_rps}))
+    _positive(speed=speed)
+    if rate_rps is not None:
+        _positive(rate_rps=rate_rps)
     if start_s is None:
         start_s = _start(s, dice.arrival)
     span_s = _part(n, s, rate_rps, start_s, speed)
     at_s = _servegen_times(n, s, start_s, span_s, dice.arrival) / speed
+    about = f"rates of {name} from {start_s:g} s on, {span_s:g} s of it at speed {speed:g}"
+    about = f"{about}, seed {seed}"
     turns = (start_s + span_s) / s.edges[-1]
-    about = (
-        f"rates of {name} from {start_s:g} s on, {span_s:g} s of it at speed {speed:g}, seed {seed}"
-    )
-    return _drawn(
-        at_s, tokens, tiers, dice, about + (f", repeated {ceil(turns)} times" if turns > 1 else "")
-    )
+    if turns > 1:
+        about = f"{about}, repeated {ceil(turns)} times"
+    return _drawn(at_s, tokens, tiers, dice, about)
 
 # %% ../../nbs/lab/30b_workloads.ipynb #2c223db1
 def _file(
     path: str | Path,  # a file, or the name of a data set
 ) -> tuple[Path, str]:  # the file; its layout
-    """Where it lies and how it is laid out.
-
-    FileNotFoundError, or ValueError where the layout is unknown.
-    """
+    "Where it lies and how it is laid out. FileNotFoundError; ValueError on an unknown layout."
     if str(path) in REGISTRY:
         path = fetch(str(path))
     path = Path(path)
     if not path.is_file():
+        arrivals = [n for n, e in REGISTRY.items() if e["local"].startswith("arrivals/")]
         raise FileNotFoundError(
-            f"{path}: no such file; give an arrival file or one of {', '.join(n for n, e in REGISTRY.items() if e['local'].startswith('arrivals/'))}"
+            f"{path}: no such file; give an arrival file or one of {', '.join(arrivals)}"
         )
     return path, detect_format(path)
 

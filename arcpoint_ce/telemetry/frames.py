@@ -16,90 +16,68 @@ from ..routing.features import FEATURES, BackendFeatures, features
 
 # %% ../../nbs/telemetry/12_frames.ipynb #c311c287
 STEP_COLUMNS = ("n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out")
+_OPTIONAL = ("in_flight", "oldest_ms", "hist", "p50_ms", "p90_ms", "p99_ms")
 
 
-def _known(x):  # pandas' ways of saying nothing become None
-    return None if x is None or x != x or x is pd.NA else x
+def _is_missing(x) -> bool:
+    "Whether a value is one of pandas' ways of saying nothing: None, NaN, NA."
+    return x is None or x is pd.NA or x != x
 
 
 def to_steps(
     table: pd.DataFrame,  # a step table, as from `RequestLog.steps()` or `Telemetry.steps()`
 ) -> Iterator[tuple[str, Step]]:  # (backend, step), in the table's order
     "Step objects from a step table. KeyError names a missing column."
-    missing = [c for c in ("backend", "start_s", *STEP_COLUMNS) if c not in table]
+    needed = ("backend", "start_s", *STEP_COLUMNS)
+    missing = [c for c in needed if c not in table]
     if missing:
-        raise KeyError(
-            f"step table lacks {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
-        )
-    extra = [
-        c for c in ("in_flight", "oldest_ms", "hist", "p50_ms", "p90_ms", "p99_ms") if c in table
-    ]
-    names = ["backend", "start_s", *STEP_COLUMNS, *extra]
-    for row in zip(*(table[c].tolist() for c in names)):
-        kw = {k: int(v) for k, v in zip(STEP_COLUMNS, row[2:])}
-        for k, v in zip(extra, row[2 + len(STEP_COLUMNS) :]):
-            if (v := _known(v)) is not None:
-                kw[k] = int(v) if k == "in_flight" else v
-        yield row[0], Step(int(row[1]), **kw)
+        there = ", ".join(map(str, table.columns))
+        raise KeyError(f"step table lacks {', '.join(missing)}; it has {there}")
+    optional = [c for c in _OPTIONAL if c in table]
+    columns = [table[c].tolist() for c in (*needed, *optional)]
+    for backend, start_s, *values in zip(*columns):
+        counts = dict(zip(STEP_COLUMNS, map(int, values)))
+        gauges = _known(optional, values[len(STEP_COLUMNS) :])
+        yield backend, Step(int(start_s), **counts, **gauges)
 
-# %% ../../nbs/telemetry/12_frames.ipynb #bff204fb
-# by name, see FEATURES
-def _features_at(f: BackendFeatures, step: Step, step_s: int) -> dict[str, float | None]:
-    "What the live features say at the very end of a step that was just pushed."
-    return features(f.history, step.start_s + step_s, step.in_flight, step.oldest_ms)
+
+def _known(
+    names: list[str],  # optional columns
+    values: list,  # what a row holds in them
+) -> dict:  # those that are not missing
+    "Optional fields of a step; pandas reads a count beside a gap as a float, so it is turned back."
+    known = {}
+    for name, value in zip(names, values):
+        if not _is_missing(value):
+            known[name] = int(value) if name == "in_flight" else value
+    return known
 
 # %% ../../nbs/telemetry/12_frames.ipynb #c558d5f1
 def step_length_s(table: pd.DataFrame) -> int:  # the usual distance of steps, s
     "Length of a step, from the table itself. ValueError where there is only one step."
-    d = np.diff(np.unique(table["start_s"].to_numpy()))
-    if not len(d):
+    starts = np.unique(table["start_s"].to_numpy())
+    if len(starts) < 2:
         raise ValueError("the step table holds a single step: nothing can be forecast from it")
-    return int(np.median(d))
+    return int(np.median(np.diff(starts)))
 
-
+# %% ../../nbs/telemetry/12_frames.ipynb #4735321e
 def _feature_frame(
     table: pd.DataFrame,  # a step table
     step_s: int | None = None,  # length of a step, s; None: from the table
 ) -> pd.DataFrame:  # one row per backend and step: backend, start_s, FEATURES (NaN where None)
     "The live features as they stood at the end of each step."
-    step_s, live, rows = step_s or step_length_s(table), {}, []
-    for backend, step in to_steps(table):
-        f = live.get(backend) or live.setdefault(backend, BackendFeatures(backend, step_s))
-        f.push(step)
-        rows.append((backend, step.start_s, *_features_at(f, step, step_s).values()))
-    return pd.DataFrame(rows, columns=["backend", "start_s", *FEATURES]).astype(
-        {k: float for k in FEATURES}
-    )
-
-# %% ../../nbs/telemetry/12_frames.ipynb #ba3a7f28
-def _with_target(
-    table: pd.DataFrame,  # a step table
-    horizon_s: int = 300,  # how far ahead, s; a multiple of the step
-    step_s: int | None = None,  # length of a step, s; None: from the table
-) -> pd.DataFrame:  # backend, start_s, latency_ms, load_rps, target_ms, target_load_rps
-    """Mean latency and load now and one horizon later.
-
-    ValueError if the horizon is no multiple of the step.
-    """
     step_s = step_s or step_length_s(table)
-    if horizon_s % step_s or horizon_s <= 0:
-        raise ValueError(
-            f"horizon_s={horizon_s} is no multiple of the step of {step_s} s; try {max(step_s, horizon_s - horizon_s % step_s)}"
-        )
-    now = pd.DataFrame(
-        dict(
-            backend=table["backend"],
-            start_s=table["start_s"],
-            load_rps=table["n"] / step_s,
-            latency_ms=(
-                table["latency_us"] / table["n_lat"].where(table["n_lat"] > 0) / 1000.0
-            ).astype(float),
-        )
-    )
-    then = now.rename(columns=dict(latency_ms="target_ms", load_rps="target_load_rps")).assign(
-        start_s=now["start_s"] - horizon_s
-    )
-    return now.merge(then, on=["backend", "start_s"], how="left")
+    live: dict[str, BackendFeatures] = {}
+    rows = []
+    for backend, step in to_steps(table):
+        if backend not in live:
+            live[backend] = BackendFeatures(backend, step_s)
+        live[backend].push(step)
+        end_s = step.start_s + step_s
+        seen = features(live[backend].history, end_s, step.in_flight, step.oldest_ms)
+        rows.append((backend, step.start_s, *seen.values()))
+    frame = pd.DataFrame(rows, columns=["backend", "start_s", *FEATURES])
+    return frame.astype({name: float for name in FEATURES})
 
 # %% ../../nbs/telemetry/12_frames.ipynb #8efd812f
 def rolling_origin(
@@ -108,10 +86,13 @@ def rolling_origin(
     folds: int = 3,  # tests, equally long, to the end
     gap_steps: int = 5,  # steps left out between training and test
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # (training starts, test starts)
-    "Expanding windows: train on all before, leave a gap, test on the next piece."
+    """Expanding windows: train on all before, leave a gap, test on the next piece.
+
+    ValueError where the steps are too few.
+    """
     n = len(times)
     edges = np.linspace(int(first * n), n, folds + 1).astype(int)
     if edges[0] < 1 or min(np.diff(edges)) <= gap_steps:
         raise ValueError(f"{n} steps are too few for {folds} folds with a gap of {gap_steps}")
-    for a, b in zip(edges, edges[1:]):
-        yield times[:a], times[a + gap_steps : b]
+    for start, end in zip(edges, edges[1:]):
+        yield times[:start], times[start + gap_steps : end]

@@ -46,13 +46,17 @@ class StepSource:
 
     @property
     def backends(self) -> list[str]:
+        "Names of the backends, sorted."
         return sorted(self.steps["backend"].unique())
 
     @property
-    def title(self) -> str:  # for headings: synthetic data is called synthetic
-        return f"{self.name} ({'synthetic' if self.synthetic else 'measured'} {self.kind})"
+    def title(self) -> str:
+        "For headings: synthetic data is called synthetic."
+        origin = "synthetic" if self.synthetic else "measured"
+        return f"{self.name} ({origin} {self.kind})"
 
-    def facts(self) -> dict:  # for metrics.json
+    def facts(self) -> dict:
+        "What `metrics.json` says about the data."
         return dict(
             data=self.name,
             kind=self.kind,
@@ -66,14 +70,10 @@ class StepSource:
         )
 
     def _repr_html_(self) -> str:
-        return (
-            "<table>"
-            + "".join(
-                f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
-                for k, v in self.facts().items()
-            )
-            + "</table>"
-        )
+        rows = []
+        for name, value in self.facts().items():
+            rows.append(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>")
+        return f"<table>{''.join(rows)}</table>"
 
 # %% ../../nbs/telemetry/12a_source.ipynb #35f8a5bb
 def table_sha256(table: pd.DataFrame) -> str:  # 64 hex digits
@@ -97,30 +97,54 @@ def _kind_of(
     if preset in PRESETS:
         return "requests"
     if preset:
-        raise ValueError(
-            f"unknown preset {preset!r}; known: {', '.join([_SERIES, *TELEMETRY_PRESETS, *PRESETS])}"
-        )
+        known = ", ".join([_SERIES, *TELEMETRY_PRESETS, *PRESETS])
+        raise ValueError(f"unknown preset {preset!r}; known: {known}")
+    path = str(paths[0]).replace("'", "''")
     try:
-        names = duckdb.sql(
-            f"SELECT * FROM '{str(paths[0]).replace(chr(39), chr(39) * 2)}' LIMIT 0"
-        ).columns
+        names = duckdb.sql(f"SELECT * FROM '{path}' LIMIT 0").columns
     except duckdb.Error:
-        names = []
+        names = []  # the loader will say what is wrong with the file
     return "telemetry" if "requests" in {*names, *columns} else "requests"
 
 # %% ../../nbs/telemetry/12a_source.ipynb #a2cba99a
 def _column_map(text: str) -> dict[str, str] | None:  # None: nothing to map
-    """Canonical -> source columns from text such as `ts:started,latency_ms:took`, for the command
-    line. ValueError on anything else.
-    """
-    pairs = [p.partition(":") for p in text.split(",") if p.strip()]
-    if bad := [a for a, colon, b in pairs if not (a.strip() and colon and b.strip())]:
-        raise ValueError(
-            f"columns={text!r}: {bad[0]!r} lacks its column; write canonical:yours, as in ts:started,latency_ms:took"
-        )
-    return {a.strip(): b.strip() for a, _, b in pairs} or None
+    "Canonical -> source columns from `ts:started,latency_ms:took`. ValueError on anything else."
+    columns = {}
+    for pair in text.split(","):
+        if not pair.strip():
+            continue
+        canonical, _, theirs = pair.partition(":")
+        if not canonical.strip() or not theirs.strip():
+            raise ValueError(
+                f"columns={text!r}: {canonical!r} lacks its column; "
+                "write canonical:yours, as in ts:started,latency_ms:took"
+            )
+        columns[canonical.strip()] = theirs.strip()
+    return columns or None
 
 # %% ../../nbs/telemetry/12a_source.ipynb #e9be51f3
+def _load(
+    kind: str,  # "requests" or "telemetry"
+    path,  # files, as for the loaders
+    preset: str,  # layout of the files; empty: canonical columns
+    step_s: int | None,  # length of a step, s; None: 60 for a log, as detected for a series
+    **options,  # for the loaders: columns, max_bad, quarantine
+) -> tuple[RequestLog | Telemetry, pd.DataFrame]:  # what was loaded; its steps
+    "Rows and steps by the loader for this kind of file."
+    if kind == "requests":
+        log = load_requests(path, preset=preset or None, **options)
+        return log, log.steps(step_s or 60)
+    preset = None if preset == _SERIES else preset or None
+    series = load_telemetry(path, preset, step_s=step_s, **options)
+    return series, series.steps()
+
+
+def _step_length(kind: str, steps: pd.DataFrame) -> int:  # s
+    "Length of a step where the caller named none: 60 s for a log, from the table for a series."
+    several = steps["start_s"].nunique() > 1
+    return step_length_s(steps) if kind == "telemetry" and several else 60
+
+
 def load_steps(
     data: str | Path = "sample",  # "sample", "exercise", or a path or glob of files
     preset: str = "",  # layout of the files; empty: canonical columns
@@ -134,41 +158,28 @@ def load_steps(
     seed: int = 0,  # seed of the exercise
     memoryless: bool = False,  # the exercise with surges that keep no clock
 ) -> StepSource:
-    """Steps from a name or a path.
-
-    ValueError on an unknown preset; the loaders' own errors pass through.
-    """
+    "Steps from a name or a path. ValueError on an unknown preset; the loaders' own errors pass."
     columns = _column_map(columns) if isinstance(columns, str) else columns
     if data == "exercise":
         t = exercise_steps(n_minutes, seed, memoryless=memoryless)
         return StepSource("exercise", "exercise", t, 60, len(t), 0, table_sha256(t), True)
     path = sample_path() if data == "sample" else data
     kind = _kind_of(find_files(path), preset, columns or ())
-    more = dict(columns=columns, max_bad=max_bad, quarantine=quarantine)
-    if kind == "telemetry":
-        x = load_telemetry(
-            path, None if preset == _SERIES else preset or None, step_s=step_s, **more
-        )
-        t = x.steps()
-    else:
-        x = load_requests(path, preset=preset or None, **more)
-        t = x.steps(step_s or 60)
+    options = dict(columns=columns, max_bad=max_bad, quarantine=quarantine)
+    x, t = _load(kind, path, preset, step_s, **options)
     if t.empty:
         raise ValueError(
             f"{path}: no usable row is left ({x.rows_in} read, {x.quarantined} quarantined)"
         )
-    length = step_s or (
-        step_length_s(t) if kind == "telemetry" and t["start_s"].nunique() > 1 else 60
-    )
     return StepSource(
-        str(data),
-        kind,
-        t,
-        length,
-        x.rows_in,
-        x.quarantined,
-        x.sha256,
-        data == "sample",
-        x.quarantine_path,
-        x,
+        name=str(data),
+        kind=kind,
+        steps=t,
+        step_s=step_s or _step_length(kind, t),
+        rows_in=x.rows_in,
+        quarantined=x.quarantined,
+        sha256=x.sha256,
+        synthetic=data == "sample",
+        quarantine_path=x.quarantine_path,
+        loaded=x,
     )
