@@ -714,11 +714,11 @@ def _change_in_words(change: _Change, metric: str, causes: Sequence[_Cause]) -> 
     unit = "" if metric in ("errors", "slo", "quality") else f" {HARMS[metric]}"
     word = _WORDS[metric]
     before = f"{change.before:.4g}"
-    after = f"{change.after:.4g}{unit}"
+    after = f"{change.after:.4g}"
     if not change.real:
-        return f"{word}: {before} before, {after} after; no change beyond chance."
+        return f"{word}: {before} before, {after} after{unit}; no change beyond chance."
     moved = "rose" if change.total > 0 else "fell"
-    size = f"{word} {moved} from {before} to {after}"
+    size = f"{word} {moved} from {before} to {after}{unit}"
     if change.total <= 0 or not causes:
         return f"{size}; nothing became worse."
     first = causes[0]
