@@ -7,8 +7,10 @@ __all__ = ['Restored', 'restored_router']
 
 # %% ../../nbs/context/41b_restored.ipynb #deb6b27d
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from .state import REMEMBER_S, Facts, standing_at
 from ..learning.engine import completed, table_from
@@ -26,13 +28,12 @@ def _policy_named(
 
     A program's own policy is not known here: the default stands in, and that is said.
     """
-    if name is None or name == OwnPace.name:
-        return OwnPace(gateways=gateways), ""
-    if name in POLICIES:
+    if name in POLICIES and name != OwnPace.name:
         return make_policy(name), ""
-    return OwnPace(
-        gateways=gateways
-    ), f"the engine's policy {name!r} is not known here, {OwnPace.name} stands in for it"
+    note = ""
+    if name is not None and name != OwnPace.name:
+        note = f"the engine's policy {name!r} is not known here, {OwnPace.name} stands in for it"
+    return OwnPace(gateways=gateways), note
 
 
 def _occupy(
@@ -45,67 +46,144 @@ def _occupy(
     "Reserve as many requests there as the engine has running, as far on as they are."
     known = router.memo()["measured"]
     for _ in range(running):
-        d = router.claim(Request(), name, now, anyway=True)
-        tokens = d.expect * (1.0 - min(left / running, 1.0))
+        decision = router.claim(
+            Request(),
+            name,
+            now,
+            anyway=True,
+        )
+        tokens = decision.expect * (1.0 - min(left / running, 1.0))
         if tokens:
-            router.progress(d, tokens, now)
+            router.progress(
+                decision,
+                tokens,
+                now,
+            )
     # a claim spends the rate limit
     router.restore(dict(turn=0, breakers={}, measured={name: known[name]}))
 
+
+def _take_memo(
+    router: Router,
+    memo: Mapping,  # as an engine's `engine` state
+    status: Mapping,  # as its `engine/status` state
+) -> list[str]:  # what could not be taken over
+    "Fill a router with what the engine wrote down."
+    notes = router.restore(memo["router"])
+    router.swap(table_from(memo["table"]), memo["at_s"])
+    known = {b.name for b in router.backends}
+    for row in status.get("backends", ()):
+        name, running = row["backend"], row["in_flight"]
+        if name in known and running:
+            _occupy(
+                router,
+                name,
+                running,
+                row.get("work_left", running),
+                memo["at_s"],
+            )
+    return notes
+
 # %% ../../nbs/context/41b_restored.ipynb #a6081316
 _MEASURED_S = 120.0  # outcomes of this time say how a backend does, s
-_MEASURED_SQL = """SELECT backend, count(*), sum(NOT ok), avg(CASE WHEN ok THEN latency_ms END), max(end_s),
-    sum(CASE WHEN ok THEN latency_ms END), sum(CASE WHEN ok THEN tokens_in END), sum(CASE WHEN ok THEN tokens_out END), sum(ok)
-    FROM outcomes WHERE end_s > ? AND end_s <= ? AND coalesce(error, '') <> 'cancelled' GROUP BY backend"""
-_SPENT_SQL = """SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)) FROM outcomes
-    WHERE end_s > ? AND end_s <= ? AND coalesce(error, '') <> 'cancelled' GROUP BY backend"""
+_MEASURED_SQL = """SELECT backend, count(*), sum(NOT ok), avg(CASE WHEN ok THEN latency_ms END),
+        max(end_s), sum(CASE WHEN ok THEN latency_ms END), sum(CASE WHEN ok THEN tokens_in END),
+        sum(CASE WHEN ok THEN tokens_out END), sum(ok)
+    FROM outcomes WHERE end_s > ? AND end_s <= ? AND coalesce(error, '') <> 'cancelled'
+    GROUP BY backend"""
+_SPENT_SQL = """SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0))
+    FROM outcomes WHERE end_s > ? AND end_s <= ? AND coalesce(error, '') <> 'cancelled'
+    GROUP BY backend"""
+
+
+class _Measured(NamedTuple):
+    "A row of `_MEASURED_SQL`: what outcomes say of one backend."
+
+    backend: str
+    n: int
+    n_err: int
+    mean_ms: float | None
+    end_s: float  # of the newest
+    total_ms: float | None  # and more sums over those that went well
+    tokens_in: int | None
+    tokens_out: int | None
+    n_ok: int
+
+    @property
+    def pace_s(self) -> float:  # seconds per unit of work; 0: nothing went well
+        if not self.n_ok:
+            return 0.0
+        work = work_of(self.tokens_in or 0, self.tokens_out or 0)
+        return self.total_ms / 1000.0 / max(work, self.n_ok)
 
 
 def _measured_by_records(records: Facts, at_s: float) -> dict[str, dict]:
     "Measurements of every backend that was heard of, as a router's memo holds them."
     minute_s = at_s - at_s % 60.0
-    spent = {
-        b: [minute_s, n, tokens or 0]
-        for b, n, tokens in records.rows(_SPENT_SQL, (minute_s, at_s), minute_s, at_s + 1e-6)
-    }
+    spent = {}
+    for name, n, tokens in records.rows(_SPENT_SQL, (minute_s, at_s), minute_s, at_s + 1e-6):
+        spent[name] = [minute_s, n, tokens or 0]
+    since_s = at_s - _MEASURED_S
     out = {}
-    span = at_s - _MEASURED_S, at_s
-    for b, n, bad, mean_ms, end_s, total_ms, tokens_in, tokens_out, good in records.rows(
-        _MEASURED_SQL, span, span[0], at_s + 1e-6
-    ):
-        pace_s = (
-            total_ms / 1000.0 / max(work_of(tokens_in or 0, tokens_out or 0), good) if good else 0.0
-        )
-        out[b] = dict(
-            error=bad / n,
-            latency_ms=mean_ms or 0.0,
-            stamp_s=end_s,
-            pace_s=pace_s,
+    for values in records.rows(_MEASURED_SQL, (since_s, at_s), since_s, at_s + 1e-6):
+        row = _Measured(*values)
+        out[row.backend] = dict(
+            error=row.n_err / row.n,
+            latency_ms=row.mean_ms or 0.0,
+            stamp_s=row.end_s,
+            pace_s=row.pace_s,
             streamed_s=None,
-            heard_s=end_s,
+            heard_s=row.end_s,
             held_s=None,
-            minute=spent.get(b),
+            minute=spent.get(row.backend),
         )
     return out
 
 
 def _table_by_records(records: Facts, names: list[str], at_s: float) -> ForecastTable:
     "The newest forecasts up to a time."
-    rows = records.newest("forecasts", at_s, names, 900.0)
-    made = {
-        n: Forecast(
-            n,
-            r["made_s"],
-            r["horizon_s"],
-            tuple(json.loads(r["step_ms"])),
-            tuple(json.loads(r["request_ms"])),
-            r["load_rps"],
+    made = {}
+    for name, row in records.newest("forecasts", at_s, names, 900.0).items():
+        if row["made_s"] + row["horizon_s"] < at_s:
+            continue
+        made[name] = Forecast(
+            name,
+            row["made_s"],
+            row["horizon_s"],
+            tuple(json.loads(row["step_ms"])),
+            tuple(json.loads(row["request_ms"])),
+            row["load_rps"],
         )
-        for n, r in rows.items()
-        if r["made_s"] + r["horizon_s"] >= at_s
-    }
     made_s = max((f.made_s for f in made.values()), default=-inf)
-    return ForecastTable(0, made_s, 120.0, made, "the store")
+    return ForecastTable(
+        0,
+        made_s,
+        120.0,
+        made,
+        "the store",
+    )
+
+
+def _take_records(router: Router, records: Facts, now: float):
+    "Fill a router with what the records up to a time say."
+    router.restore(dict(turn=0, breakers={}, measured=_measured_by_records(records, now)))
+    transitions = records.span(
+        "transitions",
+        now - REMEMBER_S,
+        now,
+    )
+    names = [b.name for b in router.backends]
+    for name in names:
+        own = [row for row in transitions if row["backend"] == name]
+        state, why, *_ = standing_at(own, now)
+        if state in ("open", "half_open"):
+            router.force(
+                name,
+                state,
+                now,
+                why,
+            )
+    router.swap(completed(_table_by_records(records, names, now), router), now)
 
 # %% ../../nbs/context/41b_restored.ipynb #13d47ae1
 @dataclass(frozen=True)
@@ -122,35 +200,36 @@ def restored_router(
     at_s: float | None = None,  # as of when, s; None: as it stands now
 ) -> Restored:
     "The engine's router from its store. StoreError where the store names no fleet."
-    told, fleet = records.plain_fleet(), records.fleet()
-    status, memo = records.named("engine/status"), records.named("engine")
-    policy, note = _policy_named((status or {}).get("policy"), told.get("gateways", 1))
-    limits = {k: told[k] for k in ("slo_ms", "slo_tok_ms", "step_s")}
-    config = RouterConfig(**limits, gateways=told.get("gateways", 1))
-    router = Router(fleet, policy, tiers=fleet.tiers.values(), config=config)
+    written, fleet = records.plain_fleet(), records.fleet()
+    status, memo = records.named("engine/status") or {}, records.named("engine")
+    gateways = written.get("gateways", 1)
+    policy, note = _policy_named(status.get("policy"), gateways)
+    config = RouterConfig(
+        slo_ms=written["slo_ms"],
+        slo_tok_ms=written["slo_tok_ms"],
+        step_s=written["step_s"],
+        gateways=gateways,
+    )
+    router = Router(
+        fleet,
+        policy,
+        tiers=fleet.tiers.values(),
+        config=config,
+    )
     notes = [note] if note else []
-    if memo is not None and (at_s is None or memo["at_s"] <= at_s):
-        now = max(records.now(), memo["at_s"]) if at_s is None else at_s
-        notes += router.restore(memo["router"])
-        router.swap(table_from(memo["table"]), memo["at_s"])
-        for b in (status or {}).get("backends", ()):
-            if b["backend"] in fleet.names and b["in_flight"]:
-                _occupy(
-                    router,
-                    b["backend"],
-                    b["in_flight"],
-                    b.get("work_left", b["in_flight"]),
-                    memo["at_s"],
-                )
-        router.roll(now)
-        return Restored(router, now, tuple(notes))
     now = records.now() if at_s is None else at_s
-    router.restore(dict(turn=0, breakers={}, measured=_measured_by_records(records, now)))
-    transitions = records.span("transitions", now - REMEMBER_S, now)
-    for name in fleet.names:
-        state, why, until_s, _ = standing_at([r for r in transitions if r["backend"] == name], now)
-        if state in ("open", "half_open"):
-            router.force(name, state, now, why)
-    router.swap(completed(_table_by_records(records, fleet.names, now), router), now)
+    if memo is not None and (at_s is None or memo["at_s"] <= at_s):
+        now = max(now, memo["at_s"])
+        notes += _take_memo(router, memo, status)
+    else:
+        _take_records(
+            router,
+            records,
+            now,
+        )
     router.roll(now)
-    return Restored(router, now, tuple(notes))
+    return Restored(
+        router,
+        now,
+        tuple(notes),
+    )

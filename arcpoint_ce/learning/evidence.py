@@ -24,15 +24,32 @@ def _moves_table(
 ) -> pd.DataFrame:  # one row per target and step
     "What was moved where, what it was worth at home, and what is expected there under both bounds."
     moved = to != s.home
-    frame = dict(target=to[moved], step=s.step[moved], n=s.weight[moved])
-    frame["late_home"] = (s.weight * s.late)[moved]
+    frame = pd.DataFrame(
+        dict(
+            target=to[moved],
+            step=s.step[moved],
+            n=s.weight[moved],
+            late_home=(s.weight * s.late)[moved],
+        )
+    )
     out = []
-    for (b, k), d in pd.DataFrame(frame).groupby(["target", "step"], sort=True):
-        n, source = float(d.n.sum()), cell_step(s, b, k)
+    for (b, k), requests in frame.groupby(["target", "step"], sort=True):
+        n = float(requests.n.sum())
+        source = cell_step(s, b, k)
         cell = np.empty(0) if source is None else s.cells[b, source]
-        stretch = stretched(grown.get(s.backends[b]), s.load.get((b, k), 0.0), n)
-        free, slowed = late_share(cell, s.slo_ms[b]), late_share(cell, s.slo_ms[b], stretch)
-        out.append((b, k, n, d.late_home.sum(), n * free, n * slowed, source, len(cell)))
+        load = s.load.get((b, k), 0.0)
+        stretch = stretched(grown.get(s.backends[b]), load, n)
+        row = dict(
+            target=b,
+            step=k,
+            moved=n,
+            late_home=requests.late_home.sum(),
+            late_free=n * late_share(cell, s.slo_ms[b]),
+            late_slowed=n * late_share(cell, s.slo_ms[b], stretch),
+            source=source,
+            behind=len(cell),
+        )
+        out.append(row)
     names = ["target", "step", "moved", "late_home", "late_free", "late_slowed", "source", "behind"]
     return pd.DataFrame(out, columns=names)
 
@@ -87,8 +104,22 @@ class Evidence:
     ) -> tuple[float, float] | None:  # None: too few hours
         "95 % interval of how many breaches are avoided, or of how many more than by another rule."
         column = ("low", "high").index(bound)
-        x = self.hours[:, column] - (than.hours[:, column] if than else 0.0)
-        return _hourly_interval(x)
+        avoided = self.hours[:, column]
+        if than:
+            avoided = avoided - than.hours[:, column]
+        return _hourly_interval(avoided)
+
+
+def _avoided_by_hour(s: Stage, moves: pd.DataFrame) -> np.ndarray:  # (hours, 2), low and high
+    "How many breaches the moves of each hour avoid."
+    first, last = int(s.ts_s[0] // 3600), int(s.ts_s[-1] // 3600)
+    hours = np.zeros((last - first + 1, 2))
+    start_s = moves.step.to_numpy(float) * s.step_s
+    hour = (start_s // 3600).astype(int) - first
+    for column, there in enumerate(("late_slowed", "late_free")):
+        saved = (moves.late_home - moves[there]).to_numpy(float)
+        np.add.at(hours[:, column], np.maximum(hour, 0), saved)
+    return hours
 
 
 def evidence(
@@ -98,17 +129,17 @@ def evidence(
 ) -> Evidence:
     "Count what is known and what is estimated, and from how much."
     moves = _moves_table(s, to, grown)
-    same = (moves.source == moves.step) & (moves.behind > 0)
-    near = (moves.behind > 0) & ~same
-    first = int(s.ts_s[0] // 3600)
-    hours = np.zeros((int(s.ts_s[-1] // 3600) - first + 1, 2))
-    hour = (moves.step.to_numpy(float) * s.step_s // 3600).astype(int) - first
-    for column, there in enumerate(("late_slowed", "late_free")):
-        saved = (moves.late_home - moves[there]).to_numpy(float)
-        np.add.at(hours[:, column], np.maximum(hour, 0), saved)
-    stayed = float(s.weight[to == s.home].sum())
-    counts = [float(moves.moved[x].sum()) for x in (same, near, moves.behind == 0)]
-    return Evidence(stayed, *counts, _effective(moves), hours)
+    known = moves.behind > 0
+    same = (moves.source == moves.step) & known
+    near = known & ~same
+    return Evidence(
+        stayed=float(s.weight[to == s.home].sum()),
+        same_step=float(moves.moved[same].sum()),
+        near_step=float(moves.moved[near].sum()),
+        blind=float(moves.moved[moves.behind == 0].sum()),
+        effective=_effective(moves),
+        hours=_avoided_by_hour(s, moves),
+    )
 
 # %% ../../nbs/learning/28c_evidence.ipynb #d4a9ef91
 def said(
