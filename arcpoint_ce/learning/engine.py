@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event, RLock, Thread
 
 from .anomaly import AnomalyDetector, learn_anomalies, tighten, window_of
-from .feedback import FeedbackStore, step_of
+from .feedback import FeedbackStore, Store, step_of
 from .forecast import LatencyForest
 from .forecasters import make_forecaster, with_room
 from .incidents import Incident, IncidentBook
@@ -520,7 +520,7 @@ class ContextEngine:
             gauges,
             anomalies,
         )
-        self.store = store if isinstance(store, FeedbackStore) else FeedbackStore(store)
+        self.store = store if isinstance(store, Store) else FeedbackStore(store)
         self.forecaster = make_forecaster(forecaster)
         self.forecaster.start(self.router)
         self._hears = _hearer_of(self.forecaster)
