@@ -209,7 +209,7 @@ def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
     now = float(data.start_s.max() + 60)
     assert engine.retrain(now) and engine.slow.watch.detector is not old
     assert not np.allclose(engine.slow.watch.detector.unit_, old.unit_)
-    engine.config = replace(engine.config, learn_s=300 * 60.0)
+    engine.slow.config = replace(engine.config, learn_s=300 * 60.0)
     newest = engine.slow.watch.detector
     engine.retrain(now)
     assert engine.slow.watch.detector is newest  # too few windows: the one there is stays
