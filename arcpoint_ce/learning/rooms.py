@@ -264,10 +264,11 @@ class _AnswerLog:
 
     def outcome(self, o: Outcome):
         "An outcome, from any thread."
-        if o.latency_ms is None or not _is_telling(o):
-            return
-        end_s = o.ts_s + o.latency_ms / 1000.0
-        self.inbox.append((o.backend, o.ts_s, end_s, _tokens_of(o)))
+        # written out, not as `_is_telling` and `_tokens_of`: every request pays for a call
+        if o.latency_ms is not None and (o.ok or o.error == "timeout"):
+            end_s = o.ts_s + o.latency_ms / 1000.0
+            tokens = max(o.tokens_out, 1) if o.ok else 0
+            self.inbox.append((o.backend, o.ts_s, end_s, tokens))
 
     def take_in(self, places: Mapping[str, int]) -> list[tuple[int, float, float, int]]:
         "Answers since the last time: place, start and end on the journal's clock, tokens."
