@@ -16,9 +16,9 @@ import pytest
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.learning.feedback import FeedbackStore
 from arcpoint_ce.learning.forecasters import (
-    LatencyForecaster,
     RoomForecaster,
     _AutoForecaster,
+    _LatencyForecaster,
     _NoForecaster,
     _Together,
 )
@@ -51,7 +51,7 @@ while True:
 
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, capsys):
     path, rng, start = tmp_path / "store.db", random.Random(0), 0.0
-    acknowledged, reopen, last_seen = [], [], 0
+    acknowledged, reopen = [], []
     for trial in range(TRIALS):
         child = subprocess.Popen(
             [sys.executable, "-c", WRITER.format(root=str(ROOT), path=str(path), start=start)],
@@ -78,7 +78,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, capsys):
         store.close()
     with capsys.disabled():
         print(
-            f"\nkilled {TRIALS}, acknowledged batches {len(acknowledged)} of 100 records, lost 0, slowest reopening {max(reopen):.3f} s"
+            f"\nkilled {TRIALS}, acknowledged batches {len(acknowledged)} of 100 records, lost 0, "
+            f"slowest reopening {max(reopen):.3f} s"
         )
     assert len(acknowledged) > TRIALS and max(reopen) < 5.0
 
@@ -88,14 +89,14 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, capsys):
 NAMES = ("east", "west", "south")
 ROOM, LATENCY = (
     "RoomForecaster(gate=GateConfig(prior=0.))",
-    "LatencyForecaster(trees=10, prior=0.)",
+    "_LatencyForecaster(trees=10, prior=0.)",
 )  # few trees: quick lessons
 KINDS = dict(
-    auto=f"AutoForecaster([{ROOM}, {LATENCY}])",
-    none="NoForecaster()",
+    auto=f"_AutoForecaster([{ROOM}, {LATENCY}])",
+    none="_NoForecaster()",
     room=ROOM,
     latency=LATENCY,
-    both=f"Together([{ROOM}, {LATENCY}])",
+    both=f"_Together([{ROOM}, {LATENCY}])",
 )
 ENGINE = """
 import sys
@@ -103,9 +104,13 @@ sys.path.insert(0, {root!r})
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.routing.core import Backend, Outcome, Request
 from arcpoint_ce.routing.router import RouterConfig
-from arcpoint_ce.learning.forecasters import AutoForecaster, GateConfig, LatencyForecaster, NoForecaster, RoomForecaster, Together
-e = ContextEngine([Backend(n, 8.) for n in {names!r}], {path!r}, forecaster={kind}, router=RouterConfig(step_s=10),
-                  config=EngineConfig(tick_s=1., memo_s=1., learn="never"))
+from arcpoint_ce.learning.forecasters import (
+    GateConfig, RoomForecaster, _AutoForecaster, _LatencyForecaster, _NoForecaster, _Together,
+)
+e = ContextEngine(
+    [Backend(n, 8.) for n in {names!r}], {path!r}, forecaster={kind},
+    router=RouterConfig(step_s=10), config=EngineConfig(tick_s=1., memo_s=1., learn="never"),
+)
 now = e.store.state("engine")["at_s"] + 1.
 print("up", e.resumed, flush=True)
 while True:
@@ -122,12 +127,12 @@ while True:
 
 def at(path, kind):
     makers = dict(
-        AutoForecaster=_AutoForecaster,
+        _AutoForecaster=_AutoForecaster,
         GateConfig=GateConfig,
-        LatencyForecaster=LatencyForecaster,
-        NoForecaster=_NoForecaster,
+        _LatencyForecaster=_LatencyForecaster,
+        _NoForecaster=_NoForecaster,
         RoomForecaster=RoomForecaster,
-        Together=_Together,
+        _Together=_Together,
     )
     config = EngineConfig(tick_s=1.0, memo_s=1.0, learn="never")
     fleet, forecaster = [Backend(n, 8.0) for n in NAMES], eval(KINDS[kind], makers)

@@ -33,11 +33,16 @@ import sys
 sys.path.insert(0, {root!r})
 from arcpoint_ce.learning.engine import ContextEngine, EngineConfig
 from arcpoint_ce.routing.core import Backend, Outcome, Request
-e = ContextEngine([Backend("east"), Backend("west")], {path!r}, policy="p2c", config=EngineConfig(tick_s=1., memo_s=1.))
-now = {start}; print("up", e.resumed, flush=True)
+config = EngineConfig(tick_s=1., memo_s=1.)
+e = ContextEngine([Backend("east"), Backend("west")], {path!r}, policy="p2c", config=config)
+now = {start}
+print("up", e.resumed, flush=True)
 while True:
     for _ in range(20):
-        now += .1; d = e.decide(Request(), now); e.observe(Outcome(d.backend, now, 5., d.backend == "east", None if d.backend == "east" else "error", d.id))
+        now += .1
+        d = e.decide(Request(), now)
+        ok = d.backend == "east"
+        e.observe(Outcome(d.backend, now, 5., ok, None if ok else "error", d.id))
     e.step(now)
     print(now, e.router.health("west", now)[0], flush=True)
 """
@@ -118,7 +123,7 @@ def test_a_high_anomaly_tightens_one_breaker_and_never_the_fleet():
                 )
         e.tick(60.0 * (minute + 1))
     assert (
-        list(e.tight) == ["west"]
+        list(e.slow.watch.tight) == ["west"]
         and e.router._lanes["west"].breaker.config.consecutive < e.router.breaker_config.consecutive
     )
     assert e.router._lanes["east"].breaker.config == e.router.breaker_config and e.status(2700.0)[
@@ -202,9 +207,9 @@ def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
         engine.store.stepped(name, step)
     engine.store.flush()
     now = float(data.start_s.max() + 60)
-    assert engine.retrain(now) and engine.anomalies is not old
-    assert not np.allclose(engine.anomalies.unit_, old.unit_)
-    engine.config = replace(engine.config, learn_s=300 * 60.0)
-    newest = engine.anomalies
+    assert engine.retrain(now) and engine.slow.watch.detector is not old
+    assert not np.allclose(engine.slow.watch.detector.unit_, old.unit_)
+    engine.slow.config = replace(engine.config, learn_s=300 * 60.0)
+    newest = engine.slow.watch.detector
     engine.retrain(now)
-    assert engine.anomalies is newest  # too few windows: the one there is stays
+    assert engine.slow.watch.detector is newest  # too few windows: the one there is stays

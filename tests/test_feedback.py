@@ -30,7 +30,7 @@ from arcpoint_ce.learning.shelves import (
     TABLES,
     MemoryShelf,
     SqliteShelf,
-    _RedisReading,
+    _RedisShelf,
     open_shelf,
 )
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Step
@@ -89,7 +89,7 @@ def where(request, tmp_path):
         return lambda: open_shelf(tmp_path / "store.db")
     url = request.getfixturevalue("server")["url"]
     prefix = str(tmp_path)
-    return lambda: _RedisReading(url, prefix)
+    return lambda: _RedisShelf(url, prefix)
 
 
 def filled(shelf):
@@ -350,10 +350,11 @@ def test_a_late_outcome_is_looked_up_by_its_decision_and_not_searched_for(monkey
 def test_an_older_file_is_brought_up_to_date_and_a_newer_one_refused(tmp_path):
     path = tmp_path / "old.db"
     db = sqlite3.connect(path)
+    newer = {"age_s", "ttft_ms", "gateway", "limit_ms"}  # columns that version 1 did not have
     for t, columns in TABLES.items():
-        db.execute(
-            f"CREATE TABLE {t} ({', '.join(c for c in columns if c not in ('age_s', 'ttft_ms', 'gateway', 'limit_ms') and (t, c) not in (('outcomes', 'version'), ('outcomes', 'quality')))})"
-        )
+        gone = newer | {"version", "quality"} if t == "outcomes" else newer
+        old = [c for c in columns if c not in gone]
+        db.execute(f"CREATE TABLE {t} ({', '.join(old)})")
     db.execute("INSERT INTO decisions (at_s, id, backend) VALUES (1., 7, 'east')")
     db.execute("PRAGMA user_version = 1")
     db.commit()
@@ -430,7 +431,7 @@ def test_text_from_telemetry_stays_a_value(tmp_path):
 
 
 def test_redis_gone_and_back(server, tmp_path):
-    store = FeedbackStore(_RedisReading(server["url"], str(tmp_path)))
+    store = FeedbackStore(_RedisShelf(server["url"], str(tmp_path)))
     store.put("events", at_s=1.0, what="before")
     assert store.flush() == 1
     server["process"].kill()
@@ -450,7 +451,7 @@ def test_redis_gone_and_back(server, tmp_path):
 
 
 def test_a_write_whose_answer_was_lost_is_not_doubled(server, tmp_path):
-    shelf = _RedisReading(server["url"], str(tmp_path))
+    shelf = _RedisShelf(server["url"], str(tmp_path))
     store = FeedbackStore(shelf)
     write = shelf.write
 
@@ -483,7 +484,7 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
     engines = [
         ContextEngine(
             [Backend(n) for n in ("east", "west", "north")],
-            FeedbackStore(_RedisReading(server["url"], str(tmp_path))),
+            FeedbackStore(_RedisShelf(server["url"], str(tmp_path))),
             policy="p2c",
             config=EngineConfig(gateway=k, tick_s=1.0),
         )
@@ -510,7 +511,7 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
     )
     alone = ContextEngine(
         [Backend("west")],
-        FeedbackStore(_RedisReading(server["url"], str(tmp_path))),
+        FeedbackStore(_RedisShelf(server["url"], str(tmp_path))),
         config=EngineConfig(gateway=9, tick_s=1.0),
     )
     alone.step(12.0)
@@ -549,7 +550,7 @@ def test_a_redis_store_is_asked_by_its_address(server):
 
 
 def test_two_gateways_share_one_redis(server, tmp_path):
-    a, b = (FeedbackStore(_RedisReading(server["url"], str(tmp_path))) for _ in range(2))
+    a, b = (FeedbackStore(_RedisShelf(server["url"], str(tmp_path))) for _ in range(2))
     for s, n in ((a, 3), (b, 4)):
         for k in range(n):
             s.put("events", at_s=float(k), what=f"{n}")

@@ -110,7 +110,7 @@ def test_one_bad_gauge_is_counted_and_harms_nobody(bad):
             lessons += e.retrain(T + k)
     assert (
         e.failures == 0
-        and e.forecaster.bad_gauges in (1, 2)
+        and e.forecaster.heard.bad in (1, 2)
         and e.router.table.forecasts["a"].most > 1
     )
     assert (
@@ -127,7 +127,9 @@ def test_a_source_of_gauges_that_fails_leaves_our_own_answers(caplog):
             serve(e, T + k)
             e.step(T + k)
     assert (
-        e.failures == 0 and e.router.table.version == 60 and e.forecaster.rooms.sensors[0].known > 0
+        e.failures == 0
+        and e.router.table.version == 60
+        and e.forecaster.belief.rooms.sensors[0].known > 0
     )
     assert sum(r.message == "gauges failed" for r in caplog.records) == 60
 
@@ -145,16 +147,16 @@ def test_who_stays_keeps_what_was_learned_while_others_come_and_go():
             e.retrain(T + k)
     e.tick(T + 1800)
     f = e.forecaster
-    assert e.failures == 0 and len(f.journal.ticks) == 361 and f.lesson >= 2
-    curve = f.rooms.model.responses[f.places["b"]]
+    assert e.failures == 0 and len(f.log.journal.ticks) == 361 and f.lesson >= 2
+    curve = f.belief.rooms.model.responses[f.belief.places["b"]]
     e.router.remove("a")
     e.retrain(T + 1801)  # a lesson before the next tick
     e.tick(T + 1802)
-    assert list(f.places) == ["b"]
+    assert list(f.belief.places) == ["b"]
     e.router.remove("b")
     e.router.add(Backend("b", capacity=80), T + 1803)
     e.tick(T + 1804)
-    assert f.rooms.model.responses[0] != curve and f.rooms.backends[0].capacity == 80
+    assert f.belief.rooms.model.responses[0] != curve and f.belief.rooms.backends[0].capacity == 80
 
 
 def test_versions_and_lessons_go_on_after_a_restart(tmp_path):
@@ -167,12 +169,12 @@ def test_versions_and_lessons_go_on_after_a_restart(tmp_path):
         e.step(T + k)
     assert e.retrain(T + 400)
     e.tick(T + 400)
-    was, curves = e.router.table.version, e.forecaster.rooms.model.responses
+    was, curves = e.router.table.version, e.forecaster.belief.rooms.model.responses
     e.close(T + 401)
     e = begun()
     e.tick(T + 430)
     assert e.resumed and e.router.table.version == was + 1
-    assert e.forecaster.rooms.model.responses == curves and e.forecaster.lesson == 1
+    assert e.forecaster.belief.rooms.model.responses == curves and e.forecaster.lesson == 1
     e.close(T + 431)
 
 
@@ -232,12 +234,14 @@ def test_clocks_keep_their_time_over_a_restart():
     profile = tuple(float(k) for k in range(6))  # one minute: 0 to 5 requests of others
     e = begun()
     f = e.forecaster
-    f.believe(replace(f.rooms.model, foresight=(Foresight(10.0, (profile,)),)), f.fleet, {})
+    f.belief.believe(
+        replace(f.belief.rooms.model, foresight=(Foresight(10.0, (profile,)),)), f.belief.fleet, {}
+    )
     f.lesson = 1
 
     def at(forecaster, now):
-        return forecaster.rooms.model.foresight[0].at(
-            forecaster.rooms.model.foresight[0].occupied, now - forecaster.from_s
+        return forecaster.belief.rooms.model.foresight[0].at(
+            forecaster.belief.rooms.model.foresight[0].occupied, now - forecaster.log.from_s
         )
 
     told = f.lessons(), f.memo()

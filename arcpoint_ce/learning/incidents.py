@@ -26,50 +26,55 @@ class Incident:
     alarms: int = 1
 
     def __str__(self):
-        told = ", ".join(
-            f"{k.replace('_', ' ')} {v:.2f} (normal {lo:.2f} to {hi:.2f})"
-            for k, (v, lo, hi) in self.detail.items()
-        )
-        lasted = (
-            f" for {(self.end_s - self.start_s) / 60:.0f} min"
-            if self.end_s is not None
-            else ", goes on"
-        )
-        return f"{self.backend}: {self.severity} anomaly{lasted}; at its peak {told}"
+        unusual = []
+        for feature, (value, low, high) in self.detail.items():
+            name = feature.replace("_", " ")
+            unusual.append(f"{name} {value:.2f} (normal {low:.2f} to {high:.2f})")
+        lasted = ", goes on"
+        if self.end_s is not None:
+            lasted = f" for {(self.end_s - self.start_s) / 60:.0f} min"
+        peak = ", ".join(unusual)
+        return f"{self.backend}: {self.severity} anomaly{lasted}; at its peak {peak}"
+
+    def worsens(self, a: Anomaly, at_s: float) -> bool:
+        "Take in a further alarm; True where it makes the incident more severe."
+        self.alarms += 1
+        if a.score <= self.score:
+            return False
+        self.score, self.peak_s, self.detail = a.score, at_s, a.why
+        if SEVERITIES.index(a.severity) <= SEVERITIES.index(self.severity):
+            return False
+        self.severity = a.severity
+        return True
 
 # %% ../../nbs/learning/24c_incidents.ipynb #8d9b54c0
 class IncidentBook:
     "Open incidents by backend."
 
     def __init__(self, calm: int = 5):  # quiet windows that end an incident
-        self.calm, self.open = calm, {}
+        self.calm = calm
+        self.open: dict[str, Incident] = {}
 
     def update(
-        self, a: Anomaly | None, backend: str, at_s: float, hot: bool = False
+        self,
+        a: Anomaly | None,  # what the newest window raised
+        backend: str,
+        at_s: float,  # end of that window, s
+        hot: bool = False,  # the window is still odd, though it raised no alarm
     ) -> Incident | None:
-        """The newest window: an anomaly or none, and whether it is still odd. Returns an incident
-        that begins, becomes worse, or ends.
-        """
-        i = self.open.get(backend)
-        if i is None:
-            if a is None:
-                return None
-            i = self.open[backend] = Incident(backend, at_s, a.severity, a.score, at_s, a.why)
-            return i
-        i.quiet = 0 if hot or a else i.quiet + 1
-        if a is not None:
-            i.alarms += 1
-        if a is not None and a.score > i.score:
-            worse = SEVERITIES.index(a.severity) > SEVERITIES.index(i.severity)
-            i.score, i.peak_s, i.detail, i.severity = (
-                a.score,
-                at_s,
-                a.why,
-                a.severity if worse else i.severity,
-            )
-            return i if worse else None
-        if i.quiet < self.calm:
+        "The newest window. Returns an incident that begins, becomes worse, or ends."
+        incident = self.open.get(backend)
+        if incident is None:
+            return self._begin(a, backend, at_s) if a is not None else None
+        incident.quiet = 0 if hot or a else incident.quiet + 1
+        if a is not None and incident.worsens(a, at_s):
+            return incident
+        if incident.quiet < self.calm:
             return None
-        i.end_s = at_s
-        del self.open[backend]
-        return i
+        incident.end_s = at_s
+        return self.open.pop(backend)
+
+    def _begin(self, a: Anomaly, backend: str, at_s: float) -> Incident:
+        incident = Incident(backend, at_s, a.severity, a.score, at_s, a.why)
+        self.open[backend] = incident
+        return incident

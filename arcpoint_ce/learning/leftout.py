@@ -25,24 +25,27 @@ class _Steps(NamedTuple):
 
     def at(self, threshold: float | np.ndarray) -> np.ndarray:
         "The sum at some thresholds."
-        return self.totals[np.searchsorted(-self.thresholds, -np.asarray(threshold), "right")]
+        rising, wanted = -self.thresholds, -np.asarray(threshold)
+        return self.totals[np.searchsorted(rising, wanted, "right")]
 
 
 class Judge:
     "A detector's steps, made when a series is first looked at."
 
     def __init__(self, detector: Detector):
-        self.detector, self.steps, self.scores = detector, {}, {}
+        self.detector = detector
+        # by the name of the series: (setting, profile) -> steps
+        self.steps: dict[str, dict[tuple[Hashable, str], _Steps]] = {}
+        self.scores: dict[str, dict[Hashable, np.ndarray]] = {}  # setting -> (n,)
 
     def of(self, s: Series) -> dict[tuple[Hashable, str], _Steps]:  # (setting, profile) -> steps
         "Score a series under every setting and count what that earns."
         if s.name not in self.steps:
             self.scores[s.name] = self.detector.scores(s)
-            self.steps[s.name] = {
-                (setting, profile): _Steps(*tally({s.name: x}, [s], profile))
-                for setting, x in self.scores[s.name].items()
-                for profile in PROFILES
-            }
+            self.steps[s.name] = steps = {}
+            for setting, scores in self.scores[s.name].items():
+                for profile in PROFILES:
+                    steps[setting, profile] = _Steps(*tally({s.name: scores}, [s], profile))
         return self.steps[s.name]
 
 # %% ../../nbs/learning/24e_leftout.ipynb #3e244e5e
@@ -53,12 +56,18 @@ class _Choice(NamedTuple):
     thresholds: dict[str, float]  # by profile; inf: better no alarm at all
     fitted: dict[str, float]  # by profile: the score on the very series it was chosen on
 
+    @property
+    def worth(self) -> float:
+        "The sum of its scores over all profiles."
+        return sum(self.fitted.values())
+
 
 def _best(parts: Sequence[_Steps], most: int = 4000) -> tuple[float, float]:  # threshold, sum
     "The threshold that earns most over several series, among their `most` highest scores."
-    levels = np.unique(np.concatenate([p.thresholds for p in parts]))[::-1][: most + 1]
-    totals = np.sum([p.at(levels) for p in parts], axis=0)
-    never = float(sum(p.totals[0] for p in parts))
+    every = np.unique(np.concatenate([part.thresholds for part in parts]))
+    levels = every[::-1][: most + 1]
+    totals = np.sum([part.at(levels) for part in parts], axis=0)
+    never = float(sum(part.totals[0] for part in parts))
     if not len(levels) or totals.max() <= never:
         return np.inf, never
     k = int(np.argmax(totals))
@@ -75,26 +84,24 @@ def choose(
     for setting in judge.detector.settings:
         thresholds, fitted = {}, {}
         for profile in PROFILES:
-            limit, total = _best([judge.of(s)[setting, profile] for s in seen])
-            thresholds[profile], fitted[profile] = limit, normalised(total, seen, profile)
-        if best is None or sum(fitted.values()) > sum(best.fitted.values()) + 1e-9:
-            best = _Choice(setting, thresholds, fitted)
+            parts = [judge.of(s)[setting, profile] for s in seen]
+            thresholds[profile], total = _best(parts)
+            fitted[profile] = normalised(total, seen, profile)
+        choice = _Choice(setting, thresholds, fitted)
+        if best is None or choice.worth > best.worth + 1e-9:
+            best = choice
     return best
 
 # %% ../../nbs/learning/24e_leftout.ipynb #7f17c297
-def _singles(series: Sequence[Series]) -> list[str]:  # a group's name for each series
-    "Every series is a group of its own."
-    return [s.name for s in series]
-
-
 def kinds(series: Sequence[Series]) -> list[str]:  # a group's name for each series
     "The folder of each series; where there is only one folder, the first word of the file name."
-    folders = [str(PurePosixPath(s.name).parent) for s in series]
+    paths = [PurePosixPath(s.name) for s in series]
+    folders = [str(path.parent) for path in paths]
     if len(set(folders)) > 1:
         return folders
-    return [PurePosixPath(s.name).stem.split("_")[0] for s in series]
+    return [path.stem.split("_")[0] for path in paths]
 
-
+# %% ../../nbs/learning/24e_leftout.ipynb #d13950ff
 @dataclass(frozen=True)
 class _LeftOut:
     "What each series earned under settings that were chosen without it."
@@ -111,12 +118,25 @@ class _LeftOut:
         "95 % interval of the score, series drawn again with replacement."
         hit, miss, _ = PROFILES[profile]
         windows = np.array([len(s.judged) for s in self.series])
-        drawn = np.random.default_rng(seed).integers(len(windows), size=(draws, len(windows)))
-        n, total = windows[drawn].sum(1), self.totals[profile][drawn].sum(1)
-        some = n > 0
-        scores = 100 * (total[some] + miss * n[some]) / ((hit + miss) * n[some])
+        n_series = len(windows)
+        drawn = np.random.default_rng(seed).integers(n_series, size=(draws, n_series))
+        n_windows = windows[drawn].sum(1)
+        totals = self.totals[profile][drawn].sum(1)
+        some = n_windows > 0
+        scores = 100 * (totals[some] + miss * n_windows[some]) / ((hit + miss) * n_windows[some])
         low, high = np.quantile(scores, [0.025, 0.975])
         return float(low), float(high)
+
+
+def _check_groups(groups: Sequence[str], series: Sequence[Series]):
+    "Leaving one out needs windows in what is left."
+    labelled = {group for group, s in zip(groups, series, strict=True) if s.judged}
+    if len(labelled) < 2:
+        raise ValueError(
+            "leaving one out needs labelled windows in at least two groups: give more series, or "
+            "use the shipped setting (learning.detectors.series_scores) and judge it by "
+            "nab.score_at"
+        )
 
 
 def leave_out(
@@ -125,18 +145,18 @@ def leave_out(
     groups: Sequence[str] | None = None,  # a group's name for each series; None: each its own
 ) -> _LeftOut:
     "Judge each group by what was chosen on all others. ValueError where nothing is left."
-    groups = _singles(series) if groups is None else list(groups)
-    if len({g for g, s in zip(groups, series, strict=True) if s.judged}) < 2:
-        raise ValueError(
-            "leaving one out needs labelled windows in at least two groups: give more series, "
-            "or use the shipped setting (learning.detectors.series_scores) and judge it by nab.score_at"
-        )
-    totals, choices = {p: np.zeros(len(series)) for p in PROFILES}, {}
+    groups = [s.name for s in series] if groups is None else list(groups)
+    _check_groups(groups, series)
+    totals = {profile: np.zeros(len(series)) for profile in PROFILES}
+    choices = {}
     for group in dict.fromkeys(groups):
-        choice = choose(judge, [s for g, s in zip(groups, series) if g != group])
-        for k in [k for k, g in enumerate(groups) if g == group]:
-            steps = judge.of(series[k])
-            choices[series[k].name] = choice
-            for p in PROFILES:
-                totals[p][k] = steps[choice.setting, p].at(choice.thresholds[p])
+        others = [s for g, s in zip(groups, series) if g != group]
+        choice = choose(judge, others)
+        for k, s in enumerate(series):
+            if groups[k] != group:
+                continue
+            choices[s.name] = choice
+            for profile in PROFILES:
+                steps = judge.of(s)[choice.setting, profile]
+                totals[profile][k] = steps.at(choice.thresholds[profile])
     return _LeftOut(tuple(series), totals, choices)

@@ -8,7 +8,7 @@ __all__ = ['plain_rooms', 'rooms_from', 'RoomForecaster']
 # %% ../../nbs/learning/26d_rooms.ipynb #134cf64e
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import exp, inf, log
 from statistics import quantiles
@@ -46,15 +46,64 @@ def _sound(
         at_s, running, waiting, tpot_ms = map(float, gauge)
     except (TypeError, ValueError):
         return None
-    fits = (
-        -inf < at_s <= now + 60.0
-        and 0 <= running < inf
-        and 0 <= waiting < inf
-        and 0 < tpot_ms < inf
-    )
-    return (min(at_s, now), running, waiting, tpot_ms) if fits else None
+    counts_fit = 0 <= running < inf and 0 <= waiting < inf
+    if not (-inf < at_s <= now + 60.0 and counts_fit and 0 < tpot_ms < inf):
+        return None
+    return min(at_s, now), running, waiting, tpot_ms
+
+
+class _GaugeReader:
+    "The newest gauge of each backend, and how many could not be."
+
+    def __init__(self):
+        self.newest: dict[str, tuple[float, float, float, float]] = {}
+        self.bad = 0
+
+    def hear(self, now: float, said: Mapping):
+        "Everything that a source of gauges says now; what it no longer says is forgotten."
+        self.newest = {}
+        for backend, gauge in said.items():
+            if gauge is None:
+                continue
+            sound = _sound(gauge, now)
+            if sound is None:
+                self.bad += 1
+            else:
+                self.newest[backend] = sound
+
+    def counted_from(self, from_s: float, backends: Iterable[str]) -> tuple:
+        "A gauge or None for each of these backends; the gauges' times count from `from_s`."
+        placed = []
+        for backend in backends:
+            gauge = self.newest.get(backend)
+            placed.append(gauge and (gauge[0] - from_s, *gauge[1:]))
+        return tuple(placed)
 
 # %% ../../nbs/learning/26d_rooms.ipynb #21da8721
+class _OwnRuns:
+    "When our own requests to one backend began and ended."
+
+    def __init__(self):
+        self.starts: list[float] = []
+        self.ends: list[float] = []
+
+    def add(self, start: float, end: float):
+        self.starts.append(start)
+        self.ends.append(end)
+
+    def sort(self):
+        self.starts.sort()
+        self.ends.sort()
+
+    def in_flight(self, t: float) -> int:
+        return bisect_right(self.starts, t) - bisect_right(self.ends, t)
+
+
+def _is_telling(o: Outcome) -> bool:
+    "Only answers and time-outs tell how fast a backend works."
+    return o.ok or o.error == "timeout"
+
+
 def _journal_of(
     outcomes: Sequence[Outcome],  # in order of time
     places: Mapping[str, int],  # backend -> its place in the fleet; others are left out
@@ -64,42 +113,56 @@ def _journal_of(
 ) -> Journal:
     "What a gateway would have written down while these outcomes came in. It saw no gauges."
     answers = []
-    starts: dict[int, list[float]] = {p: [] for p in places.values()}
-    ends: dict[int, list[float]] = {p: [] for p in places.values()}
+    runs = {place: _OwnRuns() for place in sorted(places.values())}
     for o in outcomes:
         place = places.get(o.backend)
         if place is None or o.latency_ms is None:
             continue
-        start, end = o.ts_s - from_s, o.ts_s - from_s + o.latency_ms / 1000.0
-        starts[place].append(start)
-        ends[place].append(end)
-        if o.ok or o.error == "timeout":
-            answers.append((place, start, end, max(o.tokens_out, 1) if o.ok else 0))
+        start = o.ts_s - from_s
+        end = start + o.latency_ms / 1000.0
+        runs[place].add(start, end)
+        if _is_telling(o):
+            answers.append((place, start, end, _tokens_of(o)))
     if not answers:
         return Journal()
-    answers.sort(key=lambda a: a[2])
-    for times in (*starts.values(), *ends.values()):
-        times.sort()
-    first = min(t[0] for t in starts.values() if t)
+    answers.sort(key=lambda answer: answer[2])
     last = answers[-1][2]
+    return Journal(_ticks_of(list(runs.values()), last, every_s, most), answers)
+
+
+def _tokens_of(o: Outcome) -> int:
+    "Tokens of an answer, at least one; 0 where there was no answer."
+    return max(o.tokens_out, 1) if o.ok else 0
+
+
+def _ticks_of(runs: Sequence[_OwnRuns], last: float, every_s: float, most: int) -> list[tuple]:
+    "Entries of a journal without gauges, at equal distances."
+    for own in runs:
+        own.sort()
+    first = min(own.starts[0] for own in runs if own.starts)
     step = max(every_s, (last - first) / most)
     ticks = []
     for k in range(int((last - first) / step) + 1):
         t = first + k * step
-        own = [bisect_right(starts[p], t) - bisect_right(ends[p], t) for p in sorted(starts)]
-        ticks.append((t, (None,) * len(own), tuple(own)))
-    return Journal(ticks, answers)
+        in_flight = tuple(own.in_flight(t) for own in runs)
+        ticks.append((t, (None,) * len(in_flight), in_flight))
+    return ticks
 
 # %% ../../nbs/learning/26d_rooms.ipynb #2413ee40
-def plain_rooms(model: RoomModel, names: Sequence[str]) -> dict:
+def plain_rooms(
+    model: RoomModel,
+    names: Sequence[str],  # of the backends, in the order of the model
+) -> dict:
     "A model as plain values, by backend."
-    rows = zip(names, model.responses, model.usual, model.foresight)
-    return dict(
-        spread=model.spread,
-        backends={
-            n: dict(response=asdict(r), usual=u, foresight=f and asdict(f)) for n, r, u, f in rows
-        },
-    )
+    backends = {}
+    for place, name in enumerate(names):
+        foresight = model.foresight[place]
+        backends[name] = dict(
+            response=asdict(model.responses[place]),
+            usual=model.usual[place],
+            foresight=foresight and asdict(foresight),
+        )
+    return dict(spread=model.spread, backends=backends)
 
 
 def _turned_by(
@@ -114,25 +177,30 @@ def _turned_by(
     return replace(f, occupied=moved(f.occupied), slow=moved(f.slow))
 
 
+def _foresight_from(plain: Mapping | None) -> Foresight | None:
+    "A backend's clocks, from plain values."
+    if not plain:
+        return plain
+    occupied = tuple(tuple(profile) for profile in plain["occupied"])
+    slow = tuple(tuple(profile) for profile in plain["slow"])
+    return Foresight(plain["step_s"], occupied, slow)
+
+
 def rooms_from(
     plain: Mapping,  # as from `plain_rooms`
     fleet: Sequence[Backend],
     blank: RoomModel,  # what is supposed of backends that it does not know
 ) -> RoomModel:
     "The inverse, for the fleet as it is now. KeyError or TypeError where it is no model."
-
-    def tuples(profiles):
-        return tuple(tuple(p) for p in profiles)
-
     responses, usual, foresight = list(blank.responses), list(blank.usual), list(blank.foresight)
-    for i, b in enumerate(fleet):
-        row = plain["backends"].get(b.name)
+    for place, backend in enumerate(fleet):
+        row = plain["backends"].get(backend.name)
         if row is None:
             continue
-        responses[i] = Response(tuple(row["response"]["batch"]), tuple(row["response"]["tpot_ms"]))
-        usual[i] = row["usual"]
-        f = row["foresight"]
-        foresight[i] = f and Foresight(f["step_s"], tuples(f["occupied"]), tuples(f["slow"]))
+        curve = row["response"]
+        responses[place] = Response(tuple(curve["batch"]), tuple(curve["tpot_ms"]))
+        usual[place] = row["usual"]
+        foresight[place] = _foresight_from(row["foresight"])
     return RoomModel(tuple(responses), tuple(usual), tuple(foresight), tuple(plain["spread"]))
 
 # %% ../../nbs/learning/26d_rooms.ipynb #b983d2c3
@@ -150,14 +218,15 @@ class _StepMisses:
         self.factors: tuple[float, ...] | None = None
 
     def came(self, backend: str, step: Step):
-        "A step has closed."
-        waiting, told = self.said.get(backend, ()), []
+        "A step has closed: the newest forecast about it is judged."
+        waiting = self.said.get(backend, ())
+        said = None
         while waiting and waiting[0][0] < step.start_s + self.step_s:
-            about, median = waiting.popleft()
-            if about >= step.start_s:
-                told.append(median)
-        if told and step.mean_ms:
-            self.take([log(step.mean_ms) - told[-1]])
+            about_s, log_median = waiting.popleft()
+            if about_s >= step.start_s:
+                said = log_median
+        if said is not None and step.mean_ms:
+            self.take([log(step.mean_ms) - said])
 
     def take(self, logs: Iterable[float]):
         "Further misses, as logarithms."
@@ -168,17 +237,206 @@ class _StepMisses:
 
     def widened(self, f: Forecast) -> Forecast:
         "The forecast with the interval that it has earned, remembered until its step has closed."
-        self.said.setdefault(f.backend, deque(maxlen=256)).append(
-            (f.made_s + f.horizon_s, log(f.step_ms[3]))
-        )
-        sure = f.step_ms[2] / f.step_ms[3], f.step_ms[4] / f.step_ms[3]
+        median_ms = f.step_ms[3]
+        waiting = self.said.setdefault(f.backend, deque(maxlen=256))
+        waiting.append((f.made_s + f.horizon_s, log(median_ms)))
+        sure = f.step_ms[2] / median_ms, f.step_ms[4] / median_ms
         if self.factors is None:
             return replace(f, sure=sure)
-        return replace(
-            f,
-            step_ms=tuple(f.step_ms[3] * (x + 1e-9 * k) for k, x in enumerate(self.factors)),
-            sure=sure,
+        # the tiny term keeps equal quantiles in order
+        step_ms = tuple(median_ms * (x + 1e-9 * k) for k, x in enumerate(self.factors))
+        return replace(f, step_ms=step_ms, sure=sure)
+
+# %% ../../nbs/learning/26d_rooms.ipynb #5fd09aee
+class _AnswerLog:
+    "The journal that a lesson learns from, and what is usual of an answer."
+
+    PART = 0.02  # of the newest answer in what is usual
+
+    def __init__(self, keep: int):
+        self.keep = keep  # newest ticks and answers
+        # outcomes since the last tick; nobody empties it, the oldest go
+        self.inbox: deque[tuple[str, float, float, int]] = deque(maxlen=keep)
+        self.journal = Journal()
+        self.from_s: float | None = None  # times count from here, s
+        self.life_s = 15.0  # usual time of a request, s
+        self.tokens = 0.0  # usual length of an answer; 0: none was heard of
+
+    def outcome(self, o: Outcome):
+        "An outcome, from any thread."
+        # written out, not as `_is_telling` and `_tokens_of`: every request pays for a call
+        if o.latency_ms is not None and (o.ok or o.error == "timeout"):
+            end_s = o.ts_s + o.latency_ms / 1000.0
+            tokens = max(o.tokens_out, 1) if o.ok else 0
+            self.inbox.append((o.backend, o.ts_s, end_s, tokens))
+
+    def take_in(self, places: Mapping[str, int]) -> list[tuple[int, float, float, int]]:
+        "Answers since the last time: place, start and end on the journal's clock, tokens."
+        fresh = []
+        while self.inbox:
+            backend, start_s, end_s, tokens = self.inbox.popleft()
+            place = places.get(backend)
+            if place is None:
+                continue  # it has left the fleet
+            if tokens:
+                self._learn_usual(end_s - start_s, tokens)
+            fresh.append((place, start_s - self.from_s, end_s - self.from_s, tokens))
+        self.journal.answers.extend(fresh)
+        for rows in (self.journal.ticks, self.journal.answers):
+            if len(rows) > 2 * self.keep:
+                del rows[: -self.keep]
+        return fresh
+
+    def _learn_usual(self, took_s: float, tokens: int):
+        self.life_s += self.PART * (took_s - self.life_s)
+        self.tokens += self.PART * (tokens - self.tokens) if self.tokens else tokens
+
+    def move(self, was: Sequence[int | None]):
+        "The fleet has changed: `was` names for each place the place that it had, None: it is new."
+        here = {old: new for new, old in enumerate(was) if old is not None}
+        ticks = []
+        for t, gauges, own in self.journal.ticks:
+            gauges = tuple(None if old is None else gauges[old] for old in was)
+            own = tuple(0 if old is None else own[old] for old in was)
+            ticks.append((t, gauges, own))
+        answers = []
+        for place, *answer in self.journal.answers:
+            if place in here:
+                answers.append((here[place], *answer))
+        self.journal = Journal(ticks, answers)
+
+    def material(self, outcomes: Sequence[Outcome], places: Mapping[str, int]) -> Journal:
+        "What a lesson learns from: the journal, or stored outcomes where they tell more."
+        answers = sorted(self.journal.answers[-self.keep :], key=lambda answer: answer[2])
+        journal = Journal(self.journal.ticks[-self.keep :], answers)
+        if not outcomes:
+            return journal
+        stored = _journal_of(outcomes, places, self.from_s, most=self.keep)
+        return stored if len(stored.answers) > len(answers) else journal
+
+# %% ../../nbs/learning/26d_rooms.ipynb #d5cdd862
+class _RoomBelief:
+    "What is believed of the fleet's rooms, through changes of the fleet and of the model."
+
+    def __init__(self, router, gate: Gate, log: _AnswerLog, ahead_s: float | None):
+        self.router, self.gate, self.log, self.ahead_s = router, gate, log, ahead_s
+        self.rooms: Rooms | None = None
+        self.fleet: tuple[Backend, ...] = ()
+        self.places: dict[str, int] = {}  # backend -> its place in the fleet
+
+    @property
+    def limit_tok_ms(self) -> float:  # time per token that still meets the limit, ms
+        """As the router was told, with a little kept back for the prompt; else the limit of a
+        request over its usual length.
+        """
+        config = self.router.config
+        if config.slo_tok_ms:
+            return 0.95 * config.slo_tok_ms
+        return config.slo_ms / max(self.log.tokens, 1.0)
+
+    @property
+    def horizon_s(self) -> float:
+        return self.ahead_s or 2.0 * self.log.life_s
+
+    @property
+    def clock_step_s(self) -> float | None:  # None: no backend has a clock
+        clocks = [f for f in self.rooms.model.foresight if f] if self.rooms else []
+        return clocks[0].step_s if clocks else None
+
+    def believe(
+        self,
+        model: RoomModel,
+        fleet: tuple[Backend, ...],
+        sensors: Mapping[str, Sensor],  # of backends that stay; they get the model's curves
+    ):
+        "Go on with a model, for a fleet."
+        gateways = self.router.config.gateways
+        rooms = Rooms(
+            fleet, model, self.limit_tok_ms, self.horizon_s, gate=self.gate, gateways=gateways
         )
+        if self.rooms:
+            rooms.tokens, rooms.promised = self.rooms.tokens, self.rooms.promised
+            rooms.sheds = self.rooms.sheds
+        self.places = {backend.name: place for place, backend in enumerate(fleet)}
+        for name, sensor in sensors.items():
+            place = self.places[name]
+            sensor.response, sensor.usual = model.responses[place], model.usual[place]
+            rooms.sensors[place] = sensor
+        self.rooms, self.fleet = rooms, fleet
+
+    def replace_model(self, model: RoomModel):
+        "The same fleet with a new model; sensors stay."
+        sensors = {name: self.rooms.sensors[place] for name, place in self.places.items()}
+        self.believe(model, self.fleet, sensors)
+
+    def turn(self, steps: int):
+        "Move time 0 of every clock."
+        model = self.rooms.model
+        turned = tuple(f and _turned_by(f, steps) for f in model.foresight)
+        self.believe(replace(model, foresight=turned), self.fleet, {})
+
+    def follow(self, given: Mapping):
+        "Whoever is in the fleet now; `given` are lessons from before a restart."
+        fleet = tuple(self.router.backends)
+        if self.rooms and fleet == self.fleet:
+            return
+        self._forget_leavers(fleet)
+        self.log.move([self.places[b.name] if b in self.fleet else None for b in fleet])
+        stay = [backend.name for backend in fleet if backend in self.fleet]
+        sensors = {name: self.rooms.sensors[self.places[name]] for name in stay}
+        known, model = self._plain_of(stay) if self.rooms else given, untaught(fleet)
+        if known:
+            model = rooms_from(known, fleet, model)
+        self.believe(model, fleet, sensors)
+
+    def _forget_leavers(self, fleet: tuple[Backend, ...]):
+        "What a backend had earned is not handed on to another one of its name."
+        for backend in self.fleet:
+            if backend not in fleet:
+                self.gate.forget(backend.name)
+
+    def _plain_of(self, stay: Collection[str]) -> dict:
+        "What was learned of the backends that stay."
+        known = self.plain()
+        rows = {name: row for name, row in known["backends"].items() if name in stay}
+        return known | dict(backends=rows)
+
+    def plain(self) -> dict:
+        "The model as plain values."
+        return plain_rooms(self.rooms.model, [b.name for b in self.fleet])
+
+    def restore(self, plain: Mapping):
+        "Take up plain values, for the fleet as it is now."
+        fleet = tuple(self.router.backends)
+        self.believe(rooms_from(plain, fleet, untaught(fleet)), fleet, {})
+
+    def tick(self, now: float, heard: _GaugeReader) -> ForecastTable:
+        "What the rooms say of this moment; the journal keeps what they were told."
+        rooms, from_s = self.rooms, self.log.from_s
+        rooms.tpot_ms, rooms.ahead_s = self.limit_tok_ms, self.horizon_s
+        gauges = heard.counted_from(from_s, self.places)
+        in_flight = self.router.in_flight()
+        shares = self.router.shares()
+        for backend, place in self.places.items():
+            rooms.sensors[place].share = shares.get(backend, 1.0)
+        own = tuple(in_flight.get(backend, 0) for backend in self.places)
+        self.log.journal.ticks.append((now - from_s, gauges, own))
+        return rooms.tick(now - from_s, gauges, own)
+
+    def backend_status(self, name: str) -> dict:
+        "Plain values of one backend."
+        f = self.router.table.forecasts.get(name)
+        return dict(
+            state="demoted" if self.gate.state(name) == DEMOTED else "normal",
+            occupied=_rounded(f.occupied if f else None),
+            most=_rounded(f.most if f else None),
+            trust=round(self.gate.trust(name), 2),
+            foreseen=self.rooms.model.foresight[self.places[name]] is not None,
+        )
+
+
+def _rounded(requests: float | None) -> float | None:
+    return None if requests is None else round(float(requests), 2)
 
 # %% ../../nbs/learning/26d_rooms.ipynb #1341e437
 class RoomForecaster(Forecaster):
@@ -196,245 +454,132 @@ class RoomForecaster(Forecaster):
         ahead_s: float | None = None,  # how far to look ahead, s; None: twice the life of a request
     ):
         if not (learn_s > 0 and keep > 0 and (ahead_s is None or ahead_s > 0)):
-            raise ValueError(
-                f"learn_s, keep and ahead_s must be positive, got {learn_s!r}, {keep!r}, {ahead_s!r}"
-            )
+            given = f"{learn_s!r}, {keep!r}, {ahead_s!r}"
+            raise ValueError(f"learn_s, keep and ahead_s must be positive, got {given}")
         self.learn_s, self.keep, self.gate_config, self.ahead_s = learn_s, keep, gate, ahead_s
 
     def start(self, router):
-        self.router, self.gateways = router, router.config.gateways
-        # outcomes since the last tick; nobody empties it, the oldest go
-        self.inbox = deque(maxlen=self.keep)
-        self.journal, self.gate, self.misses = (
-            Journal(),
-            Gate(self.gate_config),
-            _StepMisses(router.config.step_s),
-        )
-        self.fleet, self.places, self.rooms = (), {}, None
-        self.from_s = self.learned_s = self.lesson_due = self.fresh = None
-        self.seen, self.life_s, self.tokens = {}, 15.0, 0.0
-        self.lesson = self.version = self.bad_gauges = 0
-        self.given = {}
+        self.log, self.heard = _AnswerLog(self.keep), _GaugeReader()
+        self.gate, self.misses = Gate(self.gate_config), _StepMisses(router.config.step_s)
+        self.belief = _RoomBelief(router, self.gate, self.log, self.ahead_s)
+        self.given: Mapping = {}  # lessons from before a restart
+        # what the newest lesson found, and for which fleet
+        self.fresh: tuple[RoomModel, tuple[Backend, ...]] | None = None
+        self.learned_s: float | None = None  # when the last lesson was, s
+        self.lesson_due: str | None = None
+        self.lesson = self.version = 0
 
     def outcome(self, o: Outcome):
-        "Only answers and time-outs tell how fast a backend works."
-        if o.latency_ms is not None and (o.ok or o.error == "timeout"):
-            self.inbox.append(
-                (
-                    o.backend,
-                    o.ts_s,
-                    o.ts_s + o.latency_ms / 1000.0,
-                    max(o.tokens_out, 1) if o.ok else 0,
-                )
-            )
+        self.log.outcome(o)
 
     def step(self, backend: str, step: Step):
         self.misses.came(backend, step)
 
     def gauges(self, now: float, said: Mapping):
-        good = {n: _sound(g, now) for n, g in said.items() if g is not None}
-        self.bad_gauges += sum(g is None for g in good.values())
-        self.seen = {n: g for n, g in good.items() if g}
-
-    @property
-    def limit_tok_ms(self) -> float:  # time per token that still meets the limit, ms
-        """As the router was told, with a little kept back for the prompt; else the limit of a
-        request over its usual length.
-        """
-        config = self.router.config
-        return (
-            0.95 * config.slo_tok_ms if config.slo_tok_ms else config.slo_ms / max(self.tokens, 1.0)
-        )
+        self.heard.hear(now, said)
 
     @property
     def evidence(self) -> float:
         return float(self.gate.evidence() / self.gate_config.enough)
 
-    @property
-    def horizon_s(self) -> float:
-        return self.ahead_s or 2.0 * self.life_s
-
-    def believe(self, model: RoomModel, fleet: tuple[Backend, ...], kept: Mapping[str, Sensor]):
-        "Go on with a model; sensors that are there already are kept, with their new curves."
-        rooms = Rooms(
-            fleet, model, self.limit_tok_ms, self.horizon_s, gate=self.gate, gateways=self.gateways
-        )
-        if self.rooms:
-            rooms.tokens, rooms.promised, rooms.sheds = (
-                self.rooms.tokens,
-                self.rooms.promised,
-                self.rooms.sheds,
-            )
-        for i, b in enumerate(fleet):
-            if old := kept.get(b.name):
-                old.response, old.usual, rooms.sensors[i] = model.responses[i], model.usual[i], old
-        self.rooms, self.fleet, self.places = rooms, fleet, {b.name: i for i, b in enumerate(fleet)}
-
-    def begin(self, from_s: float, now: float):
+    def _begin(self, from_s: float, now: float):
         """The journal's clock begins.
 
         What was learned before a restart goes on with the old one, moved by whole steps.
         """
-        self.from_s, self.learned_s = from_s, now
-        since_s = self.given.get("from_s")
-        known = [f for f in self.rooms.model.foresight if f] if self.rooms else []
-        if since_s is None or not known:
-            return
-        steps = int((from_s - since_s) // known[0].step_s)
-        self.from_s = since_s + steps * known[0].step_s
-        turned = tuple(f and _turned_by(f, steps) for f in self.rooms.model.foresight)
-        self.believe(replace(self.rooms.model, foresight=turned), self.fleet, {})
-
-    def follow(self):
-        "Whoever is in the fleet now."
-        fleet = tuple(self.router.backends)
-        if self.rooms and fleet == self.fleet:
-            return
-        was = [self.places[b.name] if b in self.fleet else None for b in fleet]
-        here = {p: i for i, p in enumerate(was) if p is not None}
-        for b in self.fleet:
-            if b not in fleet:
-                self.gate.forget(b.name)
-        kept = {self.fleet[p].name: self.rooms.sensors[p] for p in here}
-
-        def pick(row, blank):
-            return tuple(row[p] if p is not None else blank for p in was)
-
-        ticks = [(t, pick(g, None), pick(own, 0)) for t, g, own in self.journal.ticks]
-        answers = [(here[p], *rest) for p, *rest in self.journal.answers if p in here]
-        self.journal = Journal(ticks, answers)
-        known = (
-            plain_rooms(self.rooms.model, [b.name for b in self.fleet])
-            if self.rooms
-            else self.given
-        )
-        if known and self.rooms:
-            stay = {b.name for b in fleet if b in self.fleet}
-            known = known | dict(
-                backends={n: row for n, row in known["backends"].items() if n in stay}
-            )
-        blank = untaught(fleet)
-        self.believe(rooms_from(known, fleet, blank) if known else blank, fleet, kept)
-
-    def hear(self):
-        "What came in since the last tick."
-        while self.inbox:
-            name, start_s, end_s, tokens = self.inbox.popleft()
-            place = self.places.get(name)
-            if place is None:
-                continue  # it has left the fleet
-            if tokens:
-                self.life_s += 0.02 * (end_s - start_s - self.life_s)
-                self.tokens += 0.02 * (tokens - self.tokens) if self.tokens else tokens
-            self.rooms.answer(place, start_s - self.from_s, end_s - self.from_s, tokens)
-            self.journal.answers.append((place, start_s - self.from_s, end_s - self.from_s, tokens))
-        for rows in (self.journal.ticks, self.journal.answers):
-            if len(rows) > 2 * self.keep:
-                del rows[: -self.keep]
+        self.log.from_s, self.learned_s = from_s, now
+        since_s, step_s = self.given.get("from_s"), self.belief.clock_step_s
+        if since_s is not None and step_s is not None:
+            steps = int((from_s - since_s) // step_s)
+            self.log.from_s = since_s + steps * step_s
+            self.belief.turn(steps)
 
     def tick(self, now: float) -> ForecastTable:
-        if self.from_s is None:
-            self.begin(now, now)
-        self.follow()
-        if self.fresh is not None and self.fresh[1] == self.fleet:
-            self.believe(
-                self.fresh[0],
-                self.fleet,
-                {n: self.rooms.sensors[i] for n, i in self.places.items()},
-            )
+        if self.log.from_s is None:
+            self._begin(now, now)
+        self.belief.follow(self.given)
+        self._take_up()
+        for answer in self.log.take_in(self.belief.places):
+            self.belief.rooms.answer(*answer)
+        self._ask_for_a_lesson(now)
+        said = self.belief.tick(now, self.heard)
+        self.version += 1
+        forecasts = {}
+        for backend, f in said.forecasts.items():
+            forecasts[backend] = self.misses.widened(replace(f, made_s=now))
+        return replace(said, version=self.version, made_s=now, forecasts=forecasts, model=self.name)
+
+    def _take_up(self):
+        "A lesson that has ended acts from now on, unless the fleet is another one."
+        if self.fresh is not None and self.fresh[1] == self.belief.fleet:
+            self.belief.replace_model(self.fresh[0])
             self.lesson += 1
         self.fresh = None
-        self.hear()
-        waited = self.FIRST_S if not self.lesson else self.learn_s
-        if now - self.learned_s >= waited and len(self.journal.answers) >= self.FIRST_ANSWERS:
-            self.lesson_due = (
-                self.lesson_due or f"{(now - self.learned_s) / 60:.0f} min since the last lesson"
-            )
-        self.rooms.tpot_ms, self.rooms.ahead_s = self.limit_tok_ms, self.horizon_s
-        gauges = tuple(self.placed(self.seen.get(n)) for n in self.places)
-        in_flight = self.router.in_flight()
-        shares = self.router.shares()
-        for n, i in self.places.items():
-            self.rooms.sensors[i].share = shares.get(n, 1.0)
-        own, t = tuple(in_flight.get(n, 0) for n in self.places), now - self.from_s
-        self.journal.ticks.append((t, gauges, own))
-        said = self.rooms.tick(t, gauges, own)
-        self.version += 1
-        dated = {n: self.misses.widened(replace(f, made_s=now)) for n, f in said.forecasts.items()}
-        return replace(said, version=self.version, made_s=now, forecasts=dated, model=self.name)
 
-    def placed(self, gauge):
-        "A gauge on the journal's clock; None stays None."
-        return gauge and (gauge[0] - self.from_s, *gauge[1:])
+    def _ask_for_a_lesson(self, now: float):
+        since_s = now - self.learned_s
+        wait_s = self.learn_s if self.lesson else self.FIRST_S
+        if since_s >= wait_s and len(self.log.journal.answers) >= self.FIRST_ANSWERS:
+            self.lesson_due = self.lesson_due or f"{since_s / 60:.0f} min since the last lesson"
 
     def learn(self, steps, outcomes, now: float) -> str:
-        if self.from_s is None:
+        if self.log.from_s is None:
             from_s = outcomes[0].ts_s if outcomes else now
-            self.begin(from_s, from_s)
-            self.follow()
-        fleet, places, model = self.fleet, dict(self.places), self.rooms.model
-        journal = Journal(
-            self.journal.ticks[-self.keep :],
-            sorted(self.journal.answers[-self.keep :], key=lambda a: a[2]),
-        )
-        if outcomes:
-            stored = _journal_of(outcomes, places, self.from_s, most=self.keep)
-            if len(stored.answers) > len(journal.answers):
-                journal = stored
+            self._begin(from_s, from_s)
+            self.belief.follow(self.given)
+        belief = self.belief
+        fleet, model = belief.fleet, belief.rooms.model
+        journal = self.log.material(outcomes, dict(belief.places))
         self.lesson_due, self.learned_s = None, now
-        if len(journal.answers) < self.FIRST_ANSWERS or not journal.ticks:
+        answers = len(journal.answers)
+        if answers < self.FIRST_ANSWERS or not journal.ticks:
             raise ValueError(
-                f"only {len(journal.answers)} answers so far: at least {self.FIRST_ANSWERS} are needed"
+                f"only {answers} answers so far: at least {self.FIRST_ANSWERS} are needed"
             )
-        model = learn_rooms(journal, fleet, model, ahead_s=self.horizon_s)
+        model = learn_rooms(journal, fleet, model, ahead_s=belief.horizon_s)
         self.fresh = model, fleet
         clocks = sum(f is not None and bool(f.occupied or f.slow) for f in model.foresight)
-        return f"response curves of {len(fleet)} backends from {len(journal.answers)} answers; {clocks} of them keep a clock"
+        curves = f"response curves of {len(fleet)} backends from {answers} answers"
+        return f"{curves}; {clocks} of them keep a clock"
 
     def lessons(self) -> dict:
-        if not self.rooms or not self.lesson:
+        if not self.belief.rooms or not self.lesson:
             return {}
-        from_s = self.given.get("from_s") if self.from_s is None else self.from_s
-        return plain_rooms(self.rooms.model, [b.name for b in self.fleet]) | dict(from_s=from_s)
+        from_s = self.given.get("from_s") if self.log.from_s is None else self.log.from_s
+        return self.belief.plain() | dict(from_s=from_s)
 
     def memo(self) -> dict:
-        known = dict(life_s=float(self.life_s), tokens=float(self.tokens), version=self.version)
-        return dict(gate=self.gate.memo(), misses=[round(x, 4) for x in self.misses.logs], **known)
+        return dict(
+            gate=self.gate.memo(),
+            misses=[round(x, 4) for x in self.misses.logs],
+            life_s=float(self.log.life_s),
+            tokens=float(self.log.tokens),
+            version=self.version,
+        )
 
     def restore(self, lessons: Mapping, memo: Mapping):
         if memo:
             self.gate.restore(memo["gate"])
             self.misses.take(memo.get("misses", ()))
-            self.life_s, self.tokens, self.version = memo["life_s"], memo["tokens"], memo["version"]
+            self.log.life_s, self.log.tokens = memo["life_s"], memo["tokens"]
+            self.version = memo["version"]
         if lessons:
-            fleet = tuple(self.router.backends)
             self.given, self.lesson = lessons, self.lesson + 1
-            self.believe(rooms_from(lessons, fleet, untaught(fleet)), fleet, {})
+            self.belief.restore(lessons)
 
     def news(self) -> list[ForecasterEvent]:
-        out = [
-            ForecasterEvent(e.at_s + (self.from_s or 0.0), e.backend, e.what, e.why)
-            for e in self.gate.events
-        ]
+        from_s = self.log.from_s or 0.0
+        events = []
+        for e in self.gate.events:
+            events.append(ForecasterEvent(e.at_s + from_s, e.backend, e.what, e.why))
         self.gate.events.clear()
-        return out
+        return events
 
     def status(self) -> dict:
-        said = self.router.table.forecasts
-        rows = {}
-        for n, i in self.places.items():
-            f = said.get(n)
-            rows[n] = dict(
-                state="demoted" if self.gate.state(n) == DEMOTED else "normal",
-                occupied=round(float(f.occupied), 2) if f and f.occupied is not None else None,
-                most=round(float(f.most), 2) if f and f.most is not None else None,
-                trust=round(self.gate.trust(n), 2),
-                foreseen=self.rooms.model.foresight[i] is not None,
-            )
         return dict(
             evidence=self.evidence,
-            backends=rows,
+            backends={name: self.belief.backend_status(name) for name in self.belief.places},
             learned_s=self.learned_s,
-            bad_gauges=self.bad_gauges,
+            bad_gauges=self.heard.bad,
             gate={k: v for k, v in self.gate.status().items() if k != "backends"},
         )

@@ -20,14 +20,22 @@ def opened_elsewhere(
     now: float,  # s
 ) -> dict[str, dict[int, float]]:  # backend -> gateway -> when its breaker opened, s
     "Breakers of other gateways that are open now, on evidence of their own."
-    newest = {(r["backend"], r["gateway"]): r for r in rows if r["gateway"] not in (None, gateway)}
-    out: dict[str, dict[int, float]] = {}
-    for (backend, other), r in newest.items():
-        # what was only followed proves nothing more
-        own = r["new"] == "open" and "elsewhere" not in (r["evidence"] or {})
-        if own and now < (inf if r["until_s"] is None else r["until_s"]):
-            out.setdefault(backend, {})[other] = r["at_s"]
-    return out
+    newest = {}
+    for row in rows:
+        if row["gateway"] not in (None, gateway):
+            newest[row["backend"], row["gateway"]] = row
+    opened: dict[str, dict[int, float]] = {}
+    for (backend, other), row in newest.items():
+        if _is_open(row, now):
+            opened.setdefault(backend, {})[other] = row["at_s"]
+    return opened
+
+
+def _is_open(row: Mapping, now: float) -> bool:
+    "Is this breaker still open, on evidence of its own?"
+    followed = "elsewhere" in (row["evidence"] or {})
+    until_s = inf if row["until_s"] is None else row["until_s"]
+    return row["new"] == "open" and not followed and now < until_s
 
 # %% ../../nbs/learning/26c_shared.ipynb #d9194ccf
 def to_follow(
@@ -38,18 +46,16 @@ def to_follow(
     share: float = 0.5,  # of the capacity may be shut out, at most
 ) -> list[str]:  # backends, most evidence first
     "Whose breakers open on what others saw."
-    fresh = {
-        b: [g for g, at_s in who.items() if at_s > closed_since_s[b]]
-        for b, who in opened.items()
-        if b in closed_since_s
-    }
-    left, out = (
-        share * sum(capacity.values())
-        - sum(c for b, c in capacity.items() if b not in closed_since_s),
-        [],
-    )
-    for b in sorted(fresh, key=lambda b: (-len(fresh[b]), b)):
-        if len(fresh[b]) >= quorum and capacity[b] <= left:
-            out.append(b)
-            left -= capacity[b]
-    return out
+    votes = {}  # of gateways that opened after our own breaker closed
+    for backend, gateways in opened.items():
+        if backend in closed_since_s:
+            since_s = closed_since_s[backend]
+            votes[backend] = sum(at_s > since_s for at_s in gateways.values())
+    shut = sum(size for backend, size in capacity.items() if backend not in closed_since_s)
+    left = share * sum(capacity.values()) - shut
+    following = []
+    for backend in sorted(votes, key=lambda name: (-votes[name], name)):
+        if votes[backend] >= quorum and capacity[backend] <= left:
+            following.append(backend)
+            left -= capacity[backend]
+    return following

@@ -114,60 +114,71 @@ class Shelf(Protocol):
     def facts(self) -> dict: ...  # kind, place, size
     def close(self): ...
 
-
-def matches(row: tuple, table: str, equal: Mapping[str, object]) -> bool:
+# %% ../../nbs/learning/24b_shelves.ipynb #a864be79
+def matches(
+    row: tuple,  # values in the order of the table's columns
+    table: str,
+    equal: Mapping[str, object],  # column -> value
+) -> bool:
     "Has this row these values?"
     columns = TABLES[table]
-    return all(row[columns.index(k)] == v for k, v in equal.items())
+    return all(row[columns.index(column)] == value for column, value in equal.items())
 
-
+# %% ../../nbs/learning/24b_shelves.ipynb #b5efb74d
 # place of the column that rows are looked up by
-KEY_AT = {t: TABLES[t].index(k[0]) for t, k in KEYS.items()}
+KEY_AT = {table: TABLES[table].index(key[0]) for table, key in KEYS.items()}
 
 
 def by_key(rows: Rows) -> defaultdict[tuple, list[tuple]]:  # (table, key) -> rows
-    "Rows of tables that are looked up by a key."
-    out = defaultdict(list)
-    for t in KEY_AT.keys() & rows.keys():
-        for r in rows[t]:
-            out[t, r[KEY_AT[t]]].append(tuple(r))
-    return out
+    "Rows of the tables that are looked up by a key; other tables are left out."
+    filed = defaultdict(list)
+    for table in KEY_AT.keys() & rows.keys():
+        for row in rows[table]:
+            filed[table, row[KEY_AT[table]]].append(tuple(row))
+    return filed
 
 # %% ../../nbs/learning/24b_shelves.ipynb #aba34308
 class MemoryShelf:
     "Lost with the process: for tests, notebooks and simulations."
 
     def __init__(self):
-        self.tables, self.states, self.keyed = {t: [] for t in TABLES}, {}, by_key({})
+        self.tables: dict[str, list[tuple]] = {table: [] for table in TABLES}
+        self.states: dict[str, str] = {}
+        self.keyed = by_key({})
 
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows:
-            check_table(t)
-        for t, new in rows.items():
-            for r in new:
-                insort(self.tables[t], tuple(r), key=lambda x: x[0])
-        for k, new in by_key(rows).items():
-            self.keyed[k] += new
+        for table in rows:
+            check_table(table)
+        for table, new in rows.items():
+            for row in new:
+                insort(self.tables[table], tuple(row), key=_time_of)
+        for key, new in by_key(rows).items():
+            self.keyed[key] += new
         self.states.update(states)
 
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
-        rows = (
-            sorted(self.keyed.get((table, equal[k]), ()), key=lambda r: r[0])
-            if table in KEYS and (k := KEYS[table][0]) in equal
-            else self.tables[table]
-        )
-        found = [r for r in rows if since_s <= r[0] < until_s and matches(r, table, equal)]
+        rows = self.tables[table]
+        key = KEYS[table][0] if table in KEYS else None
+        if key in equal:
+            rows = sorted(self.keyed.get((table, equal[key]), ()), key=_time_of)
+        found = []
+        for row in rows:
+            if since_s <= row[0] < until_s and matches(row, table, equal):
+                found.append(row)
         return found[:limit] if limit >= 0 else found
 
     def state(self, name):
         return self.states.get(name)
 
     def drop(self, before_s):
-        n = sum(map(len, self.tables.values()))
-        self.tables = {t: [r for r in rows if r[0] >= before_s] for t, rows in self.tables.items()}
+        gone = 0
+        for table, rows in self.tables.items():
+            kept = [row for row in rows if row[0] >= before_s]
+            gone += len(rows) - len(kept)
+            self.tables[table] = kept
         self.keyed = by_key(self.tables)
-        return n - sum(map(len, self.tables.values()))
+        return gone
 
     def facts(self):
         return dict(kind="memory", place=None, bytes=None, set_aside=[])
@@ -175,17 +186,22 @@ class MemoryShelf:
     def close(self):
         pass
 
+
+def _time_of(row: tuple) -> float:
+    return row[0]
+
 # %% ../../nbs/learning/24b_shelves.ipynb #b31358c0
 def sql_tables() -> Iterable[str]:
     "The statements that make all tables."
-    for t, columns in TABLES.items():
-        yield f"CREATE TABLE IF NOT EXISTS {t} ({', '.join(columns)})"
-        yield f"CREATE INDEX IF NOT EXISTS {t}_time ON {t} ({columns[0]})"
-        if t in KEYS:
-            yield f"CREATE INDEX IF NOT EXISTS {t}_key ON {t} ({', '.join(KEYS[t])})"
+    for table, columns in TABLES.items():
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(columns)})"
+        yield f"CREATE INDEX IF NOT EXISTS {table}_time ON {table} ({columns[0]})"
+        if table in KEYS:
+            key = ", ".join(KEYS[table])
+            yield f"CREATE INDEX IF NOT EXISTS {table}_key ON {table} ({key})"
     yield "CREATE TABLE IF NOT EXISTS states (name PRIMARY KEY, value)"
 
-
+# %% ../../nbs/learning/24b_shelves.ipynb #86dc3585
 _MIGRATIONS = {  # from this version to the next
     1: ("ALTER TABLE decisions ADD COLUMN age_s", "ALTER TABLE outcomes ADD COLUMN ttft_ms"),
     2: (
@@ -202,13 +218,16 @@ def _migrate(db: sqlite3.Connection, path: Path):
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA:
         raise ValueError(
-            f"{path} has schema {version}, this version knows {SCHEMA}: update arcpoint_ce, or give another file"
+            f"{path} has schema {version}, this version knows {SCHEMA}: "
+            "update arcpoint_ce, or give another file"
         )
+    statements = []
+    if version:  # 0: the file is new
+        for older in range(version, SCHEMA):
+            statements += _MIGRATIONS[older]
+    statements += sql_tables()
     with db:
-        for v in range(version, SCHEMA) if version else ():
-            for statement in _MIGRATIONS[v]:
-                db.execute(statement)
-        for statement in sql_tables():
+        for statement in statements:
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -238,8 +257,9 @@ def _open_sqlite(path: Path, timeout_s: float, full: bool) -> sqlite3.Connection
 def _set_aside(path: Path) -> Path:  # its new name
     "Move a broken file and its log out of the way."
     k = 1
-    while (new := path.with_name(f"{path.name}.broken{k}")).exists():
+    while path.with_name(f"{path.name}.broken{k}").exists():
         k += 1
+    new = path.with_name(f"{path.name}.broken{k}")
     for tail in ("", "-wal", "-shm"):
         old = path.with_name(path.name + tail)
         if old.exists():
@@ -252,10 +272,10 @@ def _rescued(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:  # ro
     rows, states = {}, {}
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        for t, columns in TABLES.items():
+        for table, columns in TABLES.items():
             try:
-                for r in db.execute(f"SELECT {', '.join(columns)} FROM {t}"):
-                    rows.setdefault(t, []).append(r)
+                for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}"):
+                    rows.setdefault(table, []).append(row)
             except sqlite3.DatabaseError:
                 continue
         states = dict(db.execute("SELECT name, value FROM states"))
@@ -263,9 +283,9 @@ def _rescued(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:  # ro
         pass
     return rows, states
 
-# %% ../../nbs/learning/24b_shelves.ipynb #f286a536
-class _SqliteFile:
-    "An open file, and how it came to be open."
+# %% ../../nbs/learning/24b_shelves.ipynb #898dd71d
+class SqliteShelf:
+    "A SQLite file in WAL mode."
 
     def __init__(
         self,
@@ -273,54 +293,52 @@ class _SqliteFile:
         timeout_s: float = 0.5,  # how long to wait where another process holds the lock, s
         full: bool = False,  # wait for the disk at every commit
     ):
-        self.path, self.timeout_s, self.full, self.aside = Path(path), timeout_s, full, []
+        self.path, self.timeout_s, self.full = Path(path), timeout_s, full
+        self.aside: list[Path] = []  # broken files that were set aside
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"{self.path.parent}: no such folder for the store; make it first"
             )
-        self.open()
+        self._open()
 
-    def open(self):
+    def _open(self):
         """Open the file; a broken one is set aside and what it still tells is taken over.
         OperationalError where it is locked or read-only.
         """
         try:
             self.db = _open_sqlite(self.path, self.timeout_s, self.full)
-        except sqlite3.DatabaseError as e:
-            if isinstance(e, sqlite3.OperationalError):
-                raise
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
             self.aside.append(_set_aside(self.path))
             rows, states = _rescued(self.aside[-1])
             self.db = _open_sqlite(self.path, self.timeout_s, self.full)
             self.write(rows, states)
 
-    def close(self):
-        self.db.close()
-
-# %% ../../nbs/learning/24b_shelves.ipynb #898dd71d
-class SqliteShelf(_SqliteFile):
-    "A SQLite file in WAL mode."
-
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows:
-            check_table(t)
+        for table in rows:
+            check_table(table)
         with self.db:
-            for t, new in rows.items():
+            for table, new in rows.items():
+                columns = TABLES[table]
+                places = ", ".join("?" * len(columns))
                 self.db.executemany(
-                    f"INSERT INTO {t} ({', '.join(TABLES[t])}) VALUES ({', '.join('?' * len(TABLES[t]))})",
-                    new,
+                    f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", new
                 )
             self.db.executemany(
-                "INSERT INTO states VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                "INSERT INTO states VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 states.items(),
             )
 
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
-        time, *_ = columns = TABLES[table]
-        where = "".join(f" AND {k} IS ?" for k in equal)
+        columns = TABLES[table]
+        time = columns[0]
+        where = "".join(f" AND {column} IS ?" for column in equal)
         found = self.db.execute(
-            f"SELECT {', '.join(columns)} FROM {table} WHERE {time} >= ? AND {time} < ?{where} ORDER BY {time}, rowid LIMIT ?",
+            f"SELECT {', '.join(columns)} FROM {table} "
+            f"WHERE {time} >= ? AND {time} < ?{where} ORDER BY {time}, rowid LIMIT ?",
             (since_s, until_s, *equal.values(), limit),
         )
         return found.fetchall()
@@ -330,21 +348,24 @@ class SqliteShelf(_SqliteFile):
         return found[0] if found else None
 
     def drop(self, before_s):
+        gone = 0
         with self.db:
-            return sum(
-                self.db.execute(f"DELETE FROM {t} WHERE {c[0]} < ?", (before_s,)).rowcount
-                for t, c in TABLES.items()
-            )
+            for table, columns in TABLES.items():
+                done = self.db.execute(f"DELETE FROM {table} WHERE {columns[0]} < ?", (before_s,))
+                gone += done.rowcount
+        return gone
 
     def facts(self):
-        size = sum(
-            p.stat().st_size
-            for tail in ("", "-wal")
-            if (p := self.path.with_name(self.path.name + tail)).exists()
-        )
+        files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return dict(
-            kind="sqlite", place=str(self.path), bytes=size, set_aside=[str(p) for p in self.aside]
+            kind="sqlite",
+            place=str(self.path),
+            bytes=sum(file.stat().st_size for file in files if file.exists()),
+            set_aside=[str(path) for path in self.aside],
         )
+
+    def close(self):
+        self.db.close()
 
 # %% ../../nbs/learning/24b_shelves.ipynb #baa36c8b
 class _RedisShelf:
@@ -358,64 +379,66 @@ class _RedisShelf:
     ):
         from redis import Redis
 
-        self.redis, self.prefix = (
-            Redis.from_url(
-                url,
-                decode_responses=True,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-            ),
-            prefix,
+        self.redis = Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
         )
-        self.client, self.done = token_hex(4), Counter()  # rows written so far, by table
+        self.prefix = prefix
+        self.client = token_hex(4)  # this writer
+        self.done: Counter = Counter()  # rows written so far, by table
 
-    def key(self, *parts) -> str:
+    def key(self, *parts: str) -> str:
         return ":".join((self.prefix, *parts))
 
     def write(self, rows: Rows, states: Mapping[str, str]):
-        for t in rows:
-            check_table(t)
+        for table in rows:
+            check_table(table)
         with self.redis.pipeline(transaction=True) as p:
-            for t, new in rows.items():
-                named = {f"{self.done[t] + k:012d}:{self.client}": r for k, r in enumerate(new)}
+            for table, new in rows.items():
+                named = self._named(table, new)
                 if not named:
                     continue
-                p.hset(self.key(t), mapping={k: json.dumps(r) for k, r in named.items()})
-                p.zadd(self.key(t, "time"), {k: r[0] for k, r in named.items()})
+                p.hset(self.key(table), mapping={k: json.dumps(r) for k, r in named.items()})
+                p.zadd(self.key(table, "time"), {k: _time_of(r) for k, r in named.items()})
             if states:
                 p.hset(self.key("states"), mapping=dict(states))
             p.execute()
-        for t, new in rows.items():
-            self.done[t] += len(new)
+        for table, new in rows.items():
+            self.done[table] += len(new)
 
-    def close(self):
-        self.redis.close()
+    def _named(self, table: str, new: Sequence[tuple]) -> dict[str, tuple]:
+        "Rows under the names that this writer gives them: the same ones when it tries again."
+        first = self.done[table]
+        return {f"{k:012d}:{self.client}": row for k, row in enumerate(new, first)}
 
-# %% ../../nbs/learning/24b_shelves.ipynb #b6fc7226
-class _RedisReading(_RedisShelf):
-    "How rows in Redis are found again and forgotten."
+    def _names(self, table: str, since_s: float | str, until_s: float) -> list[str]:
+        "Names of the rows in a span of time, in order of time."
+        return self.redis.zrange(self.key(table, "time"), since_s, f"({until_s}", byscore=True)
 
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
-        names = self.redis.zrange(self.key(table, "time"), since_s, f"({until_s}", byscore=True)
+        names = self._names(table, since_s, until_s)
         if not names:
             return []
-        found = (tuple(json.loads(x)) for x in self.redis.hmget(self.key(table), names) if x)
-        good = [r for r in found if matches(r, table, equal)]
-        return good[:limit] if limit >= 0 else good
+        texts = self.redis.hmget(self.key(table), names)
+        rows = [tuple(json.loads(text)) for text in texts if text]
+        found = [row for row in rows if matches(row, table, equal)]
+        return found[:limit] if limit >= 0 else found
 
     def state(self, name):
         return self.redis.hget(self.key("states"), name)
 
     def drop(self, before_s):
         gone = 0
-        for t in TABLES:
-            names = self.redis.zrange(self.key(t, "time"), "-inf", f"({before_s}", byscore=True)
+        for table in TABLES:
+            names = self._names(table, "-inf", before_s)
             if not names:
                 continue
             with self.redis.pipeline(transaction=True) as p:
-                p.hdel(self.key(t), *names)
-                p.zrem(self.key(t, "time"), *names)
+                p.hdel(self.key(table), *names)
+                p.zrem(self.key(table, "time"), *names)
                 p.execute()
             gone += len(names)
         return gone
@@ -423,13 +446,16 @@ class _RedisReading(_RedisShelf):
     def facts(self):
         return dict(kind="redis", place=self.prefix, bytes=None, set_aside=[])
 
+    def close(self):
+        self.redis.close()
+
 # %% ../../nbs/learning/24b_shelves.ipynb #a671cdb8
 def open_shelf(
     where: str | Path | None,  # path of a file, redis://..., unix://..., or None
 ) -> Shelf:
-    "The shelf that is meant."
+    "The shelf that is meant. FileNotFoundError where the folder of a file is missing."
     if where is None:
         return MemoryShelf()
     if str(where).startswith(("redis://", "rediss://", "unix://")):
-        return _RedisReading(str(where))
+        return _RedisShelf(str(where))
     return SqliteShelf(where)
