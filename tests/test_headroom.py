@@ -183,6 +183,6 @@ def test_thin_news_judges_nobody():
             if t % gap_s == 0:
                 rooms.answer(0, t - 8.0, float(t), 300)
             rooms.tick(float(t), [None], [1])
-        return rooms.gate.settled
+        return rooms.gate.books.settled
 
     assert settled(40) == 0 < settled(2)
