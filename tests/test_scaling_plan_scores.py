@@ -9,7 +9,7 @@ from arcpoint_ce.learning.plan_scores import (
     _plan_scores,
     _surging,
     _warning_scores,
-    starts,
+    _starts,
 )
 
 
@@ -20,7 +20,7 @@ def flags(n, *on):
 
 
 def test_spells_begin_where_they_begin():
-    assert starts(flags(8, 0, 1, 4, 7)).tolist() == [0, 4, 7]
+    assert _starts(flags(8, 0, 1, 4, 7)).tolist() == [0, 4, 7]
 
 
 def test_a_warning_in_time_early_late_and_false():
