@@ -7,9 +7,9 @@ from arcpoint_ce.learning.plan_scores import (
     _breach_trial,
     _chance_scores,
     _plan_scores,
+    _starts,
     _surging,
     _warning_scores,
-    _starts,
 )
 
 
