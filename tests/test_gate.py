@@ -145,12 +145,12 @@ def test_promises_without_truth_are_dropped_and_memory_is_bounded():
     gate = Gate(GateConfig(pending=10, keep=3))
     for t in range(50):
         gate.promise("a", t, t + 20.0, 4.0, 12.0, SIZE)
-    assert gate.status()["backends"]["a"]["waiting"] == 10 and gate.dropped == 40
+    assert gate.status()["backends"]["a"]["waiting"] == 10 and gate.books.dropped == 40
     gate.mature("a", 500.0, 12.0)
-    assert gate.dropped == 50 and gate.settled == 0 and gate.evidence("a") == 0.0
+    assert gate.books.dropped == 50 and gate.books.settled == 0 and gate.evidence("a") == 0.0
     for t in range(2000):
         gate.mature("a", 500.0 + t, 12.0)
-    assert len(gate._lanes["a"].truths) < 30
+    assert len(gate.books.lanes["a"].truths) < 30
     loud, _ = fleet("shuffled", 0, config=GateConfig(keep=3))
     assert len(loud.events) == 3
 
@@ -201,13 +201,13 @@ def test_what_is_no_number_settles_nothing():
     gate = Gate(GateConfig(slack_s=0.0))
     for said, plain in ((nan, 4.0), (4.0, inf), (-inf, nan)):
         gate.promise("a", 0.0, 5.0, said, plain, SIZE)
-    assert gate.dropped == 3 and gate.status()["backends"]["a"]["waiting"] == 0
+    assert gate.books.dropped == 3 and gate.status()["backends"]["a"]["waiting"] == 0
     gate.promise("a", 0.0, 5.0, 4.0, 12.0, SIZE)
     for truth in (nan, inf, -inf):
         gate.mature("a", 5.0, truth)
-    assert gate.settled == 0 and gate.status()["backends"]["a"]["waiting"] == 1
+    assert gate.books.settled == 0 and gate.status()["backends"]["a"]["waiting"] == 1
     gate.mature("a", 5.0, 4.0)
-    assert gate.settled == gate.counted == 1
+    assert gate.books.settled == gate.books.counted == 1
 
 
 def test_numbers_beyond_all_measure_do_no_more_than_one_error():
@@ -215,7 +215,7 @@ def test_numbers_beyond_all_measure_do_no_more_than_one_error():
     for t in range(30):
         gate.promise("a", t, t, 1e308 * (-1) ** t, -1e308 * (-1) ** t, 1e-300)
         gate.mature("a", float(t), 1e308 * (-1) ** (t // 2))
-    assert isfinite(gate.evidence("a")) and 0 <= gate.trust("a") <= 1 and gate.counted == 30
+    assert isfinite(gate.evidence("a")) and 0 <= gate.trust("a") <= 1 and gate.books.counted == 30
     for said, plain, truth in ((1e308, -1e308, 0.0), (-1e308, 1e308, 1e308), (0.0, 0.0, -1e308)):
         for false_shed in (0.0, 1.0):
             assert all(

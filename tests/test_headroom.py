@@ -15,8 +15,8 @@ from arcpoint_ce.learning.headroom import (
     Response,
     RoomModel,
     Rooms,
+    _clocks,
     _fit_response,
-    clocks,
     learn_rooms,
     untaught,
 )
@@ -139,7 +139,7 @@ def test_learning_is_the_same_whatever_the_names_and_finds_the_clock():
 
 def test_noise_has_no_clock():
     rng = np.random.default_rng(3)
-    assert sum(bool(clocks(rng.normal(0, 1, 360), 3)) for _ in range(40)) <= 2
+    assert sum(bool(_clocks(rng.normal(0, 1, 360), 3)) for _ in range(40)) <= 2
 
 
 def test_nothing_to_learn_from():
@@ -183,6 +183,6 @@ def test_thin_news_judges_nobody():
             if t % gap_s == 0:
                 rooms.answer(0, t - 8.0, float(t), 300)
             rooms.tick(float(t), [None], [1])
-        return rooms.gate.settled
+        return rooms.gate.books.settled
 
     assert settled(40) == 0 < settled(2)

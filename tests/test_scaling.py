@@ -317,8 +317,8 @@ def test_tuning_takes_the_cheapest_setting_at_equal_misses(world, monkeypatch):
     def paid(world, how, fill, dwell_s):
         return dict(replicas=1 / fill)
 
-    monkeypatch.setattr(scaling, "scaled_run", run)
-    monkeypatch.setattr(scaling, "bill", paid)
+    monkeypatch.setattr(scaling, "_scaled_run", run)
+    monkeypatch.setattr(scaling, "_bill", paid)
     best = _ScalerTuning([world], "reactive", 0.002).best()
     assert best["dwell_s"] == 30.0 and 0.9 < best["fill"] <= 1.0
 

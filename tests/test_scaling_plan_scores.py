@@ -7,9 +7,9 @@ from arcpoint_ce.learning.plan_scores import (
     _breach_trial,
     _chance_scores,
     _plan_scores,
+    _starts,
     _surging,
     _warning_scores,
-    starts,
 )
 
 
@@ -20,7 +20,7 @@ def flags(n, *on):
 
 
 def test_spells_begin_where_they_begin():
-    assert starts(flags(8, 0, 1, 4, 7)).tolist() == [0, 4, 7]
+    assert _starts(flags(8, 0, 1, 4, 7)).tolist() == [0, 4, 7]
 
 
 def test_a_warning_in_time_early_late_and_false():

@@ -70,20 +70,21 @@ def _flatten_tree(
 # %% ../../nbs/learning/20_forest.ipynb #7a3d8d6e
 def _flatten_forest(
     forest,  # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
-) -> dict:  # root (n_trees + 1,) and the arrays of `flatten_tree`, (n_nodes,)
+) -> dict:  # root (n_trees + 1,) and the arrays of `_flatten_tree`, (n_nodes,)
     "All trees behind one another; tree k occupies nodes root[k] to root[k + 1]."
     trees = [e.tree_ for e in forest.estimators_]
-    chosen = getattr(forest, "estimators_features_", [None] * len(trees))
-    root = np.cumsum([0] + [t.node_count for t in trees])
+    root = np.cumsum([0] + [tree.node_count for tree in trees])
     if root[-1] >= 2**31:
         raise ValueError(f"{root[-1]} nodes are too many: use fewer or smaller trees")
-    parts = [
-        _flatten_tree(t, b, None if t.n_features == forest.n_features_in_ else c)
-        for t, b, c in zip(trees, root, chosen)
-    ]
-    return {"root": root.astype(np.uint32)} | {
-        k: np.concatenate([p[k] for p in parts]) for k in parts[0]
-    }
+    chosen = getattr(forest, "estimators_features_", [None] * len(trees))
+    parts = []
+    for tree, base, columns in zip(trees, root, chosen):
+        every_column = tree.n_features == forest.n_features_in_
+        parts.append(_flatten_tree(tree, base, None if every_column else columns))
+    out = {"root": root.astype(np.uint32)}
+    for key in parts[0]:
+        out[key] = np.concatenate([part[key] for part in parts])
+    return out
 
 # %% ../../nbs/learning/20_forest.ipynb #f3cc1f57
 _LANES = 20  # trees walked in lockstep
@@ -205,15 +206,16 @@ def _node_values(
     path: bool,  # path lengths instead of means
 ) -> np.ndarray:  # float64 (n_nodes,)
     "scikit-learn's own value of every node, in the order of the layout."
-    trees = [e.tree_ for e in forest.estimators_]
-    own = [
-        t.compute_node_depths() + _mean_path(t.n_node_samples) - 1.0 if path else t.value[:, 0, 0]
-        for t in trees
-    ]
-    cuts = np.cumsum([t.node_count for t in trees])[:-1]
-    return np.concatenate([v[ids] for v, ids in zip(own, np.split(node_id, cuts))]).astype(
-        np.float64
-    )
+    out, first = [], 0
+    for estimator in forest.estimators_:
+        tree = estimator.tree_
+        if path:
+            own = tree.compute_node_depths() + _mean_path(tree.n_node_samples) - 1.0
+        else:
+            own = tree.value[:, 0, 0]
+        out.append(own[node_id[first : first + tree.node_count]])
+        first += tree.node_count
+    return np.concatenate(out).astype(np.float64)
 
 # %% ../../nbs/learning/20_forest.ipynb #b7e21bf5
 def _leaf_medians(
@@ -224,12 +226,14 @@ def _leaf_medians(
 ) -> np.ndarray:  # median per node, float64 (n_nodes,); NaN where no row came by
     "Median target per leaf: the two middle rows, averaged."
     value = np.full(n_nodes, np.nan)
-    for k in range(leaves.shape[1]):
-        rows = slice(None) if samples is None else samples[k]
-        order = np.lexsort((y[rows], leaves[rows, k]))
-        node, ys = leaves[rows, k][order], y[rows][order]
+    for tree in range(leaves.shape[1]):
+        rows = slice(None) if samples is None else samples[tree]
+        node, target = leaves[rows, tree], y[rows]
+        order = np.lexsort((target, node))
+        node, target = node[order], target[order]
         ids, start, n = np.unique(node, return_index=True, return_counts=True)
-        value[ids] = (ys[start + (n - 1) // 2] + ys[start + n // 2]) / 2.0
+        lower, upper = start + (n - 1) // 2, start + n // 2
+        value[ids] = (target[lower] + target[upper]) / 2.0
     return value
 
 # %% ../../nbs/learning/20_forest.ipynb #bd666595
@@ -237,7 +241,18 @@ class ArtefactError(ValueError):
     "A stored model that must not be used: missing, damaged, tampered with or of another kind."
 
 
-def _replace(path: Path, blob: bytes):
+def data_sha256(
+    *arrays,  # arrays of numbers
+) -> str:  # hex digest of dtypes, shapes and bytes
+    "Names the data that a model was trained on."
+    digest = sha256()
+    for array in map(np.ascontiguousarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+# %% ../../nbs/learning/20_forest.ipynb #04410aa3
+def _write_whole(path: Path, blob: bytes):
     "Write a file so that it appears whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -254,15 +269,6 @@ def _digest(manifest: dict) -> str:
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def data_sha256(*arrays) -> str:  # arrays of numbers -> hex digest of dtypes, shapes and bytes
-    "Names the data that a model was trained on."
-    h = sha256()
-    for a in map(np.ascontiguousarray, arrays):
-        h.update(f"{a.dtype}{a.shape}".encode())
-        h.update(a.tobytes())
-    return h.hexdigest()
-
-# %% ../../nbs/learning/20_forest.ipynb #04410aa3
 def save_artefact(
     path,  # folder and name without suffix; `<path>.npz` and `<path>.json` are written
     arrays: dict,  # name -> array of numbers, booleans or fixed-width text
@@ -270,15 +276,15 @@ def save_artefact(
 ):
     """Store arrays without pickle, with a manifest that names and seals them.
 
-    ArtefactError on objects.
+    ArtefactError on arrays of Python objects and on a manifest without format or version.
     """
-    for k in ("format", "version"):
-        if k not in manifest:
-            raise ArtefactError(f"the manifest needs {k!r}")
-    arrays = {k: np.asarray(v) for k, v in arrays.items()}
-    for k, a in arrays.items():
-        if a.dtype.hasobject:
-            raise ArtefactError(f"array {k!r} holds Python objects: store numbers instead")
+    for key in ("format", "version"):
+        if key not in manifest:
+            raise ArtefactError(f"the manifest needs {key!r}")
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ArtefactError(f"array {name!r} holds Python objects: store numbers instead")
     buffer = BytesIO()
     np.savez(buffer, **arrays)
     blob = buffer.getvalue()
@@ -291,11 +297,11 @@ def save_artefact(
     }
     manifest["manifest_sha256"] = _digest(manifest)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-    _replace(Path(f"{path}.npz"), blob)
-    _replace(Path(f"{path}.json"), text.encode())
+    _write_whole(Path(f"{path}.npz"), blob)
+    _write_whole(Path(f"{path}.json"), text.encode())
 
-# %% ../../nbs/learning/20_forest.ipynb #9fe15d7a
-def _arrays(
+# %% ../../nbs/learning/20_forest.ipynb #166ddaa0
+def _arrays_from(
     blob: bytes,  # an npz file
     wanted: dict,  # name -> (dtype, number of dimensions)
 ) -> dict:  # name -> array
@@ -315,7 +321,18 @@ def _arrays(
             )
     return arrays
 
-# %% ../../nbs/learning/20_forest.ipynb #166ddaa0
+
+def _check_manifest(manifest, schema: dict):
+    "ArtefactError unless the manifest is of this kind and sealed."
+    if not isinstance(manifest, dict):
+        raise ArtefactError("the manifest is no JSON object")
+    for key in ("format", "version"):
+        if manifest.get(key) != schema[key]:
+            raise ArtefactError(f"{key} is {manifest.get(key)!r}, expected {schema[key]!r}")
+    if manifest.get("manifest_sha256") != _digest(manifest):
+        raise ArtefactError("the manifest was changed after it was saved")
+
+
 def load_artefact(
     path,  # as given to `save_artefact`
     schema: dict,  # "format", "version", and "arrays": name -> (dtype, number of dimensions)
@@ -326,17 +343,11 @@ def load_artefact(
     """
     try:
         manifest = json.loads(Path(f"{path}.json").read_bytes())
-        if not isinstance(manifest, dict):
-            raise ArtefactError("the manifest is no JSON object")
-        for k in ("format", "version"):
-            if manifest.get(k) != schema[k]:
-                raise ArtefactError(f"{k} is {manifest.get(k)!r}, expected {schema[k]!r}")
-        if manifest.get("manifest_sha256") != _digest(manifest):
-            raise ArtefactError("the manifest was changed after it was saved")
+        _check_manifest(manifest, schema)
         blob = Path(f"{path}.npz").read_bytes()
         if sha256(blob).hexdigest() != manifest.get("npz_sha256"):
             raise ArtefactError("the npz is not the one that the manifest names")
-        return _arrays(blob, schema["arrays"]), manifest
+        return _arrays_from(blob, schema["arrays"]), manifest
     except FileNotFoundError as e:
         raise ArtefactError(f"{e.filename} is missing: save the model first") from e
     except Exception as e:
@@ -357,53 +368,52 @@ FOREST_SCHEMA = {
 }
 
 
+def _must(ok: bool, what: str):
+    "ArtefactError unless `ok`."
+    if not ok:
+        raise ArtefactError(f"not a forest: {what}")
+
+
+def _check_arrays(arrays: dict, n_features: int):
+    "Kinds, lengths and ranges."
+    for name, (dtype, ndim) in FOREST_SCHEMA["arrays"].items():
+        array = arrays.get(name)
+        fits = array is not None and array.dtype == dtype and array.ndim == ndim
+        _must(fits, f"{name} must be {dtype} in {ndim} dimension")
+    root, n = arrays["root"].astype(np.int64), arrays["left"].size
+    sizes = {arrays[name].size for name in ("threshold", "feature", "node_id", "value")}
+    _must(sizes == {n}, "arrays differ in length")
+    whole = root.size > 1 and root[0] == 0 and root[-1] == n
+    _must(whole and (np.diff(root) > 0).all(), "roots out of order")
+    in_range = n_features > 0 and (arrays["feature"] < 2 * n_features).all()
+    _must(in_range, f"a feature beyond the {n_features} columns")
+
+
+def _check_trees(root: np.ndarray, left: np.ndarray):  # int64
+    "Every node is a root or the child of one parent, of the same tree and further up."
+    here = np.arange(left.size)
+    inner = left != here
+    child = np.concatenate([left[inner], left[inner] + 1])
+    _must((left >= here).all(), "a child before its parent")
+    once = np.array_equal(np.sort(np.concatenate([root[:-1], child])), here)
+    _must(once, "a node without exactly one parent")
+    tree = np.repeat(np.arange(root.size - 1), np.diff(root))
+    _must((tree[child] == np.tile(tree[inner], 2)).all(), "a child in another tree")
+
+
 def _check_forest(
     arrays: dict,  # as in FOREST_SCHEMA
     n_features: int,  # columns of the data
 ):
     "ArtefactError unless walking these arrays is safe: indices in range, trees without cycles."
-
-    def must(ok, what):
-        if not ok:
-            raise ArtefactError(f"not a forest: {what}")
-
-    for k, (dtype, ndim) in FOREST_SCHEMA["arrays"].items():
-        must(
-            k in arrays and arrays[k].dtype == dtype and arrays[k].ndim == ndim,
-            f"{k} must be {dtype} in {ndim} dimension",
-        )
-    root, left = (arrays[k].astype(np.int64) for k in ("root", "left"))
-    n = left.size
-    must(
-        all(arrays[k].size == n for k in ("threshold", "feature", "node_id", "value")),
-        "arrays differ in length",
-    )
-    must(
-        root.size > 1 and root[0] == 0 and root[-1] == n and (np.diff(root) > 0).all(),
-        "roots out of order",
-    )
-    must(
-        n_features > 0 and (arrays["feature"] < 2 * n_features).all(),
-        f"a feature beyond the {n_features} columns",
-    )
-    here = np.arange(n)
-    inner = left != here
-    child = np.concatenate([left[inner], left[inner] + 1])
-    must((left >= here).all(), "a child before its parent")
-    must(
-        np.array_equal(np.sort(np.concatenate([root[:-1], child])), here),
-        "a node without exactly one parent",
-    )
-    tree = np.repeat(np.arange(root.size - 1), np.diff(root))
-    must((tree[child] == np.tile(tree[inner], 2)).all(), "a child in another tree")
-    must(
-        (arrays["threshold"][~inner] == np.inf).all() and (arrays["feature"][~inner] == 1).all(),
-        "a leaf that does not hold",
-    )
-    must(
-        not np.isnan(arrays["threshold"]).any() and np.isfinite(arrays["value"]).all(),
-        "thresholds or values are NaN",
-    )
+    _check_arrays(arrays, n_features)
+    left = arrays["left"].astype(np.int64)
+    _check_trees(arrays["root"].astype(np.int64), left)
+    leaf = left == np.arange(left.size)
+    endless = (arrays["threshold"][leaf] == np.inf).all()
+    _must(endless and (arrays["feature"][leaf] == 1).all(), "a leaf that does not hold")
+    numbers = np.isfinite(arrays["value"]).all() and not np.isnan(arrays["threshold"]).any()
+    _must(numbers, "thresholds or values are NaN")
 
 # %% ../../nbs/learning/20_forest.ipynb #5f90d21f
 def _block_depths(
@@ -412,7 +422,9 @@ def _block_depths(
 ) -> np.ndarray:  # uint32, steps to the deepest leaf in each block of LANES trees
     "How many steps the walk needs, per block of trees walked in lockstep."
     depth = np.zeros(-(-(root.size - 1) // _LANES), np.uint32)
-    at, block, level = root[:-1].astype(np.int64), np.arange(root.size - 1) // _LANES, 0
+    at = root[:-1].astype(np.int64)
+    block = np.arange(root.size - 1) // _LANES
+    level = 0
     while True:
         inner = left[at] != at
         if not inner.any():
@@ -420,31 +432,29 @@ def _block_depths(
         level += 1
         depth[block[inner]] = level
         child = left[at[inner]].astype(np.int64)
-        at, block = np.concatenate([child, child + 1]), np.tile(block[inner], 2)
+        at = np.concatenate([child, child + 1])
+        block = np.tile(block[inner], 2)
 
 # %% ../../nbs/learning/20_forest.ipynb #3af70721
 def _read_forest(
     forest,  # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
-) -> tuple[dict, dict]:  # arrays as in FOREST_SCHEMA, and the other arguments of `ForestArrays`
+) -> tuple[dict, dict]:  # arrays as in FOREST_SCHEMA, and the other arguments of `CompiledForest`
     "Copy a forest out of scikit-learn. ValueError on other models and on several outputs."
     from sklearn.ensemble import ExtraTreesRegressor, IsolationForest, RandomForestRegressor
 
+    kind = type(forest).__name__
     path = isinstance(forest, IsolationForest)
     if not path and not isinstance(forest, (RandomForestRegressor, ExtraTreesRegressor)):
-        raise ValueError(
-            f"cannot compile a {type(forest).__name__}: give a forest regressor or an IsolationForest"
-        )
+        raise ValueError(f"cannot compile a {kind}: give a forest regressor or an IsolationForest")
     if not hasattr(forest, "estimators_"):
-        raise ValueError(f"this {type(forest).__name__} is not fitted: call fit first")
+        raise ValueError(f"this {kind} is not fitted: call fit first")
     if not path and forest.n_outputs_ != 1:
         raise ValueError(f"the forest has {forest.n_outputs_} outputs: fit one each")
     arrays = _flatten_forest(forest)
     arrays["value"] = _node_values(forest, arrays["node_id"], path)
-    norm = (
-        len(forest.estimators_) * float(_mean_path(np.array([forest.max_samples_]))[0])
-        if path
-        else 0.0
-    )
+    norm = 0.0
+    if path:
+        norm = len(forest.estimators_) * float(_mean_path(np.array([forest.max_samples_]))[0])
     names = getattr(forest, "feature_names_in_", None)
     return arrays, {
         "n_features": int(forest.n_features_in_),
@@ -452,57 +462,6 @@ def _read_forest(
         "norm": norm,
         "feature_names": None if names is None else [str(k) for k in names],
     }
-
-# %% ../../nbs/learning/20_forest.ipynb #6b0a74b6
-class _ForestArrays:
-    "A forest as checked plain arrays. It does not change afterwards, so threads may share it."
-
-    def __init__(
-        self,
-        arrays: dict,  # as in FOREST_SCHEMA
-        n_features: int,  # columns of the data
-        leaf: str = "mean",  # what a leaf holds: "mean", "median" or "path"
-        norm: float = 0.0,  # for "path": the total path length that scores -0.5
-        feature_names=None,  # names of the columns, a list of str; None: not known
-    ):
-        "ArtefactError where the arrays or the facts about them do not fit together."
-        if leaf not in ("mean", "median", "path"):
-            raise ArtefactError(f"leaf must be mean, median or path, got {leaf!r}")
-        if type(n_features) is not int:
-            raise ArtefactError(f"n_features must be an int, got {n_features!r}")
-        if feature_names is not None and len(feature_names) != n_features:
-            raise ArtefactError(f"{len(feature_names)} names for {n_features} features")
-        _check_forest(arrays, n_features)
-        self.n_features, self.leaf, self.norm, self.feature_names = (
-            n_features,
-            leaf,
-            float(norm),
-            feature_names,
-        )
-        self.n_trees = arrays["root"].size - 1
-        a = self._arrays = {k: np.array(arrays[k]) for k in FOREST_SCHEMA["arrays"]}
-        self._shape = (
-            a["root"],
-            _block_depths(a["root"], a["left"]),
-            a["feature"],
-            a["threshold"],
-            a["left"],
-        )
-        self._sum = (
-            leaf != "path",
-            1.0 if leaf == "path" else float(self.n_trees),
-            *self._shape,
-            a["value"],
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.n_trees} trees, {self._arrays['left'].size} nodes, {self.n_features} features, leaf={self.leaf!r})"
-
-    def arrays(self) -> dict:  # copies, as in FOREST_SCHEMA
-        return {k: a.copy() for k, a in self._arrays.items()}
-
-    def facts(self) -> dict:  # the other arguments of `__init__`, as JSON values
-        return {k: getattr(self, k) for k in ("n_features", "leaf", "norm", "feature_names")}
 
 # %% ../../nbs/learning/20_forest.ipynb #5d57d708
 def _as_rows(
@@ -522,60 +481,19 @@ def _as_rows(
     return X
 
 
-# rows, the row that the kernel refused, names of the columns
-def _refuse_row(X, i: int, names=None):
-    "Raise the ValueError that names the first infinite value in row `i`."
+def _refuse_row(
+    X: np.ndarray,
+    row: int,  # the one that the kernel refused
+    names=None,  # of the columns
+):
+    "Raise the ValueError that names the first infinite value of a row."
     with np.errstate(over="ignore"):
-        j = int(np.isinf(X[i].astype(np.float32)).argmax())
+        column = int(np.isinf(X[row].astype(np.float32)).argmax())
+    name = names[column] if names else column
     raise ValueError(
-        f"row {i}, feature {names[j] if names else j}: {X[i, j]} is infinite or too large for float32; "
+        f"row {row}, feature {name}: {X[row, column]} is infinite or too large for float32; "
         "give NaN where it is missing"
     )
-
-# %% ../../nbs/learning/20_forest.ipynb #a8564e8d
-class _ForestWalk(_ForestArrays):
-    "A forest that answers. Every method takes rows (n, n_features); ValueError on infinite values."
-
-    def leaves(self, X) -> np.ndarray:  # rows -> leaf in the layout, int64 (n, n_trees)
-        X = _as_rows(X, self.n_features, self.feature_names)
-        out = np.empty((len(X), self.n_trees), np.int64)
-        bad = _find_leaves(X, out, self._sum[0], *self._shape)
-        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
-
-    def apply(self, X) -> np.ndarray:  # rows -> leaf as scikit-learn numbers it, int64 (n, n_trees)
-        return self._arrays["node_id"][self.leaves(X)].astype(np.int64)
-
-    # rows, and float64 (n,) in C order, which is written and returned
-    def predict_into(self, X, out):
-        X = _as_rows(X, self.n_features, self.feature_names)
-        if (
-            type(out) is not np.ndarray
-            or out.dtype != np.float64
-            or out.shape != X.shape[:1]
-            or not out.flags.carray
-        ):
-            raise ValueError(f"out must be a writeable float64 array of shape ({len(X)},)")
-        bad = _sum_leaves(X, out, *self._sum)
-        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
-
-    def predict(self, X) -> np.ndarray:  # rows -> float64 (n,); for "path" the total path length
-        X = _as_rows(X, self.n_features, self.feature_names)
-        out = np.empty(len(X))
-        bad = _sum_leaves(X, out, *self._sum)
-        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
-
-    def predict_one(self, row) -> float:  # one row (n_features,), None or NaN for missing
-        return float(self.predict(np.array(row, np.float64, ndmin=2))[0])
-
-    # rows -> float64 (n,), -1 (abnormal) .. 0, as IsolationForest
-    def score_samples(self, X) -> np.ndarray:
-        "ValueError where the leaves hold no path lengths."
-        if self.leaf != "path":
-            raise ValueError(
-                f"score_samples needs an IsolationForest; these leaves hold a {self.leaf}"
-            )
-        paths = self.predict(X)
-        return -(2 ** -np.divide(paths, self.norm, out=np.ones_like(paths), where=self.norm != 0))
 
 # %% ../../nbs/learning/20_forest.ipynb #84ddc0a3
 def training_medians(
@@ -584,7 +502,7 @@ def training_medians(
     y,  # their targets, (n_rows,)
     samples=None,  # per tree the rows to use; None: all
 ) -> np.ndarray:  # float64 (n_nodes,), the old value in inner nodes
-    """Values of a forest of leaf medians.
+    """Values of a forest of leaf medians, in the units of `y`.
 
     ValueError on unusable targets and on leaves without a row.
     """
@@ -607,8 +525,45 @@ def training_medians(
     return np.where(inner, arrays["value"], value)
 
 # %% ../../nbs/learning/20_forest.ipynb #4c23b4b3
-class CompiledForest(_ForestWalk):
-    "A fitted forest of scikit-learn: bit-identical answers (to n_jobs=1) in microseconds."
+def _check_facts(n_features: int, leaf: str, feature_names):
+    "ArtefactError where the facts about a forest do not fit together."
+    if leaf not in ("mean", "median", "path"):
+        raise ArtefactError(f"leaf must be mean, median or path, got {leaf!r}")
+    if type(n_features) is not int:
+        raise ArtefactError(f"n_features must be an int, got {n_features!r}")
+    if feature_names is not None and len(feature_names) != n_features:
+        raise ArtefactError(f"{len(feature_names)} names for {n_features} features")
+
+
+class CompiledForest:
+    """A fitted forest of scikit-learn: bit-identical answers (to n_jobs=1) in microseconds.
+
+    It does not change afterwards, so threads may share it. Every question takes rows
+    (n, n_features), and raises ValueError on infinite values and on other columns.
+    """
+
+    def __init__(
+        self,
+        arrays: dict,  # as in FOREST_SCHEMA
+        n_features: int,  # columns of the data
+        leaf: str = "mean",  # what a leaf holds: "mean", "median" or "path"
+        norm: float = 0.0,  # for "path": the total path length that scores -0.5
+        feature_names=None,  # names of the columns, a list of str; None: not known
+    ):
+        "ArtefactError where the arrays or the facts about them do not fit together."
+        _check_facts(n_features, leaf, feature_names)
+        _check_forest(arrays, n_features)
+        self.n_features, self.leaf, self.norm = n_features, leaf, float(norm)
+        self.feature_names = feature_names
+        self.n_trees = arrays["root"].size - 1
+        self._arrays = {name: np.array(arrays[name]) for name in FOREST_SCHEMA["arrays"]}
+        root, left = self._arrays["root"], self._arrays["left"]
+        depths = _block_depths(root, left)
+        # the arguments of the kernels, ready to be passed on
+        self._shape = root, depths, self._arrays["feature"], self._arrays["threshold"], left
+        self._finite = leaf != "path"  # an Isolation Forest accepts infinite values
+        scale = float(self.n_trees) if self._finite else 1.0
+        self._sum = self._finite, scale, *self._shape, self._arrays["value"]
 
     @classmethod
     def from_sklearn(
@@ -616,8 +571,8 @@ class CompiledForest(_ForestWalk):
         forest,  # fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
         # or "median" of the training rows; an IsolationForest always holds paths
         leaf: str = "mean",
-        X=None,
-        y=None,  # for medians: the training rows (n, n_features) and targets (n,)
+        X=None,  # for medians: the training rows, (n, n_features)
+        y=None,  # for medians: their targets, (n,)
         samples=None,  # for medians: rows per tree, as forest.estimators_samples_; None: all
     ) -> "CompiledForest":
         "ValueError on other models, unknown `leaf`, or training rows that do not fit."
@@ -631,9 +586,74 @@ class CompiledForest(_ForestWalk):
         value = training_medians(arrays, cls(arrays, **facts).leaves(X), y, samples)
         return cls(arrays | {"value": value}, **facts | {"leaf": "median"})
 
-    # folder and name without suffix; what `data_sha256` said
-    def save(self, path, data_sha256=None):
-        head = {k: FOREST_SCHEMA[k] for k in ("format", "version")}
+    def __repr__(self) -> str:
+        size = f"{self.n_trees} trees, {self._arrays['left'].size} nodes"
+        return f"{type(self).__name__}({size}, {self.n_features} features, leaf={self.leaf!r})"
+
+    def arrays(self) -> dict:
+        "Copies of the arrays, as in FOREST_SCHEMA."
+        return {name: array.copy() for name, array in self._arrays.items()}
+
+    def facts(self) -> dict:
+        "The other arguments of `__init__`, as JSON values."
+        return dict(
+            n_features=self.n_features,
+            leaf=self.leaf,
+            norm=self.norm,
+            feature_names=self.feature_names,
+        )
+
+    def leaves(self, X) -> np.ndarray:  # int64 (n, n_trees)
+        "The leaf of each row in each tree, numbered as in the layout."
+        X = _as_rows(X, self.n_features, self.feature_names)
+        out = np.empty((len(X), self.n_trees), np.int64)
+        bad = _find_leaves(X, out, self._finite, *self._shape)
+        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
+
+    def apply(self, X) -> np.ndarray:  # int64 (n, n_trees)
+        "The leaf of each row in each tree, as scikit-learn numbers it."
+        return self._arrays["node_id"][self.leaves(X)].astype(np.int64)
+
+    def predict_into(
+        self,
+        X,
+        out: np.ndarray,  # float64 (n,) in C order, written and returned
+    ) -> np.ndarray:
+        "As `predict`, without a new array. ValueError where `out` does not fit."
+        X = _as_rows(X, self.n_features, self.feature_names)
+        fits = type(out) is np.ndarray and out.dtype == np.float64 and out.flags.carray
+        if not fits or out.shape != X.shape[:1]:
+            raise ValueError(f"out must be a writeable float64 array of shape ({len(X)},)")
+        bad = _sum_leaves(X, out, *self._sum)
+        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
+
+    def predict(self, X) -> np.ndarray:  # float64 (n,)
+        'Mean over the trees of what stands in the leaves; for "path" the total path length.'
+        X = _as_rows(X, self.n_features, self.feature_names)
+        out = np.empty(len(X))
+        bad = _sum_leaves(X, out, *self._sum)
+        return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
+
+    def predict_one(self, row) -> float:
+        "As `predict`, for one row (n_features,), None or NaN for missing."
+        return float(self.predict(np.array(row, np.float64, ndmin=2))[0])
+
+    def score_samples(self, X) -> np.ndarray:  # float64 (n,), -1 (abnormal) .. 0
+        "As IsolationForest's. ValueError where the leaves hold no path lengths."
+        if self.leaf != "path":
+            raise ValueError(
+                f"score_samples needs an IsolationForest; these leaves hold a {self.leaf}"
+            )
+        paths = self.predict(X)
+        return -(2 ** -np.divide(paths, self.norm, out=np.ones_like(paths), where=self.norm != 0))
+
+    def save(
+        self,
+        path,  # folder and name without suffix
+        data_sha256=None,  # what `data_sha256` said of the training data
+    ):
+        "Store as an artefact: `<path>.npz` and `<path>.json`."
+        head = {key: FOREST_SCHEMA[key] for key in ("format", "version")}
         save_artefact(path, self._arrays, head | self.facts() | {"data_sha256": data_sha256})
 
     @classmethod
@@ -641,9 +661,8 @@ class CompiledForest(_ForestWalk):
         "ArtefactError where the files are missing, changed, of another kind, or no forest."
         arrays, manifest = load_artefact(path, FOREST_SCHEMA)
         try:
-            return cls(
-                arrays, *(manifest[k] for k in ("n_features", "leaf", "norm", "feature_names"))
-            )
+            facts = [manifest[key] for key in ("n_features", "leaf", "norm", "feature_names")]
+            return cls(arrays, *facts)
         except (KeyError, TypeError, ValueError) as e:
             raise ArtefactError(f"{path}: {e}; train and save it again") from e
 
@@ -657,41 +676,49 @@ def _race(
 ) -> tuple[float, float]:  # median time of one call of each, s
     "Time two functions in turns on the same arguments; both are warmed up first."
     spent = [], []
-    for f in (slow, fast):
-        f(blocks[0])
-    for k in range(0, len(blocks), turn):
-        for f, times in zip((slow, fast), spent):
-            for b in blocks[k : k + turn]:
+    for function in (slow, fast):
+        function(blocks[0])
+    for first in range(0, len(blocks), turn):
+        for function, times in zip((slow, fast), spent):
+            for block in blocks[first : first + turn]:
                 start = clock()
-                f(b)
+                function(block)
                 times.append(clock() - start)
     return float(np.median(spent[0])), float(np.median(spent[1]))
 
 # %% ../../nbs/learning/20_forest.ipynb #7a84fdae
+def _made_up_rows(rng, n_rows: int, n_features: int) -> tuple[np.ndarray, np.ndarray]:
+    "Synthetic rows and targets, 2 % of the values missing."
+    X = rng.normal(size=(n_rows, n_features))
+    X[rng.random(X.shape) < 0.02] = np.nan
+    weights = rng.normal(size=n_features)
+    return X, np.nan_to_num(X) @ weights + rng.normal(size=n_rows)
+
+
 def bench_forest(
     sizes=(1, 8, 64),  # rows per question
     repeats: int = 200,  # questions per size, in turns of 50
     n_trees: int = 100,
-    depth: int = 10,  # of the forest
-    n_rows: int = 3000,
-    n_features: int = 24,  # training rows (synthetic) and columns
-    seed: int = 0,
-    clock=perf_counter,  # of data and forest; s
+    depth: int = 10,  # of the trees
+    n_rows: int = 3000,  # of the training data, which is synthetic
+    n_features: int = 24,  # its columns
+    seed: int = 0,  # of data and forest
+    clock=perf_counter,  # s
 ) -> dict:  # per size forest_speedup_<n>, forest_cold_speedup_<n>; forest_max_abs_diff
     "CompiledForest.predict against scikit-learn's predict (n_jobs=1), both timed in this run."
     from sklearn.ensemble import RandomForestRegressor
 
     rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n_rows, n_features))
-    X[rng.random(X.shape) < 0.02] = np.nan
-    y = np.nan_to_num(X) @ rng.normal(size=n_features) + rng.normal(size=n_rows)
-    forest = RandomForestRegressor(
+    X, y = _made_up_rows(rng, n_rows, n_features)
+    plain = RandomForestRegressor(
         n_trees, max_depth=depth, max_features=0.25, random_state=seed, n_jobs=1
     ).fit(X, y)
-    fast, out = CompiledForest.from_sklearn(forest), {}
+    fast = CompiledForest.from_sklearn(plain)
+    out = {}
     for n in sizes:
         blocks = [X[rng.integers(0, n_rows, n)] for _ in range(repeats)]
         for name, turn, asked in (("", 50, blocks), ("cold_", 1, blocks[: repeats // 4])):
-            slow_s, fast_s = _race(forest.predict, fast.predict, asked, turn, clock)
+            slow_s, fast_s = _race(plain.predict, fast.predict, asked, turn, clock)
             out[f"forest_{name}speedup_{n}"] = slow_s / fast_s
-    return out | {"forest_max_abs_diff": float(np.abs(forest.predict(X) - fast.predict(X)).max())}
+    difference = np.abs(plain.predict(X) - fast.predict(X)).max()
+    return out | {"forest_max_abs_diff": float(difference)}

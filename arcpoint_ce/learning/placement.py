@@ -32,14 +32,28 @@ class _Occupancy:
     ) -> np.ndarray:  # (places, steps), >= 0
         "What others will take from now on, step by step; seldom more."
         first = int(now_s // self.step_s)
-        k = first + np.arange(max(int(np.ceil(span_s / self.step_s)), 1))
-        path = [np.array(p)[k % len(p)] for p in self.high]
-        return np.maximum(np.array(path) + shift[:, None], 0.0)
+        steps = max(int(np.ceil(span_s / self.step_s)), 1)
+        index = first + np.arange(steps)
+        path = np.array([np.array(profile)[index % len(profile)] for profile in self.high])
+        return np.maximum(path + shift[:, None], 0.0)
 
     def usual_at(self, now_s: float) -> np.ndarray:  # by place
         "What others usually take at this time."
-        k = int(now_s // self.step_s)
-        return np.array([p[k % len(p)] for p in self.usual])
+        index = int(now_s // self.step_s)
+        return np.array([profile[index % len(profile)] for profile in self.usual])
+
+
+def _profiles(
+    taken: np.ndarray,  # by others at one place, oldest first, (steps,)
+    quantile: float,
+    clocks: bool,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:  # by time of the cycle
+    "Median and high quantile of one place; without a clock the level only."
+    cycle = best_clock(taken, 6) if clocks else 1
+    by_phase = [taken[phase::cycle] for phase in range(cycle)]
+    level = quantile if cycle > 1 else 0.5
+    usual = tuple(float(np.median(x)) for x in by_phase)
+    return usual, tuple(float(np.quantile(x, level)) for x in by_phase)
 
 
 def learn_occupancy(
@@ -48,20 +62,15 @@ def learn_occupancy(
     quantile: float = 0.8,  # of the past cycles at the same time of the clock
     clocks: bool = True,  # False: the level only
 ) -> _Occupancy:
-    "Learn clocks, place by place. ValueError on samples that are none."
+    "Learn clocks, place by place. ValueError on samples that cannot be."
     table = np.asarray(taken, float)
     if table.ndim != 2 or len(table) < 1 or not np.isfinite(table).all():
         raise ValueError("learn_occupancy: taken must be steps by places, finite numbers")
     if not (step_s > 0 and 0 <= quantile <= 1):
         raise ValueError("learn_occupancy: step_s must be positive and quantile within 0..1")
-    usual, high = [], []
-    for x in table.T:
-        cycle = best_clock(x, 6) if clocks else 1
-        by_phase = [x[p::cycle] for p in range(cycle)]
-        usual.append(tuple(float(np.median(v)) for v in by_phase))
-        q = quantile if cycle > 1 else 0.5
-        high.append(tuple(float(np.quantile(v, q)) for v in by_phase))
-    return _Occupancy(tuple(usual), tuple(high), step_s)
+    both = [_profiles(place, quantile, clocks) for place in table.T]
+    usual, high = tuple(u for u, _ in both), tuple(h for _, h in both)
+    return _Occupancy(usual, high, step_s)
 
 # %% ../../nbs/learning/21g_placement.ipynb #ad16aeac
 LEAST = 0.02  # share of its capacity that a place without room still counts as
@@ -80,7 +89,8 @@ class Placer:
 
     def heard(self, now_s: float, taken: np.ndarray):
         "What others take now, by place."
-        self.recent.append((now_s, np.asarray(taken, float) - self.occupancy.usual_at(now_s)))
+        unusual = np.asarray(taken, float) - self.occupancy.usual_at(now_s)
+        self.recent.append((now_s, unusual))
         while self.recent[0][0] < now_s - self.memory_s:
             self.recent.popleft()
 
@@ -95,27 +105,31 @@ class Placer:
         return self.occupancy.ahead(now_s, self.shift(), life_s)
 
     def committed(self, now_s: float, steps: int) -> np.ndarray:  # (places, steps)
-        "What is bound takes, as long as it is expected to stay."
+        "What takes room there because it was bound, as long as it is expected to stay."
         out = np.zeros((len(self.capacity), steps + 1))
         for place, until_s, load in self.bound.values():
-            end = min(max(int(np.ceil((until_s - now_s) / self.occupancy.step_s)), 0), steps)
+            stays = int(np.ceil((until_s - now_s) / self.occupancy.step_s))
+            end = min(max(stays, 0), steps)
             out[place, 0] += load
             out[place, end] -= load
         return np.cumsum(out, 1)[:, :-1]
 
     def room(self, now_s: float, life_s: float) -> np.ndarray:  # > 0 by place
         "What will be left at every place at the worst moment of a life, or on average."
+        capacity = np.array(self.capacity)
         others = self.others(now_s, life_s)
-        left = np.array(self.capacity)[:, None] - others - self.committed(now_s, others.shape[1])
+        ours = self.committed(now_s, others.shape[1])
+        left = capacity[:, None] - others - ours
         worst = left.min(1)
         if (worst <= 0).all():
             worst = np.maximum(left, 0).mean(1)
-        return np.maximum(worst, LEAST * np.array(self.capacity))
+        return np.maximum(worst, LEAST * capacity)
 
     def choose(self, room: np.ndarray, draw: tuple[float, float]) -> int:
         "Two candidates drawn in proportion to their room; the one with more of it."
         edges = np.cumsum(room) / room.sum()
-        first, second = (min(int(np.searchsorted(edges, u)), len(room) - 1) for u in draw)
+        places = [int(np.searchsorted(edges, number)) for number in draw]
+        first, second = (min(place, len(room) - 1) for place in places)
         return first if room[first] >= room[second] else second
 
     def bind(

@@ -42,15 +42,16 @@ class _Arrivals:
         "Expected requests of each kind from time 0 on."
         table, sums = self._tables
         cycles, rest_s = divmod(t_s, self.cycle_s)
-        k = rest_s / self.step_s
-        low = min(int(k), len(table) - 1)
-        return cycles * sums[-1] + sums[low] + (k - low) * table[low]
+        steps = rest_s / self.step_s
+        whole = min(int(steps), len(table) - 1)
+        return cycles * sums[-1] + sums[whole] + (steps - whole) * table[whole]
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
         "The means, and their sums from the start of the cycle on."
         table = np.array(self.mean)
-        return table, np.vstack([np.zeros(table.shape[1]), np.cumsum(table, 0)])
+        nothing = np.zeros(table.shape[1])
+        return table, np.vstack([nothing, np.cumsum(table, 0)])
 
 
 def _rest_error(arrivals: _Arrivals, total: np.ndarray, span: int) -> float:
@@ -59,19 +60,17 @@ def _rest_error(arrivals: _Arrivals, total: np.ndarray, span: int) -> float:
     came, said = np.r_[0.0, np.cumsum(total)], np.r_[0.0, np.cumsum(expected)]
     now = np.arange(span, len(total))
     end = np.minimum((now // span + 1) * span, len(total))
-    m = arrivals.memory
-    recent = (came[now] - came[now - m]) / np.maximum(said[now] - said[now - m], 1e-9)
-    level = np.clip(recent, *LEVELS) if m else 1.0
-    return float(np.abs((said[end] - said[now]) * level - (came[end] - came[now])).mean())
+    level = 1.0
+    if arrivals.memory:
+        since = now - arrivals.memory
+        recent = (came[now] - came[since]) / np.maximum(said[now] - said[since], 1e-9)
+        level = np.clip(recent, *LEVELS)
+    error = (said[end] - said[now]) * level - (came[end] - came[now])
+    return float(np.abs(error).mean())
 
 
-def learn_arrivals(
-    counts: np.ndarray,  # requests by step and kind, oldest first, from time 0 on, (steps, kinds)
-    step_s: float,  # length of a step, s
-    period_s: float,  # the quota is renewed after this, s
-    clocks: bool = True,  # False: the mean only
-) -> _Arrivals:
-    "Learn what is to come. ValueError on counts that are none, or on less than one period."
+def _checked_table(counts: np.ndarray, step_s: float, period_s: float) -> np.ndarray:
+    "Counts as an array, steps by kinds. ValueError on what cannot be learned from."
     table = np.asarray(counts, float)
     if table.ndim != 2 or not (np.isfinite(table) & (table >= 0)).all():
         raise ValueError("learn_arrivals: counts must be steps by kinds, numbers of 0 or more")
@@ -82,15 +81,25 @@ def learn_arrivals(
     span = round(period_s / step_s)
     if len(table) < span:
         raise ValueError(f"learn_arrivals: {len(table)} steps are less than one period of {span}")
+    return table
+
+
+def learn_arrivals(
+    counts: np.ndarray,  # requests by step and kind, oldest first, from time 0 on, (steps, kinds)
+    step_s: float,  # length of a step, s
+    period_s: float,  # the quota is renewed after this, s
+    clocks: bool = True,  # False: the mean only
+) -> _Arrivals:
+    "Learn what is to come. ValueError on values that are no counts, or on less than one period."
+    table = _checked_table(counts, step_s, period_s)
+    span = round(period_s / step_s)
     total = table.sum(1)
     cycle = best_clock(total, max(span // 2, 1)) if clocks else 1
-    mean = [tuple(table[p::cycle].mean(0).tolist()) for p in range(cycle)]
-    tried = [
-        _Arrivals(tuple(mean), step_s, m) for m in _MEMORIES if m <= span and len(table) > span
-    ]
-    return min(
-        tried, key=lambda a: _rest_error(a, total, span), default=_Arrivals(tuple(mean), step_s)
-    )
+    mean = tuple(tuple(table[phase::cycle].mean(0).tolist()) for phase in range(cycle))
+    if len(table) <= span:
+        return _Arrivals(mean, step_s)  # one period cannot say which memory helps
+    tried = [_Arrivals(mean, step_s, memory) for memory in _MEMORIES if memory <= span]
+    return min(tried, key=lambda arrivals: _rest_error(arrivals, total, span))
 
 # %% ../../nbs/learning/21f_quota.ipynb #035b9ccf
 class _Level:
@@ -99,7 +108,8 @@ class _Level:
     def __init__(self, arrivals: _Arrivals):
         self.arrivals = arrivals
         self.came: deque[float] = deque(maxlen=max(arrivals.memory, 1))  # requests in closed steps
-        self.step, self.count = None, 0.0  # the open step
+        self.step: int | None = None  # number of the open step
+        self.count = 0.0  # requests in it
 
     def heard(self, now_s: float, n: float):
         "So many requests came at about `now_s`."
@@ -116,22 +126,22 @@ class _Level:
             self.step, self.count = step, 0.0
         while self.step < step:
             self.came.append(self.count)
-            self.step, self.count = self.step + 1, 0.0
+            self.step += 1
+            self.count = 0.0
 
     def value(self) -> float:  # 1: as expected
         "The level of the last steps; 1 until they are full."
-        a = self.arrivals
-        if not a.memory or len(self.came) < a.memory:
+        arrivals = self.arrivals
+        if not arrivals.memory or len(self.came) < arrivals.memory:
             return 1.0
-        end_s = self.step * a.step_s
-        expected = float(a.between(end_s - a.memory * a.step_s, end_s).sum())
+        end_s = self.step * arrivals.step_s
+        since_s = end_s - arrivals.memory * arrivals.step_s
+        expected = float(arrivals.between(since_s, end_s).sum())
         return float(np.clip(sum(self.came) / max(expected, 1e-9), *LEVELS))
 
-
+# %% ../../nbs/learning/21f_quota.ipynb #77b9c6f1
 class QuotaPlanner:
-    """Decides request by request whether it shall use a quota that must last to the end of its
-    period.
-    """
+    "Decides for each request whether it uses a quota that must last to the end of its period."
 
     def __init__(
         self,
@@ -141,7 +151,7 @@ class QuotaPlanner:
         period_s: float,  # the quota is renewed at whole multiples of this, s
         reserve: float = 0.1,  # set aside for dearer kinds beyond what is expected, share
     ):
-        "ValueError where kinds do not rise, or amounts are none."
+        "ValueError where savings do not rise by kind, or amounts are negative."
         kinds = len(arrivals.mean[0])
         if len(saves) != kinds or list(saves) != sorted(saves):
             raise ValueError(f"QuotaPlanner: saves must be {kinds} rising values, got {saves!r}")
@@ -149,7 +159,9 @@ class QuotaPlanner:
             raise ValueError("QuotaPlanner: quota and reserve must be 0 or more, period_s positive")
         self.arrivals, self.quota, self.period_s = arrivals, float(quota), float(period_s)
         self.reserve, self.level = reserve, _Level(arrivals)
-        self.left, self.period, self.owed = float(quota), None, np.zeros(kinds)
+        self.left = float(quota)  # units not spent in this period
+        self.period: int | None = None  # number of the running one
+        self.owed = np.zeros(kinds)  # units earned by each kind and not taken
 
     def renew(self, now_s: float):
         "A new period brings a new quota."
@@ -158,8 +170,9 @@ class QuotaPlanner:
             self.period, self.left, self.owed[:] = period, self.quota, 0.0
 
     def shares(self, now_s: float, left: float | None = None) -> np.ndarray:  # 0..1 by kind
-        """The share of each kind that shall use the quota from now on; `left` in place of its own
-        count.
+        """The share of each kind that shall use the quota from now on.
+
+        `left` stands in for its own count of units.
         """
         left = self.left if left is None else left
         end_s = (now_s // self.period_s + 1) * self.period_s

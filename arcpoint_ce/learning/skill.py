@@ -448,7 +448,8 @@ def _measured_backends(table: pd.DataFrame, least: float) -> tuple[pd.DataFrame,
     keep = share[share >= least].index
     if not len(keep):
         raise ValueError(
-            f"no backend has a latency in {least:.0%} of the steps; the fullest has {share.max():.0%}: lower min_coverage"
+            f"no backend has a latency in {least:.0%} of the steps; "
+            f"the fullest has {share.max():.0%}: lower min_coverage"
         )
     return table[table["backend"].isin(keep)], sorted(set(share.index) - set(keep))
 
