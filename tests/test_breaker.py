@@ -84,7 +84,7 @@ class BreakerMachine(RuleBasedStateMachine):
         old, era, until = self.b.state, self.b.era, self.b.until_s
         forced = self.b.forced
         self.log.append((name, args, kw))
-        since, waited = self.b.since_s, self.b.wait_s
+        since, waited = self.b.since_s, self.b.course.backoff.wait_s
         got = getattr(self.b, name)(*args, **kw)
         now = (
             args[0]
@@ -126,7 +126,11 @@ class BreakerMachine(RuleBasedStateMachine):
             and (self.latest - since >= waited or c.forgiving and self.good_s > since)
         )
         self.base_s = c.open_s if fresh else min(self.base_s * c.backoff, c.max_open_s)
-        assert self.base_s * (1.0 - c.jitter) - 1e-9 <= self.b.wait_s <= self.base_s + 1e-9
+        assert (
+            self.base_s * (1.0 - c.jitter) - 1e-9
+            <= self.b.course.backoff.wait_s
+            <= self.base_s + 1e-9
+        )
 
     def check_move(self, name, old, until, forced):
         t = self.b.transitions[-1]
@@ -278,9 +282,9 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.b.era)
     @rule(ok=st.booleans())
     def call_from_before_the_last_change_ends(self, ok):
-        before = (self.b.window.n, self.b.window.run, self.b.late)
+        before = (self.b.window.n, self.b.window.run, self.b.ledger.late)
         assert not self.do("record", ok, True, self.raw, False, self.b.era - 1)
-        assert (self.b.window.n, self.b.window.run, self.b.late) == (
+        assert (self.b.window.n, self.b.window.run, self.b.ledger.late) == (
             before[0],
             before[1],
             before[2] + 1,
@@ -578,7 +582,7 @@ def test_late_time_outs_do_not_reopen_after_recovery():
     assert b.state == CLOSED
     for _ in range(20):
         assert not b.record(False, True, 260.0, era=hung)
-    assert b.state == CLOSED and b.window.n == 0 and b.late_failed == 20
+    assert b.state == CLOSED and b.window.n == 0 and b.ledger.late_failed == 20
 
 
 def test_backoff_is_forgotten_only_after_a_calm_time():
@@ -589,20 +593,20 @@ def test_backoff_is_forgotten_only_after_a_calm_time():
     t = 0.0
     for _ in range(4):  # closes, fails again at once
         b.record(False, False, t)
-        waits.append(b.wait_s)
+        waits.append(b.course.backoff.wait_s)
         t = b.until_s
         b.poll(t)
         b.acquire(t)
         b.record(True, False, t, probe=True)
     assert waits == [10.0, 20.0, 40.0, 80.0] and b.state == CLOSED
     b.record(False, False, t + 79.9)
-    assert b.wait_s == 160.0
+    assert b.course.backoff.wait_s == 160.0
     t = b.until_s
     b.poll(t)
     b.acquire(t)
     b.record(True, False, t, probe=True)
     b.record(False, False, t + 160.0)
-    assert b.wait_s == 10.0
+    assert b.course.backoff.wait_s == 10.0
 
 
 def last(b, *calls):
@@ -681,7 +685,7 @@ def test_a_forgiving_breaker_starts_anew_once_it_has_served(forgiving):
         for x in served_s:
             b.record(True, False, t + x)
         b.record(False, False, t + max(served_s, default=0.0))
-        return b.wait_s
+        return b.course.backoff.wait_s
 
     b = Breaker("x", cfg)
     b.record(False, False, 0.0)
@@ -693,7 +697,7 @@ def test_a_forgiving_breaker_starts_anew_once_it_has_served(forgiving):
     b.acquire(b.since_s)
     b.record(False, False, b.since_s, probe=True)
     # a failed probe makes it longer, whoever forgives
-    assert b.wait_s == (20.0 if forgiving else 300.0)
+    assert b.course.backoff.wait_s == (20.0 if forgiving else 300.0)
 
 
 def test_the_breaker_that_goes_with_own_pace():
@@ -719,12 +723,12 @@ def test_the_breaker_that_goes_with_own_pace():
     assert b.state == CLOSED  # no trial: one answer in ten is worth having
     for k in range(5):
         b.record(False, False, 106.0, took_s=1.0)
-    twice_s = b.wait_s
+    twice_s = b.course.backoff.wait_s
     b.poll(b.until_s)
     b.record(True, True, 117.0)
     for k in range(5):
         b.record(False, False, 118.0, took_s=1.0)
-    assert b.wait_s <= 5.0 < 8.0 <= twice_s  # it served in between: no doubling
+    assert b.course.backoff.wait_s <= 5.0 < 8.0 <= twice_s  # it served in between: no doubling
 
 
 OLD_MEMO = dict(
@@ -754,7 +758,12 @@ OLD_MEMO = dict(
 def test_a_memo_from_before_these_settings_still_works(config):
     b = Breaker("x", config)
     b.restore(json.loads(json.dumps(OLD_MEMO)))
-    assert (b.state, b.until_s, b.reason, b.opens) == (OPEN, 1018.5, OLD_MEMO["reason"], 2)
+    assert (b.state, b.until_s, b.reason, b.course.backoff.opens) == (
+        OPEN,
+        1018.5,
+        OLD_MEMO["reason"],
+        2,
+    )
     assert b.window.n == (10 if config.window == 50 else 0) and b.window.failed == (
         4 if config.window == 50 else 0
     )
@@ -765,7 +774,9 @@ def test_a_memo_from_before_these_settings_still_works(config):
     assert b.state == CLOSED and b.record(True, False, 1021.0) is False
     for k in range(5):
         b.record(False, False, 1022.0, took_s=1.0)
-    assert b.state == OPEN and b.wait_s <= (config.open_s if config.forgiving else 40.0)
+    assert b.state == OPEN and b.course.backoff.wait_s <= (
+        config.open_s if config.forgiving else 40.0
+    )
     again = Breaker("x", config)
     again.restore(json.loads(json.dumps(b.memo(), allow_nan=False)))
     assert again.memo() == b.memo()
@@ -809,7 +820,11 @@ def test_waits_stay_finite_and_the_history_bounded():
         b.poll(b.until_s)
         b.acquire(b.since_s)
         b.record(False, False, b.since_s, probe=True)
-    assert b.wait_s <= 40.0 and len(b.transitions) == _KEPT and b.opens == 3001
+    assert (
+        b.course.backoff.wait_s <= 40.0
+        and len(b.transitions) == _KEPT
+        and b.course.backoff.opens == 3001
+    )
 
 
 def test_breakers_with_different_seeds_do_not_probe_together():

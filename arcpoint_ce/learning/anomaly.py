@@ -108,57 +108,23 @@ class _AnomalyConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for k in ("trees", "sample", "onset"):
-            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0):
+        for name in ("trees", "sample", "onset"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value <= 0:
                 raise ValueError(
-                    f"AnomalyConfig.{k} must be a positive whole number, got {getattr(self, k)!r}"
+                    f"AnomalyConfig.{name} must be a positive whole number, got {value!r}"
                 )
-        if not 1 / (self.onset + 1) > self.rates[0] > self.rates[1] > self.rates[2] > 0:
+        most = 1 / (self.onset + 1)
+        low, medium, high = self.rates
+        if not most > low > medium > high > 0:
             raise ValueError(
-                f"AnomalyConfig.rates must fall, and the first be below 1/(onset + 1) = {1 / (self.onset + 1):.3f}, which is all the onset filter lets through; got {self.rates!r}"
+                "AnomalyConfig.rates must fall, and the first be below "
+                f"1/(onset + 1) = {most:.3f}, which is all the onset filter lets through; "
+                f"got {self.rates!r}"
             )
 
 
 SEVERITIES = ("low", "medium", "high")
-
-# %% ../../nbs/learning/24_anomaly.ipynb #377e5077
-class _Oddness:
-    "How unlike the windows it was fitted on a window is."
-
-    def __init__(self, config: _AnomalyConfig = _AnomalyConfig()):
-        self.config = config
-
-    def fit_score(self, X: np.ndarray) -> "_Oddness":  # (n, features)
-        "Learn medians, units and the forest. ValueError on rows that are not finite or too few."
-        X = np.asarray(X, float)
-        c = self.config
-        if X.ndim != 2 or len(X) < 100:
-            raise ValueError(f"at least 100 windows are needed, got {X.shape}; give a longer log")
-        if not np.isfinite(X).all():
-            raise ValueError(
-                f"window {int(np.flatnonzero(~np.isfinite(X).all(1))[0])} is not finite; leave it out"
-            )
-        self.median_ = np.median(X, 0)
-        self.unit_ = np.maximum(
-            1.4826 * np.median(np.abs(X - self.median_), 0), np.maximum(0.05 * X.std(0), 1e-9)
-        )
-        forest = IsolationForest(
-            n_estimators=c.trees, max_samples=min(c.sample, len(X)), random_state=c.seed
-        ).fit(self.squeezed(X))
-        self.forest_ = CompiledForest.from_sklearn(forest)
-        return self
-
-    def units(self, X):
-        return (X - self.median_) / self.unit_
-
-    def squeezed(self, X):
-        u = self.units(X)
-        return np.sign(u) * np.log1p(np.abs(u))
-
-    def scores(self, X: np.ndarray) -> np.ndarray:  # (n,), larger is odder
-        "Scores of many windows."
-        s = self.squeezed(np.asarray(X, float))
-        return -self.forest_.score_samples(s) + self.config.extreme * np.abs(s).max(1)
 
 # %% ../../nbs/learning/24_anomaly.ipynb #f2522e46
 def onsets(scores: np.ndarray, back: int) -> np.ndarray:  # (n,) -> (n,); -inf where it is no onset
@@ -209,12 +175,15 @@ class Anomaly(NamedTuple):
     # feature -> value, normal from, normal to; the oddest first
     why: dict[str, tuple[float, float, float]]
 
-# %% ../../nbs/learning/24_anomaly.ipynb #973dac8d
-class _AnomalyFit(_Oddness):
-    "Fitting and calibration."
+# %% ../../nbs/learning/24_anomaly.ipynb #7d84cf4d
+class AnomalyDetector:
+    "Isolation Forest with calibrated severities, one onset filter per backend."
+
+    def __init__(self, config: _AnomalyConfig = _AnomalyConfig()):
+        self.config = config
 
     # (n, features) in order of time; (n,) what was flagged
-    def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "_AnomalyFit":
+    def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyDetector":
         """Learn what is usual from windows of healthy operation; `leave_out` marks those that were
         flagged.
         """
@@ -223,7 +192,7 @@ class _AnomalyFit(_Oddness):
             X = X[~np.asarray(leave_out, bool)]
         return self.fit_score(X).calibrate(X)
 
-    def calibrate(self, X: np.ndarray) -> "_AnomalyFit":
+    def calibrate(self, X: np.ndarray) -> "AnomalyDetector":
         "Learn the tail of the scores of healthy windows, in order of time."
         self.tail_ = _Tail(self.scores(X), self.config.onset)
         self.limits_ = [self.tail_.threshold(r) for r in self.config.rates]
@@ -236,17 +205,44 @@ class _AnomalyFit(_Oddness):
         "Windows that reach a severity: what a refit should leave out."
         return self.scores(X) >= self.limits_[SEVERITIES.index(severity)]
 
-# %% ../../nbs/learning/24_anomaly.ipynb #7d84cf4d
-class AnomalyDetector(_AnomalyFit):
-    "Isolation Forest with calibrated severities, one onset filter per backend."
+    def fit_score(self, X: np.ndarray) -> "AnomalyDetector":  # (n, features)
+        "Learn medians, units and the forest. ValueError on rows that are not finite or too few."
+        X = np.asarray(X, float)
+        c = self.config
+        if X.ndim != 2 or len(X) < 100:
+            raise ValueError(f"at least 100 windows are needed, got {X.shape}; give a longer log")
+        if not np.isfinite(X).all():
+            first = int(np.flatnonzero(~np.isfinite(X).all(1))[0])
+            raise ValueError(f"window {first} is not finite; leave it out")
+        self.median_ = np.median(X, 0)
+        self.unit_ = np.maximum(
+            1.4826 * np.median(np.abs(X - self.median_), 0), np.maximum(0.05 * X.std(0), 1e-9)
+        )
+        forest = IsolationForest(
+            n_estimators=c.trees, max_samples=min(c.sample, len(X)), random_state=c.seed
+        ).fit(self.squeezed(X))
+        self.forest_ = CompiledForest.from_sklearn(forest)
+        return self
+
+    def units(self, X):
+        "Distances from the medians, in robust units."
+        return (X - self.median_) / self.unit_
+
+    def squeezed(self, X):
+        "The same, with the sign kept and the size squeezed by a logarithm."
+        u = self.units(X)
+        return np.sign(u) * np.log1p(np.abs(u))
+
+    def scores(self, X: np.ndarray) -> np.ndarray:  # (n,), larger is odder
+        "Scores of many windows."
+        s = self.squeezed(np.asarray(X, float))
+        return -self.forest_.score_samples(s) + self.config.extreme * np.abs(s).max(1)
 
     def score(self, window: Sequence[float]) -> float:  # larger is odder
         "One window."
-        x = (np.array(window) - self.median_) / self.unit_
-        s = np.sign(x) * np.log1p(np.abs(x))
-        return -float(self.forest_.score_samples(s[None])[0]) + self.config.extreme * float(
-            np.abs(s).max()
-        )
+        s = self.squeezed(np.array(window))
+        largest = float(np.abs(s).max())
+        return -float(self.forest_.score_samples(s[None])[0]) + self.config.extreme * largest
 
     def update(self, backend: str, at_s: float, window: Sequence[float]) -> Anomaly | None:
         """The newest window of one backend; an anomaly where one begins or becomes worse.
@@ -254,17 +250,16 @@ class AnomalyDetector(_AnomalyFit):
         """
         if not all(map(isfinite, window)):
             raise ValueError(f"window of {backend!r} must be finite, got {list(window)!r}")
-        score, before = (
-            self.score(window),
-            self._before.setdefault(backend, deque(maxlen=self.config.onset)),
-        )
+        score = self.score(window)
+        before = self._before.setdefault(backend, deque(maxlen=self.config.onset))
         onset = not before or score > max(before)
         before.append(score)
         self.hot[backend] = score >= self.limits_[0]
         if not onset or score < self.limits_[0]:
             return None
         severity = SEVERITIES[sum(score >= x for x in self.limits_) - 1]
-        return Anomaly(at_s, backend, severity, score, self.tail_.rate(score), self.reasons(window))
+        rate = self.tail_.rate(score)
+        return Anomaly(at_s, backend, severity, score, rate, self.reasons(window))
 
     def reasons(self, window: Sequence[float], most: int = 3) -> dict:
         "Features beyond three robust units, the oddest first; at least one."
@@ -302,7 +297,7 @@ def learn_anomalies(
 
 # %% ../../nbs/learning/24_anomaly.ipynb #583c8f0b
 # (n,), larger is odder
-def half_space_scores(X: np.ndarray, detector: _Oddness, seed: int = 0) -> np.ndarray:
+def half_space_scores(X: np.ndarray, detector: AnomalyDetector, seed: int = 0) -> np.ndarray:
     "River's half-space trees over squeezed features, scored before they learn."
     from river import anomaly
 
@@ -314,7 +309,7 @@ def half_space_scores(X: np.ndarray, detector: _Oddness, seed: int = 0) -> np.nd
     return np.array(out)
 
 
-def latency_scores(X: np.ndarray, detector: _Oddness) -> np.ndarray:  # (n,)
+def latency_scores(X: np.ndarray, detector: AnomalyDetector) -> np.ndarray:  # (n,)
     "Robust units of the latency."
     return np.abs(detector.units(X)[:, _WINDOW.index("latency")])
 

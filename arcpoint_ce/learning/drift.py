@@ -65,14 +65,16 @@ class DriftConfig:
             )
         if not 0 <= self.slack < inf:
             raise ValueError(f"DriftConfig.slack must be 0 or more, got {self.slack!r}")
-        for k in ("warmup", "judge", "calm", "shadow"):
-            if not (isinstance(getattr(self, k), int) and getattr(self, k) > 0):
+        for name in ("warmup", "judge", "calm", "shadow"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value <= 0:
                 raise ValueError(
-                    f"DriftConfig.{k} must be a positive whole number, got {getattr(self, k)!r}"
+                    f"DriftConfig.{name} must be a positive whole number, got {value!r}"
                 )
-        for k in ("clip", "widen"):
-            if not 1 <= getattr(self, k) < inf:
-                raise ValueError(f"DriftConfig.{k} must be 1 or more, got {getattr(self, k)!r}")
+        for name in ("clip", "widen"):
+            value = getattr(self, name)
+            if not 1 <= value < inf:
+                raise ValueError(f"DriftConfig.{name} must be 1 or more, got {value!r}")
         if not 0 <= self.margin < 1:
             raise ValueError(f"DriftConfig.margin must be within 0..1, got {self.margin!r}")
 
@@ -89,15 +91,26 @@ class DriftEvent(NamedTuple):
     n: int  # samples since the start or the last alarm
 
     def __str__(self):
-        return f"{self.backend}: {self.stream} {self.direction}, {self.size:.1f} times the usual ({self.detector}, after {self.n} samples)"
+        return (
+            f"{self.backend}: {self.stream} {self.direction}, {self.size:.1f} times the usual "
+            f"({self.detector}, after {self.n} samples)"
+        )
 
 # %% ../../nbs/learning/23_drift.ipynb #3450a56e
 _BIAS = 2.5  # a bias counts a third of what an error's size does: its sum wanders more
 _BIAS_SLACK = 0.4  # a bias has no hours of the day
 
 
-class _StreamStart:
-    "Warm-up and reset of one stream of scaled values."
+def _higher(x: float) -> float:
+    return 1 + x / _BIAS
+
+
+def _lower(x: float) -> float:
+    return 1 - x / _BIAS
+
+
+class _Stream:
+    "One stream of scaled values: warm-up, detectors, reset."
 
     def __init__(self, config: DriftConfig):
         self.config = config
@@ -105,80 +118,75 @@ class _StreamStart:
 
     def reset(self):
         "Begin again: what is usual must be learned anew."
-        c = self.config
-
-        def make(slack):
-            return _make_detector(c.kind, c.setting, slack=slack)
-
-        self.warm, self.n, self.unit, self.recent = [], 0, None, deque(maxlen=20)
+        self.warm = []  # the first values, as they came
+        self.n = 0  # values so far
+        self.unit = None  # what is usual; None: not known yet
+        self.recent = deque(maxlen=20)
         self.watch = {
-            "larger": (abs, make(c.slack)),
-            "higher": (lambda x: 1 + x / _BIAS, make(_BIAS_SLACK)),
-            "lower": (lambda x: 1 - x / _BIAS, make(_BIAS_SLACK)),
+            "larger": (abs, self._detector(self.config.slack)),
+            "higher": (_higher, self._detector(_BIAS_SLACK)),
+            "lower": (_lower, self._detector(_BIAS_SLACK)),
         }
 
-    def _scaled(self, x: float) -> float:
-        return max(min(x / self.unit, self.config.clip), -self.config.clip)
+    def _detector(self, slack: float):
+        return _make_detector(self.config.kind, self.config.setting, slack=slack)
 
-    def _start(self):
-        "The warm-up is over: it says what is usual, and what mean the detectors begin with."
-        self.unit = max(median(map(abs, self.warm)), 1e-9)
-        for score, d in self.watch.values():
-            for x in sorted(self.warm, key=abs, reverse=True):
-                d.update(score(self._scaled(x)))
-        self.warm = []
-
-    @property
-    def warming(self) -> bool:
-        return self.unit is None
-
-# %% ../../nbs/learning/23_drift.ipynb #0efdee20
-class _Stream(_StreamStart):
-    "One stream of scaled values: warm-up, detectors, reset."
-
-    # direction, size, samples; None: nothing new
     def update(self, x: float) -> tuple[str, float, int] | None:
-        "Take in one value; values that are not finite say nothing."
+        """Take in one value; values that are not finite say nothing.
+
+        What has drifted: direction, size in usual sizes, samples. None: nothing new.
+        """
         if not isfinite(x):
             return None
         self.n += 1
-        if self.warming:
+        if self.unit is None:
             self.warm.append(x)
             if len(self.warm) == self.config.warmup:
                 self._start()
             return None
         x = self._scaled(x)
         self.recent.append(x)
-        for direction, (score, d) in self.watch.items():
-            d.update(score(x))
-            if d.drift_detected:
-                out = (
-                    direction,
-                    abs(sum(map(abs if direction == "larger" else float, self.recent)))
-                    / len(self.recent),
-                    self.n,
-                )
+        for direction, (score, detector) in self.watch.items():
+            detector.update(score(x))
+            if detector.drift_detected:
+                hit = direction, self._size(direction), self.n
                 self.reset()
-                return out
+                return hit
+        return None
+
+    def _start(self):
+        "The warm-up is over: it says what is usual, and what mean the detectors begin with."
+        self.unit = max(median(map(abs, self.warm)), 1e-9)
+        for score, detector in self.watch.values():
+            for x in sorted(self.warm, key=abs, reverse=True):
+                detector.update(score(self._scaled(x)))
+        self.warm = []
+
+    def _scaled(self, x: float) -> float:
+        clip = self.config.clip
+        return max(min(x / self.unit, clip), -clip)
+
+    def _size(self, direction: str) -> float:
+        "Mean of the newest values, or of their sizes."
+        of = abs if direction == "larger" else float
+        return abs(sum(map(of, self.recent))) / len(self.recent)
 
 # %% ../../nbs/learning/23_drift.ipynb #81a5f879
 class DriftMonitor:
     "Drift detection over streams of many backends."
 
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
-        self.config, self.streams, self.events, self.counts = (
-            config,
-            {},
-            deque(maxlen=keep),
-            Counter(),
-        )
+        self.config = config
+        self.streams = {}  # (backend, stream) -> _Stream
+        self.events = deque(maxlen=keep)  # the newest
+        self.counts = Counter()  # events by backend
 
     def update(self, backend: str, stream: str, value: float, at_s: float) -> DriftEvent | None:
         "One value of one stream; an event where it has drifted."
-        s = self.streams.get((backend, stream))
-        if s is None:
-            s = self.streams[backend, stream] = _Stream(self.config)
-        hit = s.update(value)
+        key = backend, stream
+        if key not in self.streams:
+            self.streams[key] = _Stream(self.config)
+        hit = self.streams[key].update(value)
         if hit is None:
             return None
         event = DriftEvent(at_s, backend, stream, self.config.kind, *hit)
@@ -204,15 +212,19 @@ class _DayBefore:
 
     def __init__(self, step_s: float, half: int = 15):  # length of a step, s; steps on either side
         self.width = 2 * half + 1
-        self.past, self.sum = deque(maxlen=round(86_400 / step_s) + half + 1), nan
+        self.past = deque(maxlen=round(86_400 / step_s) + half + 1)
+        self.sum = nan  # of the values around the same time of the day before
 
     def __call__(self, x: float) -> float:  # NaN: no day before yet, or no value
-        p, usual = self.past, self.sum / self.width
+        past = self.past
+        usual = self.sum / self.width
         if isfinite(self.sum):
-            self.sum += p[self.width] - p[0]
-        p.append(x if isfinite(x) else usual if isfinite(usual) else 0.0)
-        if len(p) == p.maxlen and not isfinite(self.sum):
-            self.sum = sum(list(p)[: self.width])
+            self.sum += past[self.width] - past[0]
+        filled = usual if isfinite(usual) else 0.0
+        past.append(x if isfinite(x) else filled)
+        full = len(past) == past.maxlen
+        if full and not isfinite(self.sum):
+            self.sum = sum(list(past)[: self.width])
         return x - usual
 
 # %% ../../nbs/learning/23_drift.ipynb #4e1ee6e4
@@ -236,22 +248,26 @@ class FeatureDrift:
     "Drift of load, latency and prompt length against the day before, by backend."
 
     def __init__(self, step_s: float, config: DriftConfig = DriftConfig()):
-        config = replace(
+        deafer = replace(
             config,
             setting=_FEATURE_SETTINGS[config.kind],
             slack=_BIAS_SLACK,
-            warmup=round(86_400 / step_s),
-        )  # a whole day says what is usual
-        self.step_s, self.monitor, self.past = step_s, DriftMonitor(config), {}
+            warmup=round(86_400 / step_s),  # a whole day says what is usual
+        )
+        self.step_s = step_s
+        self.monitor = DriftMonitor(deafer)
+        self.past = {}  # backend -> feature -> _DayBefore
 
     def update(self, backend: str, step: Step) -> list[DriftEvent]:
         "One closed step."
         past = self.past.setdefault(backend, {})
+        end_s = step.start_s + self.step_s
         out = []
         for name, x in _feature_values(step).items():
-            z = past.setdefault(name, _DayBefore(self.step_s))(x)
-            if e := self.monitor.update(backend, name, z, step.start_s + self.step_s):
-                out.append(e)
+            day_before = past.setdefault(name, _DayBefore(self.step_s))
+            event = self.monitor.update(backend, name, day_before(x), end_s)
+            if event is not None:
+                out.append(event)
         return out
 
     def forget(self, backend: str):
@@ -278,14 +294,13 @@ def alarms(
     patience: int = 500,  # samples in which the change may be found
 ) -> tuple[int, int | None]:  # false alarms, delay in samples; None: not found
     "One stationary stream with a change at its end."
-    e, s = (
-        _heavy_errors(np.random.default_rng(seed), n + patience),
-        _Stream(DriftConfig(kind=kind, setting=setting)),
-    )
-    e[n:] = e[n:] * factor + shift * np.median(np.abs(e[:n]))
+    errors = _heavy_errors(np.random.default_rng(seed), n + patience)
+    usual = np.median(np.abs(errors[:n]))
+    errors[n:] = errors[n:] * factor + shift * usual
+    stream = _Stream(DriftConfig(kind=kind, setting=setting))
     false = 0
-    for k, x in enumerate(e.tolist()):
-        hit = s.update(x)
+    for k, x in enumerate(errors.tolist()):
+        hit = stream.update(x)
         if hit and k >= n:
             return false, k - n + 1
         false += hit is not None
@@ -352,36 +367,20 @@ class _Rung:
         # since the last change of state
         return 1 - self.ours / self.persistence if self.persistence else 0.0
 
-# %% ../../nbs/learning/23_drift.ipynb #3d1f65ce
-class _LadderMoves:
-    "Changes of state, each with its action."
+# %% ../../nbs/learning/23_drift.ipynb #4d2bc4f6
+class Ladder:
+    "Widen, demote, retrain, watch, promote: what drift leads to."
 
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
-        self.config, self.rungs, self.actions = config, {}, deque(maxlen=keep)
+        self.config = config
+        self.rungs = {}  # where each backend stands
+        self.actions = deque(maxlen=keep)  # the newest
 
     def rung(self, backend: str) -> _Rung:
         return self.rungs.setdefault(backend, _Rung())
 
     def state(self, backend: str) -> str:
         return self.rungs[backend].state if backend in self.rungs else NORMAL
-
-    def _move(self, backend: str, state: str, at_s: float, why: str, *do: str) -> list[Action]:
-        r = self.rung(backend)
-        r.state = state
-        r.clear()
-        out = [Action(at_s, backend, x, why) for x in do]
-        self.actions.extend(out)
-        return out
-
-    def status(self) -> dict:
-        return {
-            b: dict(state=r.state, samples=r.samples, skill=round(r.skill, 3))
-            for b, r in self.rungs.items()
-        }
-
-# %% ../../nbs/learning/23_drift.ipynb #4d2bc4f6
-class Ladder(_LadderMoves):
-    "Widen, demote, retrain, watch, promote: what drift leads to."
 
     def on_drift(self, e: DriftEvent) -> list[Action]:
         "An alarm."
@@ -396,59 +395,65 @@ class Ladder(_LadderMoves):
         self,
         backend: str,
         at_s: float,
-        ours: float,
-        persistence: float,
-        candidate: float | None = None,
+        ours: float,  # absolute error of the live model
+        persistence: float,  # of persistence
+        candidate: float | None = None,  # of a candidate that watches
     ) -> list[Action]:
-        """A matured forecast: absolute errors of the live model, of persistence, and of a candidate
-        that watches.
-        """
-        r, c = self.rung(backend), self.config
+        "A forecast has matured."
+        r = self.rung(backend)
         r.add(ours, persistence, candidate)
         if r.state == _WIDENED:
-            if r.samples >= c.judge and r.skill < 0:
-                return self._move(
-                    backend,
-                    DEMOTED,
-                    at_s,
-                    f"skill {r.skill:.2f} over {r.samples} samples since the alarm",
-                    "demote",
-                    "retrain",
-                )
-            if r.samples >= c.calm:
-                return self._move(
-                    backend,
-                    NORMAL,
-                    at_s,
-                    f"{r.samples} samples without trouble, skill {r.skill:.2f}",
-                    "narrow",
-                )
-        if r.state == DEMOTED and r.samples >= c.calm and r.skill > 0:
-            return self._move(
-                backend,
-                _WIDENED,
-                at_s,
-                f"better than persistence again: skill {r.skill:.2f}",
-                "restore",
-            )
-        if r.state == SHADOW and r.samples >= c.shadow:
+            return self._judge_widened(backend, r, at_s)
+        if r.state == DEMOTED:
+            return self._judge_demoted(backend, r, at_s)
+        if r.state == SHADOW and r.samples >= self.config.shadow:
             return self._verdict(backend, r, at_s)
         return []
 
     def on_candidate(self, backend: str, at_s: float) -> list[Action]:
         "A retrained model is there and watches from now on."
-        return (
-            self._move(backend, SHADOW, at_s, "a retrained candidate watches", "shadow")
-            if self.state(backend) == DEMOTED
-            else []
-        )
+        if self.state(backend) != DEMOTED:
+            return []
+        return self._move(backend, SHADOW, at_s, "a retrained candidate watches", "shadow")
 
-    def _verdict(self, backend, r, at_s):
+    def status(self) -> dict:
+        "State, samples and skill since the last change of state, by backend."
+        return {
+            b: dict(state=r.state, samples=r.samples, skill=round(r.skill, 3))
+            for b, r in self.rungs.items()
+        }
+
+    def _judge_widened(self, backend: str, r: _Rung, at_s: float) -> list[Action]:
+        if r.samples >= self.config.judge and r.skill < 0:
+            why = f"skill {r.skill:.2f} over {r.samples} samples since the alarm"
+            return self._move(backend, DEMOTED, at_s, why, "demote", "retrain")
+        if r.samples >= self.config.calm:
+            why = f"{r.samples} samples without trouble, skill {r.skill:.2f}"
+            return self._move(backend, NORMAL, at_s, why, "narrow")
+        return []
+
+    def _judge_demoted(self, backend: str, r: _Rung, at_s: float) -> list[Action]:
+        if r.samples < self.config.calm or r.skill <= 0:
+            return []
+        why = f"better than persistence again: skill {r.skill:.2f}"
+        return self._move(backend, _WIDENED, at_s, why, "restore")
+
+    def _verdict(self, backend: str, r: _Rung, at_s: float) -> list[Action]:
         best = min(r.ours, r.persistence)
-        better = r.candidate < (1 - self.config.margin) * best
-        why = f"over {r.samples} samples the candidate's error is {r.candidate / max(best, 1e-12):.2f} of the better of live and persistence"
-        return (
-            self._move(backend, NORMAL, at_s, why, "promote")
-            if better
-            else self._move(backend, DEMOTED, at_s, why, "drop")
+        ratio = r.candidate / max(best, 1e-12)
+        why = (
+            f"over {r.samples} samples the candidate's error is {ratio:.2f} "
+            "of the better of live and persistence"
         )
+        if r.candidate < (1 - self.config.margin) * best:
+            return self._move(backend, NORMAL, at_s, why, "promote")
+        return self._move(backend, DEMOTED, at_s, why, "drop")
+
+    def _move(self, backend: str, state: str, at_s: float, why: str, *do: str) -> list[Action]:
+        "Change the state; every change comes with its actions."
+        r = self.rung(backend)
+        r.state = state
+        r.clear()
+        out = [Action(at_s, backend, x, why) for x in do]
+        self.actions.extend(out)
+        return out

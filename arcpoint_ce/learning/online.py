@@ -43,9 +43,8 @@ def _online_vector(
     row: np.ndarray,  # the row that the forest saw, in the order of ROW
 ) -> list[float]:  # in the order of ONLINE_FEATURES
     "The features of a decision that the online residual learns from; cut at ±5 and without gaps."
-    return [
-        max(min(v, 5.0), -5.0) if isfinite(v) else 0.0 for v in (said - usual, *row[_AT].tolist())
-    ]
+    values = [said - usual, *row[_AT].tolist()]
+    return [max(min(v, 5.0), -5.0) if isfinite(v) else 0.0 for v in values]
 
 
 def _river_learner(
@@ -133,14 +132,16 @@ class OnlineConfig:
     most: float = 2.0  # largest correction, log
 
     def __post_init__(self):
-        for k in ("forget", "follow", "fade"):
-            if not 0 < getattr(self, k) <= 1:
+        for name in ("forget", "follow", "fade"):
+            value = getattr(self, name)
+            if not 0 < value <= 1:
                 raise ValueError(
-                    f"OnlineConfig.{k} must be above 0 and at most 1, got {getattr(self, k)!r}"
+                    f"OnlineConfig.{name} must be above 0 and at most 1, got {value!r}"
                 )
-        for k in ("rate", "prior", "most"):
-            if not (0 <= getattr(self, k) < inf):
-                raise ValueError(f"OnlineConfig.{k} must be 0 or more, got {getattr(self, k)!r}")
+        for name in ("rate", "prior", "most"):
+            value = getattr(self, name)
+            if not 0 <= value < inf:
+                raise ValueError(f"OnlineConfig.{name} must be 0 or more, got {value!r}")
         if not 0 <= self.share < 1:
             raise ValueError(f"OnlineConfig.share must be within 0..1, got {self.share!r}")
 
@@ -151,7 +152,8 @@ class _Mixture:
     """
 
     def __init__(self, config: OnlineConfig, n: int = len(_VOICES)):
-        self.config, self.losses = config, [0.0, *[config.prior] * (n - 1)]
+        self.config = config
+        self.losses = [0.0] + [config.prior] * (n - 1)  # fading, the forest's first
 
     def weights(self) -> list[float]:  # sum 1; the forest's first
         "How much each may say now."
@@ -171,50 +173,56 @@ class _Mixture:
 class _BackendOnline:
     "The voices of one backend, and what each has learned."
 
-    # usual latency, log ms; usual change over a horizon, log
-    def __init__(self, config: OnlineConfig, usual: float, unit: float):
-        self.config, self.usual, self.unit = config, usual, max(unit, 1e-3)
+    def __init__(
+        self,
+        config: OnlineConfig,
+        usual: float,  # usual latency, log ms
+        unit: float,  # usual change over a horizon, log
+    ):
+        self.config = config
+        self.usual = usual
+        self.unit = max(unit, 1e-3)
         self.residual = _RecursiveLeastSquares(len(_ONLINE_FEATURES), config.forget, ridge=50.0)
-        self.response, self.mixture = (
-            _RecursiveLeastSquares(1, config.follow, ridge=0.1, first=(0.0, 1.0)),
-            _Mixture(config),
-        )
+        self.response = _RecursiveLeastSquares(1, config.follow, ridge=0.1, first=(0.0, 1.0))
+        self.mixture = _Mixture(config)
 
-    # what the curve says of this step's load, and what it took
-    def see(self, curve_ms: float, latency_ms: float):
+    def see(
+        self,
+        curve_ms: float,  # what the curve says of this step's load
+        latency_ms: float,  # what it took
+    ):
         "A step has closed: the response follows it."
         scale = exp(self.usual)
         self.response.learn([curve_ms / scale], latency_ms / scale)
 
-    # log ms, in the order of VOICES
+    # log ms: forest, residual, response
     def voices(self, said: float, x: Sequence[float], curve_ms: float) -> tuple[float, ...]:
-        "What each says; nobody strays further than allowed."
-        scale, near = (
-            exp(self.usual),
-            lambda v: max(min(v, said + self.config.most), said - self.config.most),
-        )
-        response = (
-            log(max(self.response.predict([curve_ms / scale]), 0.05)) + self.usual
-            if self.response.seen >= 4
-            else said
-        )
-        return said, near(said + self.residual.predict(x)), near(response)
+        "What each says; nobody strays further from the forest than allowed."
+        residual = said + self.residual.predict(x)
+        response = said
+        if self.response.seen >= 4:
+            ratio = self.response.predict([curve_ms / exp(self.usual)])
+            response = log(max(ratio, 0.05)) + self.usual
+        return said, self._near(said, residual), self._near(said, response)
 
-    def blend(self, voices: Sequence[float]) -> float:
+    def _near(self, said: float, voice: float) -> float:
+        most = self.config.most
+        return max(min(voice, said + most), said - most)
+
+    def blend(self, voices: Sequence[float]) -> float:  # log ms
         return sum(w * v for w, v in zip(self.mixture.weights(), voices))
-
-# %% ../../nbs/learning/22_online.ipynb #118d4411
-class _OnlineLearning(_BackendOnline):
-    "How the voices of one backend learn."
 
     def learn(self, voices: Sequence[float], x: Sequence[float], truth: float):  # log ms
         "A forecast has matured."
         self.mixture.learn([abs(truth - v) / self.unit for v in voices])
-        self.residual.learn(x, max(min(truth - voices[0], self.config.most), -self.config.most))
+        most = self.config.most
+        missed = max(min(truth - voices[0], most), -most)
+        self.residual.learn(x, missed)
 
     @property
     def share(self) -> float:
-        return 1.0 - self.mixture.weights()[0]  # how much of the forecast is not the forest's
+        "How much of the forecast is not the forest's."
+        return 1.0 - self.mixture.weights()[0]
 
 # %% ../../nbs/learning/22_online.ipynb #a0a38544
 class Matured(NamedTuple):
@@ -228,12 +236,12 @@ class Matured(NamedTuple):
     truth_ms: float
 
     @property
-    # how far off, in half widths of the 80 % interval; above 0: slower than said
     def error(self) -> float:
+        "How far off, in half widths of the 80 % interval; above 0: slower than said."
         lo, hi = self.forecast.interval_ms
-        return (log(self.truth_ms) - log(self.forecast.p50_ms)) / max(
-            0.5 * (log(hi) - log(lo)), 1e-6
-        )
+        half_width = 0.5 * (log(hi) - log(lo))
+        missed = log(self.truth_ms) - log(self.forecast.p50_ms)
+        return missed / max(half_width, 1e-6)
 
 
 class _Pending(NamedTuple):
@@ -244,69 +252,64 @@ class _Pending(NamedTuple):
     x: list[float]
     persistence_ms: float
 
-# %% ../../nbs/learning/22_online.ipynb #b25d6620
-class _LiveVoices(Pulse):
-    "A pulse whose forecasts are corrected online."
+# %% ../../nbs/learning/22_online.ipynb #4d87ecb6
+class LivePulse(Pulse):
+    "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
 
     def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
         super().__init__(f)
-        self.config, self.online, self.pending = config, {}, {}
+        self.config = config
+        self.online: dict[str, _BackendOnline] = {}  # by backend
+        self.pending: dict[str, deque[_Pending]] = {}  # by backend, in order of time
+        self.said: dict[tuple[str, int], Forecast] = {}  # by backend and step number
+        self.matured: deque[Matured] = deque(maxlen=10_000)
         self.widen: dict[str, float] = {}  # factor on the interval, by backend
         self.adjust = self._correct
 
-    def backend(self, name: str) -> _OnlineLearning:
+    def backend(self, name: str) -> _BackendOnline:
+        "The voices of a backend, made when first asked for."
         if name not in self.online:
             m = self.windows.model(name)
             usual = log(max(m.curve.at(m.usual_load), 1e-3)) if m.curve else 0.0
-            self.online[name] = _OnlineLearning(self.config, usual, m.scale.unit)
+            self.online[name] = _BackendOnline(self.config, usual, m.scale.unit)
         return self.online[name]
 
     def curve_ms(self, name: str, load: float) -> float:  # ms; 1 where no response was learned
         m = self.windows.model(name)
         return m.curve.at(load) if m.curve else 1.0
 
+    def _due(self, name: str) -> int:  # number of the step that a forecast made now is about
+        return self.windows.index[name] + self.forecaster.ahead_
+
     def _correct(self, name, centre, size, load, row):
+        "Blend the voices, and remember what each said."
         b = self.backend(name)
         x = _online_vector(centre, b.usual, row)
         voices = b.voices(centre, x, self.curve_ms(name, load))
-        self.pending.setdefault(name, deque(maxlen=256)).append(
-            _Pending(
-                self.windows.index[name] + self.forecaster.ahead_,
-                voices,
-                x,
-                self.windows.latency[name].latency_ms,
-            )
-        )
+        latency_ms = self.windows.latency[name].latency_ms
+        pending = self.pending.setdefault(name, deque(maxlen=256))
+        pending.append(_Pending(self._due(name), voices, x, latency_ms))
         return b.blend(voices), size * self.widen.get(name, 1.0)
 
-# %% ../../nbs/learning/22_online.ipynb #06434197
-class _LiveTruths(_LiveVoices):
-    "What becomes of corrected forecasts."
-
-    def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
-        super().__init__(f, config)
-        self.said: dict[tuple[str, int], Forecast] = {}
-        self.matured: deque[Matured] = deque(maxlen=10_000)
-
     def push(self, name: str, step: Step):
+        "Take in one closed step; what was forecast about it has matured."
         super().push(name, step)
-        k, latency_ms = self.windows.index[name], step.mean_ms
+        k = self.windows.index[name]
+        latency_ms = step.mean_ms
         if latency_ms:
             self.backend(name).see(self.curve_ms(name, step.n), latency_ms)
         waiting = self.pending.get(name, ())
         while waiting and waiting[0].about <= k:
             p = waiting.popleft()
             f = self.said.pop((name, p.about), None)
-            if p.about < k or not latency_ms or f is None:
-                continue
-            self.backend(name).learn(p.voices, p.x, log(latency_ms))
-            self.matured.append(
-                Matured(name, step.start_s, f, exp(p.voices[0]), p.persistence_ms, latency_ms)
-            )
+            if p.about == k and latency_ms and f is not None:
+                self._mature(name, step, p, f)
 
-# %% ../../nbs/learning/22_online.ipynb #4d87ecb6
-class LivePulse(_LiveTruths):
-    "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
+    def _mature(self, name: str, step: Step, p: _Pending, f: Forecast):
+        truth_ms = step.mean_ms
+        self.backend(name).learn(p.voices, p.x, log(truth_ms))
+        plain_ms = exp(p.voices[0])
+        self.matured.append(Matured(name, step.start_s, f, plain_ms, p.persistence_ms, truth_ms))
 
     def compute(self, names, planned, promise):
         "As in `Pulse`; what-if questions are not remembered."
@@ -314,12 +317,13 @@ class LivePulse(_LiveTruths):
         out = super().compute(names, planned, promise)
         for n in names:
             if promise:
-                self.said[n, self.windows.index[n] + self.forecaster.ahead_] = out[n]
+                self.said[n, self._due(n)] = out[n]
             elif len(self.pending[n]) > before[n]:
                 self.pending[n].pop()
         return out
 
     def forget(self, name: str):
+        "A backend has left."
         super().forget(name)
         for kept in (self.online, self.pending, self.widen):
             kept.pop(name, None)
@@ -344,9 +348,8 @@ def follow(
 def shifted(table: pd.DataFrame, since_s: float, by_ms: float) -> pd.DataFrame:
     "The same steps with every latency from `since_s` on longer by `by_ms`."
     late = (table.start_s >= since_s).to_numpy()
-    return table.assign(
-        latency_us=table.latency_us + (late * table.n_lat * by_ms * 1000).round().astype("int64")
-    )
+    added_us = (late * table.n_lat * by_ms * 1000).round().astype("int64")
+    return table.assign(latency_us=table.latency_us + added_us)
 
 
 def adaptation(
@@ -359,11 +362,14 @@ def adaptation(
     """Samples until the mean error of the following window is at most `factor` times the twin's,
     and stays so.
     """
-    ok = [
-        err[k : k + window].mean() <= factor * twin[k : k + window].mean()
-        for k in range(len(err) - window + 1)
-    ]
-    return next((k for k in range(len(ok) - stays) if all(ok[k : k + stays + 1])), None)
+    ok = []
+    for k in range(len(err) - window + 1):
+        rows = slice(k, k + window)
+        ok.append(err[rows].mean() <= factor * twin[rows].mean())
+    for k in range(len(ok) - stays):
+        if all(ok[k : k + stays + 1]):
+            return k
+    return None
 
 # %% ../../nbs/learning/22_online.ipynb #4fdc6a07
 def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:  # clock in s
@@ -371,11 +377,10 @@ def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:  # clock in
     least squares.
     """
     rng = np.random.default_rng(0)
-    X, sgd, rls = (
-        rng.normal(size=(n, len(_ONLINE_FEATURES))).tolist(),
-        _river_learner("sgd"),
-        _RecursiveLeastSquares(len(_ONLINE_FEATURES)),
-    )
+    width = len(_ONLINE_FEATURES)
+    X = rng.normal(size=(n, width)).tolist()
+    sgd = _river_learner("sgd")
+    rls = _RecursiveLeastSquares(width)
     took = {"online": [], "rls": []}
     for row in X:
         x, y = dict(zip(_ONLINE_FEATURES, row)), row[0] - row[1]

@@ -12,79 +12,6 @@ from statistics import fmean
 
 from .core import STEP_S, Step, quantile_ms
 
-# %% ../../nbs/routing/01_features.ipynb #8e082c4e
-_MAX_GAP = 100  # empty steps worth closing after a silence; more than any window holds
-
-
-class _StepClock:
-    "The open step of one backend; closed ones are handed to `sink(step)` in order, empty ones too."
-
-    __slots__ = ("step_us", "sink", "running", "open", "end_us", "late")
-
-    def __init__(self, step_s: int, sink):
-        self.step_us, self.sink = step_s * 1_000_000, sink
-        self.running, self.open, self.end_us, self.late = {}, None, inf, 0
-
-    def _start(self, at_us: int) -> Step:
-        start = at_us // self.step_us
-        self.open, self.end_us = Step(start * self.step_us // 1_000_000), (start + 1) * self.step_us
-        return self.open
-
-    def roll(self, now_us: int):
-        """Close every step that ended by `now_us`; of a long silence only the last MAX_GAP steps. A
-        clock that went back closes nothing.
-        """
-        if self.open is None:
-            return
-        while now_us >= self.end_us:
-            if (gap := (now_us - self.end_us) // self.step_us) > _MAX_GAP and not self.open.n:
-                self._start(self.end_us + (gap - _MAX_GAP) * self.step_us)
-            before = [t for t in self.running.values() if t < self.end_us]
-            self.open.in_flight = len(before)
-            if before:
-                self.open.oldest_ms = (self.end_us - min(before)) / 1000.0
-            self.sink(self.open)
-            self._start(self.end_us)
-
-# %% ../../nbs/routing/01_features.ipynb #e5fd0e9c
-class _StepFolder(_StepClock):
-    "Folds the outcomes of one backend into steps."
-
-    __slots__ = ()
-
-    def begin(self, key: int, ts_us: int):
-        "An attempt starts; `key` names it."
-        if ts_us >= self.end_us:
-            self.roll(ts_us)
-        elif self.open is None:
-            self._start(ts_us)
-        self.running[key] = ts_us
-
-    def observe(
-        self,
-        key: int,
-        end_us: int,
-        latency_us: int | None,
-        ok: bool,
-        tokens_in: int = 0,
-        tokens_out: int = 0,
-    ):
-        "An attempt ended; `latency_us` is None where its latency does not count."
-        if end_us >= self.end_us:
-            self.roll(end_us)
-        self.running.pop(key, None)
-        step = self.open
-        if step is None:
-            step = self._start(end_us)
-        elif end_us < self.end_us - self.step_us:
-            self.late += 1
-            return
-        step.add(latency_us, ok, tokens_in, tokens_out)
-
-    def drop(self, key: int):
-        "An attempt was cancelled or forgotten."
-        self.running.pop(key, None)
-
 # %% ../../nbs/routing/01_features.ipynb #023e0bbb
 SHORT, LONG = 5, 30  # windows of the moving averages, steps
 
@@ -95,33 +22,44 @@ class History:
     __slots__ = ("step_s", "latency_ms", "load_rps", "errors", "last", "seen", "period_steps")
 
     def __init__(self, step_s: int = STEP_S):
-        # period: of a detected clock, the ticker sets it
-        self.step_s, self.last, self.seen, self.period_steps = step_s, None, 0, None
-        self.latency_ms, self.load_rps, self.errors = (deque(maxlen=LONG) for _ in range(3))
+        self.step_s = step_s
+        self.last = None  # the newest step
+        self.seen = 0  # steps so far
+        self.period_steps = None  # of a detected clock; the ticker sets it
+        self.latency_ms = deque(maxlen=LONG)  # means of measured steps
+        self.load_rps = deque(maxlen=LONG)
+        self.errors = deque(maxlen=LONG)  # (failed, all) requests per step
 
     def push(self, step: Step):
         "Take in one closed step."
-        self.last, self.seen = step, self.seen + 1
+        self.last = step
+        self.seen += 1
         self.load_rps.append(step.n / self.step_s)
         self.errors.append((step.n_err, step.n))
-        if (m := step.mean_ms) is not None:
-            self.latency_ms.append(m)
+        mean_ms = step.mean_ms
+        if mean_ms is not None:
+            self.latency_ms.append(mean_ms)
 
 # %% ../../nbs/routing/01_features.ipynb #4b2b86be
 def slope(ys: list[float]) -> float:  # change per step
-    "Least-squares slope over equal steps."
+    "Least-squares slope over equal steps, at least two."
     n = len(ys)
     mid = (n - 1) / 2
-    return sum((i - mid) * y for i, y in enumerate(ys)) / (n * (n * n - 1) / 12)
+    moments = sum((i - mid) * y for i, y in enumerate(ys))
+    return moments / (n * (n * n - 1) / 12)
 
 
-# the q-quantile, linear between neighbours
-def middle_sorted(xs: list[float], q: float = 0.5) -> float:
-    "Quantile of numbers in order (not empty)."
+def middle_sorted(
+    xs: list[float],  # in order, not empty
+    q: float = 0.5,  # 0..1
+) -> float:  # the q-quantile, linear between neighbours
+    "Quantile of numbers in order."
     k = q * (len(xs) - 1)
     i = int(k)
-    d = k - i
-    return xs[i] + (xs[i + 1] - xs[i]) * d if d else xs[i]
+    beyond = k - i
+    if not beyond:
+        return xs[i]
+    return xs[i] + (xs[i + 1] - xs[i]) * beyond
 
 
 def middle(xs, q: float = 0.5) -> float:
@@ -153,6 +91,17 @@ FEATURES = (
 )
 
 
+_LATENCY = (
+    "latency_ms",
+    "latency_ms_5",
+    "latency_ms_30",
+    "latency_slope_ms",
+    "spike_ratio",
+    "latency_median_ms",
+    "latency_spread_ms",
+)
+
+
 def _load_features(h: History) -> dict[str, float | None]:
     "How much is asked of the backend."
     load = list(h.load_rps)
@@ -167,78 +116,152 @@ def _load_features(h: History) -> dict[str, float | None]:
 def _latency_features(h: History) -> dict[str, float | None]:
     "How it answers: level, direction, and whether the short mean stands out from the long one."
     y = list(h.latency_ms)
-    n = len(y)
-    short, long = fmean(y[-SHORT:]) if n >= SHORT else None, fmean(y) if n == LONG else None
-    return dict(
-        latency_ms=y[-1] if y else None,
-        latency_ms_5=short,
-        latency_ms_30=long,
-        latency_slope_ms=slope(y[-SHORT:]) if n >= SHORT else None,
-        spike_ratio=short / long if long else None,
-        latency_median_ms=middle(y) if n >= SHORT else None,
-        latency_spread_ms=middle(y, 0.75) - middle(y, 0.25) if n >= SHORT else None,
-    )
+    out = dict.fromkeys(_LATENCY)
+    if y:
+        out["latency_ms"] = y[-1]
+    if len(y) < SHORT:
+        return out
+    newest = y[-SHORT:]
+    short = fmean(newest)
+    out["latency_ms_5"] = short
+    out["latency_slope_ms"] = slope(newest)
+    out["latency_median_ms"] = middle(y)
+    out["latency_spread_ms"] = middle(y, 0.75) - middle(y, 0.25)
+    if len(y) == LONG:
+        long = fmean(y)
+        out["latency_ms_30"] = long
+        out["spike_ratio"] = short / long if long else None
+    return out
 
 # %% ../../nbs/routing/01_features.ipynb #0d4a5b62
 def _step_features(h: History) -> dict[str, float | None]:
     "What only the newest step and the error counts of the last five tell."
-    s, recent = h.last, list(h.errors)[-SHORT:]
+    out = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "error_rate", "tokens_rps"))
+    step = h.last
+    if step:
+        out["p50_ms"] = quantile_ms(step, 0.5)
+        out["p90_ms"] = quantile_ms(step, 0.9)
+        out["p99_ms"] = quantile_ms(step, 0.99)
+        out["tokens_rps"] = step.tokens_out / h.step_s
+    recent = list(h.errors)[-SHORT:]
     n = sum(n for _, n in recent)
-    return dict(
-        p50_ms=quantile_ms(s, 0.5) if s else None,
-        p90_ms=quantile_ms(s, 0.9) if s else None,
-        p99_ms=quantile_ms(s, 0.99) if s else None,
-        error_rate=sum(e for e, _ in recent) / n if n else None,
-        tokens_rps=s.tokens_out / h.step_s if s else None,
-    )
+    if n:
+        out["error_rate"] = sum(failed for failed, _ in recent) / n
+    return out
 
 
 def features(
-    h: History, now_s: float, in_flight: int | None = None, oldest_ms: float | None = None
-) -> dict[str, float | None]:
+    h: History,  # the closed steps of one backend
+    now_s: float,
+    in_flight: int | None = None,  # attempts running now
+    oldest_ms: float | None = None,  # for how long the oldest of them has been running
+) -> dict[str, float | None]:  # by name, in the order of FEATURES
     "Every named feature of one backend; None where not known yet."
-    out = {
-        **_load_features(h),
-        **_latency_features(h),
-        **_step_features(h),
-        "in_flight": in_flight,
-        "oldest_ms": oldest_ms,
-    }
-    out["latency_per_load"] = (
-        out["latency_ms"] / out["load_rps"] if out["latency_ms"] and out["load_rps"] else None
-    )
-    out["age_s"] = now_s - (h.last.start_s + h.step_s) if h.last else None
-    out["cycle_phase"] = (
-        now_s / h.step_s % h.period_steps / h.period_steps if h.period_steps else None
-    )
-    return {k: out[k] for k in FEATURES}
+    out = dict.fromkeys(FEATURES)
+    out |= _load_features(h)
+    out |= _latency_features(h)
+    out |= _step_features(h)
+    out["in_flight"] = in_flight
+    out["oldest_ms"] = oldest_ms
+    latency, load = out["latency_ms"], out["load_rps"]
+    if latency and load:
+        out["latency_per_load"] = latency / load
+    if h.last:
+        out["age_s"] = now_s - (h.last.start_s + h.step_s)
+    if h.period_steps:
+        step = now_s / h.step_s
+        out["cycle_phase"] = step % h.period_steps / h.period_steps
+    return out
 
 # %% ../../nbs/routing/01_features.ipynb #818cd74e
-class BackendFeatures(_StepFolder):
+_MAX_GAP = 100  # empty steps worth closing after a silence; more than any window holds
+
+
+class BackendFeatures:
     "Live features of one backend: feed attempts, read features at any moment."
 
-    __slots__ = ("backend", "history", "listeners")
+    __slots__ = (
+        *("backend", "history", "listeners", "step_us"),
+        *("running", "open", "end_us", "late"),
+    )
 
     def __init__(self, backend: str, step_s: int = STEP_S):
-        super().__init__(step_s, self._close)
-        self.backend, self.history, self.listeners = backend, History(step_s), []
+        self.backend = backend
+        self.history = History(step_s)
+        self.listeners = []  # called with every closed step, in order
+        self.step_us = step_s * 1_000_000
+        self.running = {}  # attempt -> when it began, µs
+        self.open = None  # the step that is being filled
+        self.end_us = inf  # when that step ends
+        self.late = 0  # outcomes of steps that were closed before
 
-    def _close(self, step: Step):
+    def begin(self, key: int, ts_us: int):
+        "An attempt starts; `key` names it."
+        if ts_us >= self.end_us:
+            self.roll(ts_us)
+        elif self.open is None:
+            self._start(ts_us)
+        self.running[key] = ts_us
+
+    def observe(
+        self,
+        key: int,
+        end_us: int,
+        latency_us: int | None,  # None: it does not count
+        ok: bool,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+    ):
+        "An attempt ended."
+        if end_us >= self.end_us:
+            self.roll(end_us)
+        self.running.pop(key, None)
+        step = self.open
+        if step is None:
+            step = self._start(end_us)
+        elif end_us < self.end_us - self.step_us:
+            self.late += 1
+            return
+        step.add(latency_us, ok, tokens_in, tokens_out)
+
+    def drop(self, key: int):
+        "An attempt was cancelled or forgotten."
+        self.running.pop(key, None)
+
+    def roll(self, now_us: int):
+        """Close every step that ended by `now_us`; of a long silence only the last 100.
+
+        A clock that went back closes nothing.
+        """
+        if self.open is None:
+            return
+        while now_us >= self.end_us:
+            gap = (now_us - self.end_us) // self.step_us
+            if gap > _MAX_GAP and not self.open.n:
+                self._start(self.end_us + (gap - _MAX_GAP) * self.step_us)
+            before = [t for t in self.running.values() if t < self.end_us]
+            self.open.in_flight = len(before)
+            if before:
+                self.open.oldest_ms = (self.end_us - min(before)) / 1000.0
+            self.push(self.open)
+            self._start(self.end_us)
+
+    def _start(self, at_us: int) -> Step:
+        "Open the step that a moment belongs to."
+        start = at_us // self.step_us
+        self.open = Step(start * self.step_us // 1_000_000)
+        self.end_us = (start + 1) * self.step_us
+        return self.open
+
+    def push(self, step: Step):
+        "Take in a closed step, of one's own or folded by others: a log's, a telemetry file's."
         self.history.push(step)
         for listen in self.listeners:
             listen(step)
 
-    def push(self, step: Step):
-        "Take in a step that somebody else folded: a log's, or a telemetry file's."
-        self._close(step)
-
     def read(self, now_s: float) -> dict[str, float | None]:  # by name, see FEATURES
         "Features as of `now_s`; steps that have ended by then are closed first."
         self.roll(int(now_s * 1e6 + 0.5))
-        oldest = min(self.running.values(), default=None)
-        return features(
-            self.history,
-            now_s,
-            len(self.running),
-            (now_s * 1e6 - oldest) / 1000.0 if oldest is not None else None,
-        )
+        running = self.running.values()
+        oldest_ms = (now_s * 1e6 - min(running)) / 1000.0 if running else None
+        return features(self.history, now_s, len(running), oldest_ms)

@@ -27,16 +27,21 @@ class Curve:
 
     def at(self, load: float) -> float:  # latency, ms, > 0
         "Expected latency at this load."
-        x, y = self.load, self.latency_ms
+        x = self.load
+        y = self.latency_ms
         n = len(x)
         if n < 3:
             return y[0]
         if load > x[-1]:
-            return y[-1] + (y[-1] - y[-3]) / (x[-1] - x[-3]) * (load - x[-1])
+            rise = (y[-1] - y[-3]) / (x[-1] - x[-3])
+            return y[-1] + rise * (load - x[-1])
         if load < x[0]:
-            return max(y[0] + (y[2] - y[0]) / (x[2] - x[0]) * (load - x[0]), 0.2 * y[0])
-        i = min(max(bisect_right(x, load), 1), n - 1)
-        return y[i - 1] + (y[i] - y[i - 1]) * (load - x[i - 1]) / (x[i] - x[i - 1])
+            rise = (y[2] - y[0]) / (x[2] - x[0])
+            return max(y[0] + rise * (load - x[0]), 0.2 * y[0])
+        right = min(max(bisect_right(x, load), 1), n - 1)
+        left = right - 1
+        climbed = (y[right] - y[left]) * (load - x[left])
+        return y[left] + climbed / (x[right] - x[left])
 
 # %% ../../nbs/routing/01a_windows.ipynb #cac87bdf
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,9 @@ def level_weights(
     if kind == "mean":
         return (1 / w,) * w
     mid = (w - 1) / 2
+    target = mid + ahead  # from the middle of the window to the horizon
     norm = w * (w * w - 1) / 12
-    return tuple(1 / w + (k - mid) * (mid + ahead) / norm for k in range(w))
+    return tuple(1 / w + (k - mid) * target / norm for k in range(w))
 
 # %% ../../nbs/routing/01a_windows.ipynb #a6448fe9
 _RUN_FEATURES = (
@@ -97,20 +103,29 @@ class LoadWindow:
 
     __slots__ = ("season", "sigma", "rest", "run", "age", "jump", "before", "age_before", "counts")
 
-    # sigma: usual change from step to step, requests
-    def __init__(self, season: Season = Season(), sigma: float = 1.0):
-        self.season, self.sigma = season, sigma
-        self.rest, self.run, self.counts = deque(maxlen=KEEP), deque(maxlen=12), deque(maxlen=12)
-        self.age = self.age_before = KEEP
-        self.jump = 0.0
-        self.before = None
+    def __init__(
+        self,
+        season: Season = Season(),  # what is taken out
+        sigma: float = 1.0,  # usual change from step to step, requests
+    ):
+        self.season = season
+        self.sigma = sigma
+        self.rest = deque(maxlen=KEEP)  # load without its clock, requests per step
+        self.run = deque(maxlen=12)  # the same since the last jump
+        self.counts = deque(maxlen=12)  # logarithms of the whole load
+        self.age = KEEP  # steps since the last jump
+        self.age_before = KEEP  # how long the run before it lasted, steps
+        self.jump = 0.0  # size of the last jump, sigmas
+        self.before = None  # level before it, requests per step
 
     def push(self, index: int, n: int):
         "Take in the number of requests of step number `index`."
         r = n - self.season.at(index)
         moved = (r - self.rest[-1]) / self.sigma if self.rest else 0.0
         if abs(moved) > JUMP:
-            self.before, self.age_before, self.age = self.run_level(), self.age, 0
+            self.before = self.run_level()
+            self.age_before = self.age
+            self.age = 0
             self.jump = max(min(moved, 50.0), -50.0)
             self.run.clear()
         else:
@@ -126,26 +141,35 @@ class LoadWindow:
 
     def level(self, weights: tuple[float, ...]) -> float:  # requests per step, clock not included
         "A level rule applied; a plain mean while the window is filling."
-        r = list(self.rest)[-len(weights) :]
-        return sum(map(mul, r, weights)) if len(r) == len(weights) else sum(r) / len(r)
+        width = len(weights)
+        r = list(self.rest)[-width:]
+        if len(r) < width:
+            return sum(r) / len(r)
+        return sum(map(mul, r, weights))
 
 # %% ../../nbs/routing/01a_windows.ipynb #0b824a1d
-def run_vector(w: LoadWindow) -> list[float]:  # in the order of RUN_FEATURES
+def run_vector(w: LoadWindow) -> list[float]:  # nine numbers, sigmas and steps
     "The run in units of sigma, relative to its own level."
-    l, s, r = w.run_level(), w.sigma, list(w.rest)
+    level = w.run_level()
+    sigma = w.sigma
+    r = list(w.rest)
 
-    def mean(k):
-        return sum(r[-k:]) / len(r[-k:])
+    def above(x: float) -> float:
+        return (x - level) / sigma
+
+    def mean(k: int) -> float:
+        newest = r[-k:]
+        return sum(newest) / len(newest)
 
     return [
         w.age,
         w.jump,
-        (w.before - l) / s,
-        (r[-1] - l) / s,
-        (mean(3) - l) / s,
-        (middle(r) - l) / s,
-        (mean(30) - l) / s,
-        (mean(12) - l) / s,
+        above(w.before),
+        above(r[-1]),
+        above(mean(3)),
+        above(middle(r)),
+        above(mean(30)),
+        above(mean(12)),
         w.age_before,
     ]
 
@@ -153,8 +177,9 @@ def run_vector(w: LoadWindow) -> list[float]:  # in the order of RUN_FEATURES
 def trend_requests(w: LoadWindow) -> list[float]:  # two numbers, log ratios
     "The newest load and the mean of three against the median of twelve."
     r = list(w.counts)
-    m = middle(r)
-    return [r[-1] - m, sum(r[-3:]) / len(r[-3:]) - m]
+    usual = middle(r)
+    newest = r[-3:]
+    return [r[-1] - usual, sum(newest) / len(newest) - usual]
 
 # %% ../../nbs/routing/01a_windows.ipynb #3dbfd07f
 @dataclass(frozen=True, slots=True)
@@ -200,16 +225,18 @@ class _SortedWindows:
     __slots__ = ("values", "ordered")
 
     def __init__(self, widths: tuple[int, ...]):
-        self.values, self.ordered = deque(maxlen=KEEP), {w: [] for w in widths}
+        self.values = deque(maxlen=KEEP)
+        self.ordered = {w: [] for w in widths}
 
     def push(self, x: float):
         "Take in one number."
         v = self.values
         n = len(v)
-        for w, s in self.ordered.items():
-            if n >= w:
-                del s[bisect_left(s, v[-w])]
-            insort(s, x)
+        for width, in_order in self.ordered.items():
+            if n >= width:
+                oldest = bisect_left(in_order, v[-width])
+                del in_order[oldest]
+            insort(in_order, x)
         v.append(x)
 
     def median(self, w: int) -> float:
@@ -222,23 +249,30 @@ class LatencyWindow:
     __slots__ = ("scale", "window", "moves", "tails", "latency_ms", "seen")
 
     def __init__(self, scale: Scale = Scale()):
-        self.scale, self.latency_ms, self.seen = scale, None, 0
-        self.window, self.moves = _SortedWindows((3, 6, 12, 24, 36, 72)), deque(maxlen=36)
-        self.tails = {q: deque(maxlen=12) for q in (0.5, 0.9, 0.99)}
+        self.scale = scale
+        self.latency_ms = None  # of the newest step that has one
+        self.seen = 0  # steps with a latency so far
+        self.window = _SortedWindows((3, 6, 12, 24, 36, 72))  # adjusted logarithms
+        self.moves = deque(maxlen=36)  # their changes from step to step
+        self.tails = {q: deque(maxlen=12) for q in (0.5, 0.9, 0.99)}  # log quantiles
 
     def push(self, step: Step):
         "Take in one closed step; one without a latency changes nothing."
-        m = step.mean_ms
-        if not m:
+        mean_ms = step.mean_ms
+        if not mean_ms:
             return
-        self.latency_ms, self.seen = m, self.seen + 1
-        a = log(m) - (log(self.scale.curve.at(step.n)) if self.scale.curve else 0.0)
+        self.latency_ms = mean_ms
+        self.seen += 1
+        curve = self.scale.curve
+        explained = log(curve.at(step.n)) if curve else 0.0
+        adjusted = log(mean_ms) - explained
         if self.seen > 1:
-            self.moves.append(abs(a - self.window.values[-1]))
-        self.window.push(a)
+            self.moves.append(abs(adjusted - self.window.values[-1]))
+        self.window.push(adjusted)
         for q, kept in self.tails.items():
-            if x := quantile_ms(step, q):
-                kept.append(log(x))
+            tail_ms = quantile_ms(step, q)
+            if tail_ms:
+                kept.append(log(tail_ms))
 
     @property
     def base(self) -> float:  # rolling median of the adjusted log latency
@@ -246,29 +280,41 @@ class LatencyWindow:
 
     @property
     def z(self) -> float:  # distance of the newest value from the base, units, cut at ±3
-        return max(min((self.window.values[-1] - self.base) / self.scale.unit, 3.0), -3.0)
+        above = self.window.values[-1] - self.base
+        return max(min(above / self.scale.unit, 3.0), -3.0)
 
 # %% ../../nbs/routing/01a_windows.ipynb #98784682
-def _tails(w: LatencyWindow, u: float) -> list[float]:
+def _tails(w: LatencyWindow, unit: float) -> list[float]:
     "Each known quantile against the mean and against its own median; 0 where the source has none."
-    out, now = [], log(w.latency_ms)
+    out = []
+    now = log(w.latency_ms)
     for kept in w.tails.values():
-        out += [(kept[-1] - now) / u, (kept[-1] - middle(kept)) / u] if kept else [0.0, 0.0]
+        if not kept:
+            out += [0.0, 0.0]
+            continue
+        newest = kept[-1]
+        out.append((newest - now) / unit)
+        out.append((newest - middle(kept)) / unit)
     return out
 
 
 def latency_vector(w: LatencyWindow) -> list[float]:  # in the order of LATENCY_FEATURES, units
     "Lags, means, medians, quartiles and restlessness around the base."
-    a, u, order = list(w.window.values), w.scale.unit, w.window.ordered
-    half = {k: middle_sorted(order[k]) for k in (3, 6, 12, 24, 72)}
-    b, n, moves = half[w.scale.base_steps], len(a), list(w.moves)
-    out = [a[max(n - 1 - k, 0)] for k in range(4)]
-    for k in half:
-        x = a[-k:]
+    values = list(w.window.values)
+    unit = w.scale.unit
+    order = w.window.ordered
+    medians = {k: middle_sorted(order[k]) for k in (3, 6, 12, 24, 72)}
+    base = medians[w.scale.base_steps]
+    newest = len(values) - 1
+    out = [values[max(newest - k, 0)] for k in range(4)]
+    for k in medians:
+        x = values[-k:]
         out.append(sum(x) / len(x))
-    out += half.values()
-    out += (middle_sorted(order[36], 0.25), middle_sorted(order[36], 0.75))
-    out = [(x - b) / u for x in out]
+    out += medians.values()
+    out.append(middle_sorted(order[36], 0.25))
+    out.append(middle_sorted(order[36], 0.75))
+    out = [(x - base) / unit for x in out]
+    moves = list(w.moves)
     for m in (moves[-12:], moves):
-        out.append(sum(m) / len(m) / u if m else 0.0)
-    return out + _tails(w, u)
+        out.append(sum(m) / len(m) / unit if m else 0.0)
+    return out + _tails(w, unit)
