@@ -831,6 +831,16 @@ def test_breakers_with_different_seeds_do_not_probe_together():
     assert len({opened(seed=k).until_s for k in range(16)}) == 16
 
 
+def test_a_breaker_that_is_forced_open_is_lifted_after_a_restart_as_before():
+    "The memo goes through JSON, which makes another text object of the state."
+    lived, back = Breaker("a", SMALL), Breaker("a", SMALL)
+    lived.force(OPEN, 1.0, "maintenance")
+    back.restore(json.loads(json.dumps(lived.memo())))
+    for breaker in (lived, back):
+        breaker.force(None, 5.0, "done")
+    assert back.state == lived.state == HALF_OPEN
+
+
 def test_forced_breakers_stay_whatever_happens():
     b = Breaker("x", SMALL)
     b.force(CLOSED, 0.0, "false alarm")

@@ -176,7 +176,7 @@ def test_every_template_with_data_runs_under_plain_papermill(home, tmp_path, nam
     "On a file of the caller's (labelled series are a folder), given by a relative path."
     found = next(r for r in list_reports() if r.name == name)
     write = (
-        "import pandas as pd; from arcpoint_ce.telemetry.traces import exercise_telemetry as e; "
+        "import pandas as pd; from arcpoint_ce.telemetry.traces import _exercise_telemetry as e; "
         "pd.concat([e(700, s).assign(backend=f'b{s}') for s in (1, 2)]).to_csv('mine.csv', index=False)"
     )
     mine = "labelled" if name in ("anomaly", "causes") else "mine.csv"

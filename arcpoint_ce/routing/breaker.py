@@ -310,7 +310,7 @@ class _Ledger(_Clock):
         until_s = inf if memo["until_s"] is None else memo["until_s"]
         state = _STATES[memo["state"]]
         self.state = state
-        self.forced = memo["forced"]
+        self.forced = _STATES.get(memo["forced"])
         self.since_s = memo["since_s"]
         self.until_s = until_s
         self.era = memo["era"]
