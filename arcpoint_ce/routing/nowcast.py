@@ -63,7 +63,7 @@ class Nowcast:
 
     def stream(self, seconds: float, tokens: float):
         "A stream has brought this many tokens in this many seconds."
-        self.new_s += min(seconds, self.MOST_S)
+        self.new_s += seconds if seconds < self.MOST_S else self.MOST_S
         self.new_tok += tokens
 
     def fold(self, now: float, usual_s: float):
@@ -98,7 +98,8 @@ class Nowcast:
         """
         if now - self.streamed_s <= self.HOLD_S:
             return
-        self.heard_s = max(now, self.heard_s)
+        if now > self.heard_s:
+            self.heard_s = now
         if not self.pace_s or (self.hope_s and ok):
             self.pace_s = pace_s  # what was known before a long silence counts no more
         elif ok or pace_s > self.pace_s:
