@@ -304,6 +304,11 @@ class _View:
         lane = self.probing[k]
         return self.shut[k] and s.in_flight[lane.slot] >= lane.backend.capacity
 
+    def check_anyone(self):
+        "NoBackend if nothing may serve the request."
+        if not self.lanes and not self.probing:
+            raise NoBackend(self.excluded)
+
     def unprobed(self, **changes) -> "_View":
         "The same view with changes, and without any probe."
         return replace(self, probing=(), **changes)
@@ -321,13 +326,16 @@ def odds(
     probed = []
     for k in range(n_probing):
         chance = view.probe_share / n_probing
-        probed.append(0.0 if view.swallowed(k, s) else chance)
+        if view.swallowed(k, s):
+            chance = 0.0
+        probed.append(chance)
     rest = 1.0 - sum(probed)
+    explore = view.explore
     by_policy = view.plan.probabilities(s, now)
     by_capacity = view.plain.probabilities(s, now)
     served = []
     for policy, capacity in zip(by_policy, by_capacity):
-        mixed = (1 - view.explore) * policy + view.explore * capacity
+        mixed = (1 - explore) * policy + explore * capacity
         served.append(rest * mixed)
     return served + probed
 
@@ -861,13 +869,15 @@ class _Admission:
         why: dict[str, str | None] = {}
         able = []  # they serve such requests at all
         for name, lane in self.members.lanes.items():
-            why[name] = serves(lane.backend, request)
-            if why[name] is None:
+            against = serves(lane.backend, request)
+            why[name] = against
+            if against is None:
                 able.append(lane)
 
         panic = self._panic(able)
-        untried, ready = [], []
         tokens = request.tokens_in + request.tokens_out
+        untried = []
+        ready = []  # with a request left in their rate limits
         for lane in able:
             name = lane.backend.name
             if name in tried:
@@ -878,6 +888,7 @@ class _Admission:
             if lane.ready_s(now, tokens) <= now:
                 ready.append(lane)
 
+        # where attempts cost little, and whether the others have room for more
         quick = self._failing_fast(untried, request, now)
         free = self._free_of_others(able, quick, table, now)
         probing, share = self._trials(ready, quick, free, why, now)
@@ -1023,16 +1034,24 @@ def _make_scene(
 ) -> Scene:
     "What the policy sees."
     forecasts = [_trusted(f) for f in beliefs]
-    limits_ms = tuple(limits.limit_ms(lane.backend, request) for lane in lanes)
-    priced = request if request.tokens_in else Request(tokens_in=1000, tokens_out=300)
+    priced = request
+    if not request.tokens_in:
+        priced = Request(tokens_in=1000, tokens_out=300)
+    backends, slots, costs_usd, limits_ms = [], [], [], []
+    for lane in lanes:
+        backend = lane.backend
+        backends.append(backend)
+        slots.append(lane.slot)
+        costs_usd.append(priced.cost_usd(backend))
+        limits_ms.append(limits.limit_ms(backend, request))
     tier = limits.tiers.get(request.tier)
     shedding = [None] * len(lanes) if panic else forecasts
     return Scene(
-        backends=tuple(lane.backend for lane in lanes),
-        slots=tuple(lane.slot for lane in lanes),
+        backends=tuple(backends),
+        slots=tuple(slots),
         weight=_weights(lanes, shedding, now, limits.config),
-        cost_usd=tuple(priced.cost_usd(lane.backend) for lane in lanes),
-        slo_ms=limits_ms,
+        cost_usd=tuple(costs_usd),
+        slo_ms=tuple(limits_ms),
         confidence=tier.confidence if tier else 0.9,
         change=() if streaming else _changes(lanes, forecasts),
         again=again,
@@ -1262,10 +1281,10 @@ _NO_VIEW = _View((), (), None, None, None, "reactive", stamp=-1)  # void from th
 class _Lessons:
     "What outcomes teach: steps, breakers, and this gateway's own averages."
 
-    __slots__ = ("members", "paces", "config", "length_tok", "faded_s")
+    __slots__ = ("signals", "paces", "config", "length_tok", "faded_s")
 
-    def __init__(self, members: _Members, paces: _Paces, config: RouterConfig):
-        self.members = members
+    def __init__(self, signals: Signals, paces: _Paces, config: RouterConfig):
+        self.signals = signals
         self.paces = paces
         self.config = config
         self.length_tok = 256.0  # usual length of an answer, tokens
@@ -1279,9 +1298,11 @@ class _Lessons:
         gap_s = now - self.faded_s
         if gap_s < 1.0:
             return
-        keep = exp(-gap_s / self.config.forget_s) if gap_s < inf else 1.0
         self.faded_s = now
-        s = self.members.signals
+        keep = 1.0
+        if gap_s < inf:
+            keep = exp(-gap_s / self.config.forget_s)
+        s = self.signals
         s.error = [error * keep if error > 1e-3 else 0.0 for error in s.error]
 
     def learn(
@@ -1326,7 +1347,7 @@ class _Lessons:
 
     def _average(self, o, lane, recovered, counts, end_s, policy):
         "Move the averages of a backend: errors, pace, latency."
-        s = self.members.signals
+        s = self.signals
         slot = lane.slot
         smoothing = self.config.smoothing
         error = s.error[slot]
@@ -1338,11 +1359,11 @@ class _Lessons:
         if not counts:
             return
 
-        nowcast = lane.nowcast
-        silent_s = end_s - nowcast.streamed_s
-        # while streams tell, whole answers are old news
-        if self.paces.gamma and silent_s > nowcast.HOLD_S:
-            self.paces.answer(lane, o, end_s)
+        if self.paces.gamma:
+            silent_s = end_s - lane.nowcast.streamed_s
+            # while streams tell, whole answers are old news
+            if silent_s > Nowcast.HOLD_S:
+                self.paces.answer(lane, o, end_s)
 
         took_ms = o.latency_ms
         old_ms = s.latency[slot]
@@ -1413,23 +1434,26 @@ class _Reservations:
     def book_again(self, d: Decision, view: _View, place: int, lane: _Lane, now: float):
         "A further attempt. The lease of its decision begins anew, even if it has ended."
         now_us = int(now * 1e6 + 0.5)
-        attempt = len(d.lanes)
+        id, attempt = d.id, len(d.lanes)
         s = self.signals
         d.try_again(view, place, lane, s.frozen(), now)
         if d.open == 1 << attempt:
             # nothing else of it runs: the caller tries again
             s.retried = min(s.retried + 0.1, 1.0)
-        s.in_flight[lane.slot] += 1
-        s.load[lane.slot] += 1.0
-        lane.features.begin(d.id << 4 | attempt, now_us)
+        slot = lane.slot
+        s.in_flight[slot] += 1
+        s.load[slot] += 1.0
+        lane.features.begin(id << 4 | attempt, now_us)
         if lane.nowcast.hope_s:
             self.paces.one_is_enough(lane)
         self._ration(d, attempt, now)
-        self.open.pop(d.id, None)
-        self.lapsed.pop(d.id, None)
+
+        # the newest lease is the last to end
+        self.open.pop(id, None)
+        self.lapsed.pop(id, None)
         until_s = now + self.lease_s
         d.until_s = until_s
-        self.open[d.id] = d
+        self.open[id] = d
         self.due_s = min(self.due_s, until_s)
 
     def _ration(self, d: Decision, attempt: int, now: float):
@@ -1702,7 +1726,7 @@ class Router:
         self._limits = limits
         self._admission = _Admission(members, limits, config)
         self._paces = _Paces(members, gamma)
-        self._lessons = _Lessons(members, self._paces, config)
+        self._lessons = _Lessons(members.signals, self._paces, config)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views, config)
         self._memory = _Memory(members, self._lessons)
@@ -1760,9 +1784,9 @@ class Router:
         one is given (see `admit`). Changes nothing. NoBackend if nothing may serve the request.
         """
         with self._lock:
-            view = self._views.make(request, now, self.table, policy or self.policy)
-            if not view.lanes and not view.probing:
-                raise NoBackend(view.excluded)
+            policy = policy or self.policy
+            view = self._views.make(request, now, self.table, policy)
+            view.check_anyone()
             return _ranking(view, request, self._signals, now)
 
     # `now` in s, on the same clock as outcomes
@@ -1775,7 +1799,8 @@ class Router:
         # half the price of `with`; only where every request pays it
         self._lock.acquire()
         try:
-            if now >= self._reservations.due_s:
+            reservations = self._reservations
+            if now >= reservations.due_s:
                 self._expire(now)
             _, model, task, tier, slo_ms, tokens_in, tokens_out, max_cost_usd, min_quality = request
             key = model, task, tier, slo_ms, min_quality, policy
@@ -1797,7 +1822,7 @@ class Router:
                 plan = view.plain if random() < view.explore else view.plan
                 place = plan.choose(random, self._signals, now)
                 lane = view.lanes[place]
-            d = self._reservations.book(request, view, place, lane, now)
+            d = reservations.book(request, view, place, lane, now)
             self.counts["decided"] = d.id
             return d
         finally:
@@ -1807,14 +1832,15 @@ class Router:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
         self._lessons.fade(now)
         self._paces.fold(now)
+        views = self._views
         for lane in self._lanes.values():
             if lane.breaker.poll(now):
-                self._views.outdate()
+                views.outdate()
         lean = self._lean and policy is None
-        view = self._views.make(request, now, self.table, policy or self.policy, lean=lean)
-        if not view.lanes and not view.probing:
-            raise NoBackend(view.excluded)
-        self._views.keep(key, view, request)
+        policy = policy or self.policy
+        view = views.make(request, now, self.table, policy, lean=lean)
+        view.check_anyone()
+        views.keep(key, view, request)
         return view
 
     def _draw(self, view: _View, now: float) -> tuple[int, _Lane]:
@@ -1859,9 +1885,11 @@ class Router:
             if backend not in names:
                 raise NoBackend(_refusal(view, backend))
             place = names.index(backend)
-            lane = view.lanes[place]
-            sure = WeightedPlan([float(name == backend) for name in names])
+            weights = [0.0] * len(names)
+            weights[place] = 1.0
+            sure = WeightedPlan(weights)
             view = view.unprobed(plan=sure, explore=0.0, probe_share=0.0)
+            lane = view.lanes[place]
             d = self._reservations.book(request, view, place, lane, now)
             self.counts["decided"] = d.id
             return d
