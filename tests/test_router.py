@@ -21,6 +21,7 @@ from scipy.stats import chisquare
 
 from arcpoint_ce.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerConfig, ShedConfig
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Tier
+from arcpoint_ce.routing.decisions import Decision, only_slow
 from arcpoint_ce.routing.nowcast import Nowcast, others_pace_s, usual_pace_s
 from arcpoint_ce.routing.policies import (
     POLICIES,
@@ -30,7 +31,7 @@ from arcpoint_ce.routing.policies import (
     Scene,
     Signals,
 )
-from arcpoint_ce.routing.router import Decision, NoBackend, Router, RouterConfig, _only_slow
+from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)
@@ -330,7 +331,7 @@ class RouterMachine(RuleBasedStateMachine):
         assert (
             b.state == CLOSED
             or (probe and b.state == HALF_OPEN)
-            or (mode == "panic" and _only_slow(b))
+            or (mode == "panic" and only_slow(b))
         ), (b.state, mode)
         self.attempts[d.id, k] = dict(
             lane=lane,

@@ -32,7 +32,8 @@ from arcpoint_ce.context.state import (
 )
 from .when import Span, when
 from ..routing.core import Backend, Request
-from ..routing.router import Candidate, NoBackend, Router
+from ..routing.decisions import Candidate
+from ..routing.router import NoBackend, Router
 
 # %% ../../nbs/context/42_questions.ipynb #e303385a
 @dataclass(frozen=True, slots=True)
