@@ -41,7 +41,7 @@ def fleet_of(gateways, **kw):
 def balanced(g, now):
     "Nothing is in flight any more, and no reservation is left."
     g.router.roll(now + 1e4)
-    assert sum(g.router.in_flight().values()) == 0 and not g.router._leases
+    assert sum(g.router.in_flight().values()) == 0 and not g.router._reservations.open
     assert g.router._signals.load == pytest.approx([0.0] * 3, abs=1e-9)  # no work is left either
     assert all(not f.running for f in g.router.feature_map().values())
     assert g.router.counts["expired"] == g.router.counts["ignored"] == 0 and g.engine.failures == 0

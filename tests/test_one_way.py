@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from arcpoint_ce.routing.breaker import BreakerConfig
-from arcpoint_ce.routing.core import Backend, Outcome, Request, to_us
+from arcpoint_ce.routing.core import Backend, Outcome, Request, _to_us
 from arcpoint_ce.routing.features import FEATURES, BackendFeatures
 from arcpoint_ce.routing.policies import RandomChoice
 from arcpoint_ce.routing.router import Router, RouterConfig
@@ -84,7 +84,7 @@ def events(rows):
     """
     out = []
     for key, r in enumerate(rows):
-        end = r["ts_us"] + (0 if r["latency_ms"] is None else to_us(r["latency_ms"]))
+        end = r["ts_us"] + (0 if r["latency_ms"] is None else _to_us(r["latency_ms"]))
         out += [(r["ts_us"], 0, key, r), (end, 1, key, r)]
     return sorted(out, key=lambda e: (e[0], e[2], e[1]))
 
@@ -121,7 +121,7 @@ def feed(lives, event):
     lives[r["backend"]].observe(
         key,
         at,
-        to_us(r["latency_ms"]) if counts else None,
+        _to_us(r["latency_ms"]) if counts else None,
         r["ok"],
         r["tokens_in"],
         r["tokens_out"],
@@ -189,11 +189,11 @@ def test_the_routers_own_features_are_those_of_its_log(tmp_path, seed):
             tokens_in=rng.randrange(900),
             tokens_out=rng.randrange(300),
         )
-        waiting.append((now + to_us(r["latency_ms"]), len(rows), d.id, k, r))
+        waiting.append((now + _to_us(r["latency_ms"]), len(rows), d.id, k, r))
         rows.append(r)
         waiting.sort(key=lambda w: w[:2])
         first.setdefault(r["backend"], now // (step_s * US))
-        end = waiting and (now + to_us(r["latency_ms"])) // (step_s * US)
+        end = waiting and (now + _to_us(r["latency_ms"])) // (step_s * US)
         last[r["backend"]] = max(last.get(r["backend"], 0), end)
 
     def settle(until):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpoint_ce.routing.core import Step, to_us
+from arcpoint_ce.routing.core import Step, _to_us
 from arcpoint_ce.telemetry.requests import _BadRows, load_requests, load_telemetry
 
 HEAD = "ts,backend,latency_ms,ok,error,request_id,tokens_in,cost_usd,quality"
@@ -411,7 +411,7 @@ def fold(rows, step_s):
     steps, us = defaultdict(dict), step_s * 10**6
     by = defaultdict(list)
     for b, ts, ms, ok, error, tin, tout in rows:
-        lat = None if ms is None else to_us(ms)
+        lat = None if ms is None else _to_us(ms)
         end = ts + (lat or 0)
         by[b].append((ts, end, lat, ok, error, tin, tout))
     for b, events in by.items():

@@ -21,6 +21,7 @@ from scipy.stats import chisquare
 
 from arcpoint_ce.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerConfig, ShedConfig
 from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Outcome, Request, Tier
+from arcpoint_ce.routing.decisions import Decision, only_slow
 from arcpoint_ce.routing.nowcast import Nowcast, others_pace_s, usual_pace_s
 from arcpoint_ce.routing.policies import (
     POLICIES,
@@ -30,7 +31,7 @@ from arcpoint_ce.routing.policies import (
     Scene,
     Signals,
 )
-from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig, _Drawn, _only_slow
+from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)
@@ -243,7 +244,7 @@ def test_rank_is_pure(name):
     for now in (41.0, 55.0, 200.0, 10.0):
         list(map(str, r.rank(Request(tokens_in=500, model="m"), now)))
         r.rank(Request(), now)
-    d = next(iter(r._leases.values()), None) or r.decide(Request(), 42.0)
+    d = next(iter(r._reservations.open.values()), None) or r.decide(Request(), 42.0)
     before = state(r) if d.at_s == 42.0 else before
     d.reasons, d.fallbacks, d.probability, d._repr_html_(), repr(d), d.candidates
     assert state(r) == before
@@ -299,7 +300,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     def do(self, name, *args):
         "One call, recorded with its result; leases may end by time only."
-        before = {d.id: d.until_s for d in self.r._leases.values()}
+        before = {d.id: d.until_s for d in self.r._reservations.open.values()}
         try:
             got = getattr(self.r, name)(
                 *[self.decisions[a[0]] if type(a) is tuple else a for a in args]
@@ -308,7 +309,7 @@ class RouterMachine(RuleBasedStateMachine):
             got = e
         self.log.append((name, args, said(got)))
         for id, until in before.items():
-            if id in self.r._leases:
+            if id in self.r._reservations.open:
                 continue
             mine = [a for (i, _), a in self.attempts.items() if i == id]
             if (
@@ -330,7 +331,7 @@ class RouterMachine(RuleBasedStateMachine):
         assert (
             b.state == CLOSED
             or (probe and b.state == HALF_OPEN)
-            or (mode == "panic" and _only_slow(b))
+            or (mode == "panic" and only_slow(b))
         ), (b.state, mode)
         self.attempts[d.id, k] = dict(
             lane=lane,
@@ -385,7 +386,11 @@ class RouterMachine(RuleBasedStateMachine):
         key = self.pick(data, open=True)
         if key is None:
             return
-        a, d, lapsed = self.attempts[key], self.decisions[key[0]], key[0] in self.r._lapsed
+        a, d, lapsed = (
+            self.attempts[key],
+            self.decisions[key[0]],
+            key[0] in self.r._reservations.lapsed,
+        )
         took = 900.0 if slow else 50.0
         o = Outcome(
             a["lane"].backend.name,
@@ -395,7 +400,7 @@ class RouterMachine(RuleBasedStateMachine):
             None if ok else "timeout" if slow else "refused",
             *key,
         )
-        forgotten = key[0] not in self.r._leases and not lapsed
+        forgotten = key[0] not in self.r._reservations.open and not lapsed
         late = self.r.counts["late"]
         assert self.do("observe", o) is not forgotten
         assert self.r.counts["late"] - late == (not forgotten and not a["held"])
@@ -448,7 +453,7 @@ class RouterMachine(RuleBasedStateMachine):
         if not self.decisions:
             return
         d = self.decisions[data.draw(st.sampled_from(sorted(self.decisions)))]
-        used = {l.backend.name for l in d.lanes}
+        used = {lane.backend.name for lane in d.lanes}
         got = self.do("retry", (d.id,), self.now)
         if got is None:
             return
@@ -465,15 +470,15 @@ class RouterMachine(RuleBasedStateMachine):
         if not self.decisions:
             return
         ids = (
-            sorted(self.r._leases)
-            if self.r._leases and data.draw(st.booleans())
+            sorted(self.r._reservations.open)
+            if self.r._reservations.open and data.draw(st.booleans())
             else sorted(self.decisions)
         )
         id = data.draw(st.sampled_from(ids))
         d, now = self.decisions[id], self.now + dt
         a = self.attempts[id, d.attempts - 1]
         fits = (
-            id in self.r._leases
+            id in self.r._reservations.open
             and a["held"]
             and a["seen"] <= tokens < 1e9
             and a["seen_s"] <= now < inf
@@ -504,8 +509,10 @@ class RouterMachine(RuleBasedStateMachine):
             "swap", table(self.now - age, said, len(self.log), now_ms=now_ms, trust=trust), self.now
         )
         lanes = self.r._lanes.values()
-        total = sum(l.backend.capacity for l in lanes)
-        assert sum((1 - l.weight) * l.backend.capacity for l in lanes) <= 0.5 * total + 1e-9
+        total = sum(lane.backend.capacity for lane in lanes)
+        assert (
+            sum((1 - lane.weight) * lane.backend.capacity for lane in lanes) <= 0.5 * total + 1e-9
+        )
 
     @rule(data=st.data(), state=st.sampled_from([OPEN, CLOSED, HALF_OPEN, None]))
     def force(self, data, state):
@@ -562,16 +569,16 @@ class RouterMachine(RuleBasedStateMachine):
             for k in range(len(s.load))
         )
         assert 0.0 <= s.retried <= 1.0 and all(0.0 < x < inf for x in s.slow)
-        for l in self.r._lanes.values():
-            assert 0 <= l.breaker.out <= SMALL.probes
+        for lane in self.r._lanes.values():
+            assert 0 <= lane.breaker.out <= SMALL.probes
             out = sum(
-                a["held"] and a["probe"] and a["lane"] is l and a["era"] == l.breaker.era
+                a["held"] and a["probe"] and a["lane"] is lane and a["era"] == lane.breaker.era
                 for a in self.attempts.values()
             )
-            if l.breaker.state == HALF_OPEN:
-                assert out == l.breaker.out
-            assert len(l.features.running) == sum(
-                a["held"] and a["lane"] is l for a in self.attempts.values()
+            if lane.breaker.state == HALF_OPEN:
+                assert out == lane.breaker.out
+            assert len(lane.features.running) == sum(
+                a["held"] and a["lane"] is lane for a in self.attempts.values()
             )
 
     def teardown(self):
@@ -585,7 +592,7 @@ class RouterMachine(RuleBasedStateMachine):
                 )
             except NoBackend as e:
                 got = e
-            if isinstance(got, _Drawn):
+            if isinstance(got, Decision):
                 decisions[got.id] = got
             assert said(got) == want
         assert state(again) == state(self.r)
@@ -593,7 +600,9 @@ class RouterMachine(RuleBasedStateMachine):
 
 def said(x):
     "What a call answered, comparable across routers."
-    return (x.id, x.backend, x.probability, x.mode, x.is_probe) if isinstance(x, _Drawn) else str(x)
+    return (
+        (x.id, x.backend, x.probability, x.mode, x.is_probe) if isinstance(x, Decision) else str(x)
+    )
 
 
 TestRouterMachine = RouterMachine.TestCase
@@ -622,7 +631,10 @@ def test_retry_after_the_lease_releases_once():
         and sum(r._signals.in_flight) == 1
     )
     assert (
-        r.cancel(d, 13.0) and r._signals.in_flight == [0, 0, 0] and not r._leases and not r._lapsed
+        r.cancel(d, 13.0)
+        and r._signals.in_flight == [0, 0, 0]
+        and not r._reservations.open
+        and not r._reservations.lapsed
     )
 
 
@@ -643,7 +655,6 @@ def test_a_straggler_does_not_write_into_its_successors_place():
 def test_a_time_that_is_none_changes_nothing(bad):
     r = busy()
     d = r.decide(Request(), 0.0)
-    view = dict(r._views)
     for call in (
         lambda: r.observe(Outcome(d.backend, bad, 5.0, decision=d.id)),
         lambda: r.decide(Request(), bad),
@@ -653,7 +664,7 @@ def test_a_time_that_is_none_changes_nothing(bad):
             call()
         assert (
             sum(r._signals.in_flight) == 1
-            and list(r._leases) == [d.id]
+            and list(r._reservations.open) == [d.id]
             and d.attempts == 1
             and r.counts["observed"] == 0
         )
@@ -688,7 +699,7 @@ def test_in_a_panic_slow_backends_serve_and_dead_ones_do_not():
         slow_down(r, n, 0.0)
     for k in range(3):
         r.observe(Outcome("b2", 1.0, None, False, "refused"))
-    assert {b.state for b in (l.breaker for l in r._lanes.values())} == {OPEN}
+    assert {b.state for b in (lane.breaker for lane in r._lanes.values())} == {OPEN}
     seen = [r.decide(Request(), 6.5) for _ in range(60)]
     assert (
         {d.backend for d in seen} == {"b0", "b1"}
@@ -787,9 +798,10 @@ def test_a_clock_that_jumps_back_does_no_harm():
     r.decide(Request(), 1e9 - 40)
     r.add(Backend("c"), 1000.0)
     r.decide(Request(), 1000.0)
-    first = r._views[None, None, None, None, 0.0]
+    first = r._views.kept[None, None, None, None, 0.0, None]
     r.decide(Request(), 990.0)
-    assert r._views[None, None, None, None, 0.0] is not first  # a view from the future is not used
+    # a view from the future is not used
+    assert r._views.kept[None, None, None, None, 0.0, None] is not first
 
 
 @settings(max_examples=150, deadline=None)
@@ -855,8 +867,8 @@ def test_retries_are_drawn_too_with_the_odds_they_claim(policy, medians):
         second = r.retry(d, 1.0)
         view, place, known, at = d.again[0]
         signals = Signals(*known)
-        for i, l in enumerate(view.lanes):
-            want[l.backend.name] += (1 - view.explore) * view.plan.probabilities(signals, at)[
+        for i, lane in enumerate(view.lanes):
+            want[lane.backend.name] += (1 - view.explore) * view.plan.probabilities(signals, at)[
                 i
             ] + view.explore / 5
         assert (
@@ -914,9 +926,12 @@ def test_a_forecast_alone_takes_no_more_than_the_cap(tables, capacity, name, cap
     for k, ms in enumerate(tables):
         r.swap(table(60.0 * k, {f"b{i}": m for i, m in enumerate(ms)}, k), 60.0 * k)
         lanes = r._lanes.values()
-        assert sum((1 - l.weight) * l.backend.capacity for l in lanes) <= cap * sum(capacity) + 1e-9
-        assert all(l.breaker.state == CLOSED for l in lanes) and all(
-            l.weight >= 0.02 for l in lanes
+        assert (
+            sum((1 - lane.weight) * lane.backend.capacity for lane in lanes)
+            <= cap * sum(capacity) + 1e-9
+        )
+        assert all(lane.breaker.state == CLOSED for lane in lanes) and all(
+            lane.weight >= 0.02 for lane in lanes
         )
         if name == "threshold":
             avoided = [c for c in r.rank(Request(), 60.0 * k + 1) if c.probability < 1e-9]
@@ -955,10 +970,15 @@ def test_outcomes_late_double_and_orphaned():
 # ---- threads, tasks, members
 
 
+def view_of(r):
+    "What a router would draw from."
+    return r._views.make(Request(), 1.0, r.table, r.policy)
+
+
 def balanced(r):
-    assert set(r._signals.in_flight) <= {0} and not r._leases
-    for l in r._lanes.values():
-        assert l.breaker.out == 0 and not l.features.running
+    assert set(r._signals.in_flight) <= {0} and not r._reservations.open
+    for lane in r._lanes.values():
+        assert lane.breaker.out == 0 and not lane.features.running
 
 
 def hammer(r, clock, seed, calls, tally):
@@ -1085,7 +1105,7 @@ def test_hundreds_join_and_leave_and_memory_stays_flat():
     assert (
         grown < 60_000
         and len(r._signals.in_flight) <= 4 + 2 * 10
-        and len(r._retired) <= 10
+        and len(r._members.retired) <= 10
         and len(r.shedder.holds) == 4
     )
     balanced(r)
@@ -1301,7 +1321,7 @@ def untold(r):
         counts,
         r.status(100.0),
         r._signals.frozen(),
-        [(l.nowcast.new_s, l.nowcast.new_tok) for l in r._lanes.values()],
+        [(lane.nowcast.new_s, lane.nowcast.new_tok) for lane in r._lanes.values()],
     )
 
 
@@ -1387,7 +1407,7 @@ def test_progress_concerns_the_newest_attempt():
     first = d.backend
     assert r.progress(d, 8, 1.0) and r.retry(d, 2.0) not in (None, first)
     second = d.lanes[1].backend.name
-    load = {n: r._signals.load[l.slot] for n, l in r._lanes.items()}
+    load = {n: r._signals.load[lane.slot] for n, lane in r._lanes.items()}
     # a hedge begins anew; the first goes on beside it
     assert load == {first: pytest.approx(0.2), second: 1.0}
     assert r.progress(d, 3, 3.0) and r._signals.load[r._lanes[second].slot] == pytest.approx(0.7)
@@ -1439,6 +1459,35 @@ OPS = st.tuples(
 )
 
 
+def ended(d, tokens, now):
+    "How one of a decision's attempts ends, by chance."
+    k = tokens % d.attempts
+    ok = tokens % 3 > 0
+    return Outcome(
+        d.lanes[k].backend.name,
+        d.at_s,
+        (now - d.at_s) * 1000.0,
+        ok,
+        None if ok else "error",
+        d.id,
+        k,
+        tokens_out=tokens,
+    )
+
+
+def check_work_left(r):
+    "The load of a backend is the sum of what its open attempts have left."
+    left = defaultdict(float)
+    for d in r._reservations.open.values():
+        for k, lane in enumerate(d.lanes):
+            left[lane.slot] += d.left[k] if d.held >> k & 1 else 0.0
+    s = r._signals
+    for k in range(3):
+        assert s.load[k] == pytest.approx(left[k], abs=1e-9) and s.load[k] >= 0.0
+        assert s.in_flight[k] or s.load[k] == 0.0
+    assert 0.0 <= s.retried <= 1.0
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(OPS, max_size=60), st.sampled_from([None, 30.0, 97.0]))
 def test_the_work_left_is_what_open_attempts_have_left(ops, tokens_out):
@@ -1446,6 +1495,12 @@ def test_the_work_left_is_what_open_attempts_have_left(ops, tokens_out):
     have left, and 0 where nothing runs.
     """
     r, now, made = busy(3, config=RouterConfig(lease_s=12.0, explore=0.3)), 0.0, []
+    calls = dict(
+        retry=lambda d, tokens: r.retry(d, now),
+        progress=lambda d, tokens: r.progress(d, tokens, now),
+        cancel=lambda d, tokens: r.cancel(d, now),
+        observe=lambda d, tokens: r.observe(ended(d, tokens, now)),
+    )
     for what, who, tokens, dt in ops:
         now += dt
         if what == "roll":
@@ -1453,36 +1508,8 @@ def test_the_work_left_is_what_open_attempts_have_left(ops, tokens_out):
         elif what == "decide" or not made:
             made.append(r.decide(Request(tokens_out=int(tokens_out or 0)), now))
         else:
-            d = made[-1 - who % len(made)]
-            if what == "retry":
-                r.retry(d, now)
-            if what == "progress":
-                r.progress(d, tokens, now)
-            if what == "cancel":
-                r.cancel(d, now)
-            if what == "observe":
-                k = tokens % d.attempts
-                r.observe(
-                    Outcome(
-                        d.lanes[k].backend.name,
-                        d.at_s,
-                        (now - d.at_s) * 1000.0,
-                        tokens % 3 > 0,
-                        None if tokens % 3 else "error",
-                        d.id,
-                        k,
-                        tokens_out=tokens,
-                    )
-                )
-        left = defaultdict(float)
-        for d in r._leases.values():
-            for k, lane in enumerate(d.lanes):
-                left[lane.slot] += d.left[k] if d.held >> k & 1 else 0.0
-        s = r._signals
-        for k in range(3):
-            assert s.load[k] == pytest.approx(left[k], abs=1e-9) and s.load[k] >= 0.0
-            assert s.in_flight[k] or s.load[k] == 0.0
-        assert 0.0 <= s.retried <= 1.0
+            calls[what](made[-1 - who % len(made)], tokens)
+        check_work_left(r)
     for d in made:
         r.cancel(d, now)
     assert r._signals.load == [0.0] * 3
@@ -1959,13 +1986,13 @@ def test_a_foreseen_slowdown_moves_traffic_away_in_proportion_to_trust(median, t
         (c.backend, c.probability, c.score, c.reason) for c in bare.rank(Request(), 1.0)
     ]
     assert none.decide(Request(), 1.0).mode == "reactive" and none._lanes["b0"].weight == 1.0
-    whole = fleet(1.0)._view(Request(), 1.0).scene.change[0]
+    whole = view_of(fleet(1.0)).scene.change[0]
     assert whole >= 1.0 if median > 100.0 else whole <= 1.0
-    odds, weights = [], []
+    odds = []
     for trust in trusts:
         if not trust:
             continue
-        view = fleet(trust)._view(Request(), 1.0)
+        view = view_of(fleet(trust))
         assert log(view.scene.change[0]) == pytest.approx(
             trust * log(whole), abs=1e-9
         ) and view.scene.change[1:] == (1.0, 1.0)

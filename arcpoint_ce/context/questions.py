@@ -33,7 +33,8 @@ from arcpoint_ce.context.state import (
 from .when import Span, when
 from ..learning.shelves import TABLES
 from ..routing.core import Backend, Request, Tier
-from ..routing.router import Candidate, NoBackend, Router
+from ..routing.decisions import Candidate
+from ..routing.router import NoBackend, Router
 from ..telemetry.fleet import Fleet
 
 # %% ../../nbs/context/42_questions.ipynb #e303385a

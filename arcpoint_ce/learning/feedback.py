@@ -27,8 +27,8 @@ from arcpoint_ce.learning.shelves import (
     open_shelf,
 )
 from ..routing.core import Backend, ForecastTable, Outcome, Request, Step
+from ..routing.decisions import Decision, odds
 from ..routing.policies import Signals
-from ..routing.router import Decision, odds
 
 # %% ../../nbs/learning/25_feedback.ipynb #0b8d8e54
 def _nested(value) -> str | None:  # JSON text; None stays None

@@ -63,54 +63,73 @@ class Nowcast:
 
     def stream(self, seconds: float, tokens: float):
         "A stream has brought this many tokens in this many seconds."
-        self.new_s += min(seconds, self.MOST_S)
+        most_s = self.MOST_S
+        self.new_s += seconds if seconds < most_s else most_s
         self.new_tok += tokens
 
     def fold(self, now: float, usual_s: float):
-        """Take in what the streams have said since the last time; after a long silence hope for
-        `usual_s` (0: unknown).
+        """Take in what the streams have said since the last time.
+
+        After a long silence hope for `usual_s`, the pace that is usual elsewhere (0: unknown).
         """
-        dt = max(now - self.folded_s, 0.0)
+        elapsed_s = max(now - self.folded_s, 0.0)
         # a clock may jump back
-        self.streamed_s, self.heard_s = min(self.streamed_s, now), min(self.heard_s, now)
+        self.streamed_s = min(self.streamed_s, now)
+        self.heard_s = min(self.heard_s, now)
         # in silence too, or a new stream would be mixed with one of an hour ago
-        keep = exp(-dt / self.FADE_S)
+        keep = exp(-elapsed_s / self.FADE_S)
         self.seconds = self.seconds * keep + self.new_s
         self.tokens = self.tokens * keep + self.new_tok
         if self.new_s > 0.0:
-            self.streamed_s = self.heard_s = now
             self.pace_s = self.seconds / max(self.tokens, 1e-3)
+            self.streamed_s = now
+            self.heard_s = now
             self.hope_s = 0.0
-            self.new_s = self.new_tok = 0.0
-            self.folded_s = now
-            return
-        wait_s = self.WAIT_S if self.streamed_s > -inf else self.WAIT_WHOLE_S
-        if (quiet := now - self.heard_s - wait_s) > 0.0 and usual_s and self.pace_s:
-            ratio = min(max(self.pace_s / usual_s, 1.0 / self.FAR), self.FAR)
-            self.hope_s = usual_s * ratio ** exp(-quiet / self.HOPE_GROWS_S)
-        self.new_s = self.new_tok = 0.0
+        elif usual_s and self.pace_s:
+            self._hope(now, usual_s)
+        self.new_s = 0.0
+        self.new_tok = 0.0
         self.folded_s = now
 
-    def answer(self, pace_s: float, ok: bool, now: float):
-        """A whole answer took `pace_s` per unit of work.
+    def _hope(self, now: float, usual_s: float):
+        "In a long silence, approach the usual pace from the one that is known."
+        streams = self.streamed_s > -inf
+        wait_s = self.WAIT_S if streams else self.WAIT_WHOLE_S
+        quiet_s = now - self.heard_s - wait_s
+        if quiet_s <= 0.0:
+            return
+        ratio = self.pace_s / usual_s
+        ratio = min(max(ratio, 1.0 / self.FAR), self.FAR)
+        faded = exp(-quiet_s / self.HOPE_GROWS_S)
+        self.hope_s = usual_s * ratio**faded
 
-        Of failures only time-outs come here: they count where they say more.
+    def answer(self, pace_s: float, ok: bool, now: float):
+        """A whole answer took `pace_s` seconds per unit of work.
+
+        Of failures only time-outs come here: they count where they say more. While streams tell,
+        whole answers are old news and change nothing.
         """
         if now - self.streamed_s <= self.HOLD_S:
             return
-        self.heard_s = max(now, self.heard_s)
-        if not self.pace_s or (self.hope_s and ok):
+        if now > self.heard_s:
+            self.heard_s = now
+        known_s = self.pace_s
+        if not known_s or (self.hope_s and ok):
             self.pace_s = pace_s  # what was known before a long silence counts no more
-        elif ok or pace_s > self.pace_s:
-            told_s = pace_s if ok else min(pace_s, self.MOST_LATE * self.pace_s)
-            self.pace_s += self.LATE * (told_s - self.pace_s)
+        elif ok:
+            self.pace_s = known_s + self.LATE * (pace_s - known_s)
+        elif pace_s > known_s:
+            told_s = min(pace_s, self.MOST_LATE * known_s)
+            self.pace_s = known_s + self.LATE * (told_s - known_s)
         self.hope_s = 0.0
 
 # %% ../../nbs/routing/02a_nowcast.ipynb #7a7b3f33
 def usual_pace_s(paces_s: list[float]) -> float:  # seconds per token; 0 where no pace is known
     "The upper median of the known paces, those above 0."
     known = sorted(p for p in paces_s if p > 0.0)
-    return known[len(known) // 2] if known else 0.0
+    if not known:
+        return 0.0
+    return known[len(known) // 2]
 
 
 def others_pace_s(
@@ -121,4 +140,6 @@ def others_pace_s(
     if len(known) < 2:
         return 0.0
     middle = (len(known) - 1) // 2
-    return known[middle + 1] if own_s <= known[middle] else known[middle]
+    if own_s > known[middle]:
+        return known[middle]
+    return known[middle + 1]
