@@ -279,7 +279,7 @@ def test_gauges_reach_the_engine_as_old_as_they_are():
     times = [t for t, _ in heard]
     assert np.allclose(np.diff(times), g.engine.config.tick_s)
     late = [now - at_s for now, said in heard for at_s, *_ in said.values()]
-    assert len(late) > 20 and min(late) >= 4.0 - 1e-6 and forecaster.bad_gauges == 0
+    assert len(late) > 20 and min(late) >= 4.0 - 1e-6 and forecaster.heard.bad == 0
 
 
 def test_replicas_that_start_and_stop_are_handed_on():
