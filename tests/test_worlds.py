@@ -319,7 +319,7 @@ def test_long_requests_take_two_minutes():
 
 def test_nothing_streams_in_batch_surge():
     world = World(Setting("batch_surge", 1, n=300))
-    assert world.fleet([FixedChoice()]).streams == 0.0
+    assert world.fleet([FixedChoice()]).rounds.streams == 0.0
 
 
 def test_conversations_have_twenty_turns_in_twenty_minutes_and_moving_them_costs():

@@ -20,7 +20,7 @@ import numpy as np
 
 from .curves import load_curves, synthetic_curves
 from .faults import Fault, Scenario, ledger_of
-from .fleet import FirstToken, Fleet, Published, ServiceCurve, SimBackend
+from .fleet import FirstToken, Fleet, ServiceCurve, SimBackend, Station
 from .physics import Contexts, Engine, EngineStation, TalkStation, mean_kv_tok
 from arcpoint_ce.lab.workloads import (
     Lengths,
@@ -393,7 +393,7 @@ class _Hardware:
             return None
         return FirstToken(FIRST_TOKEN_S + s.slack * _MOVE_S * self.talks, s.slack * REF_PREFILL_MS)
 
-    def stations(self) -> Callable[[SimBackend, int], Published]:
+    def stations(self) -> Callable[[SimBackend, int], Station]:
         "What makes the stations of one fleet."
         contexts = Contexts(_MOVE_S * 1000 / REF_TPOT_MS) if self.talks else None
 
@@ -412,7 +412,7 @@ class _Hardware:
 
         if self.setting.physics == "engine":
             return engine_station
-        return talk_station if self.talks else Published
+        return talk_station if self.talks else Station
 
 # %% ../../nbs/lab/32a_families.ipynb #b1570ce9
 class _WorldTruth(_WorldTraffic):

@@ -14,7 +14,7 @@ from math import inf, isfinite
 
 import numpy as np
 
-from .fleet import Job, Published, ServiceCurve, SimBackend
+from .fleet import Job, ServiceCurve, SimBackend, Station
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51006
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Contexts:
         return self.move_tok
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51018
-class TalkStation(Published):
+class TalkStation(Station):
     "An ideal backend at which conversations have a context."
 
     def __init__(self, sim: SimBackend, place: int, contexts: Contexts):
@@ -371,10 +371,8 @@ class _Batch:
         return min(held.done_tok + int((v - held.first_v) / held.slow), job.call.tokens_out)
 
 # %% ../../nbs/lab/30f_physics.ipynb #f0e51032
-class EngineStation(Published):
+class EngineStation(Station):
     "A backend with the physics of an inference engine."
-
-    stepped = True
 
     def __init__(
         self,
@@ -418,8 +416,9 @@ class EngineStation(Published):
         tok = job.call.tokens_in + self.put_back.get(job, 0.0)
         return not self.batch.held or self.batch.memory.admits(tok, self.batch.v)
 
-    def full(self, most: int, job: Job, now: float) -> bool:
-        if len(self.queue) < most:
+    def full(self, job: Job, now: float) -> bool:
+        most = self.now_is.queue
+        if most is None or len(self.queue) < most:
             return False
         self.advance(now)
         return bool(self.queue) or not self.fits(job)
