@@ -6,7 +6,7 @@
 __all__ = ['PEERS', 'RANGES', 'FROZEN', 'GRIDS', 'make_peer']
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310003
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, inf
 from statistics import median
 
@@ -347,7 +347,7 @@ class _ExerciseRule(LeastInFlight):
         self.sent, self.took = [0] * len(self.all), [[] for _ in self.all]
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310025
-PEERS: dict[str, type[Policy]] = baselines.PEERS | dict(
+PEERS: dict[str, Callable[..., Policy]] = baselines.PEERS | dict(
     stream_least=_StreamLeast,
     lmetric=_LMetric,
     least_work_left=_LeastWorkLeft,
