@@ -755,9 +755,9 @@ def test_llmd_takes_the_least_positive_headroom_and_knows_no_future():
         return seen
 
     least, most = taught(), taught(strategy="most")
-    assert least.table[0][20] == pytest.approx(0.025, rel=0.12) and least.plane[0][
-        1
-    ] == pytest.approx(1.0, rel=0.05)
+    model = least.model[0]
+    assert model.table[20] == pytest.approx(0.025, rel=0.12)
+    assert model.plane[1] == pytest.approx(1.0, rel=0.05)
     ask = dict(tokens_out=100.0, tokens_in=0.0, slo_s=2.0)
     assert split(least, [25, 4], **ask) == {1: 300}  # the first has none
     assert split(least, [12, 2], **ask)[0] > 180 > 60 > split(most, [12, 2], **ask)[0]
@@ -767,7 +767,7 @@ def test_llmd_takes_the_least_positive_headroom_and_knows_no_future():
     assert split(least, [29, 20], tokens_out=100.0, tokens_in=0.0, slo_s=0.5)[1] > 280
     least.own[0] = 10_000
     # flat beyond what was seen, as trees are
-    assert least.rooms(a_call(slo_s=9.0), [0])[0][0] > 4 and least.table[0][-1] < 0.05
+    assert least.room_s(a_call(slo_s=9.0), 0) > 4 and model.table[-1] < 0.05
 
 
 def test_best_fixed_uses_only_its_weights():
