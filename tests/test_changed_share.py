@@ -10,7 +10,7 @@ from arcpoint_ce.routing.core import Backend, Forecast, ForecastTable, Request
 
 
 def judged_run(streams, every, monkeypatch, name="ours_room"):
-    monkeypatch.setattr(G, "SAMPLED_EVERY", every)
+    monkeypatch.setattr(G, "_SAMPLED_EVERY", every)
     record, hold = ran(
         World(Setting("scheduled_surge", 1, n=800, load=0.45, streams=streams)), name, {}
     )
