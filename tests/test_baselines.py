@@ -89,57 +89,86 @@ def held(peer, n, now=0.0):
 # ---- the contract, over every peer
 
 
-def walk(name, params, steps, seed, n=5):
-    "A random life of one gateway, checked at each step; the places that it chose."
-    peer, rng, now, live, chosen = started(name, n, seed, **params), Random(seed), 0.0, [], []
-    for step, error in steps:
-        now += rng.random() * 3
-        if step == "tick":
-            peer.tick(
-                now,
-                tuple(
-                    Gauge(now - 1, 20 * rng.random(), 2, 10 + 30 * rng.random()) if p % 2 else None
-                    for p in range(n)
-                ),
-            )
-            for job in live if hasattr(peer, "progress") else ():
-                peer.progress(job, int(15 * (now - job.start_s)), now)
-        elif step == "send" or not live:
-            call = a_call(len(chosen), now, 1.0 + 200 * rng.random())
-            job = attempt(peer, now, call)
-            chosen.append(job.place if job else -1)
-            if job:
-                live.append(job)
-            else:
-                assert name in REFUSES, f"{name} refused"
-        elif step == "again":
-            call = live[rng.randrange(len(live))].call
-            before = call.tried[:]
-            job = attempt(peer, now, call)
-            chosen.append(job.place if job else -1)
-            if job:
-                assert job.place not in before
-                live.append(job)
-            else:
-                assert len(before) == n or name in REFUSES, (
-                    f"{name} found nowhere to go besides {before}"
-                )
+class Walk:
+    "A random life of one gateway, checked at each step."
+
+    def __init__(self, name, params, seed, n):
+        self.name, self.n = name, n
+        self.peer, self.rng = started(name, n, seed, **params), Random(seed)
+        self.now, self.live, self.chosen = 0.0, [], []
+
+    def step(self, what, error):
+        self.now += self.rng.random() * 3
+        if what == "tick":
+            self.tick()
+        elif what == "send" or not self.live:
+            self.send()
+        elif what == "again":
+            self.again()
         else:
-            job = live.pop(rng.randrange(len(live)))
-            if step == "cancel":
-                peer.cancel(job, now)
-            else:
-                peer.end(job, now, error is None, error)
-        assert all(type(p) is int and -1 <= p < n for p in chosen[-1:])
-        assert peer.own == [sum(j.place == p for j in live) for p in range(n)]
-    for job in live:
-        peer.end(job, now + 1.0, True, None)
-    assert peer.own == [0] * n
-    if hasattr(peer, "left"):
-        assert peer.left.load == pytest.approx([0.0] * n, abs=1e-9) and not peer.left.left
-    if hasattr(peer, "prompts"):
-        assert peer.prompts == [0.0] * n and not peer.begun
-    return chosen
+            self.end(what, error)
+        assert all(type(p) is int and -1 <= p < self.n for p in self.chosen[-1:])
+        assert self.peer.own == [sum(j.place == p for j in self.live) for p in range(self.n)]
+
+    def gauge(self, p):
+        if not p % 2:
+            return None
+        return Gauge(self.now - 1, 20 * self.rng.random(), 2, 10 + 30 * self.rng.random())
+
+    def tick(self):
+        self.peer.tick(self.now, tuple(self.gauge(p) for p in range(self.n)))
+        if hasattr(self.peer, "progress"):
+            for job in self.live:
+                self.peer.progress(job, int(15 * (self.now - job.start_s)), self.now)
+
+    def took(self, job):
+        self.chosen.append(job.place if job else -1)
+        if job:
+            self.live.append(job)
+
+    def send(self):
+        call = a_call(len(self.chosen), self.now, 1.0 + 200 * self.rng.random())
+        job = attempt(self.peer, self.now, call)
+        self.took(job)
+        assert job or self.name in REFUSES, f"{self.name} refused"
+
+    def again(self):
+        call = self.live[self.rng.randrange(len(self.live))].call
+        before = call.tried[:]
+        job = attempt(self.peer, self.now, call)
+        self.took(job)
+        if job:
+            assert job.place not in before
+        else:
+            nowhere = len(before) == self.n or self.name in REFUSES
+            assert nowhere, f"{self.name} found nowhere to go besides {before}"
+
+    def end(self, what, error):
+        job = self.live.pop(self.rng.randrange(len(self.live)))
+        if what == "cancel":
+            self.peer.cancel(job, self.now)
+        else:
+            self.peer.end(job, self.now, error is None, error)
+
+    def over(self):
+        "Everything has ended: nothing is left in the books."
+        peer, n = self.peer, self.n
+        for job in self.live:
+            peer.end(job, self.now + 1.0, True, None)
+        assert peer.own == [0] * n
+        if hasattr(peer, "left"):
+            assert peer.left.load == pytest.approx([0.0] * n, abs=1e-9) and not peer.left.left
+        if hasattr(peer, "prompts"):
+            assert peer.prompts == [0.0] * n and not peer.begun
+
+
+def walk(name, params, steps, seed, n=5):
+    "A random life of one gateway; the places that it chose."
+    life = Walk(name, params, seed, n)
+    for what, error in steps:
+        life.step(what, error)
+    life.over()
+    return life.chosen
 
 
 STEPS = st.lists(
@@ -475,7 +504,7 @@ def test_prequal_hot_or_cold():
     def tick(rif, tpot):
         peer.probed.clear()
         peer.own[:] = [0] * 6
-        peer.past.clear()
+        peer.gauges.past.clear()
         peer.oldest_next = True
         peer.tick(1.0, tuple(Gauge(1.0, r, 0, t) for r, t in zip(rif, tpot)))
 
@@ -726,9 +755,9 @@ def test_llmd_takes_the_least_positive_headroom_and_knows_no_future():
         return seen
 
     least, most = taught(), taught(strategy="most")
-    assert least.table[0][20] == pytest.approx(0.025, rel=0.12) and least.plane[0][
-        1
-    ] == pytest.approx(1.0, rel=0.05)
+    model = least.model[0]
+    assert model.table[20] == pytest.approx(0.025, rel=0.12)
+    assert model.plane[1] == pytest.approx(1.0, rel=0.05)
     ask = dict(tokens_out=100.0, tokens_in=0.0, slo_s=2.0)
     assert split(least, [25, 4], **ask) == {1: 300}  # the first has none
     assert split(least, [12, 2], **ask)[0] > 180 > 60 > split(most, [12, 2], **ask)[0]
@@ -738,7 +767,7 @@ def test_llmd_takes_the_least_positive_headroom_and_knows_no_future():
     assert split(least, [29, 20], tokens_out=100.0, tokens_in=0.0, slo_s=0.5)[1] > 280
     least.own[0] = 10_000
     # flat beyond what was seen, as trees are
-    assert least.rooms(a_call(slo_s=9.0), [0])[0][0] > 4 and least.table[0][-1] < 0.05
+    assert least.room_s(a_call(slo_s=9.0), 0) > 4 and model.table[-1] < 0.05
 
 
 def test_best_fixed_uses_only_its_weights():

@@ -577,7 +577,8 @@ def test_probes_measure_their_own_stretch():
 def test_chaos_toolkit_takes_the_export():
     experiment = pytest.importorskip(
         "chaoslib.experiment",
-        reason="chaostoolkit-lib is not installed; `pip install chaostoolkit-lib` to check the export with it",
+        reason="chaostoolkit-lib is not installed; "
+        "`pip install chaostoolkit-lib` to check the export with it",
     )
     for name in SCENARIOS:
         experiment.ensure_experiment_is_valid(

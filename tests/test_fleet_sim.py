@@ -17,10 +17,10 @@ from arcpoint_ce.lab.fleet import (
     FirstToken,
     FixedChoice,
     Fleet,
-    Published,
     Record,
     ServiceCurve,
     SimBackend,
+    Station,
     Tally,
 )
 from arcpoint_ce.lab.physics import Contexts, Engine, EngineStation, TalkStation
@@ -208,7 +208,7 @@ def stations_of(kind):
         )
         return EngineStation(sim, place, small, 1, contexts, 20.0)
 
-    return dict(ideal=Published, talk=talk, engine=engine)[kind]
+    return dict(ideal=Station, talk=talk, engine=engine)[kind]
 
 
 KINDS = ("ideal", "talk", "engine")
@@ -262,7 +262,10 @@ def test_every_request_ends_once_and_every_place_comes_back(
             r.error[::3] == "deadline"
         ).any()
     assert (
-        len(r) == 300 and r.k.tolist() == list(range(300)) and fleet.open == 0 and not fleet.running
+        len(r) == 300
+        and r.k.tolist() == list(range(300))
+        and fleet.callers.open == 0
+        and not fleet.attempts.running
     )
     for m in mates:
         assert m.given.keys() == m.back.keys()
@@ -456,7 +459,7 @@ def test_the_loser_of_a_hedge_is_cancelled_and_paid_for():
         2,
         2.0,
     ) and g.errors == [None, "cancelled"]
-    assert fleet.stations[0].n == 0 and fleet.nexts == [inf, inf]
+    assert fleet.stations[0].n == 0 and fleet.agenda.departures == [inf, inf]
 
 
 def test_a_hedge_that_never_got_a_seat_costs_nothing():
@@ -598,7 +601,7 @@ def test_until_stops_the_clock_and_a_second_run_goes_on():
     g = Ledger(every_s=1.0)
     fleet = Fleet([SimBackend(Backend("a"), CURVE)], [g], timeout_s=50.0)
     first = fleet.run(requests([1.0, 2.0, 30.0], [5.0, 2000.0, 5.0]), until_s=10.0)
-    assert fleet.now == 10.0 and len(first) == 1 and fleet.open == 1
+    assert fleet.now == 10.0 and len(first) == 1 and fleet.callers.open == 1
     second = fleet.run(requests([12.0], [5.0]))
     assert (
         second.k.tolist() == [1, 2]

@@ -228,7 +228,7 @@ def test_the_first_token_counts_from_the_birth_of_the_request():
             return 1
 
     fleet = fleet_of(Engine(**QUIET), Second(), n=2, first_token=FirstToken(0.4))
-    fleet.retries, fleet.backoff_s = 1, 0.45
+    fleet.callers.retries, fleet.callers.backoff_s = 1, 0.45
     fleet.set(0, down="refuse")
     r = fleet.run(requests([0.0], 100.0, 20.0))
     assert r.ok.all() and r.ttft_s[0] < 0.1 and r.violated.all()

@@ -138,7 +138,7 @@ def test_own_traffic_keeps_its_shape_and_rate_and_starts_late(family):
     for plain, shaken in zip(*(worlds(family, 6, n=4000, jitter=j) for j in (0.0, 0.05))):
         t = np.arange(0.0, plain.end_s)
         cycle_s = plain.setting.cycle_s
-        assert np.allclose(plain.rate(t), plain.pattern(t % cycle_s) * plain.rate_rps)
+        assert np.allclose(plain.rate(t), plain.traffic.pattern(t % cycle_s) * plain.rate_rps)
         if family == "diurnal":
             continue
 
@@ -319,7 +319,7 @@ def test_long_requests_take_two_minutes():
 
 def test_nothing_streams_in_batch_surge():
     world = World(Setting("batch_surge", 1, n=300))
-    assert world.fleet([FixedChoice()]).streams == 0.0
+    assert world.fleet([FixedChoice()]).rounds.streams == 0.0
 
 
 def test_conversations_have_twenty_turns_in_twenty_minutes_and_moving_them_costs():
@@ -407,4 +407,7 @@ def test_a_file_decides_how_large_an_engine_must_be(long_tailed):
         filed.hardware.engines[0].tenant_in_tok > 1000 > drawn.hardware.engines[0].tenant_in_tok
         and filed.hardware.engines[0].kv_tok > 2 * drawn.hardware.engines[0].kv_tok
     )
-    assert filed.memory_room(0) == pytest.approx(drawn.memory_room(0)) and len(run(filed)) == 300
+    assert (
+        filed.hardware.memory_room(0) == pytest.approx(drawn.hardware.memory_room(0))
+        and len(run(filed)) == 300
+    )

@@ -33,11 +33,11 @@ from arcpoint_ce.lab.choosers import (
 from .fleet import Call
 from .health import BreakerRules, Cooldown, FailureAccrual, OutlierDetection, Pacing
 
-# %% ../../nbs/lab/31_baselines.ipynb #3d009a0a
-class _PeakLimits(Policy):
-    "The parameters of Peak EWMA."
+# %% ../../nbs/lab/31_baselines.ipynb #46e2f7b8
+class PeakEwma(Policy):
+    "Peak EWMA with two choices and failure accrual, as in Finagle."
 
-    PENALTY = 1e12
+    PENALTY = 1e12  # load of a backend that has requests and has never answered
 
     def __init__(
         self,
@@ -47,47 +47,40 @@ class _PeakLimits(Policy):
         by_capacity: bool = False,  # pending requests count per capacity
         in_weight: float = 200.0,  # input tokens that are as much work as one output token
     ):
-        self.decay_s, self.per_work, self.errors, self.by_capacity, self.in_weight = (
-            decay_s,
-            per_work,
-            errors,
-            by_capacity,
-            in_weight,
-        )
+        self.decay_s, self.in_weight = decay_s, in_weight
+        self.per_work, self.errors, self.by_capacity = per_work, errors, by_capacity
         self.health = FailureAccrual()
 
-# %% ../../nbs/lab/31_baselines.ipynb #46e2f7b8
-class PeakEwma(_PeakLimits):
-    "Peak EWMA with two choices and failure accrual, as in Finagle."
-
     def ready(self, n):
-        self.cost, self.stamp, self.room = (
-            [0.0] * n,
-            [0.0] * n,
-            self.capacity if self.by_capacity else [1.0] * n,
-        )
+        self.cost, self.stamp = [0.0] * n, [0.0] * n  # peak average, s; when it moved, s
+        self.room = self.capacity if self.by_capacity else [1.0] * n
 
-    def load(self, p, now):
+    def load(self, p: int, now: float) -> float:
+        "Decayed cost times requests pending."
         cost, pending = self.cost[p], self.own[p]
         if not cost:
             return self.PENALTY + pending if pending else 0.0
-        return cost * exp((self.stamp[p] - now) / self.decay_s) * (pending + 1) / self.room[p]
+        decay = exp((self.stamp[p] - now) / self.decay_s)
+        return cost * decay * (pending + 1) / self.room[p]
 
     def pick(self, call, now, places):
         a, b = two_of(self.random, places)
-        return a if a == b or self.load(a, now) <= self.load(b, now) else b
+        if a == b or self.load(a, now) <= self.load(b, now):
+            return a
+        return b
 
     def learn(self, job, now, ok, error):
-        p, rtt = job.place, now - job.start_s
         if not (ok or self.errors or error == "timeout"):
             return
+        p, took = job.place, now - job.start_s
         if self.per_work:
-            rtt /= work(job.call, self.in_weight)
-        w = exp((self.stamp[p] - now) / self.decay_s)
+            took /= work(job.call, self.in_weight)
         cost = self.cost[p]
-        self.cost[p], self.stamp[p] = rtt if rtt > cost else cost * w + rtt * (1 - w), now
+        old = exp((self.stamp[p] - now) / self.decay_s)
+        self.cost[p] = took if took > cost else cost * old + took * (1 - old)
+        self.stamp[p] = now
 
-# %% ../../nbs/lab/31_baselines.ipynb #b2de3522
+# %% ../../nbs/lab/31_baselines.ipynb #616d846f
 class _Prequal(Watching):
     "Hot-or-cold choice over a pool of probes, as in Prequal."
 
@@ -100,66 +93,59 @@ class _Prequal(Watching):
         reuse: int = 1,  # how often one probe may be used
         by_capacity: bool = False,  # compare RIF per capacity
     ):
-        self.probes, self.quantile, self.pool, self.age_s, self.reuse, self.by_capacity = (
-            probes,
-            quantile,
-            pool,
-            age_s,
-            reuse,
-            by_capacity,
-        )
+        self.probes, self.quantile, self.pool = probes, quantile, pool
+        self.age_s, self.reuse, self.by_capacity = age_s, reuse, by_capacity
 
     def ready(self, n):
         super().ready(n)
-        self.size, self.oldest_next = self.pool or min(max(2, n // 2), 16), True
+        self.size = self.pool or min(max(2, n // 2), 16)
+        self.oldest_next = True  # which probe is discarded next: the oldest, or the worst
         self.probed = {}  # place -> [RIF, latency, when, uses], oldest first
         self.room = self.capacity if self.by_capacity else [1.0] * n
 
-# %% ../../nbs/lab/31_baselines.ipynb #9aa24dfe
-class _ProbePool(_Prequal):
-    "Probes come in, old ones go."
-
-    def probe(self, now):
-        "Ask some random servers; the oldest probes make room."
-        probed, n, random, asked = self.probed, len(self.all), self.random, []
-        for _ in range(min(self.probes, n)):
-            p = int(random() * n)
-            while p in asked:
-                p = int(random() * n)
-            asked.append(p)
-            probed.pop(p, None)
-            probed[p] = [
-                (self.own[p] + self.others[p]) / self.room[p],
-                self.told[p] or self.mine[p] or 0.0,
-                now,
-                0,
-            ]
-        while len(probed) > self.size or (
-            probed and now - probed[next(iter(probed))][2] > self.age_s
-        ):
-            del probed[next(iter(probed))]
-
-# %% ../../nbs/lab/31_baselines.ipynb #616d846f
-class _PrequalRule(_ProbePool):
-    "Its choice and its upkeep of the pool."
-
     def pick(self, call, now, places):
         self.probe(now)
-        pool = [(x, p) for p, x in self.probed.items() if p in places]
+        pool = [(probe, p) for p, probe in self.probed.items() if p in places]
         if len(pool) < 2:
             return places[int(self.random() * len(places))]
-        rifs = sorted(x[0] for x, _ in pool)
-        limit = rifs[int(self.quantile * (len(rifs) - 1))]
-        x, place = min((x[1], p) for x, p in pool if x[0] <= limit)
+        limit = self._hot_above([probe[0] for probe, _ in pool])
+        _, place = min((probe[1], p) for probe, p in pool if probe[0] <= limit)
         used = self.probed[place]
         used[0] += 1 / self.room[place]
         used[3] += 1
         if used[3] >= self.reuse:
             del self.probed[place]
-        self.discard(limit)
+        self._discard(limit)
         return place
 
-    def discard(self, limit):
+    def probe(self, now: float):
+        "Ask some random servers; the oldest probes make room."
+        probed = self.probed
+        for p in self._some():
+            probed.pop(p, None)
+            rif = (self.own[p] + self.others[p]) / self.room[p]
+            latency = self.told[p] or self.mine[p] or 0.0
+            probed[p] = [rif, latency, now, 0]
+        while len(probed) > self.size:
+            self._drop_oldest()
+        while probed and now - probed[next(iter(probed))][2] > self.age_s:
+            self._drop_oldest()
+
+    def _some(self) -> list[int]:
+        "Different places, at random, as many as there are probes per query."
+        n, some = len(self.all), []
+        for _ in range(min(self.probes, n)):
+            p = int(self.random() * n)
+            while p in some:
+                p = int(self.random() * n)
+            some.append(p)
+        return some
+
+    def _hot_above(self, rifs: list[float]) -> float:
+        "The quantile of RIF in the pool that separates cold from hot."
+        return sorted(rifs)[int(self.quantile * (len(rifs) - 1))]
+
+    def _discard(self, limit: float):
         """One probe less: by turns the oldest and the worst (the highest RIF among the hot, else
         the highest latency).
         """
@@ -167,17 +153,22 @@ class _PrequalRule(_ProbePool):
         if len(probed) < 2:
             return
         if self.oldest_next:
-            del probed[next(iter(probed))]
+            self._drop_oldest()
         else:
-            hot = [p for p, x in probed.items() if x[0] > limit]
-            del probed[
-                max(hot, key=lambda p: probed[p][0])
-                if hot
-                else max(probed, key=lambda p: probed[p][1])
-            ]
+            del probed[self._worst(limit)]
         self.oldest_next = not self.oldest_next
 
-# %% ../../nbs/lab/31_baselines.ipynb #e045ee6e
+    def _worst(self, limit: float) -> int:
+        probed = self.probed
+        hot = [p for p, probe in probed.items() if probe[0] > limit]
+        if hot:
+            return max(hot, key=lambda p: probed[p][0])
+        return max(probed, key=lambda p: probed[p][1])
+
+    def _drop_oldest(self):
+        del self.probed[next(iter(self.probed))]
+
+# %% ../../nbs/lab/31_baselines.ipynb #d473616d
 class _C3(Watching):
     "C3's replica ranking; the lowest rank wins."
 
@@ -188,62 +179,56 @@ class _C3(Watching):
         adjust: bool = True,  # move the losers towards the winner
         by_capacity: bool = False,  # counts per capacity
     ):
-        self.clients, self.alpha, self.adjust, self.by_capacity = (
-            clients,
-            alpha,
-            adjust,
-            by_capacity,
-        )
+        self.clients, self.alpha = clients, alpha
+        self.adjust, self.by_capacity = adjust, by_capacity
 
     def ready(self, n):
         super().ready(n)
-        # R and S, s per unit of work; queue; not heard of
-        self.r, self.s, self.q, self.blank = [0.0] * n, [0.0] * n, [0.0] * n, set(range(n))
+        self.r, self.s = [0.0] * n, [0.0] * n  # response and service time, s per unit of work
+        self.q = [0.0] * n  # queue
+        self.blank = set(range(n))  # places that have not answered yet
         self.room = self.capacity if self.by_capacity else [1.0] * n
 
-    def rank(self, p):
+    def rank(self, p: int) -> float:
+        "The lower the better. A place that has not answered comes first, but one at a time."
+        own = self.own[p]
         if p in self.blank:
-            # heard nothing: first, but one at a time
-            return -inf if not self.own[p] else self.own[p] * 1e9
-        s = self.s[p]
-        return (
-            self.r[p] - s + (1 + (self.own[p] * self.clients + self.q[p]) / self.room[p]) ** 3 * s
-        )
+            return own * 1e9 if own else -inf
+        service = self.s[p]
+        queue = 1 + (own * self.clients + self.q[p]) / self.room[p]
+        return self.r[p] - service + queue**3 * service
 
     def pick(self, call, now, places):
         ranks = [self.rank(p) for p in places]
         best = places[ranks.index(min(ranks))]
         if self.adjust and best not in self.blank:
-            self.soften(best)
+            self._soften(best)
         return best
 
-# %% ../../nbs/lab/31_baselines.ipynb #d473616d
-class _C3Rule(_C3):
-    "How C3 learns."
-
-    def soften(self, best):
+    def _soften(self, best: int):
+        "Everybody's averages move half a step towards those of the winner."
         a = self.alpha / 2
-        for x in (self.r, self.s, self.q):
-            low = x[best]
+        for averages in (self.r, self.s, self.q):
+            low = averages[best]
             for p in self.all:
-                x[p] += a * (low - x[p])
+                averages[p] += a * (low - averages[p])
 
     def learn(self, job, now, ok, error):
         super().learn(job, now, ok, error)
         p, a = job.place, self.alpha
         blank = p in self.blank
-        r = late_s(
-            job, now, ok, error, None if blank else self.r[p], work(job.call, self.in_weight)
-        )
-        if r is None:
+        before = None if blank else self.r[p]
+        response = late_s(job, now, ok, error, before, work(job.call, self.in_weight))
+        if response is None:
             return
-        s = min(self.told[p] / 1000, r) if self.told[p] else r
+        told = self.told[p]
+        service = min(told / 1000, response) if told else response
         if blank:
-            self.r[p], self.s[p], self.q[p] = r, s, self.waiting[p]
+            self.r[p], self.s[p], self.q[p] = response, service, self.waiting[p]
             self.blank.discard(p)
             return
-        self.r[p] += a * (r - self.r[p])
-        self.s[p] += a * (s - self.s[p])
+        self.r[p] += a * (response - self.r[p])
+        self.s[p] += a * (service - self.s[p])
         self.q[p] += a * (self.waiting[p] - self.q[p])
 
 # %% ../../nbs/lab/31_baselines.ipynb #6905a860
@@ -259,41 +244,36 @@ class _Envoy(TwoChoices):
 class _Resilience4j(TwoChoices):
     "Circuit breakers with the library's defaults, and P2C; parameters of `BreakerRules` by name."
 
-    DEFAULTS = {}
-
     def __init__(self, slow_start_s: float = 0.0, **params):
         super().__init__(slow_start_s)
-        self.health = BreakerRules(**{**self.DEFAULTS, **params})
+        self.health = BreakerRules(**params)
 
 
-class _Resilience4jTuned(_Resilience4j):
-    "The same, slow means slower than the SLO."
+_RESILIENCE4J_TUNED = dict(  # parameters of `BreakerRules`
+    window=50, min_calls=20, slow_s=None, slow_rate=0.5, wait_s=10.0, max_half_open_s=30.0
+)
 
-    DEFAULTS = dict(
-        window=50, min_calls=20, slow_s=None, slow_rate=0.5, wait_s=10.0, max_half_open_s=30.0
-    )
+
+def _resilience4j_tuned(slow_start_s: float = 0.0, **params) -> _Resilience4j:
+    "The same with the tuning for a latency SLO."
+    return _Resilience4j(slow_start_s, **_RESILIENCE4J_TUNED | params)
 
 # %% ../../nbs/lab/31_baselines.ipynb #ca305a15
 class LiteLLM(Policy):
     "LiteLLM's latency-based routing with its cool-down."
 
-    SLIDING = True
-
     def __init__(
         self,
-        sliding: bool | None = None,  # do old samples leave; None: as the class says
+        sliding: bool = True,  # do old samples leave
         buffer: float = 0.0,  # share above the best mean that is as good
         size: int = 10,  # samples kept
     ):
-        self.sliding, self.buffer, self.size = (
-            self.SLIDING if sliding is None else sliding,
-            buffer,
-            size,
-        )
+        self.sliding, self.buffer, self.size = sliding, buffer, size
         self.health = Cooldown()
 
     def ready(self, n):
-        self.samples, self.mean = [[] for _ in range(n)], [0.0] * n
+        self.samples = [[] for _ in range(n)]  # s per completion token
+        self.mean = [0.0] * n
 
     def pick(self, call, now, places):
         mean = self.mean
@@ -307,18 +287,67 @@ class LiteLLM(Policy):
         kept = self.samples[job.place]
         if len(kept) >= self.size:
             kept.pop(0 if self.sliding else -1)
-        kept.append((now - job.start_s) / (job.call.tokens_out or 1.0) if ok else 1000.0)
+        tokens = job.call.tokens_out or 1.0
+        kept.append((now - job.start_s) / tokens if ok else 1000.0)
         self.mean[job.place] = sum(kept) / len(kept)
 
-# %% ../../nbs/lab/31_baselines.ipynb #90e25033
-class _LiteLLMAsShipped(LiteLLM):
+
+def _litellm_as_shipped(buffer: float = 0.0, size: int = 10) -> LiteLLM:
     "The same with the window that stops sliding."
+    return LiteLLM(False, buffer, size)
 
-    SLIDING = False
+# %% ../../nbs/lab/31_baselines.ipynb #c46dd90c
+class _Samples:
+    "What was seen lately at one group of backends, and the model of time that it teaches."
 
-# %% ../../nbs/lab/31_baselines.ipynb #cd8e36e9
-class _HeadroomModel(Watching):
-    "What llm-d learns: TPOT by concurrency, TTFT by prompt and load."
+    def __init__(self, window: int):  # samples kept for each bucket
+        self.window = window
+        self.buckets = {}  # bucket -> (concurrency, time per token in s)
+        self.first = deque(maxlen=20 * window)  # rows for the plane; time to first token in s
+        self.table: list[float] | None = None  # fitted: time per token by concurrency, s
+        self.plane: list[float] | None = None  # fitted: weights of the time to first token
+
+    def add_pace(self, crowd: float, tpot_s: float):
+        "One time per token. There are four buckets to each doubling of the concurrency."
+        bucket = int(4 * log2(1 + crowd))
+        kept = self.buckets.setdefault(bucket, deque(maxlen=self.window))
+        kept.append((crowd, tpot_s))
+
+    def add_first(self, prompt: float, crowd: float, waiting: int, tokens: float, ttft_s: float):
+        "One time to first token, with what it depends on; prompt and tokens in thousands."
+        self.first.append((1.0, prompt, crowd, waiting, tokens, ttft_s))
+
+    def refit(self):
+        "Table and plane anew; nothing where nothing was seen."
+        if not self.first:
+            return
+        means = [np.mean(kept, axis=0) for _, kept in sorted(self.buckets.items())]
+        points = np.array(means)
+        crowds = np.arange(int(points[-1, 0]) + 2)
+        self.table = np.interp(crowds, *points.T).tolist()
+        rows = np.array(self.first)
+        x, ttft = rows[:, :5], rows[:, 5]
+        self.plane = None
+        if ttft.any():
+            ridge = 1e-3 * len(rows) * np.eye(5)
+            self.plane = np.linalg.solve(x.T @ x + ridge, x.T @ ttft).tolist()
+
+    def tpot_s(self, crowd: float) -> float:
+        "Predicted time per token, s."
+        k = int(crowd) + 1
+        return self.table[k if k < len(self.table) else -1]
+
+    def ttft_s(self, prompt: float, crowd: float, waiting: int, tokens: float) -> float:
+        "Predicted time to first token, s; prompt in thousands, tokens not."
+        if not self.plane:
+            return 0.0
+        usual, per_prompt, per_crowd, per_waiting, per_tokens = self.plane
+        known = usual + per_prompt * prompt + per_crowd * crowd + per_waiting * waiting
+        return known + per_tokens * tokens / 1000
+
+# %% ../../nbs/lab/31_baselines.ipynb #6c4010f6
+class _Headroom(Watching):
+    "llm-d's choice: a weighted draw among backends with positive predicted headroom."
 
     def __init__(
         self,
@@ -330,44 +359,22 @@ class _HeadroomModel(Watching):
         window: int = 50,  # samples kept for each bucket
         explore: float = 0.01,  # chance of a backend without headroom while others have some
     ):
+        "ValueError on an unknown strategy."
         if strategy not in ("least", "most"):
             raise ValueError(f"strategy must be 'least' or 'most', got {strategy!r}")
-        self.strategy, self.buffer, self.pooled, self.refit_s, self.window, self.explore = (
-            strategy,
-            buffer,
-            pooled,
-            refit_s,
-            window,
-            explore,
-        )
-
-# %% ../../nbs/lab/31_baselines.ipynb #c46dd90c
-class _HeadroomSamples(_HeadroomModel):
-    "Its windows of samples."
+        self.strategy, self.buffer, self.pooled = strategy, buffer, pooled
+        self.refit_s, self.window, self.explore = refit_s, window, explore
 
     def ready(self, n):
         super().ready(n)
-        self.group = [0] * n if self.pooled else list(range(n))
-        groups = range(max(self.group) + 1)
-        self.buckets, self.first = (
-            [{} for _ in groups],
-            [deque(maxlen=20 * self.window) for _ in groups],
-        )  # samples of TPOT and TTFT
-        # fitted: s by concurrency; weights
-        self.table, self.plane = [None for _ in groups], [None for _ in groups]
-        self.tokens, self.due_s = [0.0] * n, -inf  # own tokens in flight
+        self.groups = [_Samples(self.window) for _ in range(1 if self.pooled else n)]
+        self.model = self.groups * n if self.pooled else self.groups  # by place
+        self.tokens = [0.0] * n  # own tokens in flight, by place
+        self.due_s = -inf  # when the models are refitted next, s
 
     def crowd(self, p: int) -> float:
+        "Requests at a place, others' included."
         return self.own[p] + self.others[p]
-
-    def bucket(self, group: int, crowd: float, tpot_s: float):
-        "One sample; four buckets to each doubling of the concurrency."
-        kept = self.buckets[group].setdefault(int(4 * log2(1 + crowd)), deque(maxlen=self.window))
-        kept.append((crowd, tpot_s))
-
-# %% ../../nbs/lab/31_baselines.ipynb #8b01e9e7
-class _HeadroomFeed(_HeadroomSamples):
-    "How llm-d's model is fed."
 
     def choose(self, call, now, places):
         place = super().choose(call, now, places)
@@ -378,112 +385,71 @@ class _HeadroomFeed(_HeadroomSamples):
 
     def learn(self, job, now, ok, error):
         super().learn(job, now, ok, error)
-        p, call, g = job.place, job.call, self.group[job.place]
-        self.tokens[p] = max(self.tokens[p] - call.tokens_in - call.tokens_out, 0.0)
+        self._leave(job)
+        p, call = job.place, job.call
         if not ok or not call.memo or call.memo[0] != p:
             return
         _, crowd, waiting, tokens = call.memo
-        ttft = job.ttft_s or 0.0
-        self.bucket(
-            g,
-            (crowd + self.crowd(p) + 1) / 2,
-            max(now - job.start_s - ttft, 0.0) / (call.tokens_out or 1.0),
-        )
-        self.first[g].append((1.0, call.tokens_in / 1000, crowd, waiting, tokens / 1000, ttft))
+        ttft_s = job.ttft_s or 0.0
+        decoding_s = max(now - job.start_s - ttft_s, 0.0)
+        model = self.model[p]
+        model.add_pace((crowd + self.crowd(p) + 1) / 2, decoding_s / (call.tokens_out or 1.0))
+        model.add_first(call.tokens_in / 1000, crowd, waiting, tokens / 1000, ttft_s)
 
     def cancel(self, job, now):
         super().cancel(job, now)
-        self.tokens[job.place] = max(
-            self.tokens[job.place] - job.call.tokens_in - job.call.tokens_out, 0.0
-        )
+        self._leave(job)
 
-# %% ../../nbs/lab/31_baselines.ipynb #7aeef68c
-class _HeadroomFit(_HeadroomFeed):
-    "How it is refitted."
+    def _leave(self, job):
+        "Its tokens are in flight no more."
+        p, call = job.place, job.call
+        self.tokens[p] = max(self.tokens[p] - call.tokens_in - call.tokens_out, 0.0)
 
     def tick(self, now, gauges):
         super().tick(now, gauges)
         if now >= self.due_s:
             self.due_s = now + self.refit_s
-            self.refit()
-
-    def refit(self):
-        for g, (buckets, first) in enumerate(zip(self.buckets, self.first)):
-            if not first:
-                continue
-            points = np.array([np.mean(kept, axis=0) for _, kept in sorted(buckets.items())])
-            self.table[g] = np.interp(np.arange(int(points[-1, 0]) + 2), *points.T).tolist()
-            x = np.array(first)
-            ridge = 1e-3 * len(x) * np.eye(5)
-            self.plane[g] = (
-                np.linalg.solve(x[:, :5].T @ x[:, :5] + ridge, x[:, :5].T @ x[:, 5]).tolist()
-                if x[:, 5].any()
-                else None
-            )
-
-# %% ../../nbs/lab/31_baselines.ipynb #f970781e
-class _HeadroomNow(_HeadroomFit):
-    "Predicted headroom of one request."
-
-    # (headroom, s; place)
-    def rooms(self, call: Call, places: Sequence[int]) -> list[tuple[float, int]]:
-        "SLO minus the predicted time of this request, now."
-        own, others, group, limit, prompt, out = (
-            self.own,
-            self.others,
-            self.group,
-            self.buffer * call.slo_s,
-            call.tokens_in / 1000,
-            [],
-        )
-        for p in places:
-            table, plane, crowd = self.table[group[p]], self.plane[group[p]], own[p] + others[p]
-            k = int(crowd) + 1
-            room = limit - table[k if k < len(table) else -1] * call.tokens_out
-            if plane:
-                ttft = (
-                    plane[0]
-                    + plane[1] * prompt
-                    + plane[2] * crowd
-                    + plane[3] * self.waiting[p]
-                    + plane[4] * self.tokens[p] / 1000
-                )
-                if ttft > 0:
-                    room -= ttft
-            out.append((room, p))
-        return out
-
-# %% ../../nbs/lab/31_baselines.ipynb #6c4010f6
-class _Headroom(_HeadroomNow):
-    "llm-d's choice: a weighted draw among backends with positive predicted headroom."
+            for group in self.groups:
+                group.refit()
 
     def pick(self, call, now, places):
-        if None in self.table:
-            blank = [p for p in places if self.table[self.group[p]] is None]
-            if blank:
-                return self.unlearned(blank)
-        rooms = self.rooms(call, places)
-        good = [x for x in rooms if x[0] > 0]
-        if len(good) == len(rooms) or (good and self.random() >= self.explore):
-            return self.draw(good, self.strategy == "least")
-        return self.draw([x for x in rooms if x[0] <= 0], False)
+        blank = [p for p in places if self.model[p].table is None]
+        if blank:
+            return self._unlearned(blank)
+        rooms = [(self.room_s(call, p), p) for p in places]
+        return self._drawn(rooms, [x for x in rooms if x[0] > 0])
 
-    def draw(self, rooms, least):
+    def room_s(self, call: Call, p: int) -> float:
+        "SLO minus the predicted time of this request at a place, now, s."
+        model, crowd = self.model[p], self.crowd(p)
+        room_s = self.buffer * call.slo_s - model.tpot_s(crowd) * call.tokens_out
+        ttft_s = model.ttft_s(call.tokens_in / 1000, crowd, self.waiting[p], self.tokens[p])
+        return room_s - ttft_s if ttft_s > 0 else room_s
+
+    def _drawn(self, rooms: list[tuple[float, int]], good: list[tuple[float, int]]) -> int:
+        "One of those with headroom, or, rarely or where there is none, one of the others."
+        if len(good) == len(rooms) or (good and self.random() >= self.explore):
+            return self._draw(good, self.strategy == "least")
+        return self._draw([x for x in rooms if x[0] <= 0], False)
+
+    def _draw(self, rooms: list[tuple[float, int]], least: bool) -> int:
         "Weights of 1 to 100, linear in the headroom."
         low, high = min(rooms)[0], max(rooms)[0]
         if least:
             low = min(low, 0.0)
         scale = 99 / (high - low) if high > low else 0.0
-        cum = list(
-            accumulate([int((high - r if least else r - low) * scale) + 1 for r, _ in rooms])
-        )
+        above = [high - room_s if least else room_s - low for room_s, _ in rooms]
+        cum = list(accumulate(int(x * scale) + 1 for x in above))
         return rooms[bisect_right(cum, int(self.random() * cum[-1]))][1]
 
-    def unlearned(self, places):
+    def _unlearned(self, places: Sequence[int]) -> int:
+        "P2C, before anything has been learned."
         a, b = two_of(self.random, places)
-        return a if self.crowd(a) * self.capacity[b] <= self.crowd(b) * self.capacity[a] else b
+        if self.crowd(a) * self.capacity[b] <= self.crowd(b) * self.capacity[a]:
+            return a
+        return b
 
-# %% ../../nbs/lab/31_baselines.ipynb #19560df2
+# %% ../../nbs/lab/31_baselines.ipynb #211aa58f
 class _Clairvoyant(RandomChoice):
     "Routes by the truth about free concurrency, given by an oracle."
 
@@ -501,55 +467,52 @@ class _Clairvoyant(RandomChoice):
         "ValueError on an unknown heuristic."
         if how not in self.HOW:
             raise ValueError(f"how must be one of {', '.join(self.HOW)}, got {how!r}")
-        self.oracle, self.how, self.every, self.floor, self.fill = oracle, how, every, floor, fill
+        self.oracle, self.how, self.every = oracle, how, every
+        self.floor, self.fill = floor, fill
 
     def ready(self, n):
-        self.asked_s, self.floors = -inf, [self.floor * c for c in self.capacity]
-        self.by_price = sorted(
-            self.all, key=lambda p: (self.backends[p].price_out, self.backends[p].price_in)
-        )
+        self.asked_s = -inf
+        self.floors = [self.floor * c for c in self.capacity]
+        self.by_price = sorted(self.all, key=self._price)
 
-    def refactor(self, p):
-        self.floors[p] = self.floor * self.capacity[p]  # its capacity has changed
+    def _price(self, p: int) -> tuple[float, float]:
+        return self.backends[p].price_out, self.backends[p].price_in
 
-    def ask(self, now):
-        if now - self.asked_s < self.every:
-            return
-        free = self.oracle(now)
-        if len(free) != len(self.all):
-            raise ValueError(f"oracle: {len(free)} values for {len(self.all)} backends")
-        self.weights, self.asked_s = (
-            [f if f > low else low for f, low in zip(free, self.floors)],
-            now,
-        )
-
-# %% ../../nbs/lab/31_baselines.ipynb #920f15b0
-class _ClairvoyantPick(_Clairvoyant):
-    "Its heuristics."
+    def refactor(self, p: int):
+        "The capacity of a place has changed."
+        self.floors[p] = self.floor * self.capacity[p]
 
     def pick(self, call, now, places):
-        self.ask(now)
-        how, own, free = self.how, self.own, self.weights
-        if how == "weighted":
+        self._ask(now)
+        free = self.weights
+        if self.how == "weighted":
             return self.draw(places, [free[p] for p in places])
-        if how == "cheapest":
-            for p in self.by_price:
-                if own[p] + 1 <= self.fill * free[p] and p in places:
-                    return p
-        elif how != "least":
-            places = self.candidates(places, int(how[-1]))
+        if self.how == "cheapest":
+            cheap = self._cheapest_with_room(places)
+            if cheap is not None:
+                return cheap
+        elif self.how != "least":
+            places = self._candidates(places, int(self.how[-1]))
+        return self._least(places)
+
+    def _least(self, places: Sequence[int]) -> int:
+        "The place with the fewest own requests over what is free."
+        own, free = self.own, self.weights
         best, low = -1, inf
         for p in places:
-            x = (own[p] + 1) / free[p]
-            if x < low:
-                best, low = p, x
+            crowding = (own[p] + 1) / free[p]
+            if crowding < low:
+                best, low = p, crowding
         return best
 
-# %% ../../nbs/lab/31_baselines.ipynb #211aa58f
-class _ClairvoyantRule(_ClairvoyantPick):
-    "Routes by the truth; draws candidates where its heuristic does."
+    def _cheapest_with_room(self, places: Sequence[int]) -> int | None:
+        "The cheapest place that still has room; None where none has."
+        for p in self.by_price:
+            if self.own[p] + 1 <= self.fill * self.weights[p] and p in places:
+                return p
+        return None
 
-    def candidates(self, places, k):
+    def _candidates(self, places: Sequence[int], k: int) -> list[int]:
         "Some different places, each drawn in proportion to what is free."
         left, drawn = list(places), []
         while left and len(drawn) < k:
@@ -557,6 +520,16 @@ class _ClairvoyantRule(_ClairvoyantPick):
             left.remove(p)
             drawn.append(p)
         return drawn
+
+    def _ask(self, now: float):
+        "What is free now, by the oracle. ValueError where it does not know every backend."
+        if now - self.asked_s < self.every:
+            return
+        free = self.oracle(now)
+        if len(free) != len(self.all):
+            raise ValueError(f"oracle: {len(free)} values for {len(self.all)} backends")
+        self.weights = [f if f > low else low for f, low in zip(free, self.floors)]
+        self.asked_s = now
 
 # %% ../../nbs/lab/31_baselines.ipynb #1d3fd48d
 class _AdaptiveLeastSharp(AdaptiveLeastRequest):
@@ -574,7 +547,7 @@ class _AdaptiveLeastSharpPaced(AdaptiveLeastRequest):
         self.pacing = Pacing()
 
 
-PEERS: dict[str, type[Policy]] = dict(
+PEERS: dict[str, Callable[..., Policy]] = dict(  # parameters -> a fresh peer
     random=RandomChoice,
     round_robin=RoundRobin,
     least_in_flight=LeastInFlight,
@@ -584,21 +557,21 @@ PEERS: dict[str, type[Policy]] = dict(
     adaptive_least_sharp_paced=_AdaptiveLeastSharpPaced,
     adaptive_gauges=AdaptiveGauges,
     peak_ewma=PeakEwma,
-    prequal=_PrequalRule,
-    c3=_C3Rule,
+    prequal=_Prequal,
+    c3=_C3,
     envoy=_Envoy,
     resilience4j=_Resilience4j,
-    resilience4j_tuned=_Resilience4jTuned,
+    resilience4j_tuned=_resilience4j_tuned,
     litellm=LiteLLM,
-    litellm_as_shipped=_LiteLLMAsShipped,
+    litellm_as_shipped=_litellm_as_shipped,
     llmd=_Headroom,
     best_fixed=BestFixed,
-    clairvoyant=_ClairvoyantRule,
+    clairvoyant=_Clairvoyant,
 )
 
 # %% ../../nbs/lab/31_baselines.ipynb #c48e1d01
 def peer_from(
-    peers: Mapping[str, type[Policy]],  # by name
+    peers: Mapping[str, Callable[..., Policy]],  # by name
     name: str,  # one of them
     params: Mapping,  # its own parameters; `paced` adds pacing by told limits
     gateways: int = 1,  # that share the told limits
@@ -606,7 +579,7 @@ def peer_from(
     "A peer's policy by name. ValueError on an unknown name, TypeError on a wrong parameter."
     if name not in peers:
         raise ValueError(f"unknown peer {name!r}; known: {', '.join(peers)}")
-    own = {k: v for k, v in params.items() if k != "paced"}
+    own = {key: value for key, value in params.items() if key != "paced"}
     try:
         peer = peers[name](**own)
     except TypeError as e:
@@ -618,7 +591,7 @@ def peer_from(
         peer.pacing.gateways = gateways
     return peer
 
-
+# %% ../../nbs/lab/31_baselines.ipynb #e1c70808
 def make_peer(
     name: str,  # one of PEERS
     *,
@@ -629,16 +602,22 @@ def make_peer(
     return peer_from(PEERS, name, params, gateways)
 
 # %% ../../nbs/lab/31_baselines.ipynb #58d599cf
-def grid(**values) -> list[dict]:  # every combination of the values, by parameter
-    return [dict(zip(values, x)) for x in product(*values.values())]
+def grid(
+    **values,  # values to try, by parameter
+) -> list[dict]:  # settings
+    "Every combination of some values."
+    combinations = product(*values.values())
+    return [dict(zip(values, combination)) for combination in combinations]
 
 
 def with_pacing(points: list[dict]) -> list[dict]:  # twice as many
     "Every setting plain, then paced."
-    return points + [point | dict(paced=True) for point in points]
+    paced = [point | dict(paced=True) for point in points]
+    return points + paced
 
 
-RANGES: dict[str, tuple[float, float]] = dict(  # natural bounds of numeric parameters, both allowed
+# natural bounds of numeric parameters, both allowed
+RANGES: dict[str, tuple[float, float]] = dict(
     weight=(0.005, 1.0),
     gamma=(0.125, 64.0),
     others=(0.0, 1.0),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Policy', 'RandomChoice', 'RoundRobin', 'BestFixed', 'LeastInFlight', 'two_of', 'TwoChoices', 'work', 'late_s',
-           'AdaptiveLeast', 'AdaptiveLeastRequest', 'Watching', 'AdaptiveGauges']
+           'AdaptiveLeastRequest', 'Watching', 'AdaptiveGauges']
 
 # %% ../../nbs/lab/30e_choosers.ipynb #9e339686
 from abc import ABC, abstractmethod
@@ -20,17 +20,23 @@ from .health import FailureAccrual, Pacing
 from ..routing.core import Backend
 
 # %% ../../nbs/lab/30e_choosers.ipynb #4d31efb9
-class _Peer(ABC):
-    "A peer's policy behind the lab's `Gateway` protocol."
+class Policy(ABC):
+    "A peer's policy behind the lab's `Gateway` protocol. Places are positions in the fleet."
 
     every_s = inf  # wants `tick` this often, s
     health = None  # who is left out after failures: a `Health`, or None
     pacing: Pacing | None = None  # keeps to told request limits; None: they are ignored
 
-    def start(self, backends: tuple[Backend, ...], seed: int):
+    def start(
+        self,
+        backends: tuple[Backend, ...],
+        seed: int,  # of its own draws
+    ):
+        "Before a run."
         n = len(backends)
         self.backends, self.random = backends, Random(seed).random
-        self.all, self.own = list(range(n)), [0] * n
+        self.all = list(range(n))
+        self.own = [0] * n  # own requests in flight, by place
         self.capacity = [b.capacity for b in backends]
         if self.health is not None:
             self.health.start(n, self.random)
@@ -49,14 +55,12 @@ class _Peer(ABC):
         "Take something from an attempt that has ended."
 
     def send(self, call: Call, now: float) -> int:
+        "A place for a first attempt; -1: none."
         return self.choose(call, now, self.all)
 
     def again(self, call: Call, now: float) -> int:
+        "A place that the call has not tried; -1: none."
         return self.choose(call, now, [p for p in self.all if p not in call.tried])
-
-# %% ../../nbs/lab/30e_choosers.ipynb #ed1f239f
-class _Chooser(_Peer):
-    "How attempts go out, for every peer."
 
     def choose(self, call: Call, now: float, places: Sequence[int]) -> int:
         "A place that health and pacing allow, counted as in flight; -1 where there is none."
@@ -76,22 +80,21 @@ class _Chooser(_Peer):
             self.pacing.sent(place, now)
         return place
 
-# %% ../../nbs/lab/30e_choosers.ipynb #0d608e05
-class Policy(_Chooser):
-    "How attempts end, for every peer."
-
     def end(self, job: Job, now: float, ok: bool, error: str | None):
+        "An attempt has ended."
         self.own[job.place] -= 1
         if self.health is not None:
             self.health.ended(job, now, ok, error)
         self.learn(job, now, ok, error)
 
     def cancel(self, job: Job, now: float):
+        "An attempt was given up by its caller."
         self.own[job.place] -= 1
         if self.health is not None:
             self.health.dropped(job, now)
 
     def tick(self, now: float, gauges: tuple[Gauge | None, ...]):
+        "Called every `every_s` with the newest gauges; None: the backend publishes none."
         if self.health is not None:
             self.health.sweep(now)
 
@@ -103,21 +106,24 @@ class RandomChoice(Policy):
         self.weights = self.capacity
         self.refactor(0)
 
-    def refactor(self, p):
-        self.cum = list(accumulate(self.weights))  # the capacity of a place has changed
+    def refactor(self, p: int):
+        "The capacity of a place has changed."
+        self.cum = list(accumulate(self.weights))
 
     def pick(self, call, now, places):
         if len(places) == len(self.all):
-            return min(bisect_right(self.cum, self.random() * self.cum[-1]), len(places) - 1)
+            return self._drawn(places, self.cum)
         return self.draw(places, [self.weights[p] for p in places])
 
-    def draw(self, places, weights):
+    def draw(self, places: Sequence[int], weights: Sequence[float]) -> int:
+        "One of some places, by weight; -1 where no place has any."
         cum = list(accumulate(weights))
-        return (
-            places[min(bisect_right(cum, self.random() * cum[-1]), len(places) - 1)]
-            if cum[-1] > 0
-            else -1
-        )
+        return self._drawn(places, cum) if cum[-1] > 0 else -1
+
+    def _drawn(self, places: Sequence[int], cum: Sequence[float]) -> int:
+        "One of some places, by cumulated weights."
+        k = bisect_right(cum, self.random() * cum[-1])
+        return places[min(k, len(places) - 1)]
 
 # %% ../../nbs/lab/30e_choosers.ipynb #36c3cf7f
 class RoundRobin(Policy):
@@ -134,22 +140,27 @@ class RoundRobin(Policy):
 class BestFixed(RandomChoice):
     "Weighted random with fixed weights by backend name; a name left out gets nothing."
 
-    def __init__(self, weights: Mapping[str, float]):
-        self.weights_by_name = weights  # name -> weight, 0 or more
+    def __init__(
+        self,
+        weights: Mapping[str, float],  # name -> weight, 0 or more
+    ):
+        self.weights_by_name = weights
 
     def ready(self, n):
-        "ValueError on names that the fleet does not have and on weights that are none."
+        "ValueError on unknown names and on weights that are negative or all 0."
         names, given = [b.name for b in self.backends], self.weights_by_name
-        if unknown := set(given) - set(names):
+        unknown = set(given) - set(names)
+        if unknown:
             raise ValueError(
-                f"best_fixed: no such backends: {', '.join(sorted(unknown))}; known: {', '.join(names)}"
+                f"best_fixed: no such backends: {', '.join(sorted(unknown))}; "
+                f"known: {', '.join(names)}"
             )
         self.weights = [float(given.get(name, 0.0)) for name in names]
         if min(self.weights) < 0 or not 0 < sum(self.weights) < inf:
             raise ValueError(
                 f"best_fixed: weights must be 0 or more and not all 0, got {dict(given)}"
             )
-        self.cum = list(accumulate(self.weights))
+        self.refactor(0)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #156e529f
 class LeastInFlight(Policy):
@@ -158,8 +169,9 @@ class LeastInFlight(Policy):
     def ready(self, n):
         self.share = [1 / c for c in self.capacity]
 
-    def refactor(self, p):
-        self.share[p] = 1 / self.capacity[p]  # its capacity has changed
+    def refactor(self, p: int):
+        "The capacity of a place has changed."
+        self.share[p] = 1 / self.capacity[p]
 
     def pick(self, call, now, places):
         own, share = self.own, self.share
@@ -167,12 +179,14 @@ class LeastInFlight(Policy):
         low = min(loads)
         if loads.count(low) == 1:
             return places[loads.index(low)]
-        ties = [p for p, x in zip(places, loads) if x == low]
+        ties = [p for p, load in zip(places, loads) if load == low]
         return ties[int(self.random() * len(ties))]
 
 # %% ../../nbs/lab/30e_choosers.ipynb #cc0ff0f0
-# different where there are two
-def two_of(random: Callable[[], float], places: Sequence[int]) -> tuple[int, int]:
+def two_of(
+    random: Callable[[], float],  # uniform in [0, 1)
+    places: Sequence[int],  # at least one
+) -> tuple[int, int]:  # different where there are two
     "Two different places, uniformly."
     n = len(places)
     i = int(random() * n)
@@ -187,43 +201,60 @@ class TwoChoices(Policy):
     start.
     """
 
-    def __init__(self, slow_start_s: float = 0.0):
-        self.slow_start_s = slow_start_s  # a returning backend's window, s; 0: none
+    def __init__(
+        self,
+        slow_start_s: float = 0.0,  # a returning backend's window, s; 0: none
+    ):
+        self.slow_start_s = slow_start_s
 
     def ready(self, n):
         self.back_s = self.health.back_s if self.health is not None else [-inf] * n
 
     def returned(self, place: int, now: float):
-        self.back_s[place] = now  # from here it starts slowly
+        "From here a place starts slowly."
+        self.back_s[place] = now
 
-    def weight(self, p, now):
-        return self.capacity[p] * min(max((now - self.back_s[p]) / self.slow_start_s, 0.1), 1.0)
+    def weight(self, p: int, now: float) -> float:
+        "Capacity, or a part of it for a place that has just come back."
+        elapsed = (now - self.back_s[p]) / self.slow_start_s
+        return self.capacity[p] * min(max(elapsed, 0.1), 1.0)
 
     def pick(self, call, now, places):
-        (a, b), own = two_of(self.random, places), self.own
+        a, b = two_of(self.random, places)
+        own = self.own
         if self.slow_start_s:
-            wa, wb = self.weight(a, now), self.weight(b, now)
+            weight_a, weight_b = self.weight(a, now), self.weight(b, now)
         else:
-            wa, wb = self.capacity[a], self.capacity[b]
-        return a if (own[a] + 1) * wb <= (own[b] + 1) * wa else b
+            weight_a, weight_b = self.capacity[a], self.capacity[b]
+        return a if (own[a] + 1) * weight_b <= (own[b] + 1) * weight_a else b
 
 # %% ../../nbs/lab/30e_choosers.ipynb #5dc39124
-def work(call: Call, in_weight: float) -> float:  # units of work, > 0
+def work(
+    call: Call,
+    in_weight: float,  # input tokens that are as much work as one output token
+) -> float:  # units of work, > 0
     "Output tokens, and input tokens at a discount; an empty request counts as one."
     return call.tokens_out + call.tokens_in / in_weight or 1.0
 
-
+# %% ../../nbs/lab/30e_choosers.ipynb #0b5aaf3c
 def late_s(
-    job: Job, now: float, ok: bool, error: str | None, before: float | None, units: float = 1.0
-) -> float | None:
-    """Seconds per unit that an average should take in; None: nothing. A time-out counts only where
-    it says more than `before`.
-    """
-    took = (now - job.start_s) / units
-    return took if ok or (error == "timeout" and (before is None or took > before)) else None
+    job: Job,
+    now: float,  # when it ended, s
+    ok: bool,
+    error: str | None,
+    before: float | None,  # the average so far, s per unit; None: none yet
+    units: float = 1.0,  # of work
+) -> float | None:  # s per unit; None: nothing
+    "What an average should take in. A time-out counts only where it says more than `before`."
+    took_s = (now - job.start_s) / units
+    if ok:
+        return took_s
+    if error == "timeout" and (before is None or took_s > before):
+        return took_s
+    return None
 
-# %% ../../nbs/lab/30e_choosers.ipynb #1d891eaf
-class AdaptiveLeast(Policy):
+# %% ../../nbs/lab/30e_choosers.ipynb #fc06c0a3
+class AdaptiveLeastRequest(Policy):
     "Adaptive least-request over all viable backends, with cool-down after consecutive errors."
 
     def __init__(
@@ -236,116 +267,119 @@ class AdaptiveLeast(Policy):
         in_weight: float = 200.0,  # input tokens that are as much work as one output token
         tpot_ms: Mapping[str, float] | None = None,  # nominal time per token by backend name, ms
     ):
-        self.alpha, self.gamma, self.error_weight, self.in_weight, self.tpot_ms = (
-            weight,
-            gamma,
-            error,
-            in_weight,
-            tpot_ms or {},
-        )
+        self.alpha, self.gamma, self.error_weight = weight, gamma, error
+        self.in_weight = in_weight
+        self.tpot_ms = tpot_ms or {}
         self.health = FailureAccrual(run, rate=0.0, wait_s=wait_s, jitter=False, probe=False)
-
-# %% ../../nbs/lab/30e_choosers.ipynb #87859046
-class _AdaptiveFactors(AdaptiveLeast):
-    "One factor per backend."
 
     def ready(self, n):
         "ValueError where nominal times are given, but not for all."
-        if missing := [
-            b.name for b in self.backends if self.tpot_ms and b.name not in self.tpot_ms
-        ]:
+        names = [b.name for b in self.backends]
+        missing = [name for name in names if self.tpot_ms and name not in self.tpot_ms]
+        if missing:
             raise ValueError(f"tpot_ms lacks {', '.join(missing)}")
-        self.speed = [1 / self.tpot_ms.get(b.name, 1.0) for b in self.backends]
-        # latency per work times speed; error rate; no latency yet
-        self.late, self.error, self.unknown = [None] * n, [0.0] * n, set(range(n))
+        self.speed = [1 / self.tpot_ms.get(name, 1.0) for name in names]
+        self.late: list[float | None] = [None] * n  # latency per work times speed
+        self.error = [0.0] * n  # error rate
+        self.unknown = set(range(n))  # places without any latency yet
         self.factor = [1.0] * n
         for p in range(n):
             self.refactor(p)
 
-    def refactor(self, p):
+    def refactor(self, p: int):
+        "Something about a place has changed: work out its factor anew."
         late = self.late[p]
         if late is None:
-            late = (
-                sum(known) / len(known)
-                if (known := [x for x in self.late if x is not None])
-                else 1.0
-            )
-        self.factor[p] = (
-            late**self.gamma
-            * (1 + self.error_weight * self.error[p])
-            / (self.capacity[p] * self.speed[p])
-        )
+            late = self._usual_late()
+        distrust = 1 + self.error_weight * self.error[p]
+        self.factor[p] = late**self.gamma * distrust / (self.capacity[p] * self.speed[p])
 
-# %% ../../nbs/lab/30e_choosers.ipynb #fc06c0a3
-class AdaptiveLeastRequest(_AdaptiveFactors):
-    """The two halves of adaptive least-request: choose by the factors, refresh one when an attempt
-    ends.
-    """
+    def _usual_late(self) -> float:
+        "What a place that nothing is known of is taken for."
+        known = [late for late in self.late if late is not None]
+        return sum(known) / len(known) if known else 1.0
 
     def pick(self, call, now, places):
-        own, factor, best, low = self.own, self.factor, -1, inf
+        own, factor = self.own, self.factor
+        best, low = -1, inf
         for p in places:
-            x = (own[p] + 1) * factor[p]
-            if x < low:
-                best, low = p, x
+            score = (own[p] + 1) * factor[p]
+            if score < low:
+                best, low = p, score
         return best
 
     def learn(self, job, now, ok, error):
-        p, a = job.place, self.alpha
-        self.error[p] += a * ((not ok) - self.error[p])
+        p, alpha = job.place, self.alpha
+        self.error[p] += alpha * ((not ok) - self.error[p])
         before = self.late[p]
         units = work(job.call, self.in_weight) / self.speed[p]
-        x = late_s(job, now, ok, error, before, units)
-        if x is not None:
-            self.late[p] = x if before is None else before + a * (x - before)
-            if self.unknown:
-                self.unknown.discard(p)
+        late = late_s(job, now, ok, error, before, units)
+        if late is not None:
+            self.late[p] = late if before is None else before + alpha * (late - before)
+            self.unknown.discard(p)
         self.refactor(p)
         for q in self.unknown:
             self.refactor(q)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #a2196a1e
-class _Gauges(Policy):
-    "What others occupy, what waits, time per token, by the gauges."
+class _GaugeReader:
+    "What the gauges say: what others occupy, what waits, and time per token, by place."
+
+    def __init__(self, n: int):  # places
+        self.others = [0.0] * n  # load that is not ours
+        self.waiting = [0] * n  # length of the queue
+        self.told: list[float | None] = [None] * n  # time per token, ms; None: nothing published
+        self.past = deque(maxlen=120)  # (time, own counts then)
+
+    def read(self, now: float, own: Sequence[int], gauges: Sequence[Gauge | None]):
+        "The newest gauges, and what is our own in flight now."
+        self.past.append((now, own[:]))
+        own_at = {}
+        for p, gauge in enumerate(gauges):
+            if gauge is None:
+                continue
+            if gauge.at_s not in own_at:
+                own_at[gauge.at_s] = self._own_at(gauge.at_s)
+            running = gauge.running + gauge.waiting
+            self.others[p] = max(running - own_at[gauge.at_s][p], 0.0)
+            self.waiting[p], self.told[p] = gauge.waiting, gauge.tpot_ms
+
+    def _own_at(self, at_s: float) -> Sequence[int]:
+        "Own counts at about that time."
+        return min(self.past, key=lambda x: abs(x[0] - at_s))[1]
+
+# %% ../../nbs/lab/30e_choosers.ipynb #cdd5fb60
+class Watching(Policy):
+    "A peer that reads gauges; own outcomes speak for the backends that say nothing."
 
     every_s = 1.0
     in_weight = 200.0  # input tokens that are as much work as one output token
 
     def ready(self, n):
-        # load that is not ours; queue; gauge's time per token, ms
-        self.others, self.waiting, self.told = [0.0] * n, [0] * n, [None] * n
-        self.mine = [None] * n  # our own average of it, ms
-        self.past = deque(maxlen=120)  # (time, own counts then)
+        self.gauges = _GaugeReader(n)
+        self.others, self.waiting = self.gauges.others, self.gauges.waiting
+        self.told = self.gauges.told
+        self.mine: list[float | None] = [None] * n  # own average of time per token, ms
 
     def tick(self, now, gauges):
         super().tick(now, gauges)
-        self.past.append((now, self.own[:]))
-        read = {}
-        for p, g in enumerate(gauges):
-            if g is None:
-                continue
-            if g.at_s not in read:
-                read[g.at_s] = min(self.past, key=lambda x: abs(x[0] - g.at_s))[1]
-            self.others[p] = max(g.running + g.waiting - read[g.at_s][p], 0.0)
-            self.waiting[p], self.told[p] = g.waiting, g.tpot_ms
-
-# %% ../../nbs/lab/30e_choosers.ipynb #cdd5fb60
-class Watching(_Gauges):
-    "A peer that reads gauges; own outcomes speak for the backends that say nothing."
+        self.gauges.read(now, self.own, gauges)
 
     def learn(self, job, now, ok, error):
         p = job.place
         before = self.mine[p]
-        x = late_s(job, now, ok, error, before and before / 1000, work(job.call, self.in_weight))
-        if x is not None:
-            self.mine[p] = 1000 * x if before is None else before + 0.1 * (1000 * x - before)
-
-    def pace(self, p: int) -> float:  # ms per unit of work; 0 where nothing is known
-        return self.told[p] or self.mine[p] or 0.0
+        before_s = before and before / 1000
+        late = late_s(job, now, ok, error, before_s, work(job.call, self.in_weight))
+        if late is None:
+            return
+        late_ms = 1000 * late
+        self.mine[p] = late_ms if before is None else before + 0.1 * (late_ms - before)
 
 # %% ../../nbs/lab/30e_choosers.ipynb #6f1b710a
-class AdaptiveGauges(AdaptiveLeastRequest, Watching):
+class AdaptiveGauges(AdaptiveLeastRequest):
     "Adaptive least-request that reads gauges: the pace of now, and others' load if asked."
+
+    every_s = 1.0
 
     def __init__(
         self,
@@ -353,17 +387,19 @@ class AdaptiveGauges(AdaptiveLeastRequest, Watching):
         gamma: float = 1.5,  # how much lateness counts
         others: float = 0.0,  # share of others' load that is added to our own count, 0..1
         fresh: bool = True,  # a published time per token replaces our own average
-        **params,  # the other parameters of `AdaptiveLeast`
+        **params,  # the other parameters of `AdaptiveLeastRequest`
     ):
         super().__init__(weight, gamma, **params)
         self.share, self.fresh = others, fresh
 
     def ready(self, n):
-        AdaptiveLeastRequest.ready(self, n)
-        Watching.ready(self, n)
+        super().ready(n)
+        self.gauges = _GaugeReader(n)
+        self.others = self.gauges.others
 
     def tick(self, now, gauges):
         super().tick(now, gauges)
+        self.gauges.read(now, self.own, gauges)
         if not self.fresh:
             return
         for p, gauge in enumerate(gauges):
@@ -376,12 +412,13 @@ class AdaptiveGauges(AdaptiveLeastRequest, Watching):
 
     def learn(self, job, now, ok, error):
         p = job.place
-        told = self.late[p] if self.fresh and self.told[p] else None
+        told = self.late[p] if self.fresh and self.gauges.told[p] else None
         super().learn(job, now, ok, error)
         if told is not None:
             self.late[p] = told
             self.refactor(p)
 
     def pick(self, call, now, places):
-        own, others, factor, share = self.own, self.others, self.factor, self.share
+        own, others = self.own, self.others
+        factor, share = self.factor, self.share
         return min(places, key=lambda p: (own[p] + share * others[p] + 1) * factor[p])

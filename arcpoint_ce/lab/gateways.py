@@ -122,45 +122,45 @@ class EngineGateway:
         self.engine.progress(job.call.memo, tokens, now)
 
     def end(self, job: Job, now: float, ok: bool, error: str | None):
-        call, tokens = job.call, job.call.tokens_out if ok else 0
+        call, tokens, ttft_ms = job.call, 0, None
         if ok:
+            tokens = call.tokens_out
             self.length += 0.01 * (tokens - self.length)
-        took_ms = (now - job.start_s) * 1000.0
-        ttft_ms = None if job.ttft_s is None or not ok else job.ttft_s * 1000.0
-        name, d = self.names[job.place], call.memo
-        self.engine.observe(
-            Outcome(
-                name,
-                job.start_s,
-                took_ms,
-                ok,
-                error,
-                d.id,
-                job.attempt,
-                call.tokens_in,
-                tokens,
-                ttft_ms,
-            )
+            ttft_ms = None if job.ttft_s is None else job.ttft_s * 1000.0
+        outcome = Outcome(
+            self.names[job.place],
+            job.start_s,
+            (now - job.start_s) * 1000.0,
+            ok,
+            error,
+            call.memo.id,
+            job.attempt,
+            call.tokens_in,
+            tokens,
+            ttft_ms,
         )
+        self.engine.observe(outcome)
 
     def cancel(self, job: Job, now: float):
         if not job.call.open:
             self.engine.cancel(job.call.memo, now)
 
     def replicas(self, shares: Sequence[float]):  # ready over nominal replicas, by place
+        "The fleet was scaled."
         self.router.resize(dict(zip(self.names, shares)))
 
     @property
     def changed_share(self) -> float | None:  # 0..1; None: nothing was asked yet
-        """Share of decisions that the forecast changed, from every twentieth of them; see
-        `forecast_effect`.
-        """
-        return sum(moved for moved, _ in self.effects) / len(self.effects) if self.effects else None
+        "Share of decisions that the forecast changed, from every twentieth of them."
+        return self._mean([moved for moved, _ in self.effects])
 
     @property
     def other_best_share(self) -> float | None:  # likewise
         "Share of decisions in which the forecast made another backend the best one."
-        return sum(other for _, other in self.effects) / len(self.effects) if self.effects else None
+        return self._mean([other for _, other in self.effects])
+
+    def _mean(self, values: list) -> float | None:
+        return sum(values) / len(values) if values else None
 
     def tick(self, now: float, gauges: tuple[Gauge | None, ...]):
         self.shown = {n: g for n, g in zip(self.names, gauges) if g is not None}

@@ -19,32 +19,44 @@ class _Health:
 
     every_s = inf  # wants `sweep` this often, s
 
-    def start(self, n: int, random: Callable[[], float]):  # how many places; uniform in [0, 1)
+    def start(
+        self,
+        n: int,  # how many places
+        random: Callable[[], float],  # uniform in [0, 1)
+    ):
         self.n, self.random = n, random
-        # place -> until when it is left out; last return of each
-        self.out, self.back_s = {}, [-inf] * n
+        self.out = {}  # place -> until when it is left out, s
+        self.back_s = [-inf] * n  # last return of each place, s
         self.ready()
 
     def ready(self):
-        pass
+        "Prepare the state of the rule for `n` places."
 
     def viable(self, places: Sequence[int], now: float) -> Sequence[int]:
-        return places  # those that may be used
+        "Those of some places that may be used."
+        return places
 
     def sent(self, place: int, now: float):
-        pass  # an attempt goes there
+        "An attempt goes there."
 
     def ended(self, job: Job, now: float, ok: bool, error: str | None):
-        pass  # an attempt has ended
+        "An attempt has ended."
 
     def dropped(self, job: Job, now: float):
-        pass  # an attempt was given up
+        "An attempt was given up."
 
     def sweep(self, now: float):
-        pass  # every `every_s`
+        "Called every `every_s`."
 
-# %% ../../nbs/lab/30d_health.ipynb #3f35f203
-class _Accrual(_Health):
+    def release(self, now: float):
+        "Everybody whose time is over comes back."
+        over = [p for p, until_s in self.out.items() if until_s <= now]
+        for p in over:
+            del self.out[p]
+            self.back_s[p] = now
+
+# %% ../../nbs/lab/30d_health.ipynb #f0885c15
+class FailureAccrual(_Health):
     """Failure accrual as in Finagle: consecutive failures or success rate, back-off with jitter,
     one probe.
     """
@@ -60,41 +72,28 @@ class _Accrual(_Health):
         jitter: bool = True,  # draw the upper half of every wait but the first
         probe: bool = True,  # come back through one probe; else at once
     ):
-        self.run, self.rate, self.window_s, self.min_calls = run, rate, window_s, min_calls
-        self.wait_s, self.max_wait_s, self.jitter, self.probe = wait_s, max_wait_s, jitter, probe
+        self.run, self.rate = run, rate
+        self.window_s, self.min_calls = window_s, min_calls
+        self.wait_s, self.max_wait_s = wait_s, max_wait_s
+        self.jitter, self.probe = jitter, probe
 
     def ready(self):
         n = self.n
-        # failures in a row; calls; waits in a row
-        self.runs, self.calls, self.times = [0] * n, [0] * n, [0] * n
-        # success rate, when moved; when last declared dead
-        self.good, self.stamp, self.dead_s = [1.0] * n, [0.0] * n, [-inf] * n
-        self.on_trial = {}  # place -> when its probe went out
-
-# %% ../../nbs/lab/30d_health.ipynb #64b7da04
-class _AccrualWaits(_Accrual):
-    "Who waits, and for how long."
+        self.runs, self.calls = [0] * n, [0] * n  # failures in a row; calls
+        self.times = [0] * n  # waits in a row
+        self.good, self.stamp = [1.0] * n, [0.0] * n  # success rate; when it moved, s
+        self.dead_s = [-inf] * n  # when last declared dead, s
+        self.on_trial = {}  # place -> when its probe went out, s
 
     def viable(self, places, now):
         if not self.out:
             return places
-        for p in [p for p, until in self.out.items() if until <= now and not self.probe]:
-            del self.out[p]
-            self.back_s[p] = now
-            self.runs[p] = self.run - 1
+        if not self.probe:
+            for p in [p for p, until_s in self.out.items() if until_s <= now]:
+                self.runs[p] = self.run - 1
+            self.release(now)
         well = [p for p in places if self.out.get(p, -inf) <= now and p not in self.on_trial]
         return well or places
-
-    def bury(self, p: int, now: float):
-        "Declare a place dead."
-        wait, k = min(self.wait_s * 2.0 ** self.times[p], self.max_wait_s), self.times[p]
-        if self.jitter and k:
-            wait = wait / 2 * (1 + self.random())
-        self.out[p], self.dead_s[p], self.times[p] = now + wait, now, min(k + 1, 60)
-
-# %% ../../nbs/lab/30d_health.ipynb #f0885c15
-class FailureAccrual(_AccrualWaits):
-    "What failure accrual learns from attempts."
 
     def sent(self, place, now):
         if self.out and self.probe and self.out.get(place, inf) <= now:
@@ -103,26 +102,29 @@ class FailureAccrual(_AccrualWaits):
     def ended(self, job, now, ok, error):
         p = job.place
         if p in self.out:
-            return self.tried(job, now, ok)
+            self._tried(job, now, ok)
+            return
         if job.start_s < self.dead_s[p]:
             return
         if self.rate:
             w = exp(-(now - self.stamp[p]) / self.window_s)
-            self.good[p], self.stamp[p] = self.good[p] * w + ok * (1 - w), now
+            self.good[p] = self.good[p] * w + ok * (1 - w)
+            self.stamp[p] = now
             self.calls[p] += 1
         if ok:
             self.runs[p] = self.times[p] = 0
             return
         self.runs[p] += 1
-        if self.runs[p] >= self.run or (
-            self.calls[p] >= self.min_calls and self.good[p] < self.rate
-        ):
-            self.bury(p, now)
+        too_low = self.calls[p] >= self.min_calls and self.good[p] < self.rate
+        if self.runs[p] >= self.run or too_low:
+            self._bury(p, now)
 
-    def tried(self, job, now, ok):
-        """An attempt at a dead place has ended; only one that was sent after its death says
-        anything.
-        """
+    def dropped(self, job, now):
+        if self.on_trial.get(job.place, inf) <= job.start_s:
+            del self.on_trial[job.place]
+
+    def _tried(self, job, now, ok):
+        "An attempt at a dead place has ended. It says nothing if it was sent before the death."
         p = job.place
         if job.start_s < self.dead_s[p]:
             return
@@ -130,18 +132,25 @@ class FailureAccrual(_AccrualWaits):
             del self.out[p]
             self.on_trial.pop(p, None)
             self.runs[p] = self.calls[p] = self.times[p] = 0
-            self.good[p], self.stamp[p], self.back_s[p] = 1.0, now, now
+            self.good[p] = 1.0
+            self.stamp[p] = self.back_s[p] = now
         elif job.start_s >= self.on_trial.get(p, inf):
             del self.on_trial[p]
-            self.bury(p, now)
+            self._bury(p, now)
 
-    def dropped(self, job, now):
-        if self.on_trial.get(job.place, inf) <= job.start_s:
-            del self.on_trial[job.place]
+    def _bury(self, p: int, now: float):
+        "Declare a place dead."
+        times = self.times[p]
+        wait_s = min(self.wait_s * 2.0**times, self.max_wait_s)
+        if self.jitter and times:
+            wait_s = wait_s / 2 * (1 + self.random())
+        self.out[p] = now + wait_s
+        self.dead_s[p] = now
+        self.times[p] = min(times + 1, 60)
 
-# %% ../../nbs/lab/30d_health.ipynb #b3253b6c
-class _OutlierLimits(_Health):
-    "Envoy's outlier detection, without latency and half-open, as there."
+# %% ../../nbs/lab/30d_health.ipynb #953f71d9
+class OutlierDetection(_Health):
+    "Envoy's outlier detection. As there, it has no half-open state and does not look at latency."
 
     def __init__(
         self,
@@ -156,48 +165,21 @@ class _OutlierLimits(_Health):
         always_one: bool = False,  # the first may be ejected whatever that share
         panic: float = 0.5,  # below this share of healthy hosts health is ignored
     ):
-        self.run, self.every_s, self.min_requests, self.min_hosts, self.sigmas = (
-            run,
-            every_s,
-            min_requests,
-            min_hosts,
-            sigmas,
-        )
-        self.wait_s, self.max_wait_s, self.max_ejected, self.always_one, self.panic = (
-            wait_s,
-            max_wait_s,
-            max_ejected,
-            always_one,
-            panic,
-        )
+        self.run, self.every_s = run, every_s
+        self.min_requests, self.min_hosts, self.sigmas = min_requests, min_hosts, sigmas
+        self.wait_s, self.max_wait_s = wait_s, max_wait_s
+        self.max_ejected, self.always_one, self.panic = max_ejected, always_one, panic
 
     def ready(self):
         n = self.n
-        self.runs, self.times, self.total, self.good = [0] * n, [0] * n, [0] * n, [0] * n
-
-# %% ../../nbs/lab/30d_health.ipynb #d232e710
-class _OutlierEjection(_OutlierLimits):
-    "Ejection and panic."
+        self.runs, self.times = [0] * n, [0] * n  # errors in a row; ejections
+        self.total, self.good = [0] * n, [0] * n  # requests since the last sweep; successes
 
     def viable(self, places, now):
         out = self.out
         if not out or self.n - len(out) < self.panic * self.n:
             return places
         return [p for p in places if p not in out]
-
-    def eject(self, p: int, now: float):
-        "Leave a host out, if not too many are."
-        if p in self.out or (
-            (len(self.out) + 1) / self.n > self.max_ejected and (self.out or not self.always_one)
-        ):
-            return
-        self.times[p] += 1
-        self.out[p] = now + min(self.wait_s * self.times[p], self.max_wait_s)
-        self.runs[p] = 0
-
-# %% ../../nbs/lab/30d_health.ipynb #953f71d9
-class OutlierDetection(_OutlierEjection):
-    "Its two detectors."
 
     def ended(self, job, now, ok, error):
         p = job.place
@@ -208,7 +190,7 @@ class OutlierDetection(_OutlierEjection):
             return
         self.runs[p] += 1
         if self.runs[p] >= self.run:
-            self.eject(p, now)
+            self._eject(p, now)
 
     def sweep(self, now):
         for p in range(self.n):
@@ -218,23 +200,37 @@ class OutlierDetection(_OutlierEjection):
                 del self.out[p]
                 self.back_s[p] = now
                 self.runs[p] = 0
-        rates = {
-            p: self.good[p] / self.total[p]
-            for p in range(self.n)
-            if self.total[p] >= self.min_requests
-        }
+        rates = self._success_rates()
         self.total, self.good = [0] * self.n, [0] * self.n
         if len(rates) < self.min_hosts:
             return
-        mean = sum(rates.values()) / len(rates)
-        limit = mean - self.sigmas * sqrt(sum((r - mean) ** 2 for r in rates.values()) / len(rates))
-        for p, r in rates.items():
-            if r < limit:
-                self.eject(p, now)
+        n = len(rates)
+        mean = sum(rates.values()) / n
+        deviation = sqrt(sum((rate - mean) ** 2 for rate in rates.values()) / n)
+        limit = mean - self.sigmas * deviation
+        for p, rate in rates.items():
+            if rate < limit:
+                self._eject(p, now)
 
-# %% ../../nbs/lab/30d_health.ipynb #1362aea4
-class _BreakerLimits(_Health):
-    "One resilience4j circuit breaker per place, count-based window."
+    def _success_rates(self) -> dict[int, float]:  # 0..1, by place
+        "Success rates since the last sweep, of the hosts with enough requests."
+        enough = [p for p in range(self.n) if self.total[p] >= self.min_requests]
+        return {p: self.good[p] / self.total[p] for p in enough}
+
+    def _eject(self, p: int, now: float):
+        "Leave a host out, if not too many are."
+        if p in self.out:
+            return
+        too_many = (len(self.out) + 1) / self.n > self.max_ejected
+        if too_many and (self.out or not self.always_one):
+            return
+        self.times[p] += 1
+        self.out[p] = now + min(self.wait_s * self.times[p], self.max_wait_s)
+        self.runs[p] = 0
+
+# %% ../../nbs/lab/30d_health.ipynb #db42f05a
+class BreakerRules(_Health):
+    "One resilience4j circuit breaker per place, with a window that counts calls."
 
     def __init__(
         self,
@@ -248,61 +244,24 @@ class _BreakerLimits(_Health):
         max_half_open_s: float = 0.0,  # opens again after this long half-open, s; 0: never
         refuse: bool = True,  # refuse where no breaker permits; else use all
     ):
-        self.window, self.min_calls, self.failure_rate, self.slow_rate = (
-            window,
-            min(min_calls, window),
-            failure_rate,
-            slow_rate,
-        )
-        self.slow_s, self.wait_s, self.probes, self.max_half_open_s, self.refuse = (
-            slow_s,
-            wait_s,
-            probes,
-            max_half_open_s,
-            refuse,
-        )
-
-# %% ../../nbs/lab/30d_health.ipynb #6dbd8be3
-class _CircuitBreakers(_BreakerLimits):
-    "The three states of each breaker."
+        self.window, self.min_calls = window, min(min_calls, window)
+        self.failure_rate, self.slow_rate, self.slow_s = failure_rate, slow_rate, slow_s
+        self.wait_s, self.probes = wait_s, probes
+        self.max_half_open_s, self.refuse = max_half_open_s, refuse
 
     def ready(self):
-        # (failed, slow) of the last calls
-        self.rings = [deque(maxlen=self.window) for _ in range(self.n)]
-        self.failed, self.slow = [0] * self.n, [0] * self.n  # their sums
-        self.half, self.since_s = {}, {}  # place -> permissions left; half-open since
-
-    def clear(self, p: int):
-        self.rings[p].clear()
-        self.failed[p] = self.slow[p] = 0
-
-    def open(self, p: int, now: float):
-        self.half.pop(p, None)
-        self.out[p] = now + self.wait_s
-        self.clear(p)
-
-    def permits(self, p: int, now: float) -> bool:
-        "May a call go there? Opens the trial when the wait is over."
-        if self.out.get(p, inf) <= now:
-            del self.out[p]
-            self.half[p], self.since_s[p] = self.probes, now
-            self.clear(p)
-        if (
-            p in self.half
-            and self.max_half_open_s
-            and now - self.since_s[p] >= self.max_half_open_s
-        ):
-            self.open(p, now)
-        return p not in self.out and self.half.get(p, 1) > 0
+        n = self.n
+        self.rings = [deque(maxlen=self.window) for _ in range(n)]  # (failed, slow) of last calls
+        self.failed, self.slow = [0] * n, [0] * n  # their sums
+        self.half, self.since_s = {}, {}  # place -> permissions left; half-open since, s
 
     def viable(self, places, now):
         if not self.out and not self.half:
             return places
-        return [p for p in places if self.permits(p, now)] or ([] if self.refuse else places)
-
-# %% ../../nbs/lab/30d_health.ipynb #db42f05a
-class BreakerRules(_CircuitBreakers):
-    "When they open and close."
+        permitted = [p for p in places if self._permits(p, now)]
+        if permitted or self.refuse:
+            return permitted
+        return places
 
     def sent(self, place, now):
         if self.half.get(place, 0) > 0:
@@ -316,27 +275,51 @@ class BreakerRules(_CircuitBreakers):
         p = job.place
         if p in self.out:
             return
-        ring, slow = (
-            self.rings[p],
-            now - job.start_s > (job.call.slo_s if self.slow_s is None else self.slow_s),
-        )
-        if len(ring) == self.window:
-            old = ring[0]
-            self.failed[p] -= old[0]
-            self.slow[p] -= old[1]
-        ring.append((not ok, slow))
-        self.failed[p] += not ok
-        self.slow[p] += slow
+        self._count(job, now, ok)
         trial = p in self.half
-        n = len(ring)
+        n = len(self.rings[p])
         if n < (min(self.probes, self.window) if trial else self.min_calls):
             return
         if self.failed[p] >= self.failure_rate * n or self.slow[p] >= self.slow_rate * n:
-            self.open(p, now)
+            self._open(p, now)
         elif trial:
             del self.half[p]
             self.back_s[p] = now
-            self.clear(p)
+            self._clear(p)
+
+    def _count(self, job, now, ok):
+        "One more call in the window."
+        p, ring = job.place, self.rings[job.place]
+        slow_s = job.call.slo_s if self.slow_s is None else self.slow_s
+        slow = now - job.start_s > slow_s
+        if len(ring) == self.window:
+            failed_then, slow_then = ring[0]
+            self.failed[p] -= failed_then
+            self.slow[p] -= slow_then
+        ring.append((not ok, slow))
+        self.failed[p] += not ok
+        self.slow[p] += slow
+
+    def _permits(self, p: int, now: float) -> bool:
+        "May a call go there? Opens the trial when the wait is over."
+        if self.out.get(p, inf) <= now:
+            del self.out[p]
+            self.half[p], self.since_s[p] = self.probes, now
+            self._clear(p)
+        if p in self.half and self.max_half_open_s:
+            if now - self.since_s[p] >= self.max_half_open_s:
+                self._open(p, now)
+        return p not in self.out and self.half.get(p, 1) > 0
+
+    def _open(self, p: int, now: float):
+        self.half.pop(p, None)
+        self.out[p] = now + self.wait_s
+        self._clear(p)
+
+    def _clear(self, p: int):
+        "Forget the last calls."
+        self.rings[p].clear()
+        self.failed[p] = self.slow[p] = 0
 
 # %% ../../nbs/lab/30d_health.ipynb #5a47c1b7
 class Cooldown(_Health):
@@ -351,28 +334,31 @@ class Cooldown(_Health):
         self.wait_s, self.failure_rate, self.min_calls = wait_s, failure_rate, min_calls
 
     def ready(self):
-        self.minute, self.calls, self.failed = -1, [0] * self.n, [0] * self.n
+        self._turn(-1)
 
     def viable(self, places, now):
         if not self.out:
             return places
-        for p in [p for p, until in self.out.items() if until <= now]:
-            del self.out[p]
-            self.back_s[p] = now
+        self.release(now)
         return [p for p in places if p not in self.out]
 
     def ended(self, job, now, ok, error):
         p, minute = job.place, int(now // 60)
         if minute != self.minute:
-            self.minute, self.calls, self.failed = minute, [0] * self.n, [0] * self.n
+            self._turn(minute)
         self.calls[p] += 1
         if ok:
             return
         self.failed[p] += 1
-        if error == "rate_limited" or (
-            self.calls[p] >= self.min_calls and self.failed[p] > self.failure_rate * self.calls[p]
-        ):
+        enough = self.calls[p] >= self.min_calls
+        too_many = self.failed[p] > self.failure_rate * self.calls[p]
+        if error == "rate_limited" or (enough and too_many):
             self.out[p] = now + self.wait_s
+
+    def _turn(self, minute: int):
+        "A new minute starts with nothing counted."
+        self.minute = minute
+        self.calls, self.failed = [0] * self.n, [0] * self.n
 
 # %% ../../nbs/lab/30d_health.ipynb #3d0a51c8
 class StreamBreaker(_Health):
@@ -401,9 +387,7 @@ class StreamBreaker(_Health):
     def viable(self, places, now):
         if not self.out:
             return places
-        for p in [p for p, until in self.out.items() if until <= now]:
-            del self.out[p]
-            self.back_s[p] = now
+        self.release(now)
         return [p for p in places if p not in self.out] or places
 
     def ended(self, job, now, ok, error):
@@ -411,18 +395,23 @@ class StreamBreaker(_Health):
         if ok:
             self.failed[p] = self.slow[p] = 0
             self.wait[p] = self.wait_s
-        if ok or job.start_s < self.opened_s[p] or p in self.out:
+            return
+        if job.start_s < self.opened_s[p] or p in self.out:
             return
         if not self.failed[p]:
             self.first_s[p] = now
         self.failed[p] += 1
-        self.slow[p] = self.slow[p] + 1 if now - job.start_s > self.slow_s else 0
+        slow = now - job.start_s > self.slow_s
+        self.slow[p] = self.slow[p] + 1 if slow else 0
         lasting = now - self.first_s[p] >= self.lasting_s
         if self.slow[p] >= self.run or (self.failed[p] >= self.last and lasting):
-            self.out[p] = now + self.wait[p]
-            self.opened_s[p] = now
-            self.wait[p] = min(2 * self.wait[p], self.max_wait_s)
-            self.failed[p] = self.slow[p] = 0
+            self._open(p, now)
+
+    def _open(self, p: int, now: float):
+        self.out[p] = now + self.wait[p]
+        self.opened_s[p] = now
+        self.wait[p] = min(2 * self.wait[p], self.max_wait_s)
+        self.failed[p] = self.slow[p] = 0
 
 # %% ../../nbs/lab/30d_health.ipynb #3d0a51cd
 class Pacing:
@@ -436,8 +425,10 @@ class Pacing:
         self.lead_s, self.gateways = lead_s, gateways
 
     def start(self, backends: Sequence[Backend]):
-        self.most = [b.rpm / self.gateways if b.rpm else inf for b in backends]  # requests a minute
-        self.told = any(m < inf for m in self.most)
+        "Before a run."
+        # requests a minute; inf: no limit
+        self.most = [b.rpm / self.gateways if b.rpm else inf for b in backends]
+        self.told = any(most < inf for most in self.most)
         self.minute, self.used = -1.0, [0] * len(self.most)
 
     def viable(self, places: Sequence[int], now: float) -> Sequence[int]:
@@ -446,18 +437,21 @@ class Pacing:
             return places
         self._turn(now)
         due = min((now % 60.0 + self.lead_s) / 60.0, 1.0)
-        used, most = self.used, self.most
-        for share in (due, 1.0):
-            if left := [p for p in places if used[p] + 1 <= most[p] * share]:
-                return left
-        return places
+        return self._within(places, due) or self._within(places, 1.0) or places
 
     def sent(self, place: int, now: float):
+        "A request goes there."
         if self.told:
             self._turn(now)
             self.used[place] += 1
 
+    def _within(self, places: Sequence[int], share: float) -> list[int]:
+        "The places that one more request leaves within a share of their limit."
+        used, most = self.used, self.most
+        return [p for p in places if used[p] + 1 <= most[p] * share]
+
     def _turn(self, now: float):
         "A new minute starts with nothing spent."
-        if now // 60.0 != self.minute:
-            self.minute, self.used = now // 60.0, [0] * len(self.used)
+        minute = now // 60.0
+        if minute != self.minute:
+            self.minute, self.used = minute, [0] * len(self.used)

@@ -6,7 +6,7 @@
 __all__ = ['PEERS', 'RANGES', 'FROZEN', 'GRIDS', 'make_peer']
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310003
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, inf
 from statistics import median
 
@@ -94,8 +94,12 @@ class _StreamPaces:
         if now - self.streamed_s[p] <= self.QUIET_S:
             return
         took = late_s(job, now, ok, error, before, work(job.call, 200.0))
-        if took is not None:
-            self.pace_s[p] = took if before is None else before + self.NEWEST * (took - before)
+        if took is None:
+            return
+        if before is None:
+            self.pace_s[p] = took
+        else:
+            self.pace_s[p] = before + self.NEWEST * (took - before)
 
     def usual_s(self) -> float:  # s per token; 1 where nothing is known yet
         known = [pace for pace in self.pace_s if pace is not None]
@@ -135,10 +139,12 @@ class _StreamLeast(Policy):
         c = self.AGAIN if call.tried else self.FIRST
         load, pace, usual = self.left.load, self.paces.pace_s, self.paces.usual_s()
         paces = [usual if pace[p] is None else pace[p] for p in places]
-        return [
-            (load[p] + 1) / self.capacity[p] * s**self.GAMMA * (1 + c * self.error[p])
-            for p, s in zip(places, paces)
-        ]
+        scores = []
+        for p, pace_s in zip(places, paces):
+            crowding = (load[p] + 1) / self.capacity[p]
+            distrust = 1 + c * self.error[p]
+            scores.append(crowding * pace_s**self.GAMMA * distrust)
+        return scores
 
     def pick(self, call, now, places):
         scores = self.scores(call, places)
@@ -229,7 +235,8 @@ class _LeastWorkLeft(Policy):
     def ready(self, n):
         "ValueError where nominal times are given, but not for all."
         names = [b.name for b in self.backends]
-        if missing := [name for name in names if self.tpot_ms and name not in self.tpot_ms]:
+        missing = [name for name in names if self.tpot_ms and name not in self.tpot_ms]
+        if missing:
             raise ValueError(f"tpot_ms lacks {', '.join(missing)}")
         self.speed = [1.0 / self.tpot_ms.get(name, 1.0) for name in names]
         self.left = _WorkLeft(n)
@@ -329,7 +336,8 @@ class _ExerciseRule(LeastInFlight):
     def pick(self, call, now, places):
         place = super().pick(call, now, places)
         most = self.limit if self.limit_ms is None else self.limit_ms
-        known = {p: f for p in places if (f := self.forests[p].forecast) is not None}
+        forecasts = {p: self.forests[p].forecast for p in places}
+        known = {p: forecast for p, forecast in forecasts.items() if forecast is not None}
         if known.get(place, 0.0) > most:
             return min(known, key=known.__getitem__)
         return place
@@ -343,11 +351,12 @@ class _ExerciseRule(LeastInFlight):
     def tick(self, now, gauges):
         super().tick(now, gauges)
         for p, took in enumerate(self.took):
-            self.forests[p].step(self.sent[p], sum(took) / len(took) if took else None)
+            mean = sum(took) / len(took) if took else None
+            self.forests[p].step(self.sent[p], mean)
         self.sent, self.took = [0] * len(self.all), [[] for _ in self.all]
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310025
-PEERS: dict[str, type[Policy]] = baselines.PEERS | dict(
+PEERS: dict[str, Callable[..., Policy]] = baselines.PEERS | dict(
     stream_least=_StreamLeast,
     lmetric=_LMetric,
     least_work_left=_LeastWorkLeft,
