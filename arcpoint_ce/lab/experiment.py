@@ -90,8 +90,16 @@ class Task:
         if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
             raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(self, "options", _pairs(self.options, "options"))
-        object.__setattr__(self, "params", _pairs(self.params, "params"))
+        object.__setattr__(
+            self,
+            "options",
+            _pairs(self.options, "options"),
+        )
+        object.__setattr__(
+            self,
+            "params",
+            _pairs(self.params, "params"),
+        )
         names = [*_IDENTITY, *dict(self.options), *dict(self.params)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -303,7 +311,11 @@ def _records(
     "Records of the tasks as they come, from the joblib backend that is active."
     if not tasks:
         return
-    how = dict(n_jobs=n_jobs, batch_size=1, max_nbytes=None)
+    how = dict(
+        n_jobs=n_jobs,
+        batch_size=1,
+        max_nbytes=None,
+    )
     calls = (delayed(_attempt)(run_one, task) for task in tasks)
     backend = get_active_backend()[0]
     if getattr(backend, "supports_return_generator", False):
@@ -470,7 +482,11 @@ class Experiment:
     @property
     def tasks(self) -> list[Task]:
         "All tasks; those of one world follow each other."
-        worlds = product(self.families, self.options, self.seeds)
+        worlds = product(
+            self.families,
+            self.options,
+            self.seeds,
+        )
         return [
             Task(family, policy, seed, options, params)
             for family, options, seed in worlds
@@ -633,7 +649,12 @@ def _seed_ratios(
     clean = (ours == 0) & (reactive == 0)
     lost = (ours > 0) & (reactive == 0)
     ratios = np.full(len(ours), np.inf)
-    np.divide(ours, reactive, out=ratios, where=reactive > 0)
+    np.divide(
+        ours,
+        reactive,
+        out=ratios,
+        where=reactive > 0,
+    )
     telling = ratios[~clean]
     median = float(np.median(telling)) if len(telling) else inf
     return dict(
@@ -760,7 +781,11 @@ def compare(
         if shared.empty:
             raise ValueError(f"{family}: no seed that all of them have run")
         row = dict(zip(by, at))
-        row |= paired(*shared.to_numpy(float).T, least=least, seed=seed)
+        row |= paired(
+            *shared.to_numpy(float).T,
+            least=least,
+            seed=seed,
+        )
         row["n_unpaired"] = len(every) - len(shared)
         out.append(row)
     return pd.DataFrame(out)
@@ -830,7 +855,12 @@ def _run_until(
     table = experiment.run(**run)
     highest = dict.fromkeys(experiment.families, max(experiment.seeds))
     while True:
-        compared = compare(table, ours, reactive, value=value)
+        compared = compare(
+            table,
+            ours,
+            reactive,
+            value=value,
+        )
         todo = enough(compared, half_width, most)
         if not todo["more"].any():
             return table

@@ -388,7 +388,13 @@ def judged(
     "Metrics of a finished table: a verdict by family, the worst ratio, and geometric means."
     out = {}
     for family, load in loads.items():
-        out[family] = verdict(table, family, load, mine, rivals.get(family))
+        out[family] = verdict(
+            table,
+            family,
+            load,
+            mine,
+            rivals.get(family),
+        )
     ratios = _known(out, "ratio")
     highs = _known(out, "ratio_hi")
     offs = _known(out, "on_off")
@@ -499,11 +505,22 @@ def study(
         own=own,
         only=tuple(only),
     )
-    behind = dict(options=dict(options), n=n, own=dict(own))
+    behind = dict(
+        options=dict(options),
+        n=n,
+        own=dict(own),
+    )
     version = code_version(behind, SOURCES)
 
     def run(some: list[Task]) -> pd.DataFrame:
-        done = run_tasks(run_one, some, out, version, n_jobs, progress)
+        done = run_tasks(
+            run_one,
+            some,
+            out,
+            version,
+            n_jobs,
+            progress,
+        )
         return done.assign(policy=done["policy"].str.removesuffix("+leads"))
 
     table = run(tasks)
@@ -513,5 +530,12 @@ def study(
         rows = table[table["family"] == family]
         rivals[family] = best_rival(rows)
     if until:
-        table = _narrowed(table, tasks, rivals, mine, until, run)
+        table = _narrowed(
+            table,
+            tasks,
+            rivals,
+            mine,
+            until,
+            run,
+        )
     return table, judged(table, loads, mine, rivals)
