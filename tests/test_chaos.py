@@ -59,7 +59,7 @@ def test_a_run_can_be_repeated(site):
 
 
 def test_the_past_holds_none_of_the_judged_requests(site):
-    past = C.World(site.backends, site.n, 987_654_321, site.load)
+    past = C.Site(site.backends, site.n, 987_654_321, site.load)
     assert not np.isin(past.workload.at_s, site.workload.at_s).any()
 
 

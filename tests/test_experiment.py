@@ -136,7 +136,11 @@ def test_a_task_survives_json_and_does_not_depend_on_the_order_of_options(
 
 
 def test_seeds_are_the_same_in_another_process_whatever_its_hash_seed():
-    script = "from arcpoint_ce.lab.experiment import *; t = Task('ramp', 'ours', 3, {'b': 1.5, 'a': 'x'}); print(t.key, world_seed(t), policy_seed(t))"
+    script = """
+from arcpoint_ce.lab.experiment import Task, _policy_seed, _world_seed
+t = Task('ramp', 'ours', 3, {'b': 1.5, 'a': 'x'})
+print(t.key, _world_seed(t), _policy_seed(t))
+"""
     outs = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -200,14 +204,18 @@ def test_a_dask_cluster_gives_it_too(alone, tmp_path):
 SWEEP = """
 import os, sys, time
 import numpy as np
-from arcpoint_ce.lab.experiment import Experiment, world_seed
+from arcpoint_ce.lab.experiment import Experiment, _world_seed
+def quick(task):
+    return {"violations": float(np.random.default_rng(_world_seed(task)).random())}
 def slow(task):
-    with open(sys.argv[2], "a") as f: f.write(task.key + "\\n")
+    with open(sys.argv[2], "a") as f:
+        f.write(task.key + "\\n")
     time.sleep(.1)
-    return {"violations": float(np.random.default_rng(world_seed(task)).random())}
-def quick(task): return {"violations": float(np.random.default_rng(world_seed(task)).random())}
-table = Experiment(slow, ["a", "b"], ["ramp"], 14, version="1").run(sys.argv[1], n_jobs=2, progress=False)
-assert table.equals(Experiment(quick, ["a", "b"], ["ramp"], 14).run(n_jobs=1, progress=False)) and len(table) == 28
+    return quick(task)
+many = Experiment(slow, ["a", "b"], ["ramp"], 14, version="1")
+table = many.run(sys.argv[1], n_jobs=2, progress=False)
+alone = Experiment(quick, ["a", "b"], ["ramp"], 14).run(n_jobs=1, progress=False)
+assert table.equals(alone) and len(table) == 28
 """
 
 
@@ -253,8 +261,6 @@ def test_a_file_cut_anywhere_in_its_last_line_is_continued(alone, tmp_path, cut)
 
 
 def test_more_seeds_cost_only_themselves(tmp_path):
-    (few := tmp_path / "few").mkdir()
-    (more := tmp_path / "more").mkdir()
     trial(seeds=3).run(tmp_path / "out", n_jobs=1, progress=False)
     before = (tmp_path / "out" / "rows.jsonl").read_bytes()
     same(
@@ -299,7 +305,8 @@ def test_a_failed_task_is_named_and_costs_no_other(tmp_path, n_jobs):
     whole = make().run(n_jobs=1, progress=False)
     with pytest.raises(
         _TaskError,
-        match=r'1 of 8 tasks failed, the first: \["ramp", \{\}, 2, "ours", \{\}\]: ZeroDivisionError: no capacity at seed 2',
+        match=r'1 of 8 tasks failed, the first: \["ramp", \{\}, 2, "ours", \{\}\]: '
+        "ZeroDivisionError: no capacity at seed 2",
     ) as e:
         make(("ours", 2)).run(tmp_path, n_jobs=n_jobs, progress=False)
     same(e.value.table, whole[(whole.policy != "ours") | (whole.seed != 2)].reset_index(drop=True))

@@ -439,7 +439,7 @@ def test_tune_keeps_what_it_has(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(
         tuning,
-        "tune_family",
+        "_tune_family",
         lambda family, plan, **_: dict(load=0.5, rate=0.004, best="p2c", peers={}),
     )
     for family in ("ramp", "ramp,diurnal"):

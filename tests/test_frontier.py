@@ -136,14 +136,14 @@ def test_too_little_to_learn_from_is_refused():
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_the_rule_by_hand(s, l, floor):
-    large = bool(route(np.array([s]), np.array([l]), floor)[0])
-    if s >= floor:
+def test_the_rule_by_hand(p_small, p_large, floor):
+    large = bool(route(np.array([p_small]), np.array([p_large]), floor)[0])
+    if p_small >= floor:
         assert not large
-    elif l >= floor:
+    elif p_large >= floor:
         assert large
     else:
-        assert large == (l > s)
+        assert large == (p_large > p_small)
 
 
 def test_points_of_the_frontier_by_hand(said):

@@ -17,9 +17,9 @@ from arcpoint_ce.lab.scaling import (
     ADVISERS,
     DEFAULT_SCALER,
     SCALER_SETTINGS,
+    Scaler,
     _bill,
     _counts_before,
-    _Crew,
     _fill_for,
     _make_adviser,
     _ScalerTuning,
@@ -186,40 +186,40 @@ def test_reactive_orders_when_the_load_is_there_predictive_before(model):
 
 
 def test_a_replica_is_paid_for_from_its_order_on_and_ready_when_it_has_started():
-    crew = _Crew(Says(0.0, 0.0, fill=1.0), (Site("a", 2.0),), [1], [180.0])
-    crew.bill = (0.0, 1e9)
-    crew.step(10.0, 0.0)
-    assert crew.replica_s == 10.0
-    crew.adviser.said = 4.0, 4.0
-    crew.step(20.0, 0.0)
-    assert crew.ready == [1] and crew.orders == [(200.0, 0)] and crew.replica_s == 30.0
+    scaler = Scaler(Says(0.0, 0.0, fill=1.0), (Site("a", 2.0),), [1], [180.0])
+    replicas, bill = scaler.replicas, scaler.bill
+    scaler.step(10.0, 0.0)
+    assert bill.replica_s == 10.0
+    scaler.adviser.said = 4.0, 4.0
+    scaler.step(20.0, 0.0)
+    assert replicas.ready == [1] and replicas.orders == [(200.0, 0)] and bill.replica_s == 30.0
     for t in range(30, 200, 10):
-        crew.step(float(t), 0.0)
-    assert crew.ready == [1]
-    crew.step(200.0, 0.0)
-    assert crew.ready == [2] and not crew.orders and crew.replica_s == 30.0 + 18 * 20.0
+        scaler.step(float(t), 0.0)
+    assert replicas.ready == [1]
+    scaler.step(200.0, 0.0)
+    assert replicas.ready == [2] and not replicas.orders
+    assert bill.replica_s == 30.0 + 18 * 20.0
 
 
 @pytest.mark.parametrize("how", ADVISERS)
 def test_the_fleet_run_costs_what_the_replay_says_and_stations_follow(world, how):
     fleet = world.fleet([make_peer("adaptive_least")])
     scaler = scaler_for(world, how).install(fleet)
-    assert [s.replicas for s in fleet.stations] == scaler.ready
+    assert [s.replicas for s in fleet.stations] == scaler.replicas.ready
     record = fleet.run(world.workload)
-    assert (
-        len(record) == len(world.workload) and [s.replicas for s in fleet.stations] == scaler.ready
-    )
+    assert len(record) == len(world.workload)
+    assert [s.replicas for s in fleet.stations] == scaler.replicas.ready
     assert scaler.row() == pytest.approx(_bill(world, how))
 
 
 def test_orders_that_overlap_do_not_undo_each_other(world):
     fleet = world.fleet([make_peer("adaptive_least")])
     scaler = scaler_for(world, "reactive").install(fleet)
-    scaler.ready, scaler.orders = [2] * len(scaler.ready), []
+    replicas = scaler.replicas
+    replicas.ready, replicas.orders = [2] * len(replicas.ready), []
     scaler.apply(fleet)
-    scaler.orders = [(fleet.now + 3.0, 0), (fleet.now + 5.0, 0)]
-    for when, _ in scaler.orders:
-        fleet.at(when, scaler.started)
+    replicas.orders = [(fleet.now + 3.0, 0), (fleet.now + 5.0, 0)]
+    scaler.wait_for(fleet, replicas.orders)
     fleet.at(fleet.now + 6.0, lambda f, now: seen.append(f.stations[0].replicas))
     seen = []
     fleet.run(world.workload[:200])
@@ -244,7 +244,8 @@ def test_every_contender_gets_the_same_scaler(how):
             _make_adviser(how, World(Setting("cold_capacity", **setting)), 10)
         )
         at = [(t, a.replicas) for t, a, _ in scaler.log]
-        plans[name] = (scaler.ready, scaler.orders, scaler.adviser.fill, at)
+        replicas = scaler.replicas
+        plans[name] = (replicas.ready, replicas.orders, scaler.adviser.fill, at)
     assert len(plans) > 15 and all(p == plans["ours"] for p in plans.values())
 
 

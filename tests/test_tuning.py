@@ -154,7 +154,7 @@ def stand_in(monkeypatch):
         peers = dict(p2c=one, stream_least=one)
         return dict(load=0.5, rate=0.004, best="p2c", peers=peers, tried_at=0.5)
 
-    monkeypatch.setattr(tuning, "tune_family", tune_family)
+    monkeypatch.setattr(tuning, "_tune_family", tune_family)
     monkeypatch.setattr(tuning, "GRIDS", dict(p2c=[{}], stream_least=[{}]))
     return asked
 
@@ -189,7 +189,7 @@ def test_a_rule_and_its_twin_count_as_one_rival(monkeypatch):
     rates["adaptive_least"] = 0.009
     peers = {p: dict(params={}, rate=rate, seeds=8) for p, rate in rates.items()}
     peers["litellm"] = dict(params={}, rate=0.0001, seeds=2)  # only the first round saw it
-    monkeypatch.setattr(tuning, "kept", lambda: dict(families=dict(ramp=dict(peers=peers))))
+    monkeypatch.setattr(tuning, "_kept", lambda: dict(families=dict(ramp=dict(peers=peers))))
     assert list(tuning._rivals_of("ramp", 3)) == ["stream_least", "sharp", "c3", "adaptive_least"]
 
 
@@ -200,7 +200,7 @@ def test_a_peer_that_came_later_leaves_no_half_entry():
 
 
 def test_what_was_never_tuned_names_the_command(monkeypatch):
-    monkeypatch.setattr(tuning, "kept", lambda: dict(families={}, plan={}))
+    monkeypatch.setattr(tuning, "_kept", lambda: dict(families={}, plan={}))
     with pytest.raises(KeyError, match="arcpoint tune --out data/tuning.json --family ramp"):
         tuning.tuned("ramp")
     with pytest.raises(KeyError, match="arcpoint tune --out data/tuning.json"):
@@ -208,7 +208,7 @@ def test_what_was_never_tuned_names_the_command(monkeypatch):
 
 
 def test_the_file_that_is_shipped_has_no_optimum_on_an_open_edge():
-    found = tuning.kept()
+    found = tuning._kept()
     assert set(found) >= {"families", "plan"} and set(FAMILIES) >= set(found["families"])
     fresh = {f: x for f, x in found["families"].items() if "mark" in x}
     assert fresh
@@ -224,5 +224,5 @@ def test_one_setting_for_all_families_is_shipped_for_every_rival():
     everywhere = tuning._tuned_everywhere()
     assert set(everywhere) == set(GRIDS)
     assert everywhere["adaptive_least_sharp"] == everywhere["stream_least"] == {}
-    for name, x in tuning.kept()["everywhere"].items():
+    for name, x in tuning._kept()["everywhere"].items():
         assert not beyond(x["params"], [json.loads(key) for key in x["tried"]]), name
