@@ -387,10 +387,8 @@ class Claims(Forecaster):
 
 
 def test_trust_is_earned_and_lost():
-    right, wrong = (engine_of(None, None) for _ in range(2))
-    for engine, who in ((right, Claims("right", 1.0)), (wrong, Claims("wrong", -1.0, prior=3.0))):
-        who.start(engine.router)
-        engine.forecaster = who
+    right = engine_of(Claims("right", 1.0), None)
+    wrong = engine_of(Claims("wrong", -1.0, prior=3.0), None)
     assert right.tick(0.0)["east"].trust == 0.0 and wrong.tick(0.0)["east"].trust == 1.0
     assert right.foreseen_change("east") == 1.0 != wrong.foreseen_change("east")
     for engine in (right, wrong):
