@@ -14,7 +14,7 @@ import numpy as np
 
 from . import baselines
 from .baselines import UNTUNED, grid, peer_from, with_pacing
-from .choosers import LeastInFlight, Policy, Watching, late_s, work
+from .choosers import Policy, Watching, fewest, late_s, work
 from .fleet import Job
 from .health import FailureAccrual, Pacing, StreamBreaker
 from ..learning.forest import CompiledForest
@@ -308,7 +308,7 @@ class _StepForest:
         self.forest, self.fitted = CompiledForest.from_sklearn(model), pairs
 
 # %% ../../nbs/lab/31a_rivals.ipynb #7a310021
-class _ExerciseRule(LeastInFlight):
+class _ExerciseRule(Policy):
     "The exercise's system: leave a backend whose forecast exceeds the limit for the best one."
 
     def __init__(
@@ -323,9 +323,13 @@ class _ExerciseRule(LeastInFlight):
         self.health = FailureAccrual(5, rate=0.0, jitter=False, probe=False)
 
     def ready(self, n):
-        super().ready(n)
+        self.share = [1 / c for c in self.capacity]
         self.forests = [_StepForest(self.horizon, seed=p) for p in range(n)]
         self.sent, self.took = [0] * n, [[] for _ in range(n)]  # in this step
+
+    def refactor(self, p: int):
+        "The capacity of a place has changed."
+        self.share[p] = 1 / self.capacity[p]
 
     def choose(self, call, now, places):
         place = super().choose(call, now, places)
@@ -334,7 +338,7 @@ class _ExerciseRule(LeastInFlight):
         return place
 
     def pick(self, call, now, places):
-        place = super().pick(call, now, places)
+        place = fewest(places, self.own, self.share, self.random)
         most = self.limit if self.limit_ms is None else self.limit_ms
         forecasts = {p: self.forests[p].forecast for p in places}
         known = {p: forecast for p, forecast in forecasts.items() if forecast is not None}

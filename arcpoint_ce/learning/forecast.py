@@ -901,12 +901,14 @@ def _one_forecast(
 class Pulse:
     "A fitted forecaster, running: windows, matured errors, forecasts."
 
-    # (backend, log centre, size, expected load, row) -> log centre, size: how an online learner
-    # corrects; None: nobody does
-    adjust = None
-
-    def __init__(self, f: LatencyForest):
-        self.forecaster, self.windows = f, f.windows()
+    def __init__(
+        self,
+        f: LatencyForest,
+        # an online learner: `adjust(backend, log centre, size, expected load, row, promise)` gives
+        # centre and size corrected, `promised(forecasts)` hears what was said; None: nobody corrects
+        learner=None,
+    ):
+        self.forecaster, self.windows, self.learner = f, f.windows(), learner
         self.intervals: dict[str, _Conformal] = {}
         self.made: dict[str, Forecast] = {}  # newest forecast by backend
         # backends with a newer step than their forecast, oldest first
@@ -962,8 +964,9 @@ class Pulse:
         out = {}
         for name, centre, size, row in zip(names, centres.tolist(), sizes.tolist(), rows):
             band, index, model = self.interval(name), windows.index[name], windows.models[name]
-            if self.adjust:
-                centre, size = self.adjust(name, centre, size, expected[name], row)
+            if self.learner:
+                load = expected[name]
+                centre, size = self.learner.adjust(name, centre, size, load, row, promise)
             if promise:
                 band.promise(index, centre, size)
             load = planned.get(name, expected[name])
@@ -976,6 +979,8 @@ class Pulse:
                 size,
                 load / windows.step_s,
             )
+        if self.learner and promise:
+            self.learner.promised(out)
         return out
 
 # %% ../../nbs/learning/21_forecast.ipynb #7c65111b

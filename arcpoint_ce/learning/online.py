@@ -253,18 +253,18 @@ class _Pending(NamedTuple):
     persistence_ms: float
 
 # %% ../../nbs/learning/22_online.ipynb #4d87ecb6
-class LivePulse(Pulse):
+class LivePulse:
     "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
 
     def __init__(self, f: LatencyForest, config: OnlineConfig = OnlineConfig()):
-        super().__init__(f)
+        self.pulse = Pulse(f, learner=self)
+        self.forecaster, self.windows = f, self.pulse.windows
         self.config = config
         self.online: dict[str, _BackendOnline] = {}  # by backend
         self.pending: dict[str, deque[_Pending]] = {}  # by backend, in order of time
         self.said: dict[tuple[str, int], Forecast] = {}  # by backend and step number
         self.matured: deque[Matured] = deque(maxlen=10_000)
         self.widen: dict[str, float] = {}  # factor on the interval, by backend
-        self.adjust = self._correct
 
     def backend(self, name: str) -> _BackendOnline:
         "The voices of a backend, made when first asked for."
@@ -281,19 +281,31 @@ class LivePulse(Pulse):
     def _due(self, name: str) -> int:  # number of the step that a forecast made now is about
         return self.windows.index[name] + self.forecaster.ahead_
 
-    def _correct(self, name, centre, size, load, row):
-        "Blend the voices, and remember what each said."
+    def adjust(
+        self, name: str, centre: float, size: float, load: float, row, promise: bool
+    ) -> tuple[float, float]:  # log centre and size
+        "Blend the voices; what was promised is remembered until it matures."
         b = self.backend(name)
         x = _online_vector(centre, b.usual, row)
         voices = b.voices(centre, x, self.curve_ms(name, load))
-        latency_ms = self.windows.latency[name].latency_ms
-        pending = self.pending.setdefault(name, deque(maxlen=256))
-        pending.append(_Pending(self._due(name), voices, x, latency_ms))
+        if promise:
+            latency_ms = self.windows.latency[name].latency_ms
+            pending = self.pending.setdefault(name, deque(maxlen=256))
+            pending.append(_Pending(self._due(name), voices, x, latency_ms))
         return b.blend(voices), size * self.widen.get(name, 1.0)
+
+    def promised(self, forecasts: dict[str, Forecast]):
+        "These forecasts were made just now."
+        for name, forecast in forecasts.items():
+            self.said[name, self._due(name)] = forecast
+
+    def forecast(self, **how) -> dict[str, Forecast]:  # by backend; cold ones are missing
+        "As in `Pulse.forecast`."
+        return self.pulse.forecast(**how)
 
     def push(self, name: str, step: Step):
         "Take in one closed step; what was forecast about it has matured."
-        super().push(name, step)
+        self.pulse.push(name, step)
         k = self.windows.index[name]
         latency_ms = step.mean_ms
         if latency_ms:
@@ -311,20 +323,9 @@ class LivePulse(Pulse):
         plain_ms = exp(p.voices[0])
         self.matured.append(Matured(name, step.start_s, f, plain_ms, p.persistence_ms, truth_ms))
 
-    def compute(self, names, planned, promise):
-        "As in `Pulse`; what-if questions are not remembered."
-        before = {n: len(self.pending.get(n, ())) for n in names}
-        out = super().compute(names, planned, promise)
-        for n in names:
-            if promise:
-                self.said[n, self._due(n)] = out[n]
-            elif len(self.pending[n]) > before[n]:
-                self.pending[n].pop()
-        return out
-
     def forget(self, name: str):
         "A backend has left."
-        super().forget(name)
+        self.pulse.forget(name)
         for kept in (self.online, self.pending, self.widen):
             kept.pop(name, None)
         self.said = {k: v for k, v in self.said.items() if k[0] != name}
