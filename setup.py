@@ -1,4 +1,5 @@
 "Package metadata comes from settings.ini, so that it stands in one place."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,11 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(HERE / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+extras = {
+    k.removesuffix("_requirements"): v.split()
+    for k, v in cfg.items()
+    if k.endswith("_requirements")
+}
 
 setup(
     name=cfg["lib_name"],
@@ -23,9 +28,16 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
-    packages=[*find_packages(include=["arcpoint_ce", "arcpoint_ce.*"]), "arcpoint_ce.templates", "arcpoint_ce.sample"],
+    packages=[
+        *find_packages(include=["arcpoint_ce", "arcpoint_ce.*"]),
+        "arcpoint_ce.templates",
+        "arcpoint_ce.sample",
+    ],
     package_dir={"arcpoint_ce.templates": "reports", "arcpoint_ce.sample": "data"},
-    package_data={"arcpoint_ce.templates": ["*.ipynb"], "arcpoint_ce.sample": ["*.parquet", "*.csv.gz", "*.toml", "*.json", "*.md"]},
+    package_data={
+        "arcpoint_ce.templates": ["*.ipynb"],
+        "arcpoint_ce.sample": ["*.parquet", "*.csv.gz", "*.toml", "*.json", "*.md"],
+    },
     include_package_data=False,
     zip_safe=False,
 )

@@ -12,7 +12,10 @@ scale: float = 1.0  # what they are multiplied by
 word: str = "none"  # any text
 quick: bool = False  # less work
 out_dir: str = ""  # filled by run_report"""
-METRICS = "from arcpoint_ce.apps.report import write_metrics\nwrite_metrics(out_dir, {'total': scale*n, 'word': word, 'data_sha256': 'ab'*32});"
+METRICS = (
+    "from arcpoint_ce.apps.report import write_metrics\nwrite_metrics(out_dir, {'total': "
+    "scale*n, 'word': word, 'data_sha256': 'ab'*32});"
+)
 
 
 def template(

@@ -78,7 +78,8 @@ def test_help_teaches(capsys):
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; from arcpoint_ce.apps.cli import run; run(['--help']); "
-        "print([m for m in ('numpy', 'pandas', 'sklearn', 'duckdb', 'papermill', 'nbconvert', 'numba', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('numpy', 'pandas', 'sklearn', 'duckdb', 'papermill', "
+        "'nbconvert', 'numba', 'matplotlib') if m in sys.modules])"
     )
     assert (
         subprocess.run(

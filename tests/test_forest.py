@@ -496,9 +496,16 @@ def test_later_changes_outside_do_not_reach_the_forest(fitted):
 SCRIPT = """
 import numpy as np
 from arcpoint_ce.learning import forest as m
-a = {"root": np.array([0, 3], np.uint32), "threshold": np.array([.5, np.inf, np.inf], np.float32), "feature": np.array([0, 1, 1], np.uint32),
-     "left": np.array([1, 1, 2], np.uint32), "node_id": np.arange(3, dtype=np.uint32), "value": np.array([0., 10., 20.])}
-print(m.__file__, m.CompiledForest(a, 1).predict([[0.], [1.], [np.nan]]).tolist(), m._sum_leaves.stats.cache_path)
+a = {
+    "root": np.array([0, 3], np.uint32),
+    "threshold": np.array([.5, np.inf, np.inf], np.float32),
+    "feature": np.array([0, 1, 1], np.uint32),
+    "left": np.array([1, 1, 2], np.uint32),
+    "node_id": np.arange(3, dtype=np.uint32),
+    "value": np.array([0., 10., 20.]),
+}
+predicted = m.CompiledForest(a, 1).predict([[0.], [1.], [np.nan]]).tolist()
+print(m.__file__, predicted, m._sum_leaves.stats.cache_path)
 """
 
 

@@ -26,7 +26,10 @@ def FIXED():
     return datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
-FIGURE = "import matplotlib.pyplot as plt, pandas as pd\nplt.plot([1, 2]); plt.show()\npd.DataFrame({'a': [1, 2]})"
+FIGURE = (
+    "import matplotlib.pyplot as plt, pandas as pd\nplt.plot([1, 2]); "
+    "plt.show()\npd.DataFrame({'a': [1, 2]})"
+)
 
 
 def record(folder: Path) -> dict:
@@ -103,7 +106,8 @@ def test_page_is_self_contained(done):
 def test_reader_of_pages_sees_links(tmp_path):
     page = tmp_path / "p.html"
     page.write_text(
-        "<a href='#x'></a><a href='http://x'></a><script src=''></script><style>a{b:url(http://y)}</style><script>import('http://z')</script>"
+        "<a href='#x'></a><a href='http://x'></a><script "
+        "src=''></script><style>a{b:url(http://y)}</style><script>import('http://z')</script>"
     )
     assert [v for _, _, v in leaving(page)] == ["http://x", "", "http://y", "import('http://z')"]
 
@@ -308,7 +312,10 @@ def test_a_killed_run_does_not_look_finished(tmp_path):
         tmp_path / "x.ipynb",
         "import os, time\nopen(out_dir + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
     )
-    code = f"from arcpoint_ce import run_report; run_report({str(path)!r}, out={str(tmp_path / 'out')!r}, progress=False)"
+    code = (
+        f"from arcpoint_ce import run_report; run_report({str(path)!r}, "
+        f"out={str(tmp_path / 'out')!r}, progress=False)"
+    )
     child = subprocess.Popen([sys.executable, "-c", code])
     try:
         wait_for(
@@ -343,7 +350,10 @@ def test_a_broken_kernelspec_does_no_harm(tmp_path):
         text=True,
     )
     assert plain.returncode != 0 and "/no/such/python" in plain.stderr
-    code = f"from arcpoint_ce import run_report; print(run_report({str(path)!r}, out={str(tmp_path / 'out')!r}, progress=False).status)"
+    code = (
+        f"from arcpoint_ce import run_report; print(run_report({str(path)!r}, "
+        f"out={str(tmp_path / 'out')!r}, progress=False).status)"
+    )
     ours = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert ours.stdout.strip() == "ok", ours.stderr
 

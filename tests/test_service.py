@@ -286,7 +286,8 @@ def test_fifty_clients_at_once(served):
         async def post(path, body):
             b = json.dumps(body).encode()
             w.write(
-                f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(b)}\r\n\r\n".encode()
+                f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: "
+                f"application/json\r\ncontent-length: {len(b)}\r\n\r\n".encode()
                 + b
             )
             head = (await r.readuntil(b"\r\n\r\n")).lower()
@@ -339,7 +340,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
 
 
 def test_the_fuzzer_finds_no_server_error(served, tmp_path):
-    schemathesis = pytest.importorskip("schemathesis")
+    pytest.importorskip("schemathesis")
     done = subprocess.run(
         [
             sys.executable,

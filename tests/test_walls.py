@@ -120,7 +120,8 @@ def loaded(code):
             sys.executable,
             "-S",
             "-c",
-            f"import sys; sys.path[:0] = {[str(ROOT), *[p for p in sys.path if 'site-packages' in p]]!r}\n{code}\n"
+            "import sys; sys.path[:0] = "
+            f"{[str(ROOT), *[p for p in sys.path if 'site-packages' in p]]!r}\n{code}\n"
             "print(*sorted({m.partition('.')[0] for m in sys.modules}))",
         ],
         capture_output=True,
@@ -246,7 +247,8 @@ def test_a_forbidden_use_is_seen(rule, bad):
     assert broken(bad, rule) or any(rule.search(n) for n in imports(bad, "x.y"))
 
 
-# a report's record and folder name carry the time of the run; `run_report` takes the clock as an argument, this is its default; `arcpoint serve` lives in real time
+# A report's record and folder name carry the time of the run; `run_report` takes the clock as an
+# argument, and this is its default. `arcpoint serve` lives in real time.
 WALL_CLOCK = {
     ("arcpoint_ce.apps.report", "datetime.datetime.now"),
     ("arcpoint_ce.apps.cli", "time.time"),
@@ -280,7 +282,7 @@ def exported(path):
     for c in cells(path):
         src = "".join(c["source"])
         if c["cell_type"] == "code" and re.search(r"^#\|\s*export", src, re.M):
-            out.append([l for l in src.strip().split("\n") if not re.match(r"#\|", l)])
+            out.append([line for line in src.strip().split("\n") if not re.match(r"#\|", line)])
     return out
 
 
@@ -422,9 +424,9 @@ def test_the_lock_file_pins_everything_with_hashes():
     text = (ROOT / "requirements.lock").read_text()
     assert not re.search(r"^(-|--)|https?://|file:|@ ", re.sub(r"\\\n", " ", text), re.M)
     entries = [
-        l
-        for l in re.sub(r"\\\n", " ", text).split("\n")
-        if l.strip() and not l.strip().startswith("#")
+        line
+        for line in re.sub(r"\\\n", " ", text).split("\n")
+        if line.strip() and not line.strip().startswith("#")
     ]
     assert len(entries) > 100
     for e in entries:

@@ -129,7 +129,10 @@ def test_contents(wheel):
 
 
 def test_installed_apart_from_the_checkout(home, tmp_path):
-    code = "import arcpoint_ce, numpy; from arcpoint_ce.apps.report import templates; print(arcpoint_ce.__file__, *templates().values(), sep='\\n')"
+    code = (
+        "import arcpoint_ce, numpy; from arcpoint_ce.apps.report import templates; "
+        "print(arcpoint_ce.__file__, *templates().values(), sep='\\n')"
+    )
     seen = run(home, "python", "-c", code, cwd=tmp_path).stdout.split()
     assert (
         len(seen) > 1
@@ -177,7 +180,8 @@ def test_every_template_with_data_runs_under_plain_papermill(home, tmp_path, nam
     found = next(r for r in list_reports() if r.name == name)
     write = (
         "import pandas as pd; from arcpoint_ce.telemetry.traces import _exercise_telemetry as e; "
-        "pd.concat([e(700, s).assign(backend=f'b{s}') for s in (1, 2)]).to_csv('mine.csv', index=False)"
+        "pd.concat([e(700, s).assign(backend=f'b{s}') for s in (1, 2)]).to_csv('mine.csv', "
+        "index=False)"
     )
     mine = "labelled" if name in ("anomaly", "causes") else "mine.csv"
     if name == "anomaly":
