@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test hygiene bench lab readme lock clean
+.PHONY: help setup run test test-all hygiene bench lab readme lock clean
 
 help:   ## show these lines
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
 
 setup: $(VENV)/.installed   ## create .venv and install the locked dependencies and the package
 
@@ -24,11 +24,15 @@ $(VENV)/.installed: $(LOCK) settings.ini setup.py
 run: setup   ## the main job on the shipped sample: forecasts, decisions, an HTML report
 	@$(BIN)/arcpoint report routing
 
-test: setup hygiene   ## notebook hygiene, nbdev_test, pytest
+test: setup hygiene   ## notebook hygiene, nbdev_test, pytest without its slow tests
+	@$(BIN)/nbdev_test --n_workers 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow" tests
+
+test-all: setup hygiene   ## the same with every test
 	@$(BIN)/nbdev_test --n_workers 2
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests
 
-hygiene: setup   ## export, clean and README leave no diff
+hygiene: setup   ## export, clean and README leave no diff; ruff finds no fault
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py
 
 bench: setup   ## speed, measured side by side in one run

@@ -1,4 +1,4 @@
-"""Notebook hygiene: export, clean and README must leave no diff.
+"""Notebook hygiene: export, clean and README must leave no diff, and ruff finds no fault.
 
 Usage: python tests/hygiene.py [--readme]      --readme only writes README.md from nbs/index.ipynb
 """
@@ -72,7 +72,17 @@ def main() -> int:
         )
     else:
         print(f"hygiene: {len(after)} files, no diff after nbdev_export, nbdev_clean and README")
-    return bool(moved)
+    return bool(moved) or lint()
+
+
+def lint() -> bool:
+    "Whether ruff finds fault with a notebook, a template or a test; it says with what."
+    where = ["nbs", "reports", "tests", "setup.py"]
+    checks = (["ruff", "format", "--check", "-q"], ["ruff", "check", "-q"])
+    failed = [c for c in checks if subprocess.run([*c, *where], cwd=ROOT).returncode]
+    for command in failed:
+        print("found fault:", " ".join([*command, *where]))
+    return bool(failed)
 
 
 if __name__ == "__main__":
