@@ -89,7 +89,7 @@ def _verdict_columns(
     small: str | None,
     large: str | None,
 ) -> tuple[str, str]:
-    "The two columns of verdicts. ValueError where they are not clear, or something is missing."
+    "The two columns of verdicts. ValueError where they are not clear."
     verdicts = [column for column in raw.text if column.endswith("_correct")]
     if small is None and large is None and len(verdicts) == 2:
         small, large = verdicts
@@ -97,13 +97,17 @@ def _verdict_columns(
         raise ValueError(
             f"{raw.path}: columns of verdicts are {verdicts}; name the small and the large model's"
         )
-    gone = [column for column in (*_PLAIN, small, large) if column not in raw.text]
-    if gone:
-        there = ", ".join(raw.text)
-        raise ValueError(f"{raw.path}: no column {gone[0]!r}; there are {there}")
+    return small, large
+
+
+def _check_whole(raw: _RawTable, columns: Sequence[str]):
+    "ValueError where a column is missing, or all rows."
+    for column in columns:
+        if column not in raw.text:
+            there = ", ".join(raw.text)
+            raise ValueError(f"{raw.path}: no column {column!r}; there are {there}")
     if raw.text.empty:
         raise ValueError(f"{raw.path}: no rows below the header")
-    return small, large
 
 
 def load_quality(
@@ -115,6 +119,7 @@ def load_quality(
     "Read judged answers. FileNotFoundError or ValueError with file, row, column and remedy."
     raw = _read_text(Path(path))
     small, large = _verdict_columns(raw, small, large)
+    _check_whole(raw, (*_PLAIN, small, large))
     columns = dict(
         subject=raw.words("subject"),
         prompt=raw.words("prompt_sha1"),
@@ -336,7 +341,8 @@ class _Draws:
 
     def means(self, column: np.ndarray) -> np.ndarray:  # (1 + n,)
         "Mean of a column over the rows of each draw."
-        rows = self.sums(np.ones(len(self.code)))
+        one = np.ones(len(self.code))
+        rows = self.sums(one)
         return self.sums(column) / rows
 
 
