@@ -905,7 +905,7 @@ class Pulse:
         self,
         f: LatencyForest,
         # an online learner: `adjust(backend, log centre, size, expected load, row, promise)` gives
-        # centre and size corrected, `promised(forecasts)` hears what was said; None: nobody corrects
+        # centre and size corrected, `promised(forecasts)` hears what was said; None: nobody does
         learner=None,
     ):
         self.forecaster, self.windows, self.learner = f, f.windows(), learner
