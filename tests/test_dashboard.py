@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -47,6 +46,8 @@ def own_main():
 
 
 def script(store: str, name: str):
+    "Runs by its text alone, so all imports stand inside."
+    from datetime import UTC
 
     from arcpoint_ce.apps.dashboard import _PAGES
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
@@ -153,6 +154,8 @@ def test_who_foresees_is_said(tmp_path):
 
 
 def decision_page(store: str, id: int):
+    "Runs by its text alone, so all imports stand inside."
+    from datetime import UTC
 
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
     from arcpoint_ce.apps.stories import _one_decision
