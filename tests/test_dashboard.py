@@ -25,7 +25,16 @@ from arcpoint_ce.routing.core import Backend, Outcome, Request
 pytestmark = pytest.mark.xdist_group("dashboard")  # one simulation, one browser
 _PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
 RUN = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 ARTEFACTS = Path(__file__).parents[1] / "reports/out/dashboard"
 READY = (
     "[data-testid=stMetric],[data-testid=stAlert],[data-testid=stDataFrame],[data-testid=stForm]"
