@@ -298,7 +298,7 @@ def test_an_interrupt_is_recorded_and_passed_on(tmp_path, monkeypatch):
     def interrupt(*a):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(R, "execute", interrupt)
+    monkeypatch.setattr(R, "_execute", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_report(template(tmp_path / "x.ipynb"), out=tmp_path / "out", progress=False)
     assert (
