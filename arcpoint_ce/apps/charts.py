@@ -274,7 +274,12 @@ def _time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> al
             "t:T",
             title="simulated time, h:min:s",
             scale=alt.Scale(type="utc", domain=domain),
-            axis=alt.Axis(format="%H:%M:%S", tickCount=8, labelOverlap="greedy", grid=False),
+            axis=alt.Axis(
+                format="%H:%M:%S",
+                tickCount=8,
+                labelOverlap="greedy",
+                grid=False,
+            ),
         )
     return alt.X(
         "t:T",
@@ -342,7 +347,12 @@ def areas(
     base = alt.Chart(_timed(t), height=_HEIGHT).mark_area(interpolate="step")
     drawn = base.encode(
         _time_axis(_own_clock(t)),
-        alt.Y(f"{y}:Q", title=title, stack="normalize", axis=alt.Axis(format="%", tickCount=5)),
+        alt.Y(
+            f"{y}:Q",
+            title=title,
+            stack="normalize",
+            axis=alt.Axis(format="%", tickCount=5),
+        ),
         _coloured(t[by].unique(), by),
         tooltip=[
             alt.Tooltip("utc:N", title="time"),
@@ -433,8 +443,12 @@ def ratio_chart(
         title = "latency, candidate / live"
         return alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False))
 
-    figures = [alt.Tooltip(f"{k}:Q", format=".3f") for k in ("ratio", "low", "high")]
-    tip = [alt.Tooltip("utc:N", title="look"), *figures]
+    tip = [
+        alt.Tooltip("utc:N", title="look"),
+        alt.Tooltip("ratio:Q", format=".3f"),
+        alt.Tooltip("low:Q", format=".3f"),
+        alt.Tooltip("high:Q", format=".3f"),
+    ]
     band = base.mark_area(opacity=0.25, color=PALETTE[0]).encode(y("low"), alt.Y2("high:Q"))
     dots = alt.OverlayMarkDef(size=26)
     line = base.mark_line(color=PALETTE[0], strokeWidth=2, point=dots)
@@ -445,7 +459,10 @@ def ratio_chart(
 _SEVERITY = alt.Color(
     "severity:N",
     title=None,
-    scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]),
+    scale=alt.Scale(
+        domain=["low", "medium", "high"],
+        range=["#56B4E9", "#E69F00", "#D55E00"],
+    ),
     legend=alt.Legend(orient="top"),
 )
 

@@ -28,7 +28,15 @@ from arcpoint_ce.apps.charts import (
     spells,
     ticks,
 )
-from .frame import Page, control_of, guarded, live, plain, selected, status_of
+from arcpoint_ce.apps.frame import (
+    Page,
+    control_of,
+    guarded,
+    live,
+    plain,
+    selected,
+    status_of,
+)
 from .pages import chart_with_window, silence, state_at
 from arcpoint_ce.apps.views import (
     drawn_over_time,
@@ -185,7 +193,11 @@ def _attempt_table(outcomes: pd.DataFrame, zone):
 def _request_in_words(row: Mapping) -> str:
     "What was asked for."
     request = row["request"] or "without an id"
-    tier, model, task = row["tier"] or "none", row["model"] or "any", row["task"] or "any"
+    tier, model, task = (
+        row["tier"] or "none",
+        row["model"] or "any",
+        row["task"] or "any",
+    )
     return f"Request {request}; tier {tier}, model {model}, task {task}."
 
 
@@ -248,15 +260,31 @@ def _list_newest(page: Page, backend: str | None, tier: str | None):
     guarded(lambda: _one_decision(page, int(chosen)))
 
 # %% ../../nbs/apps/50e_stories.ipynb #5f550dcc
+def _tiers(page: Page) -> list[str]:
+    "Tiers that the fleet file describes or that requests have named."
+    described = page.records.plain_fleet()["tiers"]
+    names = {t["name"] for t in described}
+    for tier in state_at(page).tiers:
+        if tier.tier:
+            names.add(tier.tier)
+    return sorted(names)
+
+
 def decisions_page(page: Page):
     "Who was chosen, and why. The lists refresh; the choices above them stay."
     left, middle, _ = st.columns([1, 1, 2])
-    names = page.records.fleet().names
-    described = {t["name"] for t in page.records.plain_fleet()["tiers"]}
-    seen = {t.tier for t in state_at(page).tiers if t.tier}
-    backend = left.selectbox("Backend", ["all", *names], key="of", bind="query-params")
-    tiers = ["all", *sorted(described | seen)]
-    tier = middle.selectbox("Tier", tiers, key="tier", bind="query-params")
+    backend = left.selectbox(
+        "Backend",
+        ["all", *page.records.fleet().names],
+        key="of",
+        bind="query-params",
+    )
+    tier = middle.selectbox(
+        "Tier",
+        ["all", *_tiers(page)],
+        key="tier",
+        bind="query-params",
+    )
 
     def only(choice):
         return None if choice == "all" else choice
@@ -300,7 +328,12 @@ def _list_spoken(t: pd.DataFrame, page: Page):
     at = [moment(x, page.zone) for x in t.at_s]
     rows = t.assign(at=at)[["at", "backend", "what", "says"]]
     columns = dict(at="time", says="what was seen")
-    st.dataframe(rows, hide_index=True, height=min(38 + 35 * len(t), 220), column_config=columns)
+    st.dataframe(
+        rows,
+        hide_index=True,
+        height=min(38 + 35 * len(t), 220),
+        column_config=columns,
+    )
 
 # %% ../../nbs/apps/50e_stories.ipynb #dbc65a08
 def _acts_in_words(t: pd.DataFrame) -> str:
@@ -375,7 +408,11 @@ def _trust_columns() -> dict:
         by=c.TextColumn("by"),
         state=c.TextColumn("state"),
         trust=c.ProgressColumn(
-            "trust", format="percent", min_value=0, max_value=1, help="how far the forecast may act"
+            "trust",
+            format="percent",
+            min_value=0,
+            max_value=1,
+            help="how far the forecast may act",
         ),
         skill=c.NumberColumn(
             "skill",
@@ -387,7 +424,9 @@ def _trust_columns() -> dict:
     )
 
 # %% ../../nbs/apps/50e_stories.ipynb #ee68fb3d
-def _drift_in_words(status: Mapping) -> str:  # status: as the engine last wrote it down
+def _drift_in_words(
+    status: Mapping,
+) -> str:  # status: as the engine last wrote it down
     "How often the drift detectors have spoken, and whose forecast is not in force as usual."
 
     def found(detector: Mapping) -> int:
@@ -445,10 +484,12 @@ def _list_rollouts(page: Page):
     if not found:
         st.caption(_NO_ROLLOUT)
     for c in found:
-        st.markdown(plain(f"{c['name']}: {c['state']}. {c['why']}"))
-        st.caption(plain(_rollout_in_words(c, moment(c["at_s"], page.zone))))
-        if c["looks"]:
-            st.altair_chart(ratio_chart(c["looks"]), key=f"rollout-{c['name']}")
+        name, looks = c["name"], c["looks"]
+        st.markdown(plain(f"{name}: {c['state']}. {c['why']}"))
+        last = moment(c["at_s"], page.zone)
+        st.caption(plain(_rollout_in_words(c, last)))
+        if looks:
+            st.altair_chart(ratio_chart(looks), key=f"rollout-{name}")
 
 
 _NO_REGISTRY = (
@@ -499,7 +540,10 @@ def learning_page(page: Page):
 
     def draw():
         look = page.look()
-        incidents, events = page.ask(_incident_rows, look), page.ask(_event_rows, look)
+        incidents, events = (
+            page.ask(_incident_rows, look),
+            page.ask(_event_rows, look),
+        )
         silence(page, state_at(page))
         _who_foresees(page)
         _draw_incidents(page, look, incidents)
@@ -537,10 +581,12 @@ def _draw_curve(page: Page, metric: str):
 def _chart_here(chart):
     "A chart on which a stretch is chosen for this very page; the stretch goes into the address."
     span = selected(st.altair_chart(chart, key="curve", on_select="rerun", selection_mode="span"))
-    if span is not None and st.session_state.get("curve-span") != span:
-        st.session_state["curve-span"] = span
-        st.query_params.update(since=f"{span[0]:.1f}", end=f"{span[1]:.1f}")
-        st.rerun()
+    if span is None or span == st.session_state.get("curve-span"):
+        return
+    since, until = span
+    st.session_state["curve-span"] = span
+    st.query_params.update(since=f"{since:.1f}", end=f"{until:.1f}")
+    st.rerun()
 
 
 def _meant(page: Page) -> tuple[float, float]:  # s
@@ -552,7 +598,9 @@ def _meant(page: Page) -> tuple[float, float]:  # s
     if since is not None and end is not None:
         return float(since), float(end)
     look = page.look()
-    return look.until_s - (look.until_s - look.since_s) / 10, look.until_s + 1e-6
+    tenth_s = (look.until_s - look.since_s) / 10
+    after_s = look.until_s + 1e-6  # so that the newest record is part of the stretch
+    return look.until_s - tenth_s, after_s
 
 
 def _explain(records, metric: str, window: tuple[float, float]) -> DropExplained:
@@ -562,11 +610,15 @@ def _explain(records, metric: str, window: tuple[float, float]) -> DropExplained
 # %% ../../nbs/apps/50e_stories.ipynb #2248bbd4
 def _draw_evidence(page: Page, k: int, e):
     "One piece of evidence; the records behind it are fetched when somebody opens it."
-    with st.expander(plain(e.says) + f" · {plain(moment(e.at_s, page.zone))}"):
+    says, at = plain(e.says), plain(moment(e.at_s, page.zone))
+    with st.expander(f"{says} · {at}"):
         st.caption(plain(e.id))
-        if st.toggle("Show the records", key=f"evidence-{k}"):
-            rows = page.ask(_rows_behind, e.id, keep_s=60.0)
-            st.dataframe(pd.DataFrame(rows).astype(str), hide_index=True)
+        opened = st.toggle("Show the records", key=f"evidence-{k}")
+        if not opened:
+            return
+        rows = page.ask(_rows_behind, e.id, keep_s=60.0)
+        as_text = pd.DataFrame(rows).astype(str)
+        st.dataframe(as_text, hide_index=True)
 
 
 _ENDED = (
@@ -590,7 +642,8 @@ def _rows_behind(records, id: str) -> list[dict]:
     "The records of a piece of evidence; of many requests the hundred slowest."
     if not id.startswith("requests/"):
         return Context(records).evidence(id)
-    since, until = map(float, re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id).groups())
+    stretch = re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id)
+    since, until = float(stretch[1]), float(stretch[2])
     rows = records.rows(_ENDED_SQL, (since, until), since, until)
     return [dict(zip(_ENDED, r)) for r in rows]
 
@@ -663,9 +716,10 @@ def _draw_reasons(page: Page, metric: str):
     since, until = _meant(page)
     d = page.ask(_explain, metric, (since, until), keep_s=60.0)
     unit = HARMS[metric]
-    st.subheader(plain(f"{moment(since, page.zone)} to {moment(until, page.zone)}"))
-    bold = "**" if d.significant else ""
-    st.markdown(bold + plain(d.says) + bold)
+    began, ended = moment(since, page.zone), moment(until, page.zone)
+    st.subheader(plain(f"{began} to {ended}"))
+    says = plain(d.says)
+    st.markdown(f"**{says}**" if d.significant else says)
     _drop_tiles(d, unit, page.zone)
     _draw_causes(d, unit)
     _draw_segments(d, unit)
@@ -704,7 +758,10 @@ def _draw_traces(page: Page):
             st.json(s.data, expanded=2)
 
 # %% ../../nbs/apps/50e_stories.ipynb #cebb0f2a
-_METRIC_NAMES = {"slo": "slo: beyond the limit", "ttft": "ttft: time to first token"}
+_METRIC_NAMES = {
+    "slo": "slo: beyond the limit",
+    "ttft": "ttft: time to first token",
+}
 
 
 def why_page(page: Page):
@@ -732,7 +789,10 @@ def _ask_desk(told: dict, body: dict | None = None) -> dict:
     request = HttpRequest(
         told["url"] + "/faults",
         None if body is None else json.dumps(body).encode(),
-        {"authorization": f"Bearer {told['token']}", "content-type": "application/json"},
+        {
+            "authorization": f"Bearer {told['token']}",
+            "content-type": "application/json",
+        },
     )
     try:
         with urlopen(request, timeout=3) as r:
@@ -744,7 +804,9 @@ def _ask_desk(told: dict, body: dict | None = None) -> dict:
         raise ValueError("the simulation does not answer; it may have ended") from None
 
 
-def _order_form(now: dict) -> dict | None:  # what to order; None: nobody has pressed the button
+def _order_form(
+    now: dict,
+) -> dict | None:  # what to order; None: nobody has pressed the button
     "The form. `now` says which faults and backends the simulation has."
     kinds = list(now["kinds"])
     with st.form("order"):
@@ -756,7 +818,9 @@ def _order_form(now: dict) -> dict | None:  # what to order; None: nobody has pr
             index=kinds.index("backend_down"),
         )
         backend = target.selectbox(
-            "Backend", [*now["backends"], "*"], format_func=lambda x: "all" if x == "*" else x
+            "Backend",
+            [*now["backends"], "*"],
+            format_func=lambda x: "all" if x == "*" else x,
         )
         duration_s = long.number_input("Duration, simulated s", 1.0, 3600.0, 120.0)
         about = "1 is what the description says; some faults have no degrees"
@@ -812,7 +876,14 @@ def _list_faults(page: Page, told: dict):
         left.altair_chart(chart, key="chaos-drawn")
     if len(met):
         beyond = met.assign(beyond=1 - met.met)
-        chart = lines(beyond, "beyond", "beyond their limit", by="tier", form="%", brush=False)
+        chart = lines(
+            beyond,
+            "beyond",
+            "beyond their limit",
+            by="tier",
+            form="%",
+            brush=False,
+        )
         right.altair_chart(chart, key="chaos-met")
 
 # %% ../../nbs/apps/50e_stories.ipynb #5b1ccaf6
