@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -27,9 +26,21 @@ pytestmark = pytest.mark.xdist_group("dashboard")  # one simulation, one browser
 _PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
 RUN = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
 FLAGS = (
+<<<<<<< HEAD
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+=======
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+>>>>>>> w9
 ARTEFACTS = Path(__file__).parents[1] / "reports/out/dashboard"
 READY = (
     "[data-testid=stMetric],[data-testid=stAlert],[data-testid=stDataFrame],[data-testid=stForm]"
@@ -50,6 +61,8 @@ def own_main():
 
 
 def script(store: str, name: str):
+    "Runs by its text alone, so all imports stand inside."
+    from datetime import UTC
 
     from arcpoint_ce.apps.dashboard import _PAGES
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
@@ -156,6 +169,8 @@ def test_who_foresees_is_said(tmp_path):
 
 
 def decision_page(store: str, id: int):
+    "Runs by its text alone, so all imports stand inside."
+    from datetime import UTC
 
     from arcpoint_ce.apps.frame import Page, Where, guarded, records_of
     from arcpoint_ce.apps.stories import _one_decision
@@ -391,20 +406,9 @@ def card(w: Watched, name: str) -> dict:
     return dict(forecast_ms=number("forecast"), load_rps=number("load"))
 
 
-def test_a_fault_is_ordered_seen_and_explained(browser, live):
-    from playwright.sync_api import TimeoutError as TooLate
-
-    w = Watched(browser, f"{live.url}/?every=1+s&window=last+15+minutes")
+def order_slow_degradation(w: Watched):
+    "Order a slow degradation of atlas-large, for 400 simulated seconds."
     page = w.page
-    page.evaluate("window.here = 1")
-    until(
-        lambda: "forecast" in w.text() and float(sqlite_now(live)) > 420.0,
-        "seven simulated minutes, so that anomalies are known",
-        240,
-    )
-    before = card(w, "atlas-large")
-    assert before["load_rps"] > 1.5
-
     w.go("Chaos")
     fault, *_ = page.locator("[data-testid=stSelectbox]").filter(has_text="Fault").all()
     fault.locator("input").click()
@@ -417,6 +421,56 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Inject").click()
     page.get_by_text("Ordered: slow_degradation on atlas-large").wait_for(timeout=40_000)
+
+
+def drag_over_the_end(w: Watched):
+    "Select the newest stretch of the first chart with the mouse."
+    page = w.page
+    chart = page.locator(
+        "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
+    ).first
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + 0.82 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + 0.55 * box["height"], steps=8)
+    page.mouse.up()
+
+
+def open_evidence(w: Watched, k: int):
+    "Unfold a piece of evidence and show the records behind it."
+    from playwright.sync_api import TimeoutError as TooLate
+
+    piece = w.page.locator("[data-testid=stExpander]").nth(k)
+    piece.locator("summary").click()
+    switch, records = (
+        piece.get_by_text("Show the records"),
+        piece.locator("[data-testid=stDataFrame], [data-testid=stAlert]").first,
+    )
+    # on a busy machine a click may fall between two drawings of the page
+    for last in (False, True):
+        switch.click()
+        try:
+            records.wait_for(timeout=40_000)
+            break
+        except TooLate:
+            if last:
+                raise
+    assert piece.locator("[data-testid=stDataFrame]").count(), piece.inner_text()
+
+
+def test_a_fault_is_ordered_seen_and_explained(browser, live):
+    w = Watched(browser, f"{live.url}/?every=1+s&window=last+15+minutes")
+    page = w.page
+    page.evaluate("window.here = 1")
+    until(
+        lambda: "forecast" in w.text() and float(sqlite_now(live)) > 420.0,
+        "seven simulated minutes, so that anomalies are known",
+        240,
+    )
+    before = card(w, "atlas-large")
+    assert before["load_rps"] > 1.5
+
+    order_slow_degradation(w)
     began = sqlite_now(live)
 
     w.go("Fleet")  # the forecast rises and weight is shed, without a reload
@@ -443,14 +497,7 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
 
     w.go("Forecast")  # from a stretch of the curve to its cause
     until(lambda: sqlite_now(live) > began + 330.0, "the fault is at its worst", 120)
-    chart = page.locator(
-        "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
-    ).first
-    box = chart.bounding_box()
-    page.mouse.move(box["x"] + 0.82 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + 0.55 * box["height"], steps=8)
-    page.mouse.up()
+    drag_over_the_end(w)
     ask = page.get_by_role("link", name="Why?")
     ask.wait_for(timeout=40_000)
     page.wait_for_timeout(2500)
@@ -461,22 +508,7 @@ def test_a_fault_is_ordered_seen_and_explained(browser, live):
     until(lambda: "atlas-large itself became worse" in w.text(), "the cause", 300)
     shot(w, "why_cause")
     for k in range(3):  # the evidence, one click away, of whatever sort
-        piece = page.locator("[data-testid=stExpander]").nth(k)
-        piece.locator("summary").click()
-        switch, records = (
-            piece.get_by_text("Show the records"),
-            piece.locator("[data-testid=stDataFrame], [data-testid=stAlert]").first,
-        )
-        # on a busy machine a click may fall between two drawings of the page
-        for last in (False, True):
-            switch.click()
-            try:
-                records.wait_for(timeout=40_000)
-                break
-            except TooLate:
-                if last:
-                    raise
-        assert piece.locator("[data-testid=stDataFrame]").count(), piece.inner_text()
+        open_evidence(w, k)
     assert page.evaluate("window.here") == 1
     w.well()
     w.context.close()

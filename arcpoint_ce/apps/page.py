@@ -11,7 +11,8 @@ from os import environ
 
 
 def run():
-    import_module("arcpoint_ce.apps.dashboard").main()  # imported, so that caches outlive a run
+    "Draw the dashboard. The module is imported and not run, so that its caches outlive the script."
+    import_module("arcpoint_ce.apps.dashboard").main()
 
 
 if __name__ == "__main__" and "ARCPOINT_DASHBOARD" in environ:

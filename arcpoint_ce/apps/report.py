@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReportUsageError', 'ReportError', 'unknown', 'templates', 'find_template', 'read_parameters', 'parsed', 'settle',
-           'plain', 'as_metrics', 'write_json', 'write_metrics', 'in_words', 'execute', 'record_of', 'shown',
-           'run_report', 'list_reports']
+           'as_metrics', 'write_json', 'write_metrics', 'shown', 'run_report', 'list_reports']
 
 # %% ../../nbs/apps/50_report.ipynb #03581e62
 import ast
@@ -14,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -58,17 +57,14 @@ def templates() -> dict[str, Path]:  # file by report name
         found = list(files("arcpoint_ce.templates").iterdir())
     except ModuleNotFoundError:
         found = list((Path(str(files("arcpoint_ce"))).parent / "reports").glob("*.ipynb"))
-    return {
-        Path(p.name).stem: Path(str(p))
-        for p in sorted(found, key=lambda p: p.name)
-        if p.name.endswith(".ipynb")
-    }
+    found.sort(key=lambda p: p.name)
+    return {Path(p.name).stem: Path(str(p)) for p in found if p.name.endswith(".ipynb")}
 
-
+# %% ../../nbs/apps/50_report.ipynb #5f5c3907
 def find_template(
     name: str | Path,  # a shipped report's name, or the path of a template
 ) -> Path:  # the template's file
-    "ReportUsageError where there is no such report."
+    "The file of a template. ReportUsageError where there is no such report."
     if str(name).endswith(".ipynb"):
         if Path(name).is_file():
             return Path(name)
@@ -91,31 +87,26 @@ class _Parameter:
 
 def _tagged_source(nb) -> str | None:  # None: there is no such cell
     "Source of the cell tagged `parameters`."
-    return next(
-        (
-            c.source
-            for c in nb.cells
-            if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])
-        ),
-        None,
-    )
+    for cell in nb.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            return cell.source
+    return None
 
 
 def _assigned(source: str) -> list[str]:
     "Names that a parameters cell sets."
-    tree = ast.parse(source).body
-    targets = [
-        t
-        for x in tree
-        if isinstance(x, (ast.Assign, ast.AnnAssign))
-        for t in getattr(x, "targets", None) or [x.target]
-    ]
+    targets = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign):
+            targets += statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets.append(statement.target)
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 # %% ../../nbs/apps/50_report.ipynb #6ca8b2c6
 def read_parameters(
     template: Path,  # a notebook with a cell tagged `parameters`
-) -> dict[str, _Parameter]:
+) -> dict[str, _Parameter]:  # by name
     """What a template may be told.
 
     ReportUsageError where it has no tagged cell or one that cannot be read.
@@ -124,27 +115,52 @@ def read_parameters(
     from papermill import inspect_notebook
 
     nb = nbformat.read(template, 4)
-    if (source := _tagged_source(nb)) is None:
+    source = _tagged_source(nb)
+    if source is None:
         raise ReportUsageError(
             f"{template}: no cell is tagged `parameters`; tag the one that holds the defaults"
         )
     found = inspect_notebook(nb)
-    if lost := [n for n in _assigned(source) if n not in found]:
+    lost = [n for n in _assigned(source) if n not in found]
+    if lost:
         raise ReportUsageError(
             f"{template}: papermill cannot read parameter {', '.join(lost)}; write "
             "`name: type = value  # help`, without `=` in the comment and `|` in the type"
         )
     out = {}
-    for n, p in found.items():
-        default = ast.literal_eval(p["default"])
-        kind = p["inferred_type_name"]
-        out[n] = _Parameter(
-            n, type(default).__name__ if kind == "None" else kind, default, p["help"]
-        )
+    for name, about in found.items():
+        default = ast.literal_eval(about["default"])
+        kind = about["inferred_type_name"]
+        if kind == "None":  # no annotation
+            kind = type(default).__name__
+        out[name] = _Parameter(name, kind, default, about["help"])
     return out
 
 # %% ../../nbs/apps/50_report.ipynb #fea34150
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+def _is_number(value) -> bool:
+    "A whole number. To Python True is one as well; to a reader it is not."
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _converted(value, kind: str) -> object:
+    "The value in the declared type where nothing is lost by it; else as it was given."
+    if hasattr(value, "item"):  # a scalar of numpy
+        value = value.item()
+    if kind == "float" and _is_number(value):
+        return float(value)
+    if kind == "str" and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _wrong_value(p: _Parameter, value) -> ReportUsageError:
+    "The error that says what a parameter takes."
+    return ReportUsageError(
+        f"parameter {p.name!r} must be {p.type}, got {value!r}; its default is {p.default!r}"
+    )
 
 
 def _checked(
@@ -152,68 +168,78 @@ def _checked(
     value,  # what the caller gave
 ) -> object:  # the value as the declared type
     "ReportUsageError on a value of another type."
-    if hasattr(value, "item"):
-        value = value.item()
-    if p.type == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if p.type == "str" and isinstance(value, os.PathLike):
-        value = os.fspath(value)
+    value = _converted(value, p.type)
     want = _TYPES.get(p.type)
-    if want and (not isinstance(value, want) or (want is int and isinstance(value, bool))):
-        raise ReportUsageError(
-            f"parameter {p.name!r} must be {p.type}, got {value!r}; its default is {p.default!r}"
-        )
+    if want is None:
+        return value
+    fits = _is_number(value) if want is int else isinstance(value, want)
+    if not fits:
+        raise _wrong_value(p, value)
     return value
 
 # %% ../../nbs/apps/50_report.ipynb #8f3043c4
+_YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
 def parsed(
     p: _Parameter,
     text: str,  # as typed on a command line
-) -> object:
+) -> object:  # the value as the declared type
     "ReportUsageError where the text is no such value."
-    yes_no = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
         if p.type == "bool":
-            return yes_no[text.lower()]
-        return _TYPES[p.type](text) if p.type in _TYPES else ast.literal_eval(text)
+            return _YES_NO[text.lower()]
+        read = _TYPES.get(p.type, ast.literal_eval)
+        return read(text)
     except (KeyError, ValueError, SyntaxError):
-        raise ReportUsageError(
-            f"parameter {p.name!r} must be {p.type}, got {text!r}; its default is {p.default!r}"
-        ) from None
+        raise _wrong_value(p, text) from None
 
 # %% ../../nbs/apps/50_report.ipynb #73e14615
 def settle(
-    known: dict[str, _Parameter],
+    known: dict[str, _Parameter],  # as from `read_parameters`
     given: Mapping[str, object],  # what the caller gave
-    read: Callable = _checked,  # `checked` for values, `parsed` for text
+    read: Callable = _checked,  # `_checked` for values, `parsed` for text
 ) -> dict[str, object]:  # every parameter, defaults filled in
-    """ReportUsageError on a name that the template does not know, and on `out_dir`, which is not
+    """All parameters of a run.
+
+    ReportUsageError on a name that the template does not know, and on `out_dir`, which is not
     the caller's.
     """
-    mine = [n for n in known if n != "out_dir"]
     for name in given:
         if name == "out_dir":
             raise ReportUsageError(
                 "out_dir is filled in by the run; choose the folder with out= (--out)"
             )
         if name not in known:
-            raise unknown("parameter", name, mine, [f"{n} ({known[n].default!r})" for n in mine])
-    return {n: read(known[n], given[n]) if n in given else p.default for n, p in known.items()}
+            mine = [p for p in known.values() if p.name != "out_dir"]
+            labels = [f"{p.name} ({p.default!r})" for p in mine]
+            raise unknown("parameter", name, [p.name for p in mine], labels)
+    values = {}
+    for name, p in known.items():
+        values[name] = read(p, given[name]) if name in given else p.default
+    return values
 
 # %% ../../nbs/apps/50_report.ipynb #36cec060
 _METRICS_SCHEMA = 1
 
 
-def plain(value, at: str, lost: dict[str, str]):  # a JSON value
-    """Values as JSON has them; what is not finite is noted in `lost`. TypeError on anything that is
-    no data.
-    """
-    if hasattr(value, "tolist"):
+def _plain(
+    value,
+    at: str,  # where the value stands, for errors and for `lost`
+    lost: dict[str, str],  # what was not finite is noted here
+):  # a JSON value
+    "A value as JSON has it. TypeError on anything that is not data."
+    if hasattr(value, "tolist"):  # numpy and pandas
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(k): plain(v, f"{at}.{k}".lstrip("."), lost) for k, v in value.items()}
+        return {str(k): _plain(v, f"{at}.{k}".lstrip("."), lost) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, f"{at}[{i}]", lost) for i, v in enumerate(value)]
+        return [_plain(v, f"{at}[{i}]", lost) for i, v in enumerate(value)]
+    return _plain_scalar(value, at, lost)
+
+
+def _plain_scalar(value, at: str, lost: dict[str, str]) -> object:
+    "A single value as JSON has it."
     if isinstance(value, float) and not isfinite(value):
         lost[at] = str(value)
         return None
@@ -227,27 +253,31 @@ def plain(value, at: str, lost: dict[str, str]):  # a JSON value
 
 # %% ../../nbs/apps/50_report.ipynb #2d377ed2
 def as_metrics(
-    metrics: Mapping[str, object],
+    metrics: Mapping[str, object],  # name -> value
     # the same as JSON values, with the schema's version and what was not finite
 ) -> dict[str, object]:
-    "ValueError on names that the file itself uses."
+    "ValueError on names that the file itself uses, TypeError on values that are not data."
     used = {"schema_version", "not_finite"} & set(metrics)
     if used:
         raise ValueError(f"metrics must not be named {', '.join(sorted(used))}")
     lost: dict[str, str] = {}
-    values = plain(metrics, "", lost)
-    return {"schema_version": _METRICS_SCHEMA, **values, **({"not_finite": lost} if lost else {})}
+    out = {"schema_version": _METRICS_SCHEMA, **_plain(metrics, "", lost)}
+    if lost:
+        out["not_finite"] = lost
+    return out
 
 # %% ../../nbs/apps/50_report.ipynb #7a3f8438
-def write_json(path: Path, value):
+def write_json(
+    path: Path,
+    value,  # JSON values only; ValueError on what is not finite
+):
     "Write a file that appears whole or not at all."
     part = path.with_name(f".{path.name}.part")
-    part.write_text(
-        json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)
 
-
+# %% ../../nbs/apps/50_report.ipynb #3b41659c
 def write_metrics(
     out_dir: str,  # the run's folder; "": print instead (a template run by hand)
     metrics: Mapping[str, object],  # name -> number; text, lists and dicts may be among them
@@ -261,40 +291,43 @@ def write_metrics(
     return out
 
 # %% ../../nbs/apps/50_report.ipynb #17e6a715
-def _run_folder(
+def _own_folder(out: str | Path) -> Path:  # made, empty, absolute
+    "The caller's folder. ReportUsageError where it holds anything."
+    folder = Path(out).absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ReportUsageError(
+            f"{out} is not empty: a report never overwrites; give an empty or a new folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _new_folder(
     name: str,  # of the report
-    # the caller's folder, empty or new; None: reports/out/<name>/<UTC>_<hash>
-    out: str | Path | None,
     now: datetime,  # UTC
     digest: str,  # what distinguishes this run
 ) -> Path:  # made, empty, absolute
-    "ReportUsageError where the caller's folder holds anything."
-    if out is not None:
-        folder = Path(out).absolute()
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise ReportUsageError(
-                f"{out} is not empty: a report never overwrites; give an empty or a new folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    "A folder reports/out/<name>/<UTC>_<hash> here; a number is added where the name is taken."
     home = Path("reports/out").absolute() / name
     home.mkdir(parents=True, exist_ok=True)
+    stem = f"{now:%Y%m%dT%H%M%SZ}_{digest}"
     for k in count(1):
+        folder = home / (stem if k == 1 else f"{stem}_{k}")
         try:
-            (folder := home / f"{now:%Y%m%dT%H%M%SZ}_{digest}{'' if k == 1 else f'_{k}'}").mkdir()
+            folder.mkdir()
         except FileExistsError:
             continue
         return folder
 
-# %% ../../nbs/apps/50_report.ipynb #499a6614
+
 def _point_latest(folder: Path):
     "Let `latest` beside a run name it: a link, or a text file where links cannot be made."
-    part, link = folder.parent / f".latest.{folder.name}", folder.parent / "latest"
+    part = folder.parent / f".latest.{folder.name}"
     try:
         part.symlink_to(folder.name, target_is_directory=True)
     except OSError:
         part.write_text(folder.name + "\n", encoding="utf-8")
-    os.replace(part, link)
+    os.replace(part, folder.parent / "latest")
 
 # %% ../../nbs/apps/50_report.ipynb #1a6063ae
 def _own_kernel() -> type:  # a kernel manager class
@@ -325,8 +358,11 @@ def _without_colour(text: str) -> str:
 
 def _stopped_cell(nb) -> int | None:  # index; None: no cell had begun
     "The last cell that was started."
-    begun = [i for i, c in enumerate(nb.cells) if c.metadata.get("papermill", {}).get("start_time")]
-    return begun[-1] if begun else None
+    last = None
+    for i, cell in enumerate(nb.cells):
+        if cell.metadata.get("papermill", {}).get("start_time"):
+            last = i
+    return last
 
 
 def _mark_stopped(nb, at: int, error: BaseException):
@@ -335,55 +371,85 @@ def _mark_stopped(nb, at: int, error: BaseException):
 
     cell = nb.cells[at]
     cell.metadata["papermill"] |= {"exception": True, "status": "failed"}
-    lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    shown = new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines)
+    kind = type(error).__name__
+    lines = f"{kind}: {error}".strip().splitlines()
     if cell.cell_type == "code":
+        shown = new_output("error", ename=kind, evalue=str(error), traceback=lines)
         cell.outputs.append(shown)
-    for c in nb.cells[at + 1 :]:
-        c.metadata["papermill"]["status"] = "pending"
+    for later in nb.cells[at + 1 :]:
+        later.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/50_report.ipynb #e526db8c
+def _failure(error: str, cell=None, source="", lines=()) -> dict[str, object]:
+    "A failure as the record keeps it. `cell` counts from 1."
+    return dict(cell=cell, source=source, error=error, lines=list(lines))
+
+
+def _told(error: BaseException, limit_s: float) -> tuple[str, list[str]]:
+    "What was raised, in one line, and the last lines of its traceback."
+    from nbclient.exceptions import CellTimeoutError
+
+    if isinstance(error, CellTimeoutError):
+        return f"time-out: the run took longer than {limit_s:g} s", []
+    if hasattr(error, "ename"):
+        traceback = _without_colour("\n".join(error.traceback))
+        return f"{error.ename}: {error.evalue}", traceback.strip().splitlines()[-6:]
+    return f"{type(error).__name__}: {str(error).strip()}", []
+
+
 def _describe(
     error: BaseException,  # what papermill raised
-    nb,  # the notebook as far as it got
+    nb,  # the notebook as far as it got; the cell that stopped is marked
     limit_s: float,  # the run's time limit, s
 ) -> dict[str, object]:  # cell (from 1), source, error, lines
     "A failure in a few words, for the record and the terminal."
-    from nbclient.exceptions import CellTimeoutError
-
     at = getattr(error, "cell_index", None)
-    if at is None and (at := _stopped_cell(nb)) is not None:
-        _mark_stopped(nb, at, error)
-    source = getattr(error, "source", None) or (nb.cells[at].source if at is not None else "")
-    if isinstance(error, CellTimeoutError):
-        what, lines = f"time-out: the run took longer than {limit_s:g} s", []
-    elif hasattr(error, "ename"):
-        what = f"{error.ename}: {error.evalue}"
-        lines = _without_colour("\n".join(error.traceback)).strip().splitlines()[-6:]
-    else:
-        what, lines = f"{type(error).__name__}: {str(error).strip()}", []
-    return dict(
-        cell=None if at is None else at + 1,
-        source=next(iter(source.strip().splitlines()), ""),
-        error=what,
-        lines=lines,
-    )
+    if at is None:
+        at = _stopped_cell(nb)
+        if at is not None:
+            _mark_stopped(nb, at, error)
+    source = getattr(error, "source", None) or ""
+    if not source and at is not None:
+        source = nb.cells[at].source
+    what, lines = _told(error, limit_s)
+    first_line = next(iter(source.strip().splitlines()), "")
+    return _failure(what, None if at is None else at + 1, first_line, lines)
 
 
-def in_words(failure: Mapping[str, object] | None) -> str | None:
+def _in_words(failure: Mapping[str, object] | None) -> str | None:  # None: nothing failed
     "One line about a failure."
     if failure is None:
         return None
-    where = f" (cell {failure['cell']}: {str(failure['source'])[:60]})" if failure["cell"] else ""
-    return f"{failure['error']}{where}"
+    if not failure["cell"]:
+        return failure["error"]
+    source = str(failure["source"])[:60]
+    return f"{failure['error']} (cell {failure['cell']}: {source})"
 
 # %% ../../nbs/apps/50_report.ipynb #891ca7b5
 def _utc_now() -> datetime:
     "The wall clock, UTC."
     return datetime.now(UTC)
 
+
+def _literal(path: Path) -> str:
+    "A path in which papermill finds no placeholders."
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _explain_failure(error: Exception, template: Path, notebook: Path, limit_s: float) -> dict:
+    "Describe a failed run, and put right the notebook that it left behind."
+    import nbformat
+
+    if not notebook.exists():
+        notebook.write_bytes(template.read_bytes())
+    nb = nbformat.read(notebook, 4)
+    failure = _describe(error, nb, limit_s)
+    if not hasattr(error, "cell_index"):
+        nbformat.write(nb, notebook)
+    return failure
+
 # %% ../../nbs/apps/50_report.ipynb #b760066c
-def execute(
+def _execute(
     template: Path,
     notebook: Path,  # where the executed notebook goes
     values: dict[str, object],  # all parameters
@@ -392,38 +458,31 @@ def execute(
     clock: Callable[[], datetime],
 ) -> dict[str, object] | None:  # what went wrong; None: nothing
     "Run a template. Only a KeyboardInterrupt passes through; everything else is a failed run."
-    import nbformat
     from papermill import execute_notebook
-
-    def literal(path):
-        return str(path).replace("{", "{{").replace("}", "}}")
 
     began = clock()
 
-    def left(cell):
-        return max(1, int(limit_s - (clock() - began).total_seconds())) if limit_s else None
+    def left_s(cell) -> int | None:
+        if not limit_s:
+            return None
+        passed_s = (clock() - began).total_seconds()
+        return max(1, int(limit_s - passed_s))
 
     bar = dict(desc=f"report {template.stem}", file=sys.stderr) if progress else False
     try:
         execute_notebook(
-            literal(template),
-            literal(notebook),
+            _literal(template),
+            _literal(notebook),
             values,
             kernel_name="python3",
             language="python",
             progress_bar=bar,
             kernel_manager_class=_own_kernel(),
-            timeout_func=left,
+            timeout_func=left_s,
         )
-        return None
     except Exception as e:
-        if not notebook.exists():
-            notebook.write_bytes(template.read_bytes())
-        nb = nbformat.read(notebook, 4)
-        failure = _describe(e, nb, limit_s)
-        if not hasattr(e, "cell_index"):
-            nbformat.write(nb, notebook)
-        return failure
+        return _explain_failure(e, template, notebook, limit_s)
+    return None
 
 # %% ../../nbs/apps/50_report.ipynb #e82522e7
 _PAGE = """{%- extends 'lab/index.html.j2' -%}
@@ -435,16 +494,21 @@ _PAGE = """{%- extends 'lab/index.html.j2' -%}
 body.jp-Notebook { max-width: 1100px; margin: 0 auto; padding: 1em; }
 details.code > summary { cursor: pointer; color: #777; font: 12px sans-serif; padding: 2px 0; }
 </style>{%- endblock -%}
-{%- block input_group -%}<details class="code"><summary>code</summary>{{ super() }}</details>{%- endblock -%}
+{%- block input_group -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock -%}
 """
 
 # %% ../../nbs/apps/50_report.ipynb #f6a469aa
 def _title_of(nb, otherwise: str) -> str:
     "The first heading of a notebook."
-    heads = (
-        re.search(r"^#\s+(.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown"
-    )
-    return next((m[1].strip() for m in heads if m), otherwise)
+    for cell in nb.cells:
+        if cell.cell_type != "markdown":
+            continue
+        found = re.search(r"^#\s+(.+)$", cell.source, re.M)
+        if found:
+            return found[1].strip()
+    return otherwise
 
 
 def _write_html(
@@ -468,33 +532,36 @@ def _write_html(
     page.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/apps/50_report.ipynb #0cde1023
+def _git(home: Path, *arguments: str) -> str:
+    "What git says about a folder; empty where it is no checkout."
+    ran = subprocess.run(
+        ["git", "-C", str(home), *arguments], capture_output=True, text=True, timeout=10
+    )
+    return ran.stdout.strip()
+
+
 def _git_state() -> dict[str, object]:  # git_sha and git_dirty, None outside a checkout
-    """The commit of the package's own checkout; a repository that merely contains the environment
-    does not count.
+    """The commit of the package's own checkout.
+
+    A repository that merely contains the environment does not count.
     """
     home = Path(str(files("arcpoint_ce")))
-
-    def git(*a):
-        return subprocess.run(
-            ["git", "-C", str(home), *a], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-
+    found = ""
     try:
-        found = (
-            git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-            if git("ls-files", "__init__.py")
-            else ""
-        )
+        if _git(home, "ls-files", "__init__.py"):
+            found = _git(home, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.TimeoutExpired):
-        found = ""
-    return dict(
-        git_sha=found.removesuffix("-dirty") or None,
-        git_dirty=found.endswith("-dirty") if found else None,
-    )
+        pass
+    if not found:
+        return dict(git_sha=None, git_dirty=None)
+    return dict(git_sha=found.removesuffix("-dirty") or None, git_dirty=found.endswith("-dirty"))
 
-# %% ../../nbs/apps/50_report.ipynb #3f3bce37
-def record_of(
-    name: str, template: Path, values: dict[str, object], now: datetime
+
+def _record_of(
+    name: str,  # of the report
+    template: Path,
+    values: dict[str, object],  # all parameters
+    now: datetime,  # UTC
 ) -> dict[str, object]:
     "The record of a run that begins."
     from arcpoint_ce import __version__
@@ -520,11 +587,20 @@ def shown(x) -> str:
     "A value for a person: four figures, all digits of large ones, a dash for nothing."
     if x is None:
         return "–"
-    if isinstance(x, float) and isfinite(x):
-        return f"{x:.0f}" if abs(x) < 1e15 and (x == int(x) or abs(x) >= 1e4) else f"{x:.4g}"
-    return str(x)
+    if not (isinstance(x, float) and isfinite(x)):
+        return str(x)
+    in_full = x == int(x) or abs(x) >= 1e4
+    if in_full and abs(x) < 1e15:
+        return f"{x:.0f}"
+    return f"{x:.4g}"
 
 # %% ../../nbs/apps/50_report.ipynb #dfaa5445
+def _html_row(cells: Sequence[str], tag: str = "td") -> str:
+    "A row of an HTML table; every cell is escaped."
+    inner = "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells)
+    return f"<tr>{inner}</tr>"
+
+
 @dataclass(frozen=True)
 class _ReportRun:
     "A report that has run."
@@ -541,19 +617,21 @@ class _ReportRun:
 
     def table(self) -> list[tuple[str, str]]:  # (metric, value)
         "The single values among the metrics, for a person."
-        return [
-            (k, shown(v))
-            for k, v in self.metrics.items()
-            if k not in ("schema_version", "not_finite") and not isinstance(v, (dict, list))
-        ]
+        rows = []
+        for name, value in self.metrics.items():
+            if name in ("schema_version", "not_finite") or isinstance(value, (dict, list)):
+                continue
+            rows.append((name, shown(value)))
+        return rows
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in self.table()
-        )
+        rows = "".join(map(_html_row, self.table()))
+        ended = escape(self.failure or self.status)
+        link = escape(str(self.html))
         return (
-            f"<p>report {escape(self.name)}: {escape(self.failure or self.status)}, {self.seconds:.0f} s, "
-            f"<a href='{escape(str(self.html))}'>{escape(str(self.html))}</a></p><table><tbody>{rows}</tbody></table>"
+            f"<p>report {escape(self.name)}: {ended}, {self.seconds:.0f} s, "
+            f"<a href='{link}'>{link}</a></p>"
+            f"<table><tbody>{rows}</tbody></table>"
         )
 
 # %% ../../nbs/apps/50_report.ipynb #d800142e
@@ -566,21 +644,19 @@ def _finish(
     ended: datetime,
 ) -> _ReportRun:
     "Page, numbers and record of a run that has ended. A page that cannot be made fails the run."
-    notebook, page, numbers = (
-        folder / "report.ipynb",
-        folder / "report.html",
-        folder / "metrics.json",
-    )
+    notebook, page = folder / "report.ipynb", folder / "report.html"
+    numbers = folder / "metrics.json"
     try:
         _write_html(notebook, page)
     except Exception as e:
-        failure = failure or dict(
-            cell=None, source="", error=f"the page could not be made: {e}", lines=[]
-        )
+        failure = failure or _failure(f"the page could not be made: {e}")
     if failure is None and not numbers.exists():
         write_metrics(str(folder), {})
-    metrics = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {}
-    seconds, status = (ended - began).total_seconds(), "failed" if failure else "ok"
+    metrics = {}
+    if numbers.exists():
+        metrics = json.loads(numbers.read_text(encoding="utf-8"))
+    seconds = (ended - began).total_seconds()
+    status = "failed" if failure else "ok"
     end = dict(
         status=status,
         failure=failure,
@@ -589,12 +665,26 @@ def _finish(
         seconds=round(seconds, 3),
     )
     write_json(folder / "params.json", record | end)
-    lines = tuple(failure["lines"]) if failure else ()
     return _ReportRun(
-        name, folder, status, metrics, page, notebook, seconds, in_words(failure), lines
+        name,
+        folder,
+        status,
+        metrics,
+        page,
+        notebook,
+        seconds,
+        _in_words(failure),
+        tuple(failure["lines"]) if failure else (),
     )
 
 # %% ../../nbs/apps/50_report.ipynb #e59abf88
+def _digest(record: Mapping[str, object]) -> str:
+    "What distinguishes a run, in eight characters."
+    keys = ("parameters", "template_sha256", "package_version", "git_sha")
+    told = [record[k] for k in keys]
+    return sha256(repr(told).encode()).hexdigest()[:8]
+
+
 def run_report(
     name: str | Path,  # a shipped report, or the path of a template
     *,
@@ -613,16 +703,16 @@ def run_report(
     if not timeout_s >= 0:
         raise ReportUsageError(f"timeout_s must be 0 (none) or more, got {timeout_s!r}")
     template = find_template(name).absolute()
-    values, began, stem = settle(read_parameters(template), params), clock(), template.stem
-    record = record_of(stem, template, values, began)
-    told = [record[k] for k in ("parameters", "template_sha256", "package_version", "git_sha")]
-    folder = _run_folder(stem, out, began, sha256(repr(told).encode()).hexdigest()[:8])
+    values = settle(read_parameters(template), params)
+    began, stem = clock(), template.stem
+    record = _record_of(stem, template, values, began)
+    folder = _new_folder(stem, began, _digest(record)) if out is None else _own_folder(out)
     if "out_dir" in values:
         values["out_dir"] = str(folder)
     write_json(folder / "params.json", record)
-    failure = dict(cell=None, source="", error="interrupted", lines=[])
+    failure = _failure("interrupted")
     try:
-        failure = execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
+        failure = _execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
     finally:
         run = _finish(stem, folder, record, failure, began, clock())
         if out is None:
@@ -645,30 +735,23 @@ class _ReportList(list):
     "Reports; a table in the notebook."
 
     def _repr_html_(self) -> str:
-        cells = [
-            (r.name, p.name, p.type, repr(p.default), p.help)
-            for r in self
-            for p in r.parameters.values()
-        ]
-        head = "".join(
-            f"<th>{h}</th>" for h in ("report", "parameter", "type", "default", "what it is")
-        )
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>"
-            + "".join(
-                "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells
-            )
-            + "</tbody></table>"
-        )
+        titles = ("report", "parameter", "type", "default", "what it is")
+        head = _html_row(titles, "th")
+        rows = ""
+        for report in self:
+            for p in report.parameters.values():
+                rows += _html_row((report.name, p.name, p.type, repr(p.default), p.help))
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def list_reports() -> _ReportList:
     "All shipped reports. ReportUsageError names a template that cannot be read."
     import nbformat
 
-    def own(p):
-        return {k: v for k, v in read_parameters(p).items() if k != "out_dir"}
-
-    return _ReportList(
-        _ReportInfo(n, _title_of(nbformat.read(p, 4), n), own(p)) for n, p in templates().items()
-    )
+    reports = _ReportList()
+    for name, path in templates().items():
+        parameters = read_parameters(path)
+        parameters.pop("out_dir", None)
+        title = _title_of(nbformat.read(path, 4), name)
+        reports.append(_ReportInfo(name, title, parameters))
+    return reports
