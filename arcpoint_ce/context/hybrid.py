@@ -44,15 +44,17 @@ def doubt_of(
 ) -> _Doubt:
     "From what was known when the decision was made; changes nothing."
     lane = d.lanes[0]
+    signals = d.signals
     k = lane.slot
     window = lane.breaker.window
     limit_ms = router.limit_ms(lane.backend, d.request)
-    forecast = _forecast_used(d)
+    table = d.view.table if d.mode == "predictive" else None
+    forecast = table.usable(lane.backend.name, d.at_s) if table else None
     p_slow = forecast.p_slow(limit_ms) if forecast else None
-    errors = d.signals.error[k]
-    late = max(d.signals.latency[k] / limit_ms - 0.8, 0.0)
+    errors = signals.error[k]
+    late = max(signals.latency[k] / limit_ms - 0.8, 0.0)
     often_slow = max(window.slow / window.n - 0.2, 0.0) if window.n else 0.0
-    room = _room_left(lane.backend, forecast, d.signals.in_flight[k])
+    room = _room_left(lane.backend, forecast, signals.in_flight[k])
     trouble = min(errors + late, 1.0)
     return _Doubt(
         errors=2.0 * errors + 0.3 * window.run,
@@ -64,13 +66,6 @@ def doubt_of(
         shed=1.0 - lane.weight,
         rivals=0.0 if p_slow is None else 0.5 * abs(p_slow - trouble),
     )
-
-
-def _forecast_used(d: Decision) -> Forecast | None:
-    "The forecast that the decision rests on; None where it was reactive."
-    if d.mode != "predictive":
-        return None
-    return d.view.table.usable(d.lanes[0].backend.name, d.at_s)
 
 
 def _room_left(backend: Backend, forecast: Forecast | None, in_flight: float) -> float:
