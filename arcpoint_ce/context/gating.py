@@ -56,7 +56,7 @@ _GATE_FAMILIES = (
 def _gate_world(family: str, seed: int, n: int = 5000) -> _GateWorld:
     "One world, run twice."
     world = World(Setting(family, seed, n=n, load=tuned(family)["load"]))
-    hold: dict = {}
+    hold: dict = {}  # the clairvoyant rule looks into the fleet that it serves
     gateway = _Doubting(ours(world))
     mine = world.fleet([gateway]).run(world.workload)
     hold["fleet"] = world.fleet(contenders("clairvoyant_1", world, {}, hold))
@@ -67,65 +67,93 @@ def _gate_world(family: str, seed: int, n: int = 5000) -> _GateWorld:
         family, seed, doubt, mine.violated[seen], (mine.violated & ~best.violated)[seen]
     )
 
-
+# %% ../../nbs/context/43d_gating.ipynb #b84dd595
 def gate_rows(
-    seeds: Iterable[int], families: Sequence[str] = _GATE_FAMILIES, n: int = 5000
+    seeds: Iterable[int],
+    families: Sequence[str] = _GATE_FAMILIES,
+    n: int = 5000,  # requests of each world
 ) -> list[_GateWorld]:
-    return [_gate_world(f, s, n) for f in families for s in seeds]
+    "One world for each family and seed."
+    return [_gate_world(family, seed, n) for family in families for seed in seeds]
 
 # %% ../../nbs/context/43d_gating.ipynb #6d7f0164
-def picked(w: _GateWorld, share: float, random: bool = False) -> np.ndarray:  # (n,) of bool
+def picked(
+    w: _GateWorld,
+    share: float,  # of the requests, at most
+    random: bool = False,  # pick by chance instead, for comparison
+) -> np.ndarray:  # (n,) of bool
     "Which requests the gate lets through."
     if random:
         return np.random.default_rng(w.seed).random(len(w.doubt)) < share
     gate = Gate(share)
     return np.array([gate(float(x)) for x in w.doubt])
 
+# %% ../../nbs/context/43d_gating.ipynb #447ebc51
+@dataclass(frozen=True)
+class _Gain:
+    "Counts of one world."
 
-def gate_gain(worlds: Sequence[_GateWorld], share: float = 0.05, draws: int = 500) -> dict:
-    """Captured share of what can be captured with so many questions, beside a random pick; interval
-    over worlds drawn again.
-    """
-    got = [
-        (
-            int((picked(w, share) & w.worth).sum()),
-            int((picked(w, share, True) & w.worth).sum()),
-            min(int(w.worth.sum()), int(share * len(w.worth))),
-            picked(w, share).mean(),
-            len(w.worth),
-        )
-        for w in worlds
-    ]
-    a = np.array(got, float)
-    rng = np.random.default_rng(0)
-    pick = rng.integers(len(a), size=(draws, len(a)))
+    family: str
+    captured: int  # worth asking about, and let through
+    random: int  # the same, picked by chance
+    possible: int  # that could have been captured with so many questions
+    asked: float  # share let through
+    worth: int  # worth asking about
+    n: int
 
-    def ratio(x):
-        return x[..., 0].sum(-1) / np.maximum(x[..., 2].sum(-1), 1)
 
-    low, high = np.quantile(ratio(a[pick]), [0.05, 0.95])
-    fams = dict.fromkeys(w.family for w in worlds)
+def _gain_of(w: _GateWorld, share: float) -> _Gain:
+    chosen = picked(w, share)
+    by_chance = picked(w, share, random=True)
+    worth = int(w.worth.sum())
+    n = len(w.worth)
+    return _Gain(
+        family=w.family,
+        captured=int((chosen & w.worth).sum()),
+        random=int((by_chance & w.worth).sum()),
+        possible=min(worth, int(share * n)),
+        asked=float(chosen.mean()),
+        worth=worth,
+        n=n,
+    )
 
-    def rows(f):
-        return a[[w.family == f for w in worlds]]
 
+def _family_row(family: str, gains: Sequence[_Gain]) -> dict:
+    "Sums over the worlds of one family."
+    own = [gain for gain in gains if gain.family == family]
     return dict(
-        captured=float(ratio(a)),
-        random=float(a[:, 1].sum() / max(a[:, 2].sum(), 1)),
+        family=family,
+        possible=sum(gain.possible for gain in own),
+        captured=sum(gain.captured for gain in own),
+        random=sum(gain.random for gain in own),
+        asked=float(np.mean([gain.asked for gain in own])),
+    )
+
+
+def gate_gain(
+    worlds: Sequence[_GateWorld],
+    share: float = 0.05,  # of the requests, at most
+    draws: int = 500,  # of the worlds, for the interval
+) -> dict:
+    "Captured share of what can be captured, beside a random pick, with its 90 % interval."
+    gains = [_gain_of(w, share) for w in worlds]
+    captured = np.array([gain.captured for gain in gains], float)
+    possible = np.array([gain.possible for gain in gains], float)
+    n = np.array([gain.n for gain in gains], float)
+    asked = np.array([gain.asked for gain in gains])
+    again = np.random.default_rng(0).integers(len(gains), size=(draws, len(gains)))
+    ratios = captured[again].sum(-1) / np.maximum(possible[again].sum(-1), 1)
+    low, high = np.quantile(ratios, [0.05, 0.95])
+    all_possible = max(possible.sum(), 1)
+    families = dict.fromkeys(gain.family for gain in gains)
+    return dict(
+        captured=float(captured.sum() / all_possible),
+        random=float(sum(gain.random for gain in gains) / all_possible),
         low=float(low),
         high=float(high),
-        worth=int(sum(w.worth.sum() for w in worlds)),
-        possible=int(a[:, 2].sum()),
-        asked=float((a[:, 3] * a[:, 4]).sum() / a[:, 4].sum()),
-        n=int(a[:, 4].sum()),
-        by_family=[
-            dict(
-                family=f,
-                possible=int(rows(f)[:, 2].sum()),
-                captured=int(rows(f)[:, 0].sum()),
-                random=int(rows(f)[:, 1].sum()),
-                asked=float(rows(f)[:, 3].mean()),
-            )
-            for f in fams
-        ],
+        worth=sum(gain.worth for gain in gains),
+        possible=int(possible.sum()),
+        asked=float((asked * n).sum() / n.sum()),
+        n=int(n.sum()),
+        by_family=[_family_row(family, gains) for family in families],
     )

@@ -16,7 +16,7 @@ from threading import Lock
 from .agent import Agent, Verdict
 from ..learning.engine import ContextEngine
 from ..learning.feedback import FeedbackStore
-from ..routing.core import Outcome, Request
+from ..routing.core import Backend, Forecast, Outcome, Request
 from ..routing.router import Decision, NoBackend, Ranking, Router
 
 # %% ../../nbs/context/43b_hybrid.ipynb #2e915f65
@@ -42,27 +42,48 @@ def doubt_of(
     router: Router,  # whose decision it is; for its limits
     d: Decision,
 ) -> _Doubt:
-    "From what was known when the decision fell; changes nothing."
-    lane, signals, window = d.lanes[0], d.signals, d.lanes[0].breaker.window
-    k, backend = lane.slot, lane.backend
-    f = d.view.table.usable(backend.name, d.at_s) if d.mode == "predictive" else None
-    limit_ms = router.limit_ms(backend, d.request)
-    p = f.p_slow(limit_ms) if f else None
-    holds, taken = (f.most, f.occupied) if f and f.most else (max(backend.capacity, 1e-9), 0.0)
-    room = 1.0 - (taken + signals.in_flight[k]) / holds
+    "From what was known when the decision was made; changes nothing."
+    lane = d.lanes[0]
+    signals = d.signals
+    k = lane.slot
+    window = lane.breaker.window
+    limit_ms = router.limit_ms(lane.backend, d.request)
+    table = d.view.table if d.mode == "predictive" else None
+    forecast = table.usable(lane.backend.name, d.at_s) if table else None
+    p_slow = forecast.p_slow(limit_ms) if forecast else None
+    errors = signals.error[k]
     late = max(signals.latency[k] / limit_ms - 0.8, 0.0)
     often_slow = max(window.slow / window.n - 0.2, 0.0) if window.n else 0.0
-    wide = (f.request_ms[5] - f.request_ms[1]) / max(limit_ms, 1e-9) if f else 0.0
+    room = _room_left(lane.backend, forecast, signals.in_flight[k])
+    trouble = min(errors + late, 1.0)
     return _Doubt(
-        errors=2.0 * signals.error[k] + 0.3 * window.run,
+        errors=2.0 * errors + 0.3 * window.run,
         slow=late + often_slow,
         breaker=float(lane.breaker.state != "closed"),
         crowded=2.0 * max(0.35 - room, 0.0),
-        forecast=1.5 * max((p or 0.0) - 0.3, 0.0),
-        width=0.5 * max(wide - 1.0, 0.0),
+        forecast=1.5 * max((p_slow or 0.0) - 0.3, 0.0),
+        width=0.5 * max(_relative_width(forecast, limit_ms) - 1.0, 0.0),
         shed=1.0 - lane.weight,
-        rivals=0.0 if p is None else 0.5 * abs(p - min(signals.error[k] + late, 1.0)),
+        rivals=0.0 if p_slow is None else 0.5 * abs(p_slow - trouble),
     )
+
+
+def _room_left(backend: Backend, forecast: Forecast | None, in_flight: float) -> float:
+    "Free part of what the backend holds; below 0 where it holds more."
+    holds = max(backend.capacity, 1e-9)
+    occupied = 0.0
+    if forecast and forecast.most:
+        holds = forecast.most
+        occupied = forecast.occupied
+    return 1.0 - (occupied + in_flight) / holds
+
+
+def _relative_width(forecast: Forecast | None, limit_ms: float) -> float:
+    "Width of the forecast's interval in units of the limit."
+    if not forecast:
+        return 0.0
+    low_ms, high_ms = forecast.request_ms[1], forecast.request_ms[5]
+    return (high_ms - low_ms) / max(limit_ms, 1e-9)
 
 # %% ../../nbs/context/43b_hybrid.ipynb #c6b5e077
 class Gate:
@@ -77,33 +98,135 @@ class Gate:
     ):
         if not 0 < share <= 1 or burst < 1 or least < 0 or not 0 < pace < 1:
             raise ValueError(
-                f"Gate: share must be within 0..1, burst 1 or more, least 0 or more, pace between 0 and 1; got {share!r}, {burst!r}, {least!r}, {pace!r}"
+                "Gate: share must be within 0..1, burst 1 or more, least 0 or more, pace between "
+                f"0 and 1; got {share!r}, {burst!r}, {least!r}, {pace!r}"
             )
-        (
-            self.share,
-            self.burst,
-            self.least,
-            self.pace,
-            self.left,
-            self.level,
-            self.seen,
-            self.passed,
-        ) = share, burst, least, pace, float(burst), 0.0, 0, 0
+        self.share = share
+        self.burst = burst
+        self.least = least
+        self.pace = pace
+        self.left = float(burst)  # questions that may be asked at once
+        self.level = 0.0  # doubt above this is high
+        self.seen = 0
+        self.passed = 0
 
-    # may it be asked; worth: of the request, 1 is usual
-    def __call__(self, doubt: float, worth: float = 1.0) -> bool:
-        "One decision."
-        high, aim = doubt * worth > max(self.level, self.least), 0.6 * self.share
+    def __call__(
+        self,
+        doubt: float,  # of one decision, 0 upwards
+        worth: float = 1.0,  # of its request; 1 is usual
+    ) -> bool:
+        "Decide for one decision whether the agent may be asked about it."
+        weighted = doubt * worth
+        high = weighted > max(self.level, self.least)
         self.seen += 1
         self.left = min(self.left + self.share, self.burst)
-        self.level = max(
-            self.level + self.pace * ((1 - aim) if doubt * worth > self.level else -aim), 0.0
-        )
-        if not high or self.left < 1 or self.passed + 1 > max(self.share * self.seen, self.burst):
+        self._follow(weighted)
+        allowed = max(self.share * self.seen, self.burst)
+        if not high or self.left < 1 or self.passed + 1 > allowed:
             return False
         self.left -= 1
         self.passed += 1
         return True
+
+    def _follow(self, weighted: float):
+        "Move the level towards the quantile that 0.6 of the share exceeds."
+        aim = 0.6 * self.share
+        step = 1 - aim if weighted > self.level else -aim
+        self.level = max(self.level + self.pace * step, 0.0)
+
+# %% ../../nbs/context/43b_hybrid.ipynb #e3363d84
+class _Tally:
+    "Counts by name, for many threads."
+
+    def __init__(self, *names: str):
+        self.counts = dict.fromkeys(names, 0)
+        self.lock = Lock()
+
+    def add(self, name: str):
+        with self.lock:
+            self.counts[name] += 1
+
+
+def _kind_of(request: Request) -> tuple:
+    "Requests of one kind share an answer."
+    return (
+        request.model,
+        request.task,
+        request.tier,
+        request.slo_ms,
+        request.min_quality,
+        request.tokens_in.bit_length(),
+        request.tokens_out.bit_length(),
+    )
+
+
+class _Inquiries:
+    "Asks the agent in threads of its own, and keeps accepted answers by kind of request."
+
+    def __init__(
+        self,
+        agent: Agent,
+        deadline_s: float,
+        keep_s: float,
+        tally: _Tally,
+        failed: Callable[[BaseException, float], None],  # told what the agent raised, and when
+    ):
+        self.agent = agent
+        self.deadline_s = deadline_s
+        self.keep_s = keep_s
+        self.tally = tally
+        self.failed = failed
+        self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
+        self.running: dict[tuple, Future] = {}
+        self.lock = Lock()
+        self.pool = ThreadPoolExecutor(2, "arcpoint-agent")
+
+    def verdict(self, d: Decision, viable: list[str], now: float) -> Verdict | None:
+        "The kept answer for this kind, or a new one; None: not within the deadline."
+        kind = _kind_of(d.request)
+        with self.lock:
+            at_s, kept = self.kept.get(kind, (-inf, None))
+            if kept is not None and now - at_s <= self.keep_s:
+                self.tally.add("reused")
+                return kept
+            if kind in self.running:
+                self.tally.add("late")
+                return None
+            question = self.pool.submit(self.agent.choose, d.request, viable, d.backend, now)
+            self.running[kind] = question
+            self.tally.add("asked")
+        question.add_done_callback(lambda f: self._arrived(kind, f, now))
+        return self._awaited(kind, question, now)
+
+    def _awaited(self, kind: tuple, question: Future, now: float) -> Verdict | None:
+        try:
+            raised = question.exception(self.deadline_s)
+        except TimeoutError:
+            self.tally.add("late")
+            return None
+        self._arrived(kind, question, now)
+        if raised is not None:
+            return None
+        if question.result() is None:
+            raise TypeError("the agent gave no verdict")
+        return question.result()
+
+    def _arrived(self, kind: tuple, question: Future, now: float):
+        "Once for each question: keep its answer if it was accepted, report it if it failed."
+        with self.lock:
+            if self.running.get(kind) is not question:
+                return
+            del self.running[kind]
+            if question.cancelled():
+                return
+            raised = question.exception()
+            if raised is None and getattr(question.result(), "accepted", False):
+                self.kept[kind] = now, question.result()
+        if raised is not None:
+            self.failed(raised, now)
+
+    def close(self):
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/context/43b_hybrid.ipynb #3f77a084
 class HybridRouter:
@@ -120,24 +243,29 @@ class HybridRouter:
         # where failures are written; None: the engine's or the agent's own
         store: FeedbackStore | None = None,
     ):
-        self.router, self.agent, self.gate = router, agent, gate or Gate()
-        self.deadline_s, self.keep_s, self.worth = deadline_s, keep_s, worth
+        self.router = router
+        self.agent = agent
+        self.gate = gate or Gate()
+        self.worth = worth
         # the router itself, where an engine stands around it
         self.books: Router = getattr(router, "router", router)
         stores = (store, getattr(router, "store", None), getattr(agent, "store", None))
         self.store: FeedbackStore | None = next((s for s in stores if s is not None), None)
-        self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
-        self.running: dict[tuple, Future] = {}
-        self.lock, self.pool = Lock(), ThreadPoolExecutor(2, "arcpoint-agent")
         self.log = logging.getLogger("arcpoint_ce.hybrid")
-        self.counts = dict(decided=0, asked=0, taken=0, late=0, refused=0, reused=0, failed=0)
+        self.tally = _Tally("decided", "asked", "taken", "late", "refused", "reused", "failed")
+        self.inquiries = _Inquiries(agent, deadline_s, keep_s, self.tally, self._failed)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        "How often it decided, asked, took an answer, and so on."
+        return self.tally.counts
 
     def decide(self, request: Request, now: float) -> Decision:
         """As the router's; never waits longer than the deadline. The agent's choice passes the
         router's own limits again.
         """
         d = self.router.decide(request, now)
-        self._count("decided")
+        self.tally.add("decided")
         try:
             better = self._better(d, now)
         except Exception as e:  # the agent, the gate and `worth` are other people's code
@@ -151,10 +279,10 @@ class HybridRouter:
         try:
             other = self.router.claim(request, better, now)
         except NoBackend:
-            self._count("refused")
+            self.tally.add("refused")
             return d
         self.router.cancel(d, now)
-        self._count("taken")
+        self.tally.add("taken")
         return other
 
     def _better(self, d: Decision, now: float) -> str | None:
@@ -162,86 +290,38 @@ class HybridRouter:
         if not self.gate(doubt_of(self.books, d).most, self.worth(d.request)):
             return None
         viable = [c.backend for c in d.candidates if c.score < inf]
-        # a probe, no choice, a comparison
-        if d.backend not in viable or len(viable) < 2 or self._held_out(d):
+        if not self._may_be_moved(d, viable):
             return None
-        verdict = self._verdict(d, viable, now)
+        verdict = self.inquiries.verdict(d, viable, now)
         if verdict is None:
             return None
         if not verdict.accepted or verdict.backend not in viable:
-            self._count("refused")
+            self.tally.add("refused")
             return None
         if verdict.backend == d.backend:
-            self._count("taken")
+            self.tally.add("taken")
             return None
         return verdict.backend
 
+    def _may_be_moved(self, d: Decision, viable: list[str]) -> bool:
+        "Not a probe, not without a choice, not held out by the engine for honest comparison."
+        if d.backend not in viable or len(viable) < 2:
+            return False
+        return not self._held_out(d)
+
     def _held_out(self, d: Decision) -> bool:
-        "Whether the engine holds this request out, for honest comparison."
         rollout = getattr(self.router, "rollout", None)
-        return (
-            rollout is not None and rollout.holdout is not None and rollout.holdout.held(d.request)
-        )
-
-    def _verdict(self, d: Decision, viable: list[str], now: float) -> Verdict | None:
-        "The kept answer for this kind, or a new one; None: not within the deadline."
-        r = d.request
-        kind = (
-            r.model,
-            r.task,
-            r.tier,
-            r.slo_ms,
-            r.min_quality,
-            r.tokens_in.bit_length(),
-            r.tokens_out.bit_length(),
-        )
-        with self.lock:
-            at_s, verdict = self.kept.get(kind, (-inf, None))
-            if verdict is not None and now - at_s <= self.keep_s:
-                self.counts["reused"] += 1
-                return verdict
-            if kind in self.running:
-                self.counts["late"] += 1
-                return None
-            f = self.running[kind] = self.pool.submit(self.agent.choose, r, viable, d.backend, now)
-            self.counts["asked"] += 1
-        f.add_done_callback(lambda f: self._arrived(kind, f, now))
-        try:
-            raised = f.exception(self.deadline_s)
-        except TimeoutError:
-            self._count("late")
-            return None
-        self._arrived(kind, f, now)
-        if raised is not None:
-            return None
-        if f.result() is None:
-            raise TypeError("the agent gave no verdict")
-        return f.result()
-
-    def _arrived(self, kind: tuple, f: Future, now: float):
-        """An answer is there, once for each question: keep it for those like it if it was accepted,
-        report it if it failed.
-        """
-        with self.lock:
-            if self.running.get(kind) is not f:
-                return
-            del self.running[kind]
-            raised = None if f.cancelled() else f.exception()
-            if not f.cancelled() and raised is None and getattr(f.result(), "accepted", False):
-                self.kept[kind] = now, f.result()
-        if raised is not None:
-            self._failed(raised, now)
+        if rollout is None or rollout.holdout is None:
+            return False
+        return rollout.holdout.held(d.request)
 
     def _failed(self, e: BaseException, now: float):
+        "Count what the agent raised, log it, and write it down as an event."
         why = f"{type(e).__name__}: {e}"[:300]
-        self._count("failed")
+        self.tally.add("failed")
         self.log.warning("agent failed", extra=dict(fields=dict(error=why)))
         if self.store is not None:
             self.store.put("events", at_s=now, backend=None, what="agent failed", why=why)
-
-    def _count(self, what: str):
-        with self.lock:
-            self.counts[what] += 1
 
     def rank(self, request: Request, now: float) -> Ranking:
         return self.router.rank(request, now)
@@ -263,7 +343,8 @@ class HybridRouter:
 
     def close(self):
         "Ask nothing any more. The router or engine stays open."
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.inquiries.close()
 
     def __repr__(self):
-        return f"HybridRouter({self.counts}, at most {self.gate.share:.0%} asked, deadline {self.deadline_s:g} s)"
+        limits = f"at most {self.gate.share:.0%} asked, deadline {self.inquiries.deadline_s:g} s"
+        return f"HybridRouter({self.counts}, {limits})"
