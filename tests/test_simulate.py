@@ -70,9 +70,9 @@ def test_a_run_from_the_shell(here):
     assert "3 backends of fleet.toml, 1500 requests" in out and "simulated" in out
     rows = re.findall(r"^ *(\d+)s +[\d.]+ +[\d.]+% +\d+ ", out, re.M)
     assert len(rows) > 8 and [int(x) for x in rows[:4]] == [10, 20, 30, 40]
-    news = [l for l in out.splitlines() if "s   * " in l]
+    news = [line for line in out.splitlines() if "s   * " in line]
     begins, opens, ends = (
-        next(i for i, l in enumerate(news) if x in l)
+        next(i for i, line in enumerate(news) if x in line)
         for x in (
             "fault begins: backend_down on one",
             "one: closed to open",
@@ -169,7 +169,7 @@ def test_every_request_is_told_once(capsys, here):
     stage = S.make_stage(here / "fleet.toml", "rolling_restart", None, requests=700)
     lines = []
     record, _ = S._Show(stage, 10.0, 0.0, lines.append).run()
-    rows = [l.split() for l in lines if re.match(r" *\d+s +[\d.]+ ", l)]
+    rows = [line.split() for line in lines if re.match(r" *\d+s +[\d.]+ ", line)]
     assert len(record) == 700 and sum(float(r[1]) for r in rows) * 10 == pytest.approx(
         700, rel=0.05
     )
@@ -221,10 +221,11 @@ def test_shedding_is_told_when_it_begins_and_when_it_ends():
         None, "calm", None, requests=900, forecaster=Announcer(), streams=0.0
     )  # where streams tell, no forecast acts
     lines, record, fleet = told(stage)
-    news = [l.strip() for l in lines if "   * " in l]
+    news = [line.strip() for line in lines if "   * " in line]
     first = stage.backends[0].name
-    assert [re.sub(" +", " ", l) for l in news] == [
-        f"40s * {first}: sheds before a breach, a request is foreseen to take 2.9 times as long as now",
+    assert [re.sub(" +", " ", line) for line in news] == [
+        f"40s * {first}: sheds before a breach, "
+        "a request is foreseen to take 2.9 times as long as now",
         f"60s * {first}: sheds no longer",
     ]
     during = (record.born_s > 42) & (record.born_s < 60)
@@ -264,7 +265,7 @@ def test_a_candidate_is_told_of_and_can_be_looked_up(tmp_path):
         S.make_stage(None, "latency_spike", None, requests=4000, canary="random"), store
     )
     lines, record, fleet = told(stage, 60.0)
-    assert any("* canary-random: rolled back" in l for l in lines) and lines[-1].startswith(
+    assert any("* canary-random: rolled back" in line for line in lines) and lines[-1].startswith(
         "canary-random: rolled back; "
     )
     assert (
@@ -299,7 +300,7 @@ def test_without_streams_the_engine_hears_of_no_progress():
             S.make_stage(None, "latency_spike", None, requests=1500, streams=streams), 60.0
         )
         lanes = fleet.gateways[0].router._lanes.values()
-        runs[streams] = record.first.tolist(), max(l.nowcast.streamed_s for l in lanes)
+        runs[streams] = record.first.tolist(), max(lane.nowcast.streamed_s for lane in lanes)
     assert runs[0.0][1] == -inf < 0 < runs[1.0][1] and runs[0.0][0] != runs[1.0][0]
 
 
@@ -312,4 +313,4 @@ def test_the_same_requests_are_given_to_the_rules_beside_ours():
         "adaptive least, sharp",
         "p2c (two choices)",
     ]
-    assert rows[0] == S.summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3
+    assert rows[0] == S._summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3
