@@ -57,7 +57,8 @@ def slow(task):
         f.write(task.key + "\\n")
     time.sleep(0.1)
     missed = 20 + task.seed % 7 + 10 * (not task.policy.startswith("ours"))
-    return dict(violations=missed, requests=1000, failed=1, attempts=1010, cost_usd=2.0, changed_share=None)
+    counts = dict(violations=missed, requests=1000, failed=1, attempts=1010)
+    return counts | dict(cost_usd=2.0, changed_share=None)
 few = R._RecordPlan(seeds=tuple(range(900_500, 900_510)), requests=50)
 R.run_record(sys.argv[1], ["ramp"], sys.argv[2], n_jobs=2, progress=False, what=few, run=slow)
 """
