@@ -272,23 +272,21 @@ def test_fetch_lists_and_reads_local_files(tmp_path, monkeypatch, capsys):
     assert code == 2 and "not offered for download" in err
 
 
-def test_bench_prints_and_writes(tmp_path, monkeypatch, capsys):
+def test_bench_prints_its_figures(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def run_bench(**how):
+        asked.update(how)
+        return {"import_ms": np.float64(31.25), "forest_max_abs_diff": 0.0, "detail": {"n": 3}}
+
     fake = types.ModuleType("arcpoint_ce.apps.bench")
-    fake.run_bench = lambda: {
-        "schema_version": 1,
-        "import_ms": np.float64(31.25),
-        "forest_max_abs_diff": 0.0,
-        "detail": {"n": 3},
-    }
+    fake.run_bench = run_bench
     monkeypatch.setitem(sys.modules, "arcpoint_ce.apps.bench", fake)
-    code, out, _ = said(capsys, "bench", "--json", tmp_path / "b.json")
-    assert code == 0 and "import_ms" in out and "31.25" in out
-    assert json.loads((tmp_path / "b.json").read_text()) == {
-        "schema_version": 1,
-        "import_ms": 31.25,
-        "forest_max_abs_diff": 0.0,
-        "detail": {"n": 3},
-    }
+    words = ("--json", tmp_path / "b.json", "--only", "tick", "--only", "import")
+    code, out, _ = said(capsys, "bench", *words)
+    assert code == 0 and "import_ms" in out and "31.25" in out and "detail" not in out
+    assert asked == {"only": ["tick", "import"], "out": tmp_path / "b.json"}
+    assert said(capsys, "bench")[0] == 0 and asked == {"only": (), "out": None}
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

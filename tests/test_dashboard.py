@@ -26,11 +26,6 @@ pytestmark = pytest.mark.xdist_group("dashboard")  # one simulation, one browser
 _PAGES = ("", "forecast", "decisions", "learning", "risk", "why", "chaos")
 RUN = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
 FLAGS = (
-<<<<<<< HEAD
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
-=======
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -40,7 +35,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
->>>>>>> w9
 ARTEFACTS = Path(__file__).parents[1] / "reports/out/dashboard"
 READY = (
     "[data-testid=stMetric],[data-testid=stAlert],[data-testid=stDataFrame],[data-testid=stForm]"

@@ -27,14 +27,9 @@ def FIXED():
 
 
 FIGURE = (
-<<<<<<< HEAD
-    "import matplotlib.pyplot as plt, pandas as pd\nplt.plot([1, 2]); "
-    "plt.show()\npd.DataFrame({'a': [1, 2]})"
-=======
     "import matplotlib.pyplot as plt, pandas as pd\n"
     "plt.plot([1, 2]); plt.show()\n"
     "pd.DataFrame({'a': [1, 2]})"
->>>>>>> w9
 )
 
 
@@ -318,16 +313,10 @@ def test_a_killed_run_does_not_look_finished(tmp_path):
         tmp_path / "x.ipynb",
         "import os, time\nopen(out_dir + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
     )
-<<<<<<< HEAD
-    code = (
-        f"from arcpoint_ce import run_report; run_report({str(path)!r}, "
-        f"out={str(tmp_path / 'out')!r}, progress=False)"
-=======
     folder = str(tmp_path / "out")
     code = (
         "from arcpoint_ce import run_report\n"
         f"run_report({str(path)!r}, out={folder!r}, progress=False)"
->>>>>>> w9
     )
     child = subprocess.Popen([sys.executable, "-c", code])
     try:
@@ -363,16 +352,10 @@ def test_a_broken_kernelspec_does_no_harm(tmp_path):
         text=True,
     )
     assert plain.returncode != 0 and "/no/such/python" in plain.stderr
-<<<<<<< HEAD
-    code = (
-        f"from arcpoint_ce import run_report; print(run_report({str(path)!r}, "
-        f"out={str(tmp_path / 'out')!r}, progress=False).status)"
-=======
     folder = str(tmp_path / "out")
     code = (
         "from arcpoint_ce import run_report\n"
         f"print(run_report({str(path)!r}, out={folder!r}, progress=False).status)"
->>>>>>> w9
     )
     ours = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert ours.stdout.strip() == "ok", ours.stderr

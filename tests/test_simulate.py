@@ -224,8 +224,8 @@ def test_shedding_is_told_when_it_begins_and_when_it_ends():
     news = [line.strip() for line in lines if "   * " in line]
     first = stage.backends[0].name
     assert [re.sub(" +", " ", line) for line in news] == [
-        f"40s * {first}: sheds before a breach, a request is foreseen to take 2.9 times as "
-        "long as now",
+        f"40s * {first}: sheds before a breach, "
+        "a request is foreseen to take 2.9 times as long as now",
         f"60s * {first}: sheds no longer",
     ]
     during = (record.born_s > 42) & (record.born_s < 60)
@@ -313,4 +313,4 @@ def test_the_same_requests_are_given_to_the_rules_beside_ours():
         "adaptive least, sharp",
         "p2c (two choices)",
     ]
-    assert rows[0] == S.summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3
+    assert rows[0] == S._summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3

@@ -21,7 +21,6 @@ from typer.core import TyperCommand
 from .. import __version__
 from arcpoint_ce.apps.report import (
     ReportUsageError,
-    as_metrics,
     find_template,
     list_reports,
     parsed,
@@ -30,7 +29,6 @@ from arcpoint_ce.apps.report import (
     settle,
     shown,
     unknown,
-    write_json,
 )
 
 # %% ../../nbs/apps/54_cli.ipynb #da554d81
@@ -206,25 +204,31 @@ def report(
 
 # %% ../../nbs/apps/54_cli.ipynb #78394743
 @_app.command()
-def bench(json: Annotated[Path | None, _option("Write the figures to this file as well.")] = None):
+def bench(
+    json: Annotated[
+        Path | None, _option("Write the figures to this file as well, again after every part.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        _option(
+            "A part to run; may be repeated. Without it: all but the dashboard.", metavar="PART"
+        ),
+    ] = None,
+):
     """Measure the speed of forest, router, tick, log reading, import, simulator, store and service.
 
     \b
       arcpoint bench --json bench.json
+      arcpoint bench --only tick --only service
+      arcpoint bench --only dashboard
     """
     if json is not None and not json.parent.is_dir():
         raise FileNotFoundError(f"{json.parent}: no such folder")
     from arcpoint_ce.apps.bench import run_bench
 
-    figures = run_bench()
-    typer.echo(
-        _text_table(
-            ["figure", "value"],
-            [(k, v) for k, v in figures.items() if not isinstance(v, (dict, list))],
-        )
-    )
-    if json is not None:
-        write_json(json, as_metrics({k: v for k, v in figures.items() if k != "schema_version"}))
+    figures = run_bench(only=only or (), out=json)
+    rows = [(k, v) for k, v in figures.items() if not isinstance(v, (dict, list))]
+    typer.echo(_text_table(["figure", "value"], rows))
 
 # %% ../../nbs/apps/54_cli.ipynb #43a190bd
 @_app.command()
@@ -639,7 +643,7 @@ def _new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
 
 
 @contextmanager
-# an apps.simulate.Stage -> a FaultDesk that is open meanwhile, or None
+# a stage of apps.simulate -> a FaultDesk that is open meanwhile, or None
 def _fault_desk(stage, store: Path | None):
     "Where faults are ordered while a simulation runs."
     if store is None:

@@ -37,62 +37,66 @@ class _FaultArgs(Asked):
     intensity: float = Field(1.0, gt=0, le=100.0, allow_inf_nan=False)
 
 # %% ../../nbs/apps/52a_control.ipynb #ddccf9a0
+_LEAST_TRAFFIC_S = 10.0  # of traffic that a rate limit is derived from
+
+
 class FaultDesk:
     "Takes orders from any thread; the simulation fetches them."
 
-    def __init__(self, names: Sequence[str]):
-        self.names, self.orders, self.done, self.now_s = (
-            tuple(names),
-            deque(maxlen=100),
-            deque(maxlen=1000),
-            0.0,
-        )
+    def __init__(
+        self,
+        names: Sequence[str],  # of the backends
+    ):
+        self.names = tuple(names)
+        self.orders: deque[_FaultArgs] = deque(maxlen=100)  # that wait
+        self.done: deque[Fault] = deque(maxlen=1000)  # that are installed
+        self.now_s = 0.0  # when the simulation last looked
 
-    def order(self, a: _FaultArgs) -> dict:
+    def order(self, wanted: _FaultArgs) -> dict:  # plain values
         "KeyError on an unknown backend, ValueError on a fault that makes no sense."
-        if a.target != "*" and a.target not in self.names:
-            raise KeyError(
-                f"no backend {a.target!r}; the fleet has {', '.join(self.names)} (or '*' for all)"
-            )
-        Fault(a.kind, a.target, 10.0, a.duration_s, a.intensity)
-        self.orders.append(a)
-        return dict(ordered=a.kind, target=a.target, waiting=len(self.orders))
+        if wanted.target != "*" and wanted.target not in self.names:
+            names = ", ".join(self.names)
+            raise KeyError(f"no backend {wanted.target!r}; the fleet has {names} (or '*' for all)")
+        # made only to be checked; it begins when the simulation takes it
+        Fault(wanted.kind, wanted.target, 10.0, wanted.duration_s, wanted.intensity)
+        self.orders.append(wanted)
+        return dict(ordered=wanted.kind, target=wanted.target, waiting=len(self.orders))
 
-    def take(self, fleet: Fleet, now: float):
-        """Install what was ordered.
-
-        A rate limit needs ten seconds of traffic first, so it waits for them.
-        """
+    def take(
+        self,
+        fleet: Fleet,
+        now: float,  # of the simulation, s
+    ):
+        "Install what was ordered. A rate limit waits until there was enough traffic."
         self.now_s, later = now, []
         while self.orders:
-            a = self.orders.popleft()
-            if a.kind == "rate_limit_exhaustion" and now < 10.0:
-                later.append(a)
+            wanted = self.orders.popleft()
+            if wanted.kind == "rate_limit_exhaustion" and now < _LEAST_TRAFFIC_S:
+                later.append(wanted)
                 continue
-            f = Fault(a.kind, a.target, now, a.duration_s, a.intensity)
-            install(f, fleet)
-            self.done.append(f)
+            fault = Fault(wanted.kind, wanted.target, now, wanted.duration_s, wanted.intensity)
+            install(fault, fleet)
+            self.done.append(fault)
         self.orders.extend(later)
 
     def told(self) -> dict:  # plain values
         "Kinds, backends, and what was ordered so far."
-        faults = [
-            dict(
-                kind=f.kind,
-                target=f.target,
-                start_s=f.start_s,
-                end_s=f.end_s,
-                intensity=f.intensity,
-                on=f.start_s <= self.now_s < f.end_s,
-            )
-            for f in self.done
-        ]
         return dict(
             now_s=self.now_s,
             backends=list(self.names),
             kinds={k: v.says for k, v in sorted(KINDS.items())},
             graded={k: v.graded for k, v in KINDS.items()},
-            faults=faults,
+            faults=[self._told_fault(f) for f in self.done],
+        )
+
+    def _told_fault(self, fault: Fault) -> dict:
+        return dict(
+            kind=fault.kind,
+            target=fault.target,
+            start_s=fault.start_s,
+            end_s=fault.end_s,
+            intensity=fault.intensity,
+            on=fault.start_s <= self.now_s < fault.end_s,
         )
 
 # %% ../../nbs/apps/52a_control.ipynb #60a173be
@@ -116,24 +120,29 @@ def _desk_app(desk: FaultDesk, token: str) -> GuardedApp:  # an ASGI application
 
 
 def _control_path(store: str | Path) -> Path:
-    return Path(f"{store}.control")  # where address and token of the simulation stand
+    "The file with address and token of the simulation that writes this store."
+    return Path(f"{store}.control")
 
 # %% ../../nbs/apps/52a_control.ipynb #876df0eb
 class OpenDesk:
     "A desk that is served on the loopback address; use it in a `with`."
 
-    def __init__(self, desk: FaultDesk, store: str | Path):
+    def __init__(
+        self,
+        desk: FaultDesk,
+        store: str | Path,  # address and token are written beside it
+    ):
         self.desk, self.path, self.token = desk, _control_path(store), secrets.token_urlsafe(32)
 
     def __enter__(self) -> "OpenDesk":
+        "Serve the desk, then write address and token."
         import uvicorn
 
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(
-            uvicorn.Config(_desk_app(self.desk, self.token), log_level="warning", access_log=False)
-        )
+        app = _desk_app(self.desk, self.token)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         self.thread = Thread(
             target=self.server.run,
             kwargs=dict(sockets=[self.socket]),
@@ -143,12 +152,17 @@ class OpenDesk:
         self.thread.start()
         while not self.server.started and self.thread.is_alive():
             sleep(0.01)
-        self.path.unlink(missing_ok=True)
-        with open(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f:
-            json.dump(dict(url=self.url, token=self.token), f)
+        self._write_control()
         return self
 
     def __exit__(self, *_):
         self.path.unlink(missing_ok=True)
         self.server.should_exit = True
         self.thread.join(5)
+
+    def _write_control(self):
+        "Write a new file that only its owner can read, in place of an old one."
+        self.path.unlink(missing_ok=True)
+        number = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(number, "w") as f:
+            json.dump(dict(url=self.url, token=self.token), f)

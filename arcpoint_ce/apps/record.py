@@ -45,27 +45,29 @@ def _read_development(
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no development results; {how}")
     table = pd.read_csv(path)
-    if lost := [c for c in RUN_COLUMNS if c not in table]:
+    missing = [c for c in RUN_COLUMNS if c not in table]
+    if missing:
         raise ValueError(
-            f"{path}: no column {lost[0]!r}, so these are no development results; {how}"
+            f"{path}: no column {missing[0]!r}, so these are no development results; {how}"
         )
     return table
 
 
 def _record_contenders(
-    development: pd.DataFrame,  # of `read_development`
+    development: pd.DataFrame,  # of `_read_development`
     family: str,
-    rivals: int = 3,
+    rivals: int = 3,  # how many beside the fixed contenders
 ) -> tuple[str, ...]:
-    "Who runs in a family. ValueError where the development results do not know it."
-    t = development[development["family"] == family]
-    if t.empty:
+    "Who runs in a family. ValueError if the development results do not know it."
+    runs = development[development["family"] == family]
+    if runs.empty:
         known = ", ".join(dict.fromkeys(development["family"]))
         raise ValueError(f"the development results hold no family {family!r}; there are: {known}")
-    seeds = t.groupby("contender")["seed"].nunique()
-    whole = seeds.index[seeds == t["seed"].nunique()]  # contenders that ran everywhere
-    free = [p for p in whole if is_rival(p) and p not in _FIXED]
-    missed = t[t["contender"].isin(free)].groupby("contender")[["missed", "cost_usd"]].sum()
+    seeds = runs.groupby("contender")["seed"].nunique()
+    ran_everywhere = seeds.index[seeds == runs["seed"].nunique()]
+    free = [p for p in ran_everywhere if is_rival(p) and p not in _FIXED]
+    by_contender = runs[runs["contender"].isin(free)].groupby("contender")
+    missed = by_contender[["missed", "cost_usd"]].sum()
     best = missed.sort_values(["missed", "cost_usd"], kind="stable").index[:rivals]
     return (*_FIXED, *best)
 
@@ -86,15 +88,19 @@ class _Part:
     def describe(self) -> dict:  # fit for JSON
         "What its folder says about it."
         seeds = sorted({t.seed for t in self.tasks})
-        about = dict(
-            family=self.family, version=self.version, load=self.load, contenders=self.contenders
+        return dict(
+            family=self.family,
+            version=self.version,
+            load=self.load,
+            contenders=self.contenders,
+            seeds=[seeds[0], seeds[-1]],
+            runs=len(self.tasks),
         )
-        return about | dict(seeds=[seeds[0], seeds[-1]], runs=len(self.tasks))
 
 
 def _part_of(
     family: str,
-    development: pd.DataFrame,  # of `read_development`
+    development: pd.DataFrame,  # of `_read_development`
     what: _RecordPlan = _RecordPlan(),
 ) -> _Part:
     "What a part runs. ValueError on a family that the development results do not know."
@@ -104,10 +110,16 @@ def _part_of(
     return _Part(family, tuple(tasks), loads[family], version)
 
 
+def _set_aside(folder: Path):
+    "Rename the folder of an attempt, so that it stays beside the next one."
+    number = 1 + sum(1 for _ in folder.parent.glob(f"{folder.name}.attempt*"))
+    folder.rename(folder.with_name(f"{folder.name}.attempt{number}"))
+
+
 def _claim_part(folder: Path, part: _Part, again: bool = False):
     """Begin a part in a new folder, or go on in an old one.
 
-    ValueError where another version began it.
+    ValueError if another version began it, unless it is to be run again.
     """
     path, earlier = folder / "part.json", []
     if path.exists():
@@ -116,11 +128,11 @@ def _claim_part(folder: Path, part: _Part, again: bool = False):
             return
         if not again:
             raise ValueError(
-                f"{folder} was begun by version {its['version']}, this is {part.version}: the record is run once. "
-                "Go back to that version to finish it, or run the part again with --again; both attempts are kept"
+                f"{folder} was begun by version {its['version']}, this is {part.version}: "
+                "the record is run once. Go back to that version to finish it, "
+                "or run the part again with --again; both attempts are kept"
             )
-        number = 1 + sum(1 for p in folder.parent.glob(f"{folder.name}.attempt*"))
-        folder.rename(folder.with_name(f"{folder.name}.attempt{number}"))
+        _set_aside(folder)
         earlier = [*its.get("earlier_versions", []), its["version"]]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, part.describe() | dict(earlier_versions=earlier))
@@ -130,7 +142,7 @@ def _run_part(
     part: _Part,
     out: str | Path,  # folder of the record
     again: bool = False,  # although another version began it
-    n_jobs: int = 2,
+    n_jobs: int = 2,  # processes
     progress: bool = True,
     run: Callable[[Task], Mapping] = run_one,
 ) -> pd.DataFrame:  # one row per run
@@ -146,78 +158,90 @@ def _run_part(
 _PAST_S, _OURS_S, _RIVAL_S = 9.0, 0.09, 0.03
 
 
+def _cpu_s(task: Task) -> float:
+    "About how long one run takes on one core."
+    per_thousand = _OURS_S if "ours" in task.policy else _RIVAL_S
+    past = _PAST_S if task.policy == "ours" else 0.0
+    return past + per_thousand * dict(task.options)["n"] / 1000
+
+
 def _record_outlook(
     parts: Sequence[_Part],
-    out: str | Path,
-    n_jobs: int = 2,
+    out: str | Path,  # folder of the record
+    n_jobs: int = 2,  # processes
 ) -> list[tuple]:  # family, contenders, runs, done, minutes left about
     "What is still to be run."
     rows = []
     for part in parts:
         done, _ = read_rows(Path(out) / part.family / "rows" / "rows.jsonl")
         left = [t for t in part.tasks if "row" not in done.get(t.key, {})]
-        thousands = [
-            dict(t.options)["n"] / 1000 * (_OURS_S if "ours" in t.policy else _RIVAL_S)
-            for t in left
-        ]
-        pasts = _PAST_S * sum(t.policy == "ours" for t in left)
-        minutes = (sum(thousands) + pasts) / n_jobs / 60
-        rows.append(
-            (
-                part.family,
-                " ".join(part.contenders),
-                len(part.tasks),
-                len(part.tasks) - len(left),
-                round(minutes, 1),
-            )
-        )
+        minutes = sum(map(_cpu_s, left)) / n_jobs / 60
+        runs = len(part.tasks)
+        contenders = " ".join(part.contenders)
+        rows.append((part.family, contenders, runs, runs - len(left), round(minutes, 1)))
     return rows
 
 
+def _part_rows(folder: Path) -> list[dict]:  # a flat row per run
+    "The rows of one finished part."
+    done, _ = read_rows(folder / "rows" / "rows.jsonl")
+    rows = []
+    for entry in done.values():
+        row = entry["row"] | entry["task"]
+        rows.append({k: v for k, v in row.items() if k not in ("options", "params")})
+    return rows
+
+
+def _finished(out: Path) -> list[Path]:
+    "Folders of the parts that are finished; earlier attempts do not count."
+    folders = [path.parent for path in sorted(out.glob("*/runs.csv"))]
+    return [f for f in folders if ".attempt" not in f.name]
+
+
 def _write_record(out: str | Path) -> dict:  # as in record.json
-    "Judge the parts that are finished. ValueError where there is none."
-    folders = [
-        p.parent for p in sorted(Path(out).glob("*/runs.csv")) if ".attempt" not in p.parent.name
-    ]
+    "Judge the parts that are finished. ValueError if there is none."
+    out = Path(out)
+    folders = _finished(out)
     if not folders:
         raise ValueError(f"{out}: no part is finished yet")
-    parts = [json.loads((f / "part.json").read_text(encoding="utf-8")) for f in folders]
-    rows = [
-        x["row"] | x["task"]
-        for f in folders
-        for x in read_rows(f / "rows" / "rows.jsonl")[0].values()
-    ]
-    table = pd.DataFrame(
-        [{k: v for k, v in r.items() if k not in ("options", "params")} for r in rows]
-    )
-    found = judged(table, {p["family"]: p["load"] for p in parts})
-    found = as_metrics(found | dict(parts={p["family"]: p for p in parts}, simulated=True))
-    runs_of(table).to_csv(Path(out) / "runs.csv", index=False)
-    write_json(Path(out) / "record.json", found)
+    parts, rows = {}, []
+    for folder in folders:
+        part = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        parts[part["family"]] = part
+        rows += _part_rows(folder)
+    table = pd.DataFrame(rows)
+    found = judged(table, {family: part["load"] for family, part in parts.items()})
+    found = as_metrics(found | dict(parts=parts, simulated=True))
+    runs_of(table).to_csv(out / "runs.csv", index=False)
+    write_json(out / "record.json", found)
     return found
 
 
 def run_record(
     out: str | Path = "record",
     families: Sequence[str] = (),  # parts; empty: every family of the development results
-    development: str | Path = DEVELOPMENT,
+    development: str | Path = DEVELOPMENT,  # runs.csv of the development run
     again: bool = False,  # although another version began a part
     dry: bool = False,  # say what would be run, and run nothing
-    n_jobs: int = 2,
-    progress: bool = True,
+    n_jobs: int = 2,  # processes
+    progress: bool = True,  # show a progress bar
     what: _RecordPlan = _RecordPlan(),
     run: Callable[[Task], Mapping] = run_one,
-) -> list[tuple]:  # what was to be run, as from `record_outlook`
-    "Run the record, part by part; a killed one goes on where it stopped."
+) -> list[tuple]:  # what was to be run: family, contenders, runs, done, minutes left about
+    """Run the record, part by part; a killed one goes on where it stopped.
+
+    ValueError or FileNotFoundError on unknown families, missing development results, or a part
+    that another version began.
+    """
     known = _read_development(development)
-    asked = (
-        known_names("part", families, dict.fromkeys(known["family"]))
-        if families
-        else tuple(dict.fromkeys(known["family"]))
-    )
+    asked = tuple(dict.fromkeys(known["family"]))
+    if families:
+        asked = known_names("part", families, asked)
     parts = [_part_of(f, known, what) for f in asked]
     outlook = _record_outlook(parts, out, n_jobs)
-    for part in () if dry else parts:
+    if dry:
+        return outlook
+    for part in parts:
         _run_part(part, out, again, n_jobs, progress, run)
         _write_record(out)
     return outlook
