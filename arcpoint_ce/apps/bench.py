@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from math import inf
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -34,7 +35,6 @@ from .servicebench import bench_service
 
 # %% ../../nbs/apps/53b_bench.ipynb #f7ced6c4
 from arcpoint_ce.lab.fleet import (
-    FixedChoice,
     Fleet,
     ServiceCurve,
     SimBackend,
@@ -382,11 +382,28 @@ def _sim_router() -> EngineGateway:
     return _sim_engine(ticks=False, policy="p2c", forecaster="none")
 
 
-class _InTurn(FixedChoice):
-    "The cheapest policy: each backend in turn."
+class _InTurn:
+    "The cheapest policy: each of eight backends in turn; it hears of nothing."
+
+    every_s = inf
+
+    def start(self, backends, seed):
+        pass
 
     def send(self, call, now):
         return call.k & 7
+
+    def again(self, call, now):
+        return -1
+
+    def end(self, job, now, ok, error):
+        pass
+
+    def cancel(self, job, now):
+        pass
+
+    def tick(self, now, gauges):
+        pass
 
 # %% ../../nbs/apps/53b_bench.ipynb #534a9cdb
 def _sim_mean_s(gateway, work: Workload, streams: float = 0.0) -> float:  # mean latency, s

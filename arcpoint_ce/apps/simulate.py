@@ -271,12 +271,11 @@ def headline(
     )
 
 # %% ../../nbs/apps/52_simulate.ipynb #1cbbae4c
-class _Watcher(Record):
+class _Watcher:
     "Keeps the record of a run, and counts what has happened since it was last asked."
 
     def __init__(self, names: Sequence[str]):
-        super().__init__()
-        self.names = names
+        self.names, self.record = names, Record()
         self.fresh()
 
     def fresh(self):
@@ -286,11 +285,15 @@ class _Watcher(Record):
 
     def close(self, call, job, now, ok, error):
         "A request has ended."
-        super().close(call, job, now, ok, error)
+        self.record.close(call, job, now, ok, error)
         self.n += 1
         self.failed += not ok
         self.good += ok and now - call.born_s <= call.slo_s
         self.sent.update(call.tried)
+
+    def done(self) -> Record:
+        "The record, once the run is over."
+        return self.record.done()
 
 
 class _ForesightNews:
@@ -539,7 +542,7 @@ def simulate(
         def tell(text: str):
             bar.clear()
             say(text)
-            bar.n = len(show.watch.rows)
+            bar.n = len(show.watch.record.rows)
             bar.refresh()
 
         show = _Show(stage, every_s, speed, tell, desk=desk)
