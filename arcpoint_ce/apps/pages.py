@@ -92,26 +92,14 @@ def _headline(state: FleetState):
             percent(met, 2),
             "requests that ended well and within their limit",
         ),
-        (
-            "load",
-            number(load_rps, "rps"),
-            "requests per second, last five minutes",
-        ),
-        (
-            "errors",
-            percent(failed, 2),
-            "failed attempts, last five minutes",
-        ),
+        ("load", number(load_rps, "rps"), "requests per second, last five minutes"),
+        ("errors", percent(failed, 2), "failed attempts, last five minutes"),
         (
             "P(breach)",
             percent(worst, 0),
             "of the backend most at risk, at the horizon of its forecast",
         ),
-        (
-            "incidents",
-            str(incidents),
-            "open or just over",
-        ),
+        ("incidents", str(incidents), "open or just over"),
     ]
     for column, (label, value, why) in zip(st.columns(len(tiles)), tiles):
         column.metric(label, value, help=why, border=True)

@@ -635,6 +635,13 @@ class _ReportRun:
         )
 
 # %% ../../nbs/apps/50_report.ipynb #d800142e
+def _read_metrics(numbers: Path) -> dict[str, object]:
+    "The metrics of a run; none where the template wrote no file."
+    if not numbers.exists():
+        return {}
+    return json.loads(numbers.read_text(encoding="utf-8"))
+
+
 def _finish(
     name: str,
     folder: Path,
@@ -652,9 +659,7 @@ def _finish(
         failure = failure or _failure(f"the page could not be made: {e}")
     if failure is None and not numbers.exists():
         write_metrics(str(folder), {})
-    metrics = {}
-    if numbers.exists():
-        metrics = json.loads(numbers.read_text(encoding="utf-8"))
+    metrics = _read_metrics(numbers)
     seconds = (ended - began).total_seconds()
     status = "failed" if failure else "ok"
     end = dict(
