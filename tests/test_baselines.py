@@ -15,7 +15,7 @@ from arcpoint_ce.lab.contest import contenders
 from arcpoint_ce.lab.families import Setting, World
 from arcpoint_ce.lab.fleet import Call, Fleet, Gauge, Job, ServiceCurve, SimBackend
 from arcpoint_ce.lab.rivals import FROZEN, GRIDS, PEERS, RANGES, UNTUNED, make_peer
-from arcpoint_ce.lab.scaling import tell
+from arcpoint_ce.lab.scaling import _tell
 from arcpoint_ce.lab.workloads import poisson
 from arcpoint_ce.routing.core import Backend
 
@@ -854,7 +854,7 @@ def test_told_of_new_capacities_it_acts_on_them_and_not_on_the_first(name):
                 "clairvoyant": dict(oracle=lambda now: later),
             }.get(name, {}),
         )
-        tell(peer, [b / a for a, b in zip(first, later)])
+        _tell(peer, [b / a for a, b in zip(first, later)])
         seen = held(peer, 2000)
         return seen[1] / 2000
 

@@ -25,10 +25,10 @@ from arcpoint_ce.learning.skill import (
     _fold_forecasts,
     _naive_rules,
     _onset_scores,
+    _onset_table,
     _rule_scores,
     _split_folds,
     evaluate,
-    onset_table,
 )
 from arcpoint_ce.routing.core import Backend, Outcome, Step
 from arcpoint_ce.routing.router import Router
@@ -288,7 +288,7 @@ def test_onsets_by_hand():
     assert scores(unknown)["onsets"] == 0  # not judged, not a hit
     twice = came.copy()
     twice[26:30] = 400.0  # no calm before: no second onset
-    assert len(onset_table(twice, twice, 300.0, 5)) == 2
+    assert len(_onset_table(twice, twice, 300.0, 5)) == 2
 
 
 def test_a_constant_and_an_always_alarm_lose():

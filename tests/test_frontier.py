@@ -15,11 +15,11 @@ from arcpoint_ce.lab.frontier import (
     _hashed,
     _Prices,
     _prompt_folds,
+    _route,
     _synthetic_quality,
     frontier,
     load_quality,
     predict_quality,
-    route,
     tier_table,
 )
 
@@ -137,7 +137,7 @@ def test_too_little_to_learn_from_is_refused():
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_the_rule_by_hand(p_small, p_large, floor):
-    large = bool(route(np.array([p_small]), np.array([p_large]), floor)[0])
+    large = bool(_route(np.array([p_small]), np.array([p_large]), floor)[0])
     if p_small >= floor:
         assert not large
     elif p_large >= floor:
@@ -150,7 +150,7 @@ def test_points_of_the_frontier_by_hand(said):
     new = said[said.test]
     prices = _Prices(1.0, 10.0, 4.0, 50.0)
     f = frontier(said, prices, floors=[0.7], worths=[0.01], n_boot=50).set_index("rule")
-    big = route(new.p_small.to_numpy(), new.p_large.to_numpy(), 0.7)
+    big = _route(new.p_small.to_numpy(), new.p_large.to_numpy(), 0.7)
     tokens = new.chars / 4 + 50
     assert f.accuracy["floor"] == pytest.approx(np.where(big, new.large, new.small).mean())
     assert f.usd_per_1000["floor"] == pytest.approx(

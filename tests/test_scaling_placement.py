@@ -20,7 +20,7 @@ from arcpoint_ce.lab.sessions import (
     sessions_summary,
     sessions_table,
 )
-from arcpoint_ce.learning.placement import LEAST, Placer, _Occupancy, learn_occupancy
+from arcpoint_ce.learning.placement import _LEAST, Placer, _Occupancy, learn_occupancy
 
 CLOCK = _Occupancy(((2.0,) * 6 + (30.0,) * 6, (8.0,)), ((2.0,) * 6 + (30.0,) * 6, (8.0,)), 10.0)
 
@@ -28,13 +28,13 @@ CLOCK = _Occupancy(((2.0,) * 6 + (30.0,) * 6, (8.0,)), ((2.0,) * 6 + (30.0,) * 6
 def test_room_is_that_of_the_worst_moment_of_a_life():
     placer = Placer((20.0, 20.0), CLOCK)
     assert placer.room(0.0, 60.0).tolist() == [18.0, 12.0]
-    assert placer.room(0.0, 70.0).tolist() == [LEAST * 20, 12.0]
+    assert placer.room(0.0, 70.0).tolist() == [_LEAST * 20, 12.0]
     assert placer.room(120.0, 60.0).tolist() == [18.0, 12.0]
 
 
 def test_where_no_place_has_room_throughout_the_mean_decides():
     placer = Placer((20.0, 7.0), CLOCK)
-    assert placer.room(0.0, 120.0).tolist() == [9.0, LEAST * 7]
+    assert placer.room(0.0, 120.0).tolist() == [9.0, _LEAST * 7]
 
 
 def test_what_is_bound_takes_room_until_it_ends():

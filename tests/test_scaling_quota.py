@@ -12,25 +12,25 @@ from arcpoint_ce.lab.budgets import (
     _CHEAP,
     _DEAR_USD,
     RULES,
-    Budget,
+    _Budget,
     _budget_demand,
     _even,
+    _flat,
     _kept_within,
     _open_grid,
+    _planned,
+    _reserve,
+    _truth,
     budgets_summary,
     budgets_table,
-    flat,
     greedy,
-    planned,
-    reserve,
     spend,
     threshold,
-    truth,
 )
 from arcpoint_ce.learning.quota import QuotaPlanner, _Arrivals, _Level, learn_arrivals
 
 DAY_S = 86_400.0
-SMALL = Budget(period_s=4.0, step_s=1.0, per_day=10 * DAY_S, covered=0.25)  # a quota of 10 per 4 s
+SMALL = _Budget(period_s=4.0, step_s=1.0, per_day=10 * DAY_S, covered=0.25)  # a quota of 10 per 4 s
 MORNING = _Arrivals(((6.0, 0.0), (2.0, 0.0), (0.0, 1.0), (0.0, 3.0)), 1.0)  # dear ones come late
 
 
@@ -109,14 +109,14 @@ def test_rules_by_hand():
     assert threshold(SMALL, past, 2.5, 0.1)(0.0, 10.0, row).tolist() == [0, 0, 1, 1, 1]
     assert threshold(SMALL, past, 2.5, 0.5)(3.0, 10.0, row).tolist() == row.tolist()
     # half is left: 12, 8, 4, 2 and 0 are set aside
-    kept = reserve(SMALL, past, 1.0, 1.0)(1.0, 10.0, row)
+    kept = _reserve(SMALL, past, 1.0, 1.0)(1.0, 10.0, row)
     assert kept.tolist() == [0, 0, 2, 1, 1]
-    assert reserve(SMALL, past, 1.0, 1.0)(3.0, 10.0, row).tolist() == row.tolist()
+    assert _reserve(SMALL, past, 1.0, 1.0)(3.0, 10.0, row).tolist() == row.tolist()
 
 
 def test_the_truth_ends_the_period_with_nothing_left_and_no_dear_request_outside():
     came = np.array([of(9, 0, 0, 0, 0), of(3, 2, 0, 0, 0), of(0, 0, 2, 1, 0), of(0, 0, 0, 1, 2)])
-    bill = spend(SMALL, came, truth(SMALL, came, 0.0))
+    bill = spend(SMALL, came, _truth(SMALL, came, 0.0))
     best = of(2, 2, 2, 2, 2) @ np.array(_DEAR_USD)
     assert bill["cheap"] >= 9 and bill["cost_usd"] <= came.sum(0) @ np.array(_DEAR_USD) - (
         1 - _CHEAP
@@ -143,7 +143,7 @@ def test_every_rule_spends_no_more_than_the_quota_and_pays_at_least_what_the_tru
         n: spend(b, came, f(b, past, **{k: v[0] for k, v in g.items()}))
         for n, (f, g) in RULES.items()
     }
-    known = spend(b, came, truth(b, came, b.past_s), b.past_s)
+    known = spend(b, came, _truth(b, came, b.past_s), b.past_s)
     assert all(x["cheap"] <= 2 * b.quota and 0 <= x["unused"] <= 1 for x in bills.values())
     assert all(known["cost_usd"] <= x["cost_usd"] + 1e-9 for x in bills.values())
 
@@ -152,11 +152,13 @@ def test_a_clock_is_learned_where_there_is_one_and_none_within_a_minute():
     b = _BUDGETS["day"]
     past, came = _budget_demand("day", 3)
     part = came[: 7 * 288]
-    costs = [spend(b, part, f(b, past, 0.1), b.past_s)["cost_usd"] for f in (planned, flat)]
+    costs = [spend(b, part, f(b, past, 0.1), b.past_s)["cost_usd"] for f in (_planned, _flat)]
     assert costs[0] < 0.97 * costs[1]
     past, came = _budget_demand("minute", 3)
     b = _BUDGETS["minute"]
-    costs = [spend(b, came[:1200], f(b, past, 0.0), b.past_s)["cost_usd"] for f in (planned, flat)]
+    costs = [
+        spend(b, came[:1200], f(b, past, 0.0), b.past_s)["cost_usd"] for f in (_planned, _flat)
+    ]
     assert abs(costs[0] / costs[1] - 1) < 0.03
 
 

@@ -290,7 +290,7 @@ def test_a_seed_names_one_workload_and_its_parts_are_independent():
     makers = [
         lambda s, t: poisson(3.0, 400, s, t),
         lambda s, t: wl.from_profile([1.0, 9.0], 400, s, 10.0, tokens=t),
-        lambda s, t: wl.bursty(3.0, 4.0, 400, s, tokens=t),
+        lambda s, t: wl._bursty(3.0, 4.0, 400, s, tokens=t),
         lambda s, t: wl._from_exercise(3.0, 400, s, True, 5.0, tokens=t),
     ]
     for make in makers:
@@ -318,14 +318,14 @@ def test_gaps_prompts_answers_and_tiers_do_not_depend_on_each_other():
 def test_a_shorter_workload_is_the_head_of_a_longer_one():
     for make in (
         lambda n: poisson(3.0, n, 1),
-        lambda n: wl.bursty([1.0, 5.0], 2.0, n, 1, step_s=7.0),
+        lambda n: wl._bursty([1.0, 5.0], 2.0, n, 1, step_s=7.0),
     ):
         assert make(900).head(100) == make(100)
 
 
 @pytest.mark.parametrize("cv", [0.3, 1.0, 2.5, 6.0])
 def test_bursts_have_the_cv_and_the_rate_asked_for(cv):
-    runs = [wl.bursty(50.0, cv, 100_000, s, tokens=SHORT) for s in range(4)]
+    runs = [wl._bursty(50.0, cv, 100_000, s, tokens=SHORT) for s in range(4)]
     assert np.mean([w.gap_cv for w in runs]) == pytest.approx(cv, rel=0.05) and np.mean(
         [w.rate_rps for w in runs]
     ) == pytest.approx(50.0, rel=0.03)
@@ -376,8 +376,8 @@ def test_a_function_is_a_profile_too():
         (lambda: wl.from_profile(np.sin, 5), "needs span_s"),
         (lambda: wl.from_profile([1.0], 5, step_s=0.0), "step_s"),
         (lambda: wl.from_profile([1.0, 2.0], 5, span_s=9.0), "do not fill"),
-        (lambda: wl.bursty(1.0, 0.0, 5), "cv must be"),
-        (lambda: wl.bursty(1.0, 2.0, 0), "n must be"),
+        (lambda: wl._bursty(1.0, 0.0, 5), "cv must be"),
+        (lambda: wl._bursty(1.0, 2.0, 0), "n must be"),
         (lambda: poisson(-1.0, 5), "rate_rps"),
         (lambda: poisson(1.0, 5.5), "n must be"),
         (lambda: _poisson_stream(1.0, 5, chunk=0), "chunk must be"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'WeightedPlan', 'RandomChoice', 'LeastInFlight', 'TwoChoices',
-           'RoundRobin', 'PeakEwma', 'AdaptiveLeast', 'PredictedCost', 'HeadRoom', 'OwnPace', 'make_policy']
+           'RoundRobin', 'PeakEwma', 'PredictedCost', 'HeadRoom', 'OwnPace', 'make_policy']
 
 # %% ../../nbs/routing/03_policies.ipynb #8239ee6a
 from bisect import bisect_right
@@ -354,7 +354,7 @@ class PeakEwma:
         return _BestDrawnPlan([1.0] * len(scene.backends), load)
 
 # %% ../../nbs/routing/03_policies.ipynb #5090082e
-class AdaptiveLeast:
+class _AdaptiveLeast:
     """Least (own in flight + 1)/capacity · (latency EWMA)^γ · (1 + 4 · error rate), over two drawn
     by capacity.
     """
@@ -960,7 +960,7 @@ POLICIES = {
         LeastInFlight,
         TwoChoices,
         PeakEwma,
-        AdaptiveLeast,
+        _AdaptiveLeast,
         _Threshold,
         PredictedCost,
         HeadRoom,
