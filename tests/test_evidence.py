@@ -8,8 +8,8 @@ import pytest
 
 from arcpoint_ce.learning.evidence import _moves_table, effective, evidence, said
 from arcpoint_ce.learning.hindsight import (
+    _judge_moves,
     exercise_trio,
-    judge_moves,
     make_stage,
     study,
     study_metrics,
@@ -59,7 +59,7 @@ def test_the_estimate_is_the_importance_weighted_mean_of_logged_outcomes():
     assert found.same_step == moved.sum() and found.near_step == found.blind == 0
     assert found.hours[:, 1].sum() == pytest.approx(expected)
     assert found.effective == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
-    verdict = judge_moves("rule", stage, to)
+    verdict = _judge_moves("rule", stage, to)
     assert found.hours.sum(0) == pytest.approx([verdict.avoided_low, verdict.avoided_high])
 
 

@@ -73,10 +73,10 @@ def simulation(path):
 
 
 def dashboards_demo(path):
-    from arcpoint_ce.apps.simulate import live_gateway, make_stage
+    from arcpoint_ce.apps.simulate import _live_gateway, make_stage
 
     stage = make_stage(path, "backend_down", None, requests=200)
-    return live_gateway(stage, FeedbackStore()).make(stage.backends, 0)
+    return _live_gateway(stage, FeedbackStore()).make(stage.backends, 0)
 
 
 def log_of(path):

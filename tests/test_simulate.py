@@ -241,7 +241,7 @@ def test_shedding_is_told_when_it_begins_and_when_it_ends():
 def test_being_written_down_changes_nothing(forecaster, tmp_path):
     stage = S.make_stage(None, "latency_spike", None, requests=3000, forecaster=forecaster)
     plain = stage.fleet([stage.router()]).run(stage.workload)
-    gateway = S.live_gateway(stage, FeedbackStore(tmp_path / "run.sqlite"))
+    gateway = S._live_gateway(stage, FeedbackStore(tmp_path / "run.sqlite"))
     fleet = stage.fleet([gateway])
     stored = fleet.run(stage.workload)
     gateway.engine.close(fleet.now)

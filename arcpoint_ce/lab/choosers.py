@@ -177,7 +177,6 @@ def fewest(
     ties = [p for p, load in zip(places, loads) if load == low]
     return ties[int(random() * len(ties))]
 
-
 # %% ../../nbs/lab/30e_choosers.ipynb #156e529f
 class LeastInFlight(Policy):
     "Fewest own requests in flight per capacity, ties at random."
@@ -191,7 +190,6 @@ class LeastInFlight(Policy):
 
     def pick(self, call, now, places):
         return fewest(places, self.own, self.share, self.random)
-
 
 # %% ../../nbs/lab/30e_choosers.ipynb #cc0ff0f0
 def two_of(
