@@ -82,8 +82,8 @@ def test_score_is_that_of_the_rules(data):
     for profile in nab.PROFILES:
         every = {t: plain_score(series, scores, t, profile) for t in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)}
         for t, expected in every.items():
-            assert nab._score_at(named, series, profile, t) == pytest.approx(expected)
-        best = nab._score_at(named, series, profile, nab._best_threshold(named, series, profile))
+            assert nab.score_at(named, series, profile, t) == pytest.approx(expected)
+        best = nab.score_at(named, series, profile, nab._best_threshold(named, series, profile))
         assert best == pytest.approx(max(every.values()))
 
 
@@ -102,8 +102,8 @@ def test_the_published_rule_in_numbers():
     perfect, null = np.zeros(1000), np.zeros(1000)
     perfect[[300, 700]] = 1.0
     for profile in nab.PROFILES:
-        assert nab._score_at({"one": null}, [s], profile, 0.5) == 0
-        assert nab._score_at({"one": perfect}, [s], profile, 0.5) == pytest.approx(100)
+        assert nab.score_at({"one": null}, [s], profile, 0.5) == 0
+        assert nab.score_at({"one": perfect}, [s], profile, 0.5) == pytest.approx(100)
 
 
 def test_the_future_changes_nothing(tmp_path):
@@ -241,20 +241,19 @@ def test_given_series():
         s.name: np.isin(np.arange(len(s.value)), [max(a, s.probation) for a, _ in s.judged]) * 1.0
         for s in series
     }
-    assert nab._score_at(oracle, series, "standard", 1.0) > 99
+    assert nab.score_at(oracle, series, "standard", 1.0) > 99
     draws = [
         {s.name: np.random.default_rng([k, i]).random(len(s.value)) for i, s in enumerate(series)}
         for k in range(20)
     ]
     at = [
-        np.mean([nab._score_at(x, series, p, nab._best_threshold(x, series, p)) for x in draws])
+        np.mean([nab.score_at(x, series, p, nab._best_threshold(x, series, p)) for x in draws])
         for p in nab.PROFILES
     ]
     assert abs(at[0] - 13) < 4 and abs(at[1] - 4) < 3 and abs(at[2] - 27) < 4
     plain = {s.name: plain_forest(s) for s in series}
     assert (
-        nab._score_at(plain, series, "standard", nab._best_threshold(plain, series, "standard"))
-        == 0
+        nab.score_at(plain, series, "standard", nab._best_threshold(plain, series, "standard")) == 0
     )
 
 
