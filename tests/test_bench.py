@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -95,16 +96,29 @@ def test_a_part_from_the_shell(tmp_path, capsys):
     assert "Known: import, log, decide with 8 backends, " in capsys.readouterr().err
 
 
+@pytest.fixture
+def short():
+    "An empty folder with a short path: Chromium's sockets must fit into 108 characters."
+    with tempfile.TemporaryDirectory(prefix="b") as folder:
+        yield Path(folder)
+
+
 def started(script: str, folder: Path) -> psutil.Process:
     "A bench in a process of its own, with temporary files in this folder."
     env = dict(os.environ, TMPDIR=str(folder))
-    run = [sys.executable, "-c", script]
+    # a shell that starts the tests in the background has Ctrl-C ignored, and children inherit that
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up
     # a session of its own: a signal reaches the bench alone, not its children
     bench = subprocess.Popen(
-        run, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", heard + script],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        start_new_session=True,
     )
     process = psutil.Process(bench.pid)
-    process.bench = bench
+    process.bench, process.said = bench, said
     return process
 
 
@@ -113,7 +127,8 @@ def children_of(process: psutil.Process, word: str) -> list[psutil.Process]:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if process.bench.poll() is not None:
-            pytest.fail(f"the bench ended early: {process.bench.stderr.read().decode()[-500:]}")
+            process.said.seek(0)
+            pytest.fail(f"the bench ended early: {process.said.read().decode()[-500:]}")
         found = process.children(recursive=True)
         for child in found:
             try:
@@ -181,13 +196,13 @@ def test_a_server_ends_when_the_bench_is_killed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_browser_and_dashboard_end_with_an_interrupted_bench(tmp_path, number):
+def test_browser_and_dashboard_end_with_an_interrupted_bench(short, number):
     pytest.importorskip("playwright")
-    bench = started(bench_of("dashboard"), tmp_path)
+    bench = started(bench_of("dashboard"), short)
     children_of(bench, "--type=renderer")
     time.sleep(5.0)
     children = bench.children(recursive=True)
     assert any("dashboard" in x for c in children for x in c.cmdline())
     bench.send_signal(number)
     assert all_end([bench, *children])
-    assert list(tmp_path.iterdir()) == []
+    assert list(short.iterdir()) == []
