@@ -329,7 +329,7 @@ def live(tmp_path_factory):
         with Dashboard(store) as d:
             yield d
     finally:
-        sim.send_signal(signal.SIGINT)
+        sim.terminate()  # Ctrl-C is ignored below a background shell
         sim.wait(120)
 
 
