@@ -6,27 +6,27 @@ from importlib import import_module
 TYPE_CHECKING = False  # a type checker takes it for True; `import typing` would cost every caller
 if TYPE_CHECKING:
     from .apps.report import run_report
-    from .learning.anomaly import learn_anomalies
-    from .learning.engine import ContextEngine
-    from .routing.core import Backend, Forecaster, Outcome, Request, Tier
+    from .engine.anomalies import learn_anomalies
+    from .engine.engine import ContextEngine
+    from .routing.records import Backend, Forecaster, Outcome, Request, Tier
     from .routing.router import Decision, NoBackend, Router, RouterConfig
-    from .telemetry.fleet import load_fleet
+    from .telemetry.fleet_file import load_fleet
     from .telemetry.requests import load_requests
 
 _HOME = {
-    "Backend": "routing.core",
-    "Request": "routing.core",
-    "Outcome": "routing.core",
-    "Tier": "routing.core",
-    "Forecaster": "routing.core",
+    "Backend": "routing.records",
+    "Request": "routing.records",
+    "Outcome": "routing.records",
+    "Tier": "routing.records",
+    "Forecaster": "routing.records",
     "Decision": "routing.router",
     "Router": "routing.router",
     "RouterConfig": "routing.router",
     "NoBackend": "routing.router",
-    "ContextEngine": "learning.engine",
-    "learn_anomalies": "learning.anomaly",
+    "ContextEngine": "engine.engine",
+    "learn_anomalies": "engine.anomalies",
     "load_requests": "telemetry.requests",
-    "load_fleet": "telemetry.fleet",
+    "load_fleet": "telemetry.fleet_file",
     "run_report": "apps.report",
 }
 __all__ = [*_HOME, "__version__"]

@@ -77,11 +77,11 @@ def upward(source, module, number, floors):
 )
 def test_an_import_that_goes_up_is_seen(line):
     floors = {
-        "arcpoint_ce.routing.core": ("routing", "00", "core"),
-        "arcpoint_ce.apps.cli": ("apps", "54", "cli"),
+        "arcpoint_ce.routing.records": ("routing", "00", "records"),
+        "arcpoint_ce.apps.cli": ("apps", "84", "cli"),
     }
-    assert upward(line, "arcpoint_ce.routing.core", "00", floors) == ["arcpoint_ce.apps.cli"]
-    assert not upward(line, "arcpoint_ce.routing.core", "54a", floors)
+    assert upward(line, "arcpoint_ce.routing.records", "00", floors) == ["arcpoint_ce.apps.cli"]
+    assert not upward(line, "arcpoint_ce.routing.records", "84a", floors)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -103,10 +103,13 @@ def test_rooms_stand_on_their_floors_and_numbers_are_not_shared():
     tens = {
         "routing": "0",
         "telemetry": "1",
-        "learning": "2",
-        "lab": "3",
-        "context": "4",
-        "apps": "5",
+        "forecast": "2",
+        "engine": "3",
+        "lab": "4",
+        "context": "5",
+        "proof": "7",
+        "dashboard": "8",
+        "apps": "8",
     }
     assert all(tens[room] == number[0] for room, number, _ in FLOORS.values())
     numbers = [number for _, number, _ in FLOORS.values()]
@@ -141,7 +144,7 @@ def test_routing_loads_only_the_standard_library(module):
 
 
 def test_a_stranger_would_be_seen():
-    assert "numpy" in strangers("import arcpoint_ce.routing.core, numpy")
+    assert "numpy" in strangers("import arcpoint_ce.routing.records, numpy")
 
 
 def test_importing_the_package_loads_next_to_nothing():
@@ -433,3 +436,12 @@ def test_the_lock_file_pins_everything_with_hashes():
         assert re.match(
             r"^[A-Za-z0-9._-]+(\[[\w,-]+\])?==[^\s;]+( ;[^\n]*?)?\s+--hash=sha256:[0-9a-f]{64}", e
         ), e[:80]
+
+
+def test_the_page_of_what_moved_names_modules_that_exist():
+    text = "".join("".join(c["source"]) for c in cells(ROOT / "nbs" / "what_moved.ipynb"))
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", text, re.M)
+    here = {name.removeprefix("arcpoint_ce.") for name in FLOORS}
+    assert len(rows) > 50
+    assert {now for _, now in rows} <= here
+    assert not {before for before, _ in rows} & here

@@ -185,7 +185,10 @@ def test_every_template_with_data_runs_under_plain_papermill(home, tmp_path, nam
     )
     mine = "labelled" if name in ("anomaly", "causes") else "mine.csv"
     if name == "anomaly":
-        write = f"from arcpoint_ce.learning.nab import write_synthetic as w; w('{mine}', 2, 2000)"
+        write = (
+            "from arcpoint_ce.proof.labelled_series import write_synthetic\n"
+            f"write_synthetic('{mine}', 2, 2000)"
+        )
     if name == "causes":
         write = f"from arcpoint_ce.context.callgraph import write_synthetic as w; w('{mine}')"
     assert run(home, "python", "-c", write, cwd=tmp_path).returncode == 0

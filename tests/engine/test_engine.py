@@ -1,0 +1,215 @@
+"""The loop, closed: restart, real kill -9 of an engine, faults of the store, rollout statistics,
+the registry under attack.
+"""
+
+import json
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcpoint_ce.engine.anomalies import AnomalyDetector, healthy, tighten, windows_of
+from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
+from arcpoint_ce.engine.registry import Registry, _RegistryError
+from arcpoint_ce.engine.rollout import rollout_rates
+from arcpoint_ce.engine.storage import MemoryShelf
+from arcpoint_ce.engine.store import FeedbackStore
+from arcpoint_ce.forecast.drift import DETECTORS, DriftConfig, _Stream
+from arcpoint_ce.routing.records import Backend, Outcome, Request
+
+ROOT = Path(__file__).parents[2]
+ENGINE = """
+import sys
+sys.path.insert(0, {root!r})
+from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
+from arcpoint_ce.routing.records import Backend, Outcome, Request
+config = EngineConfig(tick_s=1., memo_s=1.)
+e = ContextEngine([Backend("east"), Backend("west")], {path!r}, policy="p2c", config=config)
+now = {start}
+print("up", e.resumed, flush=True)
+while True:
+    for _ in range(20):
+        now += .1
+        d = e.decide(Request(), now)
+        ok = d.backend == "east"
+        e.observe(Outcome(d.backend, now, 5., ok, None if ok else "error", d.id))
+    e.step(now)
+    print(now, e.router.health("west", now)[0], flush=True)
+"""
+
+
+def test_an_engine_killed_at_any_moment_resumes_with_its_breakers(tmp_path):
+    path, start, rng, resumed = tmp_path / "e.db", 0.0, random.Random(1), []
+    for trial in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-c", ENGINE.format(root=str(ROOT), path=str(path), start=start)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        resumed.append(child.stdout.readline().split()[1])
+        for _ in range(5):
+            child.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        store = FeedbackStore(path)
+        start = store.state("engine")["at_s"] + 1.0
+        store.close()
+    assert resumed == ["False", "True", "True"]
+    e = ContextEngine([Backend("east"), Backend("west")], path)
+    state = FeedbackStore(path).state("engine")
+    memo, now = state["router"]["breakers"]["west"], e.router.status(state["at_s"])[1]
+    assert (
+        now["state"] == memo["state"] in ("open", "half_open")
+        and memo["opens"] > 0
+        and e.store.rows("decisions")
+    )
+    assert len({d["id"] for d in e.store.rows("decisions")}) == len(e.store.rows("decisions"))
+
+
+def test_routing_goes_on_when_the_store_is_broken():
+    class Broken(MemoryShelf):
+        def write(self, rows, states):
+            raise OSError("disk full")
+
+    e = ContextEngine(
+        [Backend("east"), Backend("west")],
+        FeedbackStore(Broken(), queue=100),
+        config=EngineConfig(tick_s=1.0),
+    )
+    for k in range(1000):
+        d = e.decide(Request(), k * 0.5)
+        e.observe(Outcome(d.backend, k * 0.5, 50.0, True, None, d.id))
+        e.step(k * 0.5)
+    s = e.status(500.0)
+    assert (
+        s["counts"]["observed"] == 1000
+        and e.failures == 0
+        and s["store"]["lost"]
+        + s["store"]["overflowed"]
+        + s["store"]["unwritten"]
+        + s["store"]["queued"]
+        >= 2000
+    )
+    assert "disk full" in s["store"]["error"] and json.dumps(s)
+
+
+def test_a_high_anomaly_tightens_one_breaker_and_never_the_fleet():
+    rng = np.random.default_rng(0)
+    e = ContextEngine(
+        [Backend("east"), Backend("west")],
+        anomalies=AnomalyDetector().fit(windows_of(*healthy(rng, 20_000))),
+        config=EngineConfig(tick_s=60.0),
+    )
+    for minute in range(45):
+        for b in ("east", "west"):
+            for k in range(20):
+                e.observe(
+                    Outcome(
+                        b,
+                        60.0 * minute + k,
+                        float(rng.normal(100, 2)) * (8 if minute >= 40 and b == "west" else 1),
+                    )
+                )
+        e.tick(60.0 * (minute + 1))
+    assert (
+        list(e.slow.watch.tight) == ["west"]
+        and e.router._lanes["west"].breaker.config.consecutive < e.router.breaker_config.consecutive
+    )
+    assert e.router._lanes["east"].breaker.config == e.router.breaker_config and e.status(2700.0)[
+        "anomalies"
+    ]["tightened"] == ["west"]
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.floats(0.1, 10), min_size=1),
+    st.sets(st.sampled_from("abcdefz")),
+    st.floats(0.01, 0.99),
+)
+def test_tightening_stays_within_its_share(capacity, names, share):
+    chosen = tighten({n: 1.0 for n in names}, capacity, share)
+    assert (
+        set(chosen) <= names & set(capacity)
+        and sum(capacity[n] for n in chosen) <= share * sum(capacity.values()) + 1e-9
+    )
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_every_detector_finds_a_large_change_and_begins_again(kind):
+    s, rng = _Stream(DriftConfig(kind=kind, warmup=100)), np.random.default_rng(0)
+    hits = [k for k in range(1400) if s.update(float(rng.normal() * (1 if k < 700 else 4)))]
+    assert hits and hits[0] >= 690 and s.n < 1400
+    assert s.update(float("nan")) is None
+
+
+def test_rollout_statistics_hold():
+    r = rollout_rates(200, 10_000)
+    assert (
+        r["aa_false_positive"] <= 0.05 < r["aa_t_test"]
+        and r["ab_power"] >= 0.8
+        and r["rollback_rate"] >= 0.95
+        and r["false_rollback_rate"] <= 0.05
+    )
+
+
+def adding(args):
+    folder, k = args
+    return Registry(folder).add(Path(folder) / "model", f"hash{k}", {}, float(k)).name
+
+
+def test_writers_of_a_registry_do_not_disturb_each_other(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "forest.npz").write_bytes(b"x")
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        names = list(pool.map(adding, [(str(tmp_path), k) for k in range(12)]))
+    r = Registry(tmp_path)
+    assert (
+        sorted(names) == sorted(r.versions())
+        and len(set(names)) == 12
+        and all(r.path_of(n) for n in names)
+    )
+
+
+def test_a_link_or_a_stranger_among_the_files_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "forest.npz").write_bytes(b"x")
+    r = Registry(tmp_path / "r")
+    r.add(tmp_path / "model", "h", {}, 0.0)
+    (tmp_path / "r" / "v1" / "more.npz").write_bytes(b"y")
+    with pytest.raises(_RegistryError, match="not part"):
+        r.move("v1", "live", 1.0, "try")
+    (tmp_path / "model" / "link").symlink_to("/etc/hostname")
+    with pytest.raises(_RegistryError, match="link"):
+        r.add(tmp_path / "model", "h", {}, 0.0)
+
+
+def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
+    from arcpoint_ce.forecast.latency import LatencyForest
+    from arcpoint_ce.telemetry.frames import to_steps
+    from arcpoint_ce.telemetry.traces import exercise_steps
+
+    data = exercise_steps(2600, 0)
+    old = AnomalyDetector().fit(windows_of(*healthy(np.random.default_rng(0), 2000)))
+    engine = ContextEngine(
+        [Backend("exercise")], forecaster=LatencyForest(trees=20).fit(data[:1500]), anomalies=old
+    )
+    for name, step in to_steps(data):
+        engine.store.stepped(name, step)
+    engine.store.flush()
+    now = float(data.start_s.max() + 60)
+    assert engine.retrain(now) and engine.slow.watch.detector is not old
+    assert not np.allclose(engine.slow.watch.detector.unit_, old.unit_)
+    engine.slow.config = replace(engine.config, learn_s=300 * 60.0)
+    newest = engine.slow.watch.detector
+    engine.retrain(now)
+    assert engine.slow.watch.detector is newest  # too few windows: the one there is stays

@@ -1,0 +1,109 @@
+"""The fleet file: the shipped one, and errors that name line, key and remedy."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from arcpoint_ce.telemetry.fleet_file import infer_fleet, load_fleet
+from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
+
+SHIPPED = Path(__file__).parents[2] / "data" / "fleet.toml"
+
+
+def test_shipped_file():
+    fleet = load_fleet(SHIPPED)
+    assert {b.name: b.capacity for b in fleet} == {
+        "atlas-large": 24,
+        "breeze-small": 12,
+        "cedar-medium": 16,
+        "delta-large": 20,
+        "ember-spot": 8,
+    }
+    assert (
+        all(b.price_out > b.price_in > 0 and b.region for b in fleet)
+        and len({b.region for b in fleet}) > 1
+    )
+    assert (
+        fleet.tiers["premium"].slo_ms
+        <= fleet.tiers["standard"].slo_ms
+        <= fleet.tiers["batch"].slo_ms
+    )
+
+
+FAULTS = [
+    ("[[backend]]\nname = 'a'\ncapacity = -1\n", 3, "backend.0.capacity", "correct the value"),
+    ("[[backend]]\nname = 'a'\ncapacity = 'many'\n", 3, "backend.0.capacity", "correct the value"),
+    ("[[backend]]\nname = 'a'\ncapacity = nan\n", 3, "backend.0.capacity", "correct the value"),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\n\n[[backend]]\ncapacity = 2\n",
+        5,
+        "backend.1.name",
+        "add it",
+    ),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\nslo = 3\n",
+        4,
+        "backend.0.slo",
+        "known here: name, capacity",
+    ),
+    (
+        "fleet = 1\n[[backend]]\nname = 'a'\ncapacity = 1\n",
+        1,
+        "fleet",
+        "known here: tiers, backend",
+    ),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\n[tiers.gold]\nslo_ms = 0\n",
+        5,
+        "tiers.gold.slo_ms",
+        "correct the value",
+    ),
+    ("[tiers.gold]\nslo_ms = 1\n", 1, "backend", "add it"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\ntiers = ['gold']\n", 4, "tiers", "add [tiers.gold]"),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\n[[backend]]\nname = 'a'\ncapacity = 1\n",
+        5,
+        "name",
+        "rename one",
+    ),
+    ("[[backend]]\nname = 'a'\ncapacity = \n", 3, "not TOML", "see data/fleet.toml"),
+]
+
+
+@pytest.mark.parametrize("text,line,key,remedy", FAULTS)
+def test_errors_name_line_key_and_remedy(tmp_path, text, line, key, remedy):
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}:{line}: {key}")) as e:
+        load_fleet(path)
+    assert remedy in str(e.value)
+
+
+def test_inferred_from_a_log(tmp_path):
+    """Ten at a time on one backend, one at a time on the other; prices 1 and 4 USD per million."""
+    rows = [f"{t},busy,10000,100,50,{300e-6}" for t in range(0, 3000)] + [
+        f"{t},calm,10000,100,50,{300e-6}" for t in range(0, 3000, 10)
+    ]
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "ts,backend,latency_ms,tokens_in,tokens_out,cost_usd\n" + "\n".join(rows) + "\n"
+    )
+    with load_requests(path) as log:
+        fleet = infer_fleet(log)
+    assert (
+        fleet.names == ("busy", "calm")
+        and 9 <= fleet["busy"].capacity <= 11
+        and 1 <= fleet["calm"].capacity <= 2
+    )
+    assert abs(100 * fleet["busy"].price_in + 50 * fleet["busy"].price_out - 300) < 0.01
+
+
+def test_inferred_from_telemetry(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "ts,backend,requests,latency_ms\n"
+        + "".join(f"{t},a,600,500\n{t},b,60,500\n" for t in range(0, 3600, 60))
+    )
+    fleet = infer_fleet(load_telemetry(path))
+    assert [b.capacity for b in fleet] == [10.0, 1.0]
