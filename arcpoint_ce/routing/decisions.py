@@ -264,7 +264,7 @@ class View:
     context_tok: float = inf  # inputs up to this length may use the view, tokens
     spare_tok: float = inf  # requests up to this size in all fit every rate limit in it, tokens
     limited: bool = False  # is either of them finite
-    lean: bool = False  # decisions may do without the signals that only Peak EWMA looks at
+    lean: bool = False  # decisions may do without the latencies of whole answers
 
     def swallowed(self, k: int, s: Signals) -> bool:
         "The k-th probing lane is not on trial, and holds as many of ours as it could serve."

@@ -74,12 +74,12 @@ class Signals:
     def frozen(self, lean: bool = False) -> tuple:
         """A copy that nobody changes; `Signals(*frozen)` reads like these did.
 
-        `lean`: without `stamp`, which only Peak EWMA looks at.
+        `lean`: without `latency` and `stamp`, for policies that go by their own pace.
         """
         return (
             tuple(self.in_flight),
             tuple(self.error),
-            tuple(self.latency),
+            () if lean else tuple(self.latency),
             () if lean else tuple(self.stamp),
             self.turn,
             self.phase,
@@ -106,8 +106,8 @@ class Policy(Protocol):
     """A routing rule.
 
     It may also state `gamma`, the power of the pace that it wants in `Signals.slow`; `breaker`, the
-    settings of the breakers that go with it; and `explore`, the share of requests that a router
-    draws by capacity alone.
+    settings of the breakers that go with it; `explore`, the share of requests that a router draws by
+    capacity alone; and `reads_latency`, False where it never looks at the latencies of answers.
     """
 
     name: str
@@ -804,7 +804,7 @@ class _OwnPacePlan:
     with the fleet.
     """
 
-    COMPARED = 16  # of more backends than this only so many are compared
+    COMPARED = 12  # of more backends than this only so many are compared
 
     def __init__(self, slots: tuple[int, ...], per: list[float], errors: float):
         self.per = per  # 1 / capacity, times what is foreseen, by position
@@ -908,6 +908,7 @@ class OwnPace:
     "Judges every backend by the work left there, the pace of one's own streams, and recent errors."
 
     name, peak, explore = "own_pace", False, 0.0
+    reads_latency = False  # it goes by the pace alone
     sheds = False  # a forecast acts through the pace, not by taking weight away
     breaker = BreakerConfig(
         window=50,

@@ -585,7 +585,7 @@ class _Views:
         policy: Policy,
         tried: tuple[str, ...] = (),  # backends that the request has tried already
         anyway: str | None = None,  # a backend that serves unless a person holds it open
-        lean: bool = False,  # do without what only Peak EWMA looks at
+        lean: bool = False,  # do without the latencies of whole answers
     ) -> View:
         "Who may serve, what the policy sees of them, and what it makes of it."
         members = self.admission.members
@@ -1120,7 +1120,7 @@ class Router:
             self.explore = getattr(policy, "explore", 0.01)
         self._lock = Lock()
         self._random = Random(config.seed).random
-        self._lean = not policy.peak  # nobody asks when a latency was last moved
+        self._lean = not getattr(policy, "reads_latency", True)
         self._members = members
         self._lanes = members.lanes
         self._signals = members.signals
