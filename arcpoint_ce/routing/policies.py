@@ -106,8 +106,8 @@ class Policy(Protocol):
     """A routing rule.
 
     It may also state `gamma`, the power of the pace that it wants in `Signals.slow`; `breaker`, the
-    settings of the breakers that go with it; `explore`, the share of requests that a router draws by
-    capacity alone; and `reads_latency`, False where it never looks at the latencies of answers.
+    settings of the breakers that go with it; `explore`, the share of requests that a router draws
+    by capacity alone; and `reads_latency`, False where it never looks at the latencies of answers.
     """
 
     name: str
