@@ -39,10 +39,10 @@ class _Doubt:
 
 
 def doubt_of(
-    router: Router,  # whose decision it is; for its limits
+    router: Router,  # whose decision it is; for its limits and the latencies of late
     d: Decision,
 ) -> _Doubt:
-    "From what was known when the decision was made; changes nothing."
+    "From what was known when the decision was made, and from the latencies of late."
     lane = d.lanes[0]
     signals = d.signals
     k = lane.slot
@@ -52,7 +52,8 @@ def doubt_of(
     forecast = table.usable(lane.backend.name, d.at_s) if table else None
     p_slow = forecast.p_slow(limit_ms) if forecast else None
     errors = signals.error[k]
-    late = max(signals.latency[k] / limit_ms - 0.8, 0.0)
+    latency_ms = router.latencies().get(lane.backend.name, 0.0)
+    late = max(latency_ms / limit_ms - 0.8, 0.0)
     often_slow = max(window.slow / window.n - 0.2, 0.0) if window.n else 0.0
     room = _room_left(lane.backend, forecast, signals.in_flight[k])
     trouble = min(errors + late, 1.0)

@@ -211,7 +211,7 @@ class _Transition:
 
 # %% ../../nbs/routing/02_breaker.ipynb #f584f5d4
 class _Clock:
-    """The latest finite time told so far, s; starts at 0.
+    """The latest finite time told so far, s; starts at 0, and goes back only by `set_back`.
 
     Not locked: its owner lets one thread in at a time.
     """
@@ -230,6 +230,10 @@ class _Clock:
     def would_show(self, now: float) -> float:  # s
         "The time that `tell` would give back; the clock stays as it is."
         return max(self.now_s, now) if now < inf else self.now_s
+
+    def set_back(self, now: float):
+        "It ran ahead: it is `now`."
+        self.now_s = min(self.now_s, now)
 
 # %% ../../nbs/routing/02_breaker.ipynb #1dde705c
 class _Ledger(_Clock):
@@ -277,6 +281,15 @@ class _Ledger(_Clock):
         self.late += 1
         if not ok:
             self.late_failed += 1
+
+    def set_back(self, now: float, longest_s: float):  # `longest_s`: no wait is longer
+        "What began later than `now` begins now, and its wait keeps its length."
+        if self.since_s > now:
+            self.until_s -= self.since_s - now
+            self.since_s = now
+        if self.until_s < inf:
+            self.until_s = min(self.until_s, now + longest_s)
+        super().set_back(now)
 
     def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
         "What people and programs ask for. Reads only."
@@ -382,22 +395,27 @@ def _probes(n: int) -> str:
 class _Trial:
     "The probes of one half-open time: how many are out, and what the others have shown."
 
-    __slots__ = ("out", "good", "slow", "busy_s")
+    __slots__ = ("out", "good", "slow", "busy_s", "patience_s", "given_up")
 
     def __init__(self):
         self.busy_s = 0.0  # since when probes have been out without a break, s
+        self.patience_s = 0.0  # the longest that one of them may well take, s
+        self.given_up = -1  # the era of a trial that ended for want of a verdict; -1: none
         self.begin()
 
     def begin(self):
         "No probe out, no verdict yet."
         self.out = self.good = self.slow = 0
 
-    def take(self, now: float, slots: int) -> bool:  # False: all slots are taken
-        "One probe goes out."
+    # False: all slots are taken
+    def take(self, now: float, slots: int, patience_s: float = 0.0) -> bool:
+        "One probe goes out; it may well take `patience_s`."
         if self.out >= slots:
             return False
         if not self.out:
             self.busy_s = now
+            self.patience_s = patience_s
+        self.patience_s = max(self.patience_s, patience_s)
         self.out += 1
         return True
 
@@ -417,7 +435,7 @@ class _Trial:
     def ends_s(self, now: float, config: BreakerConfig) -> float:  # s
         "When the trial is over for want of a verdict, as things stand now."
         begin_s = self.busy_s if self.out else now
-        return begin_s + config.max_half_open_s
+        return begin_s + max(config.max_half_open_s, self.patience_s)
 
     # the state that follows, HALF_OPEN as long as it is undecided; and why
     def verdict(self, ok: bool, slow: bool, config: BreakerConfig) -> tuple[str, str]:
@@ -546,8 +564,17 @@ class _Course:
         if at < until_s:
             return False
         out = _probes(trial.out)
-        why = f"{out} out for {config.max_half_open_s:g} s without a verdict"
+        why = f"{out} out for {at - trial.busy_s:.4g} s without a verdict"
+        trial.given_up = self.ledger.era
         return self.open(why, trial.evidence())
+
+    def answered(self) -> bool:  # True if the state changed
+        "An answer came from a backend that was given up: it lives, and its wait is over."
+        if not self.config.probes or self.config.probe_success <= 1:
+            return self.close("it answered before its wait was over", self.trial.evidence())
+        self.begin_trial("it answered before its wait was over")
+        self.trial.good = 1
+        return True
 
     def force(self, state: str | None, reason: str) -> bool:  # True if anything changed
         "What a person asks for: a state to hold, a trial, or None to hand back to the rules."
@@ -570,6 +597,13 @@ class _Course:
             return self.begin_trial(f"no longer forced open: {reason}")
         evidence = counts(self.window)
         return self.close(f"no longer forced closed: {reason}", evidence)
+
+    def set_back(self, now: float):
+        "The clock ran ahead: waits keep their length and begin now."
+        config = self.config
+        self.ledger.set_back(now, max(config.max_open_s, config.max_half_open_s, config.open_s))
+        self.backoff.opened_s = min(self.backoff.opened_s, now)
+        self.trial.busy_s = min(self.trial.busy_s, now)
 
     def memo(self) -> dict:  # plain values, fit for JSON
         "What `restore` needs."
@@ -627,12 +661,13 @@ class Breaker:
     def config(self, config: BreakerConfig):
         self.course.config = config
 
-    def acquire(self, now: float) -> bool:  # may a call go out
+    # may a call go out; `patience_s`: it may well take so long, and the trial waits for it, s
+    def acquire(self, now: float, patience_s: float = 0.0) -> bool:
         "Ask before a call. Closed: yes, whatever the time. Open: no. Half-open: while slots last."
         if self.state is CLOSED:
             return True
         at = self.ledger.tell(now)
-        return self.state is HALF_OPEN and self.trial.take(at, self.course.slots)
+        return self.state is HALF_OPEN and self.trial.take(at, self.course.slots, patience_s)
 
     def release(self, now: float, era: int | None = None):
         "A probe ended without a verdict: cancelled, or its lease expired. `era` as in `record`."
@@ -675,8 +710,20 @@ class Breaker:
         "An outcome while not closed, or from before the last change of state."
         if probe and self.trial.out and self._on_trial(era):
             return self._moved(self.course.verdict(ok, slow))
+        if ok and not slow and self._lives(probe, era):
+            return self._moved(self.course.answered())
         self.ledger.note_late(ok)
         return False
+
+    def _lives(self, probe: bool, era: int | None) -> bool:
+        """Does a good answer prove that an open breaker need not wait any longer?
+
+        It does for a call that went out after it had opened, as a last resort, and for a probe
+        that its trial did not wait for.
+        """
+        if self.state is not OPEN or self.ledger.forced is not None or era is None:
+            return False
+        return era == self.era or (probe and era == self.trial.given_up)
 
     def _moved(self, changed: bool) -> bool:  # the same
         "Take over the ledger's state where it has changed."
@@ -727,6 +774,16 @@ class Breaker:
             raise ValueError(f"state must be {expected}, got {state!r}")
         self.ledger.tell(now)
         return self._moved(self.course.force(_STATES.get(state), reason))
+
+    def set_back(self, now: float):
+        """The clock ran ahead, and it is `now`: waits keep their length and begin now.
+
+        Only whoever owns the clock may say so; an outcome's date never does.
+        """
+        self.course.set_back(now)
+        self.good_s = min(self.good_s, now)
+        if self.bad_s < inf:
+            self.bad_s = min(self.bad_s, now)
 
     def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
         "What people and programs ask for. Reads only."
@@ -981,6 +1038,14 @@ class Shedder:
         sent = _flows(wishes, p, size, self.config)
         self._apply(sent, p, size)
         return {b: h.multiplier for b, h in self.holds.items()}
+
+    def set_back(self, now: float):
+        "The clock ran ahead, and it is `now`: what began later begins now."
+        self.log.set_back(now)
+        for hold in self.holds.values():
+            if hold.since_s > now:
+                hold.until_s -= hold.since_s - now
+                hold.since_s = now
 
     def describe(self, now: float) -> list[dict]:  # one entry per backend that sheds; fit for JSON
         "Who sheds now, how much, why, and until when at least."

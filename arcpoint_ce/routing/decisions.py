@@ -12,68 +12,11 @@ from html import escape
 from math import inf
 
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from .limits import Budget, Holdback
 from .nowcast import Nowcast
 from .policies import Plan, Scene, Signals, WeightedPlan
 from .records import Backend, Forecast, ForecastTable, Request
 from .steps import BackendFeatures
-
-# %% ../../nbs/routing/05_decisions.ipynb #d63488ea
-_LEAD_S = 2.0  # how far spending may run ahead of the clock, s
-
-
-class _Budget:
-    "What one backend's rate limits still allow in this minute."
-
-    __slots__ = ("rpm", "tpm", "minute_s", "used", "used_tok", "promised_tok")
-
-    # requests and tokens per minute; None: no limit
-    def __init__(self, rpm: float | None, tpm: float | None):
-        self.rpm = rpm or inf
-        self.tpm = tpm or inf
-        self.minute_s = -inf  # the minute that the counts concern, s
-        self.used = 0  # requests sent in it
-        self.used_tok = 0  # their tokens
-        self.promised_tok = 0.0  # views let requests up to this size pass unasked, tokens
-
-    def counted(self, now: float) -> bool:
-        "Whether the counts concern `now`."
-        return -60.0 <= now - self.minute_s < 60.0
-
-    def left_tok(self, now: float) -> float:
-        "Tokens that are left in this minute."
-        return self.tpm - (self.used_tok if self.counted(now) else 0)
-
-    def ready_s(self, now: float, tokens: int = 0) -> float:
-        """From when on a request of so many tokens fits, s.
-
-        `now` where it fits at once, inf where it never will.
-        """
-        if tokens > self.tpm:
-            return inf
-        if not self.counted(now):
-            return now
-        if now < self.minute_s:
-            return self.minute_s
-        most = max(self.rpm, 1.0)
-        if self.used + 1 > most or self.used_tok + tokens > self.tpm:
-            return self.minute_s + 60.0
-        spent_share = max(self.used / self.rpm, self.used_tok / self.tpm)
-        paced_s = self.minute_s + spent_share * 60.0
-        return max(paced_s - _LEAD_S, now)
-
-    def spend(self, tokens: int, now: float) -> bool:
-        "Take one request out of the budget. True if views rely on more than is left."
-        fresh = not self.counted(now)
-        if fresh:
-            self.minute_s = now - now % 60.0
-            self.used = 0
-            self.used_tok = 0
-        self.used += 1
-        self.used_tok += tokens
-        if not fresh and self.left_tok(now) >= self.promised_tok and self.ready_s(now) <= now:
-            return False
-        self.promised_tok = 0.0
-        return True
 
 # %% ../../nbs/routing/05_decisions.ipynb #8e1ba0c3
 class _Coming:
@@ -162,12 +105,15 @@ class Lane:
         "coming",
         "slow_ms",
         "budget",
-        "held_s",
+        "hold",
         "failed_ms",
         "failed_s",
         "answered_s",
         "nowcast",
         "share",
+        "most_at_once",
+        "rationed",
+        "recovered_s",
     )
 
     def __init__(
@@ -190,21 +136,50 @@ class Lane:
         self.share = 1.0  # share of its nominal capacity that is ready
         self.coming = _Coming()
         self.nowcast = Nowcast()
-        self.budget = _Budget(backend.rpm, backend.tpm) if backend.rpm or backend.tpm else None
-        self.held_s = -inf  # it said that its rate limit is spent: nothing is sent before, s
+        limited = backend.rpm or backend.tpm or backend.tpm_in or backend.rpd
+        self.budget = Budget(backend) if limited else None
+        self.hold = Holdback()  # until when it wants to be left alone
+        self.most_at_once = backend.most_at_once or inf  # requests that it may hold, ours
+        # is each request entered in a book: a budget, or the trials of a key
+        self.rationed = bool(limited) or backend.most_at_once is not None
+        self.recovered_s = -inf  # when its breaker closed last, s
         self.failed_ms = inf, inf, inf  # how long its last failures took, ms; inf: not known
         self.failed_s = -inf  # when the last of them ended, s
         self.answered_s = -inf  # when its last success ended, s
 
-    def ready_s(self, now: float, tokens: int = 0) -> float:
+    def ready_s(self, now: float, tokens: int = 0, tokens_in: int = 0) -> float:
         "From when on another request fits its rate limits, s."
-        return max(self.budget.ready_s(now, tokens) if self.budget else now, self.held_s)
+        budget = self.budget
+        fits_s = budget.ready_s(now, tokens, tokens_in) if budget else now
+        return max(fits_s, self.hold.until_s)
 
     def slow_start(self, now: float, window_s: float) -> float:
-        "Share of its capacity that a newcomer may use: linear from 10 %, as in Envoy."
+        """Share of its capacity that a newcomer, or one that has just recovered, may use.
+
+        Linear from 10 %, as in Envoy.
+        """
         if window_s <= 0:
             return 1.0
-        return min(max((now - self.joined_s) / window_s, 0.1), 1.0)
+        since_s = max(self.joined_s, self.recovered_s)
+        return min(max((now - since_s) / window_s, 0.1), 1.0)
+
+    def runs_ahead(self, now: float, slack_s: float) -> bool:
+        "Has an outcome with a wrong date moved its clocks beyond `now`?"
+        far_s = now + slack_s
+        begun_us = self.features.end_us - self.features.step_us
+        return self.breaker.ledger.now_s > far_s or far_s * 1e6 < begun_us < inf
+
+    def set_back(self, now: float):
+        "The clock ran ahead, and it is `now`: what was dated later counts from now."
+        self.breaker.set_back(now)
+        self.features.set_back(int(now * 1e6 + 0.5))
+        self.hold.set_back(now)
+        self.joined_s = min(self.joined_s, now)
+        self.recovered_s = min(self.recovered_s, now)
+        self.failed_s = min(self.failed_s, now)
+        self.answered_s = min(self.answered_s, now)
+        self.nowcast.heard_s = min(self.nowcast.heard_s, now)
+        self.nowcast.streamed_s = min(self.nowcast.streamed_s, now)
 
     def failed(self, took_ms: float, end_s: float):  # inf: nobody knows how long it took
         self.failed_ms = (*self.failed_ms[1:], took_ms)
@@ -230,8 +205,12 @@ class Lane:
 
     def describe(self, s: Signals, now: float) -> dict:
         "Plain values for people and JSON."
+        held = self.hold.until_s > now
         return dict(
             self.breaker.describe(now),
+            held_s=round(self.hold.until_s - now, 3) if held else None,
+            held_why=self.hold.why if held else None,
+            limits=self.budget.status(now) if self.budget else {},
             weight=round(self.weight, 4),
             in_flight=s.in_flight[self.slot],
             pace_ms=1000.0 * self.nowcast.pace_s or None,
@@ -264,6 +243,8 @@ class View:
     context_tok: float = inf  # inputs up to this length may use the view, tokens
     spare_tok: float = inf  # requests up to this size in all fit every rate limit in it, tokens
     limited: bool = False  # is either of them finite
+    last_resort: bool = False  # are all shut, and is one of them tried all the same
+    back_s: float = inf  # when the first of those that may not serve now may be asked again, s
     lean: bool = False  # decisions may do without the latencies of whole answers
 
     def swallowed(self, k: int, s: Signals) -> bool:
@@ -274,7 +255,7 @@ class View:
     def check_anyone(self):
         "NoBackend if nothing may serve the request."
         if not self.lanes and not self.probing:
-            raise NoBackend(self.excluded)
+            raise NoBackend(self.excluded, max(self.back_s - self.since_s, 0.0))
 
     def unprobed(self, **changes) -> "View":
         "The same view with changes, and without any probe."
@@ -469,6 +450,7 @@ class Decision:
         "seen_s",
         "expect",
         "left",
+        "kept",
     )
 
     def __init__(self, id, request, lane, at_s, until_s, view, place, known, expect=256.0):
@@ -491,6 +473,7 @@ class Decision:
         self.seen_s = at_s
         self.expect = request.tokens_out or expect  # expected length of the answer, tokens
         self.left = [1.0]  # per attempt: share of the answer that is still to come
+        self.kept = ""  # why no draw was made: a rule named the backend; empty: it was drawn
 
     @property
     def attempts(self) -> int:
@@ -499,6 +482,10 @@ class Decision:
     @property
     def mode(self) -> str:
         return self.view.mode  # "predictive", "reactive" or "panic"
+
+    @property
+    def last_resort(self) -> bool:
+        return self.view.last_resort  # all were shut, and the least bad was taken
 
     @property
     def is_probe(self) -> bool:
@@ -521,6 +508,8 @@ class Decision:
         first = (self.view, self.place, self.known, self.at_s)
         draws = [first, *self.again]
         view, place, known, at_s = draws[attempt]
+        if self.kept and not attempt:
+            return 1.0
         chances = odds(view, Signals(*known), at_s)
         return chances[place]
 
@@ -540,6 +529,14 @@ class Decision:
     def reasons(self) -> list[str]:  # sentences, the most important first
         return _explain(self)
 
+    def started_s(self, attempt: int) -> float:
+        "When an attempt was decided, s."
+        return self.again[attempt - 1][3] if attempt else self.at_s
+
+    @property
+    def reserved_tok(self) -> int:
+        return self.request.tokens_in + int(self.expect)  # what each attempt takes of a budget
+
     def try_again(self, view: View, place: int, lane: Lane, known: tuple, now: float):
         "A further attempt starts, as drawn from `view`."
         bit = 1 << len(self.lanes)
@@ -555,8 +552,7 @@ class Decision:
     def waits(self, tokens: int, now: float):
         "Nothing has come before: a stream that is silent for long counts as standing still."
         k = len(self.lanes) - 1
-        started_s = self.again[-1][3] if k else self.at_s
-        due_s = started_s + _FIRST_TOKEN_S
+        due_s = self.started_s(k) + _FIRST_TOKEN_S
         if tokens or now <= due_s:
             return
         silent_s = now - max(self.seen_s, due_s)
@@ -572,40 +568,57 @@ class Decision:
         return f"<p>{'<br>'.join(map(escape, self.reasons))}</p>{self.candidates._repr_html_()}"
 
 
+def _basis(d: Decision) -> str:
+    "What a decision rests on, in words."
+    if d.mode == "predictive":
+        return f"forecast {d.forecast_version}, {d.forecast_age_s or 0:.0f} s old"
+    if d.mode == "panic":
+        return "panic: too little healthy capacity, health is ignored where backends still answer"
+    return "no usable forecast: reactive on own measurements"
+
+
+def _runner_up(candidates: Ranking, chosen: Candidate) -> list[str]:  # at most one sentence
+    "Who would have been next."
+    rivals = [c for c in candidates if c.backend != chosen.backend and c.score < inf]
+    if not rivals:
+        return []
+    best = rivals[0]
+    return [f"runner-up {best.backend} (score {best.score:.3g} against {chosen.score:.3g})"]
+
+
 def _explain(d: Decision) -> list[str]:  # sentences, the most important first
     "Why a decision fell as it did, in words."
     candidates = d.candidates
     chosen = next(c for c in candidates if c.backend == d.backend)
-    by_mode = {
-        "predictive": f"forecast {d.forecast_version}, {d.forecast_age_s or 0:.0f} s old",
-        "reactive": "no usable forecast: reactive on own measurements",
-        "panic": (
-            "panic: too little healthy capacity, health is ignored where backends still answer"
-        ),
-    }
+    how = d.kept or f"drawn with probability {chosen.probability:.3f}"
     sentences = [
         f"{d.backend}: {chosen.reason}; {chosen.in_flight} own in flight, "
-        f"{chosen.error_rate:.0%} errors, drawn with probability {chosen.probability:.3f}"
+        f"{chosen.error_rate:.0%} errors, {how}"
     ]
+    if d.last_resort:
+        sentences.append("a last resort: every backend is shut, and this is the least bad of them")
     if d.is_probe:
         sentences.append("a probe: the breaker is half-open and learns from this request")
-    sentences.append(by_mode[d.mode])
-    rivals = [c for c in candidates if c.backend != d.backend and c.score < inf]
-    if rivals:
-        best = rivals[0]
-        sentences.append(
-            f"runner-up {best.backend} (score {best.score:.3g} against {chosen.score:.3g})"
-        )
+    sentences.append(_basis(d))
+    sentences += _runner_up(candidates, chosen)
     return sentences + [f"not {name}: {why}" for name, why in d.view.excluded]
 
 # %% ../../nbs/routing/05_decisions.ipynb #274846aa
 class NoBackend(RuntimeError):
     "No backend may serve the request; the message says why for each."
 
-    def __init__(self, excluded: tuple[tuple[str, str], ...]):  # (backend, why not)
+    def __init__(
+        self,
+        excluded: tuple[tuple[str, str], ...],  # (backend, why not)
+        retry_after_s: float = inf,  # when asking again may help, s; inf: never by itself
+    ):
         reasons = "; ".join(f"{name} {why}" for name, why in excluded)
-        super().__init__(f"no backend may serve this request: {reasons or 'the fleet is empty'}")
+        again = f"; try again in {retry_after_s:.0f} s" if 0.5 <= retry_after_s < inf else ""
+        super().__init__(
+            f"no backend may serve this request: {reasons or 'the fleet is empty'}{again}"
+        )
         self.excluded = excluded
+        self.retry_after_s = retry_after_s
 
 
 def refusal(view: View, backend: str) -> tuple[tuple[str, str], ...]:

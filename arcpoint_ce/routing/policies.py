@@ -804,7 +804,7 @@ class _OwnPacePlan:
     with the fleet.
     """
 
-    COMPARED = 12  # of more backends than this only so many are compared
+    COMPARED = 10  # of more backends than this only so many are compared
 
     def __init__(self, slots: tuple[int, ...], per: list[float], errors: float):
         self.per = per  # 1 / capacity, times what is foreseen, by position

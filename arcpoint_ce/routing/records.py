@@ -11,6 +11,7 @@ __all__ = ['DEFAULT_SLO_MS', 'STEP_S', 'LEVELS', 'Backend', 'Request', 'serves',
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from html import escape
 from math import exp, inf, isfinite, log
 from typing import NamedTuple, Protocol
@@ -18,6 +19,9 @@ from typing import NamedTuple, Protocol
 from .outcomes import Verdict, classify
 
 # %% ../../nbs/routing/00a_records.ipynb #c0f5f99d
+_AMOUNTS = ("capacity", "slo_ms", "context_tok", "rpm", "tpm", "tpm_in", "rpd", "most_at_once")
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     "One place that can serve requests. Limits left at None are unknown, not zero."
@@ -33,14 +37,20 @@ class Backend:
     slo_ms: float | None = None  # its own latency limit, ms; None: the request's or the default
     context_tok: int | None = None  # longest input it takes, tokens
     rpm: float | None = None  # rate limit, requests per minute
-    tpm: float | None = None  # rate limit, tokens per minute
+    tpm: float | None = None  # rate limit, tokens per minute, input and output together
     quality: float | None = None  # expected share of right answers, 0..1
+    tpm_in: float | None = None  # rate limit, input tokens per minute
+    rpd: float | None = None  # rate limit, requests per day (UTC)
+    most_at_once: int | None = None  # requests that it takes at once at the very most
+    tags: tuple[str, ...] = ()  # what else it can do or is: "vision", "json", "on-premises"
+    # the order in which reserved capacity is used up before the rest; None: it is not reserved
+    spill_order: int | None = None
 
     def __post_init__(self):
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
         if not self.name:
             raise ValueError("Backend.name must not be empty")
-        for field_name in ("capacity", "slo_ms", "context_tok", "rpm", "tpm"):
+        for field_name in _AMOUNTS:
             value = getattr(self, field_name)
             if value is not None:
                 possible = isfinite(value) and value > 0
@@ -75,6 +85,13 @@ class Request(NamedTuple):
     max_cost_usd: float = inf  # never pay more than this for the request, USD
     # never a backend of less quality than this, 0..1; an unknown quality does not pass
     min_quality: float = 0.0
+    regions: tuple[str, ...] = ()  # only backends in one of these; empty: any
+    tags: tuple[str, ...] = ()  # only backends that have all of these
+    session: str | None = None  # of one conversation: its backend may hold a cache of what was said
+    prefix: str | None = None  # names a long beginning that it shares with other requests
+    ttft_limit_ms: float | None = None  # limit of the time to first token, ms; None: no limit
+    tenant: str | None = None  # who asks, as far as keys and budgets go
+    priority: int = 0  # more is more urgent, where requests have to wait
 
     def cost_usd(self, backend: Backend) -> float:  # price of this request there, USD
         "What serving this request on `backend` would cost at list price."
@@ -84,10 +101,32 @@ class Request(NamedTuple):
 
 # %% ../../nbs/routing/00a_records.ipynb #a3feb6c0
 def _lacks(
-    offered: tuple[str, ...],  # names that the backend takes; empty: any
+    offered: tuple[str, ...],  # names or patterns ("openai/*") that it takes; empty: any
     wanted: str | None,  # None: the request does not care
 ) -> bool:
-    return bool(wanted and offered and wanted not in offered)
+    if not wanted or not offered or wanted in offered:
+        return False
+    return not any("*" in name and fnmatchcase(wanted, name) for name in offered)
+
+
+def _misplaced(backend: Backend, request: Request) -> str | None:
+    "Why a backend breaks the request's rules about places and abilities; None: it does not."
+    if request.regions and backend.region not in request.regions:
+        return f"is in region {backend.region}, not in {' or '.join(request.regions)}"
+    missing = [tag for tag in request.tags if tag not in backend.tags]
+    return f"lacks {', '.join(missing)}" if missing else None
+
+
+def _too_poor(backend: Backend, request: Request) -> str | None:
+    "Why a backend is not good enough for the request; None: it is."
+    floor, quality = request.min_quality, backend.quality
+    if floor <= 0:
+        return None
+    if quality is None:
+        return f"quality unknown, under the floor of {floor:.2f}"
+    if quality < floor:
+        return f"quality {quality:.2f}, under the floor of {floor:.2f}"
+    return None
 
 
 def serves(
@@ -104,13 +143,9 @@ def serves(
     longest_tok = backend.context_tok
     if longest_tok is not None and request.tokens_in > longest_tok:
         return f"input of {request.tokens_in} tok exceeds its {longest_tok}"
-    floor = request.min_quality
-    if floor > 0:
-        quality = backend.quality
-        if quality is None:
-            return f"quality unknown, under the floor of {floor:.2f}"
-        if quality < floor:
-            return f"quality {quality:.2f}, under the floor of {floor:.2f}"
+    against = _misplaced(backend, request) or _too_poor(backend, request)
+    if against:
+        return against
     cost_usd = request.cost_usd(backend)
     most_usd = request.max_cost_usd
     if cost_usd > most_usd:

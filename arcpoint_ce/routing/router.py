@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf
 from numbers import Integral, Real
+from operator import itemgetter
 from random import Random
 from threading import Lock
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from arcpoint_ce.routing.breaker import (
     Shedder,
     in_panic,
 )
+from .clock import Clock
 from arcpoint_ce.routing.decisions import (
     Decision,
     Lane,
@@ -37,6 +39,7 @@ from arcpoint_ce.routing.decisions import (
     ranking,
     refusal,
 )
+from .limits import read_limits
 from .nowcast import IN_WEIGHT, Nowcast, others_pace_s, usual_pace_s
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
@@ -72,8 +75,10 @@ class RouterConfig:
     room_share: float = 0.3
     # then, with less than twice that room, first attempts may go to places that fail at once
     callers_retry: bool = False
+    # where all breakers are shut, try the least bad all the same; False: refuse
+    last_resort: bool = True
     gateways: int = 1  # that route into this fleet and share nothing, this one included
-    slow_start_s: float = 30.0  # a newcomer's weight grows over this time, s
+    slow_start_s: float = 30.0  # the weight of one that joins or recovers grows over this time, s
     refresh_s: float = 1.0  # a view is made again after this at the latest, s
     smoothing: float = 0.1  # weight of one outcome in the error and latency averages
     forget_s: float = 60.0  # an error rate that nothing confirms fades to 1/e in this time, s
@@ -100,11 +105,16 @@ class RouterConfig:
 
 
 class _Limits:
-    "The latency limits of a router's requests."
+    "The latency limits of a router's requests, and how much they ask of token budgets."
 
     def __init__(self, config: RouterConfig, tiers: Mapping[str, Tier]):
         self.config = config
         self.tiers = tiers
+        self.usual_tok = 256.0  # usual length of an answer, tokens
+
+    def size_tok(self, request: Request) -> int:
+        "Input and output; the usual length where the caller names none."
+        return request.tokens_in + (request.tokens_out or int(self.usual_tok))
 
     def limit_ms(self, backend: Backend, request: Request) -> float:
         "The request's own limit, else its tier's, the backend's, the default, ms."
@@ -113,6 +123,19 @@ class _Limits:
         tier_ms = tier.slo_ms if tier else None
         base_ms = request.slo_ms or tier_ms or backend.slo_ms or config.slo_ms
         return base_ms + config.slo_tok_ms * request.tokens_out
+
+    def missed(self, o: Outcome, lane: Lane, request: Request | None) -> bool:
+        "Was this answer slower than the limit that applied to its request?"
+        limit_ms = lane.slow_ms
+        if request is not None:
+            if request.slo_ms:
+                limit_ms = request.slo_ms
+            elif request.tier and request.tier in self.tiers:
+                limit_ms = self.tiers[request.tier].slo_ms
+            first_ms = request.ttft_limit_ms
+            if first_ms and o.ttft_ms is not None and o.ttft_ms > first_ms:
+                return True
+        return o.latency_ms > limit_ms + self.config.slo_tok_ms * o.tokens_out
 
 # %% ../../nbs/routing/06_router.ipynb #2e9438e4
 class _Members:
@@ -222,6 +245,8 @@ class _Standing:
     "How the backends stand towards one kind of request."
 
     why: dict[str, str | None]  # by backend: why it may not serve; None: it may
+    shut: list[Lane]  # those that may be tried where nobody else is left
+    back_s: float  # when the first of those that may not serve may be asked again, s
     probing: list[Lane]  # those that may be tried all the same
     probe_share: float  # share of the requests that goes to them
     panic: bool  # is too little of the capacity healthy
@@ -234,6 +259,21 @@ class _Standing:
             if why and name not in tried:
                 out.append((name, why))
         return tuple(out)
+
+
+def _why_later(lane: Lane, request: Request, ready_s: float, now: float) -> str:
+    "Why a lane takes no request of that size before `ready_s`, in a few words."
+    budget = lane.budget
+    tokens = request.tokens_in + request.tokens_out
+    if budget and tokens > budget.tpm:
+        return f"request of {tokens} tok exceeds its {budget.tpm:.0f} per minute"
+    if budget and request.tokens_in > budget.tpm_in:
+        return f"input of {request.tokens_in} tok exceeds its {budget.tpm_in:.0f} per minute"
+    if ready_s == inf:
+        return f"holds as many requests as it takes at once ({lane.most_at_once:g})"
+    held = lane.hold.until_s >= ready_s
+    why = lane.hold.why if held else "rate limit is spent"
+    return f"{why} until {ready_s - now:.1f} s from now"
 
 
 class _Admission:
@@ -270,24 +310,50 @@ class _Admission:
                 able.append(lane)
 
         panic = self._panic(able)
-        tokens = request.tokens_in + request.tokens_out
         untried = []
         ready = []  # with a request left in their rate limits
+        back_s = inf
         for lane in able:
             name = lane.backend.name
             if name in tried:
                 why[name] = "was tried already"
                 continue
-            why[name] = self._against(lane, tokens, now, panic)
+            ready_s = self._ready_s(lane, request, now)
+            why[name] = self._against(lane, request, ready_s, now, panic)
             untried.append(lane)
-            if lane.ready_s(now, tokens) <= now:
+            if ready_s <= now:
                 ready.append(lane)
+            closed = lane.breaker.state == CLOSED
+            back_s = min(back_s, ready_s if closed else max(ready_s, lane.breaker.until_s))
 
         # where attempts cost little, and whether the others have room for more
         quick = self._failing_fast(untried, request, now)
         free = self._free_of_others(able, quick, table, now)
         probing, share = self._trials(ready, quick, free, why, now)
-        return _Standing(why, probing, share, panic)
+        shut = [lane for lane in untried if self._is_last_resort(lane, request, now)]
+        return _Standing(why, shut, back_s, probing, share, panic)
+
+    def _is_last_resort(self, lane: Lane, request: Request, now: float) -> bool:
+        """May it be tried where nobody else is left?
+
+        Not if a person holds it open, a limit that is known is spent, or it has itself named a
+        time before which it serves nobody.
+        """
+        if lane.breaker.forced == OPEN or (lane.hold.named and lane.hold.until_s > now):
+            return False
+        if self.members.signals.in_flight[lane.slot] >= lane.most_at_once:
+            return False
+        size_tok = self.limits.size_tok(request)
+        return not lane.budget or lane.budget.ready_s(now, size_tok, request.tokens_in) <= now
+
+    def _ready_s(self, lane: Lane, request: Request, now: float) -> float:
+        "From when on the lane may hold one more request of that size, s."
+        if self.members.signals.in_flight[lane.slot] >= lane.most_at_once:
+            return inf
+        size_tok = self.limits.size_tok(request)
+        if lane.budget and not request.tokens_out:
+            size_tok = max(min(size_tok, lane.budget.tpm), request.tokens_in)
+        return lane.ready_s(now, size_tok, request.tokens_in)
 
     def _trials(
         self,
@@ -324,14 +390,12 @@ class _Admission:
         return in_panic(healthy, whole, self.config.panic_share)
 
     @staticmethod
-    def _against(lane: Lane, tokens: int, now: float, panic: bool) -> str | None:
+    def _against(
+        lane: Lane, request: Request, ready_s: float, now: float, panic: bool
+    ) -> str | None:
         "What speaks against a lane that serves such requests: its rate limits, its breaker."
-        budget = lane.budget
-        if budget and tokens > budget.tpm:
-            return f"request of {tokens} tok exceeds its {budget.tpm:.0f} per minute"
-        wait_s = lane.ready_s(now, tokens) - now
-        if wait_s > 0:
-            return f"rate limit is spent until {wait_s:.1f} s from now"
+        if ready_s > now:
+            return _why_later(lane, request, ready_s, now)
         breaker = lane.breaker
         if breaker.state == CLOSED:
             return None
@@ -567,7 +631,7 @@ class _Views:
         "Keep a view for requests of the same kind, unless this one was too special."
         if request.max_cost_usd != inf or request.tokens_in > view.context_tok:
             return
-        if request.tokens_in + request.tokens_out > view.spare_tok:
+        if self.admission.limits.size_tok(request) > view.spare_tok:
             return
         if len(self.kept) >= self.MOST:
             self.kept.clear()
@@ -586,6 +650,7 @@ class _Views:
         tried: tuple[str, ...] = (),  # backends that the request has tried already
         anyway: str | None = None,  # a backend that serves unless a person holds it open
         lean: bool = False,  # do without the latencies of whole answers
+        resort: bool = False,  # where all are shut, may the least bad serve
     ) -> View:
         "Who may serve, what the policy sees of them, and what it makes of it."
         members = self.admission.members
@@ -594,6 +659,9 @@ class _Views:
         if anyway is not None:
             self._let_serve(anyway, why, request)
         lanes = tuple(lane for name, lane in members.lanes.items() if why[name] is None)
+        last_resort = resort and not lanes
+        if last_resort and not probing:
+            lanes = self._least_bad(standing)
         panic, again = standing.panic, bool(tried)
         scene = self._scene(lanes, request, now, table, panic, again)
         context_tok, spare_tok = self._sizes((*lanes, *probing), now)
@@ -608,6 +676,8 @@ class _Views:
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
             excluded=standing.excluded(),
+            last_resort=last_resort,
+            back_s=standing.back_s,
             table=table,
             stamp=self.stamp,
             since_s=now,
@@ -617,6 +687,10 @@ class _Views:
             limited=min(context_tok, spare_tok) < inf,
             lean=lean,
         )
+
+    def _least_bad(self, standing: _Standing) -> tuple[Lane, ...]:
+        "Whom to try where nobody may serve."
+        return tuple(standing.shut) if self.admission.config.last_resort else ()
 
     def _scene(
         self,
@@ -673,16 +747,20 @@ class _Views:
 _NO_VIEW = View((), (), None, None, None, "reactive", stamp=-1)  # void from the start
 
 # %% ../../nbs/routing/06_router.ipynb #183f85be
+_NEUTRAL = frozenset(("caller", "cancelled"))
+
+
 class _Lessons:
     "What outcomes teach: steps, breakers, and this gateway's own averages."
 
-    __slots__ = ("signals", "paces", "config", "length_tok", "faded_s")
+    __slots__ = ("signals", "paces", "limits", "config", "faded_s", "unclassified")
 
-    def __init__(self, signals: Signals, paces: _Paces, config: RouterConfig):
+    def __init__(self, signals: Signals, paces: _Paces, limits: _Limits):
         self.signals = signals
         self.paces = paces
-        self.config = config
-        self.length_tok = 256.0  # usual length of an answer, tokens
+        self.limits = limits
+        self.config = limits.config
+        self.unclassified = 0  # failures whose text is in no list
         self.faded_s = -inf  # when errors faded last, s
 
     def fade(self, now: float):
@@ -708,37 +786,86 @@ class _Lessons:
         probe: int,  # not 0: it held a probe slot
         era: int | None,  # the breaker's era when it started
         start_us: int,  # when it started, µs
+        request: Request | None,  # what was asked; None: not an attempt of ours
         policy: Policy,  # says how latencies are averaged
     ) -> bool:  # True: views hold no longer
         "One ended attempt: steps, breaker and averages of its backend."
+        kind = o.verdict.kind
+        if kind in _NEUTRAL:
+            return self._neutral(o, lane, key, probe, era, start_us, request)
         ok = o.ok
-        end_us, end_s = start_us, o.ts_s
-        long_ms = inf  # how long it took, where that is known
-        counted_us = None  # its latency, where it counts
-        slow = False
-        if o.latency_ms is not None:
-            long_ms = o.latency_ms
-            took_us = int(long_ms * 1000.0 + 0.5)
-            end_us += took_us
-            end_s += long_ms / 1000.0
-            if ok or o.error == "timeout":
-                counted_us = took_us
-                slow = long_ms > lane.slow_ms + self.config.slo_tok_ms * o.tokens_out
+        long_ms, end_us, end_s = self._ended(o, start_us)
+        counts = long_ms < inf and (ok or o.verdict.timed_out)
+        counted_us = end_us - start_us if counts else None  # its latency, where it counts
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
-        if ok:
-            lane.answered_s = end_s if end_s > lane.answered_s else lane.answered_s
-            if o.tokens_out:
-                self.length_tok += 0.01 * (o.tokens_out - self.length_tok)
-        else:
-            lane.failed(long_ms, end_s)
+        if kind == "throttled":
+            return self._throttled(o, lane, probe, era, end_s, policy)
+        told = self._praise if ok else self._blame
+        told(o, lane, long_ms, end_s)
+        slow = counts and self.limits.missed(o, lane, request)
         changed = lane.breaker.record(ok, slow, end_s, probe, era, long_ms / 1000.0)
+        recovered = changed and lane.breaker.state is CLOSED
         if lane.owner:
-            recovered = changed and lane.breaker.state is CLOSED
-            self._average(o, lane, recovered, counted_us is not None, end_s, policy)
-        if o.error == "rate_limited":
-            lane.held_s = end_s - end_s % 60.0 + 60.0
-            return True
-        return changed | (probe > 0)
+            self._average(o, lane, recovered, counts, end_s, policy)
+        return changed | (probe > 0) | (o.retry_after_s is not None)
+
+    # how long it took, ms (inf: nobody knows), and when it ended, µs and s
+    def _ended(self, o: Outcome, start_us: int) -> tuple[float, int, float]:
+        "A duration beyond every lease is a mistake and counts as unknown."
+        took_ms = o.latency_ms
+        if took_ms is None or took_ms > 1000.0 * self.config.lease_s:
+            return inf, start_us, o.ts_s
+        return took_ms, start_us + int(took_ms * 1000.0 + 0.5), o.ts_s + took_ms / 1000.0
+
+    def _praise(self, o: Outcome, lane: Lane, long_ms: float, end_s: float):
+        "A request was served."
+        if end_s > lane.answered_s:
+            lane.answered_s = end_s
+        if o.tokens_out:
+            limits = self.limits
+            limits.usual_tok += 0.01 * (o.tokens_out - limits.usual_tok)
+        if lane.hold.refusals:
+            lane.hold.succeed()
+
+    def _blame(self, o: Outcome, lane: Lane, long_ms: float, end_s: float):
+        "A backend's fault: was it listed, and how long does the backend want to be left alone?"
+        lane.failed(long_ms, end_s)
+        if not o.verdict.known:
+            self.unclassified += 1
+        if o.retry_after_s is not None:
+            lane.hold.throttle(end_s, o.retry_after_s)
+
+    def _throttled(
+        self, o: Outcome, lane: Lane, probe: int, era: int | None, end_s: float, policy: Policy
+    ) -> bool:  # True: views hold no longer
+        "The backend is well and has had enough: it is left alone, its breaker hears nothing."
+        if probe:
+            lane.breaker.release(end_s, era)
+        if lane.owner:
+            self._average(o, lane, False, False, end_s, policy)
+        lane.hold.throttle(end_s, o.retry_after_s)
+        return True
+
+    def _neutral(
+        self,
+        o: Outcome,
+        lane: Lane,
+        key: int,
+        probe: int,
+        era: int | None,
+        start_us: int,
+        request: Request | None,
+    ) -> bool:  # True: views hold no longer
+        "The caller's mistake, or a caller who left: it counts for nobody and against nobody."
+        lane.features.drop(key)
+        if probe:
+            lane.breaker.release(start_us / 1e6, era)
+        dead = False
+        if o.verdict.key_refused:
+            tenant = request.tenant if request else None
+            dead = lane.hold.refuse(o.ts_s + (o.latency_ms or 0.0) / 1000.0, tenant)
+            lane.rationed = lane.rationed or dead
+        return dead or probe > 0
 
     def _average(self, o, lane, recovered, counts, end_s, policy):
         "Move the averages of a backend: errors, pace, latency."
@@ -748,6 +875,7 @@ class _Lessons:
         error = s.error[slot]
         if recovered:
             s.error[slot] = 0.0  # on trial and well: what was before is over
+            lane.recovered_s = end_s
         elif error or not o.ok:
             now_error = not o.ok
             s.error[slot] = error + smoothing * (now_error - error)
@@ -809,8 +937,8 @@ class _Reservations:
         s = self.signals
         id = s.turn + 1
         known = s.frozen(view.lean)
-        length_tok = self.lessons.length_tok
-        d = Decision(id, request, lane, now, until_s, view, place, known, length_tok)
+        usual_tok = self.lessons.limits.usual_tok
+        d = Decision(id, request, lane, now, until_s, view, place, known, usual_tok)
         s.turn = id
 
         slot = lane.slot
@@ -819,7 +947,7 @@ class _Reservations:
         lane.features.begin(id << 4, now_us)
         if lane.nowcast.hope_s:
             self.paces.one_is_enough(lane)
-        if lane.budget or lane.breaker.state is not CLOSED:
+        if lane.rationed or lane.breaker.state is not CLOSED:
             self._ration(d, 0, now)
         self.open[id] = d
         if until_s < self.due_s:
@@ -855,20 +983,44 @@ class _Reservations:
         "Reserve what is scarce where an attempt goes: a probe slot, a piece of the rate limits."
         lane = d.lanes[attempt]
         breaker, budget = lane.breaker, lane.budget
-        if breaker.state is not CLOSED and breaker.acquire(now):
+        if breaker.state is not CLOSED and breaker.acquire(now, self._patience_s(d, lane)):
             d.probes |= 1 << attempt
             if breaker.out >= breaker.slots:
                 self.views.outdate()
-        if budget:
-            request = d.request
-            tokens = request.tokens_in + request.tokens_out
-            if budget.spend(tokens, now):
-                self.views.outdate()
+        if budget and budget.spend(d.reserved_tok, now, d.request.tokens_in):
+            self.views.outdate()
+        if lane.hold.key_dead:
+            lane.hold.try_later(now)
+            self.views.outdate()
+        if self.signals.in_flight[lane.slot] >= lane.most_at_once:
+            self.views.outdate()
+
+    def _patience_s(self, d: Decision, lane: Lane) -> float:
+        "How long a probe may well take: its limit, or three times what answers take there."
+        limits = self.lessons.limits
+        limit_ms = limits.limit_ms(lane.backend, d.request)
+        usual_ms = self.signals.latency[lane.slot]
+        return max(limit_ms, 3.0 * usual_ms) / 1000.0
+
+    def settle(self, d: Decision, attempt: int, o: Outcome):
+        "What an attempt took of the token budgets is known now."
+        lane = d.lanes[attempt]
+        took_tok = o.tokens_in + o.tokens_out
+        neutral = o.verdict.kind in ("caller", "cancelled", "throttled")
+        if not took_tok and not neutral:
+            return  # nobody said what it took: the reservation stands
+        at_s = d.started_s(attempt)
+        more_in_tok = o.tokens_in - d.request.tokens_in
+        lane.budget.settle(at_s, took_tok - d.reserved_tok, more_in_tok)
 
     def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "Give back everything; no outcome is awaited any more."
         if self.open.pop(d.id, None) is None:
             return False
+        for k, lane in enumerate(d.lanes):
+            if lane.budget and d.open >> k & 1:
+                tokens_in = d.request.tokens_in
+                lane.budget.settle(d.started_s(k), -d.reserved_tok, -tokens_in, requests=-1)
         self._release(d, now)
         d.open = 0
         return True
@@ -880,6 +1032,8 @@ class _Reservations:
             if not d.held >> k & 1:
                 continue
             slot = lane.slot
+            if s.in_flight[slot] >= lane.most_at_once:
+                self.views.outdate()
             s.in_flight[slot] -= 1
             s.load[slot] -= d.left[k]
             if not s.in_flight[slot]:
@@ -889,6 +1043,29 @@ class _Reservations:
                 lane.breaker.release(now, d.eras[k])
                 self.views.outdate()
         d.held = 0
+
+    def end(self, d: Decision, lane: Lane, o: Outcome) -> int:  # not 0: it still held its place
+        "An attempt has ended: it gives back what it held, and its budget is settled."
+        k = o.attempt
+        bit = 1 << k
+        d.open ^= bit
+        held = d.held & bit
+        if held:
+            d.held ^= bit
+            s, slot = self.signals, lane.slot
+            running = s.in_flight[slot] - 1
+            s.in_flight[slot] = running
+            s.load[slot] = s.load[slot] - d.left[k] if running else 0.0
+            if running + 1 >= lane.most_at_once:
+                self.views.outdate()
+            if d.seen or not o.ok:
+                self.told(d, lane, o)
+        if lane.budget:
+            self.settle(d, k, o)
+        if not d.open:
+            self.open.pop(d.id, None)
+            self.lapsed.pop(d.id, None)
+        return held
 
     def told(self, d: Decision, lane: Lane, o: Outcome):
         "What the outcome of an attempt says beyond itself: of its stream, and of its caller."
@@ -904,6 +1081,13 @@ class _Reservations:
             end_s = o.ts_s + o.latency_ms / 1000.0
             gap_s = end_s - d.seen_s
             lane.nowcast.stream(gap_s if gap_s > 0.0 else 0.0, rest_tok)
+
+    def set_back(self, now: float):
+        "The clock ran ahead, and it is `now`: leases keep their length and begin now."
+        for d in self.open.values():
+            d.until_s = min(d.until_s, now + self.lease_s)
+            d.seen_s = min(d.seen_s, now)
+        self.due_s = min(self.due_s, now + self.lease_s)
 
     def expire(self, now: float) -> int:
         "End the leases that are over, and say how many. OverflowError on an infinite time."
@@ -947,7 +1131,7 @@ def _measured_of(lane: Lane, s: Signals) -> dict:
         pace_s=nowcast.pace_s,
         streamed_s=finite(nowcast.streamed_s),
         heard_s=finite(nowcast.heard_s),
-        held_s=finite(lane.held_s),
+        held_s=finite(lane.hold.until_s),
         minute=[budget.minute_s, budget.used, budget.used_tok] if spent else None,
     )
 
@@ -986,7 +1170,7 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping):
     nowcast.streamed_s = streamed_s
     nowcast.folded_s = streamed_s
     nowcast.heard_s = heard_s
-    lane.held_s = held_s
+    lane.hold.until_s = held_s
     budget = lane.budget
     if budget:
         budget.minute_s, budget.used, budget.used_tok = spent
@@ -1009,7 +1193,7 @@ class _Memory:
             measured={name: _measured_of(lane, s) for name, lane in lanes.items()},
             usual=dict(
                 retried=s.retried,
-                length_tok=self.lessons.length_tok,
+                length_tok=self.lessons.limits.usual_tok,
                 faded_s=faded_s if faded_s > -inf else None,
             ),
         )
@@ -1047,12 +1231,15 @@ class _Memory:
         if not (0 <= retried <= 1 and 0 < length_tok < inf):
             raise ValueError(f"that is not usual: {dict(usual)!r}")
         lessons = self.lessons
-        lessons.length_tok = length_tok
+        lessons.limits.usual_tok = length_tok
         self.members.signals.retried = retried
         faded_s = usual["faded_s"]
         lessons.faded_s = -inf if faded_s is None else float(faded_s)
 
 # %% ../../nbs/routing/06_router.ipynb #06af69bd
+_KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags")
+# what views are kept by: all of a request that decides who may serve it
+_kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
 _MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
 _NO_DECISION = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
 _MOST_ATTEMPTS = 16  # of one decision; outcomes name the attempt in four bits of a key
@@ -1091,7 +1278,11 @@ class Router:
     Usable from threads and from asyncio.
     """
 
-    COUNTED = ("decided", "observed", "cancelled", "expired", "late", "ignored", "progress_ignored")
+    COUNTED = (
+        *("decided", "observed", "cancelled", "expired", "late", "ignored", "progress_ignored"),
+        *("corrected", "unclassified"),
+    )
+    MOST_EARLY = 1000  # outcomes from elsewhere that wait until the clock reaches their date
 
     def __init__(
         self,
@@ -1110,7 +1301,9 @@ class Router:
         self.tiers = {t.name: t for t in tiers}
         self.shedder = Shedder(shed)
         self.table = ForecastTable()
-        self.counts = dict.fromkeys(self.COUNTED, 0)
+        self._clock = Clock()
+        self._early: list[Outcome] = []  # from elsewhere, dated later than the clock
+        self._counts = dict.fromkeys(self.COUNTED, 0)
 
         members = _Members(config)
         limits = _Limits(config, self.tiers)
@@ -1127,12 +1320,19 @@ class Router:
         self._limits = limits
         self._admission = _Admission(members, limits, config)
         self._paces = _Paces(members, gamma)
-        self._lessons = _Lessons(members.signals, self._paces, config)
+        self._lessons = _Lessons(members.signals, self._paces, limits)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views, config)
         self._memory = _Memory(members, self._lessons)
         for backend in backends:
             self.add(backend, -inf)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        "How many decisions, outcomes and so on there were so far, by the names in COUNTED."
+        self._counts["corrected"] = self._clock.corrected
+        self._counts["unclassified"] = self._lessons.unclassified
+        return self._counts
 
     @property
     def backends(self) -> list[Backend]:
@@ -1182,7 +1382,7 @@ class Router:
         """
         with self._lock:
             policy = policy or self.policy
-            view = self._views.make(request, now, self.table, policy)
+            view = self._views.make(request, now, self.table, policy, resort=True)
             view.check_anyone()
             return ranking(view, request, self._signals, now)
 
@@ -1199,16 +1399,17 @@ class Router:
             reservations = self._reservations
             if now >= reservations.due_s:
                 self._expire(now)
-            _, model, task, tier, slo_ms, tokens_in, tokens_out, max_cost_usd, min_quality = request
-            key = model, task, tier, slo_ms, min_quality, policy
+            key = _kind_of(request)
+            if policy is not None:
+                key = key, policy
             views = self._views
             view = views.kept.get(key, _NO_VIEW)
             if (
                 view.stamp != views.stamp
                 or not view.since_s <= now < view.until_s
-                or max_cost_usd < inf
+                or request.max_cost_usd < inf
                 or view.limited
-                and (tokens_in > view.context_tok or tokens_in + tokens_out > view.spare_tok)
+                and self._is_large(request, view)
             ):
                 view = self._fresh_view(key, request, now, policy)
 
@@ -1220,25 +1421,74 @@ class Router:
                 place = plan.choose(random, self._signals, now)
                 lane = view.lanes[place]
             d = reservations.book(request, view, place, lane, now)
-            self.counts["decided"] = d.id
+            self._counts["decided"] = d.id
             return d
         finally:
             self._lock.release()
 
+    def _is_large(self, request: Request, view: View) -> bool:
+        "Is it larger than what the view lets pass unasked?"
+        if request.tokens_in > view.context_tok:
+            return True
+        return self._limits.size_tok(request) > view.spare_tok
+
     def _fresh_view(self, key: tuple, request: Request, now: float, policy: Policy | None) -> View:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
+        self._tell(now)
         self._lessons.fade(now)
         self._paces.fold(now)
         views = self._views
         for lane in self._lanes.values():
             if lane.breaker.poll(now):
                 views.outdate()
+                if lane.breaker.state is CLOSED:
+                    lane.recovered_s = now
         lean = self._lean and policy is None
         policy = policy or self.policy
-        view = views.make(request, now, self.table, policy, lean=lean)
+        view = views.make(request, now, self.table, policy, lean=lean, resort=True)
         view.check_anyone()
         views.keep(key, view, request)
         return view
+
+    def _tell(self, now: float):
+        "Somebody said what time it is: set right what outcomes have dated wrongly."
+        clock = self._clock
+        back = clock.tell(now)
+        if clock.now_s == -inf:
+            return
+        for lane in self._lanes.values():
+            if lane.runs_ahead(clock.now_s, clock.SLACK_S):
+                lane.set_back(clock.now_s)
+                self._views.outdate()
+        if back:
+            self._set_back(now)
+        self._take_early()
+
+    def _asked(self, now: float):
+        "Somebody asks about a time; it may be over, and sets no clock back."
+        if now >= self._clock.now_s:
+            self._tell(now)
+        else:
+            self._take_early()
+
+    def _take_early(self):
+        "Learn from the outcomes that waited for the clock, in the order of their dates."
+        if not self._early:
+            return
+        early, self._early = self._early, []
+        latest_s = self._clock.now_s if self._clock.now_s > -inf else inf
+        for o in sorted(early, key=lambda o: min(o.ts_s, latest_s)):
+            self._stray(o, None)
+
+    def _set_back(self, now: float):
+        "The clock of whoever asks ran ahead, and it is `now`."
+        self._views.outdate()
+        self._reservations.set_back(now)
+        self.shedder.set_back(now)
+        self._lessons.faded_s = min(self._lessons.faded_s, now)
+        self._paces.streamed_s = min(self._paces.streamed_s, now)
+        if self.table.made_s > now:
+            self.table = ForecastTable()  # made in a future that is not there yet
 
     def _draw(self, view: View, now: float) -> tuple[int, Lane]:
         "A place in the view, as in `odds`, and the lane there."
@@ -1288,19 +1538,19 @@ class Router:
             view = view.unprobed(plan=sure, explore=0.0, probe_share=0.0)
             lane = view.lanes[place]
             d = self._reservations.book(request, view, place, lane, now)
-            self.counts["decided"] = d.id
+            self._counts["decided"] = d.id
             return d
 
     def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "The caller gave up: release all open attempts. They teach nothing."
         with self._lock:
             cancelled = self._reservations.cancel(d, now)
-            self.counts["cancelled"] += cancelled
+            self._counts["cancelled"] += cancelled
             return cancelled
 
     def _expire(self, now: float):
         "End the leases that are over; their outcomes may still come and teach."
-        self.counts["expired"] += self._reservations.expire(now)
+        self._counts["expired"] += self._reservations.expire(now)
 
     # a decision or its id; False: ignored, and counted
     def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:
@@ -1324,7 +1574,7 @@ class Router:
                 or not d.seen <= tokens < _MOST_TOK
                 or not d.seen_s <= now < inf
             ):
-                self.counts["progress_ignored"] += 1
+                self._counts["progress_ignored"] += 1
                 return False
             lane = d.lanes[k]
             if d.seen:
@@ -1344,8 +1594,13 @@ class Router:
             self._lock.release()
 
     # False: a duplicate or unknown outcome, counted and otherwise ignored
-    def observe(self, o: Outcome) -> bool:
-        "Take in how an attempt ended. ValueError if it names a backend that it cannot have run on."
+    def observe(self, o: Outcome, now: float | None = None) -> bool:
+        """Take in how an attempt ended. ValueError if it names a backend that it cannot have run
+        on.
+
+        `now`: when the outcome came in, on the clock of `decide`; None: not known. Dates before
+        the decision or after that are impossible: they are corrected, and counted.
+        """
         self._lock.acquire()
         try:
             id, k = o.decision, o.attempt
@@ -1354,51 +1609,100 @@ class Router:
             lapsed = self._reservations.lapsed
             d = open_.get(id, lapsed.get(id, _NO_DECISION))
             if k < 0 or not d.open >> k & 1:
-                return self._stray(o, ts_us)
+                return self._unawaited(o, now)
             lane = d.lanes[k]
             if lane.backend.name != o.backend:
                 raise ValueError(_elsewhere(o, lane))
-            bit = 1 << k
-            d.open ^= bit
-            held = d.held & bit
-            if held:
-                d.held ^= bit
-                s, slot = self._signals, lane.slot
-                running = s.in_flight[slot] - 1
-                s.in_flight[slot] = running
-                s.load[slot] = s.load[slot] - d.left[k] if running else 0.0
-                if d.seen or not o.ok:
-                    self._reservations.told(d, lane, o)
-            else:
-                self.counts["late"] += 1
-            if not d.open:
-                open_.pop(id, None)
-                lapsed.pop(id, None)
-            self.counts["observed"] += 1
+            decided_s = d.at_s if not k else d.started_s(k)
+            if now is not None or not decided_s <= o.ts_s <= self._clock.now_s:
+                o = self._corrected(o, decided_s, now)
+                ts_us = int(o.ts_s * 1e6 + 0.5)
+            held = self._reservations.end(d, lane, o)
+            if not held:
+                self._counts["late"] += 1
+            self._counts["observed"] += 1
             key = id << 4 | k
             probe = held & d.probes
-            if self._lessons.learn(o, lane, key, probe, d.eras[k], ts_us, self.policy):
+            if self._lessons.learn(o, lane, key, probe, d.eras[k], ts_us, d.request, self.policy):
                 self._views.outdate()
             return True
         finally:
             self._lock.release()
 
-    def _stray(self, o: Outcome, ts_us: int) -> bool:
+    def dated(self, o: Outcome, now: float) -> Outcome:
+        """The outcome as `observe` will take it: with dates that are possible.
+
+        `now`: when it came in, on the clock of `decide`. Changes nothing; the outcome itself where
+        its dates are in order.
+        """
+        with self._lock:
+            d = self._reservations.open.get(o.decision)
+            ours = d is not None and 0 <= o.attempt < len(d.lanes)
+            return self._possible(o, d.started_s(o.attempt) if ours else -inf, now)
+
+    def _possible(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
+        clock = self._clock
+        started_s = clock.started_s(o.ts_s, decided_s, received_s)
+        took_ms = o.latency_ms
+        if took_ms is not None:
+            took_ms = clock.took_ms(took_ms, decided_s, received_s)
+        if started_s == o.ts_s and took_ms == o.latency_ms:
+            return o
+        return replace(o, ts_s=started_s, latency_ms=took_ms)
+
+    def _corrected(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
+        "The same outcome with possible dates; a difference that matters is counted."
+        possible = self._possible(o, decided_s, received_s)
+        if possible is not o:
+            moved_s = abs(possible.ts_s - o.ts_s)
+            cut_ms = (o.latency_ms or 0.0) - (possible.latency_ms or 0.0)
+            self._clock.corrected += moved_s > 1e-3 or cut_ms > 1.0
+        return possible
+
+    def _unawaited(self, o: Outcome, now: float | None) -> bool:
         "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
         if o.decision is not None:
-            self.counts["ignored"] += 1
+            self._counts["ignored"] += 1
             return False
+        if o.backend not in self._lanes:
+            raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
+        self._counts["observed"] += 1
+        if now is None and self._clock.ahead(o.ts_s) and len(self._early) < self.MOST_EARLY:
+            self._early.append(o)
+            self._views.outdate()
+        else:
+            self._stray(o, now)
+        return True
+
+    def _stray(self, o: Outcome, now: float | None):
+        "Learn from an outcome that belongs to no decision of ours."
         lane = self._lanes.get(o.backend)
         if lane is None:
-            raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
-        self.counts["observed"] += 1
-        if self._lessons.learn(o, lane, -1, 0, None, ts_us, self.policy):
+            return  # it has left meanwhile
+        o = self._corrected(o, -inf, now)
+        ts_us = int(o.ts_s * 1e6 + 0.5)
+        if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, self.policy):
             self._views.outdate()
-        return True
+
+    def hear_limits(self, backend: str, headers: Mapping[str, str], now: float):
+        """Take in what the headers of an answer say about rate limits.
+
+        Others may spend the same limit, so what the provider says is left counts. KeyError on an
+        unknown backend.
+        """
+        left = read_limits(headers)
+        with self._lock:
+            lane = self._lanes[backend]
+            if lane.budget:
+                lane.budget.told(left, now)
+            if left.wait_s is not None:
+                lane.hold.throttle(now, left.wait_s)
+            self._views.outdate()
 
     def swap(self, table: ForecastTable, now: float):
         "Install a new forecast table, whole; forecasts shed weight here, once per tick."
         with self._lock:
+            self._tell(now)
             self._expire(now)
             self.table = table
             self._views.outdate()
@@ -1420,6 +1724,7 @@ class Router:
         the ticker calls it.
         """
         with self._lock:
+            self._tell(now)
             self._expire(now)
             self._paces.fold(now)
             for lane in self._lanes.values():
@@ -1428,6 +1733,7 @@ class Router:
     def health(self, name: str, now: float) -> tuple[str, float]:
         "State of a backend's breaker, and the share of its weight left by shedding. KeyError."
         with self._lock:
+            self._asked(now)
             lane = self._lanes[name]
             if lane.breaker.poll(now):
                 self._views.outdate()
@@ -1439,6 +1745,7 @@ class Router:
         KeyError on an unknown backend.
         """
         with self._lock:
+            self._asked(now)
             self._views.outdate()
             return self._lanes[name].breaker.force(state, now, reason)
 
@@ -1462,6 +1769,7 @@ class Router:
     def memo(self) -> dict:  # fit for JSON
         "Breakers, what was measured of late, and the numbering of decisions."
         with self._lock:
+            self._take_early()
             return self._memory.memo()
 
     def restore(self, memo: Mapping) -> list[str]:  # what did not fit, in words
@@ -1479,6 +1787,7 @@ class Router:
         """
         told = {}
         with self._lock:
+            self._take_early()
             for name, lane in self._lanes.items():
                 n = lane.nowcast
                 told[name] = n.pace_s, now - n.heard_s
@@ -1487,6 +1796,7 @@ class Router:
     def latencies(self) -> dict[str, float]:
         "Moving average of the time to success by backend, ms; 0 until the first."
         with self._lock:
+            self._take_early()
             return {name: self._signals.latency[x.slot] for name, x in self._lanes.items()}
 
     def in_flight(self) -> dict[str, int]:
@@ -1497,6 +1807,7 @@ class Router:
     def feature_map(self) -> dict[str, BackendFeatures]:
         "Live features by backend."
         with self._lock:
+            self._take_early()
             return {name: lane.features for name, lane in self._lanes.items()}
 
     def status(self, now: float) -> list[dict]:  # one entry per backend, fit for JSON
@@ -1504,12 +1815,14 @@ class Router:
         requests, errors, features.
         """
         with self._lock:
+            self._asked(now)
             return [lane.describe(self._signals, now) for lane in self._lanes.values()]
 
     @property
     def transitions(self) -> list:  # breaker transitions and shedding, oldest first
         "Every change of state that is still remembered, with reason, evidence and expiry."
         with self._lock:
+            self._take_early()
             events = []
             for lane in self._lanes.values():
                 events += lane.breaker.transitions

@@ -246,6 +246,18 @@ class BackendFeatures:
             self.push(self.open)
             self._start(self.end_us)
 
+    def set_back(self, now_us: int):
+        """The clock ran ahead, and it is `now_us`: a step of the future is closed as it is, and
+        the step of now opens.
+        """
+        for key, begun_us in self.running.items():
+            self.running[key] = min(begun_us, now_us)
+        if self.open is None or now_us >= self.end_us - self.step_us:
+            return
+        if self.open.n:
+            self.push(self.open)
+        self._start(now_us)
+
     def _start(self, at_us: int) -> Step:
         "Open the step that a moment belongs to."
         start = at_us // self.step_us

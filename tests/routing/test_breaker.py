@@ -149,8 +149,9 @@ class BreakerMachine(RuleBasedStateMachine):
                 (OPEN, HALF_OPEN),
                 (HALF_OPEN, OPEN),
                 (HALF_OPEN, CLOSED),
+                (OPEN, CLOSED),
             }
-            if old == OPEN:
+            if old == OPEN and name != "record":
                 assert self.latest >= until
             if t.new == OPEN:
                 c = self.config
@@ -274,9 +275,13 @@ class BreakerMachine(RuleBasedStateMachine):
             and (fails >= c.failure_rate * n and lasted >= c.lasting_s or slows >= c.slow_rate * n)
         )
         opens = state == CLOSED and forced is None and opens
+        # it went out after the breaker had opened, and was served: the backend lives
+        lives = state == OPEN and forced is None and told and ok and not slow
         got = self.do("record", ok, slow, now, False, self.b.era if told else None, took_s)
-        assert got == opens
-        if not opens:
+        assert got == (opens or lives)
+        if lives:
+            assert self.b.state == (CLOSED if c.probe_success <= 1 or not c.probes else HALF_OPEN)
+        elif not opens:
             assert self.b.state == state
 
     @precondition(lambda self: self.b.era)

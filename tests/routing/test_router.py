@@ -327,9 +327,11 @@ class RouterMachine(RuleBasedStateMachine):
         "Note what attempt `k` of a decision holds, and what it must not have been allowed to."
         lane = d.lanes[k]
         b, probe = lane.breaker, bool(d.probes >> k & 1)
-        mode = (d.again[k - 1][0] if k else d.view).mode
+        view = d.again[k - 1][0] if k else d.view
+        mode = view.mode
         assert (
             b.state == CLOSED
+            or view.last_resort
             or (probe and b.state == HALF_OPEN)
             or (mode == "panic" and only_slow(b))
         ), (b.state, mode)
@@ -699,7 +701,7 @@ def test_in_a_panic_slow_backends_serve_and_dead_ones_do_not():
         slow_down(r, n, 0.0)
     for k in range(3):
         r.observe(Outcome("b2", 1.0, None, False, "refused"))
-    assert {b.state for b in (lane.breaker for lane in r._lanes.values())} == {OPEN}
+    assert {backend["state"] for backend in r.status(1.0)} == {OPEN}
     seen = [r.decide(Request(), 6.5) for _ in range(60)]
     assert (
         {d.backend for d in seen} == {"b0", "b1"}
@@ -746,7 +748,7 @@ def test_a_panic_concerns_those_that_could_serve():
         breaker=SMALL,
     )
     slow_down(r, "big", 0.0)
-    assert r._lanes["big"].breaker.state == OPEN
+    assert r.health("big", 1.0)[0] == OPEN
     assert (r.decide(Request(model="l"), 2.0).backend, r.decide(Request(model="l"), 2.0).mode) == (
         "big",
         "panic",
@@ -798,10 +800,10 @@ def test_a_clock_that_jumps_back_does_no_harm():
     r.decide(Request(), 1e9 - 40)
     r.add(Backend("c"), 1000.0)
     r.decide(Request(), 1000.0)
-    first = r._views.kept[None, None, None, None, 0.0, None]
+    first = r._views.kept[None, None, None, None, 0.0, (), ()]
     r.decide(Request(), 990.0)
     # a view from the future is not used
-    assert r._views.kept[None, None, None, None, 0.0, None] is not first
+    assert r._views.kept[None, None, None, None, 0.0, (), ()] is not first
 
 
 @settings(max_examples=150, deadline=None)
@@ -838,7 +840,7 @@ def test_rate_limits_let_the_whole_budget_through():
     r, served = Router([Backend("a", rpm=60.0, tpm=6_000.0)]), 0
     for k in range(600):
         try:
-            r.decide(Request(tokens_in=100), 60.0 + k / 10)
+            r.decide(Request(tokens_in=60, tokens_out=40), 60.0 + k / 10)
             served += 1
         except NoBackend:
             pass
@@ -963,7 +965,15 @@ def test_outcomes_late_double_and_orphaned():
     )
     assert not r.cancel(lost, 12.0)
     assert r.counts == dict(
-        decided=3, observed=2, cancelled=0, expired=2, late=1, ignored=4, progress_ignored=0
+        decided=3,
+        observed=2,
+        cancelled=0,
+        expired=2,
+        late=1,
+        ignored=4,
+        progress_ignored=0,
+        corrected=0,
+        unclassified=0,
     )
 
 
@@ -1839,7 +1849,7 @@ def every_draw(plan, s, parts, draws):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.integers(2, 5) | st.sampled_from([12, 13, 40]),
+    st.integers(2, 5) | st.sampled_from([10, 11, 40]),
     st.integers(0, 10**6),
     st.sampled_from(
         [{}, dict(change=True), dict(gateways=2), dict(change=True, gateways=2, draws=2)]
@@ -1858,7 +1868,7 @@ def test_the_odds_of_own_pace_are_exact(n, seed, how, tied):
         want = every_draw(plan, s, [w / plan.cum[-1] for w in plan.weights], plan.draws)
     elif how.get("change"):
         want = every_draw(plan, s, said, 1)  # one draw, by the very odds that it claims
-    elif n > 12:
+    elif n > 10:
         want = every_draw(plan, s, [1 / n] * n, 1)
     else:
         scores = plan.scores(s, 1.0)
