@@ -1247,7 +1247,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def _guards_of(host: str):  # -> Guards
     "Tokens from the environment. ValueError where the service would be open to others."
-    from arcpoint_ce.context.service import Guards
+    from arcpoint_ce.context.guard import Guards
 
     token, read = (
         os.environ.get("ARCPOINT_TOKEN") or None,
@@ -1272,11 +1272,12 @@ def _service_of(store: str, fleet: Path | None, calls: Path | None, **how):
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet_file import load_fleet
 
-    if fleet is None and not _on_redis(store) and not Path(store).exists():
-        fleet = shipped_fleet()
-        typer.echo(
-            f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True
-        )
+    if not _on_redis(store) and not Path(store).exists():
+        says = f"{store} is new"
+        if fleet is None:
+            fleet = shipped_fleet()
+            says += " and no --fleet is given: the shipped sample's fleet is used"
+        typer.echo(says, err=True)
     return make_service(
         store, load_fleet(fleet) if fleet else None, clock=time.time, calls=_calls_of(calls), **how
     )
@@ -1310,25 +1311,16 @@ def serve(
            -d '{"tier": "premium", "tokens_in": 500}'
 
     GET /healthz, /state, /risk, /incidents, /status, /metrics, /openapi.json. POST /which, /why,
-    /simulate, /decide, /progress, /observe. A 200 for a decision or an outcome is sent after its
-    commit.
+    /simulate, /decide, /progress, /observe, /cancel. A 200 for a decision or an outcome is sent
+    after its commit.
     """
-    import uvicorn
-
+    from arcpoint_ce.context.guard import run_server
     from arcpoint_ce.context.service import make_app
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
     guards = _guards_of(host)
     made = make_app(_service_of(store, fleet, calls, **how), guards)
-    uvicorn.run(
-        made,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-        lifespan="on",
-    )
+    run_server(made, host=host, port=port, timeout_graceful_shutdown=5)
 
 # %% ../../nbs/apps/84_cli.ipynb #8d6996a8
 @_app.command()

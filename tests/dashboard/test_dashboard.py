@@ -677,3 +677,55 @@ def test_hostile_text_is_text(browser, tmp_path):
         w.well()
         w.context.close()
     assert (executed, broken) == (0, 0) and len([x for x in shown if x in PAYLOADS]) >= 12, shown
+
+
+# ---- who may look
+
+
+def handshake(port: int, path: str, **headers: str) -> int:
+    "Status of an answer: 101 where a WebSocket was opened."
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "13",
+    }
+    more = upgrade if path == "/_stcore/stream" else {}
+    head = "".join(f"{k}: {v}\r\n" for k, v in (headers | more).items())
+    with socket.create_connection(("127.0.0.1", port), 20) as s:
+        s.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
+        return int(s.recv(200).split()[1])
+
+
+def test_only_this_machine_and_its_own_pages_are_answered(tmp_path):
+    engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
+    with Dashboard(tmp_path / "s.sqlite") as d:
+        own, home = f"127.0.0.1:{d.port}", f"localhost:{d.port}"
+        pages = ("/", "/_stcore/health", "/_stcore/host-config", "/_stcore/stream")
+
+        def seen(**headers):
+            return [handshake(d.port, page, **headers) for page in pages]
+
+        well = [200, 200, 200, 101]
+        assert seen(Host=own) == well and seen(Host=home, Origin=f"http://{home}") == well
+        assert seen(Host=f"[::1]:{d.port}") == well
+        for strange in (
+            dict(Host="evil.example"),
+            dict(Host=f"evil.example:{d.port}", Origin=f"http://evil.example:{d.port}"),
+            dict(Host=own, Origin="http://evil.example"),
+            dict(Host=own, Origin=f"http://{home}"),
+            dict(Host=own, Origin="null"),
+            dict(Host=home, Origin=f"http://localhost:{d.port + 1}"),
+        ):
+            assert seen(**strange) == [403] * 4, strange
+
+
+def test_a_head_that_never_ends_is_ended(tmp_path):
+    engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
+    with Dashboard(tmp_path / "s.sqlite") as d:
+        with socket.create_connection(("127.0.0.1", d.port), 30) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nx: ")
+            try:
+                assert s.recv(100) == b""
+            except ConnectionResetError:
+                pass
