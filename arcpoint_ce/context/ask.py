@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from html import escape
+from typing import Any
 
 from arcpoint_ce.context.agent import (
     FAILED_HOW,
+    ONE_CONNECTION,
     AgentConfig,
     Meter,
     Stopped,
+    TimedWork,
     clean,
     numbers_in,
     shown_to_agent,
@@ -197,7 +200,7 @@ class _Phrasing:
             question=clean(question, 300),
             answer=data,
         )
-        message = self._reply(content)
+        message = self._reply(content, meter)
         meter.used(message.usage)
         text = _text_of(message)
         if message.stop_reason != "end_turn" or not text:
@@ -207,17 +210,28 @@ class _Phrasing:
             raise Stopped(f"it stated {invented[0]:g}, which the data does not hold")
         return _printable(text)
 
-    def _reply(self, content: Mapping):  # the SDK's message
+    def _reply(self, content: Mapping, meter: Meter):  # the SDK's message
         import anthropic
 
-        client = self.client.with_options(timeout=self.config.seconds, max_retries=0)
-        try:
+        sent: dict[str, Any] = dict(
+            system=_PHRASING_RULES,
+            messages=[dict(role="user", content=json.dumps(content))],
+        )
+        max_tokens = min(meter.afford(len(json.dumps(sent))), 600)
+        timed = TimedWork()
+        seconds = max(meter.left_s, 0.05)
+        client = timed.watch(self.client.with_options(timeout=seconds, max_retries=0))
+
+        def asked():
             return client.messages.create(
                 model=self.config.model,
-                max_tokens=600,
-                system=_PHRASING_RULES,
-                messages=[dict(role="user", content=json.dumps(content))],
+                max_tokens=max_tokens,
+                extra_headers=ONE_CONNECTION,
+                **sent,
             )
+
+        try:
+            return timed.run(asked, seconds)
         except anthropic.APIError as e:
             raise Stopped(f"the API failed: {type(e).__name__}") from e
 

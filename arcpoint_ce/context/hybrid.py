@@ -8,10 +8,10 @@ __all__ = ['doubt_of', 'Gate', 'HybridRouter']
 # %% ../../nbs/context/58_hybrid.ipynb #a14be2bd
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from math import inf
-from threading import Lock
+from threading import Lock, Thread
 
 from .agent import Agent, Verdict
 from ..engine.engine import ContextEngine
@@ -160,6 +160,9 @@ def _kind_of(request: Request) -> tuple:
     )
 
 
+_MOST_AT_WORK = 8  # questions that may be asked at once
+
+
 class _Inquiries:
     "Asks the agent in threads of its own, and keeps accepted answers by kind of request."
 
@@ -178,8 +181,9 @@ class _Inquiries:
         self.failed = failed
         self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
         self.running: dict[tuple, Future] = {}
+        self.at_work = 0  # threads that run, some of them perhaps for nobody any more
+        self.closed = False
         self.lock = Lock()
-        self.pool = ThreadPoolExecutor(2, "arcpoint-agent")
 
     def verdict(self, d: Decision, viable: list[str], now: float) -> Verdict | None:
         "The kept answer for this kind, or a new one; None: not within the deadline."
@@ -189,14 +193,28 @@ class _Inquiries:
             if kept is not None and now - at_s <= self.keep_s:
                 self.tally.add("reused")
                 return kept
-            if kind in self.running:
+            if self.closed or kind in self.running or self.at_work >= _MOST_AT_WORK:
                 self.tally.add("late")
                 return None
-            question = self.pool.submit(self.agent.choose, d.request, viable, d.backend, now)
+            question: Future[Verdict] = Future()
             self.running[kind] = question
+            self.at_work += 1
             self.tally.add("asked")
         question.add_done_callback(lambda f: self._arrived(kind, f, now))
+        # a daemon: an agent that hangs does not hold up the end of the interpreter
+        asks = (question, d.request, viable, d.backend, now)
+        Thread(target=self._ask, args=asks, name="arcpoint-agent", daemon=True).start()
         return self._awaited(kind, question, now)
+
+    def _ask(self, question: Future, request: Request, viable: list[str], own: str, now: float):
+        "Put one question to the agent, in a thread of its own."
+        try:
+            question.set_result(self.agent.choose(request, viable, own, now))
+        except BaseException as e:  # whatever it is, `_arrived` reports it
+            question.set_exception(e)
+        finally:
+            with self.lock:
+                self.at_work -= 1
 
     def _awaited(self, kind: tuple, question: Future, now: float) -> Verdict | None:
         try:
@@ -217,8 +235,6 @@ class _Inquiries:
             if self.running.get(kind) is not question:
                 return
             del self.running[kind]
-            if question.cancelled():
-                return
             raised = question.exception()
             if raised is None and getattr(question.result(), "accepted", False):
                 self.kept[kind] = now, question.result()
@@ -226,7 +242,9 @@ class _Inquiries:
             self.failed(raised, now)
 
     def close(self):
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        "Ask nothing any more."
+        with self.lock:
+            self.closed = True
 
 # %% ../../nbs/context/58_hybrid.ipynb #3f77a084
 class HybridRouter:
@@ -281,6 +299,9 @@ class HybridRouter:
         except NoBackend:
             self.tally.add("refused")
             return d
+        except BaseException:  # nobody would ever hear of it
+            self.router.cancel(d, now)
+            raise
         self.router.cancel(d, now)
         self.tally.add("taken")
         return other
