@@ -31,7 +31,7 @@ class Look:
     def __post_init__(self):
         if self.until_s > self.since_s and self.every_s > 0:
             return
-        window = f"{self.since_s:.0f} to {self.until_s:.0f} s by {self.every_s:g} s"
+        window = f"{self.since_s:.12g} to {self.until_s:.12g} s by {self.every_s:g} s"
         raise ValueError(f"a window must end after it begins, got {window}")
 
 
