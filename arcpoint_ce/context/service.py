@@ -76,7 +76,13 @@ class _ObserveArgs(Asked):
     backend: str = Field(min_length=1, max_length=200)
     latency_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
     ok: bool = True
-    error: str | None = _Name
+    error: str | None = Field(
+        None, max_length=2000, description="exception name, provider's code or message"
+    )
+    status: int | None = Field(None, ge=100, le=599, description="of HTTP; 500 is a failure")
+    retry_after_s: float | None = Field(
+        None, ge=0, le=1e9, allow_inf_nan=False, description="the backend asked for this pause, s"
+    )
     tokens_in: int = Field(0, ge=0, le=_MOST_TOKENS)
     tokens_out: int = Field(0, ge=0, le=_MOST_TOKENS)
     ttft_ms: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
@@ -107,7 +113,7 @@ class _ObserveArgs(Asked):
             start_s,
             self.latency_ms,
             self.ok,
-            self.error,
+            _one_line(self.error),
             self.decision,
             self.attempt,
             self.tokens_in,
@@ -116,7 +122,16 @@ class _ObserveArgs(Asked):
             self.cost_usd,
             self.version,
             self.quality,
+            self.status,
+            self.retry_after_s,
         )
+
+
+def _one_line(text: str | None) -> str | None:
+    "A provider's message without line ends and other controls."
+    if text is None:
+        return None
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 # %% ../../nbs/context/59_service.ipynb #317a6f8b
 class _Progress(Asked):
