@@ -22,6 +22,7 @@ from .. import __version__
 from arcpoint_ce.apps.report import (
     ReportUsageError,
     find_template,
+    leaving_in_order,
     list_reports,
     parsed,
     read_parameters,
@@ -649,6 +650,17 @@ def _new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
 
 
 @contextmanager
+def _committed(written):  # a FeedbackStore, or None
+    "What a run that is broken off has told its store is written down all the same."
+    try:
+        yield written
+    except BaseException:
+        if written is not None:
+            written.close()
+        raise
+
+
+@contextmanager
 # a stage of apps.simulate -> a FaultDesk that is open meanwhile, or None
 def _fault_desk(stage, store: Path | None):
     "Where faults are ordered while a simulation runs."
@@ -761,17 +773,17 @@ def simulate(
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
     stage = make_stage(fleet, scenario, faults, seed, requests, load, streams=float(streams), **how)
-    written = _new_store(store)
-    if written is not None:
-        typer.echo("learning what is usual ...", err=True)
-        stage = stored_stage(stage, written)
-    typer.echo(headline(stage, seed))
-    with _fault_desk(stage, store if inject else None) as desk:
-        record, run = show(stage, every_s, speed, typer.echo, desk)
-    if written is not None:
-        run.gateways[0].engine.close(run.now)
-        typer.echo(_stored_line(written, store))
-    typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
+    with leaving_in_order(), _committed(_new_store(store)) as written:
+        if written is not None:
+            typer.echo("learning what is usual ...", err=True)
+            stage = stored_stage(stage, written)
+        typer.echo(headline(stage, seed))
+        with _fault_desk(stage, store if inject else None) as desk:
+            record, run = show(stage, every_s, speed, typer.echo, desk)
+        if written is not None:
+            run.gateways[0].engine.close(run.now)
+            typer.echo(_stored_line(written, store))
+        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):

@@ -6,14 +6,14 @@ import sqlite3
 
 import pytest
 
-from arcpoint_ce.context.agent import Trace, TraceChain, broken_traces
+from arcpoint_ce.context.agent import Trace, _TraceChain, broken_traces
 from arcpoint_ce.engine.store import FeedbackStore
 
 
 @pytest.fixture
 def path(tmp_path):
     store = FeedbackStore(tmp_path / "s.sqlite")
-    chain = TraceChain(store)
+    chain = _TraceChain(store)
     for k in range(4):
         t = Trace(f"agent-{k}", lambda: 0.0)
         t.add("asked", request=dict(tier="gold", n=k))
@@ -102,7 +102,7 @@ def test_what_retention_forgets_is_no_fault(path):
 
 def test_the_newest_seal_is_logged(caplog):
     with caplog.at_level(logging.INFO, "arcpoint_ce.agent"):
-        chain = TraceChain(FeedbackStore())
+        chain = _TraceChain(FeedbackStore())
         t = Trace("x", lambda: 0.0)
         t.add("asked")
         chain.write(t, 1.0)
@@ -111,7 +111,7 @@ def test_the_newest_seal_is_logged(caplog):
 
 def test_a_full_queue_does_not_break_the_chain():
     store = FeedbackStore(queue=1)
-    chain = TraceChain(store)
+    chain = _TraceChain(store)
     t = Trace("x", lambda: 0.0)
     t.add("asked")
     assert [chain.write(t, 1.0), chain.write(t, 2.0), chain.n] == [True, False, 1]
