@@ -310,7 +310,7 @@ def _stated(text: str) -> list[tuple[float, float]]:  # value and half of its la
 
 def _sayable(known: Sequence[float]) -> set[float]:
     "In how many ways known numbers may be said: as percentages, complements and other units."
-    out = set()
+    out: set[float] = set()
     for number in known:
         if isfinite(number):
             out.update(abs(number) * unit for unit in (1.0, 100.0, 1000.0, 0.001))
@@ -844,7 +844,7 @@ class _Conversation:
         self.tools = tools
         self.trace = tools.trace
         self.meter = model.meter
-        self.messages = [dict(role="user", content=first)]
+        self.messages: list[dict[str, Any]] = [dict(role="user", content=first)]
         self.repaired = False  # was one wrong answer sent back already
 
     def run(self) -> _FinalAnswer:

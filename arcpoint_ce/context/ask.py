@@ -27,6 +27,7 @@ from arcpoint_ce.context.agent import (
     shown_to_agent,
     ungrounded,
 )
+from .causes import DropExplained
 from .questions import Context
 from .state import Answer
 from .times import Span, when
@@ -137,8 +138,7 @@ def _computed(
     if intent == "incidents":
         words = dict(when=text) if span else {}
         return intent, span, context.incidents(**words)
-    past = span is not None and span.until_s < now - 60
-    at = dict(at=span.until_s) if past else {}
+    at = dict(at=span.until_s) if span is not None and span.until_s < now - 60 else {}
     if intent == "which":
         details = _details_of(text, context.records.fleet().tiers)
         return intent, span, context.which(**details, **at)
@@ -148,7 +148,7 @@ def _computed(
 def _why(context: Context, text: str, span: Span | None) -> Answer:
     "The cause of what a question means. ValueError where no metric can be explained."
     window = dict(since_s=span.since_s, until_s=span.until_s) if span else {}
-    found = []
+    found: list[DropExplained] = []
     problems = []
     for metric in _metrics_of(text):
         try:
@@ -159,7 +159,7 @@ def _why(context: Context, text: str, span: Span | None) -> Answer:
         raise ValueError(problems[0])
     named_quality = "quality" in text.lower()
 
-    def weight(answer: Answer) -> tuple:
+    def weight(answer: DropExplained) -> tuple:
         rise = answer.after - answer.before
         return (
             answer.significant and rise > 0,

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from math import inf
 from threading import Lock, Thread
+from typing import Any
 
 from .agent import Agent, Verdict
 from ..engine.engine import ContextEngine
@@ -42,7 +43,7 @@ def doubt_of(
     router: Router,  # whose decision it is; for its limits
     d: Decision,
 ) -> _Doubt:
-    "From what was known when the decision was made; changes nothing."
+    "From what was known when the decision was made, or is known now; changes nothing."
     lane = d.lanes[0]
     signals = d.signals
     k = lane.slot
@@ -52,7 +53,11 @@ def doubt_of(
     forecast = table.usable(lane.backend.name, d.at_s) if table else None
     p_slow = forecast.p_slow(limit_ms) if forecast else None
     errors = signals.error[k]
-    late = max(signals.latency[k] / limit_ms - 0.8, 0.0)
+    # a decision by pace keeps no latencies; it was made a moment ago
+    took_ms = (
+        signals.latency[k] if signals.latency else router.latencies().get(lane.backend.name, 0.0)
+    )
+    late = max(took_ms / limit_ms - 0.8, 0.0)
     often_slow = max(window.slow / window.n - 0.2, 0.0) if window.n else 0.0
     room = _room_left(lane.backend, forecast, signals.in_flight[k])
     trouble = min(errors + late, 1.0)
@@ -74,7 +79,7 @@ def _room_left(backend: Backend, forecast: Forecast | None, in_flight: float) ->
     occupied = 0.0
     if forecast and forecast.most:
         holds = forecast.most
-        occupied = forecast.occupied
+        occupied = forecast.occupied or 0.0
     return 1.0 - (occupied + in_flight) / holds
 
 
@@ -266,7 +271,8 @@ class HybridRouter:
         self.gate = gate or Gate()
         self.worth = worth
         # the router itself, where an engine stands around it
-        self.books: Router = getattr(router, "router", router)
+        books: Any = getattr(router, "router", router)
+        self.books: Router = books
         stores = (store, getattr(router, "store", None), getattr(agent, "store", None))
         self.store: FeedbackStore | None = next((s for s in stores if s is not None), None)
         self.log = logging.getLogger("arcpoint_ce.hybrid")

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
@@ -169,6 +170,8 @@ class _ProgressArgs(Asked):
         "What is told, one after the other."
         if self.decisions is not None:
             return [(p.decision, p.tokens) for p in self.decisions]
+        if self.decision is None or self.tokens is None:
+            return []  # `one_or_many` has refused this
         return [(self.decision, self.tokens)]
 
 # %% ../../nbs/context/59_service.ipynb #621ae45a
@@ -291,7 +294,7 @@ class _Service:
         """
         now = self.clock()
         each = [self.engine.progress(decision, tokens, now) for decision, tokens in args.reports()]
-        out = dict(taken=all(each))
+        out: dict[str, object] = dict(taken=all(each))
         if args.decisions is not None:
             out["each"] = each
         return out
@@ -317,6 +320,8 @@ def make_service(
     StoreError where neither names one.
     """
     if fleet is None:
+        if store is None:
+            raise StoreError("a store in memory knows no fleet: give one")
         known = Facts(store)
         told, fleet = known.plain_fleet(), known.fleet()
         limits = {k: told[k] for k in ("slo_ms", "slo_tok_ms", "step_s")}
@@ -526,7 +531,7 @@ _PROBLEM = {
 }
 _ANSWER = {"description": "Answer", "content": {"application/json": {"schema": {"type": "object"}}}}
 _FAILURES = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
-_RESPONSES = {200: _ANSWER} | dict.fromkeys(_FAILURES, _PROBLEM)
+_RESPONSES: dict[int | str, dict[str, Any]] = {200: _ANSWER, **dict.fromkeys(_FAILURES, _PROBLEM)}
 
 
 def _inlined(schema: dict) -> dict:
@@ -757,7 +762,7 @@ def _add_watch(app: FastAPI, service: _Service):
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
-    def add(answer: Callable, summary: str, responses: Mapping):
+    def add(answer: Callable, summary: str, responses: dict[int | str, dict[str, Any]]):
         app.add_api_route(
             f"/{answer.__name__}",
             answer,
@@ -810,12 +815,9 @@ def _mcp_answer(context: Context, name: str, args: Mapping) -> tuple[str, bool]:
         answer = context.ask(name, **args).json()
         return json.dumps(answer, allow_nan=False, default=str), False
     except ValidationError as e:
-        why = in_words(e)
-        error = e
+        return f"{type(e).__name__}: {in_words(e)}", True
     except (KeyError, ValueError, OverflowError) as e:
-        why = e.args[0] if e.args else e
-        error = e
-    return f"{type(error).__name__}: {why}", True
+        return f"{type(e).__name__}: {e.args[0] if e.args else e}", True
 
 
 def _mcp_app(server):  # ASGI

@@ -8,6 +8,7 @@ __all__ = ['main', 'serve']
 # %% ../../nbs/dashboard/81e_app.ipynb #4625568d
 import os
 from base64 import b64encode
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -87,7 +88,7 @@ def _show(where: Where):
     pages = {}
     for name, (_, title, icon) in _PAGES.items():
         pages[name] = st.Page(
-            lambda name=name: run(name),
+            partial(run, name),
             title=title,
             icon=f":material/{icon}:",
             url_path=name,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 from html import escape
 from math import isfinite
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -33,17 +34,13 @@ _LAST_S = 9e9  # in the year 2255: pictures and calendars end soon after
 _SIMULATED_S = 3 * 365 * 86_400.0  # a time before 1973 is a simulation's own
 
 
-def _missing(x: float | None) -> bool:
-    return x is None or not isfinite(x)
-
-
 def number(
     x: float | None,
     unit: str = "",
     digits: int = 3,  # that are shown; a large number keeps all before the point
 ) -> str:
     "A number with its unit; a dash where it is missing."
-    if _missing(x):
+    if x is None or not isfinite(x):
         return "–"
     large = 10 ** (digits - 1) <= abs(x) < 1e15
     text = f"{x:,.0f}" if large else f"{x:.{digits}g}"
@@ -52,7 +49,7 @@ def number(
 
 def percent(x: float | None, digits: int = 1) -> str:
     "A share in percent; a dash where it is missing."
-    return "–" if _missing(x) else f"{x:.{digits}%}"
+    return "–" if x is None or not isfinite(x) else f"{x:.{digits}%}"
 
 
 def _simulated(at_s: float) -> bool:
@@ -66,7 +63,7 @@ def moment(
     day: bool = True,  # with the day of the month
 ) -> str:
     "A time for a reader; a simulation's as time since its start, h:min:s."
-    if _missing(at_s):
+    if at_s is None or not isfinite(at_s):
         return "–"
     if abs(at_s) > _LAST_S:
         return f"{at_s:.3g} s"  # no calendar has it
@@ -78,7 +75,7 @@ def moment(
 
 def ago(seconds: float | None) -> str:
     "How long ago, in the largest unit that fits."
-    if _missing(seconds):
+    if seconds is None or not isfinite(seconds):
         return "never"
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -130,7 +127,7 @@ def _frame(title: str, state: str, colour: str, body: str) -> str:  # HTML
 
 def _bar(s: BackendState) -> str:  # HTML
     "Forecast against limit, as a bar and in words for those who cannot see it."
-    low, mid, high = s.forecast_ms
+    low, mid, high = s.forecast_ms or (0.0, 0.0, 0.0)
     most_ms = 1.15 * max(high, s.limit_ms, s.p50_ms or 0.0) or 1.0
 
     def at(ms: float) -> str:
@@ -283,7 +280,7 @@ def _drawable(times: pd.Series) -> pd.Series:
 # span_s: what the axis covers; None: what is drawn
 def _time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> alt.X:
     "The axis of a time."
-    domain = alt.Undefined
+    domain: Any = alt.Undefined
     if span_s is not None:
         ends = [min(max(x, -_LAST_S), _LAST_S) for x in span_s]
         domain = [datetime.fromtimestamp(x, UTC).isoformat() for x in ends]

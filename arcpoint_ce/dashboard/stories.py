@@ -643,6 +643,8 @@ def _rows_behind(records, id: str) -> list[dict]:
     if not id.startswith("requests/"):
         return Context(records).evidence(id)
     stretch = re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id)
+    if stretch is None:
+        raise ValueError(f"{id!r} names no stretch of time")
     since, until = float(stretch[1]), float(stretch[2])
     rows = records.rows(_ENDED_SQL, (since, until), since, until)
     return [dict(zip(_ENDED, r)) for r in rows]
