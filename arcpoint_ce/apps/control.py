@@ -20,8 +20,9 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from pydantic import Field, ValidationError
 
+from ..context.guard import Guards, make_server, problem
 from ..context.questions import Asked
-from ..context.service import GuardedApp, Guards, in_words, json_answer, problem, safely
+from ..context.service import GuardedApp, in_words, json_answer, safely
 from ..lab.faults import KINDS, Fault, install
 from ..lab.fleet import Fleet
 
@@ -136,13 +137,11 @@ class OpenDesk:
 
     def __enter__(self) -> "OpenDesk":
         "Serve the desk, then write address and token."
-        import uvicorn
-
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         app = _desk_app(self.desk, self.token)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        self.server = make_server(app)
         self.thread = Thread(
             target=self.server.run,
             kwargs=dict(sockets=[self.socket]),

@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from html import escape
+from typing import Any
 
 from arcpoint_ce.context.agent import (
     FAILED_HOW,
+    ONE_CONNECTION,
     AgentConfig,
     Meter,
     Stopped,
+    TimedWork,
     clean,
     numbers_in,
     shown_to_agent,
     ungrounded,
 )
+from .causes import DropExplained
 from .questions import Context
 from .state import Answer
 from .times import Span, when
@@ -134,8 +138,7 @@ def _computed(
     if intent == "incidents":
         words = dict(when=text) if span else {}
         return intent, span, context.incidents(**words)
-    past = span is not None and span.until_s < now - 60
-    at = dict(at=span.until_s) if past else {}
+    at = dict(at=span.until_s) if span is not None and span.until_s < now - 60 else {}
     if intent == "which":
         details = _details_of(text, context.records.fleet().tiers)
         return intent, span, context.which(**details, **at)
@@ -145,7 +148,7 @@ def _computed(
 def _why(context: Context, text: str, span: Span | None) -> Answer:
     "The cause of what a question means. ValueError where no metric can be explained."
     window = dict(since_s=span.since_s, until_s=span.until_s) if span else {}
-    found = []
+    found: list[DropExplained] = []
     problems = []
     for metric in _metrics_of(text):
         try:
@@ -156,7 +159,7 @@ def _why(context: Context, text: str, span: Span | None) -> Answer:
         raise ValueError(problems[0])
     named_quality = "quality" in text.lower()
 
-    def weight(answer: Answer) -> tuple:
+    def weight(answer: DropExplained) -> tuple:
         rise = answer.after - answer.before
         return (
             answer.significant and rise > 0,
@@ -197,7 +200,7 @@ class _Phrasing:
             question=clean(question, 300),
             answer=data,
         )
-        message = self._reply(content)
+        message = self._reply(content, meter)
         meter.used(message.usage)
         text = _text_of(message)
         if message.stop_reason != "end_turn" or not text:
@@ -207,17 +210,28 @@ class _Phrasing:
             raise Stopped(f"it stated {invented[0]:g}, which the data does not hold")
         return _printable(text)
 
-    def _reply(self, content: Mapping):  # the SDK's message
+    def _reply(self, content: Mapping, meter: Meter):  # the SDK's message
         import anthropic
 
-        client = self.client.with_options(timeout=self.config.seconds, max_retries=0)
-        try:
+        sent: dict[str, Any] = dict(
+            system=_PHRASING_RULES,
+            messages=[dict(role="user", content=json.dumps(content))],
+        )
+        max_tokens = min(meter.afford(len(json.dumps(sent))), 600)
+        timed = TimedWork()
+        seconds = max(meter.left_s, 0.05)
+        client = timed.watch(self.client.with_options(timeout=seconds, max_retries=0))
+
+        def asked():
             return client.messages.create(
                 model=self.config.model,
-                max_tokens=600,
-                system=_PHRASING_RULES,
-                messages=[dict(role="user", content=json.dumps(content))],
+                max_tokens=max_tokens,
+                extra_headers=ONE_CONNECTION,
+                **sent,
             )
+
+        try:
+            return timed.run(asked, seconds)
         except anthropic.APIError as e:
             raise Stopped(f"the API failed: {type(e).__name__}") from e
 

@@ -632,7 +632,7 @@ def _sure_of(causes: Sequence[_Cause], draws: Sequence[Mapping[_Name, float]]) -
     if not causes or not draws:
         return 0.0
     first = causes[0].kind, causes[0].name
-    agreed = sum(max(d, key=d.get) == first for d in draws)
+    agreed = sum(max(d, key=d.__getitem__) == first for d in draws)
     return (1 + agreed) / (2 + len(draws))
 
 
@@ -660,8 +660,8 @@ class _Comparison:
     def periods(self, metric: str) -> tuple[_Period, _Period]:
         "Baseline and window, as arrays."
         names = self.names
-        spans = self.baseline, self.window
-        return tuple(_period(self.rows, metric, names, span) for span in spans)
+        before = _period(self.rows, metric, names, self.baseline)
+        return before, _period(self.rows, metric, names, self.window)
 
     @property
     def names(self) -> list[str]:
@@ -805,8 +805,8 @@ def _explain_rows(
     asked = _Comparison(
         rows,
         metric,
-        tuple(window),
-        tuple(baseline),
+        (window[0], window[1]),
+        (baseline[0], baseline[1]),
     )
     p0, p1 = asked.periods(metric)
     _enough(
@@ -846,7 +846,7 @@ def _explain_rows(
         p1,
         drawn,
     )
-    causes = ()
+    causes: tuple[_Cause, ...] = ()
     if change.total > 0:
         whole = value(np.ones(len(p0.harm)), np.ones(len(p1.harm)))
         causes = _ranked_causes(
@@ -955,7 +955,7 @@ def _request_rows(
 # %% ../../nbs/context/53_causes.ipynb #b914705d
 def _upstream(c: _Cause, got: DropExplained, calls: Dependencies) -> _Cause:
     "The dependency that explains why a backend became worse, else the cause as it is."
-    if c.kind != "backend":
+    if c.kind != "backend" or c.name is None:
         return c
     metrics = ("availability",) if got.metric == "errors" else ("latency", "availability")
     for metric in metrics:
@@ -1058,20 +1058,22 @@ def explain_drop(
     KeyError on an unknown metric, ValueError where a span is empty or holds too few requests.
     """
     _checked(metric)
-    window = since_s, until_s = _window_or_last(records, window)
+    asked = since_s, until_s = _window_or_last(records, window)
     length_s = until_s - since_s
-    baseline = tuple(map(float, baseline)) if baseline else (since_s - 3 * length_s, since_s)
-    first_s = min(baseline[0], since_s)
+    usual = since_s - 3 * length_s, since_s
+    if baseline is not None:
+        usual = float(baseline[0]), float(baseline[1])
+    first_s = min(usual[0], since_s)
     rows, every = _request_rows(
         records,
         first_s,
         until_s,
     )
     began_s = records.rows(_BEGAN_SQL, (), first_s - 3600.0, until_s)[0][0]
-    if began_s is not None and baseline[0] < began_s < baseline[1]:
-        baseline = began_s, baseline[1]  # before the first record there was no lack of demand
+    if began_s is not None and usual[0] < began_s < usual[1]:
+        usual = began_s, usual[1]  # before the first record there was no lack of demand
     if rows.empty:
-        raise ValueError(f"no request is recorded between {baseline[0]:.0f} and {until_s:.0f} s")
+        raise ValueError(f"no request is recorded between {usual[0]:.0f} and {until_s:.0f} s")
     moves = records.span(
         "transitions",
         since_s - 60.0,
@@ -1081,15 +1083,15 @@ def explain_drop(
     got = _explain_rows(
         rows,
         metric,
-        window,
-        baseline,
+        asked,
+        usual,
         [row["backend"] for row in opened],
     )
     if calls:
         got = _looked_behind(got, calls)
-    read = [_requests_read(rows, span, every) for span in (baseline, window)]
+    read = [_requests_read(rows, span, every) for span in (usual, asked)]
     return replace(
         got,
         age_s=max(until_s - float(rows.at_s.max()), 0.0),
-        evidence=_proof_of(records, window, opened, read),
+        evidence=_proof_of(records, asked, opened, read),
     )

@@ -8,10 +8,11 @@ __all__ = ['doubt_of', 'Gate', 'HybridRouter']
 # %% ../../nbs/context/58_hybrid.ipynb #a14be2bd
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from math import inf
-from threading import Lock
+from threading import Lock, Thread
+from typing import Any
 
 from .agent import Agent, Verdict
 from ..engine.engine import ContextEngine
@@ -39,10 +40,10 @@ class _Doubt:
 
 
 def doubt_of(
-    router: Router,  # whose decision it is; for its limits and the latencies of late
+    router: Router,  # whose decision it is; for its limits
     d: Decision,
 ) -> _Doubt:
-    "From what was known when the decision was made, and from the latencies of late."
+    "From what was known when the decision was made, or is known now; changes nothing."
     lane = d.lanes[0]
     signals = d.signals
     k = lane.slot
@@ -52,8 +53,11 @@ def doubt_of(
     forecast = table.usable(lane.backend.name, d.at_s) if table else None
     p_slow = forecast.p_slow(limit_ms) if forecast else None
     errors = signals.error[k]
-    latency_ms = router.latencies().get(lane.backend.name, 0.0)
-    late = max(latency_ms / limit_ms - 0.8, 0.0)
+    # a decision by pace keeps no latencies; it was made a moment ago
+    took_ms = (
+        signals.latency[k] if signals.latency else router.latencies().get(lane.backend.name, 0.0)
+    )
+    late = max(took_ms / limit_ms - 0.8, 0.0)
     often_slow = max(window.slow / window.n - 0.2, 0.0) if window.n else 0.0
     room = _room_left(lane.backend, forecast, signals.in_flight[k])
     trouble = min(errors + late, 1.0)
@@ -75,7 +79,7 @@ def _room_left(backend: Backend, forecast: Forecast | None, in_flight: float) ->
     occupied = 0.0
     if forecast and forecast.most:
         holds = forecast.most
-        occupied = forecast.occupied
+        occupied = forecast.occupied or 0.0
     return 1.0 - (occupied + in_flight) / holds
 
 
@@ -161,6 +165,9 @@ def _kind_of(request: Request) -> tuple:
     )
 
 
+_MOST_AT_WORK = 8  # questions that may be asked at once
+
+
 class _Inquiries:
     "Asks the agent in threads of its own, and keeps accepted answers by kind of request."
 
@@ -179,8 +186,9 @@ class _Inquiries:
         self.failed = failed
         self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
         self.running: dict[tuple, Future] = {}
+        self.at_work = 0  # threads that run, some of them perhaps for nobody any more
+        self.closed = False
         self.lock = Lock()
-        self.pool = ThreadPoolExecutor(2, "arcpoint-agent")
 
     def verdict(self, d: Decision, viable: list[str], now: float) -> Verdict | None:
         "The kept answer for this kind, or a new one; None: not within the deadline."
@@ -190,14 +198,28 @@ class _Inquiries:
             if kept is not None and now - at_s <= self.keep_s:
                 self.tally.add("reused")
                 return kept
-            if kind in self.running:
+            if self.closed or kind in self.running or self.at_work >= _MOST_AT_WORK:
                 self.tally.add("late")
                 return None
-            question = self.pool.submit(self.agent.choose, d.request, viable, d.backend, now)
+            question: Future[Verdict] = Future()
             self.running[kind] = question
+            self.at_work += 1
             self.tally.add("asked")
         question.add_done_callback(lambda f: self._arrived(kind, f, now))
+        # a daemon: an agent that hangs does not hold up the end of the interpreter
+        asks = (question, d.request, viable, d.backend, now)
+        Thread(target=self._ask, args=asks, name="arcpoint-agent", daemon=True).start()
         return self._awaited(kind, question, now)
+
+    def _ask(self, question: Future, request: Request, viable: list[str], own: str, now: float):
+        "Put one question to the agent, in a thread of its own."
+        try:
+            question.set_result(self.agent.choose(request, viable, own, now))
+        except BaseException as e:  # whatever it is, `_arrived` reports it
+            question.set_exception(e)
+        finally:
+            with self.lock:
+                self.at_work -= 1
 
     def _awaited(self, kind: tuple, question: Future, now: float) -> Verdict | None:
         try:
@@ -218,8 +240,6 @@ class _Inquiries:
             if self.running.get(kind) is not question:
                 return
             del self.running[kind]
-            if question.cancelled():
-                return
             raised = question.exception()
             if raised is None and getattr(question.result(), "accepted", False):
                 self.kept[kind] = now, question.result()
@@ -227,7 +247,9 @@ class _Inquiries:
             self.failed(raised, now)
 
     def close(self):
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        "Ask nothing any more."
+        with self.lock:
+            self.closed = True
 
 # %% ../../nbs/context/58_hybrid.ipynb #3f77a084
 class HybridRouter:
@@ -249,7 +271,8 @@ class HybridRouter:
         self.gate = gate or Gate()
         self.worth = worth
         # the router itself, where an engine stands around it
-        self.books: Router = getattr(router, "router", router)
+        books: Any = getattr(router, "router", router)
+        self.books: Router = books
         stores = (store, getattr(router, "store", None), getattr(agent, "store", None))
         self.store: FeedbackStore | None = next((s for s in stores if s is not None), None)
         self.log = logging.getLogger("arcpoint_ce.hybrid")
@@ -282,6 +305,9 @@ class HybridRouter:
         except NoBackend:
             self.tally.add("refused")
             return d
+        except BaseException:  # nobody would ever hear of it
+            self.router.cancel(d, now)
+            raise
         self.router.cancel(d, now)
         self.tally.add("taken")
         return other

@@ -252,7 +252,7 @@ def _which_backend(
         general,
     )
     able = [o for o in options if o.viable]
-    tier = asked.router.tiers.get(request.tier)
+    tier = asked.router.tiers.get(request.tier or "")
     state = fleet_state(records, asked.at_s)
     answer = _Which(
         at_s=asked.at_s,
@@ -465,7 +465,7 @@ def _shifted(
 ) -> tuple[dict[str, float], float, float]:  # requests by target; USD per second; uncovered
     "The requests of risky backends, moved to the cheapest others that have room."
     left = sum(load.busy[b] for b in risky)
-    here_usd = np.mean([load.usd.get(b, 0.0) for b in risky])
+    here_usd = float(np.mean([load.usd.get(b, 0.0) for b in risky]))
     others = [b.name for b in fleet if b.name not in risky and load.room[b.name] > 0]
     to, extra_usd = {}, 0.0
     for name in sorted(others, key=lambda name: load.usd.get(name, 0.0)):
@@ -519,7 +519,8 @@ def _breach_chances(
     """P(step latency > limit) per backend: by its forecast where that has proved itself, or by how
     it has wandered.
     """
-    ahead, out = max(1, round(horizon_s / step_s)), []
+    ahead = max(1, round(horizon_s / step_s))
+    out: list[tuple[float | None, str]] = []
     for i, s in enumerate(state.backends):
         if s.p_breach is not None and s.forecast_for_s and s.forecast_for_s >= state.at_s:
             out.append((s.p_breach, "forecast"))
@@ -710,7 +711,7 @@ def capacity_risk(
     )
 
 # %% ../../nbs/context/56_questions.ipynb #3f8f5350
-_NAME = dict(max_length=200)  # of a model, task, tier or backend
+_LONGEST_NAME = 200  # characters, of a model, task, tier or backend
 
 
 class Asked(BaseModel):
@@ -735,9 +736,9 @@ class _StateArgs(Asked):
 class _WhichArgs(Asked):
     "Which backend should serve such a request. Nothing is sent."
 
-    model: str | None = Field(None, **_NAME)
-    task: str | None = Field(None, **_NAME)
-    tier: str | None = Field(None, **_NAME)
+    model: str | None = Field(None, max_length=_LONGEST_NAME)
+    task: str | None = Field(None, max_length=_LONGEST_NAME)
+    tier: str | None = Field(None, max_length=_LONGEST_NAME)
     tokens_in: int = Field(500, ge=0, le=10**8)
     tokens_out: int = Field(200, ge=0, le=10**8)
     slo_ms: float | None = Field(
@@ -789,14 +790,14 @@ class _RiskArgs(Asked):
 class _IncidentArgs(Asked):
     "Incidents, breaker openings and model events of a window."
 
-    when: str | None = Field(None, **_NAME)
+    when: str | None = Field(None, max_length=_LONGEST_NAME)
     limit: int = Field(50, ge=1, le=1000)
 
 
 class _WhatIfArgs(Asked):
     "What latency a backend would have at another load."
 
-    backend: str = Field(**_NAME)
+    backend: str = Field(max_length=_LONGEST_NAME)
     load: float = Field(2.0, gt=0, le=100, description="times its present load")
 
 # %% ../../nbs/context/56_questions.ipynb #e147b08b
@@ -939,7 +940,7 @@ class _Tool:
     says: str
 
 
-_ARGS = dict(
+_ARGS: dict[str, type[Asked]] = dict(
     state=_StateArgs,
     which=_WhichArgs,
     why=_WhyArgs,
@@ -947,7 +948,7 @@ _ARGS = dict(
     incidents=_IncidentArgs,
     simulate=_WhatIfArgs,
 )
-TOOLS = {name: _Tool(name, args, args.__doc__) for name, args in _ARGS.items()}
+TOOLS = {name: _Tool(name, args, args.__doc__ or "") for name, args in _ARGS.items()}
 
 # %% ../../nbs/context/56_questions.ipynb #da6375f6
 class _Clock:

@@ -44,7 +44,7 @@ _UNITS = {
     "week": 604_800.0,
 }
 _DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_NUMBERS = {word: k for k, word in enumerate(_DIGITS)}
+_NUMBERS: dict[str, float] = {word: k for k, word in enumerate(_DIGITS)}
 _NUMBERS |= {"a": 1, "an": 1, "half an": 0.5, "a few": 3, "a couple of": 2}
 _WORDS = "|".join(word for word in _NUMBERS if " " not in word)
 _COUNT = rf"(\d+(?:\.\d+)?|half an|a few|a couple of|{_WORDS})"
@@ -85,15 +85,16 @@ def _moment(text: str, zone: tzinfo) -> float:  # s
 
 def _read_dates(text: str, now: datetime) -> _Found | None:
     "One date, two dates, or everything since a date."
+    zone = now.tzinfo or UTC
     m = re.search(rf"({_ISO})\s*(?:to|until|and|-|–)\s*({_ISO})", text)
     if m:
-        return (_moment(m[1], now.tzinfo), _moment(m[2], now.tzinfo)), m[0]
+        return (_moment(m[1], zone), _moment(m[2], zone)), m[0]
     m = re.search(rf"since ({_ISO})", text)
     if m:
-        return (_moment(m[1], now.tzinfo), now.timestamp()), m[0]
+        return (_moment(m[1], zone), now.timestamp()), m[0]
     m = re.search(_ISO, text)
     if m:
-        since = _moment(m[0], now.tzinfo)
+        since = _moment(m[0], zone)
         length_s = 86_400.0 if len(m[0]) == len("2026-03-01") else 600.0
         return (since, since + length_s), m[0]
     return None

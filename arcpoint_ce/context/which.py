@@ -114,7 +114,7 @@ class _Measured(NamedTuple):
         if not self.n_ok:
             return 0.0
         work = work_of(self.tokens_in or 0, self.tokens_out or 0)
-        return self.total_ms / 1000.0 / max(work, self.n_ok)
+        return (self.total_ms or 0.0) / 1000.0 / max(work, self.n_ok)
 
 
 def _measured_by_records(records: Facts, at_s: float) -> dict[str, dict]:

@@ -8,11 +8,13 @@ __all__ = ['main', 'serve']
 # %% ../../nbs/dashboard/81e_app.ipynb #4625568d
 import os
 from base64 import b64encode
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 from altair.utils import schemapi
 
+from ..context.guard import LoopbackApp, run_server
 from .charts import PALETTE
 from .frame import EVERY, SPANS, Page, Where, guarded, records_of, zone_of
 from .pages import fleet_page, forecast_page, risk_page
@@ -86,7 +88,7 @@ def _show(where: Where):
     pages = {}
     for name, (_, title, icon) in _PAGES.items():
         pages[name] = st.Page(
-            lambda name=name: run(name),
+            partial(run, name),
             title=title,
             icon=f":material/{icon}:",
             url_path=name,
@@ -113,6 +115,9 @@ def main():
     _show(Where(store, *options))
 
 # %% ../../nbs/dashboard/81e_app.ipynb #5f21d7fb
+_MOST_MB = 50  # of one message between browser and server
+
+
 def _options(port: int) -> dict:  # of `streamlit run`
     "Quiet, local, offline."
     return {
@@ -127,7 +132,7 @@ def _options(port: int) -> dict:  # of `streamlit run`
         "client.showErrorDetails": "none",
         "global.suppressDeprecationWarnings": True,
         "runner.magicEnabled": False,
-        "server.maxMessageSize": 50,
+        "server.maxMessageSize": _MOST_MB,
         "theme.light.primaryColor": PALETTE[0],
         "theme.dark.primaryColor": PALETTE[4],
     }
@@ -138,12 +143,19 @@ def serve(
     port: int = 8501,  # on the loopback address
 ):
     "Serve until it is stopped. ModuleNotFoundError without the extra `dashboard`."
+    from streamlit.starlette import App
     from streamlit.web import bootstrap
 
     if hasattr(os, "nice"):
         os.nice(10)
     os.environ[_VARIABLE] = _packed(where)
     flags = {name.replace(".", "_"): value for name, value in _options(port).items()}
-    script = str(Path(__file__).with_name("page.py"))
     bootstrap.load_config_options(flags)
-    bootstrap.run(script, False, [], flags)
+    pages = App(Path(__file__).with_name("page.py"))
+    run_server(
+        LoopbackApp(pages),
+        host="127.0.0.1",
+        port=port,
+        ws_max_size=_MOST_MB * 1_000_000,
+        timeout_graceful_shutdown=5,
+    )

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 from html import escape
 from math import isfinite
+from typing import Any
 
 import altair as alt
 import pandas as pd
+from pandas.api.types import is_object_dtype, is_string_dtype
 
 from ..context.state import BackendState, TierState
 
@@ -28,11 +30,8 @@ PALETTE = (
     "#B8A800",
     "#7F7F7F",
 )  # Okabe and Ito (2008); the yellow darkened, grey for black
+_LAST_S = 9e9  # in the year 2255: pictures and calendars end soon after
 _SIMULATED_S = 3 * 365 * 86_400.0  # a time before 1973 is a simulation's own
-
-
-def _missing(x: float | None) -> bool:
-    return x is None or not isfinite(x)
 
 
 def number(
@@ -41,16 +40,16 @@ def number(
     digits: int = 3,  # that are shown; a large number keeps all before the point
 ) -> str:
     "A number with its unit; a dash where it is missing."
-    if _missing(x):
+    if x is None or not isfinite(x):
         return "–"
-    large = abs(x) >= 10 ** (digits - 1)
+    large = 10 ** (digits - 1) <= abs(x) < 1e15
     text = f"{x:,.0f}" if large else f"{x:.{digits}g}"
     return f"{text} {unit}".rstrip()
 
 
 def percent(x: float | None, digits: int = 1) -> str:
     "A share in percent; a dash where it is missing."
-    return "–" if _missing(x) else f"{x:.{digits}%}"
+    return "–" if x is None or not isfinite(x) else f"{x:.{digits}%}"
 
 
 def _simulated(at_s: float) -> bool:
@@ -64,8 +63,10 @@ def moment(
     day: bool = True,  # with the day of the month
 ) -> str:
     "A time for a reader; a simulation's as time since its start, h:min:s."
-    if _missing(at_s):
+    if at_s is None or not isfinite(at_s):
         return "–"
+    if abs(at_s) > _LAST_S:
+        return f"{at_s:.3g} s"  # no calendar has it
     if _simulated(at_s):
         return f"{at_s // 3600:.0f}:{at_s // 60 % 60:02.0f}:{at_s % 60:04.1f}"
     form = "%d %b %H:%M:%S" if day else "%H:%M:%S"
@@ -74,13 +75,14 @@ def moment(
 
 def ago(seconds: float | None) -> str:
     "How long ago, in the largest unit that fits."
-    if _missing(seconds):
+    if seconds is None or not isfinite(seconds):
         return "never"
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h"
+    hours = seconds / 3600
+    return f"{hours:.0f} h" if hours < 1e6 else f"{hours:.3g} h"
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #a02fc366
 _CSS = """<style>
@@ -125,7 +127,7 @@ def _frame(title: str, state: str, colour: str, body: str) -> str:  # HTML
 
 def _bar(s: BackendState) -> str:  # HTML
     "Forecast against limit, as a bar and in words for those who cannot see it."
-    low, mid, high = s.forecast_ms
+    low, mid, high = s.forecast_ms or (0.0, 0.0, 0.0)
     most_ms = 1.15 * max(high, s.limit_ms, s.p50_ms or 0.0) or 1.0
 
     def at(ms: float) -> str:
@@ -246,11 +248,18 @@ def tier_cards(tiers: list[TierState]) -> str:  # HTML
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #4373dea3
 def filled(t: pd.DataFrame) -> pd.DataFrame:
-    "A table for showing: no empty column, no None in a column of objects."
+    "A table for showing: no empty column, and no missing text."
     if len(t):
         t = t.loc[:, t.notna().any()]
-    texts = [k for k in t if t[k].dtype == object]
-    return t.assign(**{k: t[k].fillna("") for k in texts})
+    texts = [k for k in t if _is_text(t[k])]
+    return t.assign(**{k: t[k].astype(object).where(t[k].notna(), "") for k in texts})
+
+
+def _is_text(column: pd.Series) -> bool:
+    "Whether a column holds texts or objects, in whichever way pandas keeps them."
+    dtype = column.dtype
+    kept = is_object_dtype(dtype) or is_string_dtype(dtype)
+    return kept or isinstance(dtype, pd.CategoricalDtype)
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #3bd4e8d9
 _HEIGHT = 330
@@ -258,17 +267,23 @@ _HEIGHT = 330
 
 def _timed(t: pd.DataFrame, column: str = "at_s") -> pd.DataFrame:
     "A table with a time to draw (`t`) and one to read (`utc`)."
-    times = t[column]
+    times = t[column].astype(float)
     words = [moment(x) + ("" if _simulated(x) else " UTC") for x in times]
-    return t.assign(t=pd.to_datetime(times, unit="s", utc=True), utc=words)
+    return t.assign(t=_drawable(times), utc=words)
+
+
+def _drawable(times: pd.Series) -> pd.Series:
+    "Times in s as a chart takes them; those that no calendar has stand at its ends."
+    return pd.to_datetime(times.clip(-_LAST_S, _LAST_S), unit="s", utc=True)
 
 
 # span_s: what the axis covers; None: what is drawn
 def _time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> alt.X:
     "The axis of a time."
-    domain = alt.Undefined
+    domain: Any = alt.Undefined
     if span_s is not None:
-        domain = [datetime.fromtimestamp(x, UTC).isoformat() for x in span_s]
+        ends = [min(max(x, -_LAST_S), _LAST_S) for x in span_s]
+        domain = [datetime.fromtimestamp(x, UTC).isoformat() for x in ends]
     if own_clock:
         return alt.X(
             "t:T",
@@ -477,7 +492,7 @@ def spells(
     span_s: tuple[float, float],  # what the axis covers, s
 ) -> alt.Chart:
     "Incidents as bars by backend."
-    ends = pd.to_datetime(t.end_s, unit="s", utc=True)
+    ends = _drawable(t.end_s.astype(float))
     base = alt.Chart(_timed(t, "start_s").assign(end=ends), height=alt.Step(24))
     return base.mark_bar(height=12, cornerRadius=3, clip=True).encode(
         _time_axis(_own_clock(t, "start_s"), span_s),

@@ -132,7 +132,7 @@ def guarded(
         words = f"The store cannot be read just now ({e}). This page tries again by itself."
         st.warning(plain(words), icon=":material/sync_problem:")
     except KeyError as e:
-        words = e.args[0] if e.args else e  # without the quotes of a KeyError
+        words = str(e.args[0] if e.args else e)  # without the quotes of a KeyError
         st.info(plain(words), icon=":material/info:")
     except ValueError as e:
         st.info(plain(e), icon=":material/info:")

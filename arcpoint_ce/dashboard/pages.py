@@ -463,7 +463,7 @@ def _act_in_words(a: Mapping) -> str:  # a: an action of `capacity_risk`
         to = ", ".join(shares) or "nowhere: there is no room"
         return f"shift from {', '.join(a['source'])} to {to}{left}"
     if a["action"] == "start replicas":
-        return f"start {a['add']} replicas of {a['of']}{left}"
+        return f"start {number(a['add'])} replicas of {a['of']}{left}"
     return f"shed the tier {a['tier']}{left}"
 
 

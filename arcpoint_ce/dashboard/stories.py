@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pandas as pd
 import streamlit as st
 
-from ..context.agent import Trace
+from ..context.agent import Trace, broken_traces
 from ..context.causes import HARMS, DropExplained, explain_drop
 from ..context.questions import Context
 from arcpoint_ce.dashboard.charts import (
@@ -643,6 +643,8 @@ def _rows_behind(records, id: str) -> list[dict]:
     if not id.startswith("requests/"):
         return Context(records).evidence(id)
     stretch = re.fullmatch(r"requests/(-?[\d.]+)-(-?[\d.]+)", id)
+    if stretch is None:
+        raise ValueError(f"{id!r} names no stretch of time")
     since, until = float(stretch[1]), float(stretch[2])
     rows = records.rows(_ENDED_SQL, (since, until), since, until)
     return [dict(zip(_ENDED, r)) for r in rows]
@@ -741,6 +743,8 @@ def _draw_traces(page: Page):
     if not found:
         st.caption(_NO_TRACE)
         return
+    for wrong in broken_traces(found, page.records.named("traces/last"))[:5]:
+        st.warning(plain(wrong), icon=":material/report:")
 
     def named(id: str) -> dict:
         return next(t for t in found if t["id"] == id)

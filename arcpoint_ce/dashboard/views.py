@@ -31,7 +31,7 @@ class Look:
     def __post_init__(self):
         if self.until_s > self.since_s and self.every_s > 0:
             return
-        window = f"{self.since_s:.0f} to {self.until_s:.0f} s by {self.every_s:g} s"
+        window = f"{self.since_s:.12g} to {self.until_s:.12g} s by {self.every_s:g} s"
         raise ValueError(f"a window must end after it begins, got {window}")
 
 
@@ -300,8 +300,10 @@ def _would_win(rows: Sequence[_Candidate], chosen: str) -> str:
 
 def _runner_up(rows: Sequence[_Candidate], chosen: str) -> _Candidate | None:
     "The best of the others that had a score; None where there is none."
-    rivals = [c for c in rows if c.backend != chosen and c.score is not None]
-    return min(rivals, key=lambda c: c.score, default=None)
+    rivals = [
+        (c.score, k) for k, c in enumerate(rows) if c.backend != chosen and c.score is not None
+    ]
+    return rows[min(rivals)[1]] if rivals else None
 
 
 def _unasked(rows: Sequence[_Candidate], here: _Candidate) -> bool:
@@ -313,7 +315,7 @@ def _unasked(rows: Sequence[_Candidate], here: _Candidate) -> bool:
 def _margin(here: _Candidate, rival: _Candidate) -> str:
     "How far the runner-up was from being the likelier choice."
     chosen = here.backend
-    if here.score is None:
+    if here.score is None or rival.score is None:
         return (
             f"{chosen} was given a probe; without it {rival.backend} would have been the likeliest."
         )

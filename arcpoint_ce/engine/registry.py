@@ -9,6 +9,7 @@ __all__ = ['Version', 'Registry']
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from ..routing.records import Forecaster
 
 # %% ../../nbs/engine/35_registry.ipynb #dfed9154
 _STATES = ("candidate", "shadow", "canary", "live", "retired")
-_REGISTRY_SCHEMA = 1
+_REGISTRY_SCHEMA = 2  # 2: one event may retire the version that another replaces
+_NAME = re.compile("v[1-9][0-9]{0,8}")  # of a version, and so of its folder
 
 
 class _RegistryError(ValueError):
@@ -90,12 +92,22 @@ class _Journal:
         if not self.path.exists():
             return []
         *whole, _ = self.path.read_text().split("\n")
-        events = [json.loads(line) for line in whole]
-        if any(event["schema"] > _REGISTRY_SCHEMA for event in events):
+        return [self._event(line, number) for number, line in enumerate(whole, 1)]
+
+    def _event(self, line: str, number: int) -> dict:
+        "One line of the journal, which somebody may have edited."
+        try:
+            event = json.loads(line)
+            newer = event["schema"] > _REGISTRY_SCHEMA
+        except (ValueError, TypeError, KeyError):
+            raise _RegistryError(
+                f"{self.path}, line {number} is no event of a registry: restore the file"
+            ) from None
+        if newer:
             raise _RegistryError(
                 f"{self.path} was written by a newer version of arcpoint_ce: update it"
             )
-        return events
+        return event
 
     def append(self, **event):
         "One event, durable when this returns; what a crash cut off is removed first."
@@ -118,23 +130,31 @@ class Registry:
         self.folder = self.journal.folder
 
     def versions(self) -> dict[str, Version]:
-        "Every version with its present state, oldest first."
+        "Every version with its present state, oldest first. RegistryError on a broken journal."
         known: dict[str, Version] = {}
-        for e in self.journal.events():
-            if e["what"] == "move":
-                known[e["name"]] = replace(known[e["name"]], state=e["state"], why=e["why"])
-                continue
-            known[e["name"]] = Version(
-                name=e["name"],
-                parent=e["parent"],
-                state="candidate",
-                made_s=e["at_s"],
-                data_sha256=e["data_sha256"],
-                metrics=e["metrics"],
-                files=e["files"],
-                why=e["why"],
-            )
+        for number, event in enumerate(self.journal.events(), 1):
+            try:
+                self._take(event, known)
+            except (KeyError, TypeError, _RegistryError) as e:
+                why = e if isinstance(e, _RegistryError) else "no event of a registry"
+                raise _RegistryError(
+                    f"{self.journal.path}, line {number}: {why}; restore the file"
+                ) from None
         return known
+
+    @staticmethod
+    def _take(event: dict, known: dict[str, Version]):
+        "Let one event change what is known."
+        if event["what"] != "move":
+            version = _added(event)
+            if version.name in known:
+                raise _RegistryError(f"version {version.name!r} was added twice")
+            known[version.name] = version
+            return
+        for name, state, why in _moves_of(event):
+            if name not in known or state not in _STATES:
+                raise _RegistryError(f"no move: {name!r} to {state!r}")
+            known[name] = replace(known[name], state=state, why=why)
 
     def get(self, name: str) -> Version:
         "RegistryError on a version that is not there."
@@ -151,6 +171,8 @@ class Registry:
         "RegistryError where a file is missing, changed or new."
         version = self.get(name)
         folder = self.folder / version.name
+        if folder.is_symlink():
+            raise _RegistryError(f"{folder} is a link: store plain files")
         now = _file_hashes(folder) if folder.is_dir() else {}
         for file in {*version.files, *now}:
             if version.files.get(file) == now.get(file):
@@ -209,37 +231,39 @@ class Registry:
         if state not in _STATES:
             raise _RegistryError(f"unknown state {state!r}; known: {', '.join(_STATES)}")
         with self.journal.locked():
-            self.get(name)
-            if state == "live":
-                self.path_of(name)
-                old = self.live()
-                if old and old.name != name:
-                    self._moved(old.name, "retired", now, f"replaced by {name}")
-            self._moved(name, state, now, why)
-            return self.get(name)
+            return self._move(name, state, now, why, f"replaced by {name}")
 
-    def _moved(self, name: str, state: str, now: float, why: str):
-        self.journal.append(what="move", name=name, state=state, at_s=now, why=why)
+    def _move(self, name: str, state: str, now: float, why: str, why_retired: str) -> Version:
+        "One event, whatever it moves. The lock must be held."
+        self.get(name)
+        retires = None
+        if state == "live":
+            self.path_of(name)
+            old = self.live()
+            if old and old.name != name:
+                retires = dict(name=old.name, why=why_retired)
+        self.journal.append(what="move", name=name, state=state, at_s=now, why=why, retires=retires)
+        return self.get(name)
 
     def rollback(self, now: float, why: str) -> Version:
         "Make the model live that was live before. RegistryError where there was none."
-        live = self.live()
-        gone = live.name if live else "nothing"
-        for name in self._ways_back():
-            if name == gone:
-                continue
-            self.path_of(name)
-            if live:
-                self.move(gone, "retired", now, f"rolled back: {why}")
-            return self.move(name, "live", now, f"again, because {gone} was rolled back: {why}")
-        known = ", ".join(self.versions())
+        with self.journal.locked():
+            live = self.live()
+            gone = live.name if live else "nothing"
+            for name in self._ways_back():
+                if name == gone:
+                    continue
+                again = f"again, because {gone} was rolled back: {why}"
+                return self._move(name, "live", now, again, f"{_ROLLED_BACK}: {why}")
+            known = ", ".join(self.versions())
         raise _RegistryError(f"nothing to go back to: {known or 'the registry is empty'}")
 
     def _ways_back(self) -> list[str]:
         "Versions that were live and were not rolled back, newest first."
-        moves = [e for e in self.journal.events() if e["what"] == "move"]
-        undone = {e["name"] for e in moves if e["why"].startswith("rolled back")}
-        lived = [e["name"] for e in moves if e["state"] == "live" and e["name"] not in undone]
+        events = [e for e in self.journal.events() if e["what"] == "move"]
+        moves = [move for event in events for move in _moves_of(event)]
+        undone = {name for name, _, why in moves if why.startswith(_ROLLED_BACK)}
+        lived = [name for name, state, _ in moves if state == "live" and name not in undone]
         return lived[::-1]
 
     def table(self) -> list[dict]:
@@ -260,6 +284,36 @@ class Registry:
             ("version", "state", "parent", "why"),
             [(v.name, v.state, v.parent or "", v.why) for v in self.versions().values()],
         )
+
+
+_ROLLED_BACK = "rolled back"
+
+
+def _added(event: dict) -> Version:
+    "The version that an event adds. RegistryError on a name that is none."
+    name, parent = event["name"], event["parent"]
+    for told in (name, parent or name):
+        if not isinstance(told, str) or not _NAME.fullmatch(told):
+            raise _RegistryError(f"{told!r} is no name of a version, which is v1, v2, ...")
+    return Version(
+        name=name,
+        parent=parent,
+        state="candidate",
+        made_s=event["at_s"],
+        data_sha256=event["data_sha256"],
+        metrics=event["metrics"],
+        files=event["files"],
+        why=event["why"],
+    )
+
+
+def _moves_of(event: dict) -> list[tuple[str, str, str]]:  # name, state, why
+    "What an event moves: who is replaced, then who replaces it."
+    moves = [(event["name"], event["state"], event["why"])]
+    retired = event.get("retires")
+    if retired:
+        moves.insert(0, (retired["name"], "retired", retired["why"]))
+    return moves
 
 
 def _html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -460,3 +460,51 @@ def test_parameters_helper_and_tests_agree():
     import ast
 
     assert R._assigned(PARAMETERS) == [t.target.id for t in ast.parse(PARAMETERS).body]
+
+
+SLEEPS = """import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(out_dir + "/pids.part", "w").write(f"{os.getpid()} {child.pid}")
+os.rename(out_dir + "/pids.part", out_dir + "/pids")
+time.sleep(600)"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_says_so_and_ends_what_it_began(tmp_path, how):
+    path, folder = template(tmp_path / "x.ipynb", SLEEPS), tmp_path / "out"
+    code = (
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "from arcpoint_ce import run_report\n"
+        f"run_report({str(path)!r}, out={str(folder)!r}, progress=False)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code])
+    pids = []
+    try:
+        wait_for((folder / "pids").exists, 90)
+        pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+        child.send_signal(how)
+        assert child.wait(60) == 128 + how
+        assert record(folder)["status"] == "failed"
+        assert record(folder)["failure"]["error"] == "interrupted" and record(folder)["ended_utc"]
+        wait_for(lambda: all(map(gone, pids)))
+    finally:
+        child.kill()
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ends", ["a time-out", "an error", "its end"])
+def test_what_a_kernel_began_ends_with_it(tmp_path, ends):
+    begins = SLEEPS.rpartition("\n")[0]
+    source = {"a time-out": SLEEPS, "an error": begins + "\n1 / 0", "its end": begins}[ends]
+    path, folder = template(tmp_path / "x.ipynb", source), tmp_path / "out"
+    run = run_report(path, out=folder, progress=False, check=False, timeout_s=15)
+    pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+    assert run.status == ("ok" if ends == "its end" else "failed")
+    try:
+        wait_for(lambda: all(map(gone, pids)))
+    finally:
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)

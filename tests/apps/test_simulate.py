@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from math import inf
 
 import pytest
@@ -314,3 +317,40 @@ def test_the_same_requests_are_given_to_the_rules_beside_ours():
         "p2c (two choices)",
     ]
     assert rows[0] == S._summary(rows[0][0], record) and len({r[1:] for r in rows}) == 3
+
+
+def decided(store) -> bool:
+    "Whether a decision has been written down."
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
+            return bool(db.execute("SELECT 1 FROM decisions LIMIT 1").fetchall())
+    except sqlite3.Error:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_run_that_is_ended_leaves_no_control_file(tmp_path, how):
+    store = tmp_path / "run.sqlite"
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from arcpoint_ce.apps.cli import main; main()"
+    )
+    words = "simulate --scenario calm --speed 20 --requests 100000 --inject --store".split()
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *words, str(store)], stdout=subprocess.DEVNULL
+    )
+    control = tmp_path / "run.sqlite.control"
+    try:
+        end = time.monotonic() + 240
+        while not control.exists():
+            assert run.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        while not decided(store):
+            assert run.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        run.send_signal(how)
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+    assert not control.exists() and decided(store)

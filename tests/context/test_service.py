@@ -165,6 +165,14 @@ def test_decide_observe_and_ask(served):
         ("/state?at=blue", None, 422),
         ("/state?window_s=-1", None, 422),
         ("/state?window_s=5e-324", None, 422),
+        ("/state?at=%C2%B2", None, 422),  # a digit that is no number
+        ("/state?at=%D9%A3", None, 422),
+        ("/state?at=" + "9" * 400, None, 422),
+        ("/state?at=%FF%00", None, 422),
+        ("/risk?at=%E2%91%A0", None, 422),
+        ("/cancel", {}, 422),
+        ("/cancel", dict(decision=2**61), 404),
+        ("/cancel", dict(decision=2**70), 422),
         ("/decide", b'{"task": "' + b"x" * 100_000 + b'"}', 413),
     ],
 )

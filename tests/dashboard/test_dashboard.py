@@ -20,6 +20,7 @@ from arcpoint_ce.apps.service_bench import fill_store
 from arcpoint_ce.context.agent import Trace
 from arcpoint_ce.context.state import Facts
 from arcpoint_ce.engine.engine import ContextEngine
+from arcpoint_ce.routing.decisions import NoBackend
 from arcpoint_ce.routing.records import Backend, Outcome, Request
 
 pytestmark = pytest.mark.xdist_group("dashboard")  # one simulation, one browser
@@ -108,6 +109,71 @@ def test_every_page_in_every_state(tmp_path, page, state):
         assert "holds no decision, outcome or step yet" in words
     else:
         assert at.metric or at.dataframe or at.subheader
+
+
+def ending(path: Path, how, requests: int = 200) -> ContextEngine:
+    "An engine whose decisions end as `how(decision, now)` says; None: not at all."
+    engine = ContextEngine([Backend("east", 16.0, price_out=5.0), Backend("west", 16.0)], path)
+    for k in range(requests):
+        now = 1.7e9 + 0.5 * k
+        try:
+            d = engine.decide(Request(f"r{k}", tier="gold", tokens_out=100), now)
+        except NoBackend:
+            d = None
+        outcome = how(d, now) if d is not None else None
+        if outcome is not None:
+            engine.observe(outcome)
+        engine.tick(now + 0.3)
+    engine.close(1.7e9 + 0.5 * requests)
+    return engine
+
+
+ENDINGS = {  # how requests end, and what is changed in the store afterwards
+    "none has ended": (lambda d, now: None, ()),
+    "all failed": (lambda d, now: Outcome(d.backend, now, 150.0, False, "x", decision=d.id), ()),
+    "all failed at once": (
+        lambda d, now: Outcome(d.backend, now, None, False, "x", decision=d.id),
+        (),
+    ),
+    "in no time": (lambda d, now: Outcome(d.backend, now, 0.0, decision=d.id), ()),
+    "years": (lambda d, now: Outcome(d.backend, now, 1e9, decision=d.id), ()),
+    "a latency of 1e300": (
+        lambda d, now: Outcome(d.backend, now, 90.0, decision=d.id),
+        ("UPDATE outcomes SET latency_ms = 1e300", "UPDATE steps SET latency_us = 1e303"),
+    ),
+    "an end of 1e297": (
+        lambda d, now: Outcome(d.backend, now, 90.0, decision=d.id),
+        ("UPDATE outcomes SET latency_ms = 1e300, end_s = 1e297 WHERE rowid = 77",),
+    ),
+    "a decision in the year 33658": (
+        lambda d, now: Outcome(d.backend, now, 90.0, decision=d.id),
+        ("UPDATE decisions SET at_s = 1e12 WHERE rowid = 77",),
+    ),
+    "columns of nothing": (
+        lambda d, now: Outcome(d.backend, now, 90.0, decision=d.id),
+        (
+            "UPDATE steps SET latency_us = 0, n_lat = 0, p50_ms = NULL, p90_ms = NULL",
+            "UPDATE outcomes SET latency_ms = NULL, ok = 0, error = NULL, ttft_ms = NULL",
+            "UPDATE decisions SET tier = NULL, limit_ms = NULL, propensity = NULL",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_every_page_however_requests_end(tmp_path, how):
+    outcome, changes = ENDINGS[how]
+    store = tmp_path / "s.sqlite"
+    ending(store, outcome)
+    with sqlite3.connect(store) as db:
+        for change in changes:
+            db.execute(change)
+    for page in _PAGES[:-1]:
+        at = drawn(store, page)
+        words = " ".join(x.value for x in (*at.info, *at.warning, *at.error))
+        assert "out of range" not in words and "Traceback" not in words, (page, words)
+        shown = [*(x.value for x in at.metric), *(x.value for x in at.caption), words]
+        assert max(map(len, shown)) < 400, (page, shown)
 
 
 ROLLOUTS = {
@@ -677,3 +743,55 @@ def test_hostile_text_is_text(browser, tmp_path):
         w.well()
         w.context.close()
     assert (executed, broken) == (0, 0) and len([x for x in shown if x in PAYLOADS]) >= 12, shown
+
+
+# ---- who may look
+
+
+def handshake(port: int, path: str, **headers: str) -> int:
+    "Status of an answer: 101 where a WebSocket was opened."
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "13",
+    }
+    more = upgrade if path == "/_stcore/stream" else {}
+    head = "".join(f"{k}: {v}\r\n" for k, v in (headers | more).items())
+    with socket.create_connection(("127.0.0.1", port), 20) as s:
+        s.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
+        return int(s.recv(200).split()[1])
+
+
+def test_only_this_machine_and_its_own_pages_are_answered(tmp_path):
+    engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
+    with Dashboard(tmp_path / "s.sqlite") as d:
+        own, home = f"127.0.0.1:{d.port}", f"localhost:{d.port}"
+        pages = ("/", "/_stcore/health", "/_stcore/host-config", "/_stcore/stream")
+
+        def seen(**headers):
+            return [handshake(d.port, page, **headers) for page in pages]
+
+        well = [200, 200, 200, 101]
+        assert seen(Host=own) == well and seen(Host=home, Origin=f"http://{home}") == well
+        assert seen(Host=f"[::1]:{d.port}") == well
+        for strange in (
+            dict(Host="evil.example"),
+            dict(Host=f"evil.example:{d.port}", Origin=f"http://evil.example:{d.port}"),
+            dict(Host=own, Origin="http://evil.example"),
+            dict(Host=own, Origin=f"http://{home}"),
+            dict(Host=own, Origin="null"),
+            dict(Host=home, Origin=f"http://localhost:{d.port + 1}"),
+        ):
+            assert seen(**strange) == [403] * 4, strange
+
+
+def test_a_head_that_never_ends_is_ended(tmp_path):
+    engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
+    with Dashboard(tmp_path / "s.sqlite") as d:
+        with socket.create_connection(("127.0.0.1", d.port), 30) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nx: ")
+            try:
+                assert s.recv(100) == b""
+            except ConnectionResetError:
+                pass
