@@ -24,6 +24,7 @@ from arcpoint_ce.engine.storage import (
     Shelf,
     SqliteShelf,
     open_shelf,
+    readonly_address,
     sql_tables,
 )
 from ..engine.store import FeedbackStore, step_of
@@ -44,7 +45,7 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
             f"`arcpoint simulate --store {path}` makes one"
         )
     db = sqlite3.connect(
-        f"file:{path}?mode=ro",
+        readonly_address(path),
         uri=True,
         timeout=5.0,
     )

@@ -261,6 +261,11 @@ class AnomalyDetector:
         rate = self.tail_.rate(score)
         return Anomaly(at_s, backend, severity, score, rate, self.reasons(window))
 
+    def forget(self, backend: str):
+        "A backend has left."
+        self._before.pop(backend, None)
+        self.hot.pop(backend, None)
+
     def reasons(self, window: Sequence[float], most: int = 3) -> dict:
         "Features beyond three robust units, the oddest first; at least one."
         u = np.abs(self.units(np.array(window)))

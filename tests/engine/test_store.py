@@ -154,6 +154,7 @@ def filled(shelf):
     )
     store.put("events", at_s=9.0, backend="east", what="drift", why="error doubled")
     store.put("traces", at_s=9.0, id="t1", detail=[1, "x", None])
+    store.put("rejected", at_s=9.0, kind="row", why="by hand")
     store.put_state("engine", {"turn": 2})
     return store, a, b
 
@@ -173,6 +174,7 @@ def test_what_was_flushed_is_found_again_by_another_opening(where):
         incidents=1,
         events=1,
         traces=1,
+        rejected=1,
     )
     joined = {d["request"]: d for d in other.joined()}
     assert [o["fate"] for o in joined["a"]["outcomes"]] == [_JOINED]
@@ -401,7 +403,7 @@ def test_a_read_only_file_and_a_locked_one(tmp_path):
         lambda b: b"\0" * len(b),
         lambda b: b[:100] + b"\xff" * 400 + b[500:],
         lambda b: b[:4096] + b"\xff" * 4096 + b[8192:],
-        lambda b: b"hello",
+        lambda b: b[:16] + b"hello",
     ],
 )
 def test_a_corrupted_file_is_set_aside_and_routing_goes_on(tmp_path, damage):
