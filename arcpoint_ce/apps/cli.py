@@ -1281,6 +1281,25 @@ def _service_of(store: str, fleet: Path | None, calls: Path | None, **how):
         store, load_fleet(fleet) if fleet else None, clock=time.time, calls=_calls_of(calls), **how
     )
 
+# %% ../../nbs/apps/84_cli.ipynb #80ce101f
+_UNITS_S = dict(s=1.0, m=60.0, h=3_600.0, d=86_400.0, w=7 * 86_400.0)
+
+
+def _span_s(option: str, text: str) -> float:  # s
+    """A span of time such as 90m, 12h, 7d or 4w; a number alone is days. ValueError names the
+    option.
+    """
+    number, unit = text.strip(), "d"
+    if number[-1:].lower() in _UNITS_S:
+        number, unit = number[:-1], number[-1].lower()
+    try:
+        span_s = float(number) * _UNITS_S[unit]
+    except ValueError:
+        span_s = 0.0
+    if not 0 < span_s < float("inf"):
+        raise ValueError(f"{option} must be a span of time such as 12h, 7d or 4w, got {text!r}")
+    return span_s
+
 # %% ../../nbs/apps/84_cli.ipynb #baacaf8f
 @_app.command()
 def serve(
@@ -1299,12 +1318,21 @@ def serve(
     canary: _CanaryOption = None,
     ab: _AbOption = None,
     holdout: _HoldoutOption = 0.0,
+    keep: Annotated[
+        str | None,
+        _option(
+            "Forget records that are older than the newest by this: 12h, 7d, 4w; a number alone is "
+            "days. Where it is given, what is older now goes at once; after that, once an hour.  "
+            "[default: 30d, and nothing at once]"
+        ),
+    ] = None,
 ):
     """Serve questions, decisions and outcomes over HTTP, and the questions over MCP (/mcp).
 
     \b
       arcpoint serve --store run.sqlite
       arcpoint serve --store run.sqlite --fleet my-fleet.toml --slo-ms 300 --canary p2c
+      arcpoint serve --store run.sqlite --keep 14d
       curl -s 127.0.0.1:8400/state
       curl -s 127.0.0.1:8400/decide -H 'content-type: application/json' \\
            -d '{"tier": "premium", "tokens_in": 500}'
@@ -1318,8 +1346,12 @@ def serve(
     from arcpoint_ce.context.service import make_app
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
-    guards = _guards_of(host)
-    made = make_app(_service_of(store, fleet, calls, **how), guards)
+    guards, keep_s = _guards_of(host), _span_s("--keep", "30d" if keep is None else keep)
+    service = _service_of(store, fleet, calls, keep_s=keep_s, **how)
+    if keep is not None:
+        gone = service.engine.store.sweep(keep_s, share=1.0)
+        typer.echo(f"{gone} records older than {keep} were forgotten", err=True)
+    made = make_app(service, guards)
     uvicorn.run(
         made,
         host=host,

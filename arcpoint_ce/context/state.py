@@ -8,6 +8,7 @@ __all__ = ['REMEMBER_S', 'StoreError', 'Facts', 'Evidence', 'row_id', 'finite', 
 
 # %% ../../nbs/context/51_state.ipynb #7bb1f2cd
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -63,12 +64,15 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
     return db
 
 
-def _copied(shelf: Shelf, since_s: float, until_s: float) -> sqlite3.Connection:
-    "The rows of a span, copied from any shelf into a private database."
+def _copied(
+    shelf: Shelf, since_s: float, until_s: float, tables: Iterable[str]
+) -> sqlite3.Connection:
+    "The rows of a span of some tables, copied from any shelf into a private database."
     db = sqlite3.connect(":memory:", check_same_thread=False)
     for statement in sql_tables():
         db.execute(statement)
-    for table, columns in TABLES.items():
+    for table in tables:
+        columns = TABLES[table]
         marks = ", ".join("?" * len(columns))
         rows = shelf.read(
             table,
@@ -103,16 +107,14 @@ class _StoreReader:
         else:
             self.shelf = open_shelf(str(where))
 
-    def connection(self, since_s: float, until_s: float) -> sqlite3.Connection:
-        "A connection that holds at least the rows of this span."
+    def connection(
+        self, since_s: float, until_s: float, tables: Iterable[str] = TABLES
+    ) -> sqlite3.Connection:
+        "A connection that holds at least the rows of these tables in this span."
         if isinstance(self.shelf, MemoryShelf):
             return self._memory_copy()
         if self.shelf is not None:
-            return _copied(
-                self.shelf,
-                since_s,
-                until_s,
-            )
+            return _copied(self.shelf, since_s, until_s, tables)
         if getattr(self._of_thread, "db", None) is None:
             self._of_thread.db = _open_readonly(self.path)
         return self._of_thread.db
@@ -126,12 +128,21 @@ class _StoreReader:
                 self.shelf,
                 -inf,
                 inf,
+                TABLES,
             )
         return self._of_thread.copy
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
         "The rows that a query finds in a span."
-        return self.connection(since_s, until_s).execute(sql, values).fetchall()
+        asked = [table for table in TABLES if re.search(rf"\b{table}\b", sql)]
+        return self.connection(since_s, until_s, asked).execute(sql, values).fetchall()
+
+    def newest_s(self, table: str) -> float | None:  # None: the table is empty
+        "The time of the newest row. Its cost does not grow with the store."
+        if self.shelf is not None:
+            return self.shelf.newest_s(table)
+        sql = f"SELECT max({TABLES[table][0]}) FROM {table}"
+        return self.rows(sql, (), -inf, inf)[0][0]
 
     def state(self, name: str) -> str | None:  # JSON
         "A named state of the store; None where nobody has put one."
@@ -209,10 +220,8 @@ class Facts:
 
     def newest_s(self) -> float:  # s
         "When the newest record was made. StoreError on an empty store."
-        found = []
-        for table in ("outcomes", "decisions", "steps"):
-            sql = f"SELECT max({TABLES[table][0]}) FROM {table}"
-            found += [at_s for (at_s,) in self.rows(sql, (), -inf, inf) if at_s is not None]
+        told = [self.reader.newest_s(table) for table in ("outcomes", "decisions", "steps")]
+        found = [at_s for at_s in told if at_s is not None]
         if not found:
             raise StoreError(
                 "the store holds no decision, outcome or step yet; let an engine run, or replay "

@@ -195,6 +195,7 @@ class Shelf(Protocol):
     def read(
         self, table: str, since_s: float, until_s: float, equal: Mapping[str, object], limit: int
     ) -> list[tuple]: ...  # since <= time < until, in order of time
+    def newest_s(self, table: str) -> float | None: ...  # None: the table is empty
     def state(self, name: str) -> str | None: ...
     def drop(self, before_s: float) -> int: ...  # rows forgotten
     def ages(self, share: float, keep_s: float) -> "_Ages | None": ...  # None: there are no rows
@@ -290,6 +291,10 @@ class MemoryShelf:
             if since_s <= row[0] < until_s and matches(row, table, equal):
                 found.append(row)
         return found[:limit] if limit >= 0 else found
+
+    def newest_s(self, table):
+        rows = self.tables[table]
+        return _time_of(rows[-1]) if rows else None
 
     def state(self, name):
         return self.states.get(name)
@@ -633,6 +638,10 @@ class SqliteShelf:
         )
         return found.fetchall()
 
+    def newest_s(self, table):
+        found = self._own().execute(f"SELECT max({TABLES[table][0]}) FROM {table}")
+        return found.fetchone()[0]
+
     def state(self, name):
         found = self._own().execute("SELECT value FROM states WHERE name = ?", (name,)).fetchone()
         return found[0] if found else None
@@ -717,6 +726,8 @@ class _RedisShelf:
             check_table(table)
         if os.getpid() != self.pid:
             self._begin()
+        if not self.indexed:
+            self._index()
         with self.redis.pipeline(transaction=True) as p:
             for table, new in rows.items():
                 named = self._named(table, new)
@@ -792,6 +803,10 @@ class _RedisShelf:
                 break
         found.sort(key=_time_of)
         return found[:limit] if limit >= 0 else found
+
+    def newest_s(self, table):
+        found = self.redis.zrange(self.key(table, "time"), -1, -1, withscores=True)
+        return found[0][1] if found else None
 
     def state(self, name):
         return self.redis.hget(self.key("states"), name)
