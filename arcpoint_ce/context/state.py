@@ -19,6 +19,7 @@ from threading import local
 from typing import NamedTuple
 
 from arcpoint_ce.engine.storage import (
+    READABLE,
     SCHEMA,
     TABLES,
     MemoryShelf,
@@ -55,7 +56,7 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as e:
         db.close()
         raise StoreError(f"{path}: not a feedback store ({e})") from e
-    if version != SCHEMA:
+    if not READABLE <= version <= SCHEMA:
         db.close()
         raise StoreError(
             f"{path} has schema {version}, this version reads {SCHEMA}: open it once with an "

@@ -19,6 +19,7 @@ from math import inf, isfinite
 from pathlib import Path
 from secrets import token_hex
 from threading import Event, Lock, RLock, Thread
+from typing import Any
 
 from .anomalies import AnomalyDetector, learn_anomalies, tighten, window_of
 from .incidents import Incident, IncidentBook
@@ -41,7 +42,7 @@ from arcpoint_ce.routing.records import (
     foreseen_change,
 )
 from ..routing.router import Decision, Ranking, Router, RouterConfig
-from ..routing.steps import History, features
+from ..routing.steps import BackendFeatures, History, features
 
 # %% ../../nbs/engine/36_engine.ipynb #ba5daccf
 # silent unless the application wants to hear
@@ -133,7 +134,8 @@ class _StepFeed:
     def __init__(self, router: Router):
         self.router = router
         self.closed: deque[tuple[str, Step]] = deque()  # since the last tick
-        self.hooked: dict[str, object] = {}  # the features that are listened to, by backend
+        # the features that are listened to, by backend
+        self.hooked: dict[str, BackendFeatures] = {}
         self.histories: dict[str, History] = {}
 
     def hook(self) -> list[str]:  # backends that have left
@@ -375,7 +377,8 @@ class _Quorum:
         config, router = self.config, self.router
         if config.gateway is None:
             return {}
-        since_s = now - router.breaker_config.max_open_s
+        breaker = router.breaker_config or BreakerConfig()
+        since_s = now - breaker.max_open_s
         rows = self.store.rows("transitions", since_s, inf)
         opened = opened_elsewhere(rows, config.gateway, now)
         closed = {b["backend"]: b["since_s"] for b in router.status(now) if b["state"] == "closed"}
@@ -411,7 +414,7 @@ def table_from(
     """
     forecasts = {}
     for backend, row in plain["forecasts"].items():
-        values = [tuple(value) if isinstance(value, list) else value for value in row]
+        values: list[Any] = [tuple(x) if isinstance(x, list) else x for x in row]
         forecasts[backend] = Forecast(backend, *values)
     made_s = -inf if plain["made_s"] is None else plain["made_s"]
     return ForecastTable(plain["version"], made_s, plain["max_age_s"], forecasts, plain["model"])
@@ -967,7 +970,7 @@ class ContextEngine:
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         config: EngineConfig = EngineConfig(),
     ):
-        told = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
+        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
         router = replace(router, **{k: v for k, v in told.items() if v is not None})
         fleet = fleet if hasattr(fleet, "tiers") else tuple(fleet)
         tiers = getattr(fleet, "tiers", {}).values()

@@ -122,7 +122,7 @@ def _candidates(
     "Per candidate its odds and its score (None for a probe), or why it was excluded."
     view, out = d.view, {}
     places = best if d.place in best else [d.place, *best]
-    places += range(len(view.lanes), len(view.lanes) + len(view.probing))
+    places = [*places, *range(len(view.lanes), len(view.lanes) + len(view.probing))]
     lanes = (*view.lanes, *view.probing)
     for place in dict.fromkeys(places):
         if place == d.place:
@@ -159,7 +159,8 @@ def _decision_row(
     few = len(view.lanes) <= _FEW
     all_odds = odds(view, signals, d.at_s) if few else None
     propensity = all_odds[d.place] if all_odds else _chance_of(view, d.place, signals, d.at_s)
-    best, candidates = [], {d.backend: round(propensity, 5)}
+    best: list[int] = []
+    candidates: dict = {d.backend: round(propensity, 5)}
     if _keeps_candidates(d):
         best, candidates = _compared(d, signals, all_odds, propensity)
     forecast = view.table.forecasts.get(d.backend) if view.mode == "predictive" else None
@@ -414,15 +415,14 @@ class _Forks:
             self.owners.add(owner)
 
     def before(self):
-        self.lock.acquire(timeout=self.WAIT_S)
+        held = [self.lock] if self.lock.acquire(timeout=self.WAIT_S) else []
         locks = [lock for owner in self.owners for lock in owner.locks()]
-        self.held = [lock for lock in locks if lock.acquire(timeout=self.WAIT_S)]
+        self.held = held + [lock for lock in locks if lock.acquire(timeout=self.WAIT_S)]
 
     def in_parent(self):
-        for lock in reversed(self.held):
+        held, self.held = self.held, []
+        for lock in reversed(held):
             lock.release()
-        self.held = []
-        self.lock.release()
 
     def in_child(self):
         self.held, self.lock = [], Lock()
@@ -678,8 +678,9 @@ class FeedbackStore(Store):
         where: str | Path | Shelf | None = None,
         queue: int = 100_000,  # records that may wait
     ):
-        named = where is None or isinstance(where, (str, Path))
-        super().__init__(open_shelf(where) if named else where)
+        if where is None or isinstance(where, (str, Path)):
+            where = open_shelf(where)
+        super().__init__(where)
         self.bound = queue
         self._queue: deque[tuple] = deque()
         self._unwritten = _Unwritten()
@@ -759,7 +760,7 @@ class FeedbackStore(Store):
             self._failed(e)
             return
         rows, states = self._unwritten.take_all()
-        pieces = [([(table, row)], {}) for table, row in rows]
+        pieces: list[tuple] = [([(table, row)], {}) for table, row in rows]
         pieces += [([], {name: text}) for name, text in states.items()]
         bad = self._write_apart(pieces)
         if len(bad) == len(pieces) > 1:  # nothing at all was taken

@@ -802,6 +802,23 @@ def test_a_file_deleted_under_a_running_engine_is_noticed(tmp_path, gone):
     assert len(FeedbackStore(path).rows("decisions")) == 120
 
 
+def test_a_second_store_in_the_same_process_ends_no_locks(tmp_path):
+    """POSIX drops a file's locks when the process closes any descriptor of it: another process
+    that opens and closes the store would then delete the log under us.
+    """
+    path = tmp_path / "e.db"
+    engine = lived(path, n=50)
+    for _ in range(2):
+        FeedbackStore(path)
+    code = "import sys; from arcpoint_ce.engine.storage import SqliteShelf as S; S(sys.argv[1]).close()"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert Path(f"{path}-wal").exists()
+    answer(engine, 60.0)
+    engine.store.flush(61.0)
+    assert not engine.store.status()["replaced"]
+    assert len(FeedbackStore(path).rows("decisions")) == 51
+
+
 def test_a_file_that_was_replaced_is_used_from_then_on(tmp_path):
     path = tmp_path / "e.db"
     engine = lived(path, n=100)
