@@ -99,11 +99,12 @@ def _check_gateway(gateway: int | None):
 # %% ../../nbs/engine/36_engine.ipynb #630266a8
 def _is_due(
     now: float,  # s
-    last_s: float,  # when it was done last, s; -inf: never
+    due_s: float,  # when it is to be done again, s; -inf: at once
     every_s: float,  # s
 ) -> bool:
-    "Whether so much time has passed, or the clock has gone back by as much."
-    return abs(now - last_s) > 0.999 * every_s  # a clock's last digits must not cost a tick
+    "Whether that time has come, or the clock has gone back by more than it should ever be early."
+    # a clock's last digits must not cost a tick
+    return not due_s - 2.0 * every_s < now < due_s - 0.001 * every_s
 
 # %% ../../nbs/engine/36_engine.ipynb #9cd4a7de
 def _policy_of(
@@ -481,7 +482,7 @@ class Keeper:
     def __init__(self, store: Store, config: EngineConfig):
         self.store, self.config = store, config
         self.name = "engine" if config.gateway is None else f"engine:{config.gateway}"
-        self.kept_s = self.swept_s = -inf  # when it was done last, s
+        self.memo_due = self.sweep_due = -inf  # when it is to be done again, s
         self.lesson = 0  # the newest lesson that was written down
         self.owner = _Owner()
 
@@ -496,8 +497,8 @@ class Keeper:
     ):
         "Write down what is due."
         self._keep_lessons(forecaster)
-        if ends or _is_due(now, self.kept_s, self.config.memo_s):
-            self.kept_s = now
+        if ends or _is_due(now, self.memo_due, self.config.memo_s):
+            self.memo_due = now + self.config.memo_s
             memo = dict(
                 at_s=now,
                 router=router.memo(),
@@ -511,9 +512,9 @@ class Keeper:
 
     def sweep(self, now: float) -> str | None:  # what is to be told; None: nothing
         "Forget old records, if that is due."
-        if not _is_due(now, self.swept_s, self.config.sweep_s):
+        if not _is_due(now, self.sweep_due, self.config.sweep_s):
             return None
-        self.swept_s = now
+        self.sweep_due = now + self.config.sweep_s
         keep_s, share = self.config.keep_s, self.config.keep_share
         gone = self.store.sweep(keep_s, share)
         if self.store.spared:
@@ -842,7 +843,7 @@ class _SlowSide:
     def step(self, now: float, gauges: Callable[[float], Mapping] | None):
         "One round: tick if it is due, commit, and begin a lesson that is due."
         try:
-            if _is_due(now, self.ticked_s, self.config.tick_s):
+            if _is_due(now, self.ticked_s + self.config.tick_s, self.config.tick_s):
                 began_s = self.clock() if self.clock else now
                 self.tick(now, gauges)
                 self.tick_took_s = self.clock() - began_s if self.clock else 0.0
