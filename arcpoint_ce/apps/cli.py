@@ -22,7 +22,6 @@ from .. import __version__
 from arcpoint_ce.apps.report import (
     ReportUsageError,
     find_template,
-    leaving_in_order,
     list_reports,
     parsed,
     read_parameters,
@@ -650,17 +649,6 @@ def _new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
 
 
 @contextmanager
-def _committed(written):  # a FeedbackStore, or None
-    "What a run that is broken off has told its store is written down all the same."
-    try:
-        yield written
-    except BaseException:
-        if written is not None:
-            written.close()
-        raise
-
-
-@contextmanager
 # a stage of apps.simulate -> a FaultDesk that is open meanwhile, or None
 def _fault_desk(stage, store: Path | None):
     "Where faults are ordered while a simulation runs."
@@ -773,17 +761,17 @@ def simulate(
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
     stage = make_stage(fleet, scenario, faults, seed, requests, load, streams=float(streams), **how)
-    with leaving_in_order(), _committed(_new_store(store)) as written:
-        if written is not None:
-            typer.echo("learning what is usual ...", err=True)
-            stage = stored_stage(stage, written)
-        typer.echo(headline(stage, seed))
-        with _fault_desk(stage, store if inject else None) as desk:
-            record, run = show(stage, every_s, speed, typer.echo, desk)
-        if written is not None:
-            run.gateways[0].engine.close(run.now)
-            typer.echo(_stored_line(written, store))
-        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
+    written = _new_store(store)
+    if written is not None:
+        typer.echo("learning what is usual ...", err=True)
+        stage = stored_stage(stage, written)
+    typer.echo(headline(stage, seed))
+    with _fault_desk(stage, store if inject else None) as desk:
+        record, run = show(stage, every_s, speed, typer.echo, desk)
+    if written is not None:
+        run.gateways[0].engine.close(run.now)
+        typer.echo(_stored_line(written, store))
+    typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):
@@ -1259,7 +1247,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def _guards_of(host: str):  # -> Guards
     "Tokens from the environment. ValueError where the service would be open to others."
-    from arcpoint_ce.context.guard import Guards
+    from arcpoint_ce.context.service import Guards
 
     token, read = (
         os.environ.get("ARCPOINT_TOKEN") or None,
@@ -1284,15 +1272,33 @@ def _service_of(store: str, fleet: Path | None, calls: Path | None, **how):
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet_file import load_fleet
 
-    if not _on_redis(store) and not Path(store).exists():
-        says = f"{store} is new"
-        if fleet is None:
-            fleet = shipped_fleet()
-            says += " and no --fleet is given: the shipped sample's fleet is used"
-        typer.echo(says, err=True)
+    if fleet is None and not _on_redis(store) and not Path(store).exists():
+        fleet = shipped_fleet()
+        typer.echo(
+            f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True
+        )
     return make_service(
         store, load_fleet(fleet) if fleet else None, clock=time.time, calls=_calls_of(calls), **how
     )
+
+# %% ../../nbs/apps/84_cli.ipynb #80ce101f
+_UNITS_S = dict(s=1.0, m=60.0, h=3_600.0, d=86_400.0, w=7 * 86_400.0)
+
+
+def _span_s(option: str, text: str) -> float:  # s
+    """A span of time such as 90m, 12h, 7d or 4w; a number alone is days. ValueError names the
+    option.
+    """
+    number, unit = text.strip(), "d"
+    if number[-1:].lower() in _UNITS_S:
+        number, unit = number[:-1], number[-1].lower()
+    try:
+        span_s = float(number) * _UNITS_S[unit]
+    except ValueError:
+        span_s = 0.0
+    if not 0 < span_s < float("inf"):
+        raise ValueError(f"{option} must be a span of time such as 12h, 7d or 4w, got {text!r}")
+    return span_s
 
 # %% ../../nbs/apps/84_cli.ipynb #baacaf8f
 @_app.command()
@@ -1312,27 +1318,49 @@ def serve(
     canary: _CanaryOption = None,
     ab: _AbOption = None,
     holdout: _HoldoutOption = 0.0,
+    keep: Annotated[
+        str | None,
+        _option(
+            "Forget records that are older than the newest by this: 12h, 7d, 4w; a number alone is "
+            "days. Where it is given, what is older now goes at once; after that, once an hour.  "
+            "[default: 30d, and nothing at once]"
+        ),
+    ] = None,
 ):
     """Serve questions, decisions and outcomes over HTTP, and the questions over MCP (/mcp).
 
     \b
       arcpoint serve --store run.sqlite
       arcpoint serve --store run.sqlite --fleet my-fleet.toml --slo-ms 300 --canary p2c
+      arcpoint serve --store run.sqlite --keep 14d
       curl -s 127.0.0.1:8400/state
       curl -s 127.0.0.1:8400/decide -H 'content-type: application/json' \\
            -d '{"tier": "premium", "tokens_in": 500}'
 
     GET /healthz, /state, /risk, /incidents, /status, /metrics, /openapi.json. POST /which, /why,
-    /simulate, /decide, /progress, /observe, /cancel. A 200 for a decision or an outcome is sent
-    after its commit.
+    /simulate, /decide, /progress, /observe. A 200 for a decision or an outcome is sent after its
+    commit.
     """
-    from arcpoint_ce.context.guard import run_server
+    import uvicorn
+
     from arcpoint_ce.context.service import make_app
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
-    guards = _guards_of(host)
-    made = make_app(_service_of(store, fleet, calls, **how), guards)
-    run_server(made, host=host, port=port, timeout_graceful_shutdown=5)
+    guards, keep_s = _guards_of(host), _span_s("--keep", "30d" if keep is None else keep)
+    service = _service_of(store, fleet, calls, keep_s=keep_s, **how)
+    if keep is not None:
+        gone = service.engine.store.sweep(keep_s, share=1.0)
+        typer.echo(f"{gone} records older than {keep} were forgotten", err=True)
+    made = make_app(service, guards)
+    uvicorn.run(
+        made,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+    )
 
 # %% ../../nbs/apps/84_cli.ipynb #8d6996a8
 @_app.command()

@@ -8,6 +8,7 @@ __all__ = ['REMEMBER_S', 'StoreError', 'Facts', 'Evidence', 'row_id', 'finite', 
 
 # %% ../../nbs/context/51_state.ipynb #7bb1f2cd
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,18 +16,20 @@ from html import escape
 from math import inf, isfinite
 from pathlib import Path
 from threading import local
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from arcpoint_ce.engine.storage import (
+    READABLE,
     SCHEMA,
     TABLES,
     MemoryShelf,
     Shelf,
     SqliteShelf,
     open_shelf,
+    readonly_address,
     sql_tables,
 )
-from ..engine.store import Store, step_of
+from ..engine.store import FeedbackStore, step_of
 from ..routing.records import Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet_file import Fleet
 
@@ -44,7 +47,7 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
             f"`arcpoint simulate --store {path}` makes one"
         )
     db = sqlite3.connect(
-        f"file:{path}?mode=ro",
+        readonly_address(path),
         uri=True,
         timeout=5.0,
     )
@@ -53,7 +56,7 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as e:
         db.close()
         raise StoreError(f"{path}: not a feedback store ({e})") from e
-    if version != SCHEMA:
+    if not READABLE <= version <= SCHEMA:
         db.close()
         raise StoreError(
             f"{path} has schema {version}, this version reads {SCHEMA}: open it once with an "
@@ -62,12 +65,15 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
     return db
 
 
-def _copied(shelf: Shelf, since_s: float, until_s: float) -> sqlite3.Connection:
-    "The rows of a span, copied from any shelf into a private database."
+def _copied(
+    shelf: Shelf, since_s: float, until_s: float, tables: Iterable[str]
+) -> sqlite3.Connection:
+    "The rows of a span of some tables, copied from any shelf into a private database."
     db = sqlite3.connect(":memory:", check_same_thread=False)
     for statement in sql_tables():
         db.execute(statement)
-    for table, columns in TABLES.items():
+    for table in tables:
+        columns = TABLES[table]
         marks = ", ".join("?" * len(columns))
         rows = shelf.read(
             table,
@@ -80,9 +86,9 @@ def _copied(shelf: Shelf, since_s: float, until_s: float) -> sqlite3.Connection:
     return db
 
 # %% ../../nbs/context/51_state.ipynb #f635bc2c
-def _file_of(where: str | Path | Store) -> Path | str | None:
+def _file_of(where: str | Path | FeedbackStore) -> Path | str | None:
     "The SQLite file of a store; None where its rows lie in memory or in Redis."
-    if not isinstance(where, Store):
+    if not isinstance(where, FeedbackStore):
         return None if "://" in str(where) else Path(where)
     shelf = where.shelf
     return shelf.path if isinstance(shelf, SqliteShelf) else None
@@ -91,48 +97,53 @@ def _file_of(where: str | Path | Store) -> Path | str | None:
 class _StoreReader:
     "SQL over a store of any kind. Every thread has a connection of its own."
 
-    def __init__(self, where: str | Path | Store):
+    def __init__(self, where: str | Path | FeedbackStore):
         self.path = _file_of(where)
-        self.shelf: Shelf | None = None
+        self.shelf = None
         self._of_thread = local()
         if self.path:
             self.connection(0.0, 0.0)  # a file that cannot be read is refused now
-        elif isinstance(where, Store):
+        elif isinstance(where, FeedbackStore):
             self.shelf = where.shelf
         else:
             self.shelf = open_shelf(str(where))
 
-    def connection(self, since_s: float, until_s: float) -> sqlite3.Connection:
-        "A connection that holds at least the rows of this span."
+    def connection(
+        self, since_s: float, until_s: float, tables: Iterable[str] = TABLES
+    ) -> sqlite3.Connection:
+        "A connection that holds at least the rows of these tables in this span."
         if isinstance(self.shelf, MemoryShelf):
-            return self._memory_copy(self.shelf)
-        if self.shelf is not None or self.path is None:
-            if self.shelf is None:
-                raise StoreError("a store that has neither a file nor a shelf cannot be read")
-            return _copied(
-                self.shelf,
-                since_s,
-                until_s,
-            )
+            return self._memory_copy()
+        if self.shelf is not None:
+            return _copied(self.shelf, since_s, until_s, tables)
         if getattr(self._of_thread, "db", None) is None:
             self._of_thread.db = _open_readonly(self.path)
         return self._of_thread.db
 
-    def _memory_copy(self, shelf: MemoryShelf) -> sqlite3.Connection:
+    def _memory_copy(self) -> sqlite3.Connection:
         "All rows of a store in memory; copied again once there are more."
-        size = sum(len(rows) for rows in shelf.tables.values())
+        size = sum(len(rows) for rows in self.shelf.tables.values())
         if getattr(self._of_thread, "size", None) != size:
             self._of_thread.size = size
             self._of_thread.copy = _copied(
-                shelf,
+                self.shelf,
                 -inf,
                 inf,
+                TABLES,
             )
         return self._of_thread.copy
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
         "The rows that a query finds in a span."
-        return self.connection(since_s, until_s).execute(sql, values).fetchall()
+        asked = [table for table in TABLES if re.search(rf"\b{table}\b", sql)]
+        return self.connection(since_s, until_s, asked).execute(sql, values).fetchall()
+
+    def newest_s(self, table: str) -> float | None:  # None: the table is empty
+        "The time of the newest row. Its cost does not grow with the store."
+        if self.shelf is not None:
+            return self.shelf.newest_s(table)
+        sql = f"SELECT max({TABLES[table][0]}) FROM {table}"
+        return self.rows(sql, (), -inf, inf)[0][0]
 
     def state(self, name: str) -> str | None:  # JSON
         "A named state of the store; None where nobody has put one."
@@ -189,7 +200,7 @@ class Facts:
 
     def __init__(
         self,
-        where: str | Path | Store,  # a file, the address of a Redis, or an open store
+        where: str | Path | FeedbackStore,  # a file, the address of a Redis, or an open store
         # the backends, where the store does not name them; a `Fleet` brings its tiers along
         fleet: Iterable[Backend] | None = None,
         clock: Callable[[], float] | None = None,  # of a live engine, s; None: there is none
@@ -210,10 +221,8 @@ class Facts:
 
     def newest_s(self) -> float:  # s
         "When the newest record was made. StoreError on an empty store."
-        found = []
-        for table in ("outcomes", "decisions", "steps"):
-            sql = f"SELECT max({TABLES[table][0]}) FROM {table}"
-            found += [at_s for (at_s,) in self.rows(sql, (), -inf, inf) if at_s is not None]
+        told = [self.reader.newest_s(table) for table in ("outcomes", "decisions", "steps")]
+        found = [at_s for at_s in told if at_s is not None]
         if not found:
             raise StoreError(
                 "the store holds no decision, outcome or step yet; let an engine run, or replay "
@@ -255,9 +264,7 @@ class Facts:
         written = self.plain_fleet()
         backends = []
         for fields in written["backends"]:
-            tupled: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-            }
+            tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
             backends.append(Backend(**tupled))
         tiers = {t["name"]: Tier(**t) for t in written["tiers"]}
         return Fleet(
@@ -527,10 +534,10 @@ class _Heard(NamedTuple):
 class _BackendRecords(NamedTuple):
     "What the store holds about one backend around a time. Rows are in order of time."
 
-    steps: list[dict]  # closed in the window
-    transitions: list[dict]
+    steps: list[Mapping]  # closed in the window
+    transitions: list[Mapping]
     forecast: Mapping | None  # the newest
-    incidents: list[dict]  # open (no end), or ended in the window
+    incidents: list[Mapping]  # open (no end), or ended in the window
     heard: _Heard
     proven: bool  # its forecasts have come true
     covered_s: float  # length of the window as far as there are steps, s
@@ -754,10 +761,9 @@ def used_this_minute(records: Facts, at_s: float) -> dict[str, tuple[int, int]]:
 
 def _unspent(limits: Sequence[float | None], spent: Sequence[float]) -> float | None:
     "What several limits leave together; None where one of them is not set."
-    told = [limit for limit in limits if limit]
-    if len(told) < len(limits):
+    if not all(limits):
         return None
-    return float(sum(max(limit - done, 0.0) for limit, done in zip(told, spent)))
+    return float(sum(max(limit - done, 0.0) for limit, done in zip(limits, spent)))
 
 
 def _quota_left(
@@ -886,10 +892,10 @@ def fleet_state(
     StoreError where the store names no fleet, or is empty and asked about now.
     """
     about_now = at_s is None
-    if at_s is None:
+    if about_now:
         at_s = records.now()
         kept = records.last_answer.get(at_s, window_s)
-        if isinstance(kept, FleetState):
+        if kept is not None:
             return kept
     slo_ms, fleet = records.plain_fleet()["slo_ms"], records.fleet()
     around = _records_around(

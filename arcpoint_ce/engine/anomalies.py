@@ -261,6 +261,11 @@ class AnomalyDetector:
         rate = self.tail_.rate(score)
         return Anomaly(at_s, backend, severity, score, rate, self.reasons(window))
 
+    def forget(self, backend: str):
+        "A backend has left."
+        self._before.pop(backend, None)
+        self.hot.pop(backend, None)
+
     def reasons(self, window: Sequence[float], most: int = 3) -> dict:
         "Features beyond three robust units, the oddest first; at least one."
         u = np.abs(self.units(np.array(window)))
@@ -282,13 +287,14 @@ def learn_anomalies(
     least: int = 2000,  # windows that are needed
 ) -> AnomalyDetector | None:  # None: there are fewer
     "A detector fitted on past steps, without what was flagged."
-    past, windows = {}, {}
+    past: dict[str, History] = {}
+    windows: dict[str, list[list[float]]] = {}
     for name, step in to_steps(steps.sort_values("start_s")):
         h = past.setdefault(name, History(step_s))
         h.push(step)
         if (w := window_of(h)) is not None:
             windows.setdefault(name, []).append(w)
-    if sum(map(len, windows.values())) < least:
+    if sum(len(of_backend) for of_backend in windows.values()) < least:
         return None
     X = np.array([w for name in sorted(windows) for w in windows[name]])
     return AnomalyDetector(follows.config if follows else _AnomalyConfig()).fit(

@@ -6,7 +6,10 @@
 __all__ = ['EngineConfig', 'table_from', 'Keeper', 'completed', 'ContextEngine']
 
 # %% ../../nbs/engine/36_engine.ipynb #d6b799a8
+import json
 import logging
+import os
+import platform
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +17,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from math import inf, isfinite
 from pathlib import Path
-from threading import Event, RLock, Thread
+from secrets import token_hex
+from threading import Event, Lock, RLock, Thread
+from typing import Any
 
 from .anomalies import AnomalyDetector, learn_anomalies, tighten, window_of
 from .incidents import Incident, IncidentBook
-from .quorum import GATEWAY_IDS, opened_elsewhere, to_follow
+from .quorum import opened_elsewhere, to_follow
 from .rollout import Rollout
-from .store import FeedbackStore, Store, step_of
+from .storage import random_epoch
+from .store import FeedbackStore, Store, forks, step_of
 from ..forecast.forecasters import make_forecaster, with_room
 from ..forecast.latency import LatencyForest
 from ..routing.breaker import BreakerConfig
@@ -36,7 +42,7 @@ from arcpoint_ce.routing.records import (
     foreseen_change,
 )
 from ..routing.router import Decision, Ranking, Router, RouterConfig
-from ..routing.steps import History
+from ..routing.steps import BackendFeatures, History, features
 
 # %% ../../nbs/engine/36_engine.ipynb #ba5daccf
 # silent unless the application wants to hear
@@ -50,7 +56,8 @@ class EngineConfig:
     tick_s: float = 5.0  # between ticks of the worker, s
     flush_s: float = 0.25  # between commits of the store, s
     memo_s: float = 5.0  # breakers, forecasts and trust are written down this often, s
-    keep_s: float = 14 * 86_400.0  # older records are forgotten, s
+    keep_s: float = 14 * 86_400.0  # records that are older than the newest by this are forgotten, s
+    keep_share: float = 0.5  # of all records; a sweep that would forget more forgets none
     sweep_s: float = 3_600.0  # how often they are looked for, s
     past_s: float = 21_600.0  # steps of this time are replayed at a restart, s
     learn_s: float = 7 * 86_400.0  # the recent past that lessons learn from, s
@@ -73,20 +80,31 @@ class EngineConfig:
             is_number = field.name not in ("gateway", "learn")
             if is_number and not (isfinite(value) and value > 0):
                 raise ValueError(f"EngineConfig.{field.name} must be positive, got {value!r}")
-        if self.tight_share > 1:
-            raise ValueError(
-                f"EngineConfig.tight_share must be at most 1, got {self.tight_share!r}"
-            )
+        for name in ("tight_share", "keep_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(
+                    f"EngineConfig.{name} must be at most 1, got {getattr(self, name)!r}"
+                )
 
 
 def _check_gateway(gateway: int | None):
-    "A gateway's number is part of the ids that it gives to decisions."
+    "A gateway's number is part of the name under which it writes down what it remembers."
     if gateway is None:
         return
     if not (isinstance(gateway, int) and 0 <= gateway < 1 << 20):
         raise ValueError(
             f"EngineConfig.gateway must be a whole number below {1 << 20}, got {gateway!r}"
         )
+
+# %% ../../nbs/engine/36_engine.ipynb #630266a8
+def _is_due(
+    now: float,  # s
+    due_s: float,  # when it is to be done again, s; -inf: at once
+    every_s: float,  # s
+) -> bool:
+    "Whether that time has come, or the clock has gone back by more than it should ever be early."
+    # a clock's last digits must not cost a tick
+    return not due_s - 2.0 * every_s < now < due_s - 0.001 * every_s
 
 # %% ../../nbs/engine/36_engine.ipynb #9cd4a7de
 def _policy_of(
@@ -117,18 +135,21 @@ class _StepFeed:
     def __init__(self, router: Router):
         self.router = router
         self.closed: deque[tuple[str, Step]] = deque()  # since the last tick
-        self.hooked: dict[str, object] = {}  # the features that are listened to, by backend
+        # the features that are listened to, by backend
+        self.hooked: dict[str, BackendFeatures] = {}
         self.histories: dict[str, History] = {}
 
-    def hook(self):
+    def hook(self) -> list[str]:  # backends that have left
         "Listen to backends that have joined, and forget those that have left."
         here = self.router.feature_map()
-        for name, features in here.items():
-            if self.hooked.get(name) is not features:
-                features.listeners.append(lambda step, name=name: self.closed.append((name, step)))
-        for name in [n for n in self.histories if n not in here]:
-            del self.histories[name]
+        for name, live in here.items():
+            if self.hooked.get(name) is not live:
+                live.listeners.append(lambda step, name=name: self.closed.append((name, step)))
+        gone = [name for name in {**self.hooked, **self.histories} if name not in here]
+        for name in gone:
+            self.histories.pop(name, None)
         self.hooked = here
+        return gone
 
     def take(self) -> list[tuple[str, Step]]:
         "What has closed since the last time, in order."
@@ -164,6 +185,8 @@ class _ForecastScore:
             last_ms = self.last_ms.get(name)
             waiting = self.said.setdefault(name, deque(maxlen=256))
             about_s = f.made_s + f.horizon_s
+            if waiting and waiting[-1][0] - about_s > f.horizon_s:
+                waiting.clear()  # the clock has gone back: that time may never come
             is_new = not waiting or about_s // self.step_s > waiting[-1][0] // self.step_s
             if last_ms and is_new:
                 waiting.append((about_s, f.p50_ms, *f.interval_ms, last_ms))
@@ -179,6 +202,11 @@ class _ForecastScore:
                 rows.append((abs(p50_ms - truth_ms), abs(last_ms - truth_ms), inside))
         if truth_ms:
             self.last_ms[name] = truth_ms
+
+    def forget(self, name: str):
+        "A backend has left."
+        for kept in (self.last_ms, self.said, self.rows):
+            kept.pop(name, None)
 
     def row(self, name: str) -> dict:
         "Skill and coverage of one backend; None where nothing has matured."
@@ -312,10 +340,19 @@ class _AnomalyWatch:
         elsewhere: Mapping[str, float],  # backends that other gateways have opened, since when
     ):
         "Breakers of troubled backends open sooner for a while."
-        self.tight = {name: until_s for name, until_s in self.tight.items() if until_s > now}
+        latest_s = now + self.config.tight_s  # later ones are from a clock that was ahead
+        tight = {name: min(until_s, latest_s) for name, until_s in self.tight.items()}
+        self.tight = {name: until_s for name, until_s in tight.items() if until_s > now}
         capacity = {b.name: b.capacity for b in self.router.backends}
         names = tighten({**elsewhere, **self.tight}, capacity, self.config.tight_share)
         self.router.tighten(names)
+
+    def forget(self, name: str):
+        "A backend has left."
+        self.tight.pop(name, None)
+        self.incidents.open.pop(name, None)
+        if self.detector is not None:
+            self.detector.forget(name)
 
     def learn(self, steps):  # a data frame of stored steps
         "Learn from them what is usual; where they are too few, the old detector stays."
@@ -341,7 +378,8 @@ class _Quorum:
         config, router = self.config, self.router
         if config.gateway is None:
             return {}
-        since_s = now - router.breaker_config.max_open_s
+        breaker = router.breaker_config or BreakerConfig()
+        since_s = now - breaker.max_open_s
         rows = self.store.rows("transitions", since_s, inf)
         opened = opened_elsewhere(rows, config.gateway, now)
         closed = {b["backend"]: b["since_s"] for b in router.status(now) if b["state"] == "closed"}
@@ -377,20 +415,76 @@ def table_from(
     """
     forecasts = {}
     for backend, row in plain["forecasts"].items():
-        values = [tuple(value) if isinstance(value, list) else value for value in row]
+        values: list[Any] = [tuple(x) if isinstance(x, list) else x for x in row]
         forecasts[backend] = Forecast(backend, *values)
     made_s = -inf if plain["made_s"] is None else plain["made_s"]
     return ForecastTable(plain["version"], made_s, plain["max_age_s"], forecasts, plain["model"])
 
+# %% ../../nbs/engine/36_engine.ipynb #620fdcbb
+_RUNNING: set[str] = set()  # engines of this process that have not closed
+
+
+class _Owner:
+    "Which engine of which process writes a memo."
+
+    def __init__(self):
+        self.token = token_hex(8)
+
+    def plain(self) -> dict:
+        _RUNNING.add(self.token)
+        return dict(host=_host(), pid=os.getpid(), token=self.token)
+
+    def close(self):
+        _RUNNING.discard(self.token)
+
+    def rival(self, memo: Mapping | None) -> str | None:  # None: there is none
+        "Who else still writes this memo, in words."
+        said = memo.get("owner") if memo else None
+        if not isinstance(said, dict) or said.get("token") == self.token:
+            return None
+        pid, here = said.get("pid"), said.get("host") == _host()
+        alive = said.get("token") in _RUNNING if pid == os.getpid() else _is_alive(pid)
+        return f"an engine in process {pid}" if here and alive else None
+
+
+def _host() -> str:
+    return platform.node()
+
+
+def _is_alive(pid) -> bool:
+    "Is there a process of this number? Where that cannot be asked, there is none."
+    if os.name != "posix" or not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
 # %% ../../nbs/engine/36_engine.ipynb #698a277d
+# what a memo that is damaged, or of other settings, may raise
+_MISFITS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+
+
+def _fitted(what: str, take: Callable[[], list[str] | None]) -> list[str]:  # what did not fit
+    "Take up a part of a memo; one that does not fit is told, and nothing stops for it."
+    try:
+        return take() or []
+    except _MISFITS as e:
+        return [f"{what} does not fit and starts fresh: {type(e).__name__}: {e}"]
+
+
 class Keeper:
     "Writes down what a restart needs, and takes it up again."
 
     def __init__(self, store: Store, config: EngineConfig):
         self.store, self.config = store, config
         self.name = "engine" if config.gateway is None else f"engine:{config.gateway}"
-        self.memo_due = self.sweep_due = -inf
+        self.memo_due = self.sweep_due = -inf  # when it is to be done again, s
         self.lesson = 0  # the newest lesson that was written down
+        self.owner = _Owner()
 
     def keep(
         self,
@@ -399,10 +493,11 @@ class Keeper:
         forecaster: Forecaster,
         tight: Mapping[str, float],  # backend -> until when its breaker is quicker, s
         status: Callable[[], dict],  # for whoever looks on from another process
+        ends: bool = False,  # the engine closes: write down everything
     ):
         "Write down what is due."
         self._keep_lessons(forecaster)
-        if now >= self.memo_due:
+        if ends or _is_due(now, self.memo_due, self.config.memo_s):
             self.memo_due = now + self.config.memo_s
             memo = dict(
                 at_s=now,
@@ -410,12 +505,27 @@ class Keeper:
                 table=_plain_table(router.table),
                 tight=dict(tight),
                 forecaster=dict(name=forecaster.name, memo=forecaster.memo()),
+                owner=None if ends else self.owner.plain(),
             )
             self.store.put_state(self.name, memo)
             self.store.put_state(f"{self.name}/status", status())
-        if now >= self.sweep_due:
-            self.sweep_due = now + self.config.sweep_s
-            self.store.retain(now - self.config.keep_s)
+
+    def sweep(self, now: float) -> str | None:  # what is to be told; None: nothing
+        "Forget old records, if that is due."
+        if not _is_due(now, self.sweep_due, self.config.sweep_s):
+            return None
+        self.sweep_due = now + self.config.sweep_s
+        keep_s, share = self.config.keep_s, self.config.keep_share
+        gone = self.store.sweep(keep_s, share)
+        if self.store.spared:
+            return (
+                f"{self.store.spared} records are older than {keep_s / 86_400:g} days, more than "
+                f"{share:.0%} of all: none was forgotten; "
+                "`store.sweep(keep_s, share=1)` forgets them"
+            )
+        return (
+            f"{gone} records older than {keep_s / 86_400:g} days were forgotten" if gone else None
+        )
 
     def _keep_lessons(self, forecaster: Forecaster):
         "Write down what a new lesson has brought."
@@ -427,6 +537,16 @@ class Keeper:
             self.store.put_state(f"{self.name}/lessons", kept)
             self.lesson = forecaster.lesson
 
+    def _read(self, name: str) -> tuple[dict | None, list[str]]:  # None: there is none that fits
+        "A named state that should be a mapping, and why it is not."
+        try:
+            state = self.store.state(name)
+        except (ValueError, RecursionError) as e:
+            return None, [f"state {name!r} is not readable and starts fresh: {e}"]
+        if state is None or isinstance(state, dict):
+            return state, []
+        return None, [f"state {name!r} is a {type(state).__name__} and starts fresh"]
+
     def resume(
         self,
         router: Router,
@@ -434,19 +554,48 @@ class Keeper:
         feed: _StepFeed,  # its histories get the stored steps
     ) -> tuple[Mapping | None, list[str]]:
         "The memo that was taken up (None: there was none), and what did not fit."
-        if self.config.gateway:
-            router.restore(dict(turn=self.config.gateway * GATEWAY_IDS, breakers={}))
-        memo = self.store.state(self.name)
-        if memo is None:
-            return None, []
-        lost = [*router.restore(memo["router"])]
-        self._replay(memo["at_s"] - self.config.past_s, forecaster, feed)
-        trust = memo.get("forecaster", dict(name=None, memo={}))
+        memo, lost = self._read(self.name)
+        at_s = memo.get("at_s") if memo else None
+        if memo is not None and not (isinstance(at_s, (int, float)) and isfinite(at_s)):
+            lost.append(f"state {self.name!r} does not say when it was written and starts fresh")
+            memo = None
+        self._number(router, memo)
+        if memo is not None:
+            lost += self._take_up(memo, router, forecaster, feed)
+        return memo, lost
+
+    def _take_up(
+        self, memo: Mapping, router: Router, forecaster: Forecaster, feed: _StepFeed
+    ) -> list[str]:
+        "Every part of a memo for itself."
+        at_s = memo["at_s"]
+        since_s = at_s - self.config.past_s
+        lost = _fitted("the router's memo", lambda: router.restore(_unnumbered(memo["router"])))
+        lost += _fitted("a stored step", lambda: self._replay(since_s, forecaster, feed))
+        trust = memo.get("forecaster")
+        if not (isinstance(trust, dict) and {"name", "memo"} <= trust.keys()):
+            trust = dict(name=None, memo={})
         lost += self._restore_forecaster(forecaster, trust)
         # what another one foresaw has not earned the trust of this one
         if trust["name"] == forecaster.name:
-            router.swap(table_from(memo["table"]), memo["at_s"])
-        return memo, lost
+            table = "the forecast table"
+            lost += _fitted(table, lambda: router.swap(table_from(memo["table"]), at_s))
+        return lost
+
+    def _number(self, router: Router, memo: Mapping | None):
+        "Ids begin where no other engine's are, behind the last one that this one wrote down."
+        said = memo.get("router") if memo else None
+        last = said.get("turn") if isinstance(said, dict) else None
+        begin = self.store.shelf.epoch(last if isinstance(last, int) else None)
+        if begin:
+            router.restore(dict(turn=begin, breakers={}))
+
+    def set_aside(self, lost: list[str]):
+        "Keep what did not fit, before the next memo takes its place."
+        for name in (self.name, f"{self.name}/lessons"):
+            text = self.store.shelf.state(name)
+            if text is not None:
+                self.store.put_state(f"{name}/aside", dict(why=lost, text=text))
 
     def _replay(self, since_s: float, forecaster: Forecaster, feed: _StepFeed):
         "Stored steps, as if they closed now."
@@ -459,18 +608,21 @@ class Keeper:
 
     def _restore_forecaster(self, forecaster: Forecaster, trust: Mapping) -> list[str]:
         "Hand a forecaster what it had learned and earned; what does not fit is told."
-        kept = self.store.state(f"{self.name}/lessons") or dict(name=None, lessons={})
-        lessons = kept["lessons"] if kept["name"] == forecaster.name else {}
+        kept, lost = self._read(f"{self.name}/lessons")
+        own = kept is not None and kept.get("name") == forecaster.name
+        lessons = kept.get("lessons", {}) if kept and own else {}
         memo = trust["memo"] if trust["name"] == forecaster.name else {}
-        try:
+
+        def take():
             forecaster.restore(lessons, memo)
             self.lesson = forecaster.lesson
-        except (ValueError, KeyError, TypeError) as e:
-            return [
-                f"what the forecaster {forecaster.name!r} had learned does not fit "
-                f"and starts fresh: {e}"
-            ]
-        return []
+
+        return lost + _fitted(f"what the forecaster {forecaster.name!r} had learned", take)
+
+
+def _unnumbered(memo: Mapping) -> dict:
+    "A router's memo without the numbering of its decisions, which is seen to already."
+    return {**memo, "turn": 0}
 
 # %% ../../nbs/engine/36_engine.ipynb #426c601b
 class _Trainer:
@@ -554,6 +706,12 @@ def _completed(f: Forecast, now_ms: float | None, capacity: float, limit_ms: flo
     return with_room(f, capacity, limit_ms) if f.ok() else f
 
 # %% ../../nbs/engine/36_engine.ipynb #ba41ce46
+def _features_text(history: History, now: float) -> str:
+    "What is known of a backend, as JSON text."
+    known = {name: x for name, x in features(history, now).items() if x is not None}
+    return json.dumps({name: float(f"{x:.6g}") for name, x in known.items()})
+
+
 class _SlowSide:
     "What an engine does besides answering requests."
 
@@ -577,6 +735,9 @@ class _SlowSide:
         self.trainer = _Trainer(store, self.journal, config)
         # of the newest forecast that was written down, by backend
         self.made_s: dict[str, float] = {}
+        # what decisions are stored with: features as of the newest closed step, as JSON
+        self.known: dict[str, str] = {}
+        store.known = self.known
         self.clock: Callable[[], float] | None = None  # the worker's, while one runs
         self.ticked_s, self.tick_took_s = -inf, 0.0
         self._lock = RLock()
@@ -586,15 +747,36 @@ class _SlowSide:
         self.feed.hook()
         memo, lost = self.keeper.resume(self.router, self.forecaster, self.feed)
         if memo:
-            self.watch.tight = dict(memo["tight"])
+            lost += _fitted("what made breakers quicker", lambda: self._tight_of(memo))
+        if lost:
+            self.keeper.set_aside(lost)
+        ages = self.store.shelf.ages(0.0, inf) if lost and not memo else None
+        at_s = memo["at_s"] if memo else ages.newest_s if ages else 0.0
         for why in lost:
-            self.journal.event(memo["at_s"], "not resumed", why)
+            self.journal.event(at_s, "not resumed", why)
+        rival = self.keeper.owner.rival(memo)
+        if rival and memo:
+            why = f"{rival} writes the same memo: give each `EngineConfig(gateway=...)` a number"
+            self.journal.event(at_s, "store is shared", why)
+            self.journal.log.warning(why)
         return memo is not None
+
+    def _tight_of(self, memo: Mapping):
+        self.watch.tight = {str(name): float(s) for name, s in memo.get("tight", {}).items()}
+
+    def forget(self, name: str):
+        "A backend has left: nothing of it stays in memory."
+        self.score.forget(name)
+        self.watch.forget(name)
+        self.journal.shedding.discard(name)
+        self.made_s.pop(name, None)
+        self.known.pop(name, None)
 
     def tick(self, now: float, gauges: Callable[[float], Mapping] | None) -> ForecastTable:
         "Close steps, ask the forecaster, look for anomalies, write down."
         with self._lock:
-            self.feed.hook()
+            for name in self.feed.hook():
+                self.forget(name)
             self.router.roll(now)
             for name, step in self.feed.take():
                 self.closed(name, step)
@@ -619,7 +801,9 @@ class _SlowSide:
         self.score.came(name, step)
         self.forecaster.step(name, step)
         history = self.feed.remember(name, step)
-        self.watch.closed(name, float(step.start_s + self.router.config.step_s), history)
+        end_s = float(step.start_s + self.router.config.step_s)
+        self.known[name] = _features_text(history, end_s)
+        self.watch.closed(name, end_s, history)
 
     def _gauges_of(self, source: Callable[[float], Mapping], now: float) -> dict:
         """A source of gauges is somebody else's code: whatever it raises is logged, and there are
@@ -636,15 +820,18 @@ class _SlowSide:
         "Write down the forecasts that are newer than those that were written."
         fresh = {}
         for name, f in table.forecasts.items():
-            if f.made_s > self.made_s.get(name, -inf):
+            if f.made_s != self.made_s.get(name):
                 fresh[name] = f
                 self.made_s[name] = f.made_s
         if fresh:
             self.store.forecast(replace(table, forecasts=fresh))
 
-    def _keep(self, now: float):
+    def _keep(self, now: float, ends: bool = False):
         tight, status = self.watch.tight, self.status
-        self.keeper.keep(now, self.router, self.forecaster, tight, lambda: status(now))
+        self.keeper.keep(now, self.router, self.forecaster, tight, lambda: status(now), ends)
+        told = self.keeper.sweep(now)
+        if told:
+            self.journal.event(now, "sweep", told)
 
     def retrain(self, now: float) -> bool:  # False: nothing was learned; the events say why
         "Let the forecaster and the anomaly detector learn from the stored past."
@@ -656,8 +843,7 @@ class _SlowSide:
     def step(self, now: float, gauges: Callable[[float], Mapping] | None):
         "One round: tick if it is due, commit, and begin a lesson that is due."
         try:
-            # a clock's last digits must not cost a tick
-            if now - self.ticked_s > 0.999 * self.config.tick_s:
+            if _is_due(now, self.ticked_s + self.config.tick_s, self.config.tick_s):
                 began_s = self.clock() if self.clock else now
                 self.tick(now, gauges)
                 self.tick_took_s = self.clock() - began_s if self.clock else 0.0
@@ -678,9 +864,9 @@ class _SlowSide:
         "Write everything down and close the store."
         with self._lock:
             if isfinite(now):
-                self.keeper.memo_due = -inf
                 self.journal.transitions(self.router)
-                self._keep(now)
+                self._keep(now, ends=True)
+            self.keeper.owner.close()
             self.store.close(now if isfinite(now) else None)
 
 # %% ../../nbs/engine/36_engine.ipynb #0d14dbf7
@@ -785,7 +971,7 @@ class ContextEngine:
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         config: EngineConfig = EngineConfig(),
     ):
-        told = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
+        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
         router = replace(router, **{k: v for k, v in told.items() if v is not None})
         fleet = fleet if hasattr(fleet, "tiers") else tuple(fleet)
         tiers = getattr(fleet, "tiers", {}).values()
@@ -811,6 +997,22 @@ class ContextEngine:
         self.resumed = self.slow.resume()
         self.store.limit = self.router.limit_ms
         self.store.put_state("fleet", _plain_fleet(self.router))
+        self.began_at = self.router.memo()["turn"]  # ids of its decisions begin behind this
+        forks.add(self)
+
+    def locks(self) -> list:
+        "What must be free when the process forks."
+        return [self.slow._lock, self.router._lock]
+
+    def forked(self):
+        "This is the child of a fork now: it has no worker yet, and numbers its decisions anew."
+        self.router._lock, self.slow._lock = Lock(), RLock()
+        self._thread, self._stop, self.trainer.thread = None, Event(), None
+        self.keeper.owner = _Owner()
+        last = self.router.memo()["turn"]
+        self.router.restore(dict(turn=random_epoch(last), breakers={}))
+        self.began_at = self.router.memo()["turn"]
+        self.router.counts["decided"] = 0
 
     # The fast side, from any thread and from asyncio: it waits only for the router's lock.
 
@@ -926,6 +1128,11 @@ class ContextEngine:
         "Exceptions of parts, and of a forecaster that heard an outcome; the log tells them."
         return self.journal.failures
 
+    @property
+    def decided(self) -> int:
+        "Decisions made by this engine; the router's own count goes on from the last one's."
+        return max(self.router.counts["decided"] - self.began_at, 0)
+
     # above 1: slower is coming; 1: nothing is foreseen
     def foreseen_change(self, backend: str) -> float:
         """How much longer a request will take there soon than it does now, as far as the forecast
@@ -945,7 +1152,7 @@ class ContextEngine:
             at_s=now,
             policy=self.router.policy.name,
             decisions={f"{mode}/{backend}": n for (mode, backend), n in drawn},
-            counts=dict(self.router.counts),
+            counts=dict(self.router.counts, decided=self.decided),
             backends=self.router.status(now),
             forecaster=_forecaster_status(self.forecaster, said),
             forecast=_forecast_status(self.router.table, self.score, said, now),
@@ -956,7 +1163,7 @@ class ContextEngine:
             anomalies=slow.watch.status(),
             store=self.store.status(),
             worker=dict(
-                runs=self._thread is not None,
+                runs=self._thread is not None and self._thread.is_alive(),
                 ticked_s=slow.ticked_s if isfinite(slow.ticked_s) else None,
                 tick_s=slow.tick_took_s,
                 failures=self.failures,

@@ -66,8 +66,6 @@ def _outcome_of(
     decision: int | None = None,  # the decision that it ends; None: somebody else's
 ) -> Outcome:
     "What came of a request."
-    tokens = r.tokens_in or 0, r.tokens_out or 0
-    more = r.ttft_ms, r.cost_usd, r.version, r.quality
     return Outcome(
         r.backend,
         r.at_s,
@@ -75,9 +73,12 @@ def _outcome_of(
         r.ok,
         r.error,
         decision,
-        0,
-        *tokens,
-        *more,
+        tokens_in=r.tokens_in or 0,
+        tokens_out=r.tokens_out or 0,
+        ttft_ms=r.ttft_ms,
+        cost_usd=r.cost_usd,
+        version=r.version,
+        quality=r.quality,
     )
 
 # %% ../../nbs/engine/38_replay.ipynb #424fe8e2
@@ -88,8 +89,9 @@ def _stream_points(
     r: _Logged,
 ) -> list[tuple[float, int]]:  # (time, s; output tokens seen until then), in order of time
     "What a gateway could have told of this stream. Empty where the log does not say enough."
-    known = r.ok and r.tokens_out and r.latency_ms is not None and r.ttft_ms is not None
-    if not known or not 0 <= r.ttft_ms < r.latency_ms:
+    if not r.ok or not r.tokens_out or r.latency_ms is None or r.ttft_ms is None:
+        return []
+    if not 0 <= r.ttft_ms < r.latency_ms:
         return []
     first_s = r.at_s + r.ttft_ms / 1000.0
     every_s, every_tok = (r.end_s - first_s) / _REPORTS, (r.tokens_out - 1) / _REPORTS
@@ -129,7 +131,8 @@ class Replay:
         self.engine, self.speed, self.clock, self.sleep = engine, speed, clock, sleep
         # what comes back when (s); the number keeps the order
         self.due: list[tuple[float, int, Callable[[], bool]]] = []
-        self.at_s = self.began = None
+        self.at_s: float | None = None  # the present of the log, s
+        self.began = 0.0  # when the replay began, by the clock, s
         self.counts, self.put = _ReplayCounts(), 0
         self.fleet, self.tiers = {b.name for b in engine.fleet}, set(engine.router.tiers)
         self.models = {x for b in engine.fleet for x in b.models}  # empty: any is served
@@ -157,7 +160,7 @@ class Replay:
 
     def wait(self, now: float):
         "Hold the replay back to its speed."
-        if self.speed:
+        if self.speed and self.sleep and self.clock:
             self.sleep(max((now - self.first_s) / self.speed - (self.clock() - self.began), 0.0))
 
     def request(self, r: _Logged) -> Request:
@@ -183,20 +186,22 @@ class Replay:
             decision = engine.decide(self.request(r), r.at_s)
         except NoBackend:
             counts.refused += 1
-        same = decision is not None and decision.backend == r.backend
-        if decision is not None and not same:
+        if decision is not None and decision.backend != r.backend:
             engine.cancel(decision, r.at_s)
             counts.moved += 1
+            decision = None
         if r.backend not in self.fleet:
             counts.strangers += 1
             return
-        if same:
+        if decision is not None:
             counts.joined += 1
             points = _stream_points(r)
             counts.streamed += bool(points)
             for at_s, tokens in points:
                 self.later(at_s, partial(engine.progress, decision, tokens, at_s))
-        self.later(r.end_s, partial(engine.observe, _outcome_of(r, decision.id if same else None)))
+        self.later(
+            r.end_s, partial(engine.observe, _outcome_of(r, decision.id if decision else None))
+        )
 
     def run(self, rows: Iterable[_Logged]) -> dict:  # counts
         "The whole log, to the end of its last request. ValueError on rows that are not sorted."

@@ -166,7 +166,7 @@ def _live_model(
 
 def _mean_errors(errors: pd.DataFrame) -> dict[str, float | None]:  # ms; None: not a column
     "Mean absolute error of both models and of persistence."
-    out = {}
+    out: dict[str, float | None] = {}
     for name in ("candidate", "live", "persistence"):
         out[name] = float(errors[name].mean()) if name in errors else None
     return out
@@ -174,9 +174,10 @@ def _mean_errors(errors: pd.DataFrame) -> dict[str, float | None]:  # ms; None: 
 
 def _skill(mae_ms: Mapping[str, float | None], name: str) -> float | None:  # None: no such model
     "1 - MAE / MAE of persistence."
-    if mae_ms[name] is None:
+    own_ms, persistence_ms = mae_ms[name], mae_ms["persistence"]
+    if own_ms is None or persistence_ms is None:
         return None
-    return 1 - mae_ms[name] / mae_ms["persistence"]
+    return 1 - own_ms / persistence_ms
 
 
 def _reason(gain: _Gain, rival: str, skill: float) -> str:
@@ -193,7 +194,7 @@ def _registered(
     registry: Registry, folder: str | Path, data_sha256: str, result: _Retrained, now: float
 ) -> str:  # the candidate's name
     "Put the candidate into the registry, live or retired."
-    mae_ms = round(result.mae_ms["candidate"], 3)
+    mae_ms = round(result.mae_ms["candidate"] or 0.0, 3)
     metrics = dict(mae_ms=mae_ms, skill=round(result.skill, 4), judged=result.gain.n)
     name = registry.add(folder, data_sha256, metrics, now, result.live_before).name
     registry.move(name, "shadow", now, "watched the newest window")
@@ -228,13 +229,13 @@ def retrain(
     candidate = LatencyForest(horizon_s, trees=trees, seed=seed).fit(old)
     save(candidate, folder)
     models = dict(candidate=candidate)
-    if live:
+    if loaded:
         models["live"] = loaded
     errors = _window_errors(models, steps, since_s, horizon_s)
     rival = "live" if live else "persistence"
     gain = _gain_over(errors, "candidate", rival, max(2 * horizon_s // step_s, 5), seed)
     mae_ms = _mean_errors(errors)
-    skill = _skill(mae_ms, "candidate")
+    skill = _skill(mae_ms, "candidate") or 0.0
     before = live.name if live else None
     result = _Retrained(
         version="",

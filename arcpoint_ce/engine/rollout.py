@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import exp, inf, isfinite, log, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -281,8 +281,8 @@ class Canary:
             used=self.used,
             budget=self.config.budget,
             share=self.config.share,
-            say=self.verdict.say,
-            why=self.verdict.why,
+            say=self.verdict.say if self.verdict else None,
+            why=self.verdict.why if self.verdict else None,
             calls=dict(live=self.test.live.calls, new=self.test.new.calls),
             looks=_finite(self.looks),
         )
@@ -347,7 +347,8 @@ class _Shadow:
 
     def score(self) -> _OffPolicy:
         "As `_off_policy`, over everything that was watched."
-        return _off_policy(*zip(*self.rows))
+        latencies_ms, live, new = zip(*self.rows)
+        return _off_policy(latencies_ms, live, new)
 
     def says(self) -> str:
         "What can be said so far, in a sentence."
@@ -488,6 +489,8 @@ class Rollout:
 
     def ended(self, outcome: Outcome):
         "An attempt has ended; the first one of a decision counts."
+        if outcome.decision is None:
+            return
         arm = self.arms.pop(outcome.decision, None)
         if arm is None:
             return
@@ -622,7 +625,7 @@ def rollout_rates(
     config = _CanaryConfig()
     # requests in all until 2 % of the canary's budget are used
     many = min(int(0.02 * config.budget / config.share), 4 * n)
-    canary = dict(share=config.share, every=1000, tight_at=config.test.tight_at)
+    canary: dict[str, Any] = dict(share=config.share, every=1000, tight_at=config.test.tight_at)
     same, same_half, t = looks(1.0, seeds, n, seed=seed)
     faster, faster_half, _ = looks(0.9, seeds, n, seed=seed + 1)
     slower, slower_half, _ = looks(1.2, seeds, many, **canary, seed=seed + 2)

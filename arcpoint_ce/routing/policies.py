@@ -7,7 +7,7 @@ __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'WeightedPlan', 'Ra
            'RoundRobin', 'PeakEwma', 'PredictedCost', 'HeadRoom', 'OwnPace', 'make_policy']
 
 # %% ../../nbs/routing/04_policies.ipynb #8239ee6a
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
@@ -90,7 +90,11 @@ class Signals:
 
 # %% ../../nbs/routing/04_policies.ipynb #416fdba1
 class Plan(Protocol):
-    "A policy made ready for one scene. Positions are positions in the scene."
+    """A policy made ready for one scene. Positions are positions in the scene.
+
+    A plan that knows the chance of one position without working out all others also has
+    `chance(position, s, now)`.
+    """
 
     # position of the chosen backend
     def choose(self, random: Callable[[], float], s: Signals, now: float) -> int: ...
@@ -199,6 +203,9 @@ class WeightedPlan:
     def scores(self, s, now):
         return [-w for w in self.weights]
 
+    def chance(self, position, s, now):
+        return self.weights[position] / self.cum[-1]
+
     def probabilities(self, s, now):
         total = self.cum[-1]
         return [w / total for w in self.weights]
@@ -270,6 +277,15 @@ class _FewestPlan(_BestDrawnPlan):
             j += 1
         return i if (n[slots[i]] + 1) / cap[i] <= (n[slots[j]] + 1) / cap[j] else j
 
+    def chance(self, position, s, now):
+        if not self.last:
+            return 1.0
+        fullness = [(s.in_flight[k] + 1) / c for k, c in zip(self.slots, self.cap)]
+        own = fullness[position]
+        worse = sum(map(own.__lt__, fullness))
+        alike = fullness.count(own) - 1  # of equals the one drawn first wins
+        return (2 * worse + alike) / (self.last * (self.last + 1))
+
 # %% ../../nbs/routing/04_policies.ipynb #cce23c61
 def _capacities(scene: Scene) -> list[float]:  # nominal capacity times the share in use, > 0 each
     "What the reactive rules weigh by."
@@ -315,6 +331,9 @@ class _TurnPlan:
 
     def scores(self, s, now):
         return [float((i - s.turn) % self.n) for i in range(self.n)]
+
+    def chance(self, position, s, now):
+        return float(s.turn % self.n == position)
 
     def probabilities(self, s, now):
         odds = [0.0] * self.n
@@ -837,6 +856,19 @@ class _OwnPacePlan:
             paced = (s.load[k] + 1.0) * s.slow[k] * per
             out.append(paced * (1.0 + self.errors * s.error[k]))
         return out
+
+    def chance(self, position, s, now):
+        "Only the draws that compare this position with others can choose it."
+        if self.few:
+            return float(self.choose(None, s, now) == position)
+        n = len(self.slots)
+        own = _scattered((self.slots[position], 0.0, position))
+        seat = bisect_left(self.seats, own, hi=n, key=_scattered)
+        won = 0
+        for back in range(self.COMPARED):
+            draw = ((seat - back) % n + 0.5) / n
+            won += self.choose(lambda draw=draw: draw, s, now) == position
+        return won / n
 
     def probabilities(self, s, now):
         n = len(self.slots)

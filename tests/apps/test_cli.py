@@ -456,6 +456,39 @@ def test_a_series_without_single_requests_is_enough(tmp_path, capsys):
     assert p_slow["a"] < 0.1 < 0.9 < p_slow["b"]
 
 
+def test_serve_forgets_what_is_older_than_asked(tmp_path, monkeypatch, capsys):
+    import uvicorn
+
+    from arcpoint_ce.engine.engine import ContextEngine
+    from arcpoint_ce.engine.store import FeedbackStore
+    from arcpoint_ce.routing.records import Backend
+
+    monkeypatch.setattr(uvicorn, "run", lambda *how, **more: None)
+    path = tmp_path / "s.sqlite"
+
+    def held(*options):
+        store = ContextEngine([Backend("a")], path).store
+        for k in range(100):
+            store.put("events", at_s=1.7e9 + 3_600.0 * k, what="note")
+        store.flush()
+        store.close()
+        code, out, err = said(capsys, "serve", "--store", path, *options)
+        store = FeedbackStore(path)
+        n = len(store.rows("events", what="note"))
+        store.retain(1e12)
+        store.close()
+        return code, n, err
+
+    assert held()[:2] == (0, 100)  # nothing is forgotten that nobody asked for
+    for options, least in ((("--keep", "12h"), 12), (("--keep", "2d"), 48), (("--keep", "1"), 24)):
+        code, n, err = held(*options)
+        assert code == 0 and least <= n <= least + 7 and "were forgotten" in err
+    for wrong in ("soon", "-3d", "0", "inf", "nan", "", "7x"):
+        code, _, err = said(capsys, "serve", "--store", path, f"--keep={wrong}")
+        assert code == 2 and "--keep must be a span of time" in err
+    assert "--keep" in said(capsys, "serve", "--help")[1]
+
+
 def test_decide_refuses_a_model_of_other_steps(model, tmp_path, capsys):
     t = np.arange(200) * 300 + 1_770_000_000
     pd.DataFrame(dict(ts=t, backend="a", requests=30, latency_ms=80.0 + t % 7)).to_csv(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from arcpoint_ce.context.state import Facts
 from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
 from arcpoint_ce.engine.registry import Registry
 from arcpoint_ce.engine.store import FeedbackStore
@@ -130,6 +131,24 @@ def test_a_store_of_a_newer_version_is_refused_with_a_remedy(path):
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(ValueError, match="update arcpoint_ce"):
         ContextEngine(FLEET, path)
+
+
+def test_a_store_of_the_schema_before_is_asked_without_being_changed(tmp_path):
+    path = tmp_path / "four.sqlite"
+    store = FeedbackStore(path)
+    store.put("events", at_s=5.0, what="x")
+    store.put("steps", start_s=60, backend="east", n=1)
+    store.flush()
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE rejected")
+        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA application_id = 0")
+    assert Facts(path).newest_s() == 60.0 and len(Facts(path).span("events", 0.0, 9.0)) == 1
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (4,)
+    store = FeedbackStore(path)
+    assert store.rows("rejected") == [] and len(store.rows("events")) == 1
 
 
 def test_its_registry_goes_on(tmp_path):

@@ -154,6 +154,7 @@ def filled(shelf):
     )
     store.put("events", at_s=9.0, backend="east", what="drift", why="error doubled")
     store.put("traces", at_s=9.0, id="t1", detail=[1, "x", None])
+    store.put("rejected", at_s=9.0, kind="row", why="by hand")
     store.put_state("engine", {"turn": 2})
     return store, a, b
 
@@ -173,6 +174,7 @@ def test_what_was_flushed_is_found_again_by_another_opening(where):
         incidents=1,
         events=1,
         traces=1,
+        rejected=1,
     )
     joined = {d["request"]: d for d in other.joined()}
     assert [o["fate"] for o in joined["a"]["outcomes"]] == [_JOINED]
@@ -401,7 +403,7 @@ def test_a_read_only_file_and_a_locked_one(tmp_path):
         lambda b: b"\0" * len(b),
         lambda b: b[:100] + b"\xff" * 400 + b[500:],
         lambda b: b[:4096] + b"\xff" * 4096 + b[8192:],
-        lambda b: b"hello",
+        lambda b: b[:16] + b"hello",
     ],
 )
 def test_a_corrupted_file_is_set_aside_and_routing_goes_on(tmp_path, damage):
@@ -548,6 +550,82 @@ def test_a_redis_store_is_asked_by_its_address(server):
         timeout=120,
     )
     assert done.returncode == 0 and "2 of 2 backends" in done.stdout, done.stderr
+
+
+def filled_redis(url, prefix, n):
+    "Decisions every five seconds with their outcomes, and the newest of them."
+    store = FeedbackStore(_RedisShelf(url, prefix, timeout_s=30.0))
+    router = Router([Backend("east", 8.0), Backend("west", 8.0)])
+    plain = dict(backends=[dict(name=b) for b in ("east", "west")], tiers=[])
+    store.put_state("fleet", plain | dict(slo_ms=300.0, slo_tok_ms=0.0, step_s=60))
+    made = []
+    for k in range(n):
+        d = router.decide(Request(), 5.0 * k)
+        store.decided(d)
+        made.append(Outcome(d.backend, d.at_s, 100.0, True, None, d.id))
+        router.observe(made[-1])
+        store.ended(made[-1])
+    store.flush(5.0 * n)
+    return made
+
+
+def fetched_by(shelf, what):
+    "How many rows the server sends for something."
+    ask, sent = shelf.redis.hmget, []
+    shelf.redis.hmget = lambda key, names: sent.extend(names) or ask(key, names)
+    what()
+    shelf.redis.hmget = ask
+    return len(sent)
+
+
+def test_what_redis_sends_does_not_grow_with_its_history(server, tmp_path):
+    from arcpoint_ce.context.ask import ask
+    from arcpoint_ce.context.questions import Context
+    from arcpoint_ce.context.state import Facts
+
+    asked = []
+    for n in (2_000, 6_000):
+        prefix = f"{tmp_path}/{n}"
+        made = filled_redis(server["url"], prefix, n)
+        shelf = _RedisShelf(server["url"], prefix)
+        store = FeedbackStore(shelf)
+        for o in (made[0], made[n // 2], Outcome("east", 5.0, 1.0, True, None, 10**12)):
+            store.ended(o)
+            assert fetched_by(shelf, store.flush) <= 2
+        assert [store.fates[f] for f in (_DUPLICATE, _ORPHAN)] == [2, 1]
+        asked.append(fetched_by(shelf, lambda: ask(Context(Facts(store)), "How is the fleet?")))
+    assert 0 < asked[1] <= 1.05 * asked[0]
+
+
+def test_rows_that_an_older_version_left_in_redis_are_found_by_key(server, tmp_path):
+    made = filled_redis(server["url"], str(tmp_path), 50)
+    shelf = _RedisShelf(server["url"], str(tmp_path))
+    for table in ("decisions", "outcomes", "attempts"):
+        shelf.redis.delete(shelf.key(table, "key"))  # as they were written before
+    shelf.redis.delete(shelf.key("schema"))
+    store = FeedbackStore(shelf)
+    store.ended(made[7])
+    store.flush(300.0)
+    assert store.fates[_DUPLICATE] == 1
+    assert store.retain(1e9) > 100 and not shelf.redis.zcard(shelf.key("decisions", "key"))
+    shelf.redis.set(shelf.key("schema"), SCHEMA + 1)
+    newer = FeedbackStore(_RedisShelf(server["url"], str(tmp_path)))
+    with pytest.raises(ValueError, match="update arcpoint_ce"):
+        newer._find("outcomes", dict(decision=7))
+
+
+def test_poisons_and_sweeps_in_redis(server, tmp_path):
+    store = FeedbackStore(_RedisShelf(server["url"], str(tmp_path)))
+    for k in range(100):
+        store.put("events", at_s=float(k), what="x")
+    store.put("events", at_s=5.0, what="\ud800")
+    store.put("events", at_s=[5.0])
+    store.put("events", at_s=1e9)
+    assert store.flush(100.0) == 101 and store.rejected == 2 and len(store.rows("rejected")) == 2
+    assert store.sweep(500.0) == 0 and store.spared == 0
+    assert store.sweep(20.0) == 0 and store.spared > 70
+    assert store.sweep(20.0, share=1.0) > 70 and len(store.rows("events")) < 30
+    assert store.shelf.epoch(None) != store.shelf.epoch(None) < 2**53
 
 
 def test_two_gateways_share_one_redis(server, tmp_path):
