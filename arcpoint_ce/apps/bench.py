@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from math import inf
@@ -269,7 +269,7 @@ class _TickedFleet:
         self.now += 5.0
         _between_ticks(self.ticker.router, self.names, self.now, self.rng)
 
-    def tick(self) -> tuple[int, dict]:  # ns, forecasts
+    def tick(self) -> tuple[int, Mapping]:  # ns, forecasts
         "One tick, timed."
         start = self.clock()
         forecasts = self.ticker.tick(self.now)

@@ -20,9 +20,9 @@ from difflib import get_close_matches
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
-from itertools import count
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/apps/80_report.ipynb #f2ae2355
 class ReportUsageError(ValueError):
@@ -185,7 +185,7 @@ def parsed(
     p: _Parameter,
     text: str,  # as typed on a command line
 ) -> object:  # the value as the declared type
-    "ReportUsageError where the text is no such value."
+    "ReportUsageError where the text is not such a value."
     try:
         if p.type == "bool":
             return _YES_NO[text.lower()]
@@ -311,13 +311,15 @@ def _new_folder(
     home = Path("reports/out").absolute() / name
     home.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y%m%dT%H%M%SZ}_{digest}"
-    for k in count(1):
-        folder = home / (stem if k == 1 else f"{stem}_{k}")
+    folder = home / stem
+    k = 1
+    while True:
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
-            continue
-        return folder
+            k += 1
+            folder = home / f"{stem}_{k}"
 
 
 def _point_latest(folder: Path):
@@ -380,7 +382,7 @@ def _mark_stopped(nb, at: int, error: BaseException):
         later.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/80_report.ipynb #e526db8c
-def _failure(error: str, cell=None, source="", lines=()) -> dict[str, object]:
+def _failure(error: str, cell=None, source="", lines=()) -> dict[str, Any]:
     "A failure as the record keeps it. `cell` counts from 1."
     return dict(cell=cell, source=source, error=error, lines=list(lines))
 
@@ -391,7 +393,7 @@ def _told(error: BaseException, limit_s: float) -> tuple[str, list[str]]:
 
     if isinstance(error, CellTimeoutError):
         return f"time-out: the run took longer than {limit_s:g} s", []
-    if hasattr(error, "ename"):
+    if hasattr(error, "ename") and hasattr(error, "evalue") and hasattr(error, "traceback"):
         traceback = _without_colour("\n".join(error.traceback))
         return f"{error.ename}: {error.evalue}", traceback.strip().splitlines()[-6:]
     return f"{type(error).__name__}: {str(error).strip()}", []
@@ -401,7 +403,7 @@ def _describe(
     error: BaseException,  # what papermill raised
     nb,  # the notebook as far as it got; the cell that stopped is marked
     limit_s: float,  # the run's time limit, s
-) -> dict[str, object]:  # cell (from 1), source, error, lines
+) -> dict[str, Any]:  # cell (from 1), source, error, lines
     "A failure in a few words, for the record and the terminal."
     at = getattr(error, "cell_index", None)
     if at is None:
@@ -416,7 +418,7 @@ def _describe(
     return _failure(what, None if at is None else at + 1, first_line, lines)
 
 
-def _in_words(failure: Mapping[str, object] | None) -> str | None:  # None: nothing failed
+def _in_words(failure: Mapping[str, Any] | None) -> str | None:  # None: nothing failed
     "One line about a failure."
     if failure is None:
         return None
@@ -456,7 +458,7 @@ def _execute(
     progress: bool,  # a bar on stderr
     limit_s: float,  # time limit of the whole run, s; 0: none
     clock: Callable[[], datetime],
-) -> dict[str, object] | None:  # what went wrong; None: nothing
+) -> dict[str, Any] | None:  # what went wrong; None: nothing
     "Run a template. Only a KeyboardInterrupt passes through; everything else is a failed run."
     from papermill import execute_notebook
 
@@ -533,7 +535,7 @@ def _write_html(
 
 # %% ../../nbs/apps/80_report.ipynb #0cde1023
 def _git(home: Path, *arguments: str) -> str:
-    "What git says about a folder; empty where it is no checkout."
+    "What git says about a folder; empty where it is not a checkout."
     ran = subprocess.run(
         ["git", "-C", str(home), *arguments], capture_output=True, text=True, timeout=10
     )
@@ -646,7 +648,7 @@ def _finish(
     name: str,
     folder: Path,
     record: dict[str, object],
-    failure: dict[str, object] | None,
+    failure: dict[str, Any] | None,
     began: datetime,
     ended: datetime,
 ) -> _ReportRun:
@@ -715,7 +717,7 @@ def run_report(
     if "out_dir" in values:
         values["out_dir"] = str(folder)
     write_json(folder / "params.json", record)
-    failure = _failure("interrupted")
+    failure: dict[str, Any] | None = _failure("interrupted")
     try:
         failure = _execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
     finally:
