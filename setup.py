@@ -35,6 +35,7 @@ setup(
     ],
     package_dir={"arcpoint_ce.templates": "reports", "arcpoint_ce.sample": "data"},
     package_data={
+        "arcpoint_ce": ["py.typed"],
         "arcpoint_ce.templates": ["*.ipynb"],
         "arcpoint_ce.sample": ["*.parquet", "*.csv.gz", "*.toml", "*.json", "*.md"],
     },

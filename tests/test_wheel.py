@@ -114,6 +114,7 @@ def test_contents(wheel):
         assert f"arcpoint_ce/sample/{p}" in names
     for p in ROOT.glob("arcpoint_ce/**/*.py"):
         assert str(p.relative_to(ROOT)) in names
+    assert "arcpoint_ce/py.typed" in names  # type checkers believe the annotations
     strays = [
         n
         for n in names

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -190,13 +190,14 @@ def report(
         raise ReportUsageError("which report? `arcpoint report --list` shows them all")
     given = dict(map(_split_pair, p or []))
     values = settle(read_parameters(find_template(name)), given, parsed)
+    asked: dict[str, Any] = {k: values[k] for k in given}
     run = run_report(
         name,
         out=out,
         progress=progress,
         timeout_s=timeout,
         check=False,
-        **{k: values[k] for k in given},
+        **asked,
     )
     _print_run(run)
     if run.failure:
@@ -757,6 +758,7 @@ def simulate(
     from arcpoint_ce.apps.simulate import (
         simulate as show,
     )
+    from arcpoint_ce.lab.gateway import EngineGateway
 
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
@@ -768,8 +770,10 @@ def simulate(
     typer.echo(headline(stage, seed))
     with _fault_desk(stage, store if inject else None) as desk:
         record, run = show(stage, every_s, speed, typer.echo, desk)
-    if written is not None:
-        run.gateways[0].engine.close(run.now)
+    if written is not None and store is not None:
+        gateway = run.gateways[0]
+        assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
+        gateway.engine.close(run.now)
         typer.echo(_stored_line(written, store))
     typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
 
@@ -890,7 +894,7 @@ def _replayed(source, fleet, speed: float, store: Path | None, learn: float, how
     play = Replay(engine, speed, time.monotonic, time.sleep)
     counts = play.run(tqdm(rest, unit="req", leave=False, disable=not sys.stderr.isatty()))
     engine.close(play.at_s)
-    if written is not None:
+    if written is not None and store is not None:
         typer.echo(_stored_line(written, store), err=True)
     return counts, engine, play.at_s
 
@@ -1030,7 +1034,7 @@ def experiment(
     from arcpoint_ce.apps.experiment import run_experiment
     from arcpoint_ce.lab.study import TEN
 
-    world = dict(
+    world: dict[str, Any] = dict(
         request_s=request_s,
         gateways=gateways,
         staleness_s=staleness_s,
@@ -1038,7 +1042,7 @@ def experiment(
         physics=physics,
     )
     world |= dict(jitter=jitter, arrivals=arrivals, curves=curves, scaler=scaler, load=load)
-    asked = dict(
+    asked: dict[str, Any] = dict(
         forecast=forecast, forecaster=forecaster, policy=policy, seed_from=seed_from, until=until
     )
     asked |= dict(

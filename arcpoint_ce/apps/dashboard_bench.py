@@ -90,7 +90,7 @@ def _paint_s(page, url: str) -> float:
 class _RefreshTimes:
     "Times every refresh by the messages of a page's web socket."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked: dict[str, float] = {}  # part of the page -> when it was asked for, s
         self.running: set[str] = set()  # parts whose answer has begun
         self.took: dict[str, list[float]] = {}  # part -> s
@@ -257,7 +257,7 @@ def _look(folder: Path, records: int, n: int, viewers: int, seconds: float) -> d
     from playwright.sync_api import sync_playwright
 
     store = folder / "looked_at.sqlite"
-    out = dict(dashboard_records=fill_store(store, records))
+    out: dict[str, float] = dict(dashboard_records=fill_store(store, records))
     with sync_playwright() as p:
         browser = _chromium(p, folder)
         with _Dashboard(store) as dashboard:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -444,7 +445,7 @@ def _further(policies: Sequence[str], forecasters: Sequence[str]) -> tuple[str, 
 
     ValueError on an unknown name.
     """
-    variants = ()
+    variants: tuple[str, ...] = ()
     if forecasters:
         variants = known_names("forecaster", forecasters, ("all", *_VARIANTS))
     if "all" in variants:
@@ -482,7 +483,7 @@ def _check_call(
         known_names("scaler", [scaler], _SCALERS)
     if until is not None and not until > 0:
         raise ValueError(f"until must be a positive half-width, got {until!r}")
-    given = {} if load is None else dict(load=load)
+    given: dict[str, Any] = {} if load is None else dict(load=load)
     Setting(families[0], n=n, **given)
     for family in families:
         tuned(family)
@@ -547,7 +548,7 @@ def run_experiment(
     files, hashes = _own_files(arrivals, curves)
     n = _requests_per_run(n, quick)
     _check_call(families, n, load, scaler, until)
-    given = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s)
+    given: dict[str, Any] = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s)
     given |= dict(streams=_streamed(streams), physics=physics, jitter=jitter)
     options = _world_options(families, files, scaler, **given)
     question = _Question(
@@ -562,7 +563,7 @@ def run_experiment(
     folder = Path(out)
     _claim_folder(folder, question)
     shapes.cache_clear()
-    how = dict(n_jobs=n_jobs, progress=progress, own=own, until=until, load=load)
+    how: dict[str, Any] = dict(n_jobs=n_jobs, progress=progress, own=own, until=until, load=load)
     rows = folder / "rows"
     table, metrics = study(families, worlds, n, options, forecast, more, rows, **how)
     record = _metrics_record(metrics, question, families, worlds, quick)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -162,7 +163,8 @@ def _cpu_s(task: Task) -> float:
     "About how long one run takes on one core."
     per_thousand = _OURS_S if "ours" in task.policy else _RIVAL_S
     past = _PAST_S if task.policy == "ours" else 0.0
-    return past + per_thousand * dict(task.options)["n"] / 1000
+    options: dict[str, Any] = dict(task.options)
+    return past + per_thousand * options["n"] / 1000
 
 
 def _record_outlook(

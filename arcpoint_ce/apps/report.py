@@ -4,28 +4,24 @@
 
 # %% auto #0
 __all__ = ['ReportUsageError', 'ReportError', 'unknown', 'templates', 'find_template', 'read_parameters', 'parsed', 'settle',
-           'as_metrics', 'write_json', 'write_metrics', 'leaving_in_order', 'shown', 'run_report', 'list_reports']
+           'as_metrics', 'write_json', 'write_metrics', 'shown', 'run_report', 'list_reports']
 
 # %% ../../nbs/apps/80_report.ipynb #03581e62
 import ast
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
-from itertools import count
 from math import isfinite
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 # %% ../../nbs/apps/80_report.ipynb #f2ae2355
@@ -189,7 +185,7 @@ def parsed(
     p: _Parameter,
     text: str,  # as typed on a command line
 ) -> object:  # the value as the declared type
-    "ReportUsageError where the text is no such value."
+    "ReportUsageError where the text is not such a value."
     try:
         if p.type == "bool":
             return _YES_NO[text.lower()]
@@ -315,13 +311,15 @@ def _new_folder(
     home = Path("reports/out").absolute() / name
     home.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y%m%dT%H%M%SZ}_{digest}"
-    for k in count(1):
-        folder = home / (stem if k == 1 else f"{stem}_{k}")
+    folder = home / stem
+    k = 1
+    while True:
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
-            continue
-        return folder
+            k += 1
+            folder = home / f"{stem}_{k}"
 
 
 def _point_latest(folder: Path):
@@ -333,46 +331,13 @@ def _point_latest(folder: Path):
         part.write_text(folder.name + "\n", encoding="utf-8")
     os.replace(part, folder.parent / "latest")
 
-# %% ../../nbs/apps/80_report.ipynb #2043494a
-_ENDINGS = ("SIGTERM", "SIGHUP")
-
-
-@contextmanager
-def leaving_in_order() -> Iterator[None]:
-    """Meanwhile SIGTERM and SIGHUP raise SystemExit.
-
-    Only the main thread can set that up; others go without.
-    """
-    if current_thread() is not main_thread():
-        yield
-        return
-
-    def leave(number: int, frame):
-        raise SystemExit(128 + number)
-
-    known = [getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)]
-    asked = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, leave) for number in asked}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
 # %% ../../nbs/apps/80_report.ipynb #1a6063ae
-def _own_kernel(
-    begun: list[Any] | None = None,  # every manager of the class is appended here
-) -> type:  # a kernel manager class
+def _own_kernel() -> type:  # a kernel manager class
     "Kernels of the running interpreter, whatever kernels are registered."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class OwnKernel(AsyncKernelManager):
-        def __init__(self, *args, **named):
-            super().__init__(*args, **named)
-            if begun is not None:
-                begun.append(self)
-
         @property
         def kernel_spec(self):
             argv = [
@@ -386,15 +351,6 @@ def _own_kernel(
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
     return OwnKernel
-
-
-def _end_kernels(begun: Sequence[Any]):
-    "End what is left of kernels, with every process that they began."
-    for manager in begun:
-        group = getattr(manager.provisioner, "pgid", None)
-        if group and group != os.getpgid(0):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
 
 # %% ../../nbs/apps/80_report.ipynb #aaedc1cd
 def _without_colour(text: str) -> str:
@@ -426,7 +382,7 @@ def _mark_stopped(nb, at: int, error: BaseException):
         later.metadata["papermill"]["status"] = "pending"
 
 # %% ../../nbs/apps/80_report.ipynb #e526db8c
-def _failure(error: str, cell=None, source="", lines=()) -> dict[str, object]:
+def _failure(error: str, cell=None, source="", lines=()) -> dict[str, Any]:
     "A failure as the record keeps it. `cell` counts from 1."
     return dict(cell=cell, source=source, error=error, lines=list(lines))
 
@@ -437,7 +393,7 @@ def _told(error: BaseException, limit_s: float) -> tuple[str, list[str]]:
 
     if isinstance(error, CellTimeoutError):
         return f"time-out: the run took longer than {limit_s:g} s", []
-    if hasattr(error, "ename"):
+    if hasattr(error, "ename") and hasattr(error, "evalue") and hasattr(error, "traceback"):
         traceback = _without_colour("\n".join(error.traceback))
         return f"{error.ename}: {error.evalue}", traceback.strip().splitlines()[-6:]
     return f"{type(error).__name__}: {str(error).strip()}", []
@@ -447,7 +403,7 @@ def _describe(
     error: BaseException,  # what papermill raised
     nb,  # the notebook as far as it got; the cell that stopped is marked
     limit_s: float,  # the run's time limit, s
-) -> dict[str, object]:  # cell (from 1), source, error, lines
+) -> dict[str, Any]:  # cell (from 1), source, error, lines
     "A failure in a few words, for the record and the terminal."
     at = getattr(error, "cell_index", None)
     if at is None:
@@ -462,7 +418,7 @@ def _describe(
     return _failure(what, None if at is None else at + 1, first_line, lines)
 
 
-def _in_words(failure: Mapping[str, object] | None) -> str | None:  # None: nothing failed
+def _in_words(failure: Mapping[str, Any] | None) -> str | None:  # None: nothing failed
     "One line about a failure."
     if failure is None:
         return None
@@ -502,8 +458,8 @@ def _execute(
     progress: bool,  # a bar on stderr
     limit_s: float,  # time limit of the whole run, s; 0: none
     clock: Callable[[], datetime],
-) -> dict[str, object] | None:  # what went wrong; None: nothing
-    "Run a template. KeyboardInterrupt and SystemExit pass; everything else is a failed run."
+) -> dict[str, Any] | None:  # what went wrong; None: nothing
+    "Run a template. Only a KeyboardInterrupt passes through; everything else is a failed run."
     from papermill import execute_notebook
 
     began = clock()
@@ -514,7 +470,6 @@ def _execute(
         passed_s = (clock() - began).total_seconds()
         return max(1, int(limit_s - passed_s))
 
-    kernels: list[Any] = []
     bar = dict(desc=f"report {template.stem}", file=sys.stderr) if progress else False
     try:
         execute_notebook(
@@ -524,13 +479,11 @@ def _execute(
             kernel_name="python3",
             language="python",
             progress_bar=bar,
-            kernel_manager_class=_own_kernel(kernels),
+            kernel_manager_class=_own_kernel(),
             timeout_func=left_s,
         )
     except Exception as e:
         return _explain_failure(e, template, notebook, limit_s)
-    finally:
-        _end_kernels(kernels)
     return None
 
 # %% ../../nbs/apps/80_report.ipynb #e82522e7
@@ -582,7 +535,7 @@ def _write_html(
 
 # %% ../../nbs/apps/80_report.ipynb #0cde1023
 def _git(home: Path, *arguments: str) -> str:
-    "What git says about a folder; empty where it is no checkout."
+    "What git says about a folder; empty where it is not a checkout."
     ran = subprocess.run(
         ["git", "-C", str(home), *arguments], capture_output=True, text=True, timeout=10
     )
@@ -695,7 +648,7 @@ def _finish(
     name: str,
     folder: Path,
     record: dict[str, object],
-    failure: dict[str, object] | None,
+    failure: dict[str, Any] | None,
     began: datetime,
     ended: datetime,
 ) -> _ReportRun:
@@ -764,15 +717,13 @@ def run_report(
     if "out_dir" in values:
         values["out_dir"] = str(folder)
     write_json(folder / "params.json", record)
-    failure: dict[str, object] | None = _failure("interrupted")
-    notebook = folder / "report.ipynb"
-    with leaving_in_order():
-        try:
-            failure = _execute(template, notebook, values, progress, timeout_s, clock)
-        finally:
-            run = _finish(stem, folder, record, failure, began, clock())
-            if out is None:
-                _point_latest(folder)
+    failure: dict[str, Any] | None = _failure("interrupted")
+    try:
+        failure = _execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
+    finally:
+        run = _finish(stem, folder, record, failure, began, clock())
+        if out is None:
+            _point_latest(folder)
     if failure and check:
         raise ReportError(run)
     return run

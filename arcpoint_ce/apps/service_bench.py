@@ -131,6 +131,7 @@ class ArcpointProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        assert self.process.stdin is not None, "the process was started with a pipe"
         self.process.stdin.close()
         self.errors.close()
 
@@ -330,7 +331,7 @@ def bench_service(
 ) -> dict[str, float]:  # state_http_*, which_http_*, why_http_s, service_*
     "Questions over a large store, then decisions under load. RuntimeError if the server fails."
     store = folder / "large.sqlite"
-    out = dict(service_records=fill_store(store, records))
+    out: dict[str, float] = dict(service_records=fill_store(store, records))
     with _served(store) as server:
         out |= _run_coroutine(_ask_load(server.port, calls))
         out |= _run_coroutine(_act_load(server.port, seconds, clients))

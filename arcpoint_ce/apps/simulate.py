@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from math import inf
 from operator import itemgetter
 from pathlib import Path
+from typing import Protocol, TypeGuard
 
 from ..engine.anomalies import AnomalyDetector, learn_anomalies
 from ..engine.engine import ContextEngine
@@ -168,7 +169,11 @@ def _file_stage(
     if scenario == _CALM:
         trouble, name, says = None, _CALM, "nothing goes wrong by itself"
     else:
-        trouble = load_scenario(faults) if faults else site.scenario(scenario)
+        if faults:
+            trouble = load_scenario(faults)
+        else:
+            assert scenario, "`_check_choice` asks for one of the two"
+            trouble = site.scenario(scenario)
         for fault in trouble.faults:
             _check_target(fault.target, fleet.names, faults, path)
         _check_start(trouble, site.span_s, requests, faults)
@@ -205,7 +210,7 @@ def _check_choice(fleet: Path | None, scenario: str | None, faults: Path | None)
         )
 
 
-def _is_family(scenario: str | None) -> bool:
+def _is_family(scenario: str | None) -> TypeGuard[str]:
     "Whether this name brings a fleet of its own."
     return scenario in FAMILIES and scenario not in SCENARIOS
 
@@ -346,7 +351,7 @@ def _target_name(
     target: str | int,  # of a fault
     names: Sequence[str],  # of the backends, by place
 ) -> str:
-    "How to speak of those whom a fault hits."
+    "How to name the backends that a fault hits."
     if target == "*":
         return "all backends"
     return target if isinstance(target, str) else names[target]
@@ -392,6 +397,13 @@ def _columns(names: Sequence[str]) -> str:
     return f"{'time':>7} {'done/s':>7} {'in SLO':>7} {'failed':>7}{cells}{more}"
 
 
+def _our_gateway(fleet: Fleet) -> EngineGateway:
+    "The only gateway of a run that is shown."
+    gateway = fleet.gateways[0]
+    assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
+    return gateway
+
+
 def _line(
     watch: _Watcher,
     fleet: Fleet,
@@ -400,7 +412,7 @@ def _line(
     span_s: float,  # since the last line, s
 ) -> str:
     "One line of the table."
-    router, total = fleet.gateways[0].router, max(sum(watch.sent.values()), 1)
+    router, total = _our_gateway(fleet).router, max(sum(watch.sent.values()), 1)
     cells = ""
     for station, name in list(zip(fleet.stations, watch.names))[:_SHOWN]:
         mark = _MARK[router.health(name, now)[0]]
@@ -415,6 +427,12 @@ def _line(
 _PACES = 5  # holds per second
 
 
+class _Desk(Protocol):
+    "Where faults are ordered while a run goes."
+
+    def take(self, fleet: Fleet, now: float): ...  # install what was ordered
+
+
 @dataclass
 class _Show:
     "Prints a run while it goes."
@@ -425,8 +443,7 @@ class _Show:
     say: Callable[[str], None] = print
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    # where faults are ordered meanwhile: `take(fleet, now)` installs them
-    desk: object | None = None
+    desk: _Desk | None = None  # where faults are ordered meanwhile
     events: Counter = field(default_factory=Counter)  # how many of each sort were told
 
     def run(self) -> tuple[Record, Fleet]:
@@ -451,8 +468,8 @@ class _Show:
 
     def tell(self, fleet: Fleet, now: float):
         "News first, in order; then the line."
-        since, gateway = self.last_s, fleet.gateways[0]
-        happened = fleet.ledger.faults if hasattr(fleet, "ledger") else ()
+        since, gateway = self.last_s, _our_gateway(fleet)
+        happened = () if fleet.ledger is None else fleet.ledger.faults
         news = dict(
             faults=_fault_news(happened, since, now, self.watch.names),
             breakers=_breaker_news(gateway, since, now),

@@ -6,9 +6,10 @@
 __all__ = ['SEEN', 'SEER', 'Sweeps', 'run_sweep', 'wrong_table', 'sweep_counts', 'point_table', 'cost_table', 'saving']
 
 # %% ../../nbs/apps/82c_sweeps.ipynb #8c4905a7
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,8 @@ def _gated(world: World, gateway) -> dict:  # demoted, demoted_at_s, why, trust
 
 def _world_of(task: Task) -> World:
     "The world that a task runs in."
-    return World(Setting(task.family, task.seed, **dict(task.options)))
+    options: dict[str, Any] = dict(task.options)
+    return World(Setting(task.family, task.seed, **options))
 
 
 def _watched(task: Task) -> dict:
@@ -153,7 +155,8 @@ def _tasks(
 
 def _watch_tasks(seeds: Iterable[int], n: int, families: Iterable[str] = SEEN) -> list[Task]:
     "Runs to be watched; wrong forecasters in the first family."
-    out, wrong = [], {w: {} for w in _WRONG}
+    out = []
+    wrong: dict[str, Mapping] = {w: {} for w in _WRONG}
     for family in families:
         world = dict(n=n, load=_tuned_load(family))
         out += _tasks(family, [world], seeds, _rivals(family) | wrong)
@@ -239,7 +242,8 @@ def _mixed(task: Task) -> dict:
     "One contender, or a fixed mix, in one world: a flat row."
     if task.policy != "fixed_mix":
         return run_one(task)
-    world, mix = _world_of(task), dict(task.params)
+    world = _world_of(task)
+    mix: dict[str, Any] = dict(task.params)
     room = world.capacity * (1 - world.base)
     price = np.array([b.price_out for b in world.backends])
     need = world.setting.load * room.sum()
@@ -272,7 +276,7 @@ class Sweeps:
 
 
 # what runs a task, and what makes the tasks
-_SWEEPS = dict(
+_SWEEPS: dict[str, tuple[Callable[[Task], dict], Callable[..., list[Task]]]] = dict(
     watched=(_watched, _watch_tasks),
     loads=(run_one, _load_tasks),
     corners=(run_one, _corner_tasks),
@@ -280,7 +284,7 @@ _SWEEPS = dict(
     punctuality=(run_one, _punctuality_tasks),
 )
 # for a first look: one family, three loads, two corners
-_FEW = dict(
+_FEW: dict[str, dict[str, Any]] = dict(
     watched=dict(families=SEEN[:1]),
     loads=dict(factors=_FACTORS[::3]),
     corners=dict(corners=(_CORNERS[0], _CORNERS[-1])),

@@ -52,7 +52,7 @@ def best_rule(
         error = np.abs(came - said)
         if len(error) and np.isfinite(error).mean() > 0.5:
             errors[rule] = float(np.nanmean(error))
-    rule = min(errors, key=errors.get, default=("mean", 1))
+    rule = min(errors, key=errors.__getitem__, default=("mean", 1))
     return rule, errors.get(rule, 0.0)
 
 # %% ../../nbs/forecast/22_clocks.ipynb #8dd13fed
@@ -187,7 +187,7 @@ def _detect(
     The held-out season is what the other cycles said, row by row.
     """
     rest, held = np.asarray(load, float), np.zeros(len(load))
-    found = []
+    found: list[np.ndarray] = []
     _, error = best_rule(rest, ahead)
     while len(found) < _MOST:
         best = _best_clock_of(rest, ahead)
@@ -227,7 +227,7 @@ def best_clock(
         for part in _parts(len(found)):
             tried.update(range(part - 2, part + 3))  # a clock that jitters is found roughly
     errors = {cycle: _second_half_error(x, cycle) for cycle in sorted(tried) if cycle <= half}
-    return min(errors, key=errors.get)
+    return min(errors, key=errors.__getitem__)
 
 # %% ../../nbs/forecast/22_clocks.ipynb #cd8b30b1
 _FOLDS = 4  # blocks of the cross-validation
@@ -314,10 +314,10 @@ def replay_load(
         else:
             rest.append(window.run_level())
             runs.append(run_vector(window))
-    rest = np.array(rest)
+    said = np.array(rest)
     if demand.runs is not None:
-        rest = rest + demand.runs.predict(np.array(runs)) * demand.sigma
-    return np.maximum(rest + np.array(season), 0.0)
+        said = said + demand.runs.predict(np.array(runs)) * demand.sigma
+    return np.maximum(said + np.array(season), 0.0)
 
 # %% ../../nbs/forecast/22_clocks.ipynb #e3f9091f
 def _held_season(held: np.ndarray, season: Season, index: int, ahead: int) -> Season:
@@ -358,13 +358,13 @@ def _run_rows(
     The last two are in sigmas, nan where unknown.
     """
     window = demand.window()
-    features, level, rest = [], [], []
+    features, levels, newest = [], [], []
     for k, count in enumerate(load):
         window.push(index + k, count)
         features.append(run_vector(window))
-        level.append(window.run_level())
-        rest.append(window.rest[-1])
-    level, rest = np.array(level), np.array(rest)
+        levels.append(window.run_level())
+        newest.append(window.rest[-1])
+    level, rest = np.array(levels), np.array(newest)
     followed = np.r_[rest[demand.ahead :], np.full(demand.ahead, np.nan)]
     rule = _level_path(rest, demand.rule, demand.ahead)
     return np.array(features), (followed - level) / demand.sigma, (rule - level) / demand.sigma

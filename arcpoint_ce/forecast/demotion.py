@@ -29,7 +29,7 @@ class _Score:
 
     KEEP = 240  # matured forecasts
 
-    def __init__(self):
+    def __init__(self) -> None:
         # (error, ms; error of persistence, ms; whether the truth was inside the interval)
         self.rows: deque[tuple[float, float, bool]] = deque(maxlen=self.KEEP)
 
@@ -140,7 +140,7 @@ class LiveModel:
         if self.candidate:
             self.candidate.push(backend, step)
 
-    def settle(self):
+    def settle(self) -> None:
         "Everything that has matured since the last time, with its consequences."
         rivals: dict[tuple[str, float], Matured] = {}
         if self.candidate:

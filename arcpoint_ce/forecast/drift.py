@@ -8,7 +8,7 @@ __all__ = ['DETECTORS', 'NORMAL', 'DEMOTED', 'SHADOW', 'DriftConfig', 'DriftEven
 
 # %% ../../nbs/forecast/27_drift.ipynb #62b83206
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, log, log1p, nan, sqrt
 from statistics import median
@@ -36,8 +36,7 @@ def _make_detector(
 
     x = DETECTORS[kind] if setting is None else setting
     if kind == "page_hinkley":
-        how = dict(min_instances=1, delta=slack, threshold=x, alpha=1.0, mode="up")
-        return drift.PageHinkley(**how)
+        return drift.PageHinkley(min_instances=1, delta=slack, threshold=x, alpha=1.0, mode="up")
     if kind == "adwin":
         return drift.ADWIN(delta=x)
     return drift.KSWIN(alpha=x, window_size=200, stat_size=40, seed=seed)
@@ -168,7 +167,7 @@ class _Stream:
 
     def _size(self, direction: str) -> float:
         "Mean of the newest values, or of their sizes."
-        of = abs if direction == "larger" else float
+        of: Callable[[float], float] = abs if direction == "larger" else float
         return abs(sum(map(of, self.recent))) / len(self.recent)
 
 # %% ../../nbs/forecast/27_drift.ipynb #81a5f879
@@ -177,9 +176,9 @@ class DriftMonitor:
 
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
         self.config = config
-        self.streams = {}  # (backend, stream) -> _Stream
-        self.events = deque(maxlen=keep)  # the newest
-        self.counts = Counter()  # events by backend
+        self.streams: dict[tuple[str, str], _Stream] = {}  # by backend and name
+        self.events: deque[DriftEvent] = deque(maxlen=keep)  # the newest
+        self.counts: Counter[str] = Counter()  # events by backend
 
     def update(self, backend: str, stream: str, value: float, at_s: float) -> DriftEvent | None:
         "One value of one stream; an event where it has drifted."
@@ -212,7 +211,7 @@ class _DayBefore:
 
     def __init__(self, step_s: float, half: int = 15):  # length of a step, s; steps on either side
         self.width = 2 * half + 1
-        self.past = deque(maxlen=round(86_400 / step_s) + half + 1)
+        self.past: deque[float] = deque(maxlen=round(86_400 / step_s) + half + 1)
         self.sum = nan  # of the values around the same time of the day before
 
     def __call__(self, x: float) -> float:  # NaN: no day before yet, or no value
@@ -256,7 +255,7 @@ class FeatureDrift:
         )
         self.step_s = step_s
         self.monitor = DriftMonitor(deafer)
-        self.past = {}  # backend -> feature -> _DayBefore
+        self.past: dict[str, dict[str, _DayBefore]] = {}  # by backend and feature
 
     def update(self, backend: str, step: Step) -> list[DriftEvent]:
         "One closed step."
@@ -373,8 +372,8 @@ class Ladder:
 
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
         self.config = config
-        self.rungs = {}  # where each backend stands
-        self.actions = deque(maxlen=keep)  # the newest
+        self.rungs: dict[str, _Rung] = {}  # where each backend stands
+        self.actions: deque[Action] = deque(maxlen=keep)  # the newest
 
     def rung(self, backend: str) -> _Rung:
         return self.rungs.setdefault(backend, _Rung())

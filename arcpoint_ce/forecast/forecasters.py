@@ -8,7 +8,7 @@ __all__ = ['FORECASTERS', 'with_room', 'make_forecaster']
 # %% ../../nbs/forecast/28a_forecasters.ipynb #ca0abe49
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from math import inf, log
 from pathlib import Path
@@ -52,7 +52,7 @@ class _Earned:
         self.prior, self.enough = prior, enough
         self.keep = 0.5 ** (1.0 / half_life)  # share of the evidence that the next one leaves
         self.fleet = prior
-        self.own: Counter = Counter()  # by backend
+        self.own: dict[str, float] = {}  # by backend
         self.changes = 0  # changes foreseen that have matured
         self.right = 0  # of them better than "it stays as it is"
 
@@ -72,7 +72,7 @@ class _Earned:
         error_of_no_change = min(abs(came), 1.0)
         gain = error_of_no_change - error
         self.fleet = self._bounded(self.fleet + gain)
-        self.own[backend] = self._bounded(self.own[backend] + gain)
+        self.own[backend] = self._bounded(self.own.get(backend, 0.0) + gain)
         self.changes += 1
         self.right += gain > 0
 
@@ -92,14 +92,14 @@ class _Earned:
         return dict(fleet=self.fleet, own=dict(self.own), changes=self.changes, right=self.right)
 
     def restore(self, memo: Mapping):
-        self.fleet, self.own = float(memo["fleet"]), Counter(memo["own"])
+        self.fleet, self.own = float(memo["fleet"]), dict(memo["own"])
         self.changes, self.right = int(memo["changes"]), int(memo["right"])
 
 
 class _PaceJudge:
     "Holds what was foreseen against the pace that came, and keeps what that has earned."
 
-    FRESH_S = 10.0  # a pace that is older than this is no truth, s
+    FRESH_S = 10.0  # a pace that is older than this does not count, s
 
     def __init__(
         self,
@@ -195,6 +195,8 @@ class _LatencyForecaster(Forecaster):
     "Step latency at the horizon by a Random Forest, corrected online, watched by drift detectors."
 
     name = "latency"
+    lesson = 0
+    lesson_due: str | None = None
     FIRST_STEPS = 300  # of one backend, before the first lesson is due
 
     def __init__(
@@ -217,7 +219,7 @@ class _LatencyForecaster(Forecaster):
         self.judge = _PaceJudge(router, router.config.step_s, self.prior)
         self.earned = self.judge.earned
         self.lesson = self.version = 0
-        self.lesson_due: str | None = None
+        self.lesson_due = None
         # steps that a new model warms its windows with
         self.recent: deque[tuple[str, Step]] = deque(maxlen=20_000)
         self.waiting: deque[tuple[str, Step]] = deque()  # closed since the last tick
@@ -241,29 +243,32 @@ class _LatencyForecaster(Forecaster):
         if self.live is None:
             return ForecastTable(self.version, now, LiveModel.MAX_AGE_S, {}, self.name)
         here = self.router.feature_map()
-        self._push_waiting(here)
+        self._push_waiting(self.live, here)
         self.judge.settle(now)
         said = self.live.table(now)
         if self.live.retrain_why:
             self.lesson_due, self.live.retrain_why = self.live.retrain_why, None
-        forecasts = {n: self._completed(f) for n, f in said.forecasts.items() if n in here}
+        forecasts = {}
+        for name, f in said.forecasts.items():
+            if name in here:
+                forecasts[name] = self._completed(f, self.live)
         table = ForecastTable(self.version, now, said.max_age_s, forecasts, self.name)
         self.judge.foresaw(table, now)
         return table
 
-    def _push_waiting(self, here: Container[str]):
+    def _push_waiting(self, live: LiveModel, here: Collection[str]):
         "Hand on the steps of the backends that are in the fleet now."
-        self.live.follow(here)
+        live.follow(here)
         while self.waiting:
             backend, step = self.waiting.popleft()
             if backend in here:
-                self.live.push(backend, step)
+                live.push(backend, step)
 
-    def _completed(self, f: Forecast) -> Forecast:
+    def _completed(self, f: Forecast, live: LiveModel) -> Forecast:
         """The forecast with the present beside it, the room that follows from it, and the trust
         that it has earned.
         """
-        newest_ms = self.live.pulse.windows.latency[f.backend].latency_ms
+        newest_ms = live.pulse.windows.latency[f.backend].latency_ms
         backend = next(b for b in self.router.backends if b.name == f.backend)
         now_ms = newest_ms * f.request_ms[3] / f.step_ms[3] if newest_ms else None
         limit_ms = backend.slo_ms or self.router.config.slo_ms
@@ -277,7 +282,7 @@ class _LatencyForecaster(Forecaster):
         if self.fresh is None:
             return
         forest, self.fresh = self.fresh, None
-        if self._is_demoted():
+        if self.live is not None and self._is_demoted(self.live):
             self.live.watch(forest, list(self.recent), now)
         else:
             self.live = self._live_of(forest)
@@ -285,11 +290,9 @@ class _LatencyForecaster(Forecaster):
         self.waiting.clear()
         self.lesson += 1
 
-    def _is_demoted(self) -> bool:
+    def _is_demoted(self, live: LiveModel) -> bool:
         "Has drift taken the model off any backend?"
-        if self.live is None:
-            return False
-        ladder = self.live.after.ladder
+        ladder = live.after.ladder
         return any(ladder.state(backend) in (DEMOTED, SHADOW) for backend in self.counts)
 
     @property
@@ -590,7 +593,7 @@ class _AutoForecaster(Forecaster):
         return said | dict(backends=marked, acting=self.acting)
 
 # %% ../../nbs/forecast/28a_forecasters.ipynb #d4f3e38a
-FORECASTERS = {
+FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "auto": _AutoForecaster,
     "none": _NoForecaster,
     "room": RoomForecaster,

@@ -354,18 +354,15 @@ def load_artefact(
         raise ArtefactError(f"{path}: {e}; train and save it again") from e
 
 # %% ../../nbs/forecast/20_forest.ipynb #fd29ec2e
-FOREST_SCHEMA = {
-    "format": "arcpoint.forest",
-    "version": 1,
-    "arrays": {
-        "root": ("uint32", 1),
-        "threshold": ("float32", 1),
-        "feature": ("uint32", 1),
-        "left": ("uint32", 1),
-        "node_id": ("uint32", 1),
-        "value": ("float64", 1),
-    },
+_ARRAYS = {  # name -> kind of number and dimensions
+    "root": ("uint32", 1),
+    "threshold": ("float32", 1),
+    "feature": ("uint32", 1),
+    "left": ("uint32", 1),
+    "node_id": ("uint32", 1),
+    "value": ("float64", 1),
 }
+FOREST_SCHEMA = {"format": "arcpoint.forest", "version": 1, "arrays": _ARRAYS}
 
 
 def _must(ok: bool, what: str):
@@ -376,7 +373,7 @@ def _must(ok: bool, what: str):
 
 def _check_arrays(arrays: dict, n_features: int):
     "Kinds, lengths and ranges."
-    for name, (dtype, ndim) in FOREST_SCHEMA["arrays"].items():
+    for name, (dtype, ndim) in _ARRAYS.items():
         array = arrays.get(name)
         fits = array is not None and array.dtype == dtype and array.ndim == ndim
         _must(fits, f"{name} must be {dtype} in {ndim} dimension")
@@ -394,7 +391,7 @@ def _check_trees(root: np.ndarray, left: np.ndarray):  # int64
     here = np.arange(left.size)
     inner = left != here
     child = np.concatenate([left[inner], left[inner] + 1])
-    _must((left >= here).all(), "a child before its parent")
+    _must(bool((left >= here).all()), "a child before its parent")
     once = np.array_equal(np.sort(np.concatenate([root[:-1], child])), here)
     _must(once, "a node without exactly one parent")
     tree = np.repeat(np.arange(root.size - 1), np.diff(root))
@@ -556,7 +553,7 @@ class CompiledForest:
         self.n_features, self.leaf, self.norm = n_features, leaf, float(norm)
         self.feature_names = feature_names
         self.n_trees = arrays["root"].size - 1
-        self._arrays = {name: np.array(arrays[name]) for name in FOREST_SCHEMA["arrays"]}
+        self._arrays = {name: np.array(arrays[name]) for name in _ARRAYS}
         root, left = self._arrays["root"], self._arrays["left"]
         depths = _block_depths(root, left)
         # the arguments of the kernels, ready to be passed on
@@ -675,7 +672,7 @@ def _race(
     clock=perf_counter,  # s
 ) -> tuple[float, float]:  # median time of one call of each, s
     "Time two functions in turns on the same arguments; both are warmed up first."
-    spent = [], []
+    spent: tuple[list[float], list[float]] = [], []
     for function in (slow, fast):
         function(blocks[0])
     for first in range(0, len(blocks), turn):

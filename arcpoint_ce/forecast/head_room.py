@@ -202,7 +202,7 @@ class _Heartbeat:
         self.heard_s = -inf  # last sign of life, s
 
     def published(self, now: float, at_s: float):
-        "Gauges of `at_s` are to be seen now. Old ones are no sign of life."
+        "Gauges of `at_s` are to be seen now. Old ones are not a sign of life."
         if at_s <= self.gauge_s:
             return
         if self.gauge_s > -inf:
@@ -274,7 +274,9 @@ class Sensor:
         return now - at_s < max(1.25 * self.pace.life_s, 3 * self.heartbeat.gap_s)
 
     def gauge(self, at_s: float, running: float, waiting: float, tpot_ms: float):
-        "Take in its own gauges: ours are taken off, its pace is held against the response curve."
+        """Take in the backend's gauges: subtract our own requests, and compare its pace with the
+        response curve.
+        """
         if at_s <= self.at_s:
             return
         self.at_s, self.known = at_s, inf
@@ -422,7 +424,8 @@ def _clocks(
     periods: Iterable[int] = (),  # periods that others in the fleet keep, steps
 ) -> list[np.ndarray]:  # a profile per clock, at most two
     "Clocks that explain changes in cycles they were not learned from."
-    rest, found = x, []
+    rest = x
+    found: list[np.ndarray] = []
     while len(found) < _MOST_CLOCKS:
         left, period, width = _best_clock(rest, ahead, periods)
         gain = _GAIN_OF_OTHERS if period in periods else _GAIN
@@ -435,7 +438,7 @@ def _clocks(
 # %% ../../nbs/forecast/25_head_room.ipynb #e19de834
 def _profiles(series: np.ndarray, ahead: int) -> list[_Profiles]:  # (n, backends) -> per backend
     "Clocks of every backend for one of the two numbers."
-    smooth = median_filter(series, (3, 1), mode="nearest")  # a single wild step is no surge
+    smooth = median_filter(series, (3, 1), mode="nearest")  # a single wild step is not a surge
     alone = [_clocks(x, ahead) for x in smooth.T]
     periods = sorted({len(found[0]) for found in alone if found})
     out = []
@@ -753,7 +756,7 @@ class Rooms:
         foresight = self.model.foresight[place]
         if foresight is None:
             return 0.0, 0.0
-        since_s = self.sensors[place].at_s
+        since_s: float | None = self.sensors[place].at_s
         if self.gateways > 1:
             since_s = None  # beside the usual
         elif since_s == -inf:

@@ -208,7 +208,8 @@ def _adjusted(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:  # per step: values; bases by their width
     "Load-adjusted log latency and its rolling medians, through the live window."
     window = LatencyWindow(Scale(curve))
-    values, bases = [], {12: [], 72: []}
+    values: list[float] = []
+    bases: dict[int, list[float]] = {12: [], 72: []}
     for step in course.steps:
         window.push(step)
         values.append(window.window.values[-1] if window.seen else nan)
@@ -266,7 +267,7 @@ def _request_spread(course: Course) -> tuple[float, ...]:  # at LEVELS
     order = np.argsort(logs)
     ordered = np.array(logs)[order]
     share = np.cumsum(np.array(counts)[order]) / sum(counts)
-    places = [min(np.searchsorted(share, level), len(logs) - 1) for level in LEVELS]
+    places = [min(int(np.searchsorted(share, level)), len(logs) - 1) for level in LEVELS]
     return tuple(float(ordered[place]) for place in places)
 
 
@@ -495,7 +496,7 @@ class _Conformal:
             self.remember(error)
 
     def moved(self, level: float, missed: bool) -> float:
-        "A tail's level after one more forecast: outwards on a miss, inwards otherwise."
+        "A tail's level after one more forecast: outwards on a miss, inwards on a hit."
         return min(max(level + self.rate * (_TAIL - missed), 0.02), 0.25)
 
     def remember(self, error: float):
@@ -566,7 +567,7 @@ def _judged_model(
     if not len(y):
         return replace(model, trust=0.0)
     costs = {share: float(np.abs(y - share * said).mean()) for share in _TRUSTS}
-    trust = min(costs, key=costs.get)
+    trust = min(costs, key=costs.__getitem__)
     errors = (raw - trust * said) / size
     warm = 36 if len(errors) >= 72 else 0
     return replace(model, trust=trust, errors=tuple(errors[warm:][-_WINDOW:].tolist()))
@@ -602,7 +603,7 @@ def _walk(
     rows: np.ndarray,  # (n, n_features)
 ) -> list[np.ndarray]:  # per kind of value, (n,)
     "Mean over the trees of several values of the same leaves, from one walk."
-    means = [[] for _ in leaf_values]
+    means: list[list[np.ndarray]] = [[] for _ in leaf_values]
     for first in range(0, max(len(rows), 1), _CHUNK):
         leaves = forest.leaves(rows[first : first + _CHUNK])
         for parts, values in zip(means, leaf_values):
@@ -611,7 +612,7 @@ def _walk(
 
 # %% ../../nbs/forecast/24_latency.ipynb #aba32b40
 def _steps_ahead(horizon_s: int, step_s: int) -> int:
-    "The horizon in steps. ValueError where it is no multiple of the step."
+    "The horizon in steps. ValueError where it is not a multiple of the step."
     ahead, left = divmod(horizon_s, step_s)
     if left or not ahead:
         raise ValueError(
@@ -1008,7 +1009,7 @@ def _in_order(
     windows: _FleetWindows,
     gathered: _Replay,
     truth: Mapping[tuple[str, int], float],  # latency by (backend, step number), ms
-) -> list[tuple[float, ...]]:  # per row: log ms at LEVELS
+) -> list[list[float]]:  # per row: log ms at LEVELS
     "The quantiles of every row. Intervals learn as they go."
     models, rows = windows.models, np.vstack(gathered.rows)
     centres = f.centres(gathered.backend, np.array(gathered.offset), rows, models)
@@ -1151,7 +1152,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = f.params()
-    del params["n_jobs"]  # how it was trained is no part of what it is
+    del params["n_jobs"]  # how it was trained is not part of what it is
     manifest = dict(
         row=ROW,
         levels=LEVELS,

@@ -87,12 +87,12 @@ class _RecursiveLeastSquares:
 
     def learn(self, x: Sequence[float], y: float):
         "One sample. ValueError on a value that is not finite."
-        x = np.array([1.0, *x])
-        if not (isfinite(y) and np.isfinite(x).all()):
-            raise ValueError(f"a sample must be finite, got y={y!r}, x={x[1:].tolist()!r}")
-        g = self.cov @ x
-        gain = g / (self.forget + x @ g)
-        self.weights = self.weights + gain * (y - self.weights @ x)
+        row = np.array([1.0, *x])
+        if not (isfinite(y) and np.isfinite(row).all()):
+            raise ValueError(f"a sample must be finite, got y={y!r}, x={row[1:].tolist()!r}")
+        g = self.cov @ row
+        gain = g / (self.forget + row @ g)
+        self.weights = self.weights + gain * (y - self.weights @ row)
         c = (self.cov - np.outer(gain, g)) / self.forget
         c = (c + c.T) / 2
         self.cov = c * min(1.0, (self.n + 1) / self.ridge / max(np.trace(c), 1e-12))
@@ -107,7 +107,8 @@ def _prequential(
     delay: int = 0,  # samples until a truth is known
 ) -> np.ndarray:  # absolute error of every forecast, (n,)
     "Errors of a learner that is asked before it is told."
-    waiting, out = deque(), []
+    waiting: deque[tuple[Sequence, float]] = deque()
+    out = []
     for x, y in zip(xs, ys):
         out.append(abs(predict(x) - y))
         waiting.append((x, y))
@@ -290,6 +291,7 @@ class LivePulse:
         voices = b.voices(centre, x, self.curve_ms(name, load))
         if promise:
             latency_ms = self.windows.latency[name].latency_ms
+            assert latency_ms is not None, "only warm windows are asked for a forecast"
             pending = self.pending.setdefault(name, deque(maxlen=256))
             pending.append(_Pending(self._due(name), voices, x, latency_ms))
         return b.blend(voices), size * self.widen.get(name, 1.0)
@@ -315,13 +317,12 @@ class LivePulse:
             p = waiting.popleft()
             f = self.said.pop((name, p.about), None)
             if p.about == k and latency_ms and f is not None:
-                self._mature(name, step, p, f)
+                self._mature(name, step.start_s, latency_ms, p, f)
 
-    def _mature(self, name: str, step: Step, p: _Pending, f: Forecast):
-        truth_ms = step.mean_ms
+    def _mature(self, name: str, start_s: float, truth_ms: float, p: _Pending, f: Forecast):
         self.backend(name).learn(p.voices, p.x, log(truth_ms))
         plain_ms = exp(p.voices[0])
-        self.matured.append(Matured(name, step.start_s, f, plain_ms, p.persistence_ms, truth_ms))
+        self.matured.append(Matured(name, start_s, f, plain_ms, p.persistence_ms, truth_ms))
 
     def forget(self, name: str):
         "A backend has left."
@@ -382,7 +383,7 @@ def bench_online(clock: Callable[[], float], n: int = 3000) -> dict:  # clock in
     X = rng.normal(size=(n, width)).tolist()
     sgd = _river_learner("sgd")
     rls = _RecursiveLeastSquares(width)
-    took = {"online": [], "rls": []}
+    took: dict[str, list[float]] = {"online": [], "rls": []}
     for row in X:
         x, y = dict(zip(_ONLINE_FEATURES, row)), row[0] - row[1]
         t = clock()

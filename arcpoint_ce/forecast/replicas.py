@@ -48,8 +48,8 @@ def _trend_only(load: np.ndarray, index: int, ahead: int) -> tuple[Demand, np.nd
     return demand, replay_load(demand, load, index)
 
 
-def _checked_counts(counts: Sequence[float], ahead: int) -> np.ndarray:
-    "Counts as an array. ValueError on values that are no counts, or too few for the horizon."
+def _checked_counts(counts: Sequence[float] | np.ndarray, ahead: int) -> np.ndarray:
+    "Counts as an array. ValueError on values that are not counts, or too few for the horizon."
     load = np.asarray(counts, float)
     if load.ndim != 1 or not (np.isfinite(load) & (load >= 0)).all():
         raise ValueError("learn_demand: counts must be one row of numbers, 0 or more")
@@ -62,14 +62,14 @@ def _checked_counts(counts: Sequence[float], ahead: int) -> np.ndarray:
 
 
 def learn_demand(
-    counts: Sequence[float],  # own arrivals per step, contiguous, oldest first, (n,)
+    counts: Sequence[float] | np.ndarray,  # own arrivals per step, contiguous, oldest first, (n,)
     step_s: float,  # length of a step, s
     ahead_s: float,  # how long a replica takes to start, s
     index: int = 0,  # number of the first step (its start over step_s)
     clocks: bool = True,  # False: level and trend only
     seed: int = 0,
 ) -> ScalingModel:
-    "Learn demand and its misses. ValueError on values that are no counts, or on too few."
+    "Learn demand and its misses. ValueError on values that are not counts, or on too few."
     if not (step_s > 0 and isfinite(ahead_s) and ahead_s > 0):
         raise ValueError(
             f"learn_demand: step_s and ahead_s must be positive, got {step_s!r} and {ahead_s!r}"
@@ -97,7 +97,8 @@ class _Counter(ABC):
     "Own arrivals by step; a step is closed once the clock has left it."
 
     def __init__(self, step_s: float):
-        self.step_s, self.open, self.count = step_s, None, 0.0
+        self.step_s, self.count = step_s, 0.0
+        self.open: int | None = None  # number of the step that is not closed yet
 
     def arrived(self, now: float, n: float = 1.0):
         "So many requests came at about `now`."

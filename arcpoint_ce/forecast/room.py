@@ -39,7 +39,7 @@ from arcpoint_ce.routing.records import (
 def _sound(
     gauge,  # whatever a source of gauges gave for one backend
     now: float,  # s
-    # time, s; running; waiting; ms per token; None: it cannot be
+    # time, s; running; waiting; ms per token; None: a value is impossible
 ) -> tuple[float, float, float, float] | None:
     "A gauge as the sensors take it."
     try:
@@ -53,9 +53,9 @@ def _sound(
 
 
 class _GaugeReader:
-    "The newest gauge of each backend, and how many could not be."
+    "The newest gauge of each backend, and how many had impossible values."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.newest: dict[str, tuple[float, float, float, float]] = {}
         self.bad = 0
 
@@ -83,7 +83,7 @@ class _GaugeReader:
 class _OwnRuns:
     "When our own requests to one backend began and ended."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.starts: list[float] = []
         self.ends: list[float] = []
 
@@ -180,7 +180,7 @@ def _turned_by(
 def _foresight_from(plain: Mapping | None) -> Foresight | None:
     "A backend's clocks, from plain values."
     if not plain:
-        return plain
+        return None
     occupied = tuple(tuple(profile) for profile in plain["occupied"])
     slow = tuple(tuple(profile) for profile in plain["slow"])
     return Foresight(plain["step_s"], occupied, slow)
@@ -191,7 +191,7 @@ def rooms_from(
     fleet: Sequence[Backend],
     blank: RoomModel,  # what is supposed of backends that it does not know
 ) -> RoomModel:
-    "The inverse, for the fleet as it is now. KeyError or TypeError where it is no model."
+    "The inverse, for the fleet as it is now. KeyError or TypeError where it is not a model."
     responses, usual, foresight = list(blank.responses), list(blank.usual), list(blank.foresight)
     for place, backend in enumerate(fleet):
         row = plain["backends"].get(backend.name)
@@ -270,8 +270,14 @@ class _AnswerLog:
             tokens = max(o.tokens_out, 1) if o.ok else 0
             self.inbox.append((o.backend, o.ts_s, end_s, tokens))
 
+    def zero_s(self) -> float:  # s
+        "The time from which the journal counts, once its clock has begun."
+        assert self.from_s is not None, "the journal's clock has not begun"
+        return self.from_s
+
     def take_in(self, places: Mapping[str, int]) -> list[tuple[int, float, float, int]]:
         "Answers since the last time: place, start and end on the journal's clock, tokens."
+        from_s = self.zero_s()
         fresh = []
         while self.inbox:
             backend, start_s, end_s, tokens = self.inbox.popleft()
@@ -280,7 +286,7 @@ class _AnswerLog:
                 continue  # it has left the fleet
             if tokens:
                 self._learn_usual(end_s - start_s, tokens)
-            fresh.append((place, start_s - self.from_s, end_s - self.from_s, tokens))
+            fresh.append((place, start_s - from_s, end_s - from_s, tokens))
         self.journal.answers.extend(fresh)
         for rows in (self.journal.ticks, self.journal.answers):
             if len(rows) > 2 * self.keep:
@@ -311,7 +317,7 @@ class _AnswerLog:
         journal = Journal(self.journal.ticks[-self.keep :], answers)
         if not outcomes:
             return journal
-        stored = _journal_of(outcomes, places, self.from_s, most=self.keep)
+        stored = _journal_of(outcomes, places, self.zero_s(), most=self.keep)
         return stored if len(stored.answers) > len(answers) else journal
 
 # %% ../../nbs/forecast/25a_room.ipynb #d5cdd862
@@ -323,6 +329,11 @@ class _RoomBelief:
         self.rooms: Rooms | None = None
         self.fleet: tuple[Backend, ...] = ()
         self.places: dict[str, int] = {}  # backend -> its place in the fleet
+
+    def known(self) -> Rooms:
+        "The rooms, once a fleet was seen."
+        assert self.rooms is not None, "no fleet was followed yet"
+        return self.rooms
 
     @property
     def limit_tok_ms(self) -> float:  # time per token that still meets the limit, ms
@@ -366,12 +377,13 @@ class _RoomBelief:
 
     def replace_model(self, model: RoomModel):
         "The same fleet with a new model; sensors stay."
-        sensors = {name: self.rooms.sensors[place] for name, place in self.places.items()}
+        rooms = self.known()
+        sensors = {name: rooms.sensors[place] for name, place in self.places.items()}
         self.believe(model, self.fleet, sensors)
 
     def turn(self, steps: int):
         "Move time 0 of every clock."
-        model = self.rooms.model
+        model = self.known().model
         turned = tuple(f and _turned_by(f, steps) for f in model.foresight)
         self.believe(replace(model, foresight=turned), self.fleet, {})
 
@@ -383,7 +395,7 @@ class _RoomBelief:
         self._forget_leavers(fleet)
         self.log.move([self.places[b.name] if b in self.fleet else None for b in fleet])
         stay = [backend.name for backend in fleet if backend in self.fleet]
-        sensors = {name: self.rooms.sensors[self.places[name]] for name in stay}
+        sensors = {name: self.known().sensors[self.places[name]] for name in stay}
         known, model = self._plain_of(stay) if self.rooms else given, untaught(fleet)
         if known:
             model = rooms_from(known, fleet, model)
@@ -403,7 +415,7 @@ class _RoomBelief:
 
     def plain(self) -> dict:
         "The model as plain values."
-        return plain_rooms(self.rooms.model, [b.name for b in self.fleet])
+        return plain_rooms(self.known().model, [b.name for b in self.fleet])
 
     def restore(self, plain: Mapping):
         "Take up plain values, for the fleet as it is now."
@@ -412,7 +424,7 @@ class _RoomBelief:
 
     def tick(self, now: float, heard: _GaugeReader) -> ForecastTable:
         "What the rooms say of this moment; the journal keeps what they were told."
-        rooms, from_s = self.rooms, self.log.from_s
+        rooms, from_s = self.known(), self.log.zero_s()
         rooms.tpot_ms, rooms.ahead_s = self.limit_tok_ms, self.horizon_s
         gauges = heard.counted_from(from_s, self.places)
         in_flight = self.router.in_flight()
@@ -431,7 +443,7 @@ class _RoomBelief:
             occupied=_rounded(f.occupied if f else None),
             most=_rounded(f.most if f else None),
             trust=round(self.gate.trust(name), 2),
-            foreseen=self.rooms.model.foresight[self.places[name]] is not None,
+            foreseen=self.known().model.foresight[self.places[name]] is not None,
         )
 
 
@@ -443,6 +455,8 @@ class RoomForecaster(Forecaster):
     "Head-room of every backend, now and over about two lives of a request, as a forecast."
 
     name = "room"
+    lesson = 0
+    lesson_due: str | None = None
     # the first lesson is due after this time and so many answers
     FIRST_S, FIRST_ANSWERS = 300.0, 50
 
@@ -466,7 +480,7 @@ class RoomForecaster(Forecaster):
         # what the newest lesson found, and for which fleet
         self.fresh: tuple[RoomModel, tuple[Backend, ...]] | None = None
         self.learned_s: float | None = None  # when the last lesson was, s
-        self.lesson_due: str | None = None
+        self.lesson_due = None
         self.lesson = self.version = 0
 
     def outcome(self, o: Outcome):
@@ -500,7 +514,7 @@ class RoomForecaster(Forecaster):
         self.belief.follow(self.given)
         self._take_up()
         for answer in self.log.take_in(self.belief.places):
-            self.belief.rooms.answer(*answer)
+            self.belief.known().answer(*answer)
         self._ask_for_a_lesson(now)
         said = self.belief.tick(now, self.heard)
         self.version += 1
@@ -517,6 +531,7 @@ class RoomForecaster(Forecaster):
         self.fresh = None
 
     def _ask_for_a_lesson(self, now: float):
+        assert self.learned_s is not None, "the journal's clock began with the first tick"
         since_s = now - self.learned_s
         wait_s = self.learn_s if self.lesson else self.FIRST_S
         if since_s >= wait_s and len(self.log.journal.answers) >= self.FIRST_ANSWERS:
@@ -528,7 +543,7 @@ class RoomForecaster(Forecaster):
             self._begin(from_s, from_s)
             self.belief.follow(self.given)
         belief = self.belief
-        fleet, model = belief.fleet, belief.rooms.model
+        fleet, model = belief.fleet, belief.known().model
         journal = self.log.material(outcomes, dict(belief.places))
         self.lesson_due, self.learned_s = None, now
         answers = len(journal.answers)
@@ -564,8 +579,8 @@ class RoomForecaster(Forecaster):
             self.log.life_s, self.log.tokens = memo["life_s"], memo["tokens"]
             self.version = memo["version"]
         if lessons:
+            self.belief.restore(lessons)  # raises where they do not fit; then nothing is kept
             self.given, self.lesson = lessons, self.lesson + 1
-            self.belief.restore(lessons)
 
     def news(self) -> list[ForecasterEvent]:
         from_s = self.log.from_s or 0.0

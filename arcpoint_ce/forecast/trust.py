@@ -7,6 +7,7 @@ __all__ = ['DEMOTED', 'GateConfig', 'worth', 'Gate']
 
 # %% ../../nbs/forecast/23_trust.ipynb #607b040d
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite, sqrt
@@ -17,7 +18,7 @@ from typing import NamedTuple
 class GateConfig:
     "When a forecast is believed. Evidence is counted in episodes, sizes are nominal capacities."
 
-    # being this early or late is no error, s; promises are settled that much later
+    # being this early or late does not count as an error, s; promises are settled that much later
     slack_s: float = 4.0
     # smallest change by the forecast, or fall of the truth, that counts; shares of size
     share: float = 0.1
@@ -40,7 +41,7 @@ class GateConfig:
     keep: int = 256  # events kept
 
     def __post_init__(self):
-        "ValueError on settings that are no amounts, or that would never let a state be left."
+        "ValueError on settings that are not amounts, or that would keep a state for ever."
         self._check_amounts()
         bars = max(self.prior, self.debt, self.again, self.enough)
         if bars > self.most:
@@ -104,7 +105,7 @@ class _Episode:
     def __init__(self, at_s: float):
         self.from_s = self.to_s = at_s
         self.gain = self.stake = self.seconds = 0.0
-        self.who = set()
+        self.who: set[str] = set()
 
     def add(self, who: str, at_s: float, seconds: float, gain: float, stake: float):
         "One settled promise that stands for `seconds`."
@@ -125,7 +126,7 @@ class _Ledger:
 
     __slots__ = ("total", "count", "at_s", "open", "episodes", "won")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.total = 0.0  # evidence of the episodes that ended
         self.count = 0.0  # of them, each by how much was at stake
         self.at_s = -inf  # until when the past has faded, s
@@ -145,6 +146,7 @@ class _Ledger:
     def close(self, config: GateConfig):
         "Enter the running episode for good."
         ended, self.open = self.open, None
+        assert ended is not None, "only a running episode can end"
         self.total = self._bound(ended.value(config.half), config)
         self.count += ended.stake / (ended.stake + len(ended.who) * config.half)
         self.episodes += 1
@@ -248,7 +250,9 @@ class _Lane:
         while truths[0][0] < oldest_s:
             truths.popleft()
 
-    def due(self, at_s: float, truth: float, config: GateConfig):
+    def due(
+        self, at_s: float, truth: float, config: GateConfig
+    ) -> Iterator[tuple[float, list[float], tuple[float, float] | None]]:
         """Promises that can be settled.
 
         Each comes with the least and the most that came about then; None where nobody knows.
@@ -266,7 +270,7 @@ class _Lane:
 
 # %% ../../nbs/forecast/23_trust.ipynb #8efdceb4
 def _check_promise(backend: str, made_s: float, about_s: float, size: float):
-    "ValueError on a size or on times that are none."
+    "ValueError on a size or a time that makes no sense."
     if not 0 < size < inf:
         raise ValueError(f"size of {backend!r} must be positive, got {size!r}")
     if not -inf < made_s <= about_s < inf:
@@ -439,12 +443,12 @@ class Gate:
 
     def state(self, backend: str | None = None) -> str:  # "trusted", "on trial" or "demoted"
         "State of a backend, or of the fleet."
-        lane = self.books.lanes.get(backend)
+        lane = None if backend is None else self.books.lanes.get(backend)
         return lane.state if lane else self.books.state
 
     def evidence(self, backend: str | None = None) -> float:  # episodes
         "Evidence for (above zero) or against the forecast of a backend, or of the fleet."
-        lane = self.books.lanes.get(backend)
+        lane = None if backend is None else self.books.lanes.get(backend)
         return _pooled(lane.own if lane else None, self.books.fleet, self.config)
 
     def trust(self, backend: str) -> float:  # 1: the forecast acts in full; 0: the nowcast alone

@@ -110,15 +110,15 @@ class LoadWindow:
     ):
         self.season = season
         self.sigma = sigma
-        self.rest = deque(maxlen=KEEP)  # load without its clock, requests per step
-        self.run = deque(maxlen=12)  # the same since the last jump
-        self.counts = deque(maxlen=12)  # logarithms of the whole load
+        self.rest: deque[float] = deque(maxlen=KEEP)  # load without its clock, requests per step
+        self.run: deque[float] = deque(maxlen=12)  # the same since the last jump
+        self.counts: deque[float] = deque(maxlen=12)  # logarithms of the whole load
         self.age = KEEP  # steps since the last jump
         self.age_before = KEEP  # how long the run before it lasted, steps
         self.jump = 0.0  # size of the last jump, sigmas
-        self.before = None  # level before it, requests per step
+        self.before = 0.0  # level before it, or the first load where nothing jumped, requests
 
-    def push(self, index: int, n: int):
+    def push(self, index: int, n: float):
         "Take in the number of requests of step number `index`."
         r = n - self.season.at(index)
         moved = (r - self.rest[-1]) / self.sigma if self.rest else 0.0
@@ -130,7 +130,7 @@ class LoadWindow:
             self.run.clear()
         else:
             self.age = min(self.age + 1, KEEP)
-        if self.before is None:
+        if not self.rest:
             self.before = r
         self.rest.append(r)
         self.run.append(r)
@@ -225,8 +225,8 @@ class _SortedWindows:
     __slots__ = ("values", "ordered")
 
     def __init__(self, widths: tuple[int, ...]):
-        self.values = deque(maxlen=KEEP)
-        self.ordered = {w: [] for w in widths}
+        self.values: deque[float] = deque(maxlen=KEEP)
+        self.ordered: dict[int, list[float]] = {w: [] for w in widths}
 
     def push(self, x: float):
         "Take in one number."
@@ -250,11 +250,12 @@ class LatencyWindow:
 
     def __init__(self, scale: Scale = Scale()):
         self.scale = scale
-        self.latency_ms = None  # of the newest step that has one
+        self.latency_ms: float | None = None  # of the newest step that has one
         self.seen = 0  # steps with a latency so far
         self.window = _SortedWindows((3, 6, 12, 24, 36, 72))  # adjusted logarithms
-        self.moves = deque(maxlen=36)  # their changes from step to step
-        self.tails = {q: deque(maxlen=12) for q in (0.5, 0.9, 0.99)}  # log quantiles
+        self.moves: deque[float] = deque(maxlen=36)  # their changes from step to step
+        # log quantiles
+        self.tails: dict[float, deque[float]] = {q: deque(maxlen=12) for q in (0.5, 0.9, 0.99)}
 
     def push(self, step: Step):
         "Take in one closed step; one without a latency changes nothing."
@@ -286,6 +287,7 @@ class LatencyWindow:
 # %% ../../nbs/forecast/21_windows.ipynb #98784682
 def _tails(w: LatencyWindow, unit: float) -> list[float]:
     "Each known quantile against the mean and against its own median; 0 where the source has none."
+    assert w.latency_ms is not None, "a row is asked for only where latencies were measured"
     out = []
     now = log(w.latency_ms)
     for kept in w.tails.values():

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import product
 from math import inf, isfinite
 from random import Random
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -462,7 +463,7 @@ def play(
 
     `fleet.ledger.faults` says what really happened, `fleet.gateways[0]` how it was taken.
     """
-    hold = {}
+    hold: dict[str, Any] = {}
     gateway = _cast(policy, site, hold)
     fleet = site.fleet([gateway], scenario)
     hold["fleet"] = fleet

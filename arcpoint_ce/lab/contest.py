@@ -8,8 +8,9 @@ __all__ = ['FORECASTS', 'CLAIRVOYANTS', 'CONTENDERS', 'lived_through', 'before',
 
 # %% ../../nbs/lab/47a_contest.ipynb #22511ab2
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,11 +28,31 @@ from .worlds import GRID_S, REF_PREFILL_MS, REF_TPOT_MS, Setting, World
 from ..routing.policies import HeadRoom
 
 # %% ../../nbs/lab/47a_contest.ipynb #8b3f5658
+class _Demands(Protocol):
+    "What is asked of a place."
+
+    @property
+    def slack(self) -> float: ...  # latency limit, in multiples of the work on the reference
+
+    @property
+    def gateways(self) -> int: ...  # that share nothing
+
+
+class _Place(Protocol):
+    "Where an engine stands: a `World`, or a site of the chaos laboratory."
+
+    @property
+    def setting(self) -> _Demands: ...
+
+    @property
+    def timeout_s(self) -> float: ...  # callers give up after this, s
+
+
 def _engine_at(
-    world: World,
+    world: _Place,
     backends: Sequence,
     seed: int,
-    store: NullStore | None = None,  # what it remembers; None: nothing
+    store: FeedbackStore | None = None,  # what it remembers; None: nothing
     **how,  # policy, forecaster and the rest of `ContextEngine`
 ) -> ContextEngine:
     "An engine in front of a world, told the limit of its requests and how many gateways there are."
@@ -57,7 +78,7 @@ def _learn(engine: ContextEngine, now: float):
 
 
 def lived_through(
-    world: World,  # the engine is told its limits
+    world: _Place,  # the engine is told its limits
     fleet_of: Callable[[list], Fleet],  # gateways -> the fleet of the past
     work: Workload,  # the requests of the past
     learn_at_s: float,  # when a first lesson is given; the second comes at the end
@@ -137,10 +158,10 @@ def handed_on(
 
 # %% ../../nbs/lab/47a_contest.ipynb #edc55ef7
 def ours(
-    world: World,
+    world: _Place,
     forecaster: str = "auto",
     trace: list | None = None,  # where to write what was foreseen at every tick
-    store: NullStore | None = None,  # what it remembers; None: the past of this world
+    store: NullStore | None = None,  # what it remembers; None: the past of this `World`
     into: FeedbackStore | None = None,  # where it writes down what happens; None: nowhere
     **how,  # policy and the rest of `ContextEngine`
 ) -> EngineGateway:
@@ -148,6 +169,7 @@ def ours(
     if store is None and forecaster == "none":
         store = NullStore()
     if store is None:
+        assert isinstance(world, World), "any other place brings its own past"
         past = past_of(before(world.setting))
         store = handed_on(past, forecaster)
 
@@ -189,19 +211,6 @@ def _taught(setting: Setting) -> RoomModel:
     return rooms_from(lessons, world.backends, blank)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stuck:
-    "A foresight that always says the same."
-
-    said: tuple[float, float]  # requests, log slowness
-
-    def change(self, since_s: float, t: float) -> tuple[float, float]:
-        return self.said
-
-    def worst(self, since_s: float, now: float, ahead_s: float) -> tuple[float, float]:
-        return self.said
-
-
 def _flipped(foresight: Foresight) -> Foresight:
     "The same clocks, upside down."
 
@@ -215,17 +224,34 @@ def _flipped(foresight: Foresight) -> Foresight:
     )
 
 
-def _frozen(foresight: Foresight, at_s: float) -> _Stuck:
-    "Stuck at the largest change that the next cycle holds."
+def _rise(
+    change: float,  # over `ahead`
+    ahead: float,  # steps
+    n: int,  # steps
+) -> tuple[float, ...]:
+    "A profile of n steps in which the same change is ahead at any time."
+    by = change / ahead
+    # the step before the first one stands at the end, because profiles repeat
+    return *(by * k for k in range(n)), -by
+
+
+def _frozen(
+    foresight: Foresight,
+    at_s: float,  # where the cycle begins whose largest change is announced, s
+    ahead_s: float,  # how far ahead the forecaster looks, s
+    lasts_s: float,  # how long it must last, s
+) -> Foresight:
+    "Tells a single gateway at any time that the largest change of one cycle lies ahead."
     step_s = foresight.step_s
     profiles = foresight.occupied + foresight.slow
     lengths = [len(profile) for profile in profiles]
     period_s = max(lengths, default=1) * step_s
     changes = []
-    for ahead_s in np.arange(0, period_s, step_s):
-        since_s = at_s + ahead_s
+    for since_s in at_s + np.arange(0, period_s, step_s):
         changes.append(foresight.change(since_s, since_s + 2 * step_s))
-    return _Stuck(max(changes, key=sum))
+    occupied, slow = max(changes, key=sum)
+    ahead, n = ahead_s / step_s, int(lasts_s / step_s) + 1
+    return Foresight(step_s, (_rise(occupied, ahead, n),), (_rise(slow, ahead, n),))
 
 
 def _shuffled(foresights: tuple, seed: int) -> tuple:
@@ -237,31 +263,27 @@ def _shuffled(foresights: tuple, seed: int) -> tuple:
     return rest + first
 
 
-def _spoiled(model: RoomModel, how: str, seed: int, at_s: float) -> RoomModel:
+def _spoiled(model: RoomModel, how: str, world: World) -> RoomModel:
     "A model whose foresight is as asked. ValueError on an unknown way."
     if how not in FORECASTS:
         raise ValueError(f"unknown forecast {how!r}; known: {', '.join(FORECASTS)}")
-    foresight = model.foresight
+    foresight, setting = model.foresight, world.setting
     if how in ("off", "missing"):
         foresight = (None,) * len(foresight)
     elif how == "inverted":
-        foresight = tuple(_flipped(f) for f in foresight)
+        foresight = tuple(f and _flipped(f) for f in foresight)
     elif how == "frozen":
-        foresight = tuple(_frozen(f, at_s) for f in foresight)
+        ahead_s, lasts_s = 2 * setting.request_s, world.end_s + world.timeout_s
+        foresight = tuple(f and _frozen(f, world.start_s, ahead_s, lasts_s) for f in foresight)
     elif how == "shuffled":
-        foresight = _shuffled(foresight, seed)
+        foresight = _shuffled(foresight, setting.seed)
     return replace(model, foresight=foresight)
 
 
 def _spoiled_past(world: World, how: str) -> NullStore:
     "The past of a world, and in it lessons of the room forecaster that are wrong on purpose."
     setting = world.setting
-    model = _spoiled(
-        _taught(setting),
-        how,
-        setting.seed,
-        world.start_s,
-    )
+    model = _spoiled(_taught(setting), how, world)
     names = [backend.name for backend in world.backends]
     past = past_of(before(setting))
     store = handed_on(past, "room").copy()
@@ -299,7 +321,7 @@ def _mean_room(world: World) -> dict[str, float]:  # by backend, requests
     return out
 
 # %% ../../nbs/lab/47a_contest.ipynb #197516ce
-CLAIRVOYANTS = {
+CLAIRVOYANTS: dict[str, dict[str, Any]] = {
     "clairvoyant_1": dict(how="least", lives=1.0),
     "clairvoyant_2": dict(how="least", lives=2.0),
     "clairvoyant_draw": dict(how="draw3", lives=1.0),
@@ -347,7 +369,7 @@ def _clairvoyant(name: str, world: World, hold: dict):
 def _told(name: str, world: World) -> dict:
     "What one of the peers may know of a world."
     gateways = world.setting.gateways
-    told = dict(gateways=gateways)
+    told: dict[str, Any] = dict(gateways=gateways)
     if name == "c3":
         told["clients"] = gateways
     if name == "best_fixed":
@@ -566,7 +588,7 @@ def ran(
     scaler: str | None = None,  # one of the advisers of `lab.scalers`; None: DEFAULT_SCALER
 ) -> tuple[Record, dict]:  # the record; fleet, scaler and trace
     "One contender in a world."
-    hold = {}
+    hold: dict[str, Any] = {}
     gateways = contenders(name, world, params, hold)
     fleet = world.fleet(gateways)
     hold["fleet"] = fleet
@@ -593,7 +615,7 @@ def run_one(
     "One contender in one world: a flat row. ValueError on an unknown contender."
     name, _, extra = task.policy.partition("+")
     params = dict(task.params)
-    options = dict(task.options)
+    options: dict[str, Any] = dict(task.options)
     scaler = options.pop("scaler", None)
     world = World(Setting(task.family, task.seed, **options))
     record, hold = ran(world, name, params, scaler)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice, product
 from math import inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -30,6 +31,7 @@ from ..telemetry.requests import quoted
 
 # %% ../../nbs/lab/47_experiment.ipynb #eeaf89a7
 _Value = str | int | float | bool | None
+_Pairs = Mapping[str, _Value] | tuple[tuple[str, _Value], ...]  # a mapping becomes pairs
 
 
 def _plain(value, name: str) -> _Value:  # the same value as a Python scalar
@@ -83,8 +85,8 @@ class Task:
     family: str  # scenario family
     policy: str  # name of the policy
     seed: int  # which world of the family, 0 or more
-    options: tuple[tuple[str, _Value], ...] = ()  # of the world; a mapping is taken too
-    params: tuple[tuple[str, _Value], ...] = ()  # of the policy; the world does not depend on them
+    options: _Pairs = ()  # of the world
+    params: _Pairs = ()  # of the policy; the world does not depend on them
 
     def __post_init__(self):
         if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
@@ -425,15 +427,15 @@ def run_tasks(
     RuntimeError naming the tasks that failed, after the others have run. ValueError where a task
     is given twice, or where the folder holds rows of other code.
     """
-    tasks = _distinct(tasks)
+    distinct = _distinct(tasks)
     ledger = None if out is None else _Ledger(out, version)
     try:
-        results = _Results(tasks, ledger)
+        results = _Results(distinct, ledger)
         todo = results.todo
         records = tqdm(
             _records(run_one, todo, n_jobs),
-            total=len(tasks),
-            initial=len(tasks) - len(todo),
+            total=len(distinct),
+            initial=len(distinct) - len(todo),
             disable=not progress,
             unit="task",
         )
@@ -618,8 +620,8 @@ class _SignFlipTest:
 
 
 def ratio_interval(
-    top: Sequence[float],  # misses per world
-    bottom: Sequence[float],  # of the other contender, same worlds, same order
+    top: Sequence[float] | np.ndarray,  # misses per world
+    bottom: Sequence[float] | np.ndarray,  # of the other contender, same worlds, same order
     level: float = 0.95,  # of confidence
     seed: int = 0,  # of the sign patterns
 ) -> tuple[float | None, float | None]:  # None: no such end
@@ -671,12 +673,11 @@ def _ratio_of(
 ) -> dict:
     "Ratio, its ends, and half its width."
     low, high = ratio_interval(ours, reactive, seed=seed)
-    closed = low is not None and high is not None
     return dict(
         ratio=_over(ours.sum(), reactive.sum()),
         ratio_lo=low,
         ratio_hi=high,
-        half_width=(high - low) / 2 if closed else None,
+        half_width=None if low is None or high is None else (high - low) / 2,
     )
 
 
@@ -755,6 +756,9 @@ def _by_seed(
     return out
 
 
+_SIDES = ("ours", "reactive", "clairvoyant")  # arguments of `paired`
+
+
 def compare(
     table: pd.DataFrame,  # tidy: family, policy, seed, and the value
     ours: _Named,
@@ -781,11 +785,8 @@ def compare(
         if shared.empty:
             raise ValueError(f"{family}: no seed that all of them have run")
         row = dict(zip(by, at))
-        row |= paired(
-            *shared.to_numpy(float).T,
-            least=least,
-            seed=seed,
-        )
+        misses: dict[str, Any] = dict(zip(_SIDES, shared.to_numpy(float).T))
+        row |= paired(**misses, least=least, seed=seed)
         row["n_unpaired"] = len(every) - len(shared)
         out.append(row)
     return pd.DataFrame(out)

@@ -393,7 +393,7 @@ def _places(fault: Fault, fleet: Fleet) -> Sequence[int]:
 # %% ../../nbs/lab/43_faults.ipynb #3ac2303b
 def ledger_of(fleet: Fleet) -> Ledger:
     "The ledger of a fleet, opened on first use."
-    if not hasattr(fleet, "ledger"):
+    if fleet.ledger is None:
         fleet.ledger = Ledger(fleet)
     return fleet.ledger
 
@@ -465,7 +465,8 @@ class _Cascade:
     "Watches a fleet, and takes down who is overloaded."
 
     def __init__(self, fault: Fault):
-        self.fault, self.mean = fault, {}  # load of each place, moving average
+        self.fault = fault
+        self.mean: dict[int, float] = {}  # load of each place, moving average
 
     def look(self, fleet: Fleet, now: float):
         "One look, every second until the fault is over."
@@ -729,11 +730,11 @@ def make_scenario(
     faults = []
     for kind, rank, at, long, intensity in plan:
         if rank == "half":
-            targets = names[: max(n // 2, 1)]
+            targets = list(names[: max(n // 2, 1)])
         elif rank == "*":
             targets = ["*"]
         else:
-            targets = [names[rank % n]]
+            targets = [names[int(rank) % n]]
         start, length = start_s + at * duration_s, long * duration_s
         faults += [Fault(kind, target, start, length, intensity) for target in targets]
     return Scenario(name, tuple(faults), says)
@@ -776,7 +777,8 @@ def _random_scenario(
             "a random schedule needs backends and at least 60 s, "
             f"got {len(names)} and {duration_s!r}"
         )
-    rng, faults = Random(f"faults {seed}"), []
+    rng = Random(f"faults {seed}")
+    faults: list[Fault] = []
     n = rng.randint(3, 8) if n_faults is None else n_faults
     while len(faults) < n:
         drawn = _draw(rng, names, duration_s)

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from itertools import takewhile
 from math import inf, isfinite
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -61,7 +61,10 @@ def _check_times(
 
 @dataclass(frozen=True, slots=True)
 class ServiceCurve:
-    "How one replica answers, by the size of its batch. ValueError on points that are no curve."
+    """How one replica answers, by the size of its batch.
+
+    ValueError on points that do not make a curve.
+    """
 
     batch: tuple[float, ...]  # requests served at once, rising, the first >= 1
     tpot_ms: tuple[float, ...]  # time per output token at each of these sizes, ms
@@ -198,15 +201,15 @@ class Call:
         self.gateway = gateway
         self.session = session
         self.prefix = prefix
-        self.tried = []  # places of its attempts
+        self.tried: list[int] = []  # places of its attempts
         self.open = 0  # attempts still running
         self.ended = False
         self.cost_usd = 0.0  # billed so far
-        self.memo = None  # whatever its gateway wants to keep until the end
+        self.memo: Any = None  # whatever its gateway wants to keep until the end
         self.streams = True  # does its answer come token by token
         self.first_late = False  # did its first token come too late
         self.retried = 0  # pauses taken before another attempt
-        self.jobs = None  # its attempts, where it may hedge
+        self.jobs: Sequence[Job] = ()  # its attempts, where it may hedge
 
 
 class Job:
@@ -225,7 +228,7 @@ class Job:
         self.attempt = attempt
         self.place = place
         self.start_s = start_s
-        self.ttft_s = None  # time to first token once known, s
+        self.ttft_s: float | None = None  # time to first token once known, s
         self.alive = True  # has it not ended yet
         self.first_v = inf  # reading of its station's clock at the first token, tokens
         self.seated = 0  # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
@@ -321,7 +324,7 @@ def _is_limit(value) -> bool:
     return value is None or _is_number(value) and value >= 0
 
 
-_FITS: dict[str, Callable[[object], bool]] = {  # condition -> is this a value for it
+_FITS: dict[str, Callable[[Any], bool]] = {  # condition -> is this a value for it
     "error_rate": _is_share,
     "speed": lambda value: _is_amount(value) and value > 0,
     "down": lambda value: value in (None, "refuse", "hang"),
@@ -440,7 +443,7 @@ class _Paces(dict):
 class _Exporter:
     "The gauges that a backend has published, and the one that can be seen by now."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen: Gauge | None = None  # the newest that is old enough
         self.young: deque[tuple[float, Gauge]] = deque()  # (time, gauge), still too young
 
@@ -486,12 +489,13 @@ class Station:
         b = sim.backend
         self.sim, self.place = sim, place
         self.replicas = sim.replicas
-        self.starting = []  # when each further replica is ready, s
+        self.starting: list[float] = []  # when each further replica is ready, s
         self.now_is = _Conditions(b.rpm, b.tpm, sim.slots, sim.queue)
         self.n = 0  # own requests in the batch
         self.v = 0.0  # virtual clock, tokens
         self.at_s, self.rate = 0.0, 0.0  # when the clock was read, s; its speed, tokens/s
-        self.heap, self.queue = [], deque()  # (virtual end, number, job); jobs without a seat
+        self.heap: list[tuple[float, int, Job]] = []  # (virtual end, number, job)
+        self.queue: deque[Job] = deque()  # jobs without a seat
         self.exporter = _Exporter()
         self.budget = _MinuteBudget()
         self.price_in, self.price_out = b.price_in / 1e6, b.price_out / 1e6
@@ -613,7 +617,7 @@ class Station:
         seated = [job for *_, job in sorted(self.heap)]
         return [*seated, *self.queue]
 
-    def tokens_seen(self, job: Job, now: float) -> int:  # tokens
+    def tokens_seen(self, job: Job, now: float) -> float:  # tokens
         "How many tokens of an attempt have come by now."
         if job.first_v == inf:
             return 0
@@ -668,8 +672,25 @@ class Record:
     none. Times are in s.
     """
 
-    def __init__(self):
-        self.rows = []
+    k: np.ndarray
+    born_s: np.ndarray
+    end_s: np.ndarray
+    first: np.ndarray
+    place: np.ndarray
+    ok: np.ndarray
+    error: np.ndarray
+    attempts: np.ndarray
+    slo_s: np.ndarray
+    tier: np.ndarray
+    tokens_in: np.ndarray
+    tokens_out: np.ndarray
+    cost_usd: np.ndarray
+    ttft_s: np.ndarray
+    gateway: np.ndarray
+    first_late: np.ndarray
+
+    def __init__(self) -> None:
+        self.rows: list[tuple] = []
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         "A call is over; `job` is the attempt that decided it."
@@ -697,7 +718,8 @@ class Record:
 
     def done(self) -> "Record":
         "Rows to arrays, in the order in which the requests came."
-        columns = zip(*sorted(self.rows)) if self.rows else [()] * len(_COLUMNS)
+        empty: Iterable[tuple] = [()] * len(_COLUMNS)
+        columns = zip(*sorted(self.rows)) if self.rows else empty
         for (name, kind), values in zip(_COLUMNS.items(), columns):
             setattr(self, name, np.array(values, dtype=kind))
         self.rows = []
@@ -729,10 +751,10 @@ class Record:
 class Tally:
     "Counts, sums and a latency histogram: flat memory."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.n = self.failed = self.violated = self.attempts = 0
         self.latency_s = self.cost_usd = 0.0  # sums over all requests
-        self.hist = {}  # bucket -> count
+        self.hist: dict[int, int] = {}  # bucket -> count
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         "A call is over."
@@ -768,7 +790,24 @@ class Tally:
             f"{self.failed} failed, mean {self.latency_s / n:.3f} s)"
         )
 
+# %% ../../nbs/lab/40_fleet.ipynb #366ae196
+_Kept = TypeVar("_Kept", covariant=True)
+
+
+class _Sink(Protocol[_Kept]):
+    "Keeps what came of calls."
+
+    # a call is over; `job` is the attempt that decided it
+    def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None): ...
+
+    def done(self) -> _Kept: ...  # what was kept
+
 # %% ../../nbs/lab/40_fleet.ipynb #be34f999
+def _never(fleet: "Fleet", now: float):
+    "The end of time. Every attempt has a time-out, so that nothing waits until then."
+    raise RuntimeError("requests are open, but nothing is left to happen")
+
+
 class _Agenda:
     "The time of a fleet, and what comes next."
 
@@ -776,7 +815,8 @@ class _Agenda:
         self.now = 0.0  # s
         self.number = 0  # of the newest event; breaks ties between events of the same time
         self.departures = [inf] * stations  # when something happens next at each station, s
-        self.later = [(inf, 0, None)]  # heap of (time, number, callback)
+        # heap of (time, number, callback)
+        self.later: list[tuple[float, int, Callable[[Fleet, float], None]]] = [(inf, 0, _never)]
 
     # t in s; a time that has passed means now
     def at(self, t: float, do: Callable[["Fleet", float], None]):
@@ -798,7 +838,7 @@ def _rows_of(chunk) -> Iterator[tuple]:  # at_s, tokens in, tokens out, tier, SL
     n = len(chunk)
     tiers = [chunk.tiers[t] for t in chunk.tier.tolist()]
     deadlines = chunk.deadline_s.tolist() if hasattr(chunk, "deadline_s") else [inf] * n
-    marks = [None] * n
+    marks: Iterable = [None] * n
     if hasattr(chunk, "session") and ((chunk.session >= 0).any() or (chunk.prefix >= 0).any()):
         marks = zip(chunk.session.tolist(), chunk.prefix.tolist())
     return zip(
@@ -824,9 +864,9 @@ class _Arrivals:
         self.due = inf  # when the next request comes, s
         self.pace = 1.0  # arrivals per arrival of the workload
         self.born = 0  # calls so far
-        self.chunks = iter(())  # what is left of the workload
-        self.rows = iter(())  # what is left of its chunk
-        self.coming = None  # the next request
+        self.chunks: Iterator = iter(())  # what is left of the workload
+        self.rows: Iterator[tuple] = iter(())  # what is left of its chunk
+        self.coming: tuple = ()  # the next request; empty: the chunk has ended
 
     def begin(self, workload, last_s: float, now: float):
         "A workload; its first request comes as long after `now` as its time is after `last_s`."
@@ -862,11 +902,11 @@ class _Arrivals:
         if self.streams < 1.0:
             call.streams = (k * _SPREAD % 2**32) / 2**32 < self.streams
         self.born = k + 1
-        coming = self.coming = next(self.rows, None)
-        if coming is None:
-            self._next_chunk(last_s, now)
-        else:
+        coming = self.coming = next(self.rows, ())
+        if coming:
             self.due = now + (coming[0] - last_s) / self.pace
+        else:
+            self._next_chunk(last_s, now)
         return call, deadline_s
 
     def surge(self, factor: float, now: float):
@@ -912,7 +952,7 @@ class _Patience:
         "Remember the attempts of a call; look at the first one again when it has had its time."
         call = job.call
         if job.attempt:
-            call.jobs.append(job)
+            call.jobs = [*call.jobs, job]
             return
         call.jobs = [job]
         self.first.append(job)
@@ -1017,7 +1057,7 @@ class _Callers:
         self.running = attempts.running
         self.retries, self.backoff_s = retries, backoff_s
         self.open = 0  # calls that have not ended
-        self.sink: Record | Tally | None = None  # keeps what came of them
+        self.sink: _Sink = Record()  # keeps what came of them
 
     def serve(self, call: Call, now: float, deadline_s: float):
         "A new call: its gateway is asked for a place. Its caller gives up after the deadline."
@@ -1086,7 +1126,8 @@ class _Callers:
                 if other.alive:
                     self.cancel(other, now)
         self.sink.close(call, job, now, ok, error)
-        call.jobs = call.memo = None
+        call.jobs = ()
+        call.memo = None
 
     def cancel(self, job: Job, now: float):
         "Its caller does not want it any more. It is billed if it had a seat."
@@ -1133,18 +1174,18 @@ class _Answers:
             return
         delay_ms = station.now_is.delay_ms
         if self.first_token is not None:
-            self._hear_first(job, delay_ms / 1000.0)
+            self._hear_first(job, delay_ms / 1000.0, self.first_token)
         if delay_ms:
             self.attempts.reply(job, now, 0.0, True, None)
         else:
             self.callers.ended(job, now, True, None)
 
-    def _hear_first(self, job: Job, delay_s: float):
+    def _hear_first(self, job: Job, delay_s: float, first_token: FirstToken):
         "Was the first token of a streamed answer there in time?"
         call = job.call
         if call.streams and job.ttft_s is not None:
             came_s = job.start_s + job.ttft_s + delay_s - call.born_s
-            call.first_late = came_s > self.first_token.limit_s(call)
+            call.first_late = came_s > first_token.limit_s(call)
 
 # %% ../../nbs/lab/40_fleet.ipynb #9b4668ff
 @contextmanager
@@ -1295,6 +1336,8 @@ class Fleet:
         )
         self.callers = _Callers(self.gateways, agenda, self.attempts, retries, backoff_s)
         self.answers = _Answers(self.attempts, self.callers, first_token)
+        # the faults that happened, where somebody writes them down: a `faults.Ledger`
+        self.ledger: Any = None
         self.rounds = _Rounds(
             self.stations,
             self.gateways,
@@ -1382,14 +1425,24 @@ class Fleet:
             if job.alive:
                 self.callers.fail(job, self.now, "lost")
 
+    @overload
+    def run(
+        self, workload, sink: None = None, until_s: float = inf, shift_s: float = 0.0
+    ) -> Record: ...
+
+    @overload
+    def run(
+        self, workload, sink: _Sink[_Kept], until_s: float = inf, shift_s: float = 0.0
+    ) -> _Kept: ...
+
     def run(
         self,
         workload,  # a workload, or a stream of them
-        sink: Record | Tally | None = None,  # keeps what came of them; None: a new Record
+        sink: _Sink | None = None,  # keeps what came of them; None: a new Record
         until_s: float = inf,  # end here, even if requests still run, s
         # requests come this much later than the workload says, s; negative: earlier
         shift_s: float = 0.0,
-    ) -> Record | Tally:
+    ):  # what the sink has kept
         """Send every request and wait until all have ended, or until a time.
 
         ValueError where a workload is not sorted by time.

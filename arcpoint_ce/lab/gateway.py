@@ -8,6 +8,7 @@ __all__ = ['STEP_S', 'lab_engine', 'EngineGateway']
 # %% ../../nbs/lab/46_gateway.ipynb #d8bf2889
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
 
 from ..engine.engine import ContextEngine, EngineConfig
 from ..engine.store import FeedbackStore, NullStore
@@ -54,7 +55,7 @@ def _forecast_effect(
     router: Router,
     request: Request,
     now: float,  # s
-    # share of draws that come out otherwise, 0..1; is another backend the best
+    # share of draws that go to another backend, 0..1; is another backend the best
 ) -> tuple[float, bool]:
     """What the forecast does to the odds of this request (total variation distance).
 
@@ -72,7 +73,8 @@ def _forecast_effect(
     finally:
         router.table = table
     odds, usual = ({c.backend: c.probability for c in ranked} for ranked in (ahead, plain))
-    moved = sum(abs(odds.get(n, 0.0) - usual.get(n, 0.0)) for n in odds.keys() | usual.keys()) / 2
+    backends = sorted(odds.keys() | usual.keys())  # in one order, so that the sum is the same
+    moved = sum(abs(odds.get(n, 0.0) - usual.get(n, 0.0)) for n in backends) / 2
     return moved, ahead[0].backend != plain[0].backend
 
 # %% ../../nbs/lab/46_gateway.ipynb #dfdba62b
@@ -96,13 +98,16 @@ class EngineGateway:
         self.router = self.engine.router
         self.names = [b.name for b in backends]
         self.places = {n: i for i, n in enumerate(self.names)}
-        self.length, self.shown = 256.0, {}
-        self.asked, self.effects = 0, []  # decisions so far; what the forecast did to some of them
+        self.length = 256.0  # of an answer, mean of the last ones, tokens
+        self.shown: dict[str, tuple[float, ...]] = {}  # newest gauge by backend
+        self.asked = 0  # decisions so far
+        self.effects: list[tuple[float, bool]] = []  # what the forecast did to some of them
         self.every_s = self.engine.config.tick_s if self.ticks else inf
         self.engine.gauges = lambda now: self.shown
 
     def send(self, call: Call, now: float) -> int:
-        request = Request("", None, None, call.tier, None, call.tokens_in, int(self.length))
+        tokens_in: Any = call.tokens_in  # the laboratory's prompts may have a fractional length
+        request = Request("", None, None, call.tier, None, tokens_in, int(self.length))
         if self.asked % _SAMPLED_EVERY == 0:
             self.effects.append(_forecast_effect(self.router, request, now))
         self.asked += 1
@@ -122,7 +127,9 @@ class EngineGateway:
         self.engine.progress(job.call.memo, tokens, now)
 
     def end(self, job: Job, now: float, ok: bool, error: str | None):
-        call, tokens, ttft_ms = job.call, 0, None
+        call, ttft_ms = job.call, None
+        tokens_in: Any = call.tokens_in
+        tokens: Any = 0  # may be fractional, like the length of a prompt
         if ok:
             tokens = call.tokens_out
             self.length += 0.01 * (tokens - self.length)
@@ -135,7 +142,7 @@ class EngineGateway:
             error,
             call.memo.id,
             job.attempt,
-            call.tokens_in,
+            tokens_in,
             tokens,
             ttft_ms,
         )

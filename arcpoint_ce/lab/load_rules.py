@@ -16,7 +16,7 @@ from math import inf
 from random import Random
 
 from .fleet import Call, Gauge, Job
-from .health_rules import FailureAccrual, Pacing
+from .health_rules import FailureAccrual, Health, Pacing
 from ..routing.records import Backend
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #4d31efb9
@@ -24,7 +24,7 @@ class Policy(ABC):
     "A peer's policy behind the lab's `Gateway` protocol. Places are positions in the fleet."
 
     every_s = inf  # wants `tick` this often, s
-    health = None  # who is left out after failures: a `Health`, or None
+    health: Health | None = None  # who is left out after failures; None: nobody
     pacing: Pacing | None = None  # keeps to told request limits; None: they are ignored
 
     def start(
@@ -338,7 +338,7 @@ class _GaugeReader:
         self.others = [0.0] * n  # load that is not ours
         self.waiting = [0] * n  # length of the queue
         self.told: list[float | None] = [None] * n  # time per token, ms; None: nothing published
-        self.past = deque(maxlen=120)  # (time, own counts then)
+        self.past: deque[tuple[float, Sequence[int]]] = deque(maxlen=120)  # (time, own counts)
 
     def read(self, now: float, own: Sequence[int], gauges: Sequence[Gauge | None]):
         "The newest gauges, and what is our own in flight now."

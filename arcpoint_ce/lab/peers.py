@@ -242,8 +242,8 @@ class _Envoy(TwoChoices):
 
     def __init__(self, slow_start_s: float = 0.0, **params):
         super().__init__(slow_start_s)
-        self.health = OutlierDetection(**params)
-        self.every_s = self.health.every_s
+        ejection = OutlierDetection(**params)
+        self.health, self.every_s = ejection, ejection.every_s
 
 # %% ../../nbs/lab/45b_peers.ipynb #33c0136e
 class _Resilience4j(TwoChoices):
@@ -307,9 +307,11 @@ class _Samples:
 
     def __init__(self, window: int):  # samples kept for each bucket
         self.window = window
-        self.buckets = {}  # bucket -> (concurrency, time per token in s)
-        self.first = deque(maxlen=20 * window)  # rows for the plane; time to first token in s
-        self.table: list[float] | None = None  # fitted: time per token by concurrency, s
+        # bucket -> (concurrency, time per token in s)
+        self.buckets: dict[int, deque[tuple[float, float]]] = {}
+        # rows for the plane; time to first token in s
+        self.first: deque[tuple[float, ...]] = deque(maxlen=20 * window)
+        self.table: list[float] = []  # fitted: time per token by concurrency, s
         self.plane: list[float] | None = None  # fitted: weights of the time to first token
 
     def add_pace(self, crowd: float, tpot_s: float):
@@ -418,7 +420,7 @@ class _Headroom(Watching):
                 group.refit()
 
     def pick(self, call, now, places):
-        blank = [p for p in places if self.model[p].table is None]
+        blank = [p for p in places if not self.model[p].table]
         if blank:
             return self._unlearned(blank)
         rooms = [(self.room_s(call, p), p) for p in places]
@@ -519,7 +521,8 @@ class _Clairvoyant(RandomChoice):
 
     def _candidates(self, places: Sequence[int], k: int) -> list[int]:
         "Some different places, each drawn in proportion to what is free."
-        left, drawn = list(places), []
+        left = list(places)
+        drawn: list[int] = []
         while left and len(drawn) < k:
             p = self.draw(left, [self.weights[q] for q in left])
             left.remove(p)

@@ -8,6 +8,7 @@ __all__ = ['Engine', 'mean_kv_tok', 'Contexts', 'TalkStation', 'EngineStation']
 # %% ../../nbs/lab/42a_physics.ipynb #f0e51003
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -109,7 +110,8 @@ class _Seen:
     "Keys used lately at one backend. Old ones are forgotten."
 
     def __init__(self, keep_s: float):  # a key is remembered this long after its last use, s
-        self.keep_s, self.last, self.next_look_s = keep_s, {}, 0.0
+        self.keep_s, self.next_look_s = keep_s, 0.0
+        self.last: dict[Hashable, float] = {}  # when each key was used last, s
 
     def has(self, key, now: float) -> bool:
         return now - self.last.get(key, -inf) <= self.keep_s
@@ -133,8 +135,8 @@ class Contexts:
         keep_s: float = 600.0,
     ):
         self.move_tok, self.keep_s, self.moves = move_tok, keep_s, 0
-        # conversations; where their last turn was served
-        self.known, self.place = _Seen(self.FORGET_S), {}
+        self.known = _Seen(self.FORGET_S)  # conversations
+        self.place: dict[int, int] = {}  # where the last turn of each was served
 
     # output tokens that it is worth
     def bring(self, session: int, place: int, now: float) -> float:
@@ -190,7 +192,7 @@ class _Prefill:
         self.chunk_ms = None if engine.chunk_tok is None else engine.chunk_tok * self.tok_ms
         tenants = engine.tenant_in_tok * (1 - engine.prefix_share) / engine.tenant_out_tok
         self.tenant_ms = self.tok_ms * tenants  # their prompts, per token of one of their requests
-        self.queue = deque()  # [work left, ms; who], first come first
+        self.queue: deque[list] = deque()  # [work left, ms; who], first come first
         self.backlog_ms = 0.0
 
     def add(self, who, fresh_tok: float, more_ms: float) -> bool:  # is there anything to read
@@ -236,7 +238,8 @@ class _Held:
 
     def __init__(self, number: int, kv_tok: float, done_tok: float, slow: float):
         self.number, self.kv_tok = number, kv_tok  # of its event; memory when it entered, tokens
-        self.first_v = None  # where the clock stood when its prompt had been read; None: not yet
+        # where the clock stood when its prompt had been read; None: not yet
+        self.first_v: float | None = None
         # tokens that had come by then; factor on its work
         self.done_tok, self.slow = done_tok, slow
 
@@ -285,14 +288,15 @@ class _Batch:
     def __init__(self, sim: SimBackend, engine: Engine, seed: int):
         self.curve, self.slow = sim.curve, _own_pace(engine.request_cv, (seed,))
         self.prefill, self.memory = _Prefill(sim, engine), _Memory(engine)
-        # job -> Held, in order of admission; (virtual end, number, job)
-        self.held, self.heap = {}, []
+        self.held: dict[Job, _Held] = {}  # in order of admission
+        self.heap: list[tuple[float, int, Job]] = []  # (virtual end, number, job)
         self.v, self.at_s = 0.0, 0.0  # virtual clock, tokens; when it was read, s as felt
         self.rate = self.fill_rate = 0.0  # tokens/s of each request; prompt work, ms/s
 
     def retune(self, speed: float, others: float, replicas: int):
         "Conditions have changed."
-        self.speed, self.others, self.replicas, self.tpots = speed, others, replicas, {}
+        self.speed, self.others, self.replicas = speed, others, replicas
+        self.tpots: dict[int, float] = {}
         self.memory.resize(replicas, others)
         self.set_rates()
 
@@ -336,7 +340,7 @@ class _Batch:
         return wait_s
 
     def _drop_stale(self):
-        "Entries of the heap whose request has left or was put back are no departures."
+        "Entries of the heap whose request has left or was put back do not count as departures."
         heap, held = self.heap, self.held
         while heap:
             _, number, job = heap[0]
@@ -406,7 +410,8 @@ class EngineStation(Station):
         self.engine, self.contexts, self.move_ms = engine, contexts, move_ms
         self.batch = _Batch(sim, engine, seed)
         self.clock = _NoisyClock(engine.pace_cv, (seed, place))
-        self.prefixes, self.put_back = _Seen(engine.prefix_s), {}  # job -> tokens that had come
+        self.prefixes = _Seen(engine.prefix_s)
+        self.put_back: dict[Job, float] = {}  # tokens that had come
         # how often one was put back; (s, tokens) of the last gauge
         self.preempted, self.looked = 0, (0.0, 0.0)
         self.now_s = 0.0
@@ -485,6 +490,7 @@ class EngineStation(Station):
             return job
         elif len(batch.held) > 1 and batch.memory.room_tok(batch.v) <= _EPSILON:
             self.preempt()
+        return None
 
     def preempt(self):
         """Memory is full: who was admitted last goes back to the front of the queue (vLLM's

@@ -243,11 +243,14 @@ def _harms(fault: Fault) -> bool:
     return bool(set(effects) - harmless)
 
 
+def _backend_of(target: str | int, names: Sequence[str]) -> int:
+    "Where a backend stands that is given by its name or its place."
+    return names.index(target) if isinstance(target, str) else target
+
+
 def _place_of(target: str | int, names: Sequence[str]) -> int | slice:
     "Where a fault's target stands among the backends; `*` is all of them."
-    if target == "*":
-        return slice(None)
-    return names.index(target) if isinstance(target, str) else target
+    return slice(None) if target == "*" else _backend_of(target, names)
 
 
 def _sick(
@@ -287,7 +290,7 @@ def _has_room(
         begun = np.searchsorted(begun_s, at_s, "left")
         over = np.searchsorted(over_s, at_s, "right")
         able[:, place] &= begun - over < backend.capacity
-    return able.any(1)
+    return np.asarray(able.any(1))
 
 
 def lost(
@@ -488,7 +491,7 @@ def _reaction_row(
     limits: Limits,
 ) -> dict:
     "How soon the target of one fault was left and used again."
-    place = _place_of(fault.target, names)
+    place = _backend_of(fault.target, names)
     later_s = [f.start_s for f in others if f.start_s >= fault.end_s - 1e-6]
     until_s = min([record.born_s[-1], *later_s])
     detect_s, recover_s = _reaction(
@@ -593,12 +596,12 @@ def _due_shares(due: Sequence[float] | None, backends: Sequence[Backend]) -> np.
     "The share that each backend is due, by capacity if nothing is said. ValueError if it misfits."
     if due is None:
         due = [backend.capacity for backend in backends]
-    due = np.array(due, float)
-    if len(due) != len(backends) or not (due >= 0).all() or not due.sum() > 0:
+    shares = np.array(due, float)
+    if len(shares) != len(backends) or not (shares >= 0).all() or not shares.sum() > 0:
         raise ValueError(
-            f"due must give each of the {len(backends)} backends a share of 0 or more, got {due}"
+            f"due must give each of the {len(backends)} backends a share of 0 or more, got {shares}"
         )
-    return due / due.sum()
+    return shares / shares.sum()
 
 
 def _false_share(
@@ -642,7 +645,7 @@ def resilience_score(
     names = [backend.name for backend in backends]
     if not len(record) or not len(twin):
         raise ValueError("a score needs a run and its twin, and both must hold requests")
-    due = _due_shares(due, backends)
+    shares = _due_shares(due, backends)
     settled_s = scenario.end_s + limits.settle_s
     trouble = (record.born_s >= scenario.start_s) & (record.born_s < settled_s)
     counts = trouble & _has_room(
@@ -655,7 +658,7 @@ def resilience_score(
     false = _false_share(
         record,
         twin,
-        due,
+        shares,
         names,
         faults,
         limits.recover_s,

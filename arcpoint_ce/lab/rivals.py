@@ -110,7 +110,7 @@ class _StreamPaces:
         usual, part = self.usual_s(), 1 - exp(-(now - self.drifted_s) / self.DRIFT_S)
         self.drifted_s = now
         for p, pace in enumerate(self.pace_s):
-            if -inf < self.streamed_s[p] < now - self.QUIET_S:
+            if pace is not None and -inf < self.streamed_s[p] < now - self.QUIET_S:
                 self.pace_s[p] = pace + part * (usual - pace)
 
 # %% ../../nbs/lab/45c_rivals.ipynb #7a310010
@@ -277,9 +277,11 @@ class _StepForest:
         seed: int = 0,
     ):
         self.horizon, self.trees, self.seed = horizon, trees, seed
-        self.loads, self.latencies = [], []  # by step
+        self.loads: list[float] = []  # by step
+        self.latencies: list[float] = []  # by step
         self.rows: list[list[float]] = []  # features by step
-        self.forest, self.fitted = None, 0  # pairs in the last fit
+        self.forest: CompiledForest | None = None
+        self.fitted = 0  # pairs in the last fit
         self.forecast: float | None = None  # of the latency, in the unit that it was given in
 
     def step(self, load: float, latency: float | None):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -192,7 +193,7 @@ class Scaler:
 
     def replay(
         self,
-        counts: Sequence[float],  # own arrivals per look
+        counts: Sequence[float] | np.ndarray,  # own arrivals per look
         begin_s: float,  # of the first look's stretch, s
     ) -> "Scaler":
         "Live through arrivals without a fleet."
@@ -614,7 +615,7 @@ class _ScalerTuning:
 
 # %% ../../nbs/lab/46a_scalers.ipynb #eb85e5cf
 _TUNED_AT = dict(load=0.8, n=6_000, most=0.002)  # where the settings below were chosen
-SCALER_SETTINGS: dict[str, dict[str, float]] = dict(
+SCALER_SETTINGS: dict[str, dict[str, Any]] = dict(
     predictive=dict(fill=0.734, quantile=0.8, dwell_s=60.0),
     cron=dict(fill=0.738, quantile=0.8, dwell_s=30.0),
     trend=dict(fill=0.738, quantile=0.9, dwell_s=60.0),

@@ -328,7 +328,7 @@ def _against_rival(
 def _best_clairvoyant(missed: Mapping[str, int]) -> str | None:
     "The clairvoyant with the fewest misses; None where none has run."
     seers = [name for name in CLAIRVOYANTS if name in missed]
-    return min(seers, key=missed.get, default=None)
+    return min(seers, key=missed.__getitem__, default=None)
 
 
 def verdict(
@@ -398,10 +398,10 @@ def judged(
     ratios = _known(out, "ratio")
     highs = _known(out, "ratio_hi")
     offs = _known(out, "on_off")
-    worst = max(ratios, key=ratios.get, default=None)
+    worst = max(ratios, key=ratios.__getitem__, default=None)
     seeds_run = table.groupby("family")["seed"].nunique()
     return out | dict(
-        worst_ratio=ratios.get(worst),
+        worst_ratio=None if worst is None else ratios[worst],
         worst_family=worst,
         worst_ratio_hi=max(highs.values(), default=None),
         mean_ratio=_geometric_mean(ratios.values()),

@@ -113,8 +113,8 @@ def _rate_of(rows: pd.DataFrame) -> float:
 
 
 def _rates(
-    points: Sequence[tuple[str, dict]],  # (policy, settings)
-    tasks: Callable[[str, dict], list[Task]],  # the runs of one of them, equally many for all
+    points: Sequence[tuple[str, Mapping]],  # (policy, settings)
+    tasks: Callable[[str, Mapping], list[Task]],  # the runs of one of them, equally many for all
     run: Callable[[Task], Mapping],
     n_jobs: int,
     progress: bool,
@@ -528,7 +528,7 @@ def _rivals_of(family: str, most: int = 4) -> dict[str, dict]:  # best first
     def rank(name):
         return -peers[name]["seeds"], peers[name]["rate"]
 
-    unlike = {}
+    unlike: dict[tuple, str] = {}
     for name in sorted(peers, key=rank):
         peer = peers[name]
         alike = (peer["seeds"], peer["rate"] or name)
@@ -626,7 +626,7 @@ def settle_loads(
             raise KeyError(f"{family} was never tuned: run `{command}`")
         entry = found["families"][family]
         best = entry["best"]
-        rivals = {name: {} for name in _FROZEN_RIVALS}
+        rivals: dict[str, dict] = {name: {} for name in _FROZEN_RIVALS}
         rivals[best] = entry["peers"][best]["params"]
         rule = _LoadRule(family, plan, run, n_jobs)
         entry["load"], entry["rate"] = rule.choose(rivals)
@@ -664,7 +664,7 @@ def settle(
     two_best = {name: rivals[name] for name in list(rivals)[:2]}
     provisional, _ = rule.choose(two_best)
     found = rule.rates_at(provisional, rivals)
-    best = min(found, key=found.get)
+    best = min(found, key=found.__getitem__)
     load, rate = rule.choose({best: rivals[best]})
     return dict(
         load=load,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from math import ceil, inf, isfinite, log
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ def _column(
     values,  # (n,) numbers
     whole: bool = False,  # indices instead of amounts
 ) -> np.ndarray:  # (n,) float64 or int64, read-only; a copy of whatever could still be changed
-    "One field as an array. ValueError where it is not one-dimensional, or no numbers."
+    "One field as an array. ValueError where it is not one-dimensional or does not hold numbers."
     try:
         out = np.asarray(values, dtype=None if whole else np.float64)
     except (TypeError, ValueError) as e:
@@ -145,6 +145,9 @@ def _positive(
             raise ValueError(f"{name} must be a positive number, got {v!r}")
 
 
+_NOT_GIVEN: Any = None  # a column left at this is filled with the number that means "none"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Workload:
     "Requests in time order, one array per column. ValueError where they make no sense."
@@ -157,11 +160,11 @@ class Workload:
     tiers: tuple[str, ...] = ("standard",)  # names of the tiers
     about: str = ""  # where it comes from, what was done to it
     # (n,) when its caller gives up, s after its arrival, > 0; inf, None: never
-    deadline_s: np.ndarray | None = None
+    deadline_s: np.ndarray = _NOT_GIVEN
     # (n,) conversation that it belongs to, 0 or more; -1, None: none
-    session: np.ndarray | None = None
+    session: np.ndarray = _NOT_GIVEN
     # (n,) which beginning its prompt shares with others, 0 or more; -1, None: none
-    prefix: np.ndarray | None = None
+    prefix: np.ndarray = _NOT_GIVEN
 
     def __post_init__(self):
         n = len(np.atleast_1d(self.at_s))
@@ -193,7 +196,7 @@ class Workload:
             return False
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _ARRAYS)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # typeshed's object is always hashable
 
     def __repr__(self):
         seen = [f"{label} {value}" for label, value in _glance(self).items()]
@@ -339,7 +342,7 @@ def _concat(
 # %% ../../nbs/lab/42_workloads.ipynb #0c2d2160
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    "Law of the token counts. ValueError where its numbers make no law."
+    "Law of the token counts. ValueError where its numbers do not make a distribution."
 
     mean_tok: float = 200.0  # mean before rounding and limits, tokens, > 0
     cv: float = 1.0  # standard deviation over mean; 0: always the mean
@@ -595,9 +598,11 @@ def _sampled(
     return np.broadcast_to(np.asarray(rate_at(middle), float), middle.shape)
 
 
+_Rates = Callable[[np.ndarray], np.ndarray] | Iterable[float] | float
+
+
 def _profile(
-    # rps at times (s), or one rate per step
-    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],
+    rate_at: _Rates,  # rps at times (s), one rate per step, or one for all
     step_s: float,  # length of a step, s
     span_s: float | None,  # length of the profile, s; needed for a function
 ) -> np.ndarray:  # (steps,) rps, 0 or more, not all 0
@@ -621,8 +626,7 @@ def _profile(
 
 # %% ../../nbs/lab/42_workloads.ipynb #ab4684e3
 def from_profile(
-    # rps at times (s), or one rate per step
-    rate_at: Callable[[np.ndarray], np.ndarray] | Iterable[float],
+    rate_at: _Rates,  # rps at times (s), one rate per step, or one for all
     n: int | None = None,  # requests, the profile repeating where it is too short; None: one pass
     seed: int = 0,  # of all draws
     step_s: float = 1.0,  # length of a step, s; within it the rate is constant
@@ -655,7 +659,7 @@ def from_profile(
 
 # %% ../../nbs/lab/42_workloads.ipynb #996a0a90
 def _bursty(
-    rates: float | Iterable[float] | Callable,  # a constant rate, or a profile, rps
+    rates: _Rates,  # rps at times (s), one rate per step, or one for all
     cv: float,  # coefficient of variation of the gaps, > 1: bursts
     n: int | None = None,  # requests; None: one pass of the profile
     seed: int = 0,  # of all draws
@@ -950,7 +954,7 @@ def _file(
         path = fetch(str(path))
     path = Path(path)
     if not path.is_file():
-        arrivals = [n for n, e in REGISTRY.items() if e["local"].startswith("arrivals/")]
+        arrivals = [n for n, e in REGISTRY.items() if str(e["local"]).startswith("arrivals/")]
         raise FileNotFoundError(
             f"{path}: no such file; give an arrival file or one of {', '.join(arrivals)}"
         )
@@ -968,7 +972,7 @@ def load_workload(
 ) -> Workload:  # requests from time 0 on
     """Any arrival file as a workload.
 
-    ValueError that names file, line, column and remedy where it is no good.
+    ValueError that names file, line, column and remedy where the file cannot be used.
     """
     try:
         path, layout = _file(path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from math import ceil, isfinite, pi
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,9 @@ USUAL: dict[str, dict[str, float]] = {  # settings of a family that differ from 
 }
 
 
+_AS_USUAL: Any = None  # a field left at this takes what is usual in the family
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     "Everything that makes a world. ValueError on settings that make no sense."
@@ -48,17 +52,17 @@ class Setting:
     seed: int = 0
     n: int = 20_000  # requests judged
     # own traffic, share of what tenants normally leave at the pace of the limit; None: as usual
-    load: float | None = None
+    load: float = _AS_USUAL
     # mean time to serve a request on an unloaded reference backend, s; None: as usual
-    request_s: float | None = None
+    request_s: float = _AS_USUAL
     backends: int | None = None  # how many; None: 5 or 8, by seed
     gateways: int = 1  # share nothing
     staleness_s: float = 0.0  # gauges are seen this late, s
     retries: int = 2  # further attempts of the callers
     slack: float = 2.5  # latency limit, in multiples of the work on a reference backend
-    observable: float | None = None  # share of backends that publish gauges; None: as usual
+    observable: float = _AS_USUAL  # share of backends that publish gauges; None: as usual
     # share of the requests whose answers come token by token; None: as usual
-    streams: float | None = None
+    streams: float = _AS_USUAL
     past: int = 6  # cycles that lie behind, to learn from
     arrivals: str | None = None  # arrival file in place of synthetic traffic
     curves: str | None = None  # measured curves (a file or folder) in place of the synthetic ones
@@ -249,7 +253,7 @@ class _Traffic:
 
     def clock(self, at_s: np.ndarray) -> np.ndarray:  # s
         "What the clock shows that own traffic follows. Without jitter: the time."
-        if not self.late:
+        if self.begins_s is None or not self.late:
             return at_s
         cycle_s = self.setting.cycle_s
         cycles = 2 * ceil(self.until_s / cycle_s) + 6
@@ -266,7 +270,7 @@ class _Traffic:
         seed = int(_dice(self.setting, purpose).integers(2**31))
         rates = self._rates(n, begin_s)
         if self.setting.arrivals:
-            w = self._from_file(n, seed, rates, begin_s)
+            w = self._from_file(self.setting.arrivals, n, seed, rates, begin_s)
         else:
             w = from_profile(rates, n, seed, step_s=5.0, cv=self.gap_cv, tokens=self.tokens())
         return self._marked(replace(w, at_s=w.at_s + begin_s), purpose)
@@ -280,10 +284,12 @@ class _Traffic:
         steps = np.arange(0, cycle_s, 5.0) + begin_s % cycle_s
         return self.pattern(steps % cycle_s) * self.rate_rps
 
-    def _from_file(self, n: int, seed: int, rates: np.ndarray, begin_s: float) -> Workload:
+    def _from_file(
+        self, path: str, n: int, seed: int, rates: np.ndarray, begin_s: float
+    ) -> Workload:
         "Requests of an arrival file, bent to the pattern and scaled to the asked mean life."
         s = self.setting
-        w = load_workload(s.arrivals, n, self.rate_rps, seed)
+        w = load_workload(path, n, self.rate_rps, seed)
         if self.late:
             at_s = _followed(w.at_s, rates / self.rate_rps, 5.0)
         else:
@@ -427,9 +433,11 @@ class _Truth:
     def _spent(self, station: Station, now: float) -> bool:
         "Has a backend's budget of requests been used up, as far as it has come due?"
         rpm = station.now_is.rpm
+        if not rpm:
+            return False
         used = station.used if now // 60.0 == station.minute else 0
         due = min((now % 60.0 + 2.0) / 60.0, 1.0)
-        return bool(rpm) and used + 1 > rpm * due
+        return used + 1 > rpm * due
 
 
 def _answering(effect: dict) -> float:  # 0..1

@@ -13,8 +13,8 @@ from math import inf
 from random import Random
 
 from ..context.agent import Agent, Verdict
+from ..context.causes import DropExplained
 from ..context.questions import Context
-from ..context.state import Answer
 from ..engine.store import FeedbackStore, NullStore
 from ..lab.chaos import ours_blind, site_of
 from ..lab.faults import Fault, Scenario
@@ -128,7 +128,7 @@ def _choices(case: _Case) -> _Choices:
     options = context.which(**limits, top=100).options
     usd = {o.backend: o.usd for o in options if o.viable}
     viable = list(usd)
-    fast = min(viable, key=usd.get, default="")
+    fast = min(viable, key=usd.__getitem__, default="")
     right = [v for v in viable if v != case.bad] or viable
     return _Choices(context, viable, fast, right)
 
@@ -165,7 +165,7 @@ def _past_trial(case: _Case) -> _Result:
         for metric in ("latency", "slo", "errors")
     ]
 
-    def weight(answer: Answer) -> tuple:
+    def weight(answer: DropExplained) -> tuple:
         return answer.cause is not None, answer.confidence
 
     best = max(answers, key=weight)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from random import Random
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,8 +76,8 @@ def _wishes(
     kind, distinct = pd.MultiIndex.from_frame(asked.fillna("")).factorize()
     kinds = []
     for key in distinct:
-        wish = {name: value or None for name, value in zip(names, key)}
-        kinds.append(Request(**wish))
+        asked_for: dict[str, Any] = {name: value or None for name, value in zip(names, key)}
+        kinds.append(Request(**asked_for))
     may = np.zeros((len(kinds), len(fleet)))
     for i, wish in enumerate(kinds):
         may[i] = [serves(b, wish) is None for b in fleet]
@@ -353,7 +354,8 @@ def _tables_over(
     max_age_s: float | None = None,  # None: two steps
 ) -> dict[int, ForecastTable]:  # by number of the step that they serve
     "Forecast tables in the order in which a live engine would have made them."
-    pulse, out, now, age = Pulse(f), {}, None, max_age_s or 2.0 * f.step_s_
+    pulse, now, age = Pulse(f), None, max_age_s or 2.0 * f.step_s_
+    out: dict[int, ForecastTable] = {}
 
     def close():
         end = (now + 1) * f.step_s_
@@ -435,7 +437,8 @@ def _route(
         tables,
         seed,
     )
-    to, ends, random, step = s.home.copy(), [], Random(seed).random, None
+    to, random, step = s.home.copy(), Random(seed).random, None
+    ends: list[tuple] = []
     for i, (now, home, k) in enumerate(zip(s.ts_s.tolist(), s.home.tolist(), s.step.tolist())):
         while ends and ends[0][0] <= now:
             engine.observe(heappop(ends)[2])
@@ -675,7 +678,7 @@ def study(
     source: StepSource,
     fleet: Iterable[Backend],
     slo_ms: float = 300.0,  # limit where a backend has none of its own, ms
-    # fleet inferred from the log: then models that only one backend served are no limit
+    # fleet inferred from the log: a model that only one backend served may go to any
     inferred: bool = False,
     train_share: float = 2 / 3,  # share of the steps to learn from
     horizon_s: int = 300,

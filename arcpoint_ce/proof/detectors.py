@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import combinations, pairwise, product
 from math import log10
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -161,7 +161,7 @@ def our_detector(
     most: int = 3,  # answers that are joined
 ) -> Detector:
     "Joint evidence of up to three answers; the settings say which."
-    settings = []
+    settings: list[tuple[str, ...]] = []
     for size in range(1, most + 1):
         settings += combinations(_QUESTIONS, size)
 
@@ -190,7 +190,7 @@ def _series_scores(
 # %% ../../nbs/proof/72a_detectors.ipynb #fa02fc7a
 def _helped(raw: Mapping[Hashable, np.ndarray]) -> dict[Hashable, np.ndarray]:
     "Each raw score with and without rank calibration, with and without the onset filter."
-    helped = {}
+    helped: dict[Hashable, np.ndarray] = {}
     for setting, scores in raw.items():
         for scale, scaled in (("raw", scores), ("ranked", _tail(scores))):
             helped[setting, scale, 0] = scaled
@@ -198,10 +198,13 @@ def _helped(raw: Mapping[Hashable, np.ndarray]) -> dict[Hashable, np.ndarray]:
     return helped
 
 
+_Setting = TypeVar("_Setting", bound=Hashable)
+
+
 def _detector(
     name: str,
-    settings: Sequence[Hashable],
-    raw: Callable[[Series, Hashable], np.ndarray],
+    settings: Sequence[_Setting],
+    raw: Callable[[Series, _Setting], np.ndarray],
 ) -> Detector:
     "A simple detector: one raw score for each of its settings, each helped."
     ways = product(settings, ("raw", "ranked"), (0, _ONSET))

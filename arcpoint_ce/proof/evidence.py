@@ -63,7 +63,8 @@ def effective(weights: np.ndarray) -> float:  # how often each logged request is
 
 def _effective(moves: pd.DataFrame) -> float:
     "Over the logged requests behind all moves; a cell may serve several steps."
-    used, size = Counter(), {}
+    used: Counter[tuple] = Counter()
+    size = {}
     for row in moves[moves.behind > 0].itertuples():
         used[row.target, row.source] += row.moved
         size[row.target, row.source] = row.behind
@@ -147,9 +148,9 @@ def said(
     than: Evidence,  # of the rule that it is compared with
 ) -> str:  # "better", "worse" or "cannot tell"
     "What a replay supports about two rules."
-    found = [rule.interval(bound, than) for bound in ("low", "high")]
-    if None in found:
+    cautious, hopeful = rule.interval("low", than), rule.interval("high", than)
+    if cautious is None or hopeful is None:
         return "cannot tell"
-    if all(low > 0 for low, _ in found):
+    if cautious[0] > 0 and hopeful[0] > 0:
         return "better"
-    return "worse" if all(high < 0 for _, high in found) else "cannot tell"
+    return "worse" if cautious[1] < 0 and hopeful[1] < 0 else "cannot tell"

@@ -249,7 +249,7 @@ def _fit_answerer(
             _sigmoid(scores[shrink]),
             labels=[0, 1],
         )
-    best = min(_SHRINKS, key=losses.get)
+    best = min(_SHRINKS, key=losses.__getitem__)
     out_of_fold = scores[best][:, None]
     fitted = _answerer(best).fit(seen, right)
     said = fitted.decision_function(_features(new))[:, None]
@@ -324,8 +324,7 @@ class _Draws:
     "Bootstrap over prompts: all rows of one prompt are drawn together, the sample itself first."
 
     def __init__(self, prompts: Sequence[str], n: int, seed: int):
-        prompts = np.asarray(prompts)
-        self.code, _ = pd.factorize(prompts)
+        self.code, _ = pd.factorize(np.asarray(prompts))
         k = self.code.max() + 1
         alike = np.full(k, 1 / k)
         rng = np.random.default_rng(seed)
@@ -455,7 +454,8 @@ def frontier(
     )
     out = []
     for (rule, knob), sent in rules.items():
-        point = _point(*judged(sent), ends)
+        right, usd = judged(sent)
+        point = _point(right, usd, ends)
         about = dict(
             rule=rule,
             knob=knob,
@@ -512,7 +512,7 @@ def tier_table(
     for tier, floor in floors.items():
         if not 0 <= floor <= 1:
             raise ValueError(f"floor of tier {tier!r} must lie between 0 and 1, got {floor!r}")
-        big = _route(rows["p_small"], rows["p_large"], floor, margin).to_numpy()
+        big = _route(rows["p_small"].to_numpy(), rows["p_large"].to_numpy(), floor, margin)
         said = np.where(big, rows["p_large"], rows["p_small"])
         right = np.where(big, rows["large"], rows["small"])
         usd = prices.of(rows["chars"], big)

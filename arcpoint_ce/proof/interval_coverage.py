@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import exp, log
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,8 @@ _RESAMPLES = 999
 _Interval = tuple[float, float]
 
 
-def _pooled(ours: np.ndarray, rival: np.ndarray, axis: int = -1) -> np.ndarray:
+# a number, or an array without that axis
+def _pooled(ours: np.ndarray, rival: np.ndarray, axis: int = -1) -> Any:
     "Ratio of the sums."
     misses = ours.sum(axis)
     of_rival = np.maximum(rival.sum(axis), 1e-9)
@@ -129,7 +131,8 @@ def _around(ratio: float, wide: float) -> _Interval:
     return low, high
 
 
-def _log_error(ours: np.ndarray, rival: np.ndarray) -> np.ndarray:
+# a number, or an array without the last axis
+def _log_error(ours: np.ndarray, rival: np.ndarray) -> Any:
     "Standard error of the log ratio by the delta method, along the last axis."
     n = ours.shape[-1]
     ratio = _pooled(ours, rival)

@@ -90,6 +90,7 @@ def choose(
         choice = _Choice(setting, thresholds, fitted)
         if best is None or choice.worth > best.worth + 1e-9:
             best = choice
+    assert best is not None, "a detector has at least one setting"
     return best
 
 # %% ../../nbs/proof/72b_left_out.ipynb #7f17c297

@@ -9,6 +9,7 @@ __all__ = ['learn_occupancy', 'Placer']
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -76,12 +77,25 @@ def learn_occupancy(
 _LEAST = 0.02  # share of its capacity that a place without room still counts as
 
 
+class _Others(Protocol):
+    "What others take at every place: learned, or known in a simulation."
+
+    @property
+    def step_s(self) -> float: ...  # length of a step, s
+
+    # (places, steps): what they will take from now on
+    def ahead(self, now_s: float, shift: np.ndarray, span_s: float) -> np.ndarray: ...
+
+    # by place: what they usually take at this time
+    def usual_at(self, now_s: float) -> np.ndarray: ...
+
+
 @dataclass
 class Placer:
     "Binds what is dear to move to places with room over its whole life."
 
-    capacity: Sequence[float]  # what each place can hold within its limit
-    occupancy: _Occupancy  # what others take, from `learn_occupancy`
+    capacity: Sequence[float] | np.ndarray  # what each place can hold within its limit
+    occupancy: _Others  # what others take, as from `learn_occupancy`
     memory_s: float = 300.0  # the level is taken from so long, s
     # key -> place, until, load
     bound: dict[object, tuple[int, float, float]] = field(default_factory=dict)
@@ -95,7 +109,9 @@ class Placer:
             self.recent.popleft()
 
     def shift(self) -> np.ndarray:
-        "How far the last minutes lay from the usual: their median, so that an early surge is none."
+        """How far the last minutes lay from the usual: their median, so that a surge that came
+        early does not count.
+        """
         if not self.recent:
             return np.zeros(len(self.capacity))
         return np.median([x for _, x in self.recent], 0)

@@ -43,8 +43,8 @@ def _near_breach(bad: np.ndarray, reach: int) -> np.ndarray:  # bool per step
 
 
 def _warning_scores(
-    warned: Sequence[bool],  # per step: was a breach announced
-    breached: Sequence[bool],  # per step: was there one
+    warned: Sequence[bool] | np.ndarray,  # per step: was a breach announced
+    breached: Sequence[bool] | np.ndarray,  # per step: was there one
     step_s: float,  # length of a step, s
     early_s: float = 600.0,  # a warning counts for a breach that begins within this, s
 ) -> dict[str, float | None]:  # None: nothing to say
@@ -152,11 +152,11 @@ def _breach_trial(
             stated += _stated_chances(counts, step_s, ahead_s, clocks, room_rps)
             stated[-gap:] = [np.nan] * gap  # what came of these lies behind the end
             breached += (counts[len(counts) // 2 :] / step_s > room_rps).tolist()
-        said, breached = np.array(stated), np.array(breached, bool)
-        came = np.r_[breached[gap:].astype(float), np.full(gap, np.nan)]
+        said, broken = np.array(stated), np.array(breached, bool)
+        came = np.r_[broken[gap:].astype(float), np.full(gap, np.nan)]
         known = np.isfinite(said)
         chances = _chance_scores(said[known], came[known] > 0)
-        warnings = _warning_scores(said >= warn_at, breached, step_s, 2 * ahead_s)
+        warnings = _warning_scores(said >= warn_at, broken, step_s, 2 * ahead_s)
         rows[name] = chances | warnings
     return pd.DataFrame(rows).T
 

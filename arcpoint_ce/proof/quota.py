@@ -90,7 +90,7 @@ def learn_arrivals(
     period_s: float,  # the quota is renewed after this, s
     clocks: bool = True,  # False: the mean only
 ) -> _Arrivals:
-    "Learn what is to come. ValueError on values that are no counts, or on less than one period."
+    "Learn what is to come. ValueError on values that are not counts, or on less than one period."
     table = _checked_table(counts, step_s, period_s)
     span = round(period_s / step_s)
     total = table.sum(1)
@@ -107,7 +107,8 @@ class _Level:
 
     def __init__(self, arrivals: _Arrivals):
         self.arrivals = arrivals
-        self.came: deque[float] = deque(maxlen=max(arrivals.memory, 1))  # requests in closed steps
+        self.kept = max(arrivals.memory, 1)  # closed steps that are remembered
+        self.came: deque[float] = deque(maxlen=self.kept)  # requests in each of them
         self.step: int | None = None  # number of the open step
         self.count = 0.0  # requests in it
 
@@ -122,7 +123,7 @@ class _Level:
         if self.step is None:
             self.step = step
         if step - self.step > len(self.came) + 2:
-            self.came.extend([self.count] + [0.0] * self.came.maxlen)
+            self.came.extend([self.count] + [0.0] * self.kept)
             self.step, self.count = step, 0.0
         while self.step < step:
             self.came.append(self.count)
@@ -132,7 +133,7 @@ class _Level:
     def value(self) -> float:  # 1: as expected
         "The level of the last steps; 1 until they are full."
         arrivals = self.arrivals
-        if not arrivals.memory or len(self.came) < arrivals.memory:
+        if self.step is None or not arrivals.memory or len(self.came) < arrivals.memory:
             return 1.0
         end_s = self.step * arrivals.step_s
         since_s = end_s - arrivals.memory * arrivals.step_s

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
 # %% ../../nbs/proof/74_scripted_model.ipynb #e9950960
 @dataclass
@@ -59,7 +60,7 @@ def results_of(body: dict) -> list[dict]:
 # %% ../../nbs/proof/74_scripted_model.ipynb #774e0cc7
 def _blocks_of(s: Says, turn: int) -> list[tuple[dict, dict]]:  # how each begins, what fills it
     "The text and the tool calls of one turn."
-    out = []
+    out: list[tuple[dict, dict]] = []
     if s.text:
         out.append((dict(type="text", text=""), dict(type="text_delta", text=s.text)))
     for k, (name, args) in enumerate(s.calls):
@@ -77,7 +78,7 @@ def _blocks_of(s: Says, turn: int) -> list[tuple[dict, dict]]:  # how each begin
 def _events_of(s: Says, model: str, turn: int) -> list[tuple[str, dict]]:
     "The server-sent events of one turn."
     tokens_in, tokens_out = s.tokens
-    message = dict(
+    message: dict[str, Any] = dict(
         id=f"msg_{turn}",
         type="message",
         role="assistant",
@@ -87,7 +88,7 @@ def _events_of(s: Says, model: str, turn: int) -> list[tuple[str, dict]]:
         stop_sequence=None,
         usage=dict(input_tokens=tokens_in, output_tokens=1),
     )
-    out = [("message_start", dict(message=message))]
+    out: list[tuple[str, dict]] = [("message_start", dict(message=message))]
     for i, (begin, delta) in enumerate(_blocks_of(s, turn)):
         out.append(("content_block_start", dict(index=i, content_block=begin)))
         out.append(("content_block_delta", dict(index=i, delta=delta)))
@@ -112,6 +113,13 @@ def _reply_of(s: Says, model: str, turn: int) -> tuple[int, str, bytes]:  # stat
     return 200, "text/event-stream", "".join(lines).encode()
 
 
+class _Server(ThreadingHTTPServer):
+    "A server whose handlers find the stub."
+
+    daemon_threads = True
+    stub: "Stub"
+
+
 class _Handler(BaseHTTPRequestHandler):
     "POST /v1/messages."
 
@@ -129,6 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        assert isinstance(self.server, _Server)
         stub = self.server.stub
         stub.seen.append(body)
         try:
@@ -157,11 +166,10 @@ class Stub:
         import time
 
         self.script = script
-        self.seen = []
+        self.seen: list[dict] = []
         self.sleep = sleep or time.sleep
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.server = _Server(("127.0.0.1", 0), _Handler)
         self.server.stub = self
-        self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from math import inf
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,9 @@ class _SessionSetting:
         return self.requests * request_s / self.life_s
 
 
-def _slowdown(used: np.ndarray | float) -> np.ndarray | float:  # used: share of the capacity
+def _slowdown(
+    used: np.ndarray | float,  # share of the capacity
+) -> Any:  # a number, or an array like `used`
     "How many times longer a request takes on a backend used to this share."
     used = np.asarray(used)
     crowded = np.maximum(used - 0.75, 0)
@@ -410,12 +413,12 @@ class _Foresighted:
         move_at: float | None = None,  # slowdown at which a session moves; None: never
     ):
         setting = world.setting
+        capacity = FULL * world.capacity
         if true:
-            occupancy = _TrueOccupancy(world)
+            self.placer = Placer(capacity, _TrueOccupancy(world))
         else:
             past = world.gauges(world.start_s)
-            occupancy = learn_occupancy(past, 10.0)
-        self.placer = Placer(FULL * world.capacity, occupancy)
+            self.placer = Placer(capacity, learn_occupancy(past, 10.0))
         self.how = how
         self.move_at = inf if move_at is None else move_at
         self.heard_s = -1.0

@@ -9,6 +9,7 @@ __all__ = ['evaluate', 'by_horizon', 'importances', 'worst_misses', 'evaluate_ex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -280,7 +281,8 @@ def _bootstrap_ratio(
     mean = (v * np.where(np.isfinite(ratio), ratio, 0.0)).sum(0) / np.maximum(v.sum(0), 1)
     if not (v.sum(0) > 0).any():
         return float("nan"), float("nan")  # persistence erred nowhere: no ratio
-    return tuple(float(np.exp(q)) for q in np.quantile(mean[v.sum(0) > 0], (0.025, 0.975)))
+    low, high = np.quantile(mean[v.sum(0) > 0], (0.025, 0.975))
+    return float(np.exp(low)), float(np.exp(high))
 
 # %% ../../nbs/proof/70_skill.ipynb #ac1a1a0c
 def _onset_steps(
@@ -715,7 +717,7 @@ def worst_misses(e: _Evaluation, most: int = 10) -> pd.DataFrame:  # the worst f
     return q.nlargest(most, "in_persistence_maes")[cols].reset_index(drop=True)
 
 # %% ../../nbs/proof/70_skill.ipynb #0795ca00
-_PARTS = {
+_PARTS: dict[str, dict[str, Any]] = {
     "published": dict(minutes=1000, train_share=0.8, folds=1, gap=False),
     "rolling": dict(minutes=5000, train_share=0.5, folds=5),
     "memoryless": dict(minutes=5000, train_share=0.5, folds=5, memoryless=True),
@@ -799,7 +801,7 @@ class _ExerciseEvaluation:
     def metrics(self) -> dict:  # flat; plain names are the rolling protocol's
         "Means over seeds; `*_sd` is the spread over seeds."
         m, sd = self.mean(), self.scores().std(ddof=1, numeric_only=True)
-        out = {}
+        out: dict[str, float] = {}
         for part, prefix in (
             ("rolling", ""),
             ("published", "published_"),

@@ -539,7 +539,7 @@ def test_works_where_no_cache_folder_can_be_written(tmp_path):
     everywhere.
     """
     env = copied(tmp_path)
-    (tmp_path / "arcpoint_ce" / "learning" / "__pycache__").write_text("")
+    (tmp_path / "arcpoint_ce" / "forecast" / "__pycache__").write_text("")
     (tmp_path / "home").write_text("")
     out = run(
         env

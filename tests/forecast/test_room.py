@@ -3,7 +3,7 @@ wrong harms nobody.
 """
 
 import pytest
-from test_gateways import Program
+from helpers import Program
 
 from arcpoint_ce import Backend, ContextEngine, Outcome, Request, RouterConfig
 from arcpoint_ce.forecast.room import RoomForecaster
@@ -253,6 +253,19 @@ def test_clocks_keep_their_time_over_a_restart():
         for k in (1.0, 17.0, 44.0):
             assert at(again, T + late_s + k) == pytest.approx(at(f, T + late_s + k)), late_s
         assert again.lessons()["from_s"] <= T + late_s
+
+
+def test_lessons_that_do_not_fit_are_told_and_harm_no_tick():
+    "They were half taken up: every tick after them failed, and nothing was foreseen any more."
+    e = running(names="a")
+    e.tick(T)
+    plain = e.forecaster.belief.plain()
+    plain["backends"]["a"]["foresight"] = dict(said=[1.0, 0.0])  # no clock
+    fresh = RoomForecaster()
+    fresh.start(e.router)
+    with pytest.raises(KeyError, match="occupied"):
+        fresh.restore(plain, {})
+    assert fresh.lesson == 0 and list(fresh.tick(T + 5.0).forecasts) == ["a"]
 
 
 def test_the_interval_holds_what_it_promises_in_a_calm_fleet():

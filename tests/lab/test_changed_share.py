@@ -30,6 +30,15 @@ def test_no_forecast_changes_nothing(monkeypatch):
     assert judged_run(0.0, 20, monkeypatch, "ours_none")[1].changed_share == 0.0
 
 
+@pytest.mark.parametrize("wrong", ["shuffled", "frozen", "inverted"])
+def test_a_forecast_that_is_wrong_on_purpose_acts(monkeypatch, wrong):
+    "A stuck one did not fit into the store: every tick failed, and no forecast was judged at all."
+    _, ours = judged_run(0.0, 20, monkeypatch, f"ours_{wrong}")
+    assert ours.engine.failures == 0 and ours.engine.resumed
+    assert ours.changed_share > 0
+    assert all(ours.engine.forecaster.belief.rooms.model.foresight)
+
+
 @pytest.mark.parametrize("slower, other", [(1.0, False), (1.1, False), (2.0, True), (10.0, True)])
 def test_the_share_grows_with_what_is_foreseen(slower, other):
     "A larger backend is left once it will be slow enough, and looking leaves the router as it was."
