@@ -17,15 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .frames import STEP_COLUMNS, step_length_s
-from arcpoint_ce.telemetry.requests import (
-    PRESETS,
-    TELEMETRY_PRESETS,
-    RequestLog,
-    Telemetry,
-    find_files,
-    load_requests,
-    load_telemetry,
-)
+from .requests import PRESETS, RequestLog, find_files, load_requests
+from .series import TELEMETRY_PRESETS, Telemetry, load_telemetry
 from .traces import exercise_steps, sample_path
 
 # %% ../../nbs/telemetry/14_source.ipynb #233df25f

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from arcpoint_ce.telemetry.fleet_file import infer_fleet, load_fleet
-from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
+from arcpoint_ce.telemetry.requests import load_requests
+from arcpoint_ce.telemetry.series import load_telemetry
 
 SHIPPED = Path(__file__).parents[2] / "data" / "fleet.toml"
 

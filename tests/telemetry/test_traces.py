@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.telemetry import traces as tr
-from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
+from arcpoint_ce.telemetry.requests import load_requests
+from arcpoint_ce.telemetry.series import load_telemetry
 
 DATA = os.environ.get("ARCPOINT_DATA")
 
