@@ -261,7 +261,8 @@ def fetch(name: Annotated[str | None, _argument("A data set; left out: list them
 _DataName = Annotated[str, typer.Argument(help="sample, exercise, or a file or glob of files.")]
 _Columns = Annotated[str, _option("Your names of the columns, as ts:started,latency_ms:took.")]
 _Preset = Annotated[
-    str, _option("Layout of the file: litellm, otel (request logs), telemetry, petshop (series).")
+    str,
+    _option("Layout: litellm, otel, requests (logs), telemetry, petshop (series); else told."),
 ]
 
 
