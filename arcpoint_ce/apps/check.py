@@ -256,7 +256,7 @@ def _verdict(
     blind: float,  # share of them of which nothing is known
 ) -> tuple[str, str]:  # yes or no, and why
     "The answer in words."
-    if shares["low"][1] > 0:
+    if shares["low"][0] > 0 and shares["high"][1] > 0:
         return "yes", "late answers came in spells, and the engine noticed them while they lasted"
     if blind > 0.2:
         return "no", f"too sparse: of {blind:.0%} of what would be moved, nothing is known"
