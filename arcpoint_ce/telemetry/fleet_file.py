@@ -8,6 +8,7 @@ __all__ = ['Fleet', 'load_fleet', 'seen_capacity', 'infer_fleet']
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #e25fe76f
 import re
 import tomllib
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..routing.records import Backend, Tier
+from .files import read_text
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #a2d1d6e7
 class Fleet(tuple):
@@ -74,6 +76,7 @@ class _BackendEntry(BaseModel):
     context_tok: int | None = Field(None, gt=0)
     rpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per minute
     tpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # tokens per minute
+    quality: float | None = Field(None, ge=0, le=1)  # expected share of right answers
 
 
 class _FleetFile(BaseModel):
@@ -140,11 +143,20 @@ def _line_of(
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #d11ecbbb
 _REMEDY = {
-    "extra_forbidden": "remove it or correct its name; known here: {known}",
+    "extra_forbidden": "{hint}known here: {known}",
     "missing": "add it",
     "too_short": "add at least one [[backend]] table",
 }
 _ENTRIES = {"backend": _BackendEntry, "tiers": _TierEntry}
+
+
+def _hint(
+    key: str,  # an unknown key
+    known: list[str],  # those that there are
+) -> str:
+    "What to do about an unknown key."
+    near = get_close_matches(key.lower().replace("-", "_"), known, 1, 0.6)
+    return f"did you mean {near[0]!r}? " if near else "remove it or correct its name; "
 
 
 def _explain(
@@ -158,8 +170,9 @@ def _explain(
         where = err["loc"]
         model = _ENTRIES.get(where[0], _FleetFile) if len(where) > 2 else _FleetFile
         known = ", ".join(model.model_fields)
-        remedy = _REMEDY.get(err["type"], "correct the value, it is {value!r}")
-        remedy = remedy.format(known=known, value=err.get("input"))
+        remedy = _REMEDY.get(err["type"], "correct the value, it is {value}")
+        hint = _hint(str(where[-1]), list(model.model_fields))
+        remedy = remedy.format(known=known, value=repr(err.get("input"))[:80], hint=hint)
         place = f"{path}:{_line_of(text, where)}"
         key = ".".join(map(str, where))
         out.append(f"{place}: {key}: {err['msg'].lower()}; {remedy}")
@@ -196,20 +209,37 @@ def _to_backend(entry: _BackendEntry) -> Backend:
     return Backend(**values)
 
 
-def load_fleet(
-    path: str | Path,  # a TOML file, see data/fleet.toml
-) -> Fleet:
-    "Read and check a fleet file. ValueError names file, line, key and remedy."
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
+def _parsed(
+    path: Path,  # the file, for messages
+    text: str,  # its content
+) -> dict:
+    "What TOML makes of a text. ValueError with the line where it is none."
+    for n, line in enumerate(text.splitlines(), 1):
+        if re.search("[\udc80-\udcff]", line):
+            raise ValueError(f"{path}:{n}: not UTF-8; save the file in that encoding")
     try:
-        doc = _FleetFile.model_validate(tomllib.loads(text))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         at = re.search(r"line (\d+)", str(e))
         line = at[1] if at else len(text.splitlines())
         raise ValueError(
             f"{path}:{line}: not TOML ({e}); see data/fleet.toml for the layout"
         ) from e
+    except RecursionError as e:
+        longest = max(enumerate(text.splitlines(), 1), key=lambda numbered: len(numbered[1]))
+        raise ValueError(
+            f"{path}:{longest[0]}: nested too deeply; see data/fleet.toml for the layout"
+        ) from e
+
+
+def load_fleet(
+    path: str | Path,  # a TOML file, see data/fleet.toml
+) -> Fleet:
+    "Read and check a fleet file. ValueError names file, line, key and remedy."
+    path = Path(path)
+    text = read_text(path)
+    try:
+        doc = _FleetFile.model_validate(_parsed(path, text))
     except ValidationError as e:
         raise ValueError(_explain(path, text, e)) from e
     _check_names(path, text, doc)

@@ -6,25 +6,24 @@
 __all__ = ['StepSource', 'table_sha256', 'load_steps']
 
 # %% ../../nbs/telemetry/14_source.ipynb #ee9a85f6
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pandas as pd
 
+from .files import find_files
 from .frames import STEP_COLUMNS, step_length_s
-from arcpoint_ce.telemetry.requests import (
-    PRESETS,
+from .requests import PRESETS, RequestLog, load_requests
+from arcpoint_ce.telemetry.series import (
     TELEMETRY_PRESETS,
-    RequestLog,
     Telemetry,
-    find_files,
-    load_requests,
     load_telemetry,
+    looks_like_series,
 )
 from .traces import exercise_steps, sample_path
 
@@ -51,9 +50,14 @@ class StepSource:
 
     @property
     def title(self) -> str:
-        "For headings: synthetic data is called synthetic."
+        "For headings: synthetic data is called synthetic, and how a file was read is said."
         origin = "synthetic" if self.synthetic else "measured"
         return f"{self.name} ({origin} {self.kind})"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        "What a person must know of how the files were read."
+        return tuple(getattr(self.loaded, "notes", ()))
 
     def facts(self) -> dict:
         "What `metrics.json` says about the data."
@@ -83,32 +87,37 @@ def table_sha256(table: pd.DataFrame) -> str:  # 64 hex digits
     return h.hexdigest()
 
 # %% ../../nbs/telemetry/14_source.ipynb #37195faa
-_SERIES = "telemetry"  # preset name of canonical telemetry columns
+_SERIES, _LOG = "telemetry", "requests"  # preset names of canonical columns
 
 
 def _kind_of(
     paths: list[Path],  # files that belong together
-    preset: str,  # a preset of either loader, "telemetry", or empty: look at the columns
+    preset: str,  # a preset of either loader, "telemetry", "requests", or empty: look inside
     columns: Iterable[str] = (),  # canonical names that the caller has mapped
 ) -> str:  # "requests" or "telemetry"
-    "Which loader a file is for. ValueError on an unknown preset."
+    "Which loader files are for. ValueError on an unknown preset, and on files of both kinds."
     if preset == _SERIES or preset in TELEMETRY_PRESETS:
         return "telemetry"
-    if preset in PRESETS:
+    if preset == _LOG or preset in PRESETS:
         return "requests"
     if preset:
-        known = ", ".join([_SERIES, *TELEMETRY_PRESETS, *PRESETS])
+        known = ", ".join([_SERIES, *TELEMETRY_PRESETS, _LOG, *PRESETS])
         raise ValueError(f"unknown preset {preset!r}; known: {known}")
-    path = str(paths[0]).replace("'", "''")
-    try:
-        names = duckdb.sql(f"SELECT * FROM '{path}' LIMIT 0").columns
-    except duckdb.Error:
-        names = []  # the loader will say what is wrong with the file
-    return "telemetry" if "requests" in {*names, *columns} else "requests"
+    found = {looks_like_series(path, columns): path for path in paths}
+    if len(found) == 2:
+        raise ValueError(
+            f"{found[True]} is a series and {found[False]} a request log: load them one by one"
+        )
+    return "telemetry" if True in found else "requests"
 
 # %% ../../nbs/telemetry/14_source.ipynb #a2cba99a
-def _column_map(text: str) -> dict[str, str] | None:  # None: nothing to map
-    "Canonical -> source columns from `ts:started,latency_ms:took`. ValueError on anything else."
+def _column_map(text: str) -> dict[str, str | None] | None:  # None: nothing to map
+    "Canonical -> source columns from `ts:started,latency_ms:took[s]`. ValueError on anything else."
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as e:
+            raise ValueError(f"columns={text!r}: not a JSON object ({e})") from e
     columns = {}
     for pair in text.split(","):
         if not pair.strip():
@@ -119,6 +128,8 @@ def _column_map(text: str) -> dict[str, str] | None:  # None: nothing to map
                 f"columns={text!r}: {canonical!r} lacks its column; "
                 "write canonical:yours, as in ts:started,latency_ms:took"
             )
+        if canonical.strip() in columns:
+            raise ValueError(f"columns={text!r}: {canonical.strip()!r} stands there twice")
         columns[canonical.strip()] = theirs.strip()
     return columns or None
 
@@ -131,10 +142,10 @@ def _load(
     **options,  # for the loaders: columns, max_bad, quarantine
 ) -> tuple[RequestLog | Telemetry, pd.DataFrame]:  # what was loaded; its steps
     "Rows and steps by the loader for this kind of file."
+    preset = None if preset in (_SERIES, _LOG) else preset or None
     if kind == "requests":
-        log = load_requests(path, preset=preset or None, **options)
+        log = load_requests(path, preset=preset, **options)
         return log, log.steps(step_s or 60)
-    preset = None if preset == _SERIES else preset or None
     series = load_telemetry(path, preset, step_s=step_s, **options)
     return series, series.steps()
 
@@ -161,6 +172,8 @@ def load_steps(
     "Steps from a name or a path. ValueError on an unknown preset; the loaders' own errors pass."
     columns = _column_map(columns) if isinstance(columns, str) else columns
     if data == "exercise":
+        if step_s not in (None, 60):
+            raise ValueError(f"the exercise has steps of 60 s, got step_s={step_s!r}")
         t = exercise_steps(n_minutes, seed, memoryless=memoryless)
         return StepSource("exercise", "exercise", t, 60, len(t), 0, table_sha256(t), True)
     path = sample_path() if data == "sample" else data

@@ -10,6 +10,7 @@ __all__ = ['REGISTRY', 'fetch', 'detect_format', 'load_arrivals', 'load_rates', 
 import json
 import os
 from importlib.resources import files
+from io import StringIO
 from math import exp, hypot
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
+
+from .files import read_text
 
 # %% ../../nbs/telemetry/12_traces.ipynb #15e7ad5c
 _RAW = "https://raw.githubusercontent.com"
@@ -152,6 +155,11 @@ _FORMATS = {
     "azure": {"TIMESTAMP": "ts", "ContextTokens": "tokens_in", "GeneratedTokens": "tokens_out"},
     "mooncake": {"timestamp": "ts", "input_length": "tokens_in", "output_length": "tokens_out"},
     "burstgpt": {"Timestamp": "ts", "Request tokens": "tokens_in", "Response tokens": "tokens_out"},
+    "tracev2": {
+        "arrival_time_us": "ts",
+        "input_tokens": "tokens_in",
+        "output_tokens": "tokens_out",
+    },
 }
 _OWN_COLUMNS = {
     "mooncake": {"hash_ids": "hash_ids"},
@@ -162,60 +170,72 @@ _OWN_COLUMNS = {
         "Session ID": "session_id",
         "Elapsed time": "elapsed_s",
     },
+    "tracev2": {"request_id": "request_id", "session_id": "session_id", "slo_class": "tier"},
 }
 
 
 def detect_format(
     path: str | Path,  # a trace file
-) -> str:  # "azure", "mooncake", "burstgpt" or "servegen"
-    "Format from the first line. ValueError that shows the line where none fits."
-    with open(path, encoding="utf-8-sig") as f:
-        first = f.readline().strip()
+) -> str:  # "azure", "mooncake", "burstgpt", "tracev2" or "servegen"
+    "Format from the first record. ValueError that shows it where none fits."
+    first = read_text(path, 1 << 16).lstrip().split("\n", 1)[0].strip()
     names = {c.strip().strip('"') for c in first.split(",")}
-    if first.startswith("{") and '"timestamp"' in first:
+    if first[:1] in ("{", "[") and '"timestamp"' in read_text(path, 1 << 16)[:4096]:
         return "mooncake"
     if {"start_s", "total_rate_rps"} <= names:
         return "servegen"
-    for fmt in ("azure", "burstgpt"):
+    for fmt in ("azure", "burstgpt", "tracev2"):
         if set(_FORMATS[fmt]) <= names:
             return fmt
     raise ValueError(
         f"{path}: line 1 fits no known trace format: {first[:80]!r}. Expected the header of "
-        f"azure, burstgpt or servegen or a mooncake object; name columns as the publisher does"
+        "azure, burstgpt, tracev2 or servegen or a mooncake object; name columns as the publisher "
+        "does"
     )
 
 # %% ../../nbs/telemetry/12_traces.ipynb #071be588
-def _read_json_lines(
-    path: Path,  # one JSON object a line
-) -> pd.DataFrame:  # one row a line; a line that is not an object has `_broken` set
-    "JSON lines as they are, broken ones included."
+def _json_records(text: str) -> list:  # a value for each record; its text where it is broken
+    "Records of JSON lines or of one JSON array."
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"not a JSON array ({e}); write it again") from e
+    out = []
+    for line in text.removesuffix("\n").split("\n"):
+        try:
+            out.append(json.loads(line))
+        except (ValueError, RecursionError):
+            out.append(line)
+    return out
+
+
+def _read_json(
+    text: str,  # JSON lines or a JSON array
+) -> pd.DataFrame:  # one row a record; a record that is no object has `_broken` set
+    "JSON records as they are, broken ones included."
     rows = []
-    with open(path, encoding="utf-8-sig") as f:
-        for text in f:
-            try:
-                row = json.loads(text)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append({k: v if k == "hash_ids" else str(v) for k, v in row.items()})
-            else:
-                rows.append({"_broken": text.strip()[:60]})
+    for row in _json_records(text):
+        if isinstance(row, dict):
+            rows.append({k: v if k == "hash_ids" else str(v) for k, v in row.items()})
+        else:
+            rows.append({"_broken": str(row).strip()[:60]})
     return pd.DataFrame(rows)
 
 
 def _read_csv_lines(
-    path: Path,  # a CSV file with a header
+    path: Path,  # the file, for messages
+    text: str,  # a CSV file with a header
 ) -> pd.DataFrame:  # fields as text, NaN where empty
     "A row per line, blank lines included. ValueError on rows with too many fields."
     try:
         return pd.read_csv(
-            path,
+            StringIO(text),
             index_col=False,
             dtype=str,
             keep_default_na=False,
             na_values=[""],
             skip_blank_lines=False,
-            encoding="utf-8-sig",
         )
     except pd.errors.ParserError as e:
         raise ValueError(
@@ -228,20 +248,29 @@ def _read_fields(
     fmt: str,  # its format
 ) -> pd.DataFrame:  # fields as text, `line` the number in the file, from 1
     "Every record of the file as text. ValueError on rows with too many fields."
+    text = read_text(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if fmt == "mooncake":
-        frame, first_line = _read_json_lines(path), 1
+        try:
+            frame, first_line = _read_json(text), 1
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
     else:
-        frame, first_line = _read_csv_lines(path), 2
+        frame, first_line = _read_csv_lines(path, text), 2
     return frame.assign(line=np.arange(len(frame)) + first_line)
 
 # %% ../../nbs/telemetry/12_traces.ipynb #caee0dad
+_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # units of a second
+_USUAL_UNIT = {"mooncake": "ms", "burstgpt": "s", "tracev2": "us"}
+
+
 def _to_seconds(
     text: pd.Series,  # times as the publisher writes them
     fmt: str,  # the trace's format
+    unit: str | None = None,  # s, ms, us or ns; None: the layout's own
 ) -> pd.Series:  # s; NaN where it is no time
-    "Azure: ISO 8601 (UTC where no zone is given) to epoch s. Mooncake: ms. BurstGPT: s."
+    "Azure: ISO 8601 (UTC where no zone is given) to epoch s. The others: a number in some unit."
     if fmt != "azure":
-        return pd.to_numeric(text, errors="coerce") / (1000.0 if fmt == "mooncake" else 1.0)
+        return pd.to_numeric(text, errors="coerce") / _PER_S[unit or _USUAL_UNIT[fmt]]
     ts = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
     return (ts - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
 
@@ -249,12 +278,15 @@ def _to_seconds(
 def _numbers(
     raw: pd.DataFrame,  # fields as text
     fmt: str,  # the trace's format
+    unit: str | None = None,  # unit of its times; None: the layout's own
 ) -> pd.DataFrame:  # ts (s), tokens_in, tokens_out; NaN where unreadable
     "The three fields that every format has, as numbers."
     out = {}
     for theirs, ours in _FORMATS[fmt].items():
         text = raw[theirs] if theirs in raw else pd.Series(np.nan, raw.index)
-        out[ours] = _to_seconds(text, fmt) if ours == "ts" else pd.to_numeric(text, errors="coerce")
+        out[ours] = (
+            _to_seconds(text, fmt, unit) if ours == "ts" else pd.to_numeric(text, errors="coerce")
+        )
     return pd.DataFrame(out).astype(float)
 
 # %% ../../nbs/telemetry/12_traces.ipynb #d09983a2
@@ -342,11 +374,53 @@ def _locate(
         f"{path}: no such file, and no data set of that name; data sets are {known}"
     )
 
+# %% ../../nbs/telemetry/12_traces.ipynb #0d0b7002
+_DENSEST_RPS = {"mooncake": 50.0, "burstgpt": 500.0, "tracev2": 500.0}  # above: a doubt
+_SPARSEST_RPS = 0.01  # below, over twenty arrivals or more: a doubt
+
+
+def _doubt(
+    times: pd.Series,  # good times, s in the layout's own unit
+    fmt: str,  # the trace's format
+) -> str:  # empty where there is none
+    "What speaks against the layout's own unit."
+    own = times * _PER_S[_USUAL_UNIT[fmt]]
+    if fmt != "burstgpt" and (abs(own - own.round()) > 1e-6).any():
+        return "some are fractions"
+    span_s = float(times.max() - times.min())
+    rate = (len(times) - 1) / span_s if span_s > 0 else 0.0
+    if rate > _DENSEST_RPS[fmt]:
+        return f"{rate:,.0f} requests a second would arrive"
+    sparse = span_s > 0 and len(times) >= 20 and rate < _SPARSEST_RPS
+    return f"one request in {1 / rate:,.0f} s would arrive" if sparse else ""
+
+
+def _check_unit(
+    path: Path,  # the file
+    times: pd.Series,  # good times, s in the layout's own unit
+    fmt: str,  # the trace's format
+):
+    "ValueError that asks for the unit where it is in doubt."
+    if fmt == "azure" or len(times) < 2:
+        return
+    usual, why = _USUAL_UNIT[fmt], _doubt(times, fmt)
+    if not why:
+        return
+    span = float(times.max() - times.min()) * _PER_S[usual]
+    rates = []
+    for unit in ("s", "ms", "us") if span else ():
+        rate = (len(times) - 1) * _PER_S[unit] / span
+        rates.append(f"{rate:,.0f} if {unit}" if rate >= 1 else f"{rate:.2g} if {unit}")
+    raise ValueError(
+        f"{path}: the unit of its times is in doubt: {fmt} has {usual}, but {why}. "
+        f"Requests a second: {', '.join(rates)}. Say which it is with unit='s' or unit='ms'."
+    )
+
 # %% ../../nbs/telemetry/12_traces.ipynb #b544d380
 def _format_of(
     path: Path,  # a trace file
     format: str | None,  # what the caller said; None: look at the first line
-) -> str:  # "azure", "mooncake" or "burstgpt"
+) -> str:  # "azure", "mooncake", "burstgpt" or "tracev2"
     "The format of a file of arrivals. ValueError on all others."
     fmt = format or detect_format(path)
     if fmt == "servegen":
@@ -358,22 +432,50 @@ def _format_of(
 
 def load_arrivals(
     path: str | Path,  # a file, or the name of a data set to `fetch`
-    format: str | None = None,  # "azure", "mooncake" or "burstgpt"; None: from the first line
+    # "azure", "mooncake", "burstgpt" or "tracev2"; None: from the first record
+    format: str | None = None,
     max_bad: float = 0.0,  # share of bad rows that is set aside instead of refused, 0..1
+    unit: str | None = None,  # of its times: "s", "ms", "us" or "ns"; None: the layout's own
     # ts_s (s from the trace's zero, sorted), tokens_in, tokens_out, format's own columns
 ) -> pd.DataFrame:
-    "Arrivals of a public trace. ValueError on unknown formats, missing columns and bad rows."
+    """Arrivals of a public trace.
+
+    ValueError on unknown formats, missing columns, bad rows, and times whose unit is in doubt.
+    """
     path = _locate(path)
     fmt = _format_of(path, format)
+    if unit is not None and (unit not in _PER_S or fmt == "azure"):
+        known = ", ".join(_PER_S)
+        raise ValueError(f"unit must be one of {known} (azure writes dates: None), got {unit!r}")
     raw, names = _read_fields(path, fmt), _FORMATS[fmt]
     gone = sorted(set(names) - set(raw))
     if gone and fmt != "mooncake":  # a JSON line names its own keys: a complaint for each line
         raise ValueError(f"{path}, line 1: no column {', '.join(gone)}; is it really {fmt}?")
-    values = _numbers(raw, fmt)
+    values = _numbers(raw, fmt, unit)
     bad = _complaints(raw, values, names, path)
     keep = ~raw.line.isin({b["line"] for b in bad})
     _refuse(bad, int((~keep).sum()), len(raw), max_bad)
-    zero = values.ts[keep].min() if fmt == "azure" and keep.any() else 0.0
+    if unit is None:
+        _check_unit(path, values.ts[keep], fmt)
+    out, epoch_s = _arrivals(raw, values, keep, fmt)
+    out.attrs = {"format": fmt, "source": path.name, "epoch_s": epoch_s, "bad": bad}
+    return out
+
+
+_EPOCH_S = 1e8  # later zeros are dates, not the beginning of a trace, s
+
+
+def _arrivals(
+    raw: pd.DataFrame,  # fields as text
+    values: pd.DataFrame,  # ts (s), tokens_in, tokens_out
+    keep: pd.Series,  # which rows are good
+    fmt: str,  # the trace's format
+    # ts_s, tokens_in, tokens_out, the format's own columns; zero of the trace, epoch s, or None
+) -> tuple[pd.DataFrame, float | None]:
+    "Good rows in order of time, counted from the trace's zero."
+    first = float(values.ts[keep].min()) if keep.any() else 0.0
+    dated = fmt == "azure" or first > _EPOCH_S
+    zero = first if dated else 0.0
     out = values[["tokens_in", "tokens_out"]].copy()
     out.insert(0, "ts_s", values.ts - zero)
     for theirs, ours in _OWN_COLUMNS[fmt].items():
@@ -382,10 +484,7 @@ def load_arrivals(
     if "elapsed_s" in out:
         out["elapsed_s"] = pd.to_numeric(out.elapsed_s, errors="coerce")
     out = out[keep].astype({"tokens_in": "int64", "tokens_out": "int64"})
-    out = out.sort_values("ts_s", kind="stable", ignore_index=True)
-    epoch_s = float(zero) if fmt == "azure" else None
-    out.attrs = {"format": fmt, "source": path.name, "epoch_s": epoch_s, "bad": bad}
-    return out
+    return out.sort_values("ts_s", kind="stable", ignore_index=True), zero if dated else None
 
 # %% ../../nbs/telemetry/12_traces.ipynb #a98fb5fd
 def load_rates(

@@ -1,12 +1,14 @@
 """The fleet file: the shipped one, and errors that name line, key and remedy."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from arcpoint_ce.telemetry.fleet_file import infer_fleet, load_fleet
-from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
+from arcpoint_ce.telemetry.requests import load_requests
+from arcpoint_ce.telemetry.series import load_telemetry
 
 SHIPPED = Path(__file__).parents[2] / "data" / "fleet.toml"
 
@@ -68,13 +70,22 @@ FAULTS = [
         "rename one",
     ),
     ("[[backend]]\nname = 'a'\ncapacity = \n", 3, "not TOML", "see data/fleet.toml"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nquality = 1.5\n", 4, "backend.0.quality", "correct"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nquality = nan\n", 4, "backend.0.quality", "correct"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nprice-in = 1\n", 4, "backend.0", "'price_in'?"),
+    ("[[backend]]\nname = 'a'\nCapacity = 1\n", 3, "backend.0.Capacity", "mean 'capacity'?"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nx = 1\n", 4, "backend.0.x", "remove it"),
+    ("[tiers.t]\nslo = 5\n[[backend]]\nname = 'a'\ncapacity = 1\n", 2, "tiers.t.slo", "'slo_ms'?"),
+    ("# no\na = " + "[" * 9000 + "]" * 9000, 2, "nested too deeply", "see data/fleet.toml"),
+    ("# no\na = " + "{b=" * 9000, 2, "nested too deeply", "see data/fleet.toml"),
+    (b"[[backend]]\nname = '\xe4'\ncapacity = 1\n", 2, "not UTF-8", "save the file"),
 ]
 
 
 @pytest.mark.parametrize("text,line,key,remedy", FAULTS)
 def test_errors_name_line_key_and_remedy(tmp_path, text, line, key, remedy):
     path = tmp_path / "fleet.toml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=re.escape(f"{path}:{line}: {key}")) as e:
         load_fleet(path)
     assert remedy in str(e.value)
@@ -107,3 +118,56 @@ def test_inferred_from_telemetry(tmp_path):
     )
     fleet = infer_fleet(load_telemetry(path))
     assert [b.capacity for b in fleet] == [10.0, 1.0]
+
+
+WHOLE = """[tiers.chat]
+slo_ms = 30000
+
+[[backend]]
+name = "ä"
+capacity = 4
+quality = 0.9
+region = "eu"
+tiers = ["chat"]
+"""
+
+
+@pytest.mark.parametrize(
+    "encoding, ends", [("utf-8-sig", "\n"), ("utf-16", "\n"), ("utf-8", "\r\n"), ("utf-8", "\r")]
+)
+def test_whatever_an_editor_writes(tmp_path, encoding, ends):
+    path = tmp_path / "fleet.toml"
+    path.write_bytes(WHOLE.replace("\n", ends).encode(encoding))
+    fleet = load_fleet(path)
+    (backend,) = fleet
+    assert (backend.name, backend.quality, backend.region) == ("ä", 0.9, "eu")
+    assert (fleet.tiers["chat"].slo_ms, backend.tiers) == (30_000, ("chat",))
+    path.write_bytes(WHOLE.replace("capacity", "capcity").replace("\n", ends).encode(encoding))
+    with pytest.raises(ValueError, match=re.escape(f"{path}:6: backend.0.capcity")):
+        load_fleet(path)
+
+
+def test_quality_left_out_is_unknown_and_zero_is_zero(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        "[[backend]]\nname='a'\ncapacity=1\n[[backend]]\nname='b'\ncapacity=1\nquality=0\n"
+    )
+    assert [b.quality for b in load_fleet(path)] == [None, 0.0]
+
+
+CASES = Path(os.environ.get("ARCPOINT_CASES") or Path(__file__).parents[3] / "shared" / "cases")
+
+
+@pytest.mark.parametrize(
+    "name, backends, tiers",
+    [
+        ("25_fleet_quality.toml", [("a", 4, 0.9)], {}),
+        ("26_fleet_slo.toml", [(f"b{k}", 8, None) for k in range(3)], {"chat": 30_000}),
+    ],
+)
+def test_case_files(name, backends, tiers):
+    if not (CASES / name).is_file():
+        pytest.skip("set ARCPOINT_CASES to a folder of example files; without it, not tested")
+    fleet = load_fleet(CASES / name)
+    assert [(b.name, b.capacity, b.quality) for b in fleet] == backends
+    assert {n: t.slo_ms for n, t in fleet.tiers.items()} == tiers

@@ -1,9 +1,11 @@
 "Traces and generators: real files, checksums, formulas, and the shipped sample."
 
+import gzip
 import hashlib
 import json
 import os
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.telemetry import traces as tr
-from arcpoint_ce.telemetry.requests import load_requests, load_telemetry
+from arcpoint_ce.telemetry.requests import load_requests
+from arcpoint_ce.telemetry.series import load_telemetry
 
 DATA = os.environ.get("ARCPOINT_DATA")
 
@@ -151,6 +154,112 @@ def test_broken_json_and_missing_columns(tmp_path):
         tr.load_arrivals(c, format="azure")
     with pytest.raises(ValueError, match="unknown"):
         tr.load_arrivals(c, format="azur")
+
+
+# -- units of times --------------------------------------------------------------------------------
+
+
+def moon(times, **more):
+    "A trace in Mooncake's layout."
+    rows = [dict(timestamp=t, input_length=100, output_length=20, **more) for t in times]
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+def blis(times):
+    rows = "".join(f"r{k},s,standard,100,20,{t},ok\n" for k, t in enumerate(times))
+    return (
+        "request_id,session_id,slo_class,input_tokens,output_tokens,arrival_time_us,status\n" + rows
+    )
+
+
+def burst(times):
+    return BURST + "".join(f"{t},ChatGPT,100,20,120,API log\n" for t in times)
+
+
+IN_DOUBT = {
+    "fractions of a second": (
+        moon([0.2 * k for k in range(50)]),
+        "mooncake has ms.*fractions",
+        "s",
+    ),
+    "whole seconds": (moon([k // 5 for k in range(50)]), "requests a second would arrive", "s"),
+    "with ids of chats": (moon([61.114, 62.5], chat_id=1, turn=1), "fractions", "s"),
+    "one a second": (moon(range(50)), "1,000 requests a second", "s"),
+    "seconds as epoch": (moon([1772409600 + k // 5 for k in range(50)]), "requests a second", "s"),
+    "tracev2 in seconds": (blis([0.2 * k for k in range(50)]), "tracev2 has us.*fractions", "s"),
+    "tracev2 in ms": (blis([200 * k for k in range(50)]), "5,000 requests a second", "ms"),
+    "burstgpt in ms": (burst([200 * k for k in range(50)]), "one request in 200 s", "ms"),
+}
+
+
+@pytest.mark.parametrize("text, why, unit", IN_DOUBT.values(), ids=IN_DOUBT)
+def test_a_unit_in_doubt_is_asked_for(tmp_path, text, why, unit):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"(?s)in doubt.*{why}.*unit='s' or unit='ms'"):
+        tr.load_arrivals(path)
+    d = tr.load_arrivals(path, unit=unit)
+    assert len(d) / max(d.ts_s.max() - d.ts_s.min(), 0.2) <= 5.6
+
+
+SURE = {
+    "mooncake": moon([200 * k for k in range(50)]),
+    "mooncake, dated": moon([1772409600000 + 200 * k for k in range(50)]),
+    "tracev2": blis([200_000 * k for k in range(50)]),
+    "burstgpt": burst([0.2 * k for k in range(50)]),
+    "array": json.dumps(
+        [json.loads(x) for x in moon([200 * k for k in range(50)]).split("\n") if x]
+    ),
+}
+
+
+@pytest.mark.parametrize("pack", ["plain", "gz", "zip", "utf-16", "bom"])
+@pytest.mark.parametrize("text", SURE.values(), ids=SURE)
+def test_however_a_trace_is_packed(tmp_path, text, pack):
+    path = tmp_path / "~t.jsonl"
+    if pack == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("t.jsonl", text)
+    else:
+        encoded = text.encode({"utf-16": "utf-16", "bom": "utf-8-sig"}.get(pack, "utf-8"))
+        path.write_bytes(gzip.compress(encoded) if pack == "gz" else encoded)
+    d = tr.load_arrivals(path)
+    assert len(d) == 50 and (d.tokens_in + d.tokens_out).sum() == 6_000
+    assert d.ts_s.iloc[0] == 0 and d.ts_s.iloc[-1] == pytest.approx(9.8)
+
+
+def test_errors_of_damaged_traces(tmp_path):
+    path = tmp_path / "~t.csv"
+    path.write_bytes(gzip.compress(os.urandom(2000))[:700])
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        tr.load_arrivals(path)
+    path.write_text("[" * 100_000 + '"timestamp"')
+    with pytest.raises(ValueError, match="line 1 fits no known|not a JSON array"):
+        tr.load_arrivals(path)
+    path.write_text(",".join("abc" for _ in range(100_000)) + "\n")
+    with pytest.raises(ValueError, match="line 1 fits no known trace format"):
+        tr.load_arrivals(path)
+    path.write_bytes(BURST.encode() + b"5,Chat\xe4,1,1,2,API log\n\xe4,a,1,1,2,API log\n")
+    with pytest.raises(ValueError, match="line 3, column Timestamp: not a time"):
+        tr.load_arrivals(path)
+    path.write_text(BURST.replace("\n", "\r") + "5,ChatGPT,1,1,2,API log\r")
+    assert len(tr.load_arrivals(path)) == 1
+    with pytest.raises(ValueError, match="unit must be one of s, ms, us, ns"):
+        tr.load_arrivals(path, unit="minutes")
+
+
+CASES = Path(os.environ.get("ARCPOINT_CASES") or Path(__file__).parents[3] / "shared" / "cases")
+
+
+def test_case_file_in_seconds():
+    path = CASES / "36e_mooncake_seconds.jsonl"
+    if not path.is_file():
+        pytest.skip("set ARCPOINT_CASES to a folder of example files; without it, not tested")
+    with pytest.raises(ValueError, match="in doubt"):
+        tr.load_arrivals(path)
+    d = tr.load_arrivals(path, unit="s")
+    assert (len(d), d.ts_s.min(), d.ts_s.max()) == (50, 0.0, pytest.approx(9.8))
+    assert (d.tokens_in + d.tokens_out).sum() == 6_000
 
 
 field = st.one_of(
