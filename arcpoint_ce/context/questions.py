@@ -252,7 +252,6 @@ def _which_backend(
         general,
     )
     able = [o for o in options if o.viable]
-    tier = asked.router.tiers.get(request.tier or "")
     state = fleet_state(records, asked.at_s)
     answer = _Which(
         at_s=asked.at_s,
@@ -261,7 +260,7 @@ def _which_backend(
         says=" ".join([_which_in_words(options, able), *asked.notes]),
         options=tuple(options[: max(top, 1)]),
         limit_ms=general,
-        asked=tier.confidence if tier else 0.9,
+        asked=_asked_share(asked.router.tiers, request.tier),
         policy=asked.router.policy.name,
         would_change=_turning(able[0], able[1]) if len(able) > 1 else "there is no other",
     )
@@ -275,6 +274,12 @@ def _which_backend(
         evidence=tuple(proof),
         limit_ms=limits[first.backend],
     )
+
+
+def _asked_share(tiers: Mapping[str, Tier], name: str | None) -> float:  # 0..1
+    "Which share of its requests a tier wants within the limit."
+    tier = tiers.get(name or "")
+    return tier.confidence if tier else 0.9
 
 # %% ../../nbs/context/56_questions.ipynb #b90305e5
 @dataclass(frozen=True, slots=True)
