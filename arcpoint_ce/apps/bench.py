@@ -10,18 +10,15 @@ import gc
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from math import inf
 from pathlib import Path
 from random import Random
 from statistics import median
-from threading import current_thread, main_thread
 from time import perf_counter, perf_counter_ns, process_time
 
 import duckdb
@@ -30,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .dashboard_bench import bench_dashboard
-from .report import as_metrics, unknown, write_json
+from .report import as_metrics, leaving_in_order, unknown, write_json
 from .service_bench import bench_service
 
 # %% ../../nbs/apps/83b_bench.ipynb #f7ced6c4
@@ -654,23 +651,6 @@ def _chosen_parts(
         return {name: part for name, part in parts.items() if name in only}
     return {name: part for name, part in parts.items() if name not in _ON_REQUEST}
 
-# %% ../../nbs/apps/83b_bench.ipynb #991750cf
-@contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    "Meanwhile SIGTERM raises SystemExit. Only the main thread can set that up; others go without."
-    if current_thread() is not main_thread():
-        yield
-        return
-
-    def leave(number: int, frame):
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
 # %% ../../nbs/apps/83b_bench.ipynb #88526fd7
 def _with_short_names(figures: dict) -> dict:
     "Adds the figures of eight backends under names without a number, once they are there."
@@ -694,7 +674,7 @@ def run_bench(
     chosen = _chosen_parts(_quick_parts() if quick else _full_parts(), only)
     figures = _machine() | {"quick": quick, "parts": []}
     bar = tqdm(chosen.items(), disable=not progress, unit="part")
-    with _leaving_on_sigterm():
+    with leaving_in_order():
         for name, part in bar:
             bar.set_description(name)
             figures |= part()

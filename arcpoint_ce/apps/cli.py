@@ -22,6 +22,7 @@ from .. import __version__
 from arcpoint_ce.apps.report import (
     ReportUsageError,
     find_template,
+    leaving_in_order,
     list_reports,
     parsed,
     read_parameters,
@@ -681,6 +682,17 @@ def _new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
 
 
 @contextmanager
+def _committed(written):  # a FeedbackStore, or None
+    "What a run that is broken off has told its store is written down all the same."
+    try:
+        yield written
+    except BaseException:
+        if written is not None:
+            written.close()
+        raise
+
+
+@contextmanager
 # a stage of apps.simulate -> a FaultDesk that is open meanwhile, or None
 def _fault_desk(stage, store: Path | None):
     "Where faults are ordered while a simulation runs."
@@ -794,19 +806,19 @@ def simulate(
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
     stage = make_stage(fleet, scenario, faults, seed, requests, load, streams=float(streams), **how)
-    written = _new_store(store)
-    if written is not None:
-        typer.echo("learning what is usual ...", err=True)
-        stage = stored_stage(stage, written)
-    typer.echo(headline(stage, seed))
-    with _fault_desk(stage, store if inject else None) as desk:
-        record, run = show(stage, every_s, speed, typer.echo, desk)
-    if written is not None and store is not None:
-        gateway = run.gateways[0]
-        assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
-        gateway.engine.close(run.now)
-        typer.echo(_stored_line(written, store))
-    typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
+    with leaving_in_order(), _committed(_new_store(store)) as written:
+        if written is not None:
+            typer.echo("learning what is usual ...", err=True)
+            stage = stored_stage(stage, written)
+        typer.echo(headline(stage, seed))
+        with _fault_desk(stage, store if inject else None) as desk:
+            record, run = show(stage, every_s, speed, typer.echo, desk)
+        if written is not None and store is not None:
+            gateway = run.gateways[0]
+            assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
+            gateway.engine.close(run.now)
+            typer.echo(_stored_line(written, store))
+        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):
@@ -1282,7 +1294,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def _guards_of(host: str):  # -> Guards
     "Tokens from the environment. ValueError where the service would be open to others."
-    from arcpoint_ce.context.service import Guards
+    from arcpoint_ce.context.guard import Guards
 
     token, read = (
         os.environ.get("ARCPOINT_TOKEN") or None,
@@ -1307,11 +1319,12 @@ def _service_of(store: str, fleet: Path | None, calls: Path | None, **how):
     from arcpoint_ce.context.service import make_service
     from arcpoint_ce.telemetry.fleet_file import load_fleet
 
-    if fleet is None and not _on_redis(store) and not Path(store).exists():
-        fleet = shipped_fleet()
-        typer.echo(
-            f"{store} is new and no --fleet is given: the shipped sample's fleet is used", err=True
-        )
+    if not _on_redis(store) and not Path(store).exists():
+        says = f"{store} is new"
+        if fleet is None:
+            fleet = shipped_fleet()
+            says += " and no --fleet is given: the shipped sample's fleet is used"
+        typer.echo(says, err=True)
     return make_service(
         store, load_fleet(fleet) if fleet else None, clock=time.time, calls=_calls_of(calls), **how
     )
@@ -1373,11 +1386,10 @@ def serve(
            -d '{"tier": "premium", "tokens_in": 500}'
 
     GET /healthz, /state, /risk, /incidents, /status, /metrics, /openapi.json. POST /which, /why,
-    /simulate, /decide, /progress, /observe. A 200 for a decision or an outcome is sent after its
-    commit.
+    /simulate, /decide, /progress, /observe, /cancel. A 200 for a decision or an outcome is sent
+    after its commit.
     """
-    import uvicorn
-
+    from arcpoint_ce.context.guard import run_server
     from arcpoint_ce.context.service import make_app
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
@@ -1387,15 +1399,7 @@ def serve(
         gone = service.engine.store.sweep(keep_s, share=1.0)
         typer.echo(f"{gone} records older than {keep} were forgotten", err=True)
     made = make_app(service, guards)
-    uvicorn.run(
-        made,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-        lifespan="on",
-    )
+    run_server(made, host=host, port=port, timeout_graceful_shutdown=5)
 
 # %% ../../nbs/apps/84_cli.ipynb #8d6996a8
 @_app.command()

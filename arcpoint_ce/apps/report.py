@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ReportUsageError', 'ReportError', 'unknown', 'templates', 'find_template', 'read_parameters', 'parsed', 'settle',
-           'as_metrics', 'write_json', 'write_metrics', 'shown', 'run_report', 'list_reports']
+           'as_metrics', 'write_json', 'write_metrics', 'leaving_in_order', 'shown', 'run_report', 'list_reports']
 
 # %% ../../nbs/apps/80_report.ipynb #03581e62
 import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -22,6 +24,7 @@ from html import escape
 from importlib.resources import files
 from math import isfinite
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 # %% ../../nbs/apps/80_report.ipynb #f2ae2355
@@ -331,13 +334,46 @@ def _point_latest(folder: Path):
         part.write_text(folder.name + "\n", encoding="utf-8")
     os.replace(part, folder.parent / "latest")
 
+# %% ../../nbs/apps/80_report.ipynb #2043494a
+_ENDINGS = ("SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """Meanwhile SIGTERM and SIGHUP raise SystemExit.
+
+    Only the main thread can set that up; others go without.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def leave(number: int, frame):
+        raise SystemExit(128 + number)
+
+    known = [getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)]
+    asked = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 # %% ../../nbs/apps/80_report.ipynb #1a6063ae
-def _own_kernel() -> type:  # a kernel manager class
+def _own_kernel(
+    begun: list[Any] | None = None,  # every manager of the class is appended here
+) -> type:  # a kernel manager class
     "Kernels of the running interpreter, whatever kernels are registered."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class OwnKernel(AsyncKernelManager):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            if begun is not None:
+                begun.append(self)
+
         @property
         def kernel_spec(self):
             argv = [
@@ -351,6 +387,15 @@ def _own_kernel() -> type:  # a kernel manager class
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
     return OwnKernel
+
+
+def _end_kernels(begun: Sequence[Any]):
+    "End what is left of kernels, with every process that they began."
+    for manager in begun:
+        group = getattr(manager.provisioner, "pgid", None)
+        if group and group != os.getpgid(0):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
 
 # %% ../../nbs/apps/80_report.ipynb #aaedc1cd
 def _without_colour(text: str) -> str:
@@ -458,8 +503,8 @@ def _execute(
     progress: bool,  # a bar on stderr
     limit_s: float,  # time limit of the whole run, s; 0: none
     clock: Callable[[], datetime],
-) -> dict[str, Any] | None:  # what went wrong; None: nothing
-    "Run a template. Only a KeyboardInterrupt passes through; everything else is a failed run."
+) -> dict[str, object] | None:  # what went wrong; None: nothing
+    "Run a template. KeyboardInterrupt and SystemExit pass; everything else is a failed run."
     from papermill import execute_notebook
 
     began = clock()
@@ -470,6 +515,7 @@ def _execute(
         passed_s = (clock() - began).total_seconds()
         return max(1, int(limit_s - passed_s))
 
+    kernels: list[Any] = []
     bar = dict(desc=f"report {template.stem}", file=sys.stderr) if progress else False
     try:
         execute_notebook(
@@ -479,11 +525,13 @@ def _execute(
             kernel_name="python3",
             language="python",
             progress_bar=bar,
-            kernel_manager_class=_own_kernel(),
+            kernel_manager_class=_own_kernel(kernels),
             timeout_func=left_s,
         )
     except Exception as e:
         return _explain_failure(e, template, notebook, limit_s)
+    finally:
+        _end_kernels(kernels)
     return None
 
 # %% ../../nbs/apps/80_report.ipynb #e82522e7
@@ -717,13 +765,15 @@ def run_report(
     if "out_dir" in values:
         values["out_dir"] = str(folder)
     write_json(folder / "params.json", record)
-    failure: dict[str, Any] | None = _failure("interrupted")
-    try:
-        failure = _execute(template, folder / "report.ipynb", values, progress, timeout_s, clock)
-    finally:
-        run = _finish(stem, folder, record, failure, began, clock())
-        if out is None:
-            _point_latest(folder)
+    failure: dict[str, object] | None = _failure("interrupted")
+    notebook = folder / "report.ipynb"
+    with leaving_in_order():
+        try:
+            failure = _execute(template, notebook, values, progress, timeout_s, clock)
+        finally:
+            run = _finish(stem, folder, record, failure, began, clock())
+            if out is None:
+                _point_latest(folder)
     if failure and check:
         raise ReportError(run)
     return run

@@ -40,7 +40,7 @@ class _Doubt:
 
 
 def doubt_of(
-    router: Router,  # whose decision it is; for its limits
+    router: Router,  # whose decision it is; for its limits and the latencies of late
     d: Decision,
 ) -> _Doubt:
     "From what was known when the decision was made, or is known now; changes nothing."

@@ -16,7 +16,7 @@ from html import escape
 from math import inf, isfinite
 from pathlib import Path
 from threading import local
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from arcpoint_ce.engine.storage import (
     READABLE,
@@ -29,7 +29,7 @@ from arcpoint_ce.engine.storage import (
     readonly_address,
     sql_tables,
 )
-from ..engine.store import FeedbackStore, step_of
+from ..engine.store import Store, step_of
 from ..routing.records import Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet_file import Fleet
 
@@ -86,9 +86,9 @@ def _copied(
     return db
 
 # %% ../../nbs/context/51_state.ipynb #f635bc2c
-def _file_of(where: str | Path | FeedbackStore) -> Path | str | None:
+def _file_of(where: str | Path | Store) -> Path | str | None:
     "The SQLite file of a store; None where its rows lie in memory or in Redis."
-    if not isinstance(where, FeedbackStore):
+    if not isinstance(where, Store):
         return None if "://" in str(where) else Path(where)
     shelf = where.shelf
     return shelf.path if isinstance(shelf, SqliteShelf) else None
@@ -97,13 +97,13 @@ def _file_of(where: str | Path | FeedbackStore) -> Path | str | None:
 class _StoreReader:
     "SQL over a store of any kind. Every thread has a connection of its own."
 
-    def __init__(self, where: str | Path | FeedbackStore):
+    def __init__(self, where: str | Path | Store):
         self.path = _file_of(where)
-        self.shelf = None
+        self.shelf: Shelf | None = None
         self._of_thread = local()
         if self.path:
             self.connection(0.0, 0.0)  # a file that cannot be read is refused now
-        elif isinstance(where, FeedbackStore):
+        elif isinstance(where, Store):
             self.shelf = where.shelf
         else:
             self.shelf = open_shelf(str(where))
@@ -113,20 +113,22 @@ class _StoreReader:
     ) -> sqlite3.Connection:
         "A connection that holds at least the rows of these tables in this span."
         if isinstance(self.shelf, MemoryShelf):
-            return self._memory_copy()
-        if self.shelf is not None:
+            return self._memory_copy(self.shelf)
+        if self.shelf is not None or self.path is None:
+            if self.shelf is None:
+                raise StoreError("a store that has neither a file nor a shelf cannot be read")
             return _copied(self.shelf, since_s, until_s, tables)
         if getattr(self._of_thread, "db", None) is None:
             self._of_thread.db = _open_readonly(self.path)
         return self._of_thread.db
 
-    def _memory_copy(self) -> sqlite3.Connection:
+    def _memory_copy(self, shelf: MemoryShelf) -> sqlite3.Connection:
         "All rows of a store in memory; copied again once there are more."
-        size = sum(len(rows) for rows in self.shelf.tables.values())
+        size = sum(len(rows) for rows in shelf.tables.values())
         if getattr(self._of_thread, "size", None) != size:
             self._of_thread.size = size
             self._of_thread.copy = _copied(
-                self.shelf,
+                shelf,
                 -inf,
                 inf,
                 TABLES,
@@ -200,7 +202,7 @@ class Facts:
 
     def __init__(
         self,
-        where: str | Path | FeedbackStore,  # a file, the address of a Redis, or an open store
+        where: str | Path | Store,  # a file, the address of a Redis, or an open store
         # the backends, where the store does not name them; a `Fleet` brings its tiers along
         fleet: Iterable[Backend] | None = None,
         clock: Callable[[], float] | None = None,  # of a live engine, s; None: there is none
@@ -264,7 +266,9 @@ class Facts:
         written = self.plain_fleet()
         backends = []
         for fields in written["backends"]:
-            tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            tupled: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+            }
             backends.append(Backend(**tupled))
         tiers = {t["name"]: Tier(**t) for t in written["tiers"]}
         return Fleet(
@@ -534,10 +538,10 @@ class _Heard(NamedTuple):
 class _BackendRecords(NamedTuple):
     "What the store holds about one backend around a time. Rows are in order of time."
 
-    steps: list[Mapping]  # closed in the window
-    transitions: list[Mapping]
+    steps: list[dict]  # closed in the window
+    transitions: list[dict]
     forecast: Mapping | None  # the newest
-    incidents: list[Mapping]  # open (no end), or ended in the window
+    incidents: list[dict]  # open (no end), or ended in the window
     heard: _Heard
     proven: bool  # its forecasts have come true
     covered_s: float  # length of the window as far as there are steps, s
@@ -761,9 +765,10 @@ def used_this_minute(records: Facts, at_s: float) -> dict[str, tuple[int, int]]:
 
 def _unspent(limits: Sequence[float | None], spent: Sequence[float]) -> float | None:
     "What several limits leave together; None where one of them is not set."
-    if not all(limits):
+    told = [limit for limit in limits if limit]
+    if len(told) < len(limits):
         return None
-    return float(sum(max(limit - done, 0.0) for limit, done in zip(limits, spent)))
+    return float(sum(max(limit - done, 0.0) for limit, done in zip(told, spent)))
 
 
 def _quota_left(
@@ -892,10 +897,10 @@ def fleet_state(
     StoreError where the store names no fleet, or is empty and asked about now.
     """
     about_now = at_s is None
-    if about_now:
+    if at_s is None:
         at_s = records.now()
         kept = records.last_answer.get(at_s, window_s)
-        if kept is not None:
+        if isinstance(kept, FleetState):
             return kept
     slo_ms, fleet = records.plain_fleet()["slo_ms"], records.fleet()
     around = _records_around(

@@ -810,7 +810,10 @@ def test_a_second_store_in_the_same_process_ends_no_locks(tmp_path):
     engine = lived(path, n=50)
     for _ in range(2):
         FeedbackStore(path)
-    code = "import sys; from arcpoint_ce.engine.storage import SqliteShelf as S; S(sys.argv[1]).close()"
+    code = (
+        "import sys; from arcpoint_ce.engine.storage import SqliteShelf; "
+        "SqliteShelf(sys.argv[1]).close()"
+    )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
     assert Path(f"{path}-wal").exists()
     answer(engine, 60.0)
