@@ -15,6 +15,7 @@ import pandas as pd
 
 from .callgraph import Dependencies
 from .state import Answer, Evidence, Facts, html_table, row_id
+from ..routing.outcomes import classify
 from ..telemetry.fleet_file import Fleet
 
 # %% ../../nbs/context/53_causes.ipynb #7ba9dda9
@@ -51,11 +52,19 @@ def _checked(metric: str) -> str:
     return metric
 
 
+def _timed_out(error: str | None) -> bool:
+    return isinstance(error, str) and classify(error=error).timed_out
+
+
+def _throttled(error: str | None) -> bool:
+    return isinstance(error, str) and classify(error=error).kind == "throttled"
+
+
 def _latency_harm(rows: pd.DataFrame) -> np.ndarray:  # (n,), ms; NaN: no answer
     "Latency of answers and time-outs."
     counts = rows["ok"].to_numpy(bool)
     if "error" in rows:
-        counts = counts | (rows["error"].to_numpy() == "timeout")
+        counts = counts | rows["error"].map(_timed_out).to_numpy(bool)
     return np.where(
         counts,
         rows["latency_ms"].to_numpy(float),
@@ -268,7 +277,9 @@ def _period(
     since_s, until_s = span
     r = _rows_between(rows, span)
     place = {name: i for i, name in enumerate(names)}
-    error = r["error"].to_numpy() if "error" in r else np.full(len(r), None)
+    limited = np.zeros(len(r), bool)
+    if "error" in r:
+        limited = r["error"].map(_throttled).to_numpy(bool)
     passed = (r.at_s.to_numpy() - since_s) / max(until_s - since_s, 1e-9)
     block = (passed * _BLOCKS).astype(int)
     return _Period(
@@ -276,7 +287,7 @@ def _period(
         harm=_harm_of(r, metric),
         tokens=np.column_stack([_numbers(r, "tokens_in"), _numbers(r, "tokens_out")]),
         bad=~r["ok"].to_numpy(bool),
-        limited=error == "rate_limited",
+        limited=limited,
         block=np.minimum(block, _BLOCKS - 1),
         seconds=until_s - since_s,
     )

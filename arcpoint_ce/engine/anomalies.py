@@ -138,13 +138,27 @@ def onsets(scores: np.ndarray, back: int) -> np.ndarray:  # (n,) -> (n,); -inf w
 
 
 class _Tail:
-    "How often a stream of healthy scores has an onset at least this high."
+    """How often a stream of healthy scores has an onset at least this high.
+
+    A series that hardly varies has too few onsets for a fit. Its highest score then counts as the
+    edge, and rates fall exponentially beyond it.
+    """
+
+    FEWEST = 5  # onsets that a fit needs
+    STEEPNESS = 0.05  # of the assumed fall, as a share of the edge
 
     # in order of time; share of windows in the fitted tail
     def __init__(self, scores: np.ndarray, back: int, share: float = 0.002):
         top = np.sort(onsets(scores, back))
         self.n = len(scores)
         self.sorted = top[np.isfinite(top)]
+        self.shape = 0.0
+        if len(self.sorted) <= self.FEWEST:
+            self.sorted = self.sorted[:0]
+            self.edge = float(np.max(scores))
+            self.scale = max(self.STEEPNESS * abs(self.edge), 1e-3)
+            self.share = 0.05
+            return
         k = min(max(int(share * self.n), 20), len(self.sorted) - 1)
         self.edge = float(self.sorted[-k - 1])
         over = self.sorted[-k:] - self.edge
@@ -155,13 +169,15 @@ class _Tail:
         "Counted up to the edge, fitted beyond."
         if score > self.edge:
             return self.share * float(genpareto.sf(score - self.edge, self.shape, 0.0, self.scale))
-        return (len(self.sorted) - int(np.searchsorted(self.sorted, score, "left"))) / self.n
+        counted = len(self.sorted) - int(np.searchsorted(self.sorted, score, "left"))
+        return counted / self.n if len(self.sorted) else self.share
 
     def threshold(self, rate: float) -> float:
         "The score whose rate this is."
-        if rate >= self.share:
+        if rate >= self.share and len(self.sorted):
             return float(self.sorted[max(len(self.sorted) - int(round(rate * self.n)), 0)])
-        return self.edge + float(genpareto.isf(rate / self.share, self.shape, 0.0, self.scale))
+        rarer = min(rate / self.share, 1.0)
+        return self.edge + float(genpareto.isf(rarer, self.shape, 0.0, self.scale))
 
 # %% ../../nbs/engine/32_anomalies.ipynb #2b55366f
 class Anomaly(NamedTuple):
@@ -215,8 +231,11 @@ class AnomalyDetector:
             first = int(np.flatnonzero(~np.isfinite(X).all(1))[0])
             raise ValueError(f"window {first} is not finite; leave it out")
         self.median_ = np.median(X, 0)
+        spread = X.std(0)
+        # what never varied has the hundredth part of its value for a unit
+        least = np.where(spread > 0.0, 0.05 * spread, 0.01 * np.abs(self.median_))
         self.unit_ = np.maximum(
-            1.4826 * np.median(np.abs(X - self.median_), 0), np.maximum(0.05 * X.std(0), 1e-9)
+            1.4826 * np.median(np.abs(X - self.median_), 0), np.maximum(least, 1e-9)
         )
         forest = IsolationForest(
             n_estimators=c.trees, max_samples=min(c.sample, len(X)), random_state=c.seed

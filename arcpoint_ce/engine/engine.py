@@ -1029,9 +1029,16 @@ class ContextEngine:
         "As `Router.progress`: how many output tokens a stream has brought so far."
         return self.router.progress(decision, tokens, now)
 
-    def observe(self, outcome: Outcome) -> bool:
-        "As `Router.observe`, and written down."
-        taken = self.router.observe(outcome)
+    def observe(self, outcome: Outcome, now: float | None = None) -> bool:
+        """As `Router.observe`, and written down.
+
+        `now`: when it came in; None: by the clock of `start`, where that runs.
+        """
+        if now is None and self.slow.clock is not None:
+            now = self.slow.clock()
+        if now is not None:
+            outcome = self.router.dated(outcome, now)
+        taken = self.router.observe(outcome, now)
         self.store.ended(outcome)
         if taken and self._hears:
             try:

@@ -198,8 +198,6 @@ _JOINED, _LATE, _DUPLICATE, _ORPHAN, _FOREIGN, _MISSING = _FATES = (
     "foreign",
     "missing",
 )
-# errors after which the latency is a lower bound
-_CENSORING = {"timeout", "cancelled", "breaker", "rate_limited"}
 
 
 @dataclass(slots=True)
@@ -268,6 +266,19 @@ def _end_s(o: Outcome) -> float:
     return o.ts_s + (o.latency_ms or 0.0) / 1000.0
 
 
+def _is_lower_bound(o: Outcome) -> bool:
+    "Was the attempt ended from outside, so that a served one would have taken at least as long?"
+    cut_off = o.verdict.timed_out or o.kind in ("cancelled", "throttled") or o.error == "breaker"
+    return o.latency_ms is None or cut_off
+
+
+def _error_of(o: Outcome) -> str | None:
+    "The text of a failure; its status, where that alone says whose fault it was."
+    if o.error is None and o.status is not None and not o.ok:
+        return str(o.status)
+    return o.error
+
+
 def _outcome_row(o: Outcome, fate: str, end_s: float) -> tuple:
     "An outcome in the order of its table."
     return _row(
@@ -279,8 +290,8 @@ def _outcome_row(o: Outcome, fate: str, end_s: float) -> tuple:
         ts_s=o.ts_s,
         latency_ms=o.latency_ms,
         ok=int(o.ok),
-        error=o.error,
-        censored=int(o.error in _CENSORING or o.latency_ms is None),
+        error=_error_of(o),
+        censored=int(_is_lower_bound(o)),
         fate=fate,
         tokens_in=o.tokens_in,
         tokens_out=o.tokens_out,

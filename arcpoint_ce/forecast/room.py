@@ -101,7 +101,7 @@ class _OwnRuns:
 
 def _is_telling(o: Outcome) -> bool:
     "Only answers and time-outs tell how fast a backend works."
-    return o.ok or o.error == "timeout"
+    return o.ok or o.verdict.timed_out
 
 
 def _journal_of(
@@ -265,7 +265,7 @@ class _AnswerLog:
     def outcome(self, o: Outcome):
         "An outcome, from any thread."
         # written out, not as `_is_telling` and `_tokens_of`: every request pays for a call
-        if o.latency_ms is not None and (o.ok or o.error == "timeout"):
+        if o.latency_ms is not None and (o.ok or o.verdict.timed_out):
             end_s = o.ts_s + o.latency_ms / 1000.0
             tokens = max(o.tokens_out, 1) if o.ok else 0
             self.inbox.append((o.backend, o.ts_s, end_s, tokens))
