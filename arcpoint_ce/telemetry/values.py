@@ -240,18 +240,24 @@ _MACROS["as_error(x)"] = f"""CASE WHEN length(x) < 10 AND {_among(_NO_ERROR)} TH
     ELSE left(x, 500) END"""
 
 # %% ../../nbs/telemetry/10b_values.ipynb #f5e167f4
+def _said_by(status: str | None) -> tuple[int | None, str | None, bool]:  # code, error, failed
+    "What a status tells: a code, or the name of an error, and whether the request failed."
+    if status is None or status in ("ok", "failed"):
+        return None, None, status == "failed"
+    if not status.isdigit():
+        return None, status, True
+    return int(status), None, not 100 <= int(status) < 400
+
+
 def outcome_kind(
     status: str | None,  # as from `status_word`: a code, "ok", "failed" or an error's name
     error: str | None,  # a name, a code, a message or JSON; None: no error
     ok: bool | None,  # what the log says itself; None: nothing
 ) -> str:  # success, backend, throttled, caller or cancelled
     "Whose failure it was, if it was one. Caller and cancelled count neither way."
-    code = int(status) if status is not None and status.isdigit() else None
-    failed = status == "failed" or ok is False
-    if code is None and status not in (None, "ok", "failed"):
-        failed, error = True, error or status
-    good_code = code is None or 100 <= code < 400
-    if good_code and not failed and (ok is True or error is None):
+    code, named, failed = _said_by(status)
+    error, failed = error or named, failed or ok is False
+    if not failed and (ok or error is None):
         return "success"
     kind = classify(code, error).kind
     return "backend" if failed and kind == "success" else kind
