@@ -5,11 +5,16 @@ hand (the environment variable ARCPOINT_CASES, or `../shared/cases` beside the p
 are read as well and compared with the table that came with them.
 """
 
+import gzip
+import io
+import json
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 
 from arcpoint_ce.telemetry.requests import load_requests
@@ -141,3 +146,169 @@ def test_recorded_case_is_refused(name, words):
     with pytest.raises(ValueError) as e:
         loaded(case_file(name))
     assert all(word in str(e.value) for word in words)
+
+
+# ---- small files of every kind
+
+T0 = 1772409600  # 2026-03-02 00:00:00 UTC
+
+
+def saved(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def table(column, values, **more):
+    "A CSV with one row for each value of a column, and what every log needs."
+    names = ["ts", "backend", "latency_ms", column, *more]
+    names = list(dict.fromkeys(names))
+    rows = [",".join(names)]
+    for i, value in enumerate(values):
+        row = {"ts": str(T0 + i), "backend": "a", "latency_ms": "100", **more, column: f'"{value}"'}
+        rows.append(",".join(row[n] for n in names))
+    return "\n".join(rows) + "\n"
+
+
+TIMES = [
+    "2026-03-02T00:00:10Z",
+    "[2026-03-02T00:00:10.000Z]",
+    "2026-03-02 00:00:10,000",
+    "2026/03/02 00:00:10",
+    "02/Mar/2026:01:00:10 +0100",
+    "Mon, 02 Mar 2026 00:00:10 +0000",
+    "2026-03-02 00:00:10.000000001 +0000 UTC m=+0.5",
+    "20260302T000010Z",
+    "1772409610",
+    "1772409610000",
+    "1772409610000000000",
+    "Mar 2, 2026 @ 00:00:10.000",
+]
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_is_read_as_it_is_written(tmp_path, text):
+    with loaded(saved(tmp_path, "x.csv", table("ts", [text] * 3))) as log:
+        assert log.rows == 3 and set(log.df().ts) == {pd.Timestamp(T0 + 10, unit="s", tz="UTC")}
+
+
+def test_american_dates_are_read_where_the_file_tells_and_refused_where_not(tmp_path):
+    us = saved(tmp_path, "us.csv", table("ts", ["3/2/2026 0:00:10", "3/25/2026 1:00:00 PM"]))
+    with loaded(us) as log:
+        assert [t.strftime("%m-%d %H") for t in log.df().ts] == ["03-02 00", "03-25 13"]
+    with pytest.raises(ValueError, match="day or the month"):
+        loaded(saved(tmp_path, "doubt.csv", table("ts", ["3/2/2026 0:00:10", "3/4/2026 0:00:10"])))
+
+
+@pytest.mark.parametrize("word", ["None", "NULL", "-", r"\N", "NaN", "nil", "undefined", "", "-1"])
+def test_a_word_for_nothing_is_no_value(tmp_path, word):
+    with loaded(saved(tmp_path, "x.csv", table("tokens_in", ["7", word, "8"]))) as log:
+        assert (log.rows, int(log.df().tokens_in.sum()), log.lost) == (3, 15, {})
+
+
+@pytest.mark.parametrize("word", ["None", "NULL", "-", "", "false", "{}", "[]", "0", "nil"])
+def test_a_word_for_nothing_is_no_error(tmp_path, word):
+    with loaded(saved(tmp_path, "x.csv", table("error", [word] * 3))) as log:
+        assert summary(log)[:3] == (3, 1, 0)
+
+
+OUTCOMES = [
+    ("ok", ["SUCCESS", "FAILURE"], ["success", "backend"]),
+    ("ok", ["yes", "no"], ["success", "backend"]),
+    (
+        "ok",
+        ["200", "503", "429", "400", "499"],
+        "success backend throttled caller cancelled".split(),
+    ),
+    ("status", ["204", "502", "408", "422"], ["success", "backend", "backend", "caller"]),
+    ("status", ["OK", "ERROR"], ["success", "backend"]),
+    ("error", ["", "BadRequestError"], ["success", "caller"]),
+    ("error", ["ThrottlingException", "client_closed_request"], ["throttled", "cancelled"]),
+    ("error", ["Error code: 401 - no key", "boom"], ["caller", "backend"]),
+]
+
+
+@pytest.mark.parametrize("column,values,kinds", OUTCOMES)
+def test_whose_failure_it_was(tmp_path, column, values, kinds):
+    with loaded(saved(tmp_path, "x.csv", table(column, values))) as log:
+        assert log.df().kind.to_list() == kinds
+        counted = [k for k in kinds if k not in ("caller", "cancelled")]
+        assert log.steps(60).n.sum() == len(counted)
+        assert log.steps(60).n_err.sum() == len(counted) - kinds.count("success")
+
+
+ROW = {"ts": T0, "backend": "a", "latency_ms": 100, "prompt": "two\nlines"}
+ROWS = [ROW | {"ts": T0 + i} for i in range(5)]
+LINES = "".join(json.dumps(r) + "\n" for r in ROWS)
+CSV = "ts,backend,latency_ms\n" + "".join(f"{T0 + i},a,100\n" for i in range(5))
+
+
+def zipped(text):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        z.writestr("log.csv", text)
+    return out.getvalue()
+
+
+CONTAINERS = {
+    "lines.log": LINES,
+    "lines.txt": LINES,
+    "array.json": json.dumps(ROWS),
+    "pretty.json": json.dumps(ROWS, indent=2),
+    "envelope.json": json.dumps({"data": ROWS, "total": 5}),
+    "pretty_envelope.json": json.dumps({"data": ROWS}, indent=1),
+    "spread.json": "\n".join(json.dumps(r, indent=1) for r in ROWS),
+    "pages.jsonl": json.dumps({"data": ROWS[:2]}) + "\n" + json.dumps({"data": ROWS[2:]}) + "\n",
+    "utf16.csv": CSV.encode("utf-16"),
+    "utf16.json": json.dumps(ROWS).encode("utf-16"),
+    "mark.csv": b"\xef\xbb\xbf" + CSV.encode(),
+    "sep.csv": "sep=;\n" + CSV.replace(",", ";"),
+    "old_mac.csv": CSV.replace("\n", "\r"),
+    "windows.csv": CSV.replace("\n", "\r\n"),
+    "log.csv.zip": zipped(CSV),
+    "log.dat": gzip.compress(CSV.encode()),
+    "~x.csv": CSV,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_is_opened(tmp_path, name):
+    with loaded(saved(tmp_path, name, CONTAINERS[name])) as log:
+        assert summary(log)[:4] == (5, 1, 0, 100.0)
+
+
+def test_line_numbers_are_those_of_the_file(tmp_path):
+    text = 'ts,backend,latency_ms,prompt\n1,a,5,"x\ny"\n2,a,-5,z\n3,a,5,"p\n\nq"\n4,a,-6,r\n'
+    with loaded(saved(tmp_path, "x.csv", text), max_bad=1.0, quarantine=tmp_path / "q.csv") as log:
+        assert (log.rows, log.quarantined) == (2, 2)
+    assert pd.read_csv(tmp_path / "q.csv").line.to_list() == [4, 8]
+
+
+@pytest.mark.parametrize(
+    "name,data,words",
+    [
+        ("cut.csv.gz", gzip.compress(CSV.encode() * 9)[:-12], "breaks off"),
+        ("wide.csv", ",".join(f"c{i}" for i in range(100_000)) + "\n1\n", "100000 columns"),
+        ("deep.json", '[{"a":' + "[" * 100_000 + "]" * 100_000 + "}]", "nested too deeply"),
+        ("excel.csv", CSV.replace(str(T0)[:7], "46083.0"), "day numbers of a spreadsheet"),
+        ("two.zip", b"PK\x05\x06" + bytes(18), "needs column|empty|zip"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(tmp_path, name, data, words):
+    with pytest.raises(ValueError, match=words):
+        loaded(saved(tmp_path, name, data))
+
+
+def test_doubtful_units_are_said_aloud(tmp_path):
+    path = saved(tmp_path, "x.csv", table("latency_ms", ["1.5", "2.5", "3"]))
+    with pytest.warns(UserWarning, match=r"latency_ms: the median is 2.5 ms.*latency_ms\[s\]"):
+        load_requests(path).close()
+    with loaded(path, {"latency_ms": "latency_ms[s]"}) as log:
+        assert log.df().latency_ms.to_list() == [1500.0, 2500.0, 3000.0]
+
+
+def test_dotted_names_reach_inside_and_real_names_go_first(tmp_path):
+    rows = [{"t": {"at": T0}, "b": "a", "took.ms": 100, "took": {"ms": 7}}] * 3
+    path = saved(tmp_path, "x.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    with loaded(path, dict(ts="t.at", backend="b", latency_ms="took.ms")) as log:
+        assert log.df().latency_ms.to_list() == [100.0] * 3
