@@ -83,8 +83,11 @@ def _among(words: tuple[str, ...]) -> str:  # SQL over the text `x`
     return f"contains('|{'|'.join(words)}|', '|' || lower(trim(x)) || '|')"
 
 
-_MACROS["said(x)"] = f"""CASE WHEN length(x) >= 10 THEN x
-    WHEN {_among(_ABSENT)} THEN NULL ELSE x END"""
+_SPELT_ABSENT = dict.fromkeys(w for a in _ABSENT for w in (a, a.upper(), a.title(), "NaN", r"\N"))
+_IS_ABSENT = " ".join(f"WHEN x = '{word}' THEN NULL" for word in _SPELT_ABSENT)
+_MACROS["said(x)"] = f"""CASE WHEN length(x) >= 10 THEN x {_IS_ABSENT}
+    WHEN x LIKE ' %' OR x LIKE '% ' THEN CASE WHEN {_among(_ABSENT)} THEN NULL ELSE x END
+    ELSE x END"""
 
 # %% ../../nbs/telemetry/10b_values.ipynb #0baf373d
 _TIME_FORMATS = (
@@ -225,7 +228,8 @@ _NAMED = (
     "|fail|reset|disconnect|internal|bad.?gateway|precondition|out.?of.?range|unimplemented"
     "|data.?loss|unknown|4xx"
 )
-_MACROS["as_ok(x)"] = f"""CASE WHEN {_among(_YES)} THEN true
+_MACROS["as_ok(x)"] = f"""CASE WHEN x = 'true' THEN true WHEN x = 'false' THEN false
+    WHEN {_among(_YES)} THEN true
     WHEN {_among(_NO)} THEN false END"""
 _MACROS["status_word(x)"] = f"""CASE
     WHEN {_among(_GOOD)} THEN 'ok'
