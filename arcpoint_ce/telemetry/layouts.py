@@ -169,8 +169,7 @@ def _inside_sql(
     return f"list_filter({found}, lambda x: x IS NOT NULL)[1]"
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #3c217bbc
-# else NULL
-_IS_OBJECT_SQL = "json_valid(j) AND json_type(CASE WHEN json_valid(j) THEN j END) = 'OBJECT'"
+_IS_OBJECT_SQL = "json_valid(j) AND starts_with(ltrim(j, ' \t\r'), '{')"
 
 
 def _json_source(
