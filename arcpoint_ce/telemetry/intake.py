@@ -167,7 +167,7 @@ def _own_text(
 ) -> str | None:  # SQL of its text; None: the file does not have it
     "The column that the caller named for a field, else the column of the field's own name."
     name = columns.get(f.name, f.name)
-    if name is None:
+    if name is None or f.name[0] == "_":
         return None
     name, unit = _split_unit(name, src.names.__contains__)
     known = src.has(name)
