@@ -55,9 +55,16 @@ def logged(
             return None
         return x.item() if hasattr(x, "item") else x
 
+    if "status" in table and "error" in table:
+        table = table.assign(
+            error=table["error"].fillna(table["status"].where(table["ok"].ne(True)))
+        )
+    elif "status" in table:
+        table = table.assign(error=table["status"].where(table["ok"].ne(True)))
     names = ("latency_ms", *_Logged._fields[4:])
     columns = [[known(x) for x in table[c]] if c in table else [None] * len(table) for c in names]
-    for at_s, backend, ok, ms, *rest in zip(at.tolist(), table["backend"], table["ok"], *columns):
+    good = table["ok"].fillna(False)  # mistakes of callers are no success; their error says whose
+    for at_s, backend, ok, ms, *rest in zip(at.tolist(), table["backend"], good, *columns):
         yield _Logged(at_s, backend, ms, bool(ok), *rest)
 
 # %% ../../nbs/engine/38_replay.ipynb #f30ec19a

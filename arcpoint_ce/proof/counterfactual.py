@@ -600,6 +600,7 @@ def _judged_rows(source: StepSource, cut_s: float) -> pd.DataFrame:  # rows for 
     rows = source.loaded.df(
         ["ts", "backend", "latency_ms", "ok", "model", "task", "tier", "tokens_in", "tokens_out"]
     )
+    rows = rows[rows["ok"].notna()].astype({"ok": bool})  # callers' mistakes count neither way
     rows["ts_s"] = (
         pd.to_datetime(rows["ts"], utc=True) - pd.Timestamp(0, tz="UTC")
     ).dt.total_seconds()

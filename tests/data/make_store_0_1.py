@@ -13,11 +13,11 @@ from pathlib import Path
 from random import Random
 
 import pandas as pd
-
 from arcpoint_ce.learning.engine import ContextEngine
 from arcpoint_ce.learning.forecast import Forecaster, save
 from arcpoint_ce.learning.registry import Registry
 from arcpoint_ce.routing.core import Backend, Outcome, Request
+
 from arcpoint_ce.telemetry.traces import exercise_steps
 
 HERE = Path(__file__).parent

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tempfile
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpoint_ce.routing.records import Step, _to_us
-from arcpoint_ce.telemetry.requests import _BadRows, load_requests
+from arcpoint_ce.telemetry.intake import _BadRows
+from arcpoint_ce.telemetry.requests import load_requests
 
 HEAD = "ts,backend,latency_ms,ok,error,request_id,tokens_in,cost_usd,quality"
 GOOD = ["1714564800", "a", "12.5", "true", "", "r0", "10", "0.01", "0.5"]
@@ -51,12 +53,6 @@ BAD_VALUES = [
     ("latency_ms", "1e9", "is above"),
     ("latency_ms", "", "is missing though the request succeeded"),
     ("ok", "perhaps", "is not true or false"),
-    ("tokens_in", "1.5", "is not a whole number"),
-    ("tokens_in", "-3", "is negative"),
-    ("tokens_in", "x", "is not a number"),
-    ("cost_usd", "nan", "is NaN"),
-    ("cost_usd", "-0.1", "is negative"),
-    ("quality", "inf", "is infinite"),
 ]
 
 
@@ -74,6 +70,28 @@ def test_bad_value(tmp_path, column, raw, reason):
         {"file": str(path), "line": "3", "column": column, "reason": q.reason[0], "raw": raw}
     ]
     assert reason in q.reason[0]
+
+
+LOST_VALUES = [
+    ("tokens_in", "1.5"),
+    ("tokens_in", "-3"),
+    ("tokens_in", "x"),
+    ("cost_usd", "inf"),
+    ("cost_usd", "-0.1"),
+    ("quality", "inf"),
+]
+
+
+@pytest.mark.parametrize("column,raw", LOST_VALUES)
+def test_a_bad_optional_value_costs_the_value_and_not_the_row(tmp_path, column, raw):
+    path = save(
+        tmp_path, "\n".join([HEAD, line(), line(**{"request_id": "r1", column: raw})]) + "\n"
+    )
+    with pytest.warns(UserWarning, match=f"left out: 1 of {column}"):
+        log = load_requests(path)
+    assert (log.rows_in, log.rows, log.lost) == (2, 2, {column: 1})
+    assert log.df()[column].isna().to_list() in ([False, True], [True, False])
+    log.close()
 
 
 BAD_LINES = [
@@ -109,9 +127,10 @@ def test_bad_json_line(tmp_path, raw):
     assert (q.line[0], q.raw[0]) == ("2", raw)
 
 
-def test_duplicates_keep_the_earliest_whatever_the_order(tmp_path):
+def test_repeats_keep_one_row_whatever_the_order(tmp_path):
+    """A row repeats another if id, backend and time are the same; a later attempt is none."""
     rows = [
-        line(ts="1714564802", latency_ms="3"),
+        line(ts="1714564801", latency_ms="3"),
         line(ts="1714564801", latency_ms="2"),
         line(request_id=""),
         line(request_id=""),
@@ -128,6 +147,12 @@ def test_duplicates_keep_the_earliest_whatever_the_order(tmp_path):
             and q.line.is_unique
             and q.line.notna().all()
         )
+
+
+def test_attempts_elsewhere_or_later_are_no_repeats(tmp_path):
+    rows = [line(), line(ts="1714564801"), line(backend="b")]
+    with load_requests(save(tmp_path, "\n".join([HEAD, *rows]) + "\n")) as log:
+        assert (log.rows, log.quarantined) == (3, 0)
 
 
 def test_equal_rows_without_ids_are_kept(tmp_path):
@@ -182,7 +207,7 @@ def test_unknown_names_raise(tmp_path):
     path = save(tmp_path, "ts,backend,latency_ms\n1,a,5\n")
     with pytest.raises(ValueError, match="unknown canonical name 'lat'; known: ts, backend"):
         load_requests(path, columns={"lat": "latency_ms"})
-    with pytest.raises(ValueError, match="known: litellm, otel"):
+    with pytest.raises(ValueError, match="known: litellm, bedrock"):
         load_requests(path, preset="other")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_requests(tmp_path / "absent*.csv")
@@ -276,9 +301,8 @@ SPOILT = [
     ("latency_ms", ""),
     ("latency_ms", "1,5"),
     ("ok", "7"),
-    ("tokens_out", "0.5"),
-    ("tokens_out", "-2"),
 ]
+LOST = ["0.5", "-2", "many"]  # tokens that are no count: the value is lost, not the row
 NAMES = ["a", "b c", 'q"uote', "com,ma", "ünï", "=x", "a'b", "{}", "0"]
 
 
@@ -343,6 +367,9 @@ def make_file(r, path, number):
         if what < 0.15:
             column, raw = r.choice(SPOILT)
             lines.append(as_line(r, row | {column: raw}, is_json).encode())
+        elif what < 0.2:
+            lines.append(as_line(r, row | {"tokens_out": r.choice(LOST)}, is_json).encode())
+            rows.append((*value[:-1], None))
         elif what < 0.25:
             lines.append(damage(r, as_line(r, row, is_json).encode()))
         else:
@@ -380,8 +407,13 @@ def test_fuzz_nothing_is_lost(seed):
     with tempfile.TemporaryDirectory() as tmp:
         paths = [Path(tmp) / f"{i}.{r.choice(['csv', 'jsonl'])}" for i in range(25)]
         made = [make_file(r, p, i) for i, p in enumerate(paths)]
-        with load_requests(paths, max_bad=1.0, quarantine=Path(tmp) / "q.csv") as log:
-            assert log.rows_in == sum(n for _, n in made)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            load_requests(paths, max_bad=1.0, quarantine=Path(tmp) / "q.csv") as log,
+        ):
+            lines, flipped = sum(n for _, n in made), sum(rows is None for rows, _ in made)
+            # flipped bytes may put a line end inside of quotes: two lines are one record then
+            assert lines - 3 * flipped <= log.rows_in <= lines
             assert log.rows_in == log.rows + log.quarantined
             got = {
                 x[4]: x
@@ -471,7 +503,7 @@ def test_sql_steps_equal_a_plain_fold(rows, step_s):
                 for b, ts, ms, ok, e, i, o in rows
             )
         )
-        with load_requests(path) as log:
+        with warnings.catch_warnings(action="ignore"), load_requests(path) as log:
             got = log.steps(step_s)
     want = fold(rows, step_s)
     assert got[["start_s", "backend"]].apply(tuple, axis=1).to_list() == sorted(
