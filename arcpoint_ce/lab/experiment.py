@@ -27,7 +27,7 @@ from scipy.optimize import brentq
 from tqdm import tqdm
 
 from .. import __version__
-from ..telemetry.requests import quoted
+from ..telemetry.layouts import quoted
 
 # %% ../../nbs/lab/47_experiment.ipynb #eeaf89a7
 _Value = str | int | float | bool | None

@@ -95,7 +95,7 @@ def test_the_page_and_the_file(tmp_path, capsys):
     assert run(["check", str(path), "--json", str(out)]) == 0
     page = capsys.readouterr().out
     for words in (
-        "requests, canonical",
+        "requests, columns",
         "5,000 read",
         "backends       3",
         "UTC",
