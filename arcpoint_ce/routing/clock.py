@@ -12,13 +12,12 @@ from math import inf
 class Clock:
     "The time by the calls that say so: decisions, ticks, questions."
 
-    __slots__ = ("now_s", "corrected")
+    __slots__ = ("now_s",)
 
     SLACK_S = 5.0  # clocks that differ by no more than this agree, s
 
     def __init__(self):
         self.now_s = -inf  # -inf: nobody has said yet
-        self.corrected = 0  # outcomes whose dates were impossible
 
     def tell(self, now: float) -> bool:  # True: the clock was set back
         "Somebody says what time it is. An infinite time, or none, says nothing."

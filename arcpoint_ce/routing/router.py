@@ -17,6 +17,7 @@ from random import Random
 from threading import Lock
 from types import SimpleNamespace
 
+from .affinity import Homes, stays
 from arcpoint_ce.routing.breaker import (
     CLOSED,
     HALF_OPEN,
@@ -34,6 +35,7 @@ from arcpoint_ce.routing.decisions import (
     NoBackend,
     Ranking,
     View,
+    kept_first,
     only_slow,
     probe_due,
     ranking,
@@ -611,6 +613,12 @@ class _Paces:
 _STREAMING_S = 10.0
 
 
+def _reserved(lanes: tuple[Lane, ...]) -> tuple[int, ...]:  # positions
+    "Reserved capacity, in the order in which it is to be used up."
+    orders = [(lane.backend.spill_order, k) for k, lane in enumerate(lanes)]
+    return tuple(k for order, k in sorted(x for x in orders if x[0] is not None))
+
+
 class _Views:
     "Makes views, and keeps them by kind of request until something changes."
 
@@ -676,6 +684,7 @@ class _Views:
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
             excluded=standing.excluded(),
+            reserved=_reserved(lanes),
             last_resort=last_resort,
             back_s=standing.back_s,
             table=table,
@@ -753,14 +762,20 @@ _NEUTRAL = frozenset(("caller", "cancelled"))
 class _Lessons:
     "What outcomes teach: steps, breakers, and this gateway's own averages."
 
-    __slots__ = ("signals", "paces", "limits", "config", "faded_s", "unclassified")
+    __slots__ = ("signals", "paces", "limits", "config", "faded_s", "counts")
 
-    def __init__(self, signals: Signals, paces: _Paces, limits: _Limits):
+    def __init__(
+        self,
+        signals: Signals,
+        paces: _Paces,
+        limits: _Limits,
+        counts: dict[str, int],  # the router's; failures whose text is in no list are counted there
+    ):
         self.signals = signals
         self.paces = paces
         self.limits = limits
         self.config = limits.config
-        self.unclassified = 0  # failures whose text is in no list
+        self.counts = counts
         self.faded_s = -inf  # when errors faded last, s
 
     def fade(self, now: float):
@@ -831,7 +846,7 @@ class _Lessons:
         "A backend's fault: was it listed, and how long does the backend want to be left alone?"
         lane.failed(long_ms, end_s)
         if not o.verdict.known:
-            self.unclassified += 1
+            self.counts["unclassified"] += 1
         if o.retry_after_s is not None:
             lane.hold.throttle(end_s, o.retry_after_s)
 
@@ -1240,6 +1255,7 @@ class _Memory:
 _KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags")
 # what views are kept by: all of a request that decides who may serve it
 _kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
+_NO_CACHE = (None, None)  # neither session nor prefix
 _MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
 _NO_DECISION = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
 _MOST_ATTEMPTS = 16  # of one decision; outcomes name the attempt in four bits of a key
@@ -1303,7 +1319,7 @@ class Router:
         self.table = ForecastTable()
         self._clock = Clock()
         self._early: list[Outcome] = []  # from elsewhere, dated later than the clock
-        self._counts = dict.fromkeys(self.COUNTED, 0)
+        self.counts = dict.fromkeys(self.COUNTED, 0)
 
         members = _Members(config)
         limits = _Limits(config, self.tiers)
@@ -1320,19 +1336,13 @@ class Router:
         self._limits = limits
         self._admission = _Admission(members, limits, config)
         self._paces = _Paces(members, gamma)
-        self._lessons = _Lessons(members.signals, self._paces, limits)
+        self._lessons = _Lessons(members.signals, self._paces, limits, self.counts)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views, config)
         self._memory = _Memory(members, self._lessons)
+        self._homes = Homes()
         for backend in backends:
             self.add(backend, -inf)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        "How many decisions, outcomes and so on there were so far, by the names in COUNTED."
-        self._counts["corrected"] = self._clock.corrected
-        self._counts["unclassified"] = self._lessons.unclassified
-        return self._counts
 
     @property
     def backends(self) -> list[Backend]:
@@ -1384,7 +1394,9 @@ class Router:
             policy = policy or self.policy
             view = self._views.make(request, now, self.table, policy, resort=True)
             view.check_anyone()
-            return ranking(view, request, self._signals, now)
+            found = ranking(view, request, self._signals, now)
+            place, why = self._named(view, request, now)
+            return kept_first(found, view.lanes[place].backend.name, why) if why else found
 
     # `now` in s, on the same clock as outcomes
     def decide(self, request: Request, now: float, policy: Policy | None = None) -> Decision:
@@ -1399,9 +1411,7 @@ class Router:
             reservations = self._reservations
             if now >= reservations.due_s:
                 self._expire(now)
-            key = _kind_of(request)
-            if policy is not None:
-                key = key, policy
+            key = policy, _kind_of(request)
             views = self._views
             view = views.kept.get(key, _NO_VIEW)
             if (
@@ -1413,15 +1423,14 @@ class Router:
             ):
                 view = self._fresh_view(key, request, now, policy)
 
-            if view.probing:
-                place, lane = self._draw(view, now)
-            else:
-                random = self._random
-                plan = view.plain if random() < view.explore else view.plan
-                place = plan.choose(random, self._signals, now)
-                lane = view.lanes[place]
+            if view.careful or request[11:13] != _NO_CACHE:
+                return self._decide_with_care(view, request, now)
+            random = self._random
+            plan = view.plain if random() < view.explore else view.plan
+            place = plan.choose(random, self._signals, now)
+            lane = view.lanes[place]
             d = reservations.book(request, view, place, lane, now)
-            self._counts["decided"] = d.id
+            self.counts["decided"] = d.id
             return d
         finally:
             self._lock.release()
@@ -1490,6 +1499,45 @@ class Router:
         if self.table.made_s > now:
             self.table = ForecastTable()  # made in a future that is not there yet
 
+    def _decide_with_care(self, view: View, request: Request, now: float) -> Decision:
+        "Choose where probes are due, or where a rule may name the backend."
+        place, why = self._named(view, request, now)
+        if why:
+            lane = view.lanes[place]
+        else:
+            place, lane = self._draw(view, now)
+        d = self._reservations.book(request, view, place, lane, now)
+        d.kept = why
+        if request.session or request.prefix:
+            self._homes.note(request, lane.backend.name)
+        self.counts["decided"] = d.id
+        return d
+
+    # a place in the view, and why; the reason is empty where no rule names anybody
+    def _named(self, view: View, request: Request, now: float) -> tuple[int, str]:
+        "Reserved capacity comes first, then the backend that holds the cache."
+        if view.last_resort:
+            return 0, ""
+        for place in view.reserved:
+            if self._free(view, place) >= 1.0:
+                return place, "its capacity is reserved and has room"
+        home = self._homes.of(request)
+        if home is None:
+            return 0, ""
+        for place, lane in enumerate(view.lanes):
+            if lane.backend.name == home:
+                scores = view.plan.scores(self._signals, now)
+                kept = stays(scores, place, self._free(view, place))
+                what = "session" if request.session else "prefix"
+                return place, f"holds the cache of its {what}" if kept else ""
+        return 0, ""
+
+    def _free(self, view: View, place: int) -> float:
+        "Requests that a lane of a view could still hold without queueing."
+        lane = view.lanes[place]
+        usable = lane.backend.capacity * view.scene.weight[place]
+        return usable - self._signals.in_flight[lane.slot]
+
     def _draw(self, view: View, now: float) -> tuple[int, Lane]:
         "A place in the view, as in `odds`, and the lane there."
         random, s = self._random, self._signals
@@ -1538,19 +1586,19 @@ class Router:
             view = view.unprobed(plan=sure, explore=0.0, probe_share=0.0)
             lane = view.lanes[place]
             d = self._reservations.book(request, view, place, lane, now)
-            self._counts["decided"] = d.id
+            self.counts["decided"] = d.id
             return d
 
     def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "The caller gave up: release all open attempts. They teach nothing."
         with self._lock:
             cancelled = self._reservations.cancel(d, now)
-            self._counts["cancelled"] += cancelled
+            self.counts["cancelled"] += cancelled
             return cancelled
 
     def _expire(self, now: float):
         "End the leases that are over; their outcomes may still come and teach."
-        self._counts["expired"] += self._reservations.expire(now)
+        self.counts["expired"] += self._reservations.expire(now)
 
     # a decision or its id; False: ignored, and counted
     def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:
@@ -1574,7 +1622,7 @@ class Router:
                 or not d.seen <= tokens < _MOST_TOK
                 or not d.seen_s <= now < inf
             ):
-                self._counts["progress_ignored"] += 1
+                self.counts["progress_ignored"] += 1
                 return False
             lane = d.lanes[k]
             if d.seen:
@@ -1619,8 +1667,8 @@ class Router:
                 ts_us = int(o.ts_s * 1e6 + 0.5)
             held = self._reservations.end(d, lane, o)
             if not held:
-                self._counts["late"] += 1
-            self._counts["observed"] += 1
+                self.counts["late"] += 1
+            self.counts["observed"] += 1
             key = id << 4 | k
             probe = held & d.probes
             if self._lessons.learn(o, lane, key, probe, d.eras[k], ts_us, d.request, self.policy):
@@ -1656,17 +1704,17 @@ class Router:
         if possible is not o:
             moved_s = abs(possible.ts_s - o.ts_s)
             cut_ms = (o.latency_ms or 0.0) - (possible.latency_ms or 0.0)
-            self._clock.corrected += moved_s > 1e-3 or cut_ms > 1.0
+            self.counts["corrected"] += moved_s > 1e-3 or cut_ms > 1.0
         return possible
 
     def _unawaited(self, o: Outcome, now: float | None) -> bool:
         "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
         if o.decision is not None:
-            self._counts["ignored"] += 1
+            self.counts["ignored"] += 1
             return False
         if o.backend not in self._lanes:
             raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
-        self._counts["observed"] += 1
+        self.counts["observed"] += 1
         if now is None and self._clock.ahead(o.ts_s) and len(self._early) < self.MOST_EARLY:
             self._early.append(o)
             self._views.outdate()

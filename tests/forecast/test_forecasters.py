@@ -263,8 +263,8 @@ def settle(engine, begin_s: float, seconds: float = 120.0) -> ForecastTable:
                     name, begin_s + k, latency_ms(name, begin_s + k), True, None, None, 0, 20, 100
                 )
             )
-    for k in range(int(seconds / 5)):
-        table = engine.tick(begin_s + 5.0 * (k + 1))
+        if k % 5 == 4:
+            table = engine.tick(begin_s + k + 1.0)
     return table
 
 

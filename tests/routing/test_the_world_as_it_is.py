@@ -331,3 +331,39 @@ def test_rules_about_places_and_abilities_hold_everywhere():
     assert {router.decide(asked, k / 10).backend for k in range(20)} == {"eu"}
     with pytest.raises(NoBackend, match="eu lacks json; us is in region us"):
         router.decide(Request(regions=("eu",), tags=("json",)), 3.0)
+
+
+def test_a_conversation_stays_where_its_cache_is_while_there_is_room():
+    router = Router([Backend(name, capacity=8.0) for name in "abc"])
+    first = router.decide(Request(session="s", tokens_out=50), 0.0)
+    home = first.backend
+    router.observe(Outcome(home, 0.0, 100.0, decision=first.id, tokens_out=50))
+    for k in range(1, 30):  # elsewhere it is as good, and sometimes better
+        d = router.decide(Request(session="s", tokens_out=50), float(k))
+        assert d.backend == home and "cache of its session" in d.reasons[0]
+        assert d.probability == 1.0 and d.candidates[0].backend == home
+        other = router.decide(Request(tokens_out=50), k + 0.1)
+        for x in (d, other):
+            router.observe(Outcome(x.backend, x.at_s, 100.0, decision=x.id, tokens_out=50))
+    assert router.rank(Request(session="s"), 30.0)[0].backend == home
+    busy = [router.claim(Request(), home, 31.0) for _ in range(8)]
+    assert router.decide(Request(session="s"), 31.5).backend != home and len(busy) == 8
+
+
+def test_a_prefix_is_kept_like_a_session_and_never_past_a_breaker():
+    router = Router([Backend(name, capacity=8.0) for name in "ab"])
+    home = router.decide(Request(prefix="system prompt 7"), 0.0).backend
+    assert router.decide(Request(session="new", prefix="system prompt 7"), 1.0).backend == home
+    router.force(home, OPEN, 2.0, "maintenance")
+    assert router.decide(Request(prefix="system prompt 7"), 3.0).backend != home
+
+
+def test_reserved_capacity_is_used_up_first_in_its_order():
+    fleet = [
+        Backend("on_demand", capacity=50.0),
+        Backend("second", capacity=2.0, spill_order=2),
+        Backend("first", capacity=3.0, spill_order=1),
+    ]
+    router = Router(fleet)
+    sent = [router.decide(Request(), 0.1 * k).backend for k in range(8)]
+    assert sent == ["first"] * 3 + ["second"] * 2 + ["on_demand"] * 3
