@@ -412,8 +412,8 @@ def test_fuzz_nothing_is_lost(seed):
             load_requests(paths, max_bad=1.0, quarantine=Path(tmp) / "q.csv") as log,
         ):
             lines, flipped = sum(n for _, n in made), sum(rows is None for rows, _ in made)
-            # flipped bytes may put a line end inside of quotes: two lines are one record then
-            assert lines - 3 * flipped <= log.rows_in <= lines
+            # a flipped byte may put a line end inside of quotes, or be a line end of its own
+            assert lines - 3 * flipped <= log.rows_in <= lines + flipped
             assert log.rows_in == log.rows + log.quarantined
             got = {
                 x[4]: x
