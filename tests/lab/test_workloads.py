@@ -623,14 +623,17 @@ def test_every_layout_loads_whatever_the_file_is_called(tmp_path, name):
     [
         (b"", "line 1 fits no known trace format"),
         (b"a,b\n1,2\n", "'a,b'"),
-        (b"\x89PNG\r\n\xff\xfe", "UTF-8"),
+        (b"\x89PNG\r\n\xff\xfe", "no known trace format"),
         (b"TIMESTAMP,ContextTokens,GeneratedTokens\n", "no requests"),
         (b"TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,1,2\n", "line 2, column TIMESTAMP"),
         (
             b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01,1,2\n2024-01-01,1\n",
             "line 3, column GeneratedTokens",
         ),
-        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01,1,2\n2024-01-01,1,\xff\n", "UTF-8"),
+        (
+            b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01,1,2\n2024-01-01,1,\xff\n",
+            "not a whole number of tokens",
+        ),
         (
             b'{"timestamp": 0, "input_length": 1, "output_length": 2}\n{"timestamp": 1, "inp\n',
             "line 2, column timestamp",
