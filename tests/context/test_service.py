@@ -304,6 +304,19 @@ def test_a_last_resort_is_called_one(mixed):
     assert "last resort" in told["options"][0]["reason"]
 
 
+def test_a_first_token_limit_holds_for_whoever_names_none():
+    from fastapi.testclient import TestClient
+
+    from arcpoint_ce import Backend
+    from arcpoint_ce.context.service import make_app, make_service
+
+    service = make_service(None, [Backend("a")], clock=time.time, slo_ttft_ms=400.0)
+    with TestClient(make_app(service), base_url="http://127.0.0.1") as http:
+        bodies = ({}, dict(ttft_limit_ms=90))
+        made = [http.post("/decide", json=body).json()["decision"] for body in bodies]
+        assert [service.open[d].request.ttft_limit_ms for d in made] == [400.0, 90.0]
+
+
 def test_only_json_and_only_loopback_names(served):
     assert call(served["url"], "/decide", b"tier=gold", **{"content-type": "text/plain"})[0] == 415
     assert call(served["url"], "/state", host="evil.example")[0] == 403
