@@ -588,6 +588,16 @@ def test_mistakes_of_callers_at_the_end_shut_nobody(tmp_path, capsys):
     assert code == 0 and breakers(out) == CLOSED, err
 
 
+def test_mistakes_of_callers_told_by_status_alone_shut_nobody(tmp_path, capsys):
+    frame = answers(tmp_path / "log.csv", 150.0, status=200)
+    last = frame[frame.backend == "b0"].index[-8:]
+    frame.loc[last, "status"] = [400, 401, 413, 422, 499, 499, 404, 403]
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    args = ("decide", tmp_path / "log.csv", "--slo-ms", "300", "--columns", "status:status", *P2C)
+    code, out, err = said(capsys, *args)
+    assert code == 0 and breakers(out) == CLOSED, err
+
+
 def test_a_series_of_slow_answers_is_no_trouble(tmp_path, capsys):
     t = np.arange(200) * 60 + 1_770_000_000
     rows = [dict(ts=t, backend=b, requests=30, latency_ms=3000.0 + t % 7) for b in ("a", "b")]
