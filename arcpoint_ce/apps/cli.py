@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -350,9 +351,23 @@ _ForecasterOption = Annotated[
     str, typer.Option(help="What forecasts: auto, none, room, latency, both.")
 ]
 _SloOption = Annotated[
-    float | None, _option("Latency limit where nothing more particular says one, ms.")
+    float | None,
+    _option(
+        "Latency limit where neither tier nor backend has one, ms: what takes longer is late. "
+        "Breakers, forecasts and answers judge by it."
+    ),
 ]
-_SloTokOption = Annotated[float | None, _option("And this much more per output token, ms.")]
+_SloTokOption = Annotated[
+    float | None,
+    _option("And this much more per output token, ms: a long answer may take longer."),
+]
+_SloTtftOption = Annotated[
+    float | None,
+    _option(
+        "Limit of the time to first token, ms: a stream that begins later is late, however soon "
+        "it ends."
+    ),
+]
 _ShadowOption = Annotated[str | None, _option("A rule that is watched: what would it have done?")]
 _CanaryOption = Annotated[
     str | None, _option("A rule on a twentieth of the requests, rolled back or promoted by a test.")
@@ -364,10 +379,16 @@ _HoldoutOption = Annotated[
 ]
 
 # %% ../../nbs/apps/84_cli.ipynb #beb0aae6
-def _check_numbers(slo_ms: float | None, slo_tok_ms: float | None, holdout: float):
+def _check_numbers(
+    slo_ms: float | None,
+    slo_tok_ms: float | None = None,
+    holdout: float = 0.0,
+    slo_ttft_ms: float | None = None,
+):
     "ValueError names the option whose number makes no sense."
-    if slo_ms is not None and not 0 < slo_ms < float("inf"):
-        raise ValueError(f"--slo-ms must be positive, got {slo_ms:g}")
+    for option, limit_ms in (("--slo-ms", slo_ms), ("--slo-ttft-ms", slo_ttft_ms)):
+        if limit_ms is not None and not 0 < limit_ms < float("inf"):
+            raise ValueError(f"{option} must be positive, got {limit_ms:g}")
     if slo_tok_ms is not None and not 0 <= slo_tok_ms < float("inf"):
         raise ValueError(f"--slo-tok-ms must be 0 or more, got {slo_tok_ms:g}")
     if not 0 <= holdout < 1:
@@ -442,6 +463,37 @@ def _requests_of(source) -> list:
     return list(logged(source.loaded.df())) if source.kind == "requests" else []
 
 
+def _answers_of(source):  # a StepSource -> DataFrame: backend, latency_ms, ok, perhaps tier
+    "The answers that a log or series shows; of a series, a few that have its statistics."
+    from arcpoint_ce.proof.counterfactual import pseudo_requests
+
+    if source.kind == "requests":
+        return source.loaded.df(["backend", "latency_ms", "ok", "tier"])
+    return pseudo_requests(source.steps, source.step_s)
+
+
+def _with_limit(source, fleet, how: dict) -> dict:  # `how` with `slo_ms`
+    """The limit that the data itself suggests, where nobody has named one; said on the terminal.
+
+    Our own samples have the default limit.
+    """
+    from arcpoint_ce.telemetry.limits import infer_limit_ms
+
+    if "slo_ms" in how or source.synthetic or all(b.slo_ms for b in fleet):
+        return how
+    answers = _answers_of(source)
+    if "tier" in answers and answers.tier.isin(list(fleet.tiers)).all():
+        return how
+    try:
+        limit = infer_limit_ms(answers)
+    except ValueError as e:
+        typer.echo(f"no --slo-ms is given, 300 ms are taken: {e}", err=True)
+        return how
+    says = f"{limit.ms:g} ms are taken for requests without a limit, {limit.said} of this data"
+    typer.echo(f"no --slo-ms is given: {says}", err=True)
+    return how | dict(slo_ms=limit.ms)
+
+
 def _model_for(source, folder: Path):  # a StepSource -> fitted LatencyForest
     "A stored model that fits the data's steps. ValueError where it does not."
     from arcpoint_ce.forecast.latency import load
@@ -487,11 +539,44 @@ def _hear_steps(engine, steps, step_s: int, now: float):
     engine.feed.take()
 
 
+@dataclass
+class _FirstTokens:
+    "An engine whose callers all want their first token in time. For a replay."
+
+    engine: Any  # ContextEngine
+    limit_ms: float
+
+    def __post_init__(self):
+        engine = self.engine
+        self.cancel, self.progress, self.observe = engine.cancel, engine.progress, engine.observe
+        self.step, self.config = engine.step, engine.config
+
+    def decide(self, request, now: float):
+        return self.engine.decide(request._replace(ttft_limit_ms=self.limit_ms), now)
+
+
+def _replay_of(engine, slo_ttft_ms: float | None, *pace):  # -> Replay
+    "A log through an engine; `pace`: speed, clock and sleep."
+    from arcpoint_ce.engine.replay import Replay
+
+    play: Any = Replay(engine, *pace)
+    if slo_ttft_ms is not None:
+        play.engine = _FirstTokens(engine, slo_ttft_ms)
+    return play
+
+
 # -> (ContextEngine, end of the data, s)
-def _engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict):
+def _engine_at_end(
+    source,
+    fleet,
+    model_dir: Path | None,
+    seed: int,
+    how: dict,
+    slo_ttft_ms: float | None = None,  # limit of the time to first token, ms
+):
     "An engine as it stands at the end of the data."
     from arcpoint_ce.engine.engine import ContextEngine
-    from arcpoint_ce.engine.replay import Replay, warm
+    from arcpoint_ce.engine.replay import warm
     from arcpoint_ce.engine.store import NullStore
     from arcpoint_ce.routing.router import RouterConfig
 
@@ -513,7 +598,7 @@ def _engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict):
         _learn_before(
             engine, past, [r for r in rows if r.at_s >= begin_s - _LEARNED_STEPS * step_s], begin_s
         )
-    play = Replay(engine)
+    play = _replay_of(engine, slo_ttft_ms)
     for r in rows:
         if r.at_s >= begin_s:
             play.until(r.at_s)
@@ -523,7 +608,13 @@ def _engine_at_end(source, fleet, model_dir: Path | None, seed: int, how: dict):
     return engine, now
 
 # %% ../../nbs/apps/84_cli.ipynb #c837cf48
-def _print_decision(decision, ranking, now: float, fleet):
+def _print_decision(
+    decision,
+    ranking,
+    now: float,
+    fleet,
+    states: dict[str, str],  # of the breakers, by backend
+):
     "A decision with its reasons, and everything that was considered."
     when = datetime.fromtimestamp(now, UTC)
     typer.echo(f"at {when:%Y-%m-%d %H:%M:%S} UTC, fleet: {fleet.source or 'given'}\n")
@@ -534,6 +625,7 @@ def _print_decision(decision, ranking, now: float, fleet):
     def known(x):  # four figures
         return None if x is None or x == float("inf") else float(f"{x:.4g}")
 
+    once = {c.backend: c for c in reversed(ranking)}  # a last resort stands twice
     rows = [
         (
             c.backend,
@@ -543,16 +635,14 @@ def _print_decision(decision, ranking, now: float, fleet):
             known(c.p50_ms),
             f"{c.error_rate:.1%}",
             c.cost_usd,
+            states[c.backend],
             c.reason,
         )
         for c in ranking
+        if once[c.backend] is c
     ]
-    typer.echo(
-        "\n"
-        + _text_table(
-            ["backend", "score", "odds", "P(slow)", "p50, ms", "errors", "cost, USD", "why"], rows
-        )
-    )
+    columns = ("score", "odds", "P(slow)", "p50, ms", "errors", "cost, USD", "breaker", "why")
+    typer.echo("\n" + _text_table(["backend", *columns], rows))
 
 # %% ../../nbs/apps/84_cli.ipynb #9629c603
 def _answer(
@@ -578,9 +668,11 @@ def _answer(
         served = [getattr(b, f"{what}s") for b in fleet]
         if all(served):
             _check_choice(what, getattr(request, what), sorted(set().union(*served)))
-    engine, now = _engine_at_end(source, fleet, model_dir, seed, how)
+    how = _with_limit(source, fleet, how)
+    engine, now = _engine_at_end(source, fleet, model_dir, seed, how, request.ttft_limit_ms)
     ranking = engine.rank(request, now)
-    _print_decision(engine.decide(request, now), ranking, now, fleet)
+    states = {b.name: engine.router.health(b.name, now)[0].replace("_", "-") for b in fleet}
+    _print_decision(engine.decide(request, now), ranking, now, fleet, states)
 
 # %% ../../nbs/apps/84_cli.ipynb #30a01854
 @_app.command()
@@ -600,9 +692,14 @@ def decide(
     model: Annotated[str | None, _option("Model wanted.")] = None,
     task: Annotated[str | None, _option("Task wanted.")] = None,
     slo_ms: Annotated[
-        float | None, _option("Latency limit of this request, and of all that name none, ms.")
+        float | None,
+        _option(
+            "Latency limit of this request, and of all in the log that have none, ms: what takes "
+            "longer is late.  [default: the tier's, else three times what the log shows as usual]"
+        ),
     ] = None,
     slo_tok_ms: _SloTokOption = None,
+    slo_ttft_ms: _SloTtftOption = None,
     tokens_in: Annotated[int, typer.Option(help="Input tokens.")] = 0,
     tokens_out: Annotated[int, typer.Option(help="Expected output tokens.")] = 0,
     policy: _PolicyOption = "auto",
@@ -615,6 +712,7 @@ def decide(
       arcpoint decide sample --tier premium --tokens-in 800 --tokens-out 200
       arcpoint decide sample --forecaster latency
       arcpoint decide requests.csv --model-dir my-model --slo-ms 300 --policy p2c
+      arcpoint decide chats.csv --slo-ms 1500 --slo-tok-ms 40 --slo-ttft-ms 800
 
     The engine learns from everything but the last 120 steps. It decides those again, as `arcpoint
     replay` does.
@@ -622,13 +720,16 @@ def decide(
     from arcpoint_ce.routing.records import Request
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms)
+    _check_numbers(None, slo_ttft_ms=slo_ttft_ms)
     if model_dir is not None and forecaster not in ("auto", "latency"):
         raise ValueError(
             f"--model-dir is a latency forecaster: leave --forecaster {forecaster} out"
         )
     if min(tokens_in, tokens_out) < 0:
         raise ValueError("--tokens-in and --tokens-out must be 0 or more")
-    request = Request("", model, task, tier, slo_ms, tokens_in, tokens_out)
+    request = Request(
+        "", model, task, tier, slo_ms, tokens_in, tokens_out, ttft_limit_ms=slo_ttft_ms
+    )
     _answer(data, preset, columns, fleet, model_dir, request, seed, how)
 
 # %% ../../nbs/apps/84_cli.ipynb #c4ec1002
@@ -655,7 +756,7 @@ def check(
 
     if json is not None and not json.absolute().parent.is_dir():
         raise FileNotFoundError(2, "no such folder", str(json.parent))
-    _check_numbers(slo_ms, None, 0.0)
+    _check_numbers(slo_ms)
     found = check_log(log, preset, columns, fleet, slo_ms)
     typer.echo(check_page(found))
     if json is not None:
@@ -771,6 +872,15 @@ def simulate(
     ] = False,
     policy: _PolicyOption = "auto",
     forecaster: _ForecasterOption = "auto",
+    slo_ms: Annotated[
+        float | None,
+        _option(
+            "Latency limit of every request, ms: what takes longer is late.  "
+            "[default: a multiple of its work]"
+        ),
+    ] = None,
+    slo_tok_ms: _SloTokOption = None,
+    slo_ttft_ms: _SloTtftOption = None,
     streams: Annotated[
         bool,
         typer.Option(
@@ -804,7 +914,9 @@ def simulate(
     from arcpoint_ce.lab.gateway import EngineGateway
 
     check_amounts(requests, load, speed, every_s)
-    how = _engine_how(policy, forecaster, shadow=shadow, canary=canary, ab=ab, holdout=holdout)
+    how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
+    _check_numbers(None, slo_ttft_ms=slo_ttft_ms)
+    how |= dict(slo_ttft_ms=slo_ttft_ms) if slo_ttft_ms else {}
     stage = make_stage(fleet, scenario, faults, seed, requests, load, streams=float(streams), **how)
     with leaving_in_order(), _committed(_new_store(store)) as written:
         if written is not None:
@@ -869,6 +981,7 @@ def replay(
     forecaster: _ForecasterOption = "auto",
     slo_ms: _SloOption = None,
     slo_tok_ms: _SloTokOption = None,
+    slo_ttft_ms: _SloTtftOption = None,
     shadow: _ShadowOption = None,
     canary: _CanaryOption = None,
     ab: _AbOption = None,
@@ -885,13 +998,15 @@ def replay(
     Where the engine chooses as the log did, decision and outcome are joined. Elsewhere the log
     cannot say what would have happened: the decision is withdrawn, and the outcome teaches what
     the backend did. Where the log tells tokens and the time to the first one, the engine also
-    hears of every stream's progress.
+    hears of every stream's progress. Without --slo-ms, a request of no tier is late when it takes
+    three times what the log shows as usual.
     """
     if not 0 < learn < 1:
         raise ValueError(f"--learn must lie between 0 and 1, got {learn:g}")
     if not 0 <= speed < float("inf"):
         raise ValueError(f"--speed must be 0 (as fast as it goes) or above, got {speed:g}")
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
+    _check_numbers(None, slo_ttft_ms=slo_ttft_ms)
     from arcpoint_ce.telemetry.source import load_steps
 
     source = load_steps(log, preset, columns=columns or None)
@@ -899,11 +1014,21 @@ def replay(
         raise ValueError(
             f"{log}: {source.kind} has no single requests to replay; give a request log"
         )
-    _print_replay(*_replayed(source, _fleet_of(source, fleet), speed, store, learn, how))
+    known = _fleet_of(source, fleet)
+    how = _with_limit(source, known, how)
+    _print_replay(*_replayed(source, known, speed, store, learn, how, slo_ttft_ms))
 
 # %% ../../nbs/apps/84_cli.ipynb #ea52b394
 # -> (counts, engine, end of the log, s)
-def _replayed(source, fleet, speed: float, store: Path | None, learn: float, how: dict):
+def _replayed(
+    source,
+    fleet,
+    speed: float,
+    store: Path | None,
+    learn: float,
+    how: dict,
+    slo_ttft_ms: float | None = None,
+):
     """Learn from the first part, then replay the rest, with a progress bar on a terminal.
 
     `how`: as from `engine_how`.
@@ -914,7 +1039,6 @@ def _replayed(source, fleet, speed: float, store: Path | None, learn: float, how
 
     from arcpoint_ce.engine.anomalies import learn_anomalies
     from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
-    from arcpoint_ce.engine.replay import Replay
     from arcpoint_ce.routing.router import RouterConfig
 
     written = _new_store(store)
@@ -934,7 +1058,7 @@ def _replayed(source, fleet, speed: float, store: Path | None, learn: float, how
     )
     _learn_before(engine, past, [r for r in rows if r.at_s < since_s], since_s)
     rest = [r for r in rows if r.at_s >= since_s]
-    play = Replay(engine, speed, time.monotonic, time.sleep)
+    play = _replay_of(engine, slo_ttft_ms, speed, time.monotonic, time.sleep)
     counts = play.run(tqdm(rest, unit="req", leave=False, disable=not sys.stderr.isatty()))
     engine.close(play.at_s)
     if written is not None and store is not None:
@@ -1228,12 +1352,20 @@ def _calls_of(folder: Path | None):  # -> Dependencies | None
     return read_dependencies(folder) if folder else None
 
 
-def _context_of(store: str, fleet: Path | None, calls: Path | None):  # -> Context
+def _context_of(
+    store: str,
+    fleet: Path | None,
+    calls: Path | None,
+    **limits: float | None,  # slo_ms, slo_tok_ms; None: as the store has them
+):  # -> Context
     "The context of a store."
     from arcpoint_ce.context.questions import Context
+    from arcpoint_ce.context.state import Facts
     from arcpoint_ce.telemetry.fleet_file import load_fleet
 
-    return Context(store, load_fleet(fleet) if fleet else None, calls=_calls_of(calls))
+    asked = {name: limit_ms for name, limit_ms in limits.items() if limit_ms is not None}
+    facts = Facts(store, load_fleet(fleet) if fleet else None, limits=asked)
+    return Context(facts, calls=_calls_of(calls))
 
 # %% ../../nbs/apps/84_cli.ipynb #8a9fa781
 @_app.command()
@@ -1242,6 +1374,9 @@ def ask(
     store: _StoreOption,
     fleet: _FleetOption = None,
     calls: _CallsOption = None,
+    slo_ms: _SloOption = None,
+    slo_tok_ms: _SloTokOption = None,
+    slo_ttft_ms: _SloTtftOption = None,
     model: Annotated[
         bool,
         typer.Option(
@@ -1258,6 +1393,7 @@ def ask(
       arcpoint ask "Why did quality drop yesterday evening?" --store run.sqlite
       arcpoint ask "Which backend should serve a premium request of 2000 tokens?" --store run.sqlite
       arcpoint ask "What capacity risk do we run in the next five minutes?" --store run.sqlite
+      arcpoint ask "How is the fleet?" --store run.sqlite --slo-ms 800
 
     Times are UTC and resolved by code; "now" is the newest event of the store. The _answer is
     computed from the records. Without a key it comes from templates, with the same evidence.
@@ -1265,14 +1401,15 @@ def ask(
     from arcpoint_ce.context.agent import AgentConfig
     from arcpoint_ce.context.ask import ask as answer_to
 
-    typer.echo(
-        answer_to(
-            _context_of(store, fleet, calls),
-            question,
-            _agent_client(model),
-            AgentConfig(model=name),
-        )
+    _check_numbers(slo_ms, slo_tok_ms, slo_ttft_ms=slo_ttft_ms)
+    told = answer_to(
+        _context_of(store, fleet, calls, slo_ms=slo_ms, slo_tok_ms=slo_tok_ms),
+        question,
+        _agent_client(model),
+        AgentConfig(model=name),
+        wanted=dict(ttft_limit_ms=slo_ttft_ms) if slo_ttft_ms else {},
     )
+    typer.echo(told)
 
 # %% ../../nbs/apps/84_cli.ipynb #0fb66150
 @_app.command()
@@ -1362,6 +1499,7 @@ def serve(
     forecaster: _ForecasterOption = "auto",
     slo_ms: _SloOption = None,
     slo_tok_ms: _SloTokOption = None,
+    slo_ttft_ms: _SloTtftOption = None,
     shadow: _ShadowOption = None,
     canary: _CanaryOption = None,
     ab: _AbOption = None,
@@ -1393,8 +1531,9 @@ def serve(
     from arcpoint_ce.context.service import make_app
 
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
+    _check_numbers(None, slo_ttft_ms=slo_ttft_ms)
     guards, keep_s = _guards_of(host), _span_s("--keep", "30d" if keep is None else keep)
-    service = _service_of(store, fleet, calls, keep_s=keep_s, **how)
+    service = _service_of(store, fleet, calls, keep_s=keep_s, slo_ttft_ms=slo_ttft_ms, **how)
     if keep is not None:
         gone = service.engine.store.sweep(keep_s, share=1.0)
         typer.echo(f"{gone} records older than {keep} were forgotten", err=True)

@@ -94,10 +94,27 @@ def _settled(
 ) -> tuple[dict, str]:  # the settings that were asked for; what our engine is called
     "Make an engine with these settings once. ValueError if they make no sense."
     how = {k: v for k, v in how.items() if v}
-    engine = ContextEngine(backends, NullStore(), **how)
+    engine = ContextEngine(
+        backends, NullStore(), **{k: v for k, v in how.items() if k != "slo_ttft_ms"}
+    )
     names = [engine.router.policy.name, f"forecaster {engine.forecaster.name}"]
     names += [f"{k} {v}" for k, v in how.items() if k not in ("policy", "forecaster")]
     return how, ", ".join(names)
+
+
+def _promised(
+    workload: Workload,
+    slo_ms: float | None = None,  # latency limit of every request, ms; None: the workload's own
+    slo_tok_ms: float | None = None,  # and this much more per output token, ms
+    **rest,  # other settings, which promise nothing
+) -> Workload:
+    "The requests with the limit that was asked for. ValueError on half a limit."
+    if slo_ms is None and slo_tok_ms is not None:
+        raise ValueError("--slo-tok-ms adds to --slo-ms: give both")
+    if slo_ms is None:
+        return workload
+    slo_s = (slo_ms + (slo_tok_ms or 0.0) * workload.tokens_out) / 1000.0
+    return replace(workload, slo_s=slo_s)
 
 
 def _family_stage(
@@ -115,7 +132,7 @@ def _family_stage(
         FAMILIES[name].says,
         f"{len(world.backends)} backends of the family's own",
         world.backends,
-        world.workload,
+        _promised(world.workload, **how),
         world.fleet,
         lambda **more: ours(world, **how, **more),
         past,
@@ -183,7 +200,7 @@ def _file_stage(
         says,
         f"{len(fleet)} backends of {path}",
         tuple(fleet),
-        site.workload,
+        _promised(site.workload, **how),
         lambda gateways: site.fleet(gateways, trouble),
         lambda **more: ours_at(site, **how, **more),
         lambda: quiet_past(site, how.get("forecaster", "auto"), n=_PAST),
@@ -224,7 +241,8 @@ def make_stage(
     load: float = 0.4,  # own traffic, share of what the fleet can take within the limit
     *,
     streams: float = 1.0,  # share of requests whose answers come token by token, 0..1
-    **how,  # policy, forecaster, shadow, canary, ab and holdout of `ContextEngine`
+    # policy, forecaster, shadow, canary, ab, holdout and limits (slo_ms, slo_tok_ms, slo_ttft_ms)
+    **how,
 ) -> _Stage:
     "The stage that a command line asks for. ValueError and FileNotFoundError with a remedy."
     _check_choice(fleet, scenario, faults)

@@ -126,6 +126,7 @@ def _computed(
     context: Context,
     text: str,
     zone: tzinfo = UTC,  # of the asker
+    wanted: Mapping = {},  # further arguments of `which`
 ) -> tuple[str, Span | None, Answer]:
     "Intent, span and answer. ValueError where nothing can be said."
     intent = _intent_of(text)
@@ -141,7 +142,7 @@ def _computed(
     at = dict(at=span.until_s) if span is not None and span.until_s < now - 60 else {}
     if intent == "which":
         details = _details_of(text, context.records.fleet().tiers)
-        return intent, span, context.which(**details, **at)
+        return intent, span, context.which(**{**wanted, **details}, **at)
     return intent, span, context.state(**at)
 
 
@@ -255,6 +256,7 @@ def ask(
     client=None,  # an `anthropic.Anthropic`; None: templates
     config: AgentConfig = AgentConfig(),
     zone: tzinfo = UTC,  # of the asker, for words like "this morning"
+    wanted: Mapping = {},  # what else a request asks for, as arguments of `which`
 ) -> _Told:
     """Answer a question in words.
 
@@ -264,7 +266,7 @@ def ask(
         raise ValueError(
             "what is the question? For example: Why did quality drop yesterday evening?"
         )
-    intent, span, answer = _computed(context, question, zone)
+    intent, span, answer = _computed(context, question, zone, wanted)
     by, says = "template", answer.says
     if client is not None:
         try:

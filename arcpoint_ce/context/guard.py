@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -30,10 +31,14 @@ def problem(
     title: str,
     detail: str = "",
     close: bool = False,  # the connection too: for strangers, who should hold nothing
+    retry_after_s: float = inf,  # when to come again, s; inf: nobody knows
+    **more,  # further members of the document, JSON values
 ) -> Response:
-    "A problem document, application/problem+json."
-    body = dict(type="about:blank", title=title, status=status, detail=detail)
-    headers = {"connection": "close"} if close else None
+    "A problem document, application/problem+json. A time to wait is told in whole seconds, up."
+    body = dict(type="about:blank", title=title, status=status, detail=detail, **more)
+    headers = {"connection": "close"} if close else {}
+    if retry_after_s < inf:  # a clock's rounding must not add a second
+        headers["retry-after"] = str(ceil(max(retry_after_s - 1e-6, 0.0)))
     return Response(json.dumps(body), status, headers, "application/problem+json")
 
 # %% ../../nbs/context/58a_guard.ipynb #9140e568

@@ -12,7 +12,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -25,12 +25,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .callgraph import Dependencies
 from .guard import Guards, problem, strange_name
-from .questions import TOOLS, Asked, Context
+from .questions import TOOLS, Asked, Context, RequestArgs
 from .state import Facts, StoreError, finite
 from ..engine.engine import ContextEngine, EngineConfig
 from ..engine.metrics import EngineCollector
 from ..routing.decisions import Decision, NoBackend
-from ..routing.records import Backend, Outcome, Request
+from ..routing.limits import read_limits
+from ..routing.records import Backend, Outcome
 from ..routing.router import RouterConfig
 
 # %% ../../nbs/context/59_service.ipynb #b1d80076
@@ -38,33 +39,11 @@ _Name = Field(None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
 _MOST_TOKENS = 10**9  # of one request
 
 
-class _DecideArgs(Asked):
+class _DecideArgs(RequestArgs):
     "A request that wants a backend. Reserves; end it with /observe."
 
-    id: str = Field("", max_length=200)
-    model: str | None = _Name
-    task: str | None = _Name
-    tier: str | None = _Name
-    slo_ms: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False)
-    tokens_in: int = Field(0, ge=0, le=_MOST_TOKENS)
-    tokens_out: int = Field(0, ge=0, le=_MOST_TOKENS)
-    max_cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
-    min_quality: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    id: str = Field("", max_length=200, description="the caller's own")
     explain: bool = Field(False, description="add reasons and fallbacks")
-
-    def request(self) -> Request:
-        "The same for the router; a cost that is left out has no limit."
-        return Request(
-            self.id,
-            self.model,
-            self.task,
-            self.tier,
-            self.slo_ms,
-            self.tokens_in,
-            self.tokens_out,
-            inf if self.max_cost_usd is None else self.max_cost_usd,
-            self.min_quality,
-        )
 
 # %% ../../nbs/context/59_service.ipynb #7253aa7a
 class _ObserveArgs(Asked):
@@ -104,6 +83,15 @@ class _ObserveArgs(Asked):
         description="when it started, s; left out: its latency ago",
     )
 
+    headers: dict[str, str | float] = Field(
+        {}, max_length=200, description="of the provider's answer: what they say of rate limits"
+    )
+
+    def pause_s(self) -> float | None:  # None: nobody named one
+        "How long the backend wants to be left alone; what is told counts before the headers."
+        told_s = self.retry_after_s
+        return read_limits(self.headers).wait_s if told_s is None and self.headers else told_s
+
     def outcome(self, now: float) -> Outcome:
         "The same for the router. ValueError on a success without a latency."
         start_s = self.ts_s
@@ -124,7 +112,7 @@ class _ObserveArgs(Asked):
             self.version,
             self.quality,
             self.status,
-            self.retry_after_s,
+            self.pause_s(),
         )
 
 
@@ -228,6 +216,7 @@ class _Service:
     engine: ContextEngine
     context: Context
     clock: Callable[[], float]
+    slo_ttft_ms: float | None = None  # limit of the time to first token where none is asked, ms
     live: bool = False  # has anything been decided or observed here
     open: dict[int, Decision] = field(default_factory=dict)  # by id; may hold ended ones
 
@@ -244,7 +233,10 @@ class _Service:
         "A backend is reserved. NoBackend where nothing may serve the request."
         self._wake()
         now = self.clock()
-        d = self.engine.decide(args.request(), now)
+        request = args.request(args.id)
+        if request.ttft_limit_ms is None and self.slo_ttft_ms is not None:
+            request = request._replace(ttft_limit_ms=self.slo_ttft_ms)
+        d = self.engine.decide(request, now)
         self._remember(d, now)
         out = dict(
             decision=d.id,
@@ -252,6 +244,7 @@ class _Service:
             mode=d.mode,
             probability=d.probability,
             until_s=d.until_s,
+            last_resort=d.last_resort,
         )
         if args.explain:
             out |= dict(reasons=d.reasons, fallbacks=d.fallbacks)
@@ -268,7 +261,11 @@ class _Service:
     def observe(self, args: _ObserveArgs) -> dict:
         "ValueError where it names a backend that it cannot have run on."
         self._wake()
-        taken = self.engine.observe(args.outcome(self.clock()))
+        now = self.clock()
+        taken = self.engine.observe(args.outcome(now))
+        if args.headers:
+            with suppress(KeyError):  # it has left the fleet meanwhile
+                self.engine.router.hear_limits(args.backend, args.headers, now)
         d = self.open.get(args.decision) if args.decision is not None else None
         if d is not None and not d.open:
             del self.open[d.id]
@@ -312,6 +309,7 @@ def make_service(
     gateway: int | None = None,  # own number, where several gateways share the store
     keep_s: float = 3650 * 86_400.0,  # older records are forgotten, s
     calls: Dependencies | None = None,  # which services stand behind the backends
+    slo_ttft_ms: float | None = None,  # limit of the time to first token where none is asked, ms
     # of `ContextEngine`: policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout, ...
     **engine,
 ) -> _Service:
@@ -335,7 +333,7 @@ def make_service(
     except StoreError:
         records.clock = clock  # nothing to look back on
     context = Context(records, calls=calls, router=made.router)
-    return _Service(made, context, clock)
+    return _Service(made, context, clock, slo_ttft_ms)
 
 # %% ../../nbs/context/59_service.ipynb #3a6653e4
 def in_words(e: ValidationError) -> str:
@@ -522,6 +520,7 @@ _PROBLEM_SCHEMA = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "backends": {"type": "object", "additionalProperties": {"type": "string"}},
     },
     "required": ["title", "status"],
 }
@@ -600,13 +599,19 @@ def safely(f: Callable[[], Mapping]) -> Response:
     except StoreError as e:
         return problem(409, "nothing is known yet", str(e))
     except NoBackend as e:
-        return problem(409, "no backend", str(e))
+        return _refused(e)
     except (ValueError, OverflowError) as e:
         return problem(422, "cannot be answered", str(e))
     except sqlite3.Error as e:
         return problem(503, "the store cannot be read", f"{type(e).__name__}: {e}")
     except KeyError as e:
         return problem(404, "unknown name", str(e.args[0] if e.args else e))
+
+
+def _refused(e: NoBackend) -> Response:
+    "Nobody may serve: why, for each backend, and when to ask again."
+    why = dict(e.excluded)
+    return problem(503, "no backend", str(e), retry_after_s=e.retry_after_s, backends=why)
 
 # %% ../../nbs/context/59_service.ipynb #57be15b5
 _BY_QUERY = ("state", "risk", "incidents")  # GET; the others are POST

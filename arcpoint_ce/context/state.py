@@ -206,7 +206,10 @@ class Facts:
         # the backends, where the store does not name them; a `Fleet` brings its tiers along
         fleet: Iterable[Backend] | None = None,
         clock: Callable[[], float] | None = None,  # of a live engine, s; None: there is none
+        # slo_ms and slo_tok_ms to judge by, in place of those that the store names, ms
+        limits: Mapping[str, float] | None = None,
     ):
+        self.limits = dict(limits or {})
         self.reader = _StoreReader(where)
         self.given = fleet
         self.clock = clock
@@ -249,17 +252,18 @@ class Facts:
                 "tiers",
                 {},
             )
-            return dict(
+            named = dict(
                 backends=[asdict(b) for b in self.given],
                 tiers=[asdict(t) for t in tiers.values()],
                 slo_ms=300.0,
                 slo_tok_ms=0.0,
                 step_s=60,
             )
+            return named | self.limits
         written = self.named("fleet")
         if written is None:
             raise StoreError("the store does not name its fleet; give one (`--fleet fleet.toml`)")
-        return written
+        return written | self.limits
 
     def fleet(self) -> Fleet:
         "The fleet with its tiers. StoreError as for `plain_fleet`."

@@ -57,10 +57,10 @@ def logged(
 
     if "status" in table and "error" in table:
         table = table.assign(
-            error=table["error"].fillna(table["status"].where(table["ok"].ne(True)))
+            error=table["error"].fillna(table["status"].where(table["ok"].ne(True).fillna(True)))
         )
     elif "status" in table:
-        table = table.assign(error=table["status"].where(table["ok"].ne(True)))
+        table = table.assign(error=table["status"].where(table["ok"].ne(True).fillna(True)))
     names = ("latency_ms", *_Logged._fields[4:])
     columns = [[known(x) for x in table[c]] if c in table else [None] * len(table) for c in names]
     good = table["ok"].fillna(False)  # mistakes of callers are no success; their error says whose

@@ -57,15 +57,19 @@ def _engine_at(
 ) -> ContextEngine:
     "An engine in front of a world, told the limit of its requests and how many gateways there are."
     setting = world.setting
+    own = dict(
+        slo_ms=setting.slack * REF_PREFILL_MS * 500.0,
+        slo_tok_ms=setting.slack * REF_TPOT_MS,
+    )
+    if "slo_ms" in how:  # a limit of its own has no share per token, unless one is given too
+        own["slo_tok_ms"] = 0.0
     return lab_engine(
         backends,
         seed,
-        slo_ms=setting.slack * REF_PREFILL_MS * 500.0,
-        slo_tok_ms=setting.slack * REF_TPOT_MS,
         store=store,
         lease_s=world.timeout_s,
         gateways=setting.gateways,
-        **how,
+        **(own | how),
     )
 
 # %% ../../nbs/lab/47a_contest.ipynb #8db431f3
@@ -163,7 +167,8 @@ def ours(
     trace: list | None = None,  # where to write what was foreseen at every tick
     store: NullStore | None = None,  # what it remembers; None: the past of this `World`
     into: FeedbackStore | None = None,  # where it writes down what happens; None: nowhere
-    **how,  # policy and the rest of `ContextEngine`
+    slo_ttft_ms: float | None = None,  # limit of the time to first token, ms; None: none
+    **how,  # policy and the rest of `ContextEngine`; slo_ms in place of the world's own limit
 ) -> EngineGateway:
     "One gateway of ours in this world."
     if store is None and forecaster == "none":
@@ -191,7 +196,7 @@ def ours(
             )
         return engine
 
-    return EngineGateway(make, trace=trace)
+    return EngineGateway(make, trace=trace, ttft_limit_ms=slo_ttft_ms)
 
 # %% ../../nbs/lab/47a_contest.ipynb #052b53e0
 # "on": as the forecaster says; "off": without one; then the wrong ones

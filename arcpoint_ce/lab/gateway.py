@@ -88,8 +88,10 @@ class EngineGateway:
         *,
         ticks: bool = True,  # does the engine tick
         trace: list | None = None,  # where to write (now, foreseen change by place) at every tick
+        ttft_limit_ms: float | None = None,  # of the time to first token, for every request, ms
     ):
         self.make, self.ticks, self.trace = make, ticks, trace
+        self.ttft_limit_ms = ttft_limit_ms
         self.every_s = inf
 
     def start(self, backends: tuple[Backend, ...], seed: int):
@@ -107,7 +109,12 @@ class EngineGateway:
 
     def send(self, call: Call, now: float) -> int:
         tokens_in: Any = call.tokens_in  # the laboratory's prompts may have a fractional length
-        request = Request("", None, None, call.tier, None, tokens_in, int(self.length))
+        request = Request(
+            tier=call.tier,
+            tokens_in=tokens_in,
+            tokens_out=int(self.length),
+            ttft_limit_ms=self.ttft_limit_ms,
+        )
         if self.asked % _SAMPLED_EVERY == 0:
             self.effects.append(_forecast_effect(self.router, request, now))
         self.asked += 1

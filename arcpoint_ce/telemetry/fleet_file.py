@@ -11,9 +11,10 @@ import tomllib
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..routing.records import Backend, Tier
 from .files import read_text
@@ -52,18 +53,33 @@ class Fleet(tuple):
         return tuple(b.name for b in self)
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #ee209773
-class _TierEntry(BaseModel):
-    "A [tiers.NAME] table."
+class _Entry(BaseModel):
+    "A table of the file. Unknown keys are refused."
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth(cls, value: Any) -> Any:
+        "ValueError on true and false, which would count as 1 and 0."
+        if isinstance(value, bool):
+            raise ValueError("true and false say nothing here")
+        return value
+
+
+_Word = Annotated[str, Field(min_length=1)]
+
+
+class _TierEntry(_Entry):
+    "A [tiers.NAME] table."
+
     slo_ms: float = Field(gt=0, allow_inf_nan=False)  # latency limit, ms
     confidence: float = Field(0.9, gt=0, lt=1)  # wanted probability of meeting it
 
 
-class _BackendEntry(BaseModel):
+class _BackendEntry(_Entry):
     "A [[backend]] table. Left out means unknown."
 
-    model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1)
     capacity: float = Field(gt=0, allow_inf_nan=False)  # requests at once
     models: list[str] = []
@@ -76,6 +92,11 @@ class _BackendEntry(BaseModel):
     context_tok: int | None = Field(None, gt=0)
     rpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per minute
     tpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # tokens per minute
+    tpm_in: float | None = Field(None, gt=0, allow_inf_nan=False)  # of these, input
+    rpd: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per day (UTC)
+    most_at_once: int | None = Field(None, gt=0)  # requests, more are refused
+    tags: list[_Word] = []  # what else it can do or is
+    spill_order: int | None = Field(None, ge=0)  # 0 is used up first; left out: not reserved
     quality: float | None = Field(None, ge=0, le=1)  # expected share of right answers
 
 
@@ -145,6 +166,7 @@ def _line_of(
 _REMEDY = {
     "extra_forbidden": "{hint}known here: {known}",
     "missing": "add it",
+    "list_type": "write a list: [{value}]",
     "too_short": "add at least one [[backend]] table",
 }
 _ENTRIES = {"backend": _BackendEntry, "tiers": _TierEntry}

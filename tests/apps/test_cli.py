@@ -202,6 +202,14 @@ def test_wrong_report_calls(tmp_path, monkeypatch, capsys, args, says):
         (["decide", "sample", "--model-dir", "none"], "missing"),
         (["decide", "sample", "--forecaster", "rooms"], "did you mean 'room'"),
         (["decide", "sample", "--slo-tok-ms", "-1"], "--slo-tok-ms"),
+        (["decide", "sample", "--slo-ttft-ms", "0"], "--slo-ttft-ms"),
+        (["replay", "sample", "--slo-ttft-ms", "nan"], "--slo-ttft-ms"),
+        (["simulate", "--scenario", "calm", "--slo-ttft-ms", "-1"], "--slo-ttft-ms"),
+        (["simulate", "--scenario", "calm", "--slo-ms", "0"], "--slo-ms"),
+        (["simulate", "--scenario", "calm", "--slo-tok-ms", "20"], "give both"),
+        (["serve", "--store", "s.sqlite", "--slo-ttft-ms", "inf"], "--slo-ttft-ms"),
+        (["ask", "How is it?", "--store", "s.sqlite", "--slo-ms", "0"], "--slo-ms"),
+        (["ask", "How is it?", "--store", "s.sqlite", "--slo-ttft-ms", "0"], "--slo-ttft-ms"),
         (
             ["decide", "sample", "--model-dir", "none", "--forecaster", "room"],
             "leave --forecaster room out",
@@ -487,6 +495,183 @@ def test_serve_forgets_what_is_older_than_asked(tmp_path, monkeypatch, capsys):
         code, _, err = said(capsys, "serve", "--store", path, f"--keep={wrong}")
         assert code == 2 and "--keep must be a span of time" in err
     assert "--keep" in said(capsys, "serve", "--help")[1]
+
+
+def answers(path, usual_ms: float, n: int = 3000, **columns):
+    """A healthy log of three backends over two hours, as answers of a language model come."""
+    rng = np.random.default_rng(1)
+    rows = dict(
+        ts=1_770_000_000 + np.sort(rng.uniform(0, 7200, n)),
+        backend=rng.choice(["b0", "b1", "b2"], n),
+        latency_ms=usual_ms * rng.lognormal(0, 0.3, n),
+    )
+    frame = pd.DataFrame(rows | columns)
+    frame.to_csv(path, index=False)
+    return frame
+
+
+def breakers(out: str) -> dict[str, str]:
+    "What `decide` says of each backend's breaker."
+    lines = out.splitlines()
+    head = next(k for k, line in enumerate(lines) if line.startswith("backend "))
+    at = lines[head].index("breaker")
+    rows = [line for line in lines[head + 2 :] if line.strip()]
+    return {line.split()[0]: line[at:].split()[0] for line in rows}
+
+
+P2C = ("--policy", "p2c")  # a rule whose breaker hears of late answers
+CLOSED = dict(b0="closed", b1="closed", b2="closed")
+CHAT = "[tiers.chat]\nslo_ms = 30000\n" + "".join(
+    f'[[backend]]\nname = "b{k}"\ncapacity = 8\n' for k in range(3)
+)
+
+
+@pytest.mark.parametrize("usual_ms", [40.0, 3000.0, 45_000.0])
+def test_where_nobody_names_a_limit_the_log_does_and_it_is_said(tmp_path, capsys, usual_ms):
+    answers(tmp_path / "llm.csv", usual_ms)
+    code, out, err = said(capsys, "decide", tmp_path / "llm.csv", "--forecaster", "none", *P2C)
+    (line,) = [x for x in err.splitlines() if "--slo-ms" in x]
+    limit_ms = float(line.split(": ")[1].split()[0])
+    assert code == 0 and 2.7 * usual_ms < limit_ms < 3.3 * usual_ms and "usual" in line
+    assert breakers(out) == CLOSED and "(panic)" not in out
+
+
+@pytest.mark.parametrize("how", [["--slo-ms", "30000"], ["--tier", "chat"], []])
+@pytest.mark.parametrize("rule", [("--forecaster", "none", *P2C), ()])
+def test_slow_answers_within_their_limit_are_no_trouble(tmp_path, capsys, how, rule):
+    answers(tmp_path / "llm.csv", 3000.0)
+    (tmp_path / "chat.toml").write_text(CHAT)
+    fleet = ["--fleet", tmp_path / "chat.toml"] if "--tier" in how else []
+    code, out, err = said(capsys, "decide", tmp_path / "llm.csv", *how, *fleet, *rule)
+    assert code == 0 and breakers(out) == CLOSED and "(panic)" not in out
+    assert ("no --slo-ms is given" in err) == ("--slo-ms" not in how)
+
+
+def test_a_limit_that_is_asked_for_counts(tmp_path, capsys):
+    answers(tmp_path / "llm.csv", 3000.0)
+    args = ("decide", tmp_path / "llm.csv", "--forecaster", "none", "--slo-ms", "300", *P2C)
+    code, out, err = said(capsys, *args)
+    assert code == 0 and breakers(out) != CLOSED and "no --slo-ms" not in err
+    # the same answers with a limit that grows with them
+    answers(tmp_path / "llm.csv", 3000.0, tokens_in=100, tokens_out=300)
+    code, out, _ = said(capsys, *args, "--slo-tok-ms", "40")
+    assert code == 0 and breakers(out) == CLOSED
+
+
+def test_no_limit_is_inferred_where_the_fleet_has_them_all(tmp_path, capsys):
+    answers(tmp_path / "llm.csv", 3000.0)
+    text = CHAT.replace("capacity = 8", "capacity = 8\nslo_ms = 20000")
+    (tmp_path / "own.toml").write_text(text)
+    fleet = ("--fleet", tmp_path / "own.toml", "--forecaster", "none", *P2C)
+    code, out, err = said(capsys, "decide", tmp_path / "llm.csv", *fleet)
+    assert code == 0 and breakers(out) == CLOSED and "no --slo-ms" not in err
+    answers(tmp_path / "llm.csv", 3000.0, tier="chat")
+    (tmp_path / "chat.toml").write_text(CHAT)
+    fleet = ("--fleet", tmp_path / "chat.toml", "--forecaster", "none", *P2C)
+    code, out, err = said(capsys, "decide", tmp_path / "llm.csv", *fleet)
+    assert code == 0 and breakers(out) == CLOSED and "no --slo-ms" not in err
+
+
+def test_too_few_answers_for_a_limit_are_said(tmp_path, capsys):
+    answers(tmp_path / "few.csv", 100.0, n=20)
+    code, out, err = said(capsys, "decide", tmp_path / "few.csv", "--forecaster", "none")
+    assert code == 0 and "300 ms are taken: 20 answers" in err and "-> b" in out
+
+
+def test_mistakes_of_callers_at_the_end_shut_nobody(tmp_path, capsys):
+    frame = answers(tmp_path / "log.csv", 150.0, ok=True, error="")
+    last = frame[frame.backend == "b0"].index[-8:]
+    frame.loc[last, "ok"] = False
+    frame.loc[last, "error"] = 4 * ["BadRequestError", "client_closed_request"]
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    code, out, err = said(capsys, "decide", tmp_path / "log.csv", "--slo-ms", "300", *P2C)
+    assert code == 0 and breakers(out) == CLOSED, err
+
+
+def test_mistakes_of_callers_told_by_status_alone_shut_nobody(tmp_path, capsys):
+    frame = answers(tmp_path / "log.csv", 150.0, status=200)
+    last = frame[frame.backend == "b0"].index[-8:]
+    frame.loc[last, "status"] = [400, 401, 413, 422, 499, 499, 404, 403]
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    args = ("decide", tmp_path / "log.csv", "--slo-ms", "300", "--columns", "status:status", *P2C)
+    code, out, err = said(capsys, *args)
+    assert code == 0 and breakers(out) == CLOSED, err
+
+
+def test_a_series_of_slow_answers_is_no_trouble(tmp_path, capsys):
+    t = np.arange(200) * 60 + 1_770_000_000
+    rows = [dict(ts=t, backend=b, requests=30, latency_ms=3000.0 + t % 7) for b in ("a", "b")]
+    pd.concat([pd.DataFrame(r) for r in rows]).to_csv(tmp_path / "series.csv", index=False)
+    code, out, err = said(capsys, "decide", tmp_path / "series.csv", "--forecaster", "none", *P2C)
+    assert code == 0 and "no --slo-ms is given: 9000 ms" in err
+    assert breakers(out) == dict(a="closed", b="closed")
+
+
+def test_a_late_first_token_is_late(tmp_path, capsys):
+    """In the last hour every stream begins late, and ends as soon as before."""
+    frame = answers(tmp_path / "log.csv", 2000.0, backend="b0", tokens_in=100, tokens_out=100)
+    slow = frame.ts > frame.ts.max() - 3600
+    frame["ttft_ms"] = np.where(slow, 0.9, 0.1) * frame.latency_ms
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    base = ("decide", tmp_path / "log.csv", "--slo-ms", "20000", "--forecaster", "none")
+    base = (*base, "--policy", "p2c")  # its breaker hears of late answers
+    code, out, _ = said(capsys, *base)
+    assert code == 0 and breakers(out) == dict(b0="closed")
+    code, out, _ = said(capsys, *base, "--slo-ttft-ms", "800")
+    assert code == 0 and breakers(out)["b0"] != "closed"
+
+
+def test_replay_names_its_limit(tmp_path, capsys):
+    answers(tmp_path / "llm.csv", 3000.0)
+    args = ("replay", tmp_path / "llm.csv", "--forecaster", "none")
+    code, out, err = said(capsys, *args)
+    assert (
+        code == 0
+        and "no --slo-ms is given: 9" in err
+        and ["refused", "0"] in [x.split() for x in out.splitlines()]
+    )
+    code, _, err = said(capsys, *args, "--slo-ms", "30000", "--slo-ttft-ms", "900")
+    assert code == 0 and "no --slo-ms" not in err
+
+
+def test_simulate_judges_by_the_limit_that_is_asked_for(capsys):
+    base = ("simulate", "--scenario", "calm", "--requests", "400", "--forecaster", "none")
+
+    def in_slo(*more):
+        code, out, err = said(capsys, *base, *more)
+        assert code == 0, err
+        (row,) = [line for line in out.splitlines() if line.startswith("ours (")]
+        return float(row.partition(")")[2].split()[0].rstrip("%"))
+
+    assert in_slo("--slo-ms", "1") == 0.0
+    assert in_slo("--slo-ms", "1", "--slo-tok-ms", "10000", "--slo-ttft-ms", "90000") == 100.0
+
+
+def test_ask_judges_by_the_limit_that_is_asked_for(tmp_path, capsys):
+    from arcpoint_ce import Backend, ContextEngine, Outcome, Request
+
+    engine = ContextEngine([Backend("a"), Backend("b")], tmp_path / "s.sqlite", forecaster="none")
+    for k in range(200):
+        d = engine.decide(Request(), 1000.0 + k)
+        engine.observe(Outcome(d.backend, 1000.0 + k, 500.0, True, None, d.id))
+        engine.step(1000.0 + k)
+    engine.close(1200.0)
+    base = ("ask", "Which backend should serve a request?", "--store", tmp_path / "s.sqlite")
+    code, out, _ = said(capsys, *base)
+    assert code == 0 and "within 300 ms" in out
+    code, out, _ = said(capsys, *base, "--slo-ms", "800", "--slo-ttft-ms", "100")
+    assert code == 0 and "within 800 ms" in out
+    code, out, _ = said(capsys, *base, "--slo-ms", "800", "--slo-tok-ms", "1")
+    assert code == 0 and "within 1000 ms" in out  # an answer of 200 tokens is supposed
+
+
+def test_limits_can_be_named_wherever_requests_are_judged(capsys):
+    for command in ("decide", "replay", "simulate", "ask", "serve"):
+        code, out, _ = said(capsys, command, "--help")
+        text = " ".join(out.split())
+        assert code == 0 and "time to first token" in text and "longer is late" in text, command
+        for option in ("--slo-ms", "--slo-tok-ms", "--slo-ttft-ms"):
+            assert option in out, (command, option)
 
 
 def test_decide_refuses_a_model_of_other_steps(model, tmp_path, capsys):

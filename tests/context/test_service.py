@@ -29,7 +29,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(store, port, env=ENV, host="127.0.0.1"):
+def start(store, port, env=ENV, host="127.0.0.1", fleet=FLEET):
     code = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
     process = subprocess.Popen(
         [
@@ -44,7 +44,7 @@ def start(store, port, env=ENV, host="127.0.0.1"):
             "--store",
             str(store),
             "--fleet",
-            str(FLEET),
+            str(fleet),
         ],
         env=env,
         stdout=subprocess.PIPE,
@@ -148,6 +148,15 @@ def test_decide_observe_and_ask(served):
         ("/observe", dict(backend="mars", latency_ms=1.0), 422),
         ("/observe", dict(backend="atlas-large"), 422),
         ("/observe", dict(backend="atlas-large", latency_ms=1.0, decision=2**70), 422),
+        ("/observe", dict(backend="atlas-large", latency_ms=1.0, headers=[]), 422),
+        ("/observe", dict(backend="atlas-large", latency_ms=1.0, headers=dict(a=[1])), 422),
+        ("/observe", dict(backend="mars", latency_ms=1.0, headers=dict(a="1")), 422),
+        ("/decide", dict(regions="eu"), 422),
+        ("/decide", dict(tags=["a\n"]), 422),
+        ("/decide", dict(ttft_limit_ms=0), 422),
+        ("/decide", dict(priority=1.5), 422),
+        ("/decide", dict(tags=["no such ability"]), 503),
+        ("/which", dict(regions="eu"), 422),
         ("/progress", {}, 422),
         ("/progress", dict(decision=1), 422),
         ("/progress", dict(decision=1, tokens=-1), 422),
@@ -184,6 +193,128 @@ def test_what_is_wrong_is_a_problem_document(served, path, body, status):
         and json.loads(text)["status"] == status
         and b"Traceback" not in text
     )
+
+
+MIXED = """[[backend]]
+name = "east"
+capacity = 8
+region = "us-east"
+tags = ["vision", "json"]
+rpm = 6000
+
+[[backend]]
+name = "west"
+capacity = 8
+region = "eu-west"
+tags = ["json"]
+rpm = 6000
+"""
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A service with two backends, unlike in region and abilities, both with a rate limit."""
+    fleet = tmp_path / "mixed.toml"
+    fleet.write_text(MIXED)
+    port = free_port()
+    process = start(tmp_path / "mixed.sqlite", port, fleet=fleet)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(20)
+
+
+def answered(url, path, body):
+    "Status, document and `Retry-After` of one call."
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as r:
+            return r.status, json.loads(r.read()), r.headers["retry-after"]
+    except urllib.error.HTTPError as e:
+        return e.code, json.loads(e.read()), e.headers["retry-after"]
+
+
+def test_regions_tags_and_whom_nobody_may_serve(mixed):
+    wanted = dict(
+        regions=["eu-west", "eu-central"],
+        tags=["json"],
+        session="s1",
+        prefix="p1",
+        ttft_limit_ms=300,
+        tenant="t1",
+        priority=3,
+    )
+    for _ in range(10):
+        status, d, _ = answered(mixed, "/decide", wanted)
+        assert (status, d["backend"], d["last_resort"]) == (200, "west", False)
+        answered(mixed, "/cancel", dict(decision=d["decision"]))
+    status, told, _ = answered(mixed, "/which", dict(wanted, top=2))
+    assert (status, told["options"][0]["backend"], told["last_resort"]) == (200, "west", False)
+    assert "is in region us-east" in told["options"][1]["reason"]
+    # time changes nothing about an ability that a backend has not
+    status, why, again_s = answered(mixed, "/decide", dict(regions=["eu-west"], tags=["vision"]))
+    assert (status, again_s) == (503, None)
+    assert why["backends"].keys() == {"east", "west"}
+    assert "region" in why["backends"]["east"] and why["backends"]["west"] == "lacks vision"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        dict(status=429, headers={"Retry-After": "40"}),
+        dict(status=429, headers={"retry-after-ms": 40_000}),
+        dict(status=429, error="RateLimitError", retry_after_s=40),
+        dict(status=200, headers={"retry-after": "40"}),
+    ],
+)
+def test_a_spent_rate_limit_is_a_503_that_says_when_to_come_again(mixed, told):
+    for name in ("east", "west"):
+        body = dict(told, backend=name, latency_ms=30.0)
+        assert answered(mixed, "/observe", body)[0] == 200
+    status, why, again_s = answered(mixed, "/decide", {})
+    assert status == 503 and 35 <= int(again_s) <= 40
+    assert all("rate limit is spent" in x for x in why["backends"].values())
+
+
+def test_what_the_provider_says_is_left_counts(mixed):
+    """Others spend the same limit: no answer was refused, and nothing is left of this minute."""
+    left = {"x-ratelimit-remaining-requests": "0", "X-Other": "kept out"}
+    for name in ("east", "west"):
+        body = dict(backend=name, latency_ms=80.0, status=200, headers=left)
+        assert answered(mixed, "/observe", body)[0] == 200
+    status, why, again_s = answered(mixed, "/decide", {})
+    if status == 200:  # the minute was over meanwhile
+        pytest.skip("the minute of the rate limit ended between two calls")
+    assert status == 503 and 1 <= int(again_s) <= 60
+
+
+def test_a_last_resort_is_called_one(mixed):
+    """Both backends fail until their breakers open: the least bad is tried, and said to be that."""
+    begin_s = time.time() - 6.0
+    for k in range(60):
+        failed = dict(latency_ms=20.0, status=500, ts_s=begin_s + 0.1 * k)
+        for name in ("east", "west"):
+            answered(mixed, "/observe", dict(failed, backend=name))
+    status, d, _ = answered(mixed, "/decide", dict(explain=True))
+    assert (status, d["last_resort"]) == (200, True)
+    assert any("last resort" in why for why in d["reasons"])
+    _, told, _ = answered(mixed, "/which", {})
+    names = [o["backend"] for o in told["options"]]
+    assert told["last_resort"] and sorted(names) == ["east", "west"]
+    assert "last resort" in told["options"][0]["reason"]
+
+
+def test_a_first_token_limit_holds_for_whoever_names_none():
+    from fastapi.testclient import TestClient
+
+    from arcpoint_ce import Backend
+    from arcpoint_ce.context.service import make_app, make_service
+
+    service = make_service(None, [Backend("a")], clock=time.time, slo_ttft_ms=400.0)
+    with TestClient(make_app(service), base_url="http://127.0.0.1") as http:
+        bodies = ({}, dict(ttft_limit_ms=90))
+        made = [http.post("/decide", json=body).json()["decision"] for body in bodies]
+        assert [service.open[d].request.ttft_limit_ms for d in made] == [400.0, 90.0]
 
 
 def test_only_json_and_only_loopback_names(served):
@@ -348,7 +479,10 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
 
 
 def test_the_fuzzer_finds_no_server_error(served, tmp_path):
+    """A request that no backend may serve is a 503 by design; nothing else above 499 is."""
     pytest.importorskip("schemathesis")
+    expected = 'expected-statuses = ["2xx", "3xx", "4xx", "503"]'
+    (tmp_path / "schemathesis.toml").write_text(f"[checks.not_a_server_error]\n{expected}\n")
     done = subprocess.run(
         [
             sys.executable,

@@ -2,10 +2,12 @@
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from arcpoint_ce.routing.records import Backend, Tier
 from arcpoint_ce.telemetry.fleet_file import infer_fleet, load_fleet
 from arcpoint_ce.telemetry.requests import load_requests
 from arcpoint_ce.telemetry.series import load_telemetry
@@ -79,6 +81,38 @@ FAULTS = [
     ("# no\na = " + "[" * 9000 + "]" * 9000, 2, "nested too deeply", "see data/fleet.toml"),
     ("# no\na = " + "{b=" * 9000, 2, "nested too deeply", "see data/fleet.toml"),
     (b"[[backend]]\nname = '\xe4'\ncapacity = 1\n", 2, "not UTF-8", "save the file"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\ntpm_in = 0\n", 4, "backend.0.tpm_in", "correct"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nrpd = -5\n", 4, "backend.0.rpd", "correct"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nrpd = inf\n", 4, "backend.0.rpd", "correct"),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\nmost_at_once = 2.5\n",
+        4,
+        "backend.0.most_at_once",
+        "correct",
+    ),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\nmost_at_once = true\n",
+        4,
+        "backend.0.most_at_once",
+        "correct",
+    ),
+    ("[[backend]]\nname = 'a'\ncapacity = true\n", 3, "backend.0.capacity", "correct"),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\nspill_order = -1\n",
+        4,
+        "backend.0.spill_order",
+        "correct",
+    ),
+    (
+        "[[backend]]\nname = 'a'\ncapacity = 1\ntags = 'json'\n",
+        4,
+        "backend.0.tags",
+        "write a list: ['json']",
+    ),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\ntags = ['']\n", 4, "backend.0.tags.0", "correct"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nmost-at-once = 4\n", 4, "backend.0", "most_at_once'?"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\nspillorder = 4\n", 4, "backend.0", "spill_order'?"),
+    ("[[backend]]\nname = 'a'\ncapacity = 1\ntpm_input = 4\n", 4, "backend.0", "'tpm_in'?"),
 ]
 
 
@@ -153,6 +187,48 @@ def test_quality_left_out_is_unknown_and_zero_is_zero(tmp_path):
         "[[backend]]\nname='a'\ncapacity=1\n[[backend]]\nname='b'\ncapacity=1\nquality=0\n"
     )
     assert [b.quality for b in load_fleet(path)] == [None, 0.0]
+
+
+LIMITED = """[[backend]]
+name = "reserved"
+capacity = 8
+rpm = 60
+tpm = 90000
+tpm_in = 60000
+rpd = 10000
+most_at_once = 16
+tags = ["vision", "json"]
+spill_order = 0
+
+[[backend]]
+name = "on-demand"
+capacity = 8
+"""
+
+
+def test_rate_limits_tags_and_spill_order(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text(LIMITED)
+    reserved, on_demand = load_fleet(path)
+    assert reserved == Backend(
+        "reserved",
+        8,
+        rpm=60,
+        tpm=90_000,
+        tpm_in=60_000,
+        rpd=10_000,
+        most_at_once=16,
+        tags=("vision", "json"),
+        spill_order=0,
+    )
+    assert on_demand == Backend("on-demand", 8)  # left out means unknown, not zero
+
+
+def test_the_shipped_file_names_every_key():
+    """Whoever copies the shipped file finds every key in its comments."""
+    text = SHIPPED.read_text()
+    keys = [f.name for f in fields(Backend)] + [f.name for f in fields(Tier) if f.name != "name"]
+    assert [k for k in keys if not re.search(rf"^#.*\b{k}\b", text, re.M)] == []
 
 
 CASES = Path(os.environ.get("ARCPOINT_CASES") or Path(__file__).parents[3] / "shared" / "cases")
