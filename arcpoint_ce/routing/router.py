@@ -253,9 +253,9 @@ class _Standing:
     probe_share: float  # share of the requests that goes to them
     panic: bool  # is too little of the capacity healthy
 
-    def excluded(self) -> tuple[tuple[str, str], ...]:
+    def excluded(self, serving: tuple[Lane, ...] = ()) -> tuple[tuple[str, str], ...]:
         "(backend, why not) of those that may neither serve nor be tried."
-        tried = {lane.backend.name for lane in self.probing}
+        tried = {lane.backend.name for lane in (*self.probing, *serving)}
         out = []
         for name, why in self.why.items():
             if why and name not in tried:
@@ -683,7 +683,7 @@ class _Views:
             explore=self.explore,
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
-            excluded=standing.excluded(),
+            excluded=standing.excluded(lanes),
             reserved=_reserved(lanes),
             last_resort=last_resort,
             back_s=standing.back_s,
