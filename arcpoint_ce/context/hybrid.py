@@ -429,9 +429,9 @@ class _Lookout:
         if d and self._costs_alike(backends, request):
             if _keeps_all(d, holder, limit_ms, took_ms):
                 return None  # by far the most, and this is quick
-        relaxed = d is None or request.max_cost_usd < inf or request.min_quality > 0
+        bounded = request.max_cost_usd < inf or request.min_quality > 0
         try:
-            ranking = router.rank(_lifted(request), now) if relaxed else d.candidates
+            ranking = d.candidates if d and not bounded else router.rank(_lifted(request), now)
         except NoBackend:
             return None
         margins = self.least_usd, self.least_risk
@@ -575,7 +575,7 @@ class HybridRouter:
             self._drop(d, now)
             d = other
         if d is None:
-            raise refusal
+            raise refusal or NoBackend(())
         self.tally.add("decided")
         self.lookout.remember(request, d.backend)
         return d
@@ -630,7 +630,7 @@ class HybridRouter:
             return None
         choice = q.conflict.choice(backend) if q.conflict else None
         other = None
-        if backend != q.own:
+        if backend is not None and backend != q.own:
             other = self._claimed(q, backend, choice, now)
             if other is None:
                 self.tally.add("refused")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from random import Random
+from typing import Any
 
 from ..context.agent import Trace, Verdict
 from ..context.hybrid import Gate, HybridRouter, conflict_of
@@ -69,19 +70,20 @@ _FIELDS = {"cost": "max_cost_usd", "quality": "min_quality", "limit": "slo_ms"}
 
 def _wishing(request: Request, wish: str, lack: float) -> Request:
     "The request with a bound on what a backend may lack."
-    return request._replace(**{_FIELDS[wish]: 1.0 / lack if wish == "quality" else lack})
+    bound: dict[str, Any] = {_FIELDS[wish]: 1.0 / lack if wish == "quality" else lack}
+    return request._replace(**bound)
 
 
 def _plain_request(rng: Random, id: str, priority: int) -> Request:
     "So small that the prices of all backends differ by less than a cent."
-    tokens = dict(tokens_in=rng.randint(100, 1000), tokens_out=rng.randint(20, 300))
-    return Request(id, priority=priority, **tokens)
+    tokens_in, tokens_out = rng.randint(100, 1000), rng.randint(20, 300)
+    return Request(id, priority=priority, tokens_in=tokens_in, tokens_out=tokens_out)
 
 
 def _easy(rng: Random, request: Request, target: _Place) -> _Built:
     "One backend fulfils all that it wishes, often only just."
     if rng.random() < 0.5:
-        request = request._replace(regions=(target.backend.region,))
+        request = request._replace(regions=(target.backend.region or "",))
     if rng.random() < 0.3:
         request = request._replace(tags=target.backend.tags[-1:])
     for wish, least in (("cost", 1.01), ("quality", 1.01), ("limit", 1.05)):
@@ -120,7 +122,7 @@ def _torn(
     if rng.random() < 0.7:
         region = holder.backend.region if holder else rng.choice(("eu", "us"))
         inside = [p for p in places if p.backend.region == region]
-        request = request._replace(regions=(region,))
+        request = request._replace(regions=(region or "",))
     if holder:
         first, few = "affinity", [holder]
     else:
@@ -200,7 +202,8 @@ class _Traffic:
             [p.backend for p in self.places], config=RouterConfig(slo_ms=1e4, seed=seed)
         )
         self.agent = _Notes()
-        self.hybrid = HybridRouter(self.router, self.agent, Gate(), 30.0, 0.0, _as_priority)
+        agent: Any = self.agent
+        self.hybrid = HybridRouter(self.router, agent, Gate(), 30.0, 0.0, _as_priority)
 
     def run(self, n: int, gap_s: float = 0.05) -> "_Traffic":
         "Send so many requests."
@@ -223,7 +226,9 @@ class _Traffic:
             built = _dear_or_late(rng, self.places, request)
         elif dice < 1.0:
             session, home = self._session(0.3)
-            built = _torn(rng, self.places, request._replace(session=home and session), home)
+            built = _torn(
+                rng, self.places, request._replace(session=session if home else None), home
+            )
         elif dice < 2.0:
             built = _hopeless(rng, self.places, request)
         else:
@@ -280,7 +285,9 @@ def conflict_trial(
 ) -> dict:  # shares, 0..1, and counts
     "How many conflicts the gate finds, and how often it asks in vain, where the truth is known."
     asked = vain = total = 0
-    worthy, found, known = Counter(), Counter(), Counter()  # by kind
+    worthy: Counter[str] = Counter()  # conflicts by kind
+    found: Counter[str] = Counter()  # of them put to the agent
+    known: Counter[str] = Counter()  # of them found where latencies are known
     for seed in seeds:
         day = _Traffic(seed, error, torn).run(n)
         total += len(day.built)
