@@ -205,7 +205,7 @@ def test_two_hanging_questions_do_not_occupy_the_router(engine):
 
 
 class AskAll(Gate):
-    def __call__(self, doubt, worth=1.0):
+    def __call__(self, conflict, worth=1.0):
         return True
 
 
