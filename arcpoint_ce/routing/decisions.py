@@ -245,13 +245,10 @@ class View:
     limited: bool = False  # is either of them finite
     # places of reserved capacity, in the order in which it is used up
     reserved: tuple[int, ...] = ()
+    careful: bool = False  # is a draw by the plan not all there is to it: probes, reserved places
     last_resort: bool = False  # are all shut, and is one of them tried all the same
     back_s: float = inf  # when the first of those that may not serve now may be asked again, s
     lean: bool = False  # decisions may do without the latencies of whole answers
-
-    @property
-    def careful(self) -> bool:
-        return bool(self.probing or self.reserved)  # is a draw by the plan not all there is to it
 
     def swallowed(self, k: int, s: Signals) -> bool:
         "The k-th probing lane is not on trial, and holds as many of ours as it could serve."
@@ -265,7 +262,7 @@ class View:
 
     def unprobed(self, **changes) -> "View":
         "The same view with changes, and without any probe."
-        return replace(self, probing=(), **changes)
+        return replace(self, probing=(), careful=bool(self.reserved), **changes)
 
 # %% ../../nbs/routing/05_decisions.ipynb #209cf0db
 def odds(

@@ -671,6 +671,7 @@ class _Views:
         if last_resort and not probing:
             lanes = self._least_bad(standing)
         panic, again = standing.panic, bool(tried)
+        reserved = _reserved(lanes)
         scene = self._scene(lanes, request, now, table, panic, again)
         context_tok, spare_tok = self._sizes((*lanes, *probing), now)
         return View(
@@ -684,7 +685,8 @@ class _Views:
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
             excluded=standing.excluded(lanes),
-            reserved=_reserved(lanes),
+            reserved=reserved,
+            careful=bool((*probing, *reserved)),
             last_resort=last_resort,
             back_s=standing.back_s,
             table=table,

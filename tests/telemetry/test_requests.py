@@ -231,7 +231,7 @@ def test_formats_agree(tmp_path):
         save(tmp_path, head + "".join(body[:150]), "half_1.csv"),
         save(tmp_path, head + "".join(body[150:]), "half_2.csv"),
     )
-    duckdb.execute(
+    duckdb.connect().execute(
         f"COPY (SELECT * FROM read_csv('{save(tmp_path, text)}')) TO '{tmp_path}/log.parquet'"
     )
     paths = [
@@ -253,7 +253,7 @@ def test_formats_agree(tmp_path):
 
 
 def test_parquet_bad_rows_are_found(tmp_path):
-    duckdb.execute(f"""COPY (SELECT TIMESTAMPTZ '2024-05-01 12:00:00+00' AS ts, 'a' AS backend,
+    duckdb.connect().execute(f"""COPY (SELECT TIMESTAMPTZ '2024-05-01 12:00:00+00' AS ts, 'a' AS backend,
         unnest([1.0, 'nan'::DOUBLE, -2.0, 4.0]) AS latency_ms) TO '{tmp_path}/log.parquet'""")
     with load_requests(tmp_path / "log.parquet", max_bad=1.0, quarantine=tmp_path / "q.csv") as log:
         assert log.rows == 2

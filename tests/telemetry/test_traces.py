@@ -438,7 +438,7 @@ def test_memoryless_surges_cannot_be_foreseen_but_last_twenty_minutes():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return duckdb.sql(f"SELECT * FROM '{tr.sample_path()}'").df()
+    return duckdb.connect().sql(f"SELECT * FROM '{tr.sample_path()}'").df()
 
 
 def test_shipped_sample_is_what_the_generator_makes(shipped):
