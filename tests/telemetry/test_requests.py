@@ -253,7 +253,8 @@ def test_formats_agree(tmp_path):
 
 
 def test_parquet_bad_rows_are_found(tmp_path):
-    duckdb.connect().execute(f"""COPY (SELECT TIMESTAMPTZ '2024-05-01 12:00:00+00' AS ts, 'a' AS backend,
+    duckdb.connect().execute(f"""COPY (SELECT
+        TIMESTAMPTZ '2024-05-01 12:00:00+00' AS ts, 'a' AS backend,
         unnest([1.0, 'nan'::DOUBLE, -2.0, 4.0]) AS latency_ms) TO '{tmp_path}/log.parquet'""")
     with load_requests(tmp_path / "log.parquet", max_bad=1.0, quarantine=tmp_path / "q.csv") as log:
         assert log.rows == 2
