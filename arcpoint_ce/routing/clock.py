@@ -12,12 +12,13 @@ from math import inf
 class Clock:
     "The time by the calls that say so: decisions, ticks, questions."
 
-    __slots__ = ("now_s",)
+    __slots__ = ("now_s", "latest_s")
 
     SLACK_S = 5.0  # clocks that differ by no more than this agree, s
 
     def __init__(self):
         self.now_s = -inf  # -inf: nobody has said yet
+        self.latest_s = -inf  # no date beyond this is believed, s
 
     def tell(self, now: float) -> bool:  # True: the clock was set back
         "Somebody says what time it is. An infinite time, or none, says nothing."
@@ -26,11 +27,12 @@ class Clock:
         back = now < self.now_s - self.SLACK_S
         if back or now > self.now_s:
             self.now_s = now
+            self.latest_s = now + self.SLACK_S
         return back
 
     def ahead(self, at_s: float) -> bool:
         "Is this later than anybody can know of?"
-        return at_s > self.now_s + self.SLACK_S
+        return at_s > self.latest_s
 
     def started_s(
         self,

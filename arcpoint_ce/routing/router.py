@@ -1664,7 +1664,7 @@ class Router:
             if lane.backend.name != o.backend:
                 raise ValueError(_elsewhere(o, lane))
             decided_s = d.at_s if not k else d.started_s(k)
-            if now is not None or not decided_s <= o.ts_s <= self._clock.now_s:
+            if now is not None or not decided_s <= o.ts_s <= self._clock.latest_s:
                 o = self._corrected(o, decided_s, now)
                 ts_us = int(o.ts_s * 1e6 + 0.5)
             held = self._reservations.end(d, lane, o)
