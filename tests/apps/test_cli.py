@@ -465,13 +465,12 @@ def test_a_series_without_single_requests_is_enough(tmp_path, capsys):
 
 
 def test_serve_forgets_what_is_older_than_asked(tmp_path, monkeypatch, capsys):
-    import uvicorn
-
+    from arcpoint_ce.context import guard
     from arcpoint_ce.engine.engine import ContextEngine
     from arcpoint_ce.engine.store import FeedbackStore
     from arcpoint_ce.routing.records import Backend
 
-    monkeypatch.setattr(uvicorn, "run", lambda *how, **more: None)
+    monkeypatch.setattr(guard, "run_server", lambda *how, **more: None)
     path = tmp_path / "s.sqlite"
 
     def held(*options):
