@@ -253,9 +253,12 @@ class _Standing:
     probe_share: float  # share of the requests that goes to them
     panic: bool  # is too little of the capacity healthy
 
-    def excluded(self, serving: tuple[Lane, ...] = ()) -> tuple[tuple[str, str], ...]:
-        "(backend, why not) of those that may neither serve nor be tried."
-        tried = {lane.backend.name for lane in (*self.probing, *serving)}
+    def excluded(self) -> tuple[tuple[str, str], ...]:
+        """(backend, why not) of those that may not serve and need no trial.
+
+        A backend that serves as a last resort is among them, with the reason why it is shut.
+        """
+        tried = {lane.backend.name for lane in self.probing}
         out = []
         for name, why in self.why.items():
             if why and name not in tried:
@@ -684,7 +687,7 @@ class _Views:
             explore=self.explore,
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
-            excluded=standing.excluded(lanes),
+            excluded=standing.excluded(),
             reserved=reserved,
             careful=bool((*probing, *reserved)),
             last_resort=last_resort,

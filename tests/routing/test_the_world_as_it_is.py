@@ -163,7 +163,7 @@ def test_where_all_are_shut_the_least_bad_is_tried(policy):
         router.observe(Outcome(d.backend, now, 50.0, ok, None if ok else "connect", d.id))
         if d.last_resort:
             assert any("last resort" in sentence for sentence in d.reasons)
-            assert sorted(c.backend for c in d.candidates) == ["a", "b"]
+            assert {c.backend for c in d.candidates} == {"a", "b"}
     assert 0 < marked < 300 and {state(router, x, 40.0)["state"] for x in "ab"} == {CLOSED}
 
 
