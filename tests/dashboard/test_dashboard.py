@@ -484,13 +484,13 @@ def order_slow_degradation(w: Watched):
 
 
 def drag_over_the_end(w: Watched):
-    "Select the newest stretch of the first chart with the mouse."
+    "Select a stretch of the first chart with the mouse: from before the fault to nearly now."
     page = w.page
     chart = page.locator(
         "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
     ).first
     box = chart.bounding_box()
-    page.mouse.move(box["x"] + 0.82 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
     page.mouse.down()
     page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + 0.55 * box["height"], steps=8)
     page.mouse.up()
