@@ -293,6 +293,7 @@ def test_line_numbers_are_those_of_the_file(tmp_path):
         ("excel.csv", CSV.replace(str(T0)[:7], "46083.0"), "day numbers of a spreadsheet"),
         ("two.zip", b"PK\x05\x06" + bytes(18), "needs column|empty|zip"),
     ],
+    ids=["cut off", "columns", "nested", "spreadsheet", "empty zip"],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path, name, data, words):
     with pytest.raises(ValueError, match=words):
