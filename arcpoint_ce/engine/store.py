@@ -33,7 +33,7 @@ from arcpoint_ce.engine.storage import (
     plain_row,
     shown,
 )
-from ..routing.decisions import Decision, View, odds
+from ..routing.decisions import Decision, View
 from ..routing.policies import Plan, Signals
 from ..routing.records import Backend, ForecastTable, Outcome, Request, Step
 
@@ -91,7 +91,7 @@ def _chance(plan: Plan, place: int, signals: Signals, now: float) -> float:
 def _chance_of(view: View, place: int, signals: Signals, now: float) -> float:
     "One of the `odds` of a draw, exactly, without the others where the plan can do that."
     if place >= len(view.lanes):
-        return odds(view, signals, now)[place]
+        return view.odds(signals, now)[place]
     n_probing = len(view.probing)
     given = sum(not view.swallowed(k, signals) for k in range(n_probing))
     rest = 1.0 - given * view.probe_share / max(n_probing, 1)
@@ -143,7 +143,7 @@ def _compared(
     "Places of the best candidates, and what is kept of them."
     view = d.view
     if all_odds is None and not hasattr(view.plan, "chance"):
-        all_odds = odds(view, signals, d.at_s)
+        all_odds = view.odds(signals, d.at_s)
     scores = view.plan.scores(signals, d.at_s) if view.lanes else []
     best = nsmallest(_FEW, range(len(scores)), key=scores.__getitem__)
     return best, _candidates(d, signals, best, scores, all_odds, propensity)
@@ -157,7 +157,7 @@ def _decision_row(
     "A decision with what it knew: forecast, features or paces, and every candidate."
     view, request, signals = d.view, d.request, Signals(*d.known)
     few = len(view.lanes) <= _FEW
-    all_odds = odds(view, signals, d.at_s) if few else None
+    all_odds = view.odds(signals, d.at_s) if few else None
     propensity = all_odds[d.place] if all_odds else _chance_of(view, d.place, signals, d.at_s)
     best: list[int] = []
     candidates: dict = {d.backend: round(propensity, 5)}

@@ -22,7 +22,7 @@ class Budget:
 
     __slots__ = (
         *("rpm", "tpm", "tpm_in", "rpd", "minute_s", "used", "used_tok", "used_in_tok"),
-        *("day_s", "used_day", "promised_tok"),
+        *("day_s", "used_before", "promised_tok", "calm", "calm_tok", "calm_in_tok"),
     )
 
     def __init__(self, backend: Backend):  # its limits count; one left at None is no limit
@@ -34,9 +34,11 @@ class Budget:
         self.used = 0  # requests sent in it
         self.used_tok = 0  # their tokens
         self.used_in_tok = 0  # of these, input
-        self.day_s = -inf  # the day (UTC) that `used_day` concerns, s
-        self.used_day = 0  # requests sent on it
+        self.day_s = -inf  # the day (UTC) of that minute, s
+        self.used_before = 0  # requests sent on it before that minute
         self.promised_tok = 0.0  # views let requests up to this size pass unasked, tokens
+        # up to these counts nothing that a view relies on is in danger in that minute
+        self.calm = self.calm_tok = self.calm_in_tok = -1.0
 
     def counted(self, now: float) -> bool:
         "Whether the counts concern `now`."
@@ -66,6 +68,10 @@ class Budget:
         paced_s = self.minute_s + spent_share * 60.0
         return max(paced_s - _LEAD_S, ready_s)
 
+    @property
+    def used_day(self) -> int:
+        return self.used_before + self.used  # requests sent on the day of the minute
+
     def _today_s(self, now: float) -> float:
         "From when on the requests of the day allow another one, s."
         if self.used_day + 1 <= max(self.rpd, 1.0) or not 0.0 <= now - self.day_s < _DAY_S:
@@ -80,23 +86,45 @@ class Budget:
 
     def spend(self, tokens: int, now: float, tokens_in: int = 0) -> bool:
         "Take one request out of the budget. True if views rely on more than is left."
-        fresh = not self.counted(now)
+        fresh = not -60.0 <= now - self.minute_s < 60.0
         if fresh:
-            self.minute_s = now - now % 60.0
-            self.used = 0
-            self.used_tok = 0
-            self.used_in_tok = 0
-        if self.rpd < inf and not 0.0 <= now - self.day_s < _DAY_S:
-            self.day_s = now - now % _DAY_S
-            self.used_day = 0
+            self._turn(now)
         self.used += 1
-        self.used_day += 1
         self.used_tok += tokens
         self.used_in_tok += tokens_in
-        if not fresh and self.left_tok(now) >= self.promised_tok and self.ready_s(now) <= now:
+        if (
+            self.used <= self.calm
+            and self.used_tok <= self.calm_tok
+            and self.used_in_tok <= self.calm_in_tok
+        ):
             return False
+        return self._strained(now) or fresh
+
+    def _turn(self, now: float):
+        "Another minute begins, and perhaps another day."
+        day_s = now - now % _DAY_S
+        self.used_before = self.used_day if day_s == self.day_s else 0
+        self.minute_s, self.day_s = now - now % 60.0, day_s
+        self.used = self.used_tok = self.used_in_tok = 0
+        self.calm = self.calm_tok = self.calm_in_tok = -1.0
         self.promised_tok = 0.0
-        return True
+
+    def _strained(self, now: float) -> bool:
+        "Do views rely on more than is left? If not, note up to which counts that is sure."
+        if self.left_tok(now) < self.promised_tok or self.ready_s(now) > now:
+            self.promised_tok = 0.0
+            return True
+        share = (now - self.minute_s + _LEAD_S) / 60.0  # of the minute that may be spent by now
+        left_today = max(self.rpd, 1.0) - self.used_day
+        self.calm = min(share * self.rpm, max(self.rpm, 1.0) - 1.0, self.used + left_today - 1.0)
+        self.calm_tok = min(share * self.tpm, self.tpm - self.promised_tok)
+        self.calm_in_tok = share * self.tpm_in
+        return False
+
+    def promise(self, tokens: float):
+        "A view lets requests up to this size pass unasked, tokens."
+        self.promised_tok = max(self.promised_tok, tokens)
+        self.calm_tok = min(self.calm_tok, self.tpm - self.promised_tok)
 
     def settle(
         self,
@@ -106,9 +134,9 @@ class Budget:
         requests: int = 0,  # -1: it was never counted as a request
     ):
         "Correct the books once it is known what a request took. A minute that is over stays."
-        if requests and self.day_s <= at_s < self.day_s + _DAY_S:
-            self.used_day = max(self.used_day + requests, 0)
         if not self.minute_s <= at_s < self.minute_s + 60.0:
+            if requests and self.day_s <= at_s < self.minute_s:
+                self.used_before = max(self.used_before + requests, 0)
             return
         self.used = max(self.used + requests, 0)
         self.used_tok = max(self.used_tok + more_tok, 0)
@@ -117,8 +145,7 @@ class Budget:
     def told(self, left: "_LimitsLeft", now: float):
         "What the provider says is left counts, where that is less: others may spend it too."
         if not self.counted(now):
-            self.minute_s = now - now % 60.0
-            self.used = self.used_tok = self.used_in_tok = 0
+            self._turn(now)
         if left.requests is not None and self.rpm < inf:
             self.used = max(self.used, int(self.rpm - left.requests))
         if left.tokens is not None and self.tpm < inf:

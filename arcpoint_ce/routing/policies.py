@@ -92,8 +92,8 @@ class Signals:
 class Plan(Protocol):
     """A policy made ready for one scene. Positions are positions in the scene.
 
-    A plan that knows the chance of one position without working out all others also has
-    `chance(position, s, now)`.
+    A plan that knows the chance or the score of one position without working out all others also
+    has `chance(position, s, now)` or `score(position, s, now)`.
     """
 
     # position of the chosen backend
@@ -850,6 +850,11 @@ class _OwnPacePlan:
                 best, least = position, score
         return best
 
+    def score(self, position, s, now):
+        k = self.slots[position]
+        paced = (s.load[k] + 1.0) * s.slow[k] * self.per[position]
+        return paced * (1.0 + self.errors * s.error[k])
+
     def scores(self, s, now):
         out = []
         for k, per in zip(self.slots, self.per):
@@ -902,6 +907,9 @@ class _DrawnPacePlan:
         drawn = [min(bisect_right(cum, random() * total), last) for _ in range(self.draws)]
         return min(drawn, key=scores.__getitem__)
 
+    def score(self, position, s, now):
+        return self.rule.score(position, s, now)
+
     def scores(self, s, now):
         return self.rule.scores(s, now)
 
@@ -926,6 +934,9 @@ class _SoftPacePlan:
         cum = list(accumulate(self.odds(s)))
         i = bisect_right(cum, random() * cum[-1])
         return min(i, len(cum) - 1)
+
+    def score(self, position, s, now):
+        return self.rule.score(position, s, now)
 
     def scores(self, s, now):
         return self.rule.scores(s, now)

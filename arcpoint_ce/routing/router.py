@@ -17,7 +17,7 @@ from random import Random
 from threading import Lock
 from types import SimpleNamespace
 
-from .affinity import Homes, stays
+from .affinity import Homes, ReservedFirst
 from arcpoint_ce.routing.breaker import (
     CLOSED,
     HALF_OPEN,
@@ -35,14 +35,9 @@ from arcpoint_ce.routing.decisions import (
     NoBackend,
     Ranking,
     View,
-    kept_first,
-    only_slow,
-    probe_due,
-    ranking,
-    refusal,
 )
 from .limits import read_limits
-from .nowcast import IN_WEIGHT, Nowcast, others_pace_s, usual_pace_s
+from .nowcast import Nowcast
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
     DEFAULT_SLO_MS,
@@ -379,7 +374,7 @@ class _Admission:
             if first and lane in quick:
                 why[name] = why[name] or "fails at once, and others are full"
                 quick_now.append(lane)
-            elif why[name] and probe_due(lane.breaker, now, roomy):
+            elif why[name] and lane.probe_due(now, roomy):
                 due.append(lane)
         if quick_now:
             share = max(share, first)
@@ -405,7 +400,7 @@ class _Admission:
         if breaker.state == CLOSED:
             return None
         # a probe that is due goes before the panic
-        if panic and only_slow(breaker) and not probe_due(breaker, now):
+        if panic and lane.only_slow and not lane.probe_due(now):
             return None
         return f"breaker {breaker.state}: {breaker.reason}"
 
@@ -522,6 +517,27 @@ def _make_scene(
         **_foretold(forecasts, limits_ms),
     )
 
+# %% ../../nbs/routing/06_router.ipynb #7a7b3f33
+def _usual_pace_s(paces_s: list[float]) -> float:  # seconds per token; 0 where no pace is known
+    "The upper median of the known paces, those above 0."
+    known = sorted(p for p in paces_s if p > 0.0)
+    if not known:
+        return 0.0
+    return known[len(known) // 2]
+
+
+def _others_pace_s(
+    known: list[float],  # all known paces, sorted, seconds per token
+    own_s: float,  # one of them
+) -> float:  # seconds per token; 0 where there are no others
+    "The upper median of all the others."
+    if len(known) < 2:
+        return 0.0
+    middle = (len(known) - 1) // 2
+    if own_s > known[middle]:
+        return known[middle]
+    return known[middle + 1]
+
 # %% ../../nbs/routing/06_router.ipynb #a1c0be34
 class _Paces:
     "How fast every backend is now, in the signals: its pace to the power that the policy wants."
@@ -557,10 +573,10 @@ class _Paces:
         s = self.members.signals
         nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
         known = sorted(n.pace_s for n in nowcasts.values() if n.pace_s)
-        usual_s = usual_pace_s(known)
+        usual_s = _usual_pace_s(known)
         streamed_s = -inf
         for slot, n in nowcasts.items():
-            n.fold(now, others_pace_s(known, n.pace_s))
+            n.fold(now, _others_pace_s(known, n.pace_s))
             streamed_s = max(streamed_s, n.streamed_s)
             # hope is for the first request only
             pace_s = 0.0 if s.in_flight[slot] else n.hope_s
@@ -574,7 +590,7 @@ class _Paces:
             return
         slow = self.members.signals.slow
         nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
-        usual_s = usual_pace_s([n.pace_s for n in nowcasts.values()])
+        usual_s = _usual_pace_s([n.pace_s for n in nowcasts.values()])
         for slot, n in nowcasts.items():
             slow[slot] = self.powered(n.pace_s or usual_s or 1.0)
 
@@ -592,7 +608,7 @@ class _Paces:
 
     def answer(self, lane: Lane, o: Outcome, end_s: float):
         "A whole answer, or a time-out, tells the pace of a backend whose streams are silent."
-        work = o.tokens_out + o.tokens_in / IN_WEIGHT or 1.0
+        work = o.tokens_out + o.tokens_in / Nowcast.IN_WEIGHT or 1.0
         usual_work = self.usual_work
         if o.ok:
             weight = 0.01 if usual_work else 1.0
@@ -616,10 +632,14 @@ class _Paces:
 _STREAMING_S = 10.0
 
 
-def _reserved(lanes: tuple[Lane, ...]) -> tuple[int, ...]:  # positions
-    "Reserved capacity, in the order in which it is to be used up."
-    orders = [(lane.backend.spill_order, k) for k, lane in enumerate(lanes)]
-    return tuple(k for order, k in sorted(x for x in orders if x[0] is not None))
+def _with_reserved(view: View) -> View:
+    "The same view, where capacity that is reserved is used up before the policy chooses."
+    orders = [(lane.backend.spill_order, k) for k, lane in enumerate(view.lanes)]
+    places = [k for order, k in sorted(x for x in orders if x[0] is not None)]
+    if not places or view.last_resort:
+        return view
+    seats = tuple(view.seat(place) for place in places)
+    return replace(view, plan=ReservedFirst(view.plan, seats), reserved=seats, explore=0.0)
 
 
 class _Views:
@@ -648,9 +668,8 @@ class _Views:
             self.kept.clear()
         self.kept[key] = view
         for lane in (*view.lanes, *view.probing):
-            budget = lane.budget
-            if budget:
-                budget.promised_tok = max(budget.promised_tok, view.spare_tok)
+            if lane.budget:
+                lane.budget.promise(view.spare_tok)
 
     def make(
         self,
@@ -674,22 +693,21 @@ class _Views:
         if last_resort and not probing:
             lanes = self._least_bad(standing)
         panic, again = standing.panic, bool(tried)
-        reserved = _reserved(lanes)
         scene = self._scene(lanes, request, now, table, panic, again)
         context_tok, spare_tok = self._sizes((*lanes, *probing), now)
-        return View(
+        plan = policy.plan(scene, members.signals)
+        view = View(
             lanes=lanes,
             probing=probing,
             scene=scene,
-            plan=policy.plan(scene, members.signals),
+            plan=plan,
+            own_plan=plan,
             plain=WeightedPlan([max(b.capacity, 1e-9) for b in scene.backends]),
             mode="panic" if panic else self._mode(scene),
             explore=self.explore,
             probe_share=standing.probe_share,
             shut=tuple(lane.breaker.state != HALF_OPEN for lane in probing),
             excluded=standing.excluded(),
-            reserved=reserved,
-            careful=bool((*probing, *reserved)),
             last_resort=last_resort,
             back_s=standing.back_s,
             table=table,
@@ -698,9 +716,10 @@ class _Views:
             until_s=self._until_s(table, now),
             context_tok=context_tok,
             spare_tok=spare_tok,
-            limited=min(context_tok, spare_tok) < inf,
+            sure_tok=min(context_tok, spare_tok - self.admission.limits.usual_tok),
             lean=lean,
         )
+        return _with_reserved(view)
 
     def _least_bad(self, standing: _Standing) -> tuple[Lane, ...]:
         "Whom to try where nobody may serve."
@@ -925,6 +944,10 @@ class _Lessons:
         return 1.0 - exp(-max(gap_s, 0.0) / policy.decay_s)
 
 # %% ../../nbs/routing/06_router.ipynb #8f2aad1a
+# whoever ends in one of these ways, and names no tokens, took none
+_TOOK_NOTHING = ("caller", "cancelled", "throttled")
+
+
 class _Reservations:
     "Which attempts hold what, and until when."
 
@@ -967,8 +990,10 @@ class _Reservations:
         lane.features.begin(id << 4, now_us)
         if lane.nowcast.hope_s:
             self.paces.one_is_enough(lane)
-        if lane.rationed or lane.breaker.state is not CLOSED:
-            self._ration(d, 0, now)
+        if lane.breaker.state is not CLOSED:
+            self._probe(d, 0, now)
+        if lane.rationed:
+            self._ration(d, lane, now)
         self.open[id] = d
         if until_s < self.due_s:
             self.due_s = until_s
@@ -989,7 +1014,10 @@ class _Reservations:
         lane.features.begin(id << 4 | attempt, now_us)
         if lane.nowcast.hope_s:
             self.paces.one_is_enough(lane)
-        self._ration(d, attempt, now)
+        if lane.breaker.state is not CLOSED:
+            self._probe(d, attempt, now)
+        if lane.rationed:
+            self._ration(d, lane, now)
 
         # the newest lease is the last to end
         self.open.pop(id, None)
@@ -999,20 +1027,25 @@ class _Reservations:
         self.open[id] = d
         self.due_s = min(self.due_s, until_s)
 
-    def _ration(self, d: Decision, attempt: int, now: float):
-        "Reserve what is scarce where an attempt goes: a probe slot, a piece of the rate limits."
+    def _probe(self, d: Decision, attempt: int, now: float):
+        "Reserve a probe slot where an attempt goes, if one is free."
         lane = d.lanes[attempt]
-        breaker, budget = lane.breaker, lane.budget
-        if breaker.state is not CLOSED and breaker.acquire(now, self._patience_s(d, lane)):
+        breaker = lane.breaker
+        if breaker.acquire(now, self._patience_s(d, lane)):
             d.probes |= 1 << attempt
             if breaker.out >= breaker.slots:
                 self.views.outdate()
-        if budget and budget.spend(d.reserved_tok, now, d.request.tokens_in):
-            self.views.outdate()
+
+    def _ration(self, d: Decision, lane: Lane, now: float):
+        "Reserve a piece of the rate limits where an attempt goes."
+        void = self.signals.in_flight[lane.slot] >= lane.most_at_once
+        if lane.budget:
+            tokens_in = d.request.tokens_in
+            void |= lane.budget.spend(tokens_in + int(d.expect), now, tokens_in)
         if lane.hold.key_dead:
             lane.hold.try_later(now)
-            self.views.outdate()
-        if self.signals.in_flight[lane.slot] >= lane.most_at_once:
+            void = True
+        if void:
             self.views.outdate()
 
     def _patience_s(self, d: Decision, lane: Lane) -> float:
@@ -1022,16 +1055,17 @@ class _Reservations:
         usual_ms = self.signals.latency[lane.slot]
         return max(limit_ms, 3.0 * usual_ms) / 1000.0
 
-    def settle(self, d: Decision, attempt: int, o: Outcome):
+    @staticmethod
+    def settle(d: Decision, attempt: int, o: Outcome):
         "What an attempt took of the token budgets is known now."
-        lane = d.lanes[attempt]
         took_tok = o.tokens_in + o.tokens_out
-        neutral = o.verdict.kind in ("caller", "cancelled", "throttled")
-        if not took_tok and not neutral:
+        if not took_tok and o.verdict.kind not in _TOOK_NOTHING:
             return  # nobody said what it took: the reservation stands
-        at_s = d.started_s(attempt)
-        more_in_tok = o.tokens_in - d.request.tokens_in
-        lane.budget.settle(at_s, took_tok - d.reserved_tok, more_in_tok)
+        tokens_in = d.request.tokens_in
+        more_tok, more_in_tok = took_tok - tokens_in - int(d.expect), o.tokens_in - tokens_in
+        if more_tok or more_in_tok:
+            at_s = d.started_s(attempt) if attempt else d.at_s
+            d.lanes[attempt].budget.settle(at_s, more_tok, more_in_tok)
 
     def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "Give back everything; no outcome is awaited any more."
@@ -1257,8 +1291,8 @@ class _Memory:
         lessons.faded_s = -inf if faded_s is None else float(faded_s)
 
 # %% ../../nbs/routing/06_router.ipynb #06af69bd
-_KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags")
 # what views are kept by: all of a request that decides who may serve it
+_KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags", "max_cost_usd")
 _kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
 _NO_CACHE = (None, None)  # neither session nor prefix
 _MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
@@ -1399,9 +1433,9 @@ class Router:
             policy = policy or self.policy
             view = self._views.make(request, now, self.table, policy, resort=True)
             view.check_anyone()
-            found = ranking(view, request, self._signals, now)
-            place, why = self._named(view, request, now)
-            return kept_first(found, view.lanes[place].backend.name, why) if why else found
+            home = self._homes.of(request)
+            view = view.at_home(home) if home else view
+            return view.ranking(request, self._signals, now)
 
     # `now` in s, on the same clock as outcomes
     def decide(self, request: Request, now: float, policy: Policy | None = None) -> Decision:
@@ -1422,13 +1456,13 @@ class Router:
             if (
                 view.stamp != views.stamp
                 or not view.since_s <= now < view.until_s
-                or request.max_cost_usd < inf
-                or view.limited
+                or view.sure_tok < inf
+                and request.tokens_in + request.tokens_out >= view.sure_tok
                 and self._is_large(request, view)
             ):
                 view = self._fresh_view(key, request, now, policy)
 
-            if view.careful or request[11:13] != _NO_CACHE:
+            if view.probing or request[11:13] != _NO_CACHE:
                 return self._decide_with_care(view, request, now)
             random = self._random
             plan = view.plain if random() < view.explore else view.plan
@@ -1442,9 +1476,10 @@ class Router:
 
     def _is_large(self, request: Request, view: View) -> bool:
         "Is it larger than what the view lets pass unasked?"
-        if request.tokens_in > view.context_tok:
+        tokens_in, tokens_out = request.tokens_in, request.tokens_out
+        if tokens_in > view.context_tok:
             return True
-        return self._limits.size_tok(request) > view.spare_tok
+        return tokens_in + (tokens_out or int(self._limits.usual_tok)) > view.spare_tok
 
     def _fresh_view(self, key: tuple, request: Request, now: float, policy: Policy | None) -> View:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
@@ -1505,43 +1540,22 @@ class Router:
             self.table = ForecastTable()  # made in a future that is not there yet
 
     def _decide_with_care(self, view: View, request: Request, now: float) -> Decision:
-        "Choose where probes are due, or where a rule may name the backend."
-        place, why = self._named(view, request, now)
-        if why:
-            lane = view.lanes[place]
-        else:
+        "Choose where probes are due, or where somebody may hold the cache of the request."
+        home = self._homes.of(request)
+        if home:
+            view = view.homed.get(home) or view.at_home(home)
+        if view.probing or view.explore:
             place, lane = self._draw(view, now)
+        else:
+            place = view.plan.choose(self._random, self._signals, now)
+            lane = view.lanes[place]
         d = self._reservations.book(request, view, place, lane, now)
-        d.kept = why
-        if request.session or request.prefix:
+        # a conversation does not move for a probe
+        moved = home is None or home[0] != lane.backend.name
+        if (moved or home[1] == "prefix") and place < len(view.lanes):
             self._homes.note(request, lane.backend.name)
         self.counts["decided"] = d.id
         return d
-
-    # a place in the view, and why; the reason is empty where no rule names anybody
-    def _named(self, view: View, request: Request, now: float) -> tuple[int, str]:
-        "Reserved capacity comes first, then the backend that holds the cache."
-        if view.last_resort:
-            return 0, ""
-        for place in view.reserved:
-            if self._free(view, place) >= 1.0:
-                return place, "its capacity is reserved and has room"
-        home = self._homes.of(request)
-        if home is None:
-            return 0, ""
-        for place, lane in enumerate(view.lanes):
-            if lane.backend.name == home:
-                scores = view.plan.scores(self._signals, now)
-                kept = stays(scores, place, self._free(view, place))
-                what = "session" if request.session else "prefix"
-                return place, f"holds the cache of its {what}" if kept else ""
-        return 0, ""
-
-    def _free(self, view: View, place: int) -> float:
-        "Requests that a lane of a view could still hold without queueing."
-        lane = view.lanes[place]
-        usable = lane.backend.capacity * view.scene.weight[place]
-        return usable - self._signals.in_flight[lane.slot]
 
     def _draw(self, view: View, now: float) -> tuple[int, Lane]:
         "A place in the view, as in `odds`, and the lane there."
@@ -1583,7 +1597,7 @@ class Router:
             view = self._views.make(request, now, self.table, self.policy, anyway=forced)
             names = [lane.backend.name for lane in view.lanes]
             if backend not in names:
-                raise NoBackend(refusal(view, backend))
+                raise NoBackend(view.refusal(backend))
             place = names.index(backend)
             weights = [0.0] * len(names)
             weights[place] = 1.0

@@ -213,3 +213,17 @@ def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
     newest = engine.slow.watch.detector
     engine.retrain(now)
     assert engine.slow.watch.detector is newest  # too few windows: the one there is stays
+
+
+def test_the_store_holds_the_odds_of_requests_that_a_rule_has_placed():
+    "Off-policy evaluation divides by them: a request that went home had not been drawn."
+    fleet = [Backend("a", capacity=8.0), Backend("b", capacity=8.0), Backend("c", capacity=8.0)]
+    with ContextEngine(fleet, policy="p2c", config=EngineConfig()) as e:
+        made = []
+        for k in range(6):
+            made.append(e.decide(Request(session="s"), float(k)))
+            e.observe(Outcome(made[-1].backend, float(k), 50.0, decision=made[-1].id))
+        e.store.flush(6.0)
+        kept = {row["id"]: row["propensity"] for row in e.store.rows("decisions")}
+    assert kept == {d.id: pytest.approx(d.probability) for d in made}
+    assert made[0].probability < 1.0 and {d.probability for d in made[1:]} == {1.0}

@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from scipy.stats import chisquare
 
 from arcpoint_ce.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerConfig, ShedConfig
-from arcpoint_ce.routing.decisions import Decision, only_slow
-from arcpoint_ce.routing.nowcast import Nowcast, others_pace_s, usual_pace_s
+from arcpoint_ce.routing.decisions import Decision, _only_slow
+from arcpoint_ce.routing.nowcast import Nowcast
 from arcpoint_ce.routing.policies import (
     POLICIES,
     OwnPace,
@@ -31,7 +31,13 @@ from arcpoint_ce.routing.policies import (
     Signals,
 )
 from arcpoint_ce.routing.records import Backend, Forecast, ForecastTable, Outcome, Request, Tier
-from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig
+from arcpoint_ce.routing.router import (
+    NoBackend,
+    Router,
+    RouterConfig,
+    _others_pace_s,
+    _usual_pace_s,
+)
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)
@@ -333,7 +339,7 @@ class RouterMachine(RuleBasedStateMachine):
             b.state == CLOSED
             or view.last_resort
             or (probe and b.state == HALF_OPEN)
-            or (mode == "panic" and only_slow(b))
+            or (mode == "panic" and _only_slow(b))
         ), (b.state, mode)
         self.attempts[d.id, k] = dict(
             lane=lane,
@@ -814,10 +820,10 @@ def test_a_clock_that_jumps_back_does_no_harm():
     r.decide(Request(), 1e9 - 40)
     r.add(Backend("c"), 1000.0)
     r.decide(Request(), 1000.0)
-    first = r._views.kept[None, (None, None, None, None, 0.0, (), ())]
+    first = r._views.kept[None, (None, None, None, None, 0.0, (), (), inf)]
     r.decide(Request(), 990.0)
     # a view from the future is not used
-    assert r._views.kept[None, (None, None, None, None, 0.0, (), ())] is not first
+    assert r._views.kept[None, (None, None, None, None, 0.0, (), (), inf)] is not first
 
 
 @settings(max_examples=150, deadline=None)
@@ -1787,7 +1793,7 @@ def test_a_pace_is_always_a_number(ops, usual_s):
 def test_the_usual_pace_of_the_others(paces):
     known = sorted(paces)
     for i, own in enumerate(known):
-        assert others_pace_s(known, own) == usual_pace_s(known[:i] + known[i + 1 :])
+        assert _others_pace_s(known, own) == _usual_pace_s(known[:i] + known[i + 1 :])
 
 
 # ---- own pace
