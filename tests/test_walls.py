@@ -107,6 +107,7 @@ def test_rooms_stand_on_their_floors_and_numbers_are_not_shared():
         "engine": "3",
         "lab": "4",
         "context": "5",
+        "live": "6",
         "proof": "7",
         "dashboard": "8",
         "apps": "8",
