@@ -93,6 +93,7 @@ class EngineGateway:
         self.make, self.ticks, self.trace = make, ticks, trace
         self.ttft_limit_ms = ttft_limit_ms
         self.every_s = inf
+        self.samples = True  # look now and then at what the forecast changes
 
     def start(self, backends: tuple[Backend, ...], seed: int):
         "A new engine."
@@ -107,15 +108,19 @@ class EngineGateway:
         self.every_s = self.engine.config.tick_s if self.ticks else inf
         self.engine.gauges = lambda now: self.shown
 
-    def send(self, call: Call, now: float) -> int:
+    def request_of(self, call: Call) -> Request:
+        "What the engine is asked: the length of the answer is not known yet."
         tokens_in: Any = call.tokens_in  # the laboratory's prompts may have a fractional length
-        request = Request(
+        return Request(
             tier=call.tier,
             tokens_in=tokens_in,
             tokens_out=int(self.length),
             ttft_limit_ms=self.ttft_limit_ms,
         )
-        if self.asked % _SAMPLED_EVERY == 0:
+
+    def send(self, call: Call, now: float) -> int:
+        request = self.request_of(call)
+        if self.samples and self.asked % _SAMPLED_EVERY == 0:
             self.effects.append(_forecast_effect(self.router, request, now))
         self.asked += 1
         try:
@@ -134,14 +139,19 @@ class EngineGateway:
         self.engine.progress(job.call.memo, tokens, now)
 
     def end(self, job: Job, now: float, ok: bool, error: str | None):
+        if ok:
+            self.length += 0.01 * (job.call.tokens_out - self.length)
+        self.engine.observe(self.outcome_of(job, now, ok, error))
+
+    def outcome_of(self, job: Job, now: float, ok: bool, error: str | None) -> Outcome:
+        "How an attempt ended, as the engine is told."
         call, ttft_ms = job.call, None
         tokens_in: Any = call.tokens_in
         tokens: Any = 0  # may be fractional, like the length of a prompt
         if ok:
             tokens = call.tokens_out
-            self.length += 0.01 * (tokens - self.length)
             ttft_ms = None if job.ttft_s is None else job.ttft_s * 1000.0
-        outcome = Outcome(
+        return Outcome(
             self.names[job.place],
             job.start_s,
             (now - job.start_s) * 1000.0,
@@ -153,7 +163,6 @@ class EngineGateway:
             tokens,
             ttft_ms,
         )
-        self.engine.observe(outcome)
 
     def cancel(self, job: Job, now: float):
         if not job.call.open:

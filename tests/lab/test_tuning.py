@@ -11,11 +11,11 @@ from arcpoint_ce.lab.tuning import (
     Plan,
     _at_bounds,
     _best_of,
+    _beyond,
     _key_of,
     _open_search,
     _tune_everywhere,
     _tune_family,
-    beyond,
     tune,
 )
 from arcpoint_ce.lab.worlds import FAMILIES
@@ -68,11 +68,11 @@ def test_an_optimum_on_the_edge_of_a_grid_extends_it_until_it_lies_inside(gamma,
 
 def test_steps_are_geometric_whole_numbers_stay_whole_and_words_are_left_alone():
     point = dict(run=5, fresh=True, strategy="most", pooled=False)
-    assert beyond(point, [point]) == [point | dict(run=10), point | dict(run=2)]
+    assert _beyond(point, [point]) == [point | dict(run=10), point | dict(run=2)]
     point = dict(quantile=0.6)
-    assert beyond(point, [point]) == [dict(quantile=0.99), dict(quantile=0.3)]
-    assert beyond(dict(weight=1.0), [dict(weight=1.0), dict(weight=0.5)]) == []
-    assert beyond(dict(buffer=0.0), [dict(buffer=0.0), dict(buffer=0.1)]) == []
+    assert _beyond(point, [point]) == [dict(quantile=0.99), dict(quantile=0.3)]
+    assert _beyond(dict(weight=1.0), [dict(weight=1.0), dict(weight=0.5)]) == []
+    assert _beyond(dict(buffer=0.0), [dict(buffer=0.0), dict(buffer=0.1)]) == []
 
 
 def test_a_parameter_without_effect_does_not_run_away():
@@ -216,7 +216,7 @@ def test_the_file_that_is_shipped_has_no_optimum_on_an_open_edge():
         for name, peer in x["peers"].items():
             if peer["seeds"] == found["plan"]["first"]:
                 settings = [json.loads(key) for key in peer["tried"]]
-                assert not beyond(peer["params"], settings), (family, name, peer["params"])
+                assert not _beyond(peer["params"], settings), (family, name, peer["params"])
         assert x["peers"][x["best"]]["seeds"] == found["plan"]["seeds"]
 
 
@@ -225,4 +225,4 @@ def test_one_setting_for_all_families_is_shipped_for_every_rival():
     assert set(everywhere) == set(GRIDS)
     assert everywhere["adaptive_least_sharp"] == everywhere["stream_least"] == {}
     for name, x in tuning._kept()["everywhere"].items():
-        assert not beyond(x["params"], [json.loads(key) for key in x["tried"]]), name
+        assert not _beyond(x["params"], [json.loads(key) for key in x["tried"]]), name
