@@ -21,13 +21,10 @@ from typer.core import TyperCommand
 from .. import __version__
 from arcpoint_ce.apps.report import (
     ReportUsageError,
-    find_template,
+    given_parameters,
     leaving_in_order,
     list_reports,
-    parsed,
-    read_parameters,
     run_report,
-    settle,
     shown,
     unknown,
 )
@@ -190,8 +187,7 @@ def report(
     if name is None:
         raise ReportUsageError("which report? `arcpoint report --list` shows them all")
     given = dict(map(_split_pair, p or []))
-    values = settle(read_parameters(find_template(name)), given, parsed)
-    asked: dict[str, Any] = {k: values[k] for k in given}
+    asked = given_parameters(name, given)
     run = run_report(
         name,
         out=out,

@@ -9,7 +9,7 @@ __all__ = ['ask']
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from html import escape
@@ -33,7 +33,7 @@ from .state import Answer
 from .times import Span, when
 
 # %% ../../nbs/context/57a_ask.ipynb #18be8f43
-_INTENTS = (  # the first that matches; a question that matches none asks for the state
+_INTENTS = (  # the first that matches; a question that matches none is not understood
     (
         "why",
         r"\bwhy\b|\bcause|\bexplain\b|\breason\b|what (?:went|was) wrong|\bdrop",
@@ -52,6 +52,25 @@ _INTENTS = (  # the first that matches; a question that matches none asks for th
         "incidents",
         r"\bincident|\bhappened\b|\banomal|\balert|\bevents?\b",
     ),
+    (
+        "state",
+        r"\b(?:how|what) (?:is|are|was|were|did|does|do|about)\b|\bhow's\b|\bstat(?:e|us)\b"
+        r"|\boverview|\bsummar|\bhealth|\b(?:is|are|was|were) (?:\w+ ){1,3}(?:ok|up|down|slow|well"
+        r"|fine|busy|open|healthy|running|alive)|\bslow|\bfail|\bshow\b",
+    ),
+)
+_TOPIC = re.compile(
+    r"\b(?:fleet|backends?|models?|requests?|prompts?|traffic|router?|routing|engine|gateways?"
+    r"|tiers?|qualit\w+|latenc\w+|slow\w*|speed|errors?|fail\w*|availab\w+|costs?|pric\w+"
+    r"|expensive|spend|slos?|limits?|ttft|tokens?|drop\w*|breakers?|incidents?|anomal\w+|alerts?"
+    r"|events?|capacity|head-?room|room|risks?|loads?|demand|busy|run out|n-1|outages?|breach\w*"
+    r"|worse|went wrong|was wrong|happen\w*|state|status|overview|summary|health\w*|forecasts?"
+    r"|session|serve|service|where should)\b"
+)
+_CAN_ASK = (
+    "I can say how the fleet is (or was), which backend should serve a request, why latency, "
+    "errors, cost or quality became worse, what happened, and what capacity risk the next minutes "
+    "hold. For example: Why did quality drop yesterday evening?"
 )
 _METRIC_WORDS = (
     ("ttft", r"first token|ttft"),
@@ -62,13 +81,18 @@ _METRIC_WORDS = (
 )
 
 
-def _intent_of(text: str) -> str:
-    "Name of the function that answers the question."
+def _intent_of(
+    text: str,
+    names: Collection[str] = (),  # of backends and tiers, which are topics as well
+) -> str:
+    "Name of the function that answers the question. ValueError where it is about something else."
     low = text.lower()
-    for name, pattern in _INTENTS:
-        if re.search(pattern, low):
-            return name
-    return "state"
+    named = any(re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", low) for name in names)
+    if named or _TOPIC.search(low):
+        for intent, pattern in _INTENTS:
+            if re.search(pattern, low):
+                return intent
+    raise ValueError(f"I do not understand this question. {_CAN_ASK}")
 
 
 def _metrics_of(text: str) -> list[str]:
@@ -129,21 +153,41 @@ def _computed(
     wanted: Mapping = {},  # further arguments of `which`
 ) -> tuple[str, Span | None, Answer]:
     "Intent, span and answer. ValueError where nothing can be said."
-    intent = _intent_of(text)
+    fleet = context.records.fleet()
+    intent = _intent_of(text, [*(b.name for b in fleet), *fleet.tiers])
     now = context.records.now() + 1e-6
     span = when(text, now, zone)
     if intent == "why":
         return intent, span, _why(context, text, span)
-    if intent == "risk":
-        return intent, None, context.risk()
     if intent == "incidents":
         words = dict(when=text) if span else {}
         return intent, span, context.incidents(**words)
     at = dict(at=span.until_s) if span is not None and span.until_s < now - 60 else {}
+    if intent == "risk":
+        return intent, span if at else None, context.risk(**_ahead(text), **at)
     if intent == "which":
-        details = _details_of(text, context.records.fleet().tiers)
+        details = _details_of(text, fleet.tiers)
         return intent, span, context.which(**{**wanted, **details}, **at)
     return intent, span, context.state(**at)
+
+
+def _ahead(text: str) -> dict[str, float]:  # arguments of `risk`
+    "How far ahead a question looks, where it says so. ValueError beyond an hour."
+    m = re.search(r"\b(?:next|coming) (?:(\w+) )?(minutes?|mins?|hours?)\b", text.lower())
+    if not m:
+        return {}
+    unit_s = 3600.0 if m[2].startswith("hour") else 60.0
+    count = _COUNTS.get(m[1] or "one", m[1] or "1")
+    if not str(count).isdecimal():
+        return {}
+    horizon_s = float(count) * unit_s
+    if not 60.0 <= horizon_s <= 3600.0:
+        raise ValueError(f"{m[0]!r}: the risk is told for one minute to one hour ahead")
+    return dict(horizon_s=horizon_s)
+
+
+_COUNTS = dict(one=1, two=2, three=3, four=4, five=5, six=6, eight=8, ten=10, fifteen=15)
+_COUNTS |= dict(twenty=20, thirty=30)
 
 
 def _why(context: Context, text: str, span: Span | None) -> Answer:
@@ -274,6 +318,6 @@ def ask(
             by = config.model
         except Stopped as e:
             says = f"{says} (The model was not used: {e}.)"
-    if span and intent != "why":
+    if span:
         says = f"Understood as {span} ({span.words!r}). {says}"
     return _Told(question, intent, span, says, answer, by)

@@ -310,9 +310,17 @@ class _BackendRisk:
     busy: float  # requests in the system now
     room: float  # capacity less that; 0 where it is down
     exhausted_s: float | None  # until a rate limit of this minute is spent, at the present pace
-    without_it: float  # demand (P90) over what the others can hold
+    # demand (P90) over what the others can hold; None: there are no others, or all are down
+    without_it: float | None
 
 # %% ../../nbs/context/56_questions.ipynb #afaf0b9b
+def _filled(share: float | None) -> str:
+    "How full the others would be, in words that mean something."
+    if share is None:
+        return "nobody left"
+    return f"{share:.0%}" if share < 2 else f"{share:.1f} times what they hold"
+
+
 @dataclass(frozen=True)
 class Risk(Answer):
     "The fourth answer."
@@ -335,7 +343,7 @@ class Risk(Answer):
                 "–" if b.p_breach is None else f"{b.p_breach:.0%}",
                 f"{b.busy:.2f}",
                 f"{b.room:.1f}",
-                f"{b.without_it:.0%}",
+                _filled(b.without_it),
             )
             for b in self.backends
         ]
@@ -608,7 +616,7 @@ def _outlook(
     used = used_this_minute(records, state.at_s)
     risks = []
     for i, (b, (p_breach, source)) in enumerate(zip(fleet, chances)):
-        others = max(capacity.sum() - capacity[i], 1e-9)
+        others = float(capacity.sum() - capacity[i])
         exhausted_s = _exhausted_s(
             b,
             used.get(b.name, (0, 0)),
@@ -621,7 +629,7 @@ def _outlook(
             load.busy[b.name],
             load.room[b.name],
             exhausted_s,
-            need / others,
+            need / others if others > 1e-9 else None,
         )
         risks.append(risk)
     p_fleet = float(((~hits @ capacity) < need).mean())
@@ -634,6 +642,15 @@ def _outlook(
     )
 
 # %% ../../nbs/context/56_questions.ipynb #e4863054
+def _alone_in_words(b: _BackendRisk) -> str:
+    "What would be left without a backend."
+    if b.without_it is None:
+        return f"without {b.backend} there is nobody left to hold the demand"
+    if b.without_it >= 2:
+        return f"without {b.backend} the others would need {b.without_it:.1f} times their capacity"
+    return f"without {b.backend} the others would be {b.without_it:.0%} full"
+
+
 _RISKY = 0.2  # P(breach) above which a backend is acted on
 _FLEET_RISKY = 0.05  # P(the fleet does not hold) above which something must be done
 
@@ -674,7 +691,7 @@ def _risk_in_words(look: _Outlook, room: float, action: Mapping | None, horizon_
     )
     lonely = max(
         look.backends,
-        key=lambda r: r.without_it,
+        key=lambda r: inf if r.without_it is None else r.without_it,
         default=None,
     )
     minutes = horizon_s / 60
@@ -686,8 +703,7 @@ def _risk_in_words(look: _Outlook, room: float, action: Mapping | None, horizon_
     demand = f"expected demand {level:.2f} rps (P90 {high:.2f}), room for {room:.1f} more at once"
     parts = [breach, held, demand]
     if lonely:
-        full = f"{lonely.without_it:.0%} full"
-        parts.append(f"without {lonely.backend} the others would be {full}")
+        parts.append(_alone_in_words(lonely))
     remedy = f"cheapest remedy: {action['action']}" if action else "nothing needs to be done"
     return "; ".join([*parts, remedy]) + "."
 

@@ -75,18 +75,41 @@ def _day_span(now: datetime, back: int, part: str) -> tuple[float, float]:
 
 
 _ISO = r"\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d)?z?)?"
+_TO = r"\s*(?:to|until|and|-|–)\s*"
+_CLOCK = r"\d\d?:\d\d"
 
 
 def _moment(text: str, zone: tzinfo) -> float:  # s
-    "A date or a date with a time; Z means UTC."
-    naive = datetime.fromisoformat(text.rstrip("z").replace("t", " "))
+    "A date or a date with a time; Z means UTC. ValueError where there is no such day or time."
+    try:
+        naive = datetime.fromisoformat(text.rstrip("z").replace("t", " "))
+    except ValueError as e:
+        raise ValueError(f"{text!r} is no date and time ({e})") from e
     return naive.replace(tzinfo=UTC if text.endswith("z") else zone).timestamp()
+
+
+def _on_day(day: str, clock: str, zone: tzinfo) -> float:  # s
+    "A time of a given day."
+    return _moment(f"{day[:10]} {clock:0>5}", zone)
+
+
+def _read_hours(text: str, now: datetime) -> _Found | None:
+    "Two times of one date: `2026-05-06 12:00 to 12:45`, or the hours before the date."
+    zone = now.tzinfo or UTC
+    day = r"(\d{4}-\d\d-\d\d)"
+    m = re.search(rf"{day},? (?:from |between )?({_CLOCK}){_TO}({_CLOCK})(?!\d)", text)
+    if m:
+        return (_on_day(m[1], m[2], zone), _on_day(m[1], m[3], zone)), m[0]
+    m = re.search(rf"({_CLOCK}){_TO}({_CLOCK}) (?:on |of )?{day}", text)
+    if m:
+        return (_on_day(m[3], m[1], zone), _on_day(m[3], m[2], zone)), m[0]
+    return None
 
 
 def _read_dates(text: str, now: datetime) -> _Found | None:
     "One date, two dates, or everything since a date."
     zone = now.tzinfo or UTC
-    m = re.search(rf"({_ISO})\s*(?:to|until|and|-|–)\s*({_ISO})", text)
+    m = re.search(rf"({_ISO}){_TO}({_ISO})", text)
     if m:
         return (_moment(m[1], zone), _moment(m[2], zone)), m[0]
     m = re.search(rf"since ({_ISO})", text)
@@ -100,12 +123,14 @@ def _read_dates(text: str, now: datetime) -> _Found | None:
     return None
 
 
-_CLOCK = re.compile(r"(?:between|from) (\d\d?):(\d\d) (?:and|to|until) (\d\d?):(\d\d)( yesterday)?")
+_HOURS = re.compile(
+    r"(?:between |from )?(\d\d?):(\d\d)(?: and | to | until |-|–)(\d\d?):(\d\d)( yesterday)?"
+)
 
 
 def _read_clock(text: str, now: datetime) -> _Found | None:
     "Two times of today or yesterday. ValueError where there is no such time."
-    m = _CLOCK.search(text)
+    m = _HOURS.search(text)
     if not m:
         return None
     day = (now - timedelta(days=1 if m[5] else 0)).replace(second=0, microsecond=0)
@@ -115,6 +140,17 @@ def _read_clock(text: str, now: datetime) -> _Found | None:
     since = day.replace(hour=hour, minute=minute)
     until = day.replace(hour=hour2, minute=minute2)
     return (since.timestamp(), until.timestamp()), m[0]
+
+
+def _read_o_clock(text: str, now: datetime) -> _Found | None:
+    "One time of today or yesterday, and the ten minutes from it."
+    m = re.search(r"\b(yesterday )?(?:at|around|about) (\d\d?):(\d\d)( yesterday)?", text)
+    if not m:
+        return None
+    back = 1 if m[1] or m[4] else 0
+    day = (now - timedelta(days=back)).strftime("%Y-%m-%d")
+    since = _on_day(day, f"{m[2]}:{m[3]}", now.tzinfo or UTC)
+    return (since, since + 600.0), m[0]
 
 # %% ../../nbs/context/50_times.ipynb #2be9e279
 _LAST = re.compile(rf"(?:last|past|previous|in the last|over the last) (?:{_COUNT} )?{_UNIT}")
@@ -165,7 +201,35 @@ def _read_now(text: str, now: datetime) -> _Found | None:
     return (end - 600.0, end), "now"
 
 # %% ../../nbs/context/50_times.ipynb #77c9809e
-_READERS = (_read_dates, _read_clock, _read_distance, _read_day, _read_now)
+_READERS = (_read_hours, _read_dates, _read_clock, _read_o_clock)
+_READERS += (_read_distance, _read_day, _read_now)
+_AHEAD = re.compile(rf"\b(?:next|coming) (?:{_COUNT} )?(?:minutes?|mins?|hours?)\b")
+_MONTHS = "january|february|april|june|july|august|september|october|november|december"
+_CALLED = "minute|hour|day|night|morning|noon|afternoon|evening|week|weekend|month|quarter|year"
+_LEFT = re.compile(
+    rf"\b(?:{_MONTHS}|(?:in|of) (?:march|may)|(?:march|may) \d+"
+    r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
+    r"|tomorrow|tonight|midnight|yesterday|today|weekend|christmas|easter|new year"
+    r"|day (?:before|after)|decade|century|a while ago|long ago|once upon|lately|earlier|later"
+    r"|o.?clock"
+    rf"|(?:last|next|this|past|previous|coming|before|after) (?:{_CALLED})s?"
+    rf"|(?:last|next|past|previous|coming) {_COUNT} \w+"
+    rf"|{_COUNT} (?:{_CALLED})s? (?:ago|before|from now|hence)"
+    rf"|(?:before|after|since|until|till|at|around) (?:noon|lunch|breakfast|dinner|dawn|dusk|\d+)"
+    r"|\d\d?[:.]\d\d|\d\d? ?[ap]\.?m\b"
+    r"|(?:in|since|until|before|after) (?:19|20)\d\d|\d\d?[./]\d\d?[./]\d\d+|q[1-4])"
+)
+_SAY = "say 'yesterday evening', 'last 30 minutes' or '2026-05-06 12:00 to 12:45'"
+
+
+def _read(low: str, now: datetime) -> _Found | None:
+    "The first reader that finds a time. ValueError where one stays behind unread."
+    found = next(filter(None, (read(low, now) for read in _READERS)), None)
+    rest = low.replace(found[1], " ", 1) if found else low
+    left = _LEFT.search(_AHEAD.sub(" ", rest))
+    if left:
+        raise ValueError(f"the time {left[0]!r} is not understood; {_SAY}")
+    return found
 
 
 def when(
@@ -173,14 +237,15 @@ def when(
     now_s: float,  # what now is, s
     zone: tzinfo = UTC,
 ) -> Span | None:  # None: it names no time
-    "The span that a text names. ValueError on one that lies ahead or ends before it begins."
+    """The span that a text names.
+
+    ValueError on one that lies ahead, ends before it begins, or is not understood.
+    """
     now = datetime.fromtimestamp(now_s, zone)
-    low = " ".join(text.lower().split())
-    for read in _READERS:
-        found = read(low, now)
-        if found is not None:
-            break
-    else:
+    low = " ".join(text.lower().split()).replace(" utc", "")
+    low = re.sub(r"(\d{4}-\d\d-\d\d),? at (?=\d)", r"\1 ", low)
+    found = _read(low, now)
+    if found is None:
         return None
     (since, until), words = found
     if since >= now_s:

@@ -56,6 +56,7 @@ def test_an_interrupted_run_keeps_what_it_has(toys, tmp_path):
     assert toys == ["import", "tick", "stop"]
     got = written(tmp_path / "b.json")
     assert got["parts"] == ["import", "tick"] and got["import_ms"] == 31.25
+    assert list(got["seconds_by_part"]) == got["parts"]
     assert got["schema_version"] == 1 and got["detail"] == {"n": 3}
     assert got["tick_64_p50_ms"] is None and "tick_64_p50_ms" in got["not_finite"]
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
