@@ -872,10 +872,11 @@ class _SlowSide:
 # %% ../../nbs/engine/36_engine.ipynb #0d14dbf7
 def _plain_fleet(router: Router) -> dict:
     "Backends, tiers and the general limit as plain values, for whoever reads the store later."
-    names = ("slo_ms", "slo_tok_ms", "step_s", "gateways")
+    names = ("slo_ms", "slo_tok_ms", "ttft_limit_ms", "step_s", "gateways")
     return dict(
         backends=[asdict(backend) for backend in router.backends],
         tiers=[asdict(tier) for tier in router.tiers.values()],
+        budgets=[asdict(budget) for budget in router.config.budgets],
         **{name: getattr(router.config, name) for name in names},
     )
 
@@ -939,6 +940,21 @@ def _hearer_of(forecaster: Forecaster) -> Callable[[Outcome], None] | None:
     return forecaster.outcome
 
 
+def _config_of(router: RouterConfig, fleet: Iterable[Backend], told: Mapping) -> RouterConfig:
+    """The settings of an engine's router.
+
+    What was told counts first, then what the settings say, then the limits of the fleet's file.
+    Budgets of both are kept.
+    """
+    usual = RouterConfig()
+    of_file = {}
+    for name, value in getattr(fleet, "limits", {}).items():
+        if getattr(router, name) == getattr(usual, name):
+            of_file[name] = value
+    budgets = (*router.budgets, *getattr(fleet, "budgets", ()))
+    return replace(router, **(of_file | dict(budgets=budgets) | dict(told)))
+
+
 class ContextEngine:
     """The closed loop around a router: decide, progress, observe, tick, status. Resumes by itself
     from its store.
@@ -971,9 +987,9 @@ class ContextEngine:
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         config: EngineConfig = EngineConfig(),
     ):
-        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
-        router = replace(router, **{k: v for k, v in told.items() if v is not None})
         fleet = fleet if hasattr(fleet, "tiers") else tuple(fleet)
+        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
+        router = _config_of(router, fleet, {k: v for k, v in told.items() if v is not None})
         tiers = getattr(fleet, "tiers", {}).values()
         rule = _policy_of(policy, router.gateways)
         self.router = Router(fleet, rule, tiers=tiers, config=router, breaker=breaker)
@@ -1161,6 +1177,7 @@ class ContextEngine:
             decisions={f"{mode}/{backend}": n for (mode, backend), n in drawn},
             counts=dict(self.router.counts, decided=self.decided),
             backends=self.router.status(now),
+            spending=self.router.spending(now),
             forecaster=_forecaster_status(self.forecaster, said),
             forecast=_forecast_status(self.router.table, self.score, said, now),
             drift=said.get("drift", nothing),

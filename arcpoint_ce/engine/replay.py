@@ -38,6 +38,7 @@ class _Logged(NamedTuple):
     cost_usd: float | None = None
     version: str | None = None
     quality: float | None = None
+    tenant: str | None = None
 
     @property
     def end_s(self) -> float:
@@ -183,6 +184,7 @@ class Replay:
             None,
             r.tokens_in or 0,
             r.tokens_out or 0,
+            tenant=r.tenant,
         )
 
     def arrive(self, r: _Logged):

@@ -45,6 +45,8 @@ class Backend:
     tags: tuple[str, ...] = ()  # what else it can do or is: "vision", "json", "on-premises"
     # the order in which reserved capacity is used up before the rest; None: it is not reserved
     spill_order: int | None = None
+    # USD per million input tokens that are in its cache; None: as all others
+    price_in_cached: float | None = None
 
     def __post_init__(self):
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
@@ -57,9 +59,9 @@ class Backend:
                 self._check(possible, field_name, "positive")
         if self.quality is not None:
             self._check(0 <= self.quality <= 1, "quality", "within 0..1")
-        for field_name in ("price_in", "price_out"):
+        for field_name in ("price_in", "price_out", "price_in_cached"):
             value = getattr(self, field_name)
-            possible = isfinite(value) and value >= 0
+            possible = value is None or (isfinite(value) and value >= 0)
             self._check(possible, field_name, "0 or more")
 
     def _check(self, possible: bool, field_name: str, wanted: str):
@@ -93,11 +95,13 @@ class Request(NamedTuple):
     tenant: str | None = None  # who asks, as far as keys and budgets go
     priority: int = 0  # more is more urgent, where requests have to wait
 
-    def cost_usd(self, backend: Backend) -> float:  # price of this request there, USD
+    # `cached`: is its input in the cache there; price of this request there, USD
+    def cost_usd(self, backend: Backend, cached: bool = False) -> float:
         "What serving this request on `backend` would cost at list price."
-        input_price = self.tokens_in * backend.price_in
-        output_price = self.tokens_out * backend.price_out
-        return (input_price + output_price) / 1e6
+        price_in = backend.price_in
+        if cached and backend.price_in_cached is not None:
+            price_in = backend.price_in_cached
+        return (self.tokens_in * price_in + self.tokens_out * backend.price_out) / 1e6
 
 # %% ../../nbs/routing/00a_records.ipynb #a3feb6c0
 def _lacks(
@@ -160,11 +164,17 @@ class Tier:
     name: str
     slo_ms: float = DEFAULT_SLO_MS  # latency limit, ms
     confidence: float = 0.9  # asked P(latency <= limit), 0..1
+    ttft_limit_ms: float | None = None  # limit of the time to first token, ms; None: no own one
 
     def __post_init__(self):
         "ValueError on a limit or a probability that is none."
         if not (isfinite(self.slo_ms) and self.slo_ms > 0):
             raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
+        first_ms = self.ttft_limit_ms
+        if first_ms is not None and not (isfinite(first_ms) and first_ms > 0):
+            raise ValueError(
+                f"Tier {self.name!r}: ttft_limit_ms must be positive, got {first_ms!r}"
+            )
         if not 0 < self.confidence < 1:
             raise ValueError(
                 f"Tier {self.name!r}: confidence must be between 0 and 1, got {self.confidence!r}"
