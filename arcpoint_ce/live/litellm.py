@@ -16,6 +16,7 @@ from functools import cache
 from math import inf
 from pathlib import Path
 from random import Random
+from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..routing.records import Backend, Outcome, Request, serves
 from ..telemetry.fleet_file import load_fleet
 
 # %% ../../nbs/live/62_litellm.ipynb #5d8acec3
-_MARK = "arcpoint_decision"  # in a request's metadata: the id of its decision
+_MARK = "arcpoint_decision"  # in a request's metadata: names its decision
 _WISHES = "arcpoint"  # in a request's metadata: what its caller wants
 _FIELDS = (
     *("task", "tier", "slo_ms", "max_cost_usd", "min_quality", "regions", "tags", "session"),
@@ -93,16 +94,20 @@ class _Calls:
 
     def __init__(self, most: int):
         self.most = most  # calls that are kept
-        self.by_id: dict[int, _Call] = {}
+        self.secret = token_hex(8)
+        self.by_mark: dict[str, _Call] = {}
 
-    def add(self, call: _Call):
-        self.by_id[call.decision.id] = call
-        while len(self.by_id) > self.most:
-            del self.by_id[next(iter(self.by_id))]
+    def add(self, call: _Call, metadata: dict):
+        "A new call; the metadata of its request get its mark."
+        metadata[_MARK] = mark = f"{call.decision.id}.{self.secret}"
+        self.by_mark[mark] = call
+        while len(self.by_mark) > self.most:
+            del self.by_mark[next(iter(self.by_mark))]
 
     def of(self, metadata: Mapping) -> _Call | None:
         "The call that a request's metadata names."
-        return self.by_id.get(metadata.get(_MARK, -1))
+        mark = metadata.get(_MARK)
+        return self.by_mark.get(mark) if isinstance(mark, str) else None
 
 
 def _metadata_of(request: Mapping | None) -> dict:  # an empty one where there is none
@@ -173,7 +178,9 @@ class _Chooser:
             raise NoBackend(tuple((name, "may not serve now") for name in group.place))
         return self.random.choices(ranked, weights)[0].backend
 
-    def first(self, request: Request, name: str, group: _Group, now: float) -> _Call:
+    def first(
+        self, request: Request, name: str, group: _Group, metadata: dict, now: float
+    ) -> _Call:
         "A decision among a list. NoBackend where none of it may serve."
         if group.others:
             drawn = self.draw(request, group, now)
@@ -181,7 +188,7 @@ class _Chooser:
         else:
             decision = self.engine.decide(request, now)
         call = _Call(decision, name)
-        self.calls.add(call)
+        self.calls.add(call, metadata)
         return call
 
     def retry(self, call: _Call, group: _Group, now: float) -> bool:  # False: nowhere is left
@@ -472,8 +479,7 @@ class ArcpointLogger:
         call = self._chooser.calls.of(metadata)
         same = call is not None and call.backend is None and call.group == model
         if not (same and self._chooser.retry(call, group, now)):
-            call = self._chooser.first(request, model, group, now)
-            metadata[_MARK] = call.decision.id
+            call = self._chooser.first(request, model, group, metadata, now)
         return call
 
     def _forget(self, call: _Call | None, metadata: dict):
@@ -501,8 +507,7 @@ class ArcpointLogger:
             decision = self.engine.claim(request, theirs, now, anyway=True)
         except NoBackend:
             return
-        self._chooser.calls.add(_Call(decision, group))
-        metadata[_MARK] = decision.id
+        self._chooser.calls.add(_Call(decision, group), metadata)
 
     # How did it end?
 

@@ -152,6 +152,19 @@ def test_a_rule_about_places_holds_even_when_the_engine_is_silent(engine):
     logger.close()
 
 
+def test_a_caller_cannot_name_the_decision_of_another(logger):
+    first = {"model_group": "m"}
+    filtered(logger, metadata=first)
+    [name] = filtered(logger, metadata={"model_group": "m", "arcpoint_decision": 1})
+    served = {
+        "metadata": {"model_group": "m", "arcpoint_decision": "1"},
+        "model_info": {"id": name},
+    }
+    RUNNER.run(logger.async_post_call_success_deployment_hook(served, None, None))
+    assert sum(logger.engine.router.in_flight().values()) == 2
+    assert len(first["arcpoint_decision"]) > 16
+
+
 def test_a_wish_that_there_is_not_raises(logger):
     with pytest.raises(ValueError, match="regoins"):
         filtered(logger, metadata={"arcpoint": {"regoins": ["eu"]}})
