@@ -1065,9 +1065,9 @@ class ContextEngine:
             self.rollout.ended(outcome)
         return taken
 
-    def retry(self, d: Decision, now: float) -> str | None:
+    def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
         "As `Router.retry`, and written down."
-        backend = self.router.retry(d, now)
+        backend = self.router.retry(d, now, without)
         if backend is not None:
             self.store.again(d, backend, now)
         return backend

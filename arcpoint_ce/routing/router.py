@@ -1691,7 +1691,8 @@ class Router:
         place = plan.choose(random, s, now)
         return place, lanes[place]
 
-    def retry(self, d: Decision, now: float) -> str | None:
+    # `without`: backends that the caller knows to be out of the question
+    def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
         """Draw and reserve a further attempt (retry or hedge) among those not tried yet.
 
         Returns where it goes, None if there is nowhere left; its number is `attempts - 1`.
@@ -1699,7 +1700,7 @@ class Router:
         with self._lock:
             if len(d.lanes) >= _MOST_ATTEMPTS:
                 return None
-            tried = tuple(lane.backend.name for lane in d.lanes)
+            tried = (*(lane.backend.name for lane in d.lanes), *without)
             view = self._views.make(d.request, now, self.table, self.policy, tried)
             view = view.unprobed()
             if not view.lanes:
