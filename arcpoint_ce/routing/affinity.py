@@ -9,9 +9,11 @@ __all__ = ['Homes', 'stays']
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from .outcomes import displayed
 from .records import Request
 
 # %% ../../nbs/routing/04c_affinity.ipynb #2ca098ef
+@displayed
 class Homes:
     "Which backend served a session or a prefix last."
 

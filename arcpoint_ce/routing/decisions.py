@@ -14,6 +14,7 @@ from math import inf
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker
 from .limits import Budget, Holdback
 from .nowcast import Nowcast
+from .outcomes import displayed
 from .policies import Plan, Scene, Signals, WeightedPlan
 from .records import Backend, Forecast, ForecastTable, Request
 from .steps import BackendFeatures
@@ -91,6 +92,7 @@ def probe_due(
     return b.state == OPEN and now >= b.until_s
 
 # %% ../../nbs/routing/05_decisions.ipynb #39a13a08
+@displayed
 class Lane:
     "What the router keeps on one backend."
 
@@ -220,6 +222,7 @@ class Lane:
         )
 
 # %% ../../nbs/routing/05_decisions.ipynb #ba9718ff
+@displayed
 @dataclass(frozen=True, slots=True)
 class View:
     "Everything `decide` needs for one kind of request, until `until_s` or the next change."
@@ -291,6 +294,7 @@ def odds(
     return served + probed
 
 # %% ../../nbs/routing/05_decisions.ipynb #149df687
+@displayed
 @dataclass(frozen=True, slots=True)
 class Candidate:
     "One backend as the router saw it."

@@ -43,6 +43,7 @@ from arcpoint_ce.routing.decisions import (
 )
 from .limits import read_limits
 from .nowcast import IN_WEIGHT, Nowcast, others_pace_s, usual_pace_s
+from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
     DEFAULT_SLO_MS,
@@ -59,6 +60,7 @@ from arcpoint_ce.routing.records import (
 from .steps import BackendFeatures
 
 # %% ../../nbs/routing/06_router.ipynb #bf12ed83
+@displayed
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     "How a router behaves. Unknown names raise."
@@ -1293,6 +1295,7 @@ def _strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
     )
 
 
+@displayed
 class Router:
     """Chooses backends for requests and learns from the outcomes.
 

@@ -16,10 +16,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Tier
 from .files import read_text
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #a2d1d6e7
+@displayed
 class Fleet(tuple):
     "Backends in the order of the file. `fleet['name']` finds one; `tiers` maps names to `Tier`."
 
