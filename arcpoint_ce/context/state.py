@@ -30,6 +30,7 @@ from arcpoint_ce.engine.storage import (
     sql_tables,
 )
 from ..engine.store import Store, step_of
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet_file import Fleet
 
@@ -197,6 +198,7 @@ def _row_of(columns: Sequence[str], values: Sequence) -> dict:
     return row
 
 
+@displayed
 class Facts:
     "What a store knows, by time. Every method reads; none writes."
 
@@ -335,6 +337,7 @@ class Facts:
         return f"Records({self.reader}, {'live' if self.clock else 'as of its newest event'})"
 
 # %% ../../nbs/context/51_state.ipynb #757df066
+@displayed
 @dataclass(frozen=True, slots=True)
 class Evidence:
     "A record that an answer rests on."
@@ -627,6 +630,7 @@ def _records_around(
     }
 
 # %% ../../nbs/context/51_state.ipynb #1e356611
+@displayed
 @dataclass(frozen=True)
 class BackendState:
     "How one backend stood."
@@ -786,6 +790,7 @@ def _quota_left(
     return requests, tokens
 
 # %% ../../nbs/context/51_state.ipynb #820efbbb
+@displayed
 @dataclass(frozen=True)
 class TierState:
     "How one tier was served."

@@ -21,6 +21,7 @@ import streamlit as st
 from ..context.state import Facts, StoreError
 from ..context.times import when
 from .views import Look, look_at
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/dashboard/81b_frame.ipynb #7fdec02a
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$^=&\"'/@])")
@@ -32,6 +33,7 @@ def plain(text) -> str:  # Markdown that shows exactly this text
     return _MARKS.sub(r"\\\1", one_line)
 
 # %% ../../nbs/dashboard/81b_frame.ipynb #331009b0
+@displayed
 @dataclass(frozen=True, slots=True)
 class Where:
     "What the dashboard was started with."
@@ -75,6 +77,7 @@ SPANS = {
 EVERY = {"1 s": 1.0, "5 s": 5.0, "30 s": 30.0, "stands still": None}
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Page:
     "What every page is given."

@@ -19,6 +19,7 @@ from scipy.stats import genpareto
 from sklearn.ensemble import IsolationForest
 
 from ..forecast.forest import CompiledForest
+from ..routing.outcomes import displayed
 from ..routing.records import Step
 from ..routing.steps import LONG, SHORT, History, middle, slope
 from ..telemetry.frames import to_steps
@@ -180,6 +181,7 @@ class _Tail:
         return self.edge + float(genpareto.isf(rarer, self.shape, 0.0, self.scale))
 
 # %% ../../nbs/engine/32_anomalies.ipynb #2b55366f
+@displayed
 class Anomaly(NamedTuple):
     "A window that healthy telemetry would rarely show."
 
@@ -192,6 +194,7 @@ class Anomaly(NamedTuple):
     why: dict[str, tuple[float, float, float]]
 
 # %% ../../nbs/engine/32_anomalies.ipynb #7d84cf4d
+@displayed
 class AnomalyDetector:
     "Isolation Forest with calibrated severities, one onset filter per backend."
 

@@ -12,7 +12,7 @@ import os
 import platform
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from math import inf, isfinite
@@ -30,6 +30,7 @@ from .store import FeedbackStore, Store, forks, step_of
 from ..forecast.forecasters import make_forecaster, with_room
 from ..forecast.latency import LatencyForest
 from ..routing.breaker import BreakerConfig
+from ..routing.outcomes import displayed
 from ..routing.policies import OwnPace, Policy, PredictedCost, make_policy
 from arcpoint_ce.routing.records import (
     Backend,
@@ -49,6 +50,7 @@ from ..routing.steps import BackendFeatures, History, features
 logging.getLogger("arcpoint_ce").addHandler(logging.NullHandler())
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     "How the slow side of an engine works. ValueError on values that make no sense."
@@ -476,6 +478,7 @@ def _fitted(what: str, take: Callable[[], list[str] | None]) -> list[str]:  # wh
         return [f"{what} does not fit and starts fresh: {type(e).__name__}: {e}"]
 
 
+@displayed
 class Keeper:
     "Writes down what a restart needs, and takes it up again."
 
@@ -930,6 +933,25 @@ def _html_of(says: str, backends: Iterable[Mapping]) -> str:
         f"<p>{escape(says)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
+
+def _plot_table(names: Sequence[str], table: Mapping, ax=None):
+    "Median and 80 % interval of every backend's forecast; the axes that hold them."
+    import matplotlib.pyplot as plt
+
+    ax = ax or plt.subplots(figsize=(6, 1.2 + 0.3 * len(names)), layout="constrained")[1]
+    labels = []
+    for row, name in enumerate(names):
+        forecast = table.get(name)
+        known = forecast is not None and forecast.ok()
+        labels.append(name if known else f"{name} (no forecast)")
+        if known:
+            ax.plot(forecast.interval_ms, [row, row], color="tab:blue", linewidth=3)
+            ax.plot(forecast.p50_ms, row, "o", color="black", markersize=4)
+    ax.set_yticks(range(len(names)), labels)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("latency at the horizon, ms: median and 80 % interval")
+    return ax
+
 # %% ../../nbs/engine/36_engine.ipynb #f60847db
 def _hearer_of(forecaster: Forecaster) -> Callable[[Outcome], None] | None:
     """Who wants to hear of outcomes; None where the method is the protocol's own, which does
@@ -1207,3 +1229,7 @@ class ContextEngine:
 
     def _repr_html_(self):
         return _html_of(repr(self), self.router.status(max(self.slow.ticked_s, 0.0)))
+
+    def plot(self, ax=None):
+        "The newest forecast of every backend: median and 80 % interval, ms."
+        return _plot_table([b.name for b in self.fleet], self.router.table, ax)

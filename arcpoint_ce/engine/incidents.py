@@ -9,8 +9,10 @@ __all__ = ['Incident', 'IncidentBook']
 from dataclasses import dataclass
 
 from .anomalies import SEVERITIES, Anomaly
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/engine/32a_incidents.ipynb #47f61842
+@displayed
 @dataclass(slots=True)
 class Incident:
     "A spell of unusual telemetry of one backend."
@@ -48,6 +50,7 @@ class Incident:
         return True
 
 # %% ../../nbs/engine/32a_incidents.ipynb #8d9b54c0
+@displayed
 class IncidentBook:
     "Open incidents by backend."
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .engine import ContextEngine
+from ..routing.outcomes import displayed
 from ..routing.records import Outcome, Request
 from ..routing.router import NoBackend
 from ..telemetry.frames import to_steps
@@ -118,6 +119,7 @@ class _ReplayCounts:
     streamed: int = 0  # joined requests whose progress was reported meanwhile
 
 # %% ../../nbs/engine/38_replay.ipynb #c83f89d5
+@displayed
 class Replay:
     "A log through an engine. ValueError on a speed that makes no sense, or one without a clock."
 

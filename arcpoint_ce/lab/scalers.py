@@ -31,6 +31,7 @@ from ..forecast.windows import KEEP
 from .fleet import Fleet
 from .peers import make_peer
 from .worlds import REF_TPOT_MS, Setting, World
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/lab/46a_scalers.ipynb #064a6d3b
 def _sites_of(
@@ -146,6 +147,7 @@ class _Bill:
         )
 
 # %% ../../nbs/lab/46a_scalers.ipynb #23c87d7f
+@displayed
 class Scaler:
     "Orders and releases replicas on an adviser's advice, in a fleet or on arrivals alone."
 

@@ -9,6 +9,7 @@ __all__ = ['Homes', 'Seat', 'AtHome', 'ReservedFirst']
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .outcomes import displayed
 from .policies import Plan, Signals
 from .records import Request
 
@@ -38,6 +39,7 @@ class _Newest:
             self.older, self.recent = self.recent, {}
 
 
+@displayed
 class Homes:
     "Which backend served a session or a prefix last."
 

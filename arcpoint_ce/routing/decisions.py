@@ -14,6 +14,7 @@ from .affinity import AtHome, ReservedFirst, Seat
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker
 from .limits import Budget, Holdback
 from .nowcast import Nowcast
+from .outcomes import displayed
 from .policies import Plan, Scene, Signals, WeightedPlan
 from .records import Backend, Forecast, ForecastTable, Request
 from .spending import _Purse
@@ -92,6 +93,7 @@ def _probe_due(
     return b.state == OPEN and now >= b.until_s
 
 # %% ../../nbs/routing/05_decisions.ipynb #39a13a08
+@displayed
 class Lane:
     "What the router keeps on one backend."
 
@@ -230,6 +232,7 @@ class Lane:
         )
 
 # %% ../../nbs/routing/05_decisions.ipynb #ba9718ff
+@displayed
 @dataclass(frozen=True, slots=True)
 class View:
     "Everything `decide` needs for one kind of request, until `until_s` or the next change."
@@ -344,6 +347,7 @@ def _odds(
     return served + probed
 
 # %% ../../nbs/routing/05_decisions.ipynb #149df687
+@displayed
 @dataclass(frozen=True, slots=True)
 class Candidate:
     "One backend as the router saw it."

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+from .outcomes import displayed
 from .records import Backend
 
 # %% ../../nbs/routing/04a_limits.ipynb #1be075ee
@@ -17,6 +18,7 @@ _LEAD_S = 2.0  # how far spending may run ahead of the clock, s
 _DAY_S = 86_400.0
 
 
+@displayed
 class Budget:
     "What one backend's rate limits still allow in this minute and on this day."
 
@@ -237,6 +239,7 @@ _IN_A_ROW, _IN_A_ROW_UNNAMED = 5, 10  # refusals that condemn a key; with and wi
 _KEY_RETRY_S = 60.0  # one request in this time tries a key that was refused, s
 
 
+@displayed
 @dataclass(slots=True)
 class Holdback:
     "Whether a backend is to be left alone, until when, and why."

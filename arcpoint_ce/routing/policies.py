@@ -15,9 +15,11 @@ from math import exp, inf
 from typing import Protocol
 
 from .breaker import BreakerConfig
+from .outcomes import displayed
 from .records import Backend
 
 # %% ../../nbs/routing/04_policies.ipynb #bffc748a
+@displayed
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The viable backends at one moment.
@@ -46,6 +48,7 @@ class Scene:
     again: bool = False  # a further attempt of a request that was tried already
 
 # %% ../../nbs/routing/04_policies.ipynb #5dc13611
+@displayed
 @dataclass(slots=True)
 class Signals:
     "What this gateway knows of its own: never stale. One entry per slot."
@@ -186,6 +189,7 @@ def _best_drawn_odds(
     return out
 
 # %% ../../nbs/routing/04_policies.ipynb #f2f91eab
+@displayed
 class WeightedPlan:
     "Draw one in proportion to fixed weights."
 
@@ -292,6 +296,7 @@ def _capacities(scene: Scene) -> list[float]:  # nominal capacity times the shar
     return [max(b.capacity * w, 1e-9) for b, w in zip(scene.backends, scene.weight)]
 
 
+@displayed
 class RandomChoice:
     "Weighted random by capacity."
 
@@ -301,6 +306,7 @@ class RandomChoice:
         return WeightedPlan(_capacities(scene))
 
 # %% ../../nbs/routing/04_policies.ipynb #caba0da8
+@displayed
 class _LeastInFlight:
     "Fewest own requests in flight per capacity (least outstanding)."
 
@@ -311,6 +317,7 @@ class _LeastInFlight:
         return _LeastPlan(cap, lambda i, s, now: (s.in_flight[slots[i]] + 1) / cap[i])
 
 # %% ../../nbs/routing/04_policies.ipynb #fd7efd77
+@displayed
 class TwoChoices:
     "Power of two choices over own requests in flight (P2C; Mitzenmacher, 2001)."
 
@@ -341,6 +348,7 @@ class _TurnPlan:
         return odds
 
 
+@displayed
 class _RoundRobin:
     "Each in turn, capacities ignored."
 
@@ -350,6 +358,7 @@ class _RoundRobin:
         return _TurnPlan(len(scene.backends))
 
 # %% ../../nbs/routing/04_policies.ipynb #1db7c5e0
+@displayed
 class _PeakEwma:
     "Peak EWMA with two choices, as in Finagle: decayed peak latency times (own in flight + 1)."
 
@@ -530,6 +539,7 @@ class _PredictedPlan:
         return odds
 
 
+@displayed
 class PredictedCost:
     "Two candidates drawn by forecast head-room; the least predicted time to success wins."
 
@@ -733,6 +743,7 @@ class _RoomPlan:
         return odds
 
 # %% ../../nbs/routing/04_policies.ipynb #3b35882b
+@displayed
 class HeadRoom:
     """A few candidates drawn by head-room, the one that will be least full wins; with several
     gateways, a steady share for each.
@@ -947,6 +958,7 @@ class _SoftPacePlan:
         return [x / total for x in odds]
 
 # %% ../../nbs/routing/04_policies.ipynb #b19919c9
+@displayed
 class OwnPace:
     "Judges every backend by the work left there, the pace of one's own streams, and recent errors."
 

@@ -16,15 +16,23 @@ from html import escape
 from math import exp, inf, isfinite, log
 from typing import NamedTuple, Protocol
 
-from .outcomes import Verdict, classify
+from .outcomes import Verdict, classify, displayed
 
 # %% ../../nbs/routing/00a_records.ipynb #c0f5f99d
 _AMOUNTS = ("capacity", "slo_ms", "context_tok", "rpm", "tpm", "tpm_in", "rpd", "most_at_once")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Backend:
-    "One place that can serve requests. Limits left at None are unknown, not zero."
+    """One place that can serve requests. Limits left at None are unknown, not zero.
+
+    `capacity` is the number of requests that it serves at once before answers slow down. Only its
+    ratio to that of the others matters at first; the engine learns the rest from its own answers.
+    To find it: take the `capacity` that `arcpoint check LOG` proposes (the most requests that ran
+    there at once while the limit was kept), or a server's own limit on its batch (`max_num_seqs`
+    of vLLM), or the provider's limit of concurrent requests; else leave 1 for all of one size.
+    """
 
     name: str  # unique in the fleet
     capacity: float = 1.0  # requests it serves at once without queueing; relative where unknown
@@ -74,6 +82,7 @@ class Backend:
 DEFAULT_SLO_MS = 300.0
 
 
+@displayed
 class Request(NamedTuple):
     "What a caller asks for. Empty fields constrain nothing."
 
@@ -157,6 +166,7 @@ def serves(
     return None
 
 # %% ../../nbs/routing/00a_records.ipynb #16950b1f
+@displayed
 @dataclass(frozen=True, slots=True)
 class Tier:
     "An SLA tier: the latency limit of its requests and the probability asked of meeting it."
@@ -185,6 +195,7 @@ _WELL = Verdict("success")
 _BAD = Verdict("backend")
 
 
+@displayed
 @dataclass(slots=True)
 class Outcome:
     """How one attempt ended. `latency_ms` may be None only where the attempt failed.
@@ -288,6 +299,7 @@ def bucket_edges_us(
 STEP_S = 60  # default length of a step, s
 
 
+@displayed
 @dataclass(slots=True)
 class Step:
     "What one backend did in one step. Sums over attempts that *ended* in it; empty steps exist."
@@ -407,6 +419,7 @@ def _at_level(
     return exp(x)
 
 # %% ../../nbs/routing/00a_records.ipynb #e2262f91
+@displayed
 @dataclass(frozen=True, slots=True)
 class Forecast:
     "One backend's latency at the horizon: of the step statistic, and of a single request."
@@ -534,6 +547,7 @@ class ForecastTable(Mapping):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/routing/00a_records.ipynb #27b6dc93
+@displayed
 class ForecasterEvent(NamedTuple):
     "Something that a forecaster has to tell: drift, a demotion, a lesson, a switch."
 

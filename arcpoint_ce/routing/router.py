@@ -38,6 +38,7 @@ from arcpoint_ce.routing.decisions import (
 )
 from .limits import read_limits
 from .nowcast import Nowcast
+from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
     DEFAULT_SLO_MS,
@@ -55,6 +56,7 @@ from .spending import Spending, SpendLimit
 from .steps import BackendFeatures
 
 # %% ../../nbs/routing/06_router.ipynb #bf12ed83
+@displayed
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     "How a router behaves. Unknown names raise."
@@ -1445,6 +1447,7 @@ def _strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
     )
 
 
+@displayed
 class Router:
     """Chooses backends for requests and learns from the outcomes.
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Tier
 from ..routing.spending import SpendLimit
 from .files import read_text
@@ -33,6 +34,7 @@ class Upstream:
     model: str | None = None  # what it calls its model; None: as the caller calls it
 
 
+@displayed
 class Fleet(tuple):
     "Backends in the order of the file. `fleet['name']` finds one; `tiers` maps names to `Tier`."
 
