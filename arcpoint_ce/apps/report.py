@@ -785,7 +785,7 @@ def _finish(
 _SHARES = {"train_share", "newest_share", "max_bad", "min_coverage", "load", "min_gain"}
 _COUNTS = {"trees", "seeds", "n", "jobs", "n_jobs", "windows", "trials", "schedules", "shifts"}
 _COUNTS |= {"risk_runs", "requests", "streams", "losses", "per_kind", "k", "sweep_seeds", "sweep_n"}
-_POSITIVE = {"slo_ms", "horizon_min"}
+_POSITIVE = {"slo_ms", "horizon_min", "seconds", "rate_rps"}
 _AT_LEAST_ZERO = {"step_s", "staleness_s", "budget_usd"}
 _PATHS = {"fleet", "curves", "versions", "normal"}
 

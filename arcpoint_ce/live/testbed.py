@@ -277,6 +277,7 @@ class Testbed:
         self.conditions: dict[str, dict] = {name: {} for name in self.names}
         self._children: dict[str, _Child] = {}
         self._proxy: _Child | None = None
+        self._guests: list[_Child] = []
         self._starter = ThreadPoolExecutor(1, "testbed")
 
     def __enter__(self) -> "Testbed":
@@ -303,7 +304,7 @@ class Testbed:
 
     def close(self):
         "End every process."
-        for child in (*self._children.values(), self._proxy):
+        for child in (*self._guests, *self._children.values(), self._proxy):
             if child is not None:
                 child.kill()
         self._starter.shutdown()
@@ -392,6 +393,11 @@ class Testbed:
             if named and named[2] in self.urls:
                 lines.append(f'url = "{self.urls[named[2]]}"')
         return "\n".join(lines) + "\n"
+
+    def guest(self, module: str, function: str, line: bytes) -> dict:
+        "Start another process of this room, which ends with the testbed; what it says first."
+        self._guests.append(self._start(module, function, line))
+        return self._guests[-1].ready()
 
     def play(self, scenario: Scenario) -> "_Play":
         "Bring about the faults of a scenario, its time 0 being now, in a thread."
