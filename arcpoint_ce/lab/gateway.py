@@ -92,6 +92,7 @@ class EngineGateway:
     ):
         self.make, self.ticks, self.trace = make, ticks, trace
         self.ttft_limit_ms = ttft_limit_ms
+        self.tells_limits = False  # whether the engine hears each caller's own limit
         self.every_s = inf
 
     def start(self, backends: tuple[Backend, ...], seed: int):
@@ -114,6 +115,7 @@ class EngineGateway:
             tokens_in=tokens_in,
             tokens_out=int(self.length),
             ttft_limit_ms=self.ttft_limit_ms,
+            slo_ms=1000.0 * call.slo_s if self.tells_limits else None,
         )
         if self.asked % _SAMPLED_EVERY == 0:
             self.effects.append(_forecast_effect(self.router, request, now))
