@@ -130,12 +130,12 @@ def test_shell_blocks_name_commands_and_options_that_exist(tmp_path):
 
 
 def test_the_parameters_of_its_report_exist():
-    from arcpoint_ce.apps.report import find_template
+    from arcpoint_ce.apps.report import _find_template
 
     line = next(w for w in commands() if w[1:2] == ["report"])
     given = [line[k + 1] for k, w in enumerate(line) if w == "-p"]
     tagged = [
-        c for c in cells(find_template(line[2])) if "parameters" in c["metadata"].get("tags", [])
+        c for c in cells(_find_template(line[2])) if "parameters" in c["metadata"].get("tags", [])
     ]
     assert all(re.search(rf"^{name}\b", source(tagged[0]), re.M) for name in given)
 

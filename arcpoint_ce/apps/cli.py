@@ -806,6 +806,16 @@ def _stored_line(store, path: Path) -> str:  # of a FeedbackStore that is closed
     "What was written down."
     return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
 
+
+def _finish_store(run, written, path: Path):
+    "Close the engine of a run that was written down, and say what the store holds."
+    from arcpoint_ce.lab.gateway import EngineGateway
+
+    gateway = run.gateways[0]
+    assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
+    gateway.engine.close(run.now)
+    typer.echo(_stored_line(written, path))
+
 # %% ../../nbs/apps/84_cli.ipynb #6f02cd65
 _SIMULATED = """Break a simulated fleet and watch the real router deal with it.
 
@@ -906,7 +916,6 @@ def simulate(
     from arcpoint_ce.apps.simulate import (
         simulate as show,
     )
-    from arcpoint_ce.lab.gateway import EngineGateway
 
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
@@ -921,10 +930,7 @@ def simulate(
         with _fault_desk(stage, store if inject else None) as desk:
             record, run = show(stage, every_s, speed, typer.echo, desk)
         if written is not None and store is not None:
-            gateway = run.gateways[0]
-            assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
-            gateway.engine.close(run.now)
-            typer.echo(_stored_line(written, store))
+            _finish_store(run, written, store)
         ordered = tuple(desk.done) if desk else ()
         typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, ordered)))
 

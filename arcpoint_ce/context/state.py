@@ -198,6 +198,9 @@ def _row_of(columns: Sequence[str], values: Sequence) -> dict:
     return row
 
 
+_LEASE_S = 600.0  # outcomes are awaited for so long after their decision, s
+
+
 @displayed
 class Facts:
     "What a store knows, by time. Every method reads; none writes."
@@ -227,9 +230,16 @@ class Facts:
         )
 
     def newest_s(self) -> float:  # s
-        "When the newest record was made. StoreError on an empty store."
-        told = [self.reader.newest_s(table) for table in ("outcomes", "decisions", "steps")]
-        found = [at_s for at_s in told if at_s is not None]
+        """When the newest record was made. StoreError on an empty store.
+
+        A decision that lies a lease ahead of everything that has come back was made by a clock that
+        was wrong: it is no record of the present.
+        """
+        told = [self.reader.newest_s(table) for table in ("outcomes", "steps", "decisions")]
+        found = [at_s for at_s in told[:2] if at_s is not None]
+        decided_s = told[2]
+        if decided_s is not None and (not found or decided_s <= max(found) + _LEASE_S):
+            found.append(decided_s)
         if not found:
             raise StoreError(
                 "the store holds no decision, outcome or step yet; let an engine run, or replay "

@@ -23,7 +23,7 @@ from typing import Any
 
 from .anomalies import AnomalyDetector, learn_anomalies, tighten, window_of
 from .incidents import Incident, IncidentBook
-from .quorum import opened_elsewhere, to_follow
+from .quorum import Quorum
 from .rollout import Rollout
 from .storage import random_epoch
 from .store import FeedbackStore, Store, forks, step_of
@@ -336,6 +336,13 @@ class _AnomalyWatch:
         if incident.severity == "high" and incident.end_s is None:
             self.tight[incident.backend] = incident.peak_s + self.config.tight_s
 
+    def keys(self, now: float):
+        "A key that nobody may use is an incident until it works again."
+        for incident in self.incidents.keys(self.router.dead_keys(), now):
+            self.journal.incident(incident)
+            what = "key refused" if incident.end_s is None else "key works again"
+            self.journal.event(now, what, str(incident), incident.backend)
+
     def tighten(
         self,
         now: float,  # s
@@ -352,7 +359,7 @@ class _AnomalyWatch:
     def forget(self, name: str):
         "A backend has left."
         self.tight.pop(name, None)
-        self.incidents.open.pop(name, None)
+        self.incidents.forget(name)
         if self.detector is not None:
             self.detector.forget(name)
 
@@ -363,34 +370,9 @@ class _AnomalyWatch:
             self.detector = learned or self.detector
 
     def status(self) -> dict:
-        open_ = [asdict(i) | dict(says=str(i)) for i in self.incidents.open.values()]
+        open_ = [asdict(i) | dict(says=str(i)) for i in self.incidents.going_on()]
         ended = dict(self.journal.severities)
         return dict(incidents=ended, open=open_, tightened=sorted(self.tight))
-
-# %% ../../nbs/engine/36_engine.ipynb #03824d22
-class _Quorum:
-    "What other gateways on the same store have learned about backends."
-
-    def __init__(self, router: Router, store: Store, config: EngineConfig):
-        self.router, self.store, self.config = router, store, config
-
-    # backends that others have opened, with the present time
-    def listen(self, now: float) -> dict[str, float]:
-        "Open what enough others have opened."
-        config, router = self.config, self.router
-        if config.gateway is None:
-            return {}
-        breaker = router.breaker_config or BreakerConfig()
-        since_s = now - breaker.max_open_s
-        rows = self.store.rows("transitions", since_s, inf)
-        opened = opened_elsewhere(rows, config.gateway, now)
-        closed = {b["backend"]: b["since_s"] for b in router.status(now) if b["state"] == "closed"}
-        capacity = {b.name: b.capacity for b in router.backends}
-        for name in to_follow(opened, closed, capacity, config.quorum, config.tight_share):
-            gateways = sorted(opened[name])
-            why = f"opened by gateways {', '.join(map(str, gateways))}"
-            router.follow(name, why, dict(elsewhere=gateways), now)
-        return dict.fromkeys(opened, now)
 
 # %% ../../nbs/engine/36_engine.ipynb #3ad64b1e
 def _plain_table(t: ForecastTable) -> dict:
@@ -733,7 +715,7 @@ class _SlowSide:
         self.journal = _Journal(store, config.gateway)
         self.score = _ForecastScore(router.config.step_s)
         self.watch = _AnomalyWatch(router, self.journal, config, anomalies)
-        self.quorum = _Quorum(router, store, config)
+        self.quorum = Quorum(router, store, config.gateway, config.quorum, config.tight_share)
         self.keeper = Keeper(store, config)
         self.trainer = _Trainer(store, self.journal, config)
         # of the newest forecast that was written down, by backend
@@ -790,6 +772,7 @@ class _SlowSide:
             self.score.foresaw(table)
             self._store_fresh(table)
             self.watch.tighten(now, self.quorum.listen(now))
+            self.watch.keys(now)
             self.journal.transitions(self.router)
             self.journal.foreseen(table, now)
             for e in self.forecaster.news():

@@ -16,12 +16,14 @@ from math import inf, isfinite
 from random import Random
 
 from .model_server import hear_commands, read_settings
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/live/60a_fault_proxy.ipynb #290af9f8
 _CUTS = (None, "stall", "reset", "truncate")
 _DOWN = (None, "refuse", "hang")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Wire:
     "The state of a line. ValueError on values that make no sense."

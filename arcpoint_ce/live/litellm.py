@@ -23,6 +23,7 @@ from typing import Any
 from ..engine.engine import ContextEngine
 from ..routing.decisions import Decision, NoBackend
 from ..routing.limits import read_limits
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome, Request, serves
 from ..telemetry.fleet_file import load_fleet
 
@@ -364,6 +365,7 @@ def _engine_of(fleet, store, settings: Mapping[str, Any]) -> ContextEngine:
     return ContextEngine(fleet, store, **settings)
 
 # %% ../../nbs/live/62_litellm.ipynb #d296294b
+@displayed
 class ArcpointLogger:
     """A LiteLLM callback that lets the engine choose the deployment.
 

@@ -21,6 +21,7 @@ from random import Random
 from typing import Any
 
 from ..lab.fleet import Call, Gauge, Job, ServiceCurve, SimBackend, Station
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 
 # %% ../../nbs/live/60_model_server.ipynb #b63f3033
@@ -361,6 +362,7 @@ def _limit_headers(station: Station, now: float, refused: bool = False) -> dict[
     return said
 
 # %% ../../nbs/live/60_model_server.ipynb #74a41657
+@displayed
 class Exchange:
     "One request to an ASGI application and its answer."
 

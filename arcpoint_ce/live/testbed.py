@@ -26,6 +26,7 @@ from ..lab.faults import Scenario
 from ..lab.fleet import Gauge, SimBackend, Station
 from .fault_proxy import Wire
 from .model_server import to_line
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 from ..telemetry.fleet_file import Fleet, Upstream
 
@@ -242,6 +243,7 @@ def _with_curves(backends: Iterable[Backend]) -> tuple[SimBackend, ...]:
     return site_of(backends).sims
 
 
+@displayed
 class Testbed:
     """Model servers and their fault proxy, as a context.
 

@@ -266,6 +266,7 @@ class _FewestPlan(_BestDrawnPlan):
         self.slots = slots
         self.cap = cap
         self.last = len(cap) - 1
+        self.equals = len(set(cap)) < 2  # then the counts alone tell who is fuller
 
     def _fullness(self, i: int, s: Signals, now: float) -> float:
         return (s.in_flight[self.slots[i]] + 1) / self.cap[i]
@@ -284,9 +285,11 @@ class _FewestPlan(_BestDrawnPlan):
     def chance(self, position, s, now):
         if not self.last:
             return 1.0
-        fullness = [(s.in_flight[k] + 1) / c for k, c in zip(self.slots, self.cap)]
+        fullness: list[float] = [*map(s.in_flight.__getitem__, self.slots)]
+        if not self.equals:
+            fullness = [(n + 1) / c for n, c in zip(fullness, self.cap)]
         own = fullness[position]
-        worse = sum(map(own.__lt__, fullness))
+        worse = len([x for x in fullness if x > own])
         alike = fullness.count(own) - 1  # of equals the one drawn first wins
         return (2 * worse + alike) / (self.last * (self.last + 1))
 

@@ -2009,6 +2009,11 @@ class Router:
             self._asked(now)
             return [lane.describe(self._signals, now) for lane in self._lanes.values()]
 
+    def dead_keys(self) -> dict[str, str]:
+        "Backends that refuse everybody's key, and why that is believed."
+        with self._lock:
+            return {name: x.hold.why for name, x in self._lanes.items() if x.hold.key_dead}
+
     def spending(self, now: float) -> list[dict]:  # one entry per budget, fit for JSON
         "Whose budgets there are, their limits, and what is left of each."
         with self._lock:

@@ -6,18 +6,19 @@
 __all__ = ['SpendLimit', 'Spending']
 
 # %% ../../nbs/routing/04d_spending.ipynb #8e43c7db
-from calendar import timegm
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from math import inf, isfinite
-from time import gmtime
 
+from .outcomes import displayed
 from .records import Request
 
 # %% ../../nbs/routing/04d_spending.ipynb #d1654f63
 _PERIODS = ("hour", "day", "month")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class SpendLimit:
     "What some requests may cost, together, in an hour, a day and a month. None: no limit."
@@ -60,19 +61,23 @@ class SpendLimit:
         return ours and (self.tier is None or self.tier == request.tier)
 
 # %% ../../nbs/routing/04d_spending.ipynb #29103ec7
+_DAY_S = 86_400.0
+_FIRST_DAY = date(1970, 1, 1).toordinal()  # when the seconds are counted from
+
+
 def _begin_s(period: str, now: float) -> float:
     "When the hour, day or month of a time began, s."
     if period == "month":
-        at = gmtime(now)
-        return float(timegm((at.tm_year, at.tm_mon, 1, 0, 0, 0)))
-    return now - now % (3_600.0 if period == "hour" else 86_400.0)
+        day = date.fromordinal(min(_FIRST_DAY + int(now // _DAY_S), date.max.toordinal()))
+        return (day.replace(day=1).toordinal() - _FIRST_DAY) * _DAY_S
+    return now - now % (3_600.0 if period == "hour" else _DAY_S)
 
 
 def _end_s(period: str, begin_s: float) -> float:
     "When a period that began then is over, s."
     if period == "month":
-        return _begin_s(period, begin_s + 32 * 86_400.0)
-    return begin_s + (3_600.0 if period == "hour" else 86_400.0)
+        return _begin_s(period, begin_s + 32 * _DAY_S)
+    return begin_s + (3_600.0 if period == "hour" else _DAY_S)
 
 
 class _Period:
@@ -246,6 +251,7 @@ class _Purse:
             book.until_s = -inf
 
 # %% ../../nbs/routing/04d_spending.ipynb #0158b1a5
+@displayed
 class Spending:
     "The budgets of a router."
 

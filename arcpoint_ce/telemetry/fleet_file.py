@@ -25,6 +25,7 @@ from ..routing.spending import SpendLimit
 from .files import read_text
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #a2d1d6e7
+@displayed
 @dataclass(frozen=True, slots=True)
 class Upstream:
     "Where a gateway reaches a backend."
