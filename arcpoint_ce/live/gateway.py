@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from math import ceil, inf, isfinite
 from typing import Any
 
+from .scrape import Scraper
+
 from ..engine.engine import ContextEngine
 from ..engine.metrics import EngineCollector
 from .model_server import Exchange, optional
@@ -47,6 +49,7 @@ class GatewayConfig:
     queue_most: int = 1000  # requests that may wait for room; more are refused
     progress_s: float = 0.5  # the engine hears of a stream this often, s
     body_bytes: int = 8_000_000  # longest request, bytes
+    scrape_s: float | None = None  # /metrics of the backends are read this often, s; None: never
 
     def __post_init__(self):
         for field in fields(self):
@@ -453,6 +456,7 @@ class _Gateway:
         self.usual_tok = 256.0  # of an answer, mean of the last ones
         self.counts = dict(requests=0, **_PLAIN)
         self.decisions: deque[Decision] = deque(maxlen=1000)
+        self.scraper = Scraper({name: up.url for name, up in self.fleet.upstreams.items()})
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -464,17 +468,29 @@ class _Gateway:
 
     async def _live(self, receive, send):
         "From the start of the server to its end."
+        scraping = None
         while True:
             event = (await receive())["type"]
             if event == "lifespan.startup":
                 await self.upstreams.start()
+                if self.config.scrape_s:
+                    self.engine.gauges = lambda now: dict(self.scraper.gauges)
+                    scraping = asyncio.ensure_future(self._scrape(self.config.scrape_s))
                 self.engine.start(self.clock)
                 await send({"type": "lifespan.startup.complete"})
             else:
+                if scraping:
+                    scraping.cancel()
                 await self.upstreams.stop()
                 await asyncio.to_thread(self.engine.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _scrape(self, every_s: float):
+        "Read the backends' metrics, until the end."
+        while True:
+            await self.upstreams.scrape(self.scraper, self.clock())
+            await asyncio.sleep(every_s)
 
     async def _hear(self, x: Exchange, headers: list):
         refusal = self.door.refusal(x, headers)
