@@ -14,14 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from heapq import heapify, heappush
 from importlib.util import find_spec
+from logging import getLogger
 from math import ceil, inf, isfinite
 from typing import Any
-
-from .scrape import Scraper
 
 from ..engine.engine import ContextEngine
 from ..engine.metrics import EngineCollector
 from .model_server import Exchange, optional
+from .scrape import Scraper
 from .upstream import Failed, Upstreams
 from ..routing.decisions import Decision, NoBackend
 from ..routing.records import Outcome, Request, serves
@@ -201,7 +201,10 @@ class _Call:
         self.sent_tok = 0  # tokens that the caller has seen
         self.text = ""  # of them, where a stream may be continued
 
-# %% ../../nbs/live/61_gateway.ipynb #f5cba632
+# %% ../../nbs/live/61_gateway.ipynb #d2c2a5fe
+_log = getLogger("arcpoint_ce.live")
+
+
 class _HedgeBudget:
     "How many second attempts may run beside first ones: a share of the requests, saved up."
 
@@ -270,6 +273,7 @@ class _Race:
         if error is None:
             return True
         if not isinstance(error, Failed):
+            _log.error("an attempt failed inside the gateway", exc_info=error)
             error = Failed(f"{type(error).__name__}: internal error of the gateway")
         self._failed(k, error)
         if not error.elsewhere:
