@@ -49,6 +49,7 @@ class GatewayConfig:
     queue_most: int = 1000  # requests that may wait for room; more are refused
     progress_s: float = 0.5  # the engine hears of a stream this often, s
     body_bytes: int = 8_000_000  # longest request, bytes
+    body_s: float = 30.0  # its body must be whole within this time, s
     scrape_s: float | None = None  # /metrics of the backends are read this often, s; None: never
 
     def __post_init__(self):
@@ -504,9 +505,14 @@ class _Gateway:
             return await x.error(status, kind, why, {"connection": "close"})
         if x.path not in _COMPLETIONS or x.method != "POST":
             return await self.door.tell(x)
-        body = await x.body(self.config.body_bytes)
+        config = self.config
+        try:
+            async with asyncio.timeout(config.body_s):
+                body = await x.body(config.body_bytes)
+        except TimeoutError:
+            return await x.error(408, "timeout", "the body did not come", {"connection": "close"})
         if body is None:
-            most = self.config.body_bytes
+            most = config.body_bytes
             return await x.error(413, "too_large", f"the body is longer than {most} bytes")
         try:
             call = _Call(x, body, self.usual_tok, self.config)
