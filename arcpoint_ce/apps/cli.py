@@ -1717,6 +1717,9 @@ def _gateway(
     hedge_share: Annotated[
         float, typer.Option(help="Share of the requests that may be hedged.")
     ] = 0.05,
+    scrape_s: Annotated[
+        float | None, _option("Read /metrics of the backends this often, s; left out: never.")
+    ] = None,
     midstream: Annotated[
         str, typer.Option(help="A stream breaks off: end (an error event), or continue elsewhere.")
     ] = "end",
@@ -1749,6 +1752,7 @@ def _gateway(
         hedge_s=hedge_s,
         hedge_share=hedge_share,
         midstream=midstream,
+        scrape_s=scrape_s,
     )
     guards, loaded = _guards_of(host), load_fleet(fleet)
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, None, None, None, 0.0)

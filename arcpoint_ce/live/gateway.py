@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from heapq import heapify, heappush
 from importlib.util import find_spec
+from logging import getLogger
 from math import ceil, inf, isfinite
 from typing import Any
 
 from ..engine.engine import ContextEngine
 from ..engine.metrics import EngineCollector
 from .model_server import Exchange, optional
+from .scrape import Scraper
 from .upstream import Failed, Upstreams
 from ..routing.decisions import Decision, NoBackend
 from ..routing.outcomes import displayed
@@ -49,6 +51,8 @@ class GatewayConfig:
     queue_most: int = 1000  # requests that may wait for room; more are refused
     progress_s: float = 0.5  # the engine hears of a stream this often, s
     body_bytes: int = 8_000_000  # longest request, bytes
+    body_s: float = 30.0  # its body must be whole within this time, s
+    scrape_s: float | None = None  # /metrics of the backends are read this often, s; None: never
 
     def __post_init__(self):
         for field in fields(self):
@@ -200,7 +204,10 @@ class _Call:
         self.sent_tok = 0  # tokens that the caller has seen
         self.text = ""  # of them, where a stream may be continued
 
-# %% ../../nbs/live/61_gateway.ipynb #f5cba632
+# %% ../../nbs/live/61_gateway.ipynb #d2c2a5fe
+_log = getLogger("arcpoint_ce.live")
+
+
 class _HedgeBudget:
     "How many second attempts may run beside first ones: a share of the requests, saved up."
 
@@ -269,6 +276,7 @@ class _Race:
         if error is None:
             return True
         if not isinstance(error, Failed):
+            _log.error("an attempt failed inside the gateway", exc_info=error)
             error = Failed(f"{type(error).__name__}: internal error of the gateway")
         self._failed(k, error)
         if not error.elsewhere:
@@ -455,6 +463,7 @@ class _Gateway:
         self.usual_tok = 256.0  # of an answer, mean of the last ones
         self.counts = dict(requests=0, **_PLAIN)
         self.decisions: deque[Decision] = deque(maxlen=1000)
+        self.scraper = Scraper({name: up.url for name, up in self.fleet.upstreams.items()})
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -466,17 +475,29 @@ class _Gateway:
 
     async def _live(self, receive, send):
         "From the start of the server to its end."
+        scraping = None
         while True:
             event = (await receive())["type"]
             if event == "lifespan.startup":
                 await self.upstreams.start()
+                if self.config.scrape_s:
+                    self.engine.gauges = lambda now: dict(self.scraper.gauges)
+                    scraping = asyncio.ensure_future(self._scrape(self.config.scrape_s))
                 self.engine.start(self.clock)
                 await send({"type": "lifespan.startup.complete"})
             else:
+                if scraping:
+                    scraping.cancel()
                 await self.upstreams.stop()
                 await asyncio.to_thread(self.engine.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _scrape(self, every_s: float):
+        "Read the backends' metrics, until the end."
+        while True:
+            await self.upstreams.scrape(self.scraper, self.clock())
+            await asyncio.sleep(every_s)
 
     async def _hear(self, x: Exchange, headers: list):
         refusal = self.door.refusal(x, headers)
@@ -486,9 +507,14 @@ class _Gateway:
             return await x.error(status, kind, why, {"connection": "close"})
         if x.path not in _COMPLETIONS or x.method != "POST":
             return await self.door.tell(x)
-        body = await x.body(self.config.body_bytes)
+        config = self.config
+        try:
+            async with asyncio.timeout(config.body_s):
+                body = await x.body(config.body_bytes)
+        except TimeoutError:
+            return await x.error(408, "timeout", "the body did not come", {"connection": "close"})
         if body is None:
-            most = self.config.body_bytes
+            most = config.body_bytes
             return await x.error(413, "too_large", f"the body is longer than {most} bytes")
         try:
             call = _Call(x, body, self.usual_tok, self.config)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.engine import ContextEngine
+from ..engine.engine import ContextEngine, EngineConfig
 from ..lab.faults import Fault, Scenario
 from ..lab.fleet import Fleet as SimFleet
 from ..lab.fleet import ServiceCurve, SimBackend
@@ -67,7 +67,8 @@ async def _serve_gate(told: dict):
     if told.get("fixed"):
         engine: Any = _Fixed(fleet, told["fixed"])
     else:
-        engine = ContextEngine(fleet, **told["engine"])
+        loop = EngineConfig(gateway=told.get("number"), tick_s=1.0)
+        engine = ContextEngine(fleet, config=loop, **told["engine"])
     config = GatewayConfig(**told.get("config", {}))
     gate = make_gateway(fleet, engine, clock=time.monotonic, config=config)
     settings = uvicorn.Config(gate, port=0, log_level="error", access_log=False, lifespan="on")
@@ -90,11 +91,17 @@ def _serve():
 
 
 def _gate(
-    bed: Testbed, *, fixed: str | None = None, config: Mapping = {}, **engine
+    bed: Testbed,
+    *,
+    fixed: str | None = None,  # everything goes there; None: where the engine says
+    number: int | None = None,  # its own, where several share a store
+    config: Mapping = {},  # of the gateway
+    **engine,  # of `ContextEngine`
 ) -> tuple[str, int]:  # its address, its process id
     "Start a gateway in front of a testbed. It ends with the testbed."
     backends = [asdict(backend) for backend in bed.backends]
-    told = dict(backends=backends, urls=bed.urls, fixed=fixed, engine=engine, config=dict(config))
+    told = dict(backends=backends, urls=bed.urls, fixed=fixed, number=number)
+    told |= dict(engine=engine, config=dict(config))
     made = bed.guest("trials", "_serve", json.dumps(told).encode() + b"\n")
     return f"http://127.0.0.1:{made['port']}", made["pid"]
 

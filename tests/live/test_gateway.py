@@ -405,6 +405,45 @@ def test_a_body_that_is_too_long_is_not_read(bed):
         assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 413
 
 
+def test_a_body_that_never_ends_is_given_up(bed):
+    with gateway(bed.fleet(), body_s=0.3) as (url, gate):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 20) as s:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\n"
+            s.sendall(f"{head}content-length: 100\r\n\r\nhalf".encode())
+            assert b" 408 " in s.recv(200)
+
+
+def test_a_span_says_who_answered_how_much_and_what_went_wrong(bed):
+    ended = []
+
+    class Span(dict):
+        def set_attribute(self, name, value):
+            self[name] = value
+
+        def end(self):
+            ended.append(self)
+
+    class Tracer:
+        def start_span(self, name, attributes):
+            return Span(attributes, name=name)
+
+    with gateway(bed.fleet(), rounds=1) as (url, gate):
+        gate.spans.tracer = Tracer()
+        answer = post(url, 7)
+        for name in NAMES:
+            bed.set(name, error_rate=1.0)
+        assert post(url).status_code == 502
+        until(lambda: len(ended) == 2, "both spans have ended")
+    good, bad = ended
+    assert good["name"] == "chat small" and good["gen_ai.request.model"] == "small"
+    assert good["gen_ai.provider.name"] == answer.headers["x-arcpoint-backend"]
+    assert good["gen_ai.usage.output_tokens"] == 7 and "error.type" not in good
+    assert good["arcpoint.decision.id"] == answer.headers["x-arcpoint-decision-id"]
+    assert 0 < good["gen_ai.response.time_to_first_chunk"] < 30
+    assert bad["error.type"] == "http 500" and "gen_ai.provider.name" not in bad
+
+
 # ---- the command
 
 
