@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all hygiene bench lab readme lock clean
+.PHONY: help setup run test test-all hygiene bench lab readme docs lock clean
 
 help:   ## show these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -41,8 +41,15 @@ bench: setup   ## speed, measured side by side in one run
 lab: setup   ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --ip 127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs
 
-readme: setup   ## README.md from nbs/index.ipynb
+readme: setup   ## figures of data/results into index and pages, then README.md
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace nbs/index.ipynb nbs/pages/*.ipynb
+	@$(BIN)/nbdev_clean
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py --readme
+
+docs: setup   ## the site, offline, in _docs/html (installs Sphinx and MyST-NB once)
+	@$(BIN)/python -c "import sphinx, myst_nb" 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check "sphinx>=8,<9" "myst-nb>=1.1,<2"
+	@$(BIN)/python docs/build.py _docs
+	@echo "site: _docs/html/index.html"
 
 lock: setup   ## resolve requirements.lock again
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv

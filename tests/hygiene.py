@@ -77,7 +77,7 @@ def main() -> int:
 
 def lint() -> bool:
     "Whether ruff finds fault with a notebook, a template or a test; it says with what."
-    where = ["nbs", "reports", "tests", "setup.py"]
+    where = ["nbs", "reports", "tests", "docs", "data/surge.py", "setup.py"]
     checks = (["ruff", "format", "--check", "-q"], ["ruff", "check", "-q"])
     failed = [c for c in checks if subprocess.run([*c, *where], cwd=ROOT).returncode]
     for command in failed:
