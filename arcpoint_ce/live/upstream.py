@@ -13,9 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .scrape import Scraper
-
 from .model_server import optional
+from .scrape import Scraper
 from ..routing.limits import read_limits
 from ..routing.outcomes import classify, displayed
 from ..telemetry.fleet_file import Fleet

@@ -171,9 +171,22 @@ def _is_lines(lines: list[bytes], ending: str) -> bool:
     objects = sum(isinstance(_parsed(line), dict) for line in lines)
     if objects >= 0.3 * len(lines):
         return True
-    first = lines[0].strip()
-    spread = first.endswith((b"{", b"[", b",")) or re.match(rb"\[\s*(\{|\[|$)", first)
-    return ending in ("jsonl", "ndjson") and not spread
+    return ending in ("jsonl", "ndjson") and not _goes_on(lines)
+
+
+def _goes_on(lines: list[bytes]) -> bool:
+    "Whether the first line begins a value that later lines end, and is not just a damaged one."
+    first, second = lines[0].strip(), lines[1].strip() if len(lines) > 1 else b""
+    if re.match(rb"\[\s*(\{|\[|$)", first):
+        return True
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as e:
+        cut = e.pos >= len(first.decode("utf-8", "replace"))
+        return cut and first.endswith((b"{", b"[", b",")) and second[:1] != b"{"
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _first_lines(head: bytes) -> list[bytes]:
@@ -232,8 +245,10 @@ def _has_stray(piece: bytes, last: bytes) -> bool:
     "Whether a piece holds NUL bytes, or carriage returns that end no line; `last` came before it."
     if last == b"\r" and piece[:1] != b"\n":
         return True
+    if b"\0" in piece or b"\r" not in piece:
+        return b"\0" in piece
     cut = piece[:-1] if piece.endswith(b"\r") else piece
-    return b"\0" in piece or cut.count(b"\r") != piece.count(b"\r\n")
+    return cut.count(b"\r") != piece.count(b"\r\n")
 
 # %% ../../nbs/telemetry/10c_containers.ipynb #76f53102
 def _line_fault(
@@ -360,6 +375,13 @@ _OF_A_ROW = {  # an object with one of these is a row itself, whatever lists it 
 }
 
 
+_AROUND = {  # what may stand beside the rows in an answer
+    *("meta", "error", "errors", "status", "success", "object", "total", "page", "count", "next"),
+    *("page_size", "total_pages", "has_more", "message", "code", "first_id", "last_id"),
+}
+_SHIPPED = ("message", "@message", "log", "MESSAGE", "line")  # under which shippers keep a line
+
+
 class _TooLong(ValueError):
     "A JSON value that does not fit into the window."
 
@@ -370,6 +392,7 @@ class _Window:
     def __init__(self, path: Path):
         self.path, self.text, self.at, self.ended = path, "", 0, False
         self._line, self._counted = 1, 0  # line ends are counted up to a place in the text
+        self._began = 0  # where the last value did
         self._pieces = _pieces(path)
         self._rest = b""
         self._decode = json.JSONDecoder().raw_decode
@@ -426,7 +449,7 @@ class _Window:
             except RecursionError:
                 raise ValueError(f"{self.place()}: JSON is nested too deeply") from None
             if end < len(self.text) or self.ended:
-                self.at = end
+                self._began, self.at = self.at, end
                 return found
             self.more()
 
@@ -443,6 +466,13 @@ class _Window:
         if size > _MAX_VALUE:
             raise _TooLong(f"{self.place()}: one JSON value is longer than {_MAX_VALUE} characters")
         self.more()
+
+    def back(self) -> bool:
+        "Return to the last value if it is spread over lines."
+        if "\n" not in self.text[self._began : self.at]:
+            return False
+        self.at = self._began
+        return True
 
     def place(self) -> str:
         "File and line of the next value."
@@ -465,15 +495,24 @@ def _json_rows(
             w.at += 1
             yield from _elements(w)
         elif c == "{":
-            n = w.here()
-            try:
-                found = w.value()
-            except _TooLong:
-                yield from _members(w)
-            else:
-                yield from ((n, row) for row in _unwrapped(found))
+            yield from _object_rows(w)
         else:
             raise ValueError(f"{w.place()}: not valid JSON ({c!r} where a value should begin)")
+
+
+def _object_rows(w: _Window) -> Iterator[tuple[int, object]]:
+    "The rows of an object: those that it wraps, each with its own line, else the object."
+    n = w.here()
+    try:
+        found = w.value()
+    except _TooLong:
+        yield from _members(w)
+        return
+    keys = _way_to_rows(found)
+    if keys and w.back():
+        yield from _members(w, keys)
+    else:
+        yield from ((n, row) for row in _unwrapped(found, keys))
 
 
 def _elements(w: _Window) -> Iterator[tuple[int, object]]:
@@ -484,45 +523,100 @@ def _elements(w: _Window) -> Iterator[tuple[int, object]]:
     w.at += 1
 
 
-def _unwrapped(value: dict) -> Iterator[object]:
-    "The rows in an object: those that a member wraps, else the object itself."
-    key = next((k for k in value if k in _WRAPPERS and _wraps(value[k])), None)
-    if key is None or value.keys() & _OF_A_ROW:
-        yield value
-    elif isinstance(value[key], dict):
-        yield from _unwrapped(value[key])
-    else:
-        for row in value[key]:
-            yield {key: [row]} if key in _SPAN_KEYS else _hit(row)
+def _way_to_rows(value: dict) -> list[str]:  # keys, outermost first; none: the object is a row
+    "Where an object keeps a list of rows."
+    if value.keys() & _OF_A_ROW:
+        return []
+    for key in value:
+        if key in _WRAPPERS and _wraps(value[key], value.keys() - {key}):
+            inner = value[key]
+            return [key, *(_way_to_rows(inner) if isinstance(inner, dict) else ())]
+    return []
 
 
-def _wraps(inner) -> bool:
-    "Whether a member holds rows: objects in a list, or an object that wraps them again."
+def _unwrapped(value: dict, keys: list[str]) -> Iterator[object]:
+    "The rows that lie at the end of a way of keys."
+    inner: object = value
+    for key in keys:
+        inner = inner[key]
+    if not isinstance(inner, list):
+        yield _hit(inner)
+        return
+    for row in inner:
+        yield {keys[-1]: [row]} if keys[-1] in _SPAN_KEYS else _hit(row)
+
+
+def _wraps(inner, beside: set[str]) -> bool:
+    "Whether a member holds rows: objects in a list, an object that wraps them again, or one row."
     if isinstance(inner, list):
-        return not inner or isinstance(inner[0], dict)
-    return isinstance(inner, dict) and bool(inner.keys() & _WRAPPERS)
+        return not inner or isinstance(inner[0], dict) or _hit(inner[0]) is not inner[0]
+    if not isinstance(inner, dict):
+        return False
+    if inner.keys() & {"id", "created_at", *_OF_A_ROW}:
+        return beside <= _AROUND
+    return any(_wraps(inner[k], inner.keys() - {k}) for k in inner.keys() & _WRAPPERS)
 
 
 def _hit(row):
-    "A hit of a search keeps its row inside."
-    source = row.get("_source") if isinstance(row, dict) else None
-    return source if isinstance(source, dict) else row
+    "A hit of a search, and a line as a shipper keeps it, have their row inside."
+    if isinstance(row, str):
+        found = _parsed(row.encode("utf-8", "replace")) if row.lstrip()[:1] == "{" else None
+        return found if isinstance(found, dict) else row
+    if not isinstance(row, dict):
+        return row
+    source = row.get("_source")
+    if isinstance(source, dict):
+        return _hit(source)
+    return _shipped(row) or row
 
 
-def _members(w: _Window) -> Iterator[tuple[int, object]]:
-    "The rows in an object that is too long to be held: those that a member wraps."
+def _shipped(row: dict) -> dict | None:
+    "The record that a line as a shipper keeps it holds; None where the row is one itself."
+    if row.keys() & (_OF_A_ROW - {"time", "timestamp", "ts"}):
+        return None
+    for key in _SHIPPED:
+        if isinstance(row.get(key), str) and row[key].lstrip()[:1] == "{":
+            found = _parsed(row[key].encode("utf-8", "replace"))
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _is_envelope(value) -> bool:
+    "Whether a line holds rows inside: an answer of an API, or a line as a shipper keeps it."
+    if not isinstance(value, dict):
+        return False
+    keys = _way_to_rows(value)
+    return _hit(value) is not value or (bool(keys) and keys[-1] not in _SPAN_KEYS)
+
+
+def _members(
+    w: _Window,  # at an object
+    keys: list[str] | None = None,  # the way to its rows; None: unknown
+) -> Iterator[tuple[int, object]]:
+    "The rows in an object, each with the line on which it begins. _TooLong where there are none."
     w.at += 1
     found = False
     while w.here_is() != "}":
         key = w.key()
         c = w.here_is()
-        if key in _WRAPPERS and c in "[{":
+        wanted = key in _WRAPPERS if keys is None else keys[:1] == [key]
+        if wanted and c in "[{":
             found = True
             w.at += c == "["
-            inner = _members(w) if c == "{" else _elements(w)
+            rest = None if keys is None else keys[1:]
+            inner = _within(w, rest) if c == "{" else _elements(w)
             yield from ((n, {key: [v]} if key in _SPAN_KEYS else v) for n, v in inner)
         else:
             w.value()
     w.at += 1
     if not found:
         raise _TooLong(f"{w.place()}: one JSON value is longer than {_MAX_VALUE} characters")
+
+
+def _within(w: _Window, keys: list[str] | None) -> Iterator[tuple[int, object]]:
+    "The rows in an object inside of another; it is one row itself where the way ends."
+    if keys == []:
+        n = w.here()
+        yield n, _hit(w.value())
+    else:
+        yield from _members(w, keys)

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from arcpoint_ce.telemetry.containers import (
     _content,
     _encoding,
     _head,
+    _is_envelope,
     _json_rows,
     _line_fault,
     _lines_of,
@@ -33,36 +34,38 @@ from arcpoint_ce.telemetry.containers import (
     _scan_lines,
 )
 from arcpoint_ce.telemetry.documents import (
-    DOCUMENTS,
-    SpanRows,
-    document_kind,
-    line_kind,
-    line_row,
+    _DOCUMENTS,
+    _document_kind,
+    _line_kind,
+    _line_row,
+    _refuse_other_kinds,
+    _server_of,
+    _SpanRows,
 )
 from arcpoint_ce.telemetry.layouts import (
     _APART,
     _NONE,
     _TABLES,
+    _Columns,
     _converted_sql,
     _csv_source,
     _json_source,
     _Layout,
     _parquet_source,
+    _recognised,
     _Source,
     _split_unit,
-    _staged,
     quoted,
-    recognised,
 )
 from arcpoint_ce.telemetry.values import (
     _DAY_OR_MONTH,
+    _connect,
     _faults,
     _Field,
     _in_range_sql,
     _number_fault,
     _us_order,
     _value_sql,
-    connect,
 )
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #b530db1d
@@ -94,7 +97,7 @@ class _BadRows(ValueError):
         )
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #7a378433
-PRESETS = dict(_TABLES) | {"otel": _Layout(None)} | {name: _Layout(None) for name in DOCUMENTS}
+PRESETS = dict(_TABLES) | {"otel": _Layout(None)} | {name: _Layout(None) for name in _DOCUMENTS}
 _HELPERS = ("_ended", "_first", "_deployment", "_asked", "_provider", "_unplaced")
 _CANONICAL = {  # what the rows of documents are made of
     **{name: name for name in _HELPERS},
@@ -117,13 +120,13 @@ def _field_texts(
     src: _Source,  # the file
     fields: tuple[_Field, ...],  # canonical fields
     columns: dict[str, str | None],  # canonical -> source column; None: leave out
-    preset,  # a _Layout or (function of `get`, needed source columns), or None
+    preset: _Layout | None,
 ) -> _Texts:
     """Decide where each field comes from.
 
     ValueError names what is missing, what exists and how to map it.
     """
-    get, stage = _staged(src.get)
+    get = _Columns(src)
     texts = _preset_texts(src, preset, get)
     given = {*columns, "_ended"} if "latency_ms" in columns else columns
     texts = {name: text for name, text in texts.items() if name not in given}
@@ -132,23 +135,21 @@ def _field_texts(
         if f.required and text is None:
             raise src.lacks(f.name, columns.get(f.name) or f.name)
         texts[f.name] = text
-    return _Texts(_known(texts), stage)
+    return _Texts(_known(texts), get.short)
 
 
 def _preset_texts(
     src: _Source,  # the file
-    preset,  # a _Layout or (function of `get`, needed source columns)
-    get,  # as from `_staged`
+    preset: _Layout | None,
+    get: _Columns,
 ) -> dict[str, str]:  # canonical, helper or `apart` -> SQL of its text
     "The fields that a preset provides. ValueError where the file is not of its format."
-    if preset is None:
+    if preset is None or preset.make is None:
         return {}
-    make, needed = preset[:2]
-    for group in needed:
-        group = (group,) if isinstance(group, str) else group
+    for group in preset.needs:
         if src.names and not any(src.has(name) for name in group):
             raise src.lacks("the preset", group[0])
-    return _with_durations({name: text for name, text in make(get).items() if text != _NONE})
+    return _with_durations({name: text for name, text in preset.make(get).items() if text != _NONE})
 
 
 def _with_durations(texts: dict[str, str]) -> dict[str, str]:
@@ -163,7 +164,7 @@ def _own_text(
     src: _Source,  # the file
     f: _Field,  # a field that no preset provides
     columns: dict[str, str | None],  # canonical -> source column; None: leave out
-    get,  # as from `_staged`
+    get: _Columns,
 ) -> str | None:  # SQL of its text; None: the file does not have it
     "The column that the caller named for a field, else the column of the field's own name."
     name = columns.get(f.name, f.name)
@@ -207,12 +208,12 @@ def _insert_sql(
 ) -> str:  # the SELECT that makes rows of the table
     "The one pass over a file: parse, convert, judge."
     present = _present(texts, fields)
-    first_fault, raw_value = _verdict_sql(present, rules)
+    first_fault, raw_value = _verdict_sql(present, rules, src.key)
     is_log = any(f.name == "ok" for f in fields)
     judged = f"SELECT *, {_apart_rows_sql(is_log)} AS apart, {_failed_sql(is_log)} AS failed"
     judged = f"{judged} FROM ({_values_sql(src, texts, fields)})"
     judged = f"SELECT *, CASE WHEN apart IS NULL THEN {first_fault} END AS bad FROM ({judged})"
-    place = f"to_json([line::VARCHAR, key_, left({raw_value}, 1000)])::VARCHAR"
+    place = f"to_json([line::VARCHAR, {src.key}, left({raw_value}, 1000)])::VARCHAR"
     lost = _lost_sql(fields, texts)
     return f"""SELECT {", ".join(present)}, {number} AS file, bad, apart, {lost} AS lost,
         CASE WHEN {every_place} OR bad IS NOT NULL THEN {place} END AS place FROM ({judged})"""
@@ -226,14 +227,16 @@ def _present(texts: _Texts, fields: tuple[_Field, ...]) -> list[str]:
 
 def _values_sql(src: _Source, texts: _Texts, fields: tuple[_Field, ...]) -> str:
     "SQL of texts (`x_`), texts without the words for nothing (`y_`), and values."
-    own = f"{src.line} AS line, {src.key} AS key_, {src.broken} AS broken"
-    rows = _stage_sql(src, texts, own)
+    own = (f"{src.line} AS line", f"{src.broken} AS broken", *src.key_columns)
+    rows = _stage_sql(src, texts, *own)
     raw = [f"{texts.fields.get(f.name, _NONE)} AS x_{f.name}" for f in fields]
     ends = [name for name in ("_ended", "_first") if name in texts.fields]
     raw += [f"{texts.fields[name]} AS x{name}" for name in ends]
     apart = texts.fields.get("apart", "NULL::INTEGER")
-    rows = f"SELECT line, key_, broken, {', '.join(raw)}, {apart} AS apart_ FROM ({rows})"
+    kept = ", ".join(("line", "broken", *src.key_columns, *raw))
+    rows = f"SELECT {kept}, {apart} AS apart_ FROM ({rows})"
     said = [f"said(x_{f.name}) AS y_{f.name}" for f in fields if f.kind in _WORDS]
+    said.append("try_cast(x_ts AS DOUBLE) AS number_of_ts")
     rows = f"SELECT *, {', '.join(said)} FROM ({rows})"
     values = [f"{_one_value_sql(f, texts)} AS v_{f.name}" for f in fields]
     values += [f"as_time(x{name}) AS v{name}" for name in ends]
@@ -256,6 +259,8 @@ def _one_value_sql(f: _Field, texts: _Texts) -> str:
         return f"coalesce(status_word(y_status), {told})"
     if f.name not in texts.fields:
         return _typed_null(f)
+    if f.name == "ts":
+        return "time_of(x_ts, number_of_ts)"
     return _value_sql(f, f"y_{f.name}" if f.kind in _WORDS else f"x_{f.name}")
 
 
@@ -306,6 +311,7 @@ def _lost_sql(fields: tuple[_Field, ...], texts: _Texts) -> str:
 def _verdict_sql(
     present: list[str],  # canonical columns that the file has
     rules: list[tuple[str, str, str]],  # (column, reason, condition)
+    key: str,  # SQL of the whole row's text
 ) -> tuple[str, str]:  # SQL of the place of the first rule that applies; SQL of the raw value
     "Which rule a row breaks, and the text that breaks it."
     faults = []
@@ -319,7 +325,7 @@ def _verdict_sql(
     for column, own in numbers.items():
         if own:
             raw_values.append(f"WHEN bad BETWEEN {own[0]} AND {own[-1]} THEN x_{column}")
-    return f"CASE {' '.join(faults)} END", f"CASE {' '.join(raw_values)} ELSE key_ END"
+    return f"CASE {' '.join(faults)} END", f"CASE {' '.join(raw_values)} ELSE {key} END"
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #8b8ae430
 def _rules_for(
@@ -381,6 +387,7 @@ class _Intake:
     layouts: dict[str, int] = field(default_factory=dict)  # layout -> files of it
     notes: list[str] = field(default_factory=list)  # what was assumed
     rows_in: int = 0  # rows judged
+    dates: bool = False  # are times written as dates, as far as the first rows show
     present: set[str] = field(default_factory=set)  # canonical columns that some file has
     tmp: tempfile.TemporaryDirectory = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="arcpoint_")
@@ -389,7 +396,7 @@ class _Intake:
 
     def __post_init__(self):
         self.lines = _Malformed(Path(self.tmp.name) / "malformed.csv")
-        self.con = connect(memory_limit=self.memory, temp_directory=self.tmp.name)
+        self.con = _connect(memory_limit=self.memory, temp_directory=self.tmp.name)
         with suppress(duckdb.InvalidInputException):
             # the bar would go to stdout; in Jupyter, DuckDB can only set it with ipywidgets
             self.con.execute("SET enable_progress_bar = false")
@@ -490,9 +497,12 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
     "A CSV file, or the lines of an access log."
     _named(preset, intake.files[number], "csv")
     lines = _text_of(_head(path)).decode("utf-8", "replace").splitlines()[:50]
-    kind = None if preset else line_kind([s for s in lines if s.strip()])
+    lines = [s for s in lines if s.strip()]
+    kind = None if preset else _line_kind(lines)
     if kind:
-        _take_rows(intake, number, columns, kind, _text_rows(intake, number, path, kind))
+        with _named_in_errors(intake.files[number]):
+            server = _server_of(kind, lines)
+        _take_rows(intake, number, columns, kind, _text_rows(intake, number, path, kind, server))
         return
     n_records, odd = _scan_lines(path)
     src = _csv_source(path)
@@ -502,11 +512,13 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
     _take(intake, src, number, columns, preset, n_records - src.header, odd)
 
 
-def _text_rows(intake: _Intake, number: int, path: Path, kind: str) -> Iterator[tuple[int, dict]]:
+def _text_rows(
+    intake: _Intake, number: int, path: Path, kind: str, server: str | None
+) -> Iterator[tuple[int, dict]]:
     "Rows of an access log; lines of another form are malformed."
     for n, line in _lines_of(path):
         text = line.decode("utf-8", "replace")
-        row = line_row(kind, text)
+        row = _line_row(kind, text, server)
         if row:
             yield n, row
         elif text.strip():
@@ -522,7 +534,7 @@ def _read_json(intake: _Intake, path: Path, number: int, columns: dict, preset, 
     if kind == "document" or _is_envelope(first):
         _read_document(intake, path, number, columns, preset)
         return
-    layout = named if named in DOCUMENTS or named == "otel" else None
+    layout = named if named in _DOCUMENTS or named == "otel" else None
     if layout is None and preset is None:
         layout = next(filter(None, map(_kind_of(path), src.samples[:20])), None)
     if layout:
@@ -537,27 +549,22 @@ def _read_json(intake: _Intake, path: Path, number: int, columns: dict, preset, 
 
 
 def _kind_of(path: Path):
-    "`document_kind`, with the file's name in its errors."
+    "`_document_kind`, with the file's name in its errors."
 
     def kind(value):
-        try:
-            return document_kind(value)
-        except ValueError as e:
-            raise ValueError(f"{path}: {e}") from None
+        with _named_in_errors(path):
+            return _document_kind(value)
 
     return kind
 
 
-def _is_envelope(value) -> bool:
-    "Whether a line holds many rows inside: an answer of an API."
-    if not isinstance(value, dict):
-        return False
-    inner = next(
-        (value[k] for k in ("data", "results", "hits", "items", "logs") if k in value), None
-    )
-    return (
-        isinstance(inner, list) and bool(inner) and isinstance(inner[0], dict) and len(value) <= 8
-    )
+@contextmanager
+def _named_in_errors(path: Path):
+    "A ValueError inside names the file."
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 
 def _named(preset, path: Path, kind: str) -> str | None:
@@ -611,7 +618,7 @@ def _read_document(intake: _Intake, path: Path, number: int, columns: dict, pres
         yield from seen
         yield from stream
 
-    if layout in DOCUMENTS or layout == "otel":
+    if layout in _DOCUMENTS or layout == "otel":
         _take_rows(
             intake, number, columns, layout, _document_rows(intake, path, layout, columns, whole())
         )
@@ -640,7 +647,7 @@ def _write_rows(rows: Iterator[tuple[int, object]], out: Path) -> int:  # rows w
 def _document_rows(
     intake: _Intake,  # where notes and counts go
     path: Path,  # what is read
-    layout: str,  # otel, or a name in `DOCUMENTS`
+    layout: str,  # otel, or a name in `_DOCUMENTS`
     columns: dict,  # canonical -> attribute of a span
     values: Iterator[tuple[int, object]],
 ) -> Iterator[tuple[int, dict]]:  # rows with canonical names
@@ -648,7 +655,7 @@ def _document_rows(
     if layout == "otel":
         yield from _span_rows(intake, values, columns)
         return
-    make = DOCUMENTS[layout][1]
+    make = _DOCUMENTS[layout][1]
     for n, value in values:
         try:
             yield from ((n, row) for row in make(value))
@@ -660,7 +667,7 @@ def _document_rows(
 
 def _span_rows(intake: _Intake, values, columns: dict) -> Iterator[tuple[int, dict]]:
     "Calls in spans; those around other calls are counted and left out."
-    spans = SpanRows(columns)
+    spans = _SpanRows(columns)
     held = intake.scratch("spans")
     with open(held, "w", encoding="utf-8", errors="replace") as f:
         for n, value in values:
@@ -678,9 +685,9 @@ def _span_rows(intake: _Intake, values, columns: dict) -> Iterator[tuple[int, di
         intake.apart[_APART[5]] += spans.others
 
 
-def _helpers(get) -> dict[str, str]:
+def _helpers(get: _Columns) -> dict[str, str]:
     "The layout of rows that documents were turned into."
-    return {name: get(name) for name in ("_ended", "_first")}
+    return {name: get(name) for name in ("_ended", "_first", "latency_ms", "ttft_ms")}
 
 
 def _take_rows(intake: _Intake, number: int, columns: dict, layout: str, rows):
@@ -709,12 +716,16 @@ def _take(
     order = _date_order(intake, src, texts)
     if not odd and _insert(intake, src, number, _reordered(texts, order), wanted):
         return
+    if src.kind == "json" and not src.checked:
+        src.checked = True
+        _take(intake, src, number, columns, preset, wanted, odd)
+        return
     if src.line != "NULL":
         raise ValueError(f"{src.path}: holds rows that DuckDB cannot take; please report this")
     copy = intake.scratch("repaired")
     good = _set_malformed_aside(intake, src, copy, number)
     again = _csv_source(src.path, copy) if src.kind == "csv" else _json_source(src.path, copy)
-    again.names = again.names or src.names
+    again.names, again.checked = again.names or src.names, True
     texts = _field_texts(again, intake.fields, columns, preset)
     if good and not _insert(intake, again, number, _reordered(texts, order), good):
         raise RuntimeError(
@@ -725,8 +736,19 @@ def _take(
 def _laid_out(intake: _Intake, src: _Source, columns: dict, preset) -> _Layout | None:
     "The layout that was asked for or is recognised, and a note of it."
     preset = preset or _recognise(src, columns, intake)
+    if preset is None and any(f.name == "ok" for f in intake.fields):
+        _refuse_if_other(intake.files[-1], src, columns)
     _note_layout(intake, next((n for n, known in PRESETS.items() if known is preset), "columns"))
     return preset
+
+
+def _refuse_if_other(path: Path, src: _Source, columns: dict):
+    "ValueError where a file is not a log of requests at all, as far as its names tell."
+    required = {"ts", "backend", "latency_ms"}
+    if "requests" in columns or required <= columns.keys():
+        return
+    with _named_in_errors(path):
+        _refuse_other_kinds({*src.names, *(key for row in src.samples for key in row)})
 
 
 def _note_layout(intake: _Intake, name: str):
@@ -750,7 +772,7 @@ def _recognise(src: _Source, columns: dict, intake: _Intake) -> _Layout | None:
     names = set(src.names) | {key for row in src.samples for key in row}
     if required <= {*columns, *names} or not any(f.name == "ok" for f in intake.fields):
         return None
-    name = recognised(names, _TABLES)
+    name = _recognised(names, _TABLES)
     return _TABLES[name] if name else None
 
 
@@ -762,6 +784,7 @@ def _date_order(intake: _Intake, src: _Source, texts: _Texts) -> str | None:
     at = f"SELECT {texts.fields['ts']} AS x FROM ({_stage_sql(src, texts)})"
     try:
         some = intake.con.execute(f"SELECT x FROM ({at}) WHERE x IS NOT NULL LIMIT 20").fetchall()
+        intake.dates |= any(re.match(r".*\d[-/: ]\d", x) for (x,) in some)
         if not any(re.match(_DAY_OR_MONTH, x) for (x,) in some):
             return None
         parts = [
@@ -832,7 +855,7 @@ def _read_parquet(intake: _Intake, path: Path, number: int, columns: dict, prese
     except duckdb.Error as e:
         raise ValueError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]})") from e
     named = _named(preset, path, "parquet")
-    if named == "otel" or named in DOCUMENTS:
+    if named == "otel" or named in _DOCUMENTS:
         copy = intake.scratch("parquet")
         intake.con.execute(f"COPY (SELECT * FROM {src.read}) TO {quoted(str(copy))} (FORMAT json)")
         values = _parsed_lines(intake, number, copy)
@@ -859,20 +882,45 @@ def _drop_repeats(
     if con.execute("SELECT count(*) FROM twice").fetchone()[0] == 0:
         return
     suspect = f"{judged} AND {id_hash} IN (SELECT h FROM twice)"
-    again = []  # good rows have no place yet: the suspects are read once more
+    nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, place)"
+    reason = f"repeats an earlier row (same {' and '.join(ids)})"
+    _judge_again(intake, suspect, f"{nth} > 1", (ids[-1], reason))
+
+
+def _judge_again(
+    intake: _Intake,  # all rows are in
+    suspect: str,  # SQL of the rows to look at
+    guilty: str,  # SQL over those rows: which of them are bad
+    fault: tuple[str, str],  # column, reason
+):
+    "Make good rows bad. They have no place yet, so the suspects are read once more."
+    con, again = intake.con, []
     for taken in intake.taken:
         select = _insert_sql(*taken, intake.fields, intake.rules, every_place=True)
         again.append(f"(SELECT * FROM ({select}) WHERE {suspect})")
-    nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, place)"
     rows = " UNION ALL BY NAME ".join(again)
-    con.execute(f"CREATE TEMP TABLE again AS SELECT *, {nth} AS nth FROM ({rows})")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE again AS SELECT *, {guilty} AS guilty FROM ({rows})")
     con.execute(f"DELETE FROM rows WHERE {suspect}")
-    reason = f"repeats an earlier row (same {' and '.join(ids)})"
-    intake.rules += [(ids[-1], reason, "false")]
-    place = f"to_json([place->>0, place->>1, {ids[-1]}::VARCHAR])::VARCHAR"
-    con.execute(f"""INSERT INTO rows BY NAME SELECT {names}, file,
-        CASE WHEN nth > 1 THEN {len(intake.rules) - 1} END AS bad,
-        CASE WHEN nth > 1 THEN {place} END AS place FROM again""")
+    column, reason = fault
+    intake.rules += [(column, reason, "false")]
+    names = ", ".join(f.name for f in intake.fields if f.name in intake.present)
+    place = f"to_json([place->>0, place->>1, {column}::VARCHAR])::VARCHAR"
+    con.execute(f"""INSERT INTO rows BY NAME SELECT {names}, file, apart, lost,
+        CASE WHEN guilty THEN {len(intake.rules) - 1} END AS bad,
+        CASE WHEN guilty THEN {place} END AS place FROM again""")
+
+
+_IN_1970 = 1_000_000_000_000  # µs since the epoch, eleven days: what a clock shows that nobody set
+
+
+def _drop_strays(intake: _Intake):
+    "Mark rows of 1970 as bad where the log is of a later time: their clock was not set."
+    few = f"count(*) FILTER (ts < {_IN_1970})"
+    found = f"SELECT {few}, count(*) FROM rows WHERE bad IS NULL"
+    early, n = intake.con.execute(found).fetchone()
+    if 0 < early < n / 2:
+        suspect = f"bad IS NULL AND ts < {_IN_1970}"
+        _judge_again(intake, suspect, "true", ("ts", "lies in 1970, and most of the log later"))
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #ad53157f
 def _find_lines(
@@ -1000,6 +1048,7 @@ def _settle(
     _set_apart(intake)
     if set(ids) <= intake.present:
         _drop_repeats(intake, ids)
+    _drop_strays(intake)
     kept, n_bad = intake.con.execute(
         "SELECT count(*) FILTER (bad IS NULL), count(*) FILTER (bad IS NOT NULL) FROM rows"
     ).fetchone()

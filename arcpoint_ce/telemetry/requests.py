@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..routing.outcomes import KINDS
-from .files import find_files, hash_files
+from .files import _hash_files, find_files
 from arcpoint_ce.telemetry.intake import (
     PRESETS,
     _check_options,
@@ -25,7 +25,7 @@ from arcpoint_ce.telemetry.intake import (
     _settle,
 )
 from .layouts import _APART
-from .values import _REQUEST_FIELDS, _Field, outcome_kind
+from .values import _REQUEST_FIELDS, _Field, _outcome_kind
 
 # %% ../../nbs/telemetry/11_requests.ipynb #9a669c49
 def _judge_kinds(intake: _Intake):
@@ -37,7 +37,7 @@ def _judge_kinds(intake: _Intake):
     if told:
         combinations = con.execute("SELECT DISTINCT status, error, ok FROM good").fetchall()
         kinds = pd.DataFrame(combinations, columns=["status", "error", "ok"], dtype=object)
-        kinds["kind"] = [outcome_kind(*c) for c in combinations]
+        kinds["kind"] = [_outcome_kind(*c) for c in combinations]
         con.register("kinds_", kinds)
         typed = "status::VARCHAR AS status, error::VARCHAR AS error, ok::BOOLEAN AS ok, kind"
         con.execute(f"CREATE OR REPLACE TABLE kinds AS SELECT {typed} FROM kinds_")
@@ -249,21 +249,47 @@ def _doubts(log) -> list[str]:  # sentences
             "every request failed: if that cannot be, check which column says so "
             "(ok, status, error), and map another one or None"
         )
-    return out + _sparse(log)
+    return out + _unanswerable(log) + _sparse(log)
+
+
+def _unanswerable(log) -> list[str]:
+    "What a log cannot answer: the hour of the day, or which backend would have been better."
+    out = []
+    if log.rows and log.start_s < 1e6:
+        out.append(
+            f"ts: times begin at {log.start_s:g} s, so they were read as seconds since some start; "
+            "hours of the day mean nothing then"
+        )
+    if log.rows > 1 and len(log.backends) == 1:
+        out.append(
+            f"all rows are of one backend ({log.backends[0]}): there is nothing to choose between. "
+            "If there are more, name the column that tells them apart: columns={'backend': '<its "
+            "name>'}"
+        )
+    return out
+
+
+_WRONG_TIMES = (  # least and largest number, s, and what such numbers really are
+    (20_000, 80_000, "day numbers of a spreadsheet"),
+    (350_000, 700_000, "hours since 1970"),
+    (1e6, 3e7, "a wrong unit: all times lie in 1970"),
+)
 
 
 def _check_times(log):
     "ValueError where all times are day numbers of a spreadsheet, or lie in 1970 by a wrong unit."
     first, last = log.con.execute("SELECT min(ts) / 1e6, max(ts) / 1e6 FROM log").fetchone()
-    if log.rows > 1 and 20_000 <= first and last <= 80_000:
+    for least, most, what in _WRONG_TIMES if log.rows > 1 else ():
+        if least <= first and last <= most:
+            raise ValueError(
+                f"{log.files[0]}: ts from {first:.10g} to {last:.10g} look like {what}; export "
+                "times as text (2026-03-02 00:00:10) or as seconds since 1970, or name their unit, "
+                "as in columns={'ts': 'ts[min]'} (s, ms, us, ns)"
+            )
+    if log._intake.dates and last < 3e7:
         raise ValueError(
-            f"{log.files[0]}: ts from {first} to {last} look like day numbers of a spreadsheet; "
-            "export times as text (2026-03-02 00:00:10), or as seconds since 1970"
-        )
-    if log.rows and 1e6 < first and last < 3e7:
-        raise ValueError(
-            f"{log.files[0]}: all times lie in 1970 ({first:.0f} to {last:.0f} s after it began), "
-            "which is a wrong unit; name it, as in columns={'ts': 'ts[min]'} (s, ms, us, ns)"
+            f"{log.files[0]}: every date lies in 1970: the clock behind it was not set, or a "
+            "number was read in a wrong unit before it was written as a date; export the times anew"
         )
 
 
@@ -422,12 +448,12 @@ def load_requests(
     """Load and validate a request log.
 
     BadRows beyond `max_bad`; ValueError says what is missing or unknown. Known layouts are
-    recognised; those written from documentation only, without a public sample, are azure_apim,
-    helicone, openrouter, guidellm and inference_perf.
+    recognised, each as its makers document it; a file that somebody really wrote was not at hand
+    for azure_apim, helicone, openrouter, guidellm and inference_perf.
     """
     _check_options(preset, PRESETS, max_bad)
     files = find_files(path)
-    sha = hash_files(files)
+    sha = _hash_files(files)
     fields = (*_REQUEST_FIELDS, *_ATTRIBUTION)
     intake = _read_files(files, fields, columns, PRESETS.get(preset), now, memory)
     try:

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from arcpoint_ce.telemetry.files import (
+    _hash_files,
+    _open_database,
+    _refuse_no_table,
     find_files,
-    hash_files,
-    open_database,
     read_text,
-    refuse_no_table,
 )
 from .requests import _summary_html
 
@@ -330,7 +330,7 @@ def _parquet_table(path: Path) -> _Table:
 
     file = {"file": str(path.absolute())}
     try:
-        with open_database([path]) as con:
+        with _open_database([path]) as con:
             described = con.execute("DESCRIBE FROM read_parquet($file)", file).fetchall()
             texts = []
             for name, kind, *_ in described:
@@ -873,7 +873,7 @@ class _Load:
             raise ValueError(f"{path}: a query answer that is no valid JSON ({e})") from e
         doc = doc.get("data", doc)
         if doc.get("resultType") != "matrix":
-            refuse_no_table(path, text[:4096], _NEEDED)
+            _refuse_no_table(path, text[:4096], _NEEDED)
         self.answers.append((path, text[:4096]))
         self.names |= {entry["metric"].get("__name__", "(no name)") for entry in doc["result"]}
         self.pivot.add(file, _answer_points(doc, _Names(self.columns)))
@@ -891,7 +891,7 @@ class _Load:
         "ValueError where no series holds requests, or none holds latencies."
         lacking = [name for name in ("requests", "latency_ms") if name not in self.pivot.fields]
         for path, head in self.answers if lacking else ():
-            refuse_no_table(path, head, _NEEDED + self._remedy())
+            _refuse_no_table(path, head, _NEEDED + self._remedy())
         if lacking:
             raise ValueError(
                 f"{files[0]}: series without {' and '.join(lacking)}; needed are {_NEEDED}. "
@@ -927,7 +927,7 @@ def _take_file(
         there = {f: name for f, name in usual.items() if _split_unit(name)[0] in table.names}
         load.take_table(file, table, there | load.columns)
     elif text.lstrip()[:1] not in ("{", "["):
-        refuse_no_table(path, text[:65536], _NEEDED)
+        _refuse_no_table(path, text[:65536], _NEEDED)
         load.take_table(file, _csv_table(path, text), load.columns)
     elif '"resultType"' in text[:4096]:
         load.take_answer(file, path, text)
@@ -1086,7 +1086,7 @@ def load_telemetry(
     if not n_rows:
         told = f"{load.skipped} rows without any value" if load.skipped else "empty"
         raise ValueError(f"{files[0]}: {told}; a header and at least one row are needed")
-    sha = hash_files(files)
+    sha = _hash_files(files)
     default = Path(tempfile.gettempdir()) / f"arcpoint_quarantine_{sha[:16]}.csv"
     where = _quarantine(load, files, n_rows, max_bad, Path(quarantine or default))
     _check_counter(frame, columns)
@@ -1112,7 +1112,7 @@ def _head_table(path: Path) -> _Table:
     if _is_petshop(text):
         return _Table(path, ["requests"], ())
     if text.lstrip()[:1] not in ("{", "["):
-        refuse_no_table(path, text, f"{_NEEDED} (a log of single requests needs no requests)")
+        _refuse_no_table(path, text, f"{_NEEDED} (a log of single requests needs no requests)")
         return _csv_table(path, text)
     if '"resultType"' in text[:4096]:
         return _Table(path, ["requests"], ())

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from arcpoint_ce.telemetry.files import find_files, open_database, read_text
+from arcpoint_ce.telemetry.files import _open_database, find_files, read_text
 from arcpoint_ce.telemetry.series import load_telemetry, looks_like_series
 from arcpoint_ce.telemetry.source import load_steps
 
@@ -199,7 +199,7 @@ def test_records(tmp_path, write):
     made = list(records(latency_ms=lambda k: 120 + k % 7))
     if write == "parquet":
         frame = pd.DataFrame(made).assign(ts=lambda x: pd.to_datetime(x.ts))
-        with open_database(scratch=tmp_path) as con:
+        with _open_database(scratch=tmp_path) as con:
             con.register("made", frame)
             con.execute(f"COPY made TO '{tmp_path}/s.parquet'")
         return check(load_telemetry(tmp_path / "s.parquet"))
@@ -523,7 +523,7 @@ def test_text_is_bounded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", ["xlsx", "avro", "sqlite", "delta"])
 def test_the_database_asks_nobody_for_extensions(tmp_path, ending):
-    with open_database([tmp_path / "a.csv"]) as con:
+    with _open_database([tmp_path / "a.csv"]) as con:
         for setting in ("autoinstall_known_extensions", "autoload_known_extensions"):
             assert con.execute(f"SELECT current_setting('{setting}')").fetchone() == (False,)
         with pytest.raises(Exception, match="(?i)does not exist|disabled|denied|cannot access"):
