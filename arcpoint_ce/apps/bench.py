@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from http.client import HTTPConnection
 from math import inf
 from pathlib import Path
 from random import Random
@@ -34,6 +35,7 @@ from .service_bench import bench_service
 
 # %% ../../nbs/apps/83b_bench.ipynb #f7ced6c4
 from ..engine.anomalies import bench_anomaly
+from ..engine.engine import ContextEngine
 from ..engine.store import bench_store
 from ..forecast.forest import bench_forest
 from ..forecast.latency import LatencyForest, Ticker
@@ -47,7 +49,9 @@ from arcpoint_ce.lab.fleet import (
 )
 from ..lab.gateway import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
+from ..live.envoy import OrcaSidecar
 from ..live.litellm import ArcpointLogger
+from ..live.predictor import predictor_process
 from ..routing.records import Backend, Forecast, ForecastTable, Outcome, Request
 from ..routing.router import Decision, Router
 from ..telemetry.frames import to_steps
@@ -629,6 +633,59 @@ async def _bench_filter(
     return figures | {f"litellm_ratio_{n_backends}": ours_us / theirs_us}
 
 
+def _training_row(rng: Random) -> dict:
+    "What llm-d tells of one request."
+    tokens, running = rng.randrange(100, 8000), rng.randrange(32)
+    ttft_ms = 20.0 + 0.04 * tokens * rng.lognormvariate(0.0, 0.2)
+    return dict(
+        kv_cache_percentage=running / 40,
+        input_token_length=tokens,
+        num_request_waiting=rng.randrange(4),
+        num_request_running=running,
+        num_tokens_generated=1,
+        prefix_cache_score=0.0,
+        pod_type=rng.choice(("h100", "l4")),
+        actual_ttft_ms=ttft_ms,
+        actual_tpot_ms=8.0 + 0.5 * running,
+    )
+
+
+def _bench_predictor(calls: int) -> dict[str, float]:
+    # predictor_100_*_ms, predictor_empty_*_ms, predictor_ratio_p99
+    "A batch of 100 rows, and an empty answer of the same server, in turn, over one connection."
+    rows = [_training_row(Random(k)) for k in range(300)]
+    bodies = [json.dumps(dict(requests=rows[:100])), None]
+    paths = ["/predict/bulk/strict", "/healthz"]
+    told: list[list[int]] = [[], []]
+    with predictor_process() as port:
+        line = HTTPConnection("127.0.0.1", port, timeout=60)
+        line.request("POST", "/add_training_data_bulk", json.dumps(dict(entries=rows)))
+        line.getresponse().read()
+        for _ in range(calls + 50):
+            for kind, (path, body) in enumerate(zip(paths, bodies)):
+                start = perf_counter_ns()
+                line.request("POST" if body else "GET", path, body)
+                line.getresponse().read()
+                told[kind].append(perf_counter_ns() - start)
+        line.close()
+    figures = _timed("predictor_100", told[0], 50, "ms")
+    figures |= _timed("predictor_empty", told[1], 50, "ms")
+    ratio = figures["predictor_100_p99_ms"] / figures["predictor_empty_p99_ms"]
+    return figures | dict(predictor_ratio_p99=ratio)
+
+
+def _bench_sidecar(calls: int) -> dict[str, float]:  # sidecar_header_64_*
+    "The weight of one of 64 backends for Envoy, worked out anew each time."
+    names = [f"b{k:03d}" for k in range(64)]
+    sidecar = OrcaSidecar(ContextEngine(map(Backend, names)), names[0], "http://127.0.0.1:9")
+    ns = []
+    for k in range(calls + 50):
+        start = perf_counter_ns()
+        sidecar.header(float(k))
+        ns.append(perf_counter_ns() - start)
+    return _timed("sidecar_header_64", ns, 50)
+
+
 def _bench_live(picks: int = 2000) -> dict[str, float | str]:
     "What the gateways' adapters cost."
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no look at the internet
@@ -640,7 +697,7 @@ def _bench_live(picks: int = 2000) -> dict[str, float | str]:
     async def both() -> dict:
         return await _bench_filter(litellm, 8, picks) | await _bench_filter(litellm, 64, picks)
 
-    return asyncio.run(both())
+    return asyncio.run(both()) | _bench_predictor(picks) | _bench_sidecar(picks)
 
 # %% ../../nbs/apps/83b_bench.ipynb #030b0f68
 def _machine() -> dict:  # facts that times depend on

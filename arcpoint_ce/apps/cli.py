@@ -1761,6 +1761,34 @@ def _gateway(
     finally:
         engine.close(time.time())
 
+# %% ../../nbs/apps/84_cli.ipynb #e9c06eea
+@_app.command("predictor")
+def _predictor(
+    prediction_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port that answers how long requests will take.")
+    ] = 8001,
+    training_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port that hears how long they took.")
+    ] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address. llm-d sends no credentials: off loopback the network has to guard it."
+        ),
+    ] = "127.0.0.1",
+    quantile: Annotated[
+        float | None, _option("Tell this quantile of the time, 0..1; left out: its mean.")
+    ] = None,
+):
+    """A latency predictor for llm-d: learns online, one model per pod label, with bounds.
+
+    \b
+      arcpoint predictor --prediction-port 8001 --training-port 8000
+    """
+    from arcpoint_ce.live.predictor import serve_predictor
+
+    serve_predictor(prediction_port, training_port, host, quantile, typer.echo)
+
 # %% ../../nbs/apps/84_cli.ipynb #0d37c5a4
 _EXTRAS = {
     "anthropic": "agent",
