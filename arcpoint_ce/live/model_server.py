@@ -52,7 +52,8 @@ def _die_with_parent():
 
 def read_settings() -> dict:
     "The first line of standard input; commands may follow it, so nothing more is read."
-    return json.loads(sys.stdin.buffer.raw.readline())
+    unbuffered: Any = sys.stdin.buffer
+    return json.loads(unbuffered.raw.readline())
 
 
 async def hear_commands(
@@ -129,7 +130,7 @@ class _Batch:
     def came(self, job: Job) -> int:  # tokens
         "How much of an answer there is by now."
         if job.seated == 2:
-            return job.call.tokens_out
+            return int(job.call.tokens_out)
         return int(self.station.tokens_seen(job, self.loop.time()))
 
     def first_in_s(self, job: Job) -> float:  # s; inf: it has no seat yet
@@ -547,6 +548,8 @@ def to_line(
 
 def _sim_of(told: dict) -> SimBackend:
     "The backend that such a line describes; takes its fields out of the dict."
+    backend: dict[str, Any]
+    curve: dict[str, Any]
     backend = {k: tuple(v) if isinstance(v, list) else v for k, v in told.pop("backend").items()}
     curve = {k: tuple(v) if isinstance(v, list) else v for k, v in told.pop("curve").items()}
     rest = {

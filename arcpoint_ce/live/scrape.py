@@ -84,9 +84,10 @@ def _pace_ms(new: _Scrape, old: _Scrape | None) -> float | None:
     if new.paced_n is None or new.paced_s is None:
         return None
     seconds, n = new.paced_s, new.paced_n
-    same = old is not None and old.paced_n is not None and old.paced_s is not None
-    if same and old.paced_n <= n and old.paced_s <= seconds:
-        seconds, n = seconds - old.paced_s, n - old.paced_n
+    had_s = (old.paced_s if old else None) or 0.0
+    had_n = (old.paced_n if old else None) or 0.0
+    if had_n <= n and had_s <= seconds:
+        seconds, n = seconds - had_s, n - had_n
     return 1000.0 * seconds / n if n > 0 and seconds > 0 else None
 
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from heapq import heappop, heappush
 from math import inf
 from threading import Event, Thread
+from typing import Any, cast
 
 from ..lab.faults import Scenario
 from ..lab.fleet import Gauge, SimBackend, Station
@@ -192,7 +193,7 @@ class _Play:
         self.failed: Exception | None = None
         self._over = Event()
         self._looks = any(fault.kind in self._LOOKS for fault in scenario.faults)
-        scenario.install(self.stage)
+        scenario.install(cast(Any, self.stage))  # the faults take it for a fleet
         self._began_s = time.monotonic()
         self._thread = Thread(target=self._run, name="scenario", daemon=True)
         self._thread.start()

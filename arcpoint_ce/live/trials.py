@@ -205,7 +205,7 @@ def _alone_s(work: Workload) -> np.ndarray:
     return (_FIRST_MS * prompt + _ALONE_MS * np.asarray(work.tokens_out)) / 1000.0
 
 
-def _limits(slack: float) -> dict[str, float]:
+def _limits(slack: float) -> dict[str, Any]:
     "The same limit, as an engine is told of it."
     return dict(slo_ms=slack * _FIRST_MS, slo_tok_ms=slack * _ALONE_MS)
 
@@ -364,7 +364,8 @@ def _chaos_run(kind: str, policy: str, seconds: float, rate_rps: float, seed: in
     before = _cpu()
     with Testbed(sims, seed=seed) as bed:
         config = dict(first_token_s=2.0, stall_s=2.0, deadline_s=20.0)
-        how = dict(policy=rule, forecaster=forecaster or "none", **_limits(_SLACK))
+        how: dict[str, Any] = dict(policy=rule, forecaster=forecaster or "none")
+        how |= _limits(_SLACK)
         url, _ = _gate(bed, config=config, **how)
         rows = _played(bed, url, work, trouble)
     late = np.array([row["took_s"] for row in rows]) > _SLACK * _alone_s(work)
@@ -448,7 +449,7 @@ def run_scenario(
     tpot_ms = float(np.median([sim.curve.tpot(1) for sim in sims]))
     first_ms = float(np.median([sim.curve.prefill(1, 100.0) for sim in sims]))
     limit_s = slack * (first_ms + tpot_ms * np.asarray(work.tokens_out)) / 1000.0
-    limits = dict(slo_ms=slack * first_ms, slo_tok_ms=slack * tpot_ms)
+    limits: dict[str, Any] = dict(slo_ms=slack * first_ms, slo_tok_ms=slack * tpot_ms)
     with Testbed(sims, seed=seed) as bed:
         url, _ = _gate(bed, config=dict(first_token_s=3.0, stall_s=3.0), **limits, **engine)
         if isinstance(scenario, str):
