@@ -14,6 +14,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from html import escape
 from math import inf, isfinite
 from pathlib import Path
@@ -146,12 +147,15 @@ class _StepFeed:
         here = self.router.feature_map()
         for name, live in here.items():
             if self.hooked.get(name) is not live:
-                live.listeners.append(lambda step, name=name: self.closed.append((name, step)))
+                live.listeners.append(partial(self._close, name))
         gone = [name for name in {**self.hooked, **self.histories} if name not in here]
         for name in gone:
             self.histories.pop(name, None)
         self.hooked = here
         return gone
+
+    def _close(self, name: str, step: Step):
+        self.closed.append((name, step))
 
     def take(self) -> list[tuple[str, Step]]:
         "What has closed since the last time, in order."

@@ -121,7 +121,8 @@ def _candidates(
     propensity: float,  # of the chosen one
 ) -> dict:
     "Per candidate its odds and its score (None for a probe), or why it was excluded."
-    view, out = d.view, {}
+    view = d.view
+    out: dict[str, list[float | None] | str] = {}
     places = best if d.place in best else [d.place, *best]
     places = [*places, *range(len(view.lanes), len(view.lanes) + len(view.probing))]
     lanes = (*view.lanes, *view.probing)

@@ -21,19 +21,19 @@ class _Newest:
     a look into a dictionary.
     """
 
-    def __init__(self, most: int):  # names that are remembered
+    def __init__(self, most: int) -> None:  # names that are remembered
         self.most = most
-        self.recent: dict[str, tuple[str, str]] = {}
-        self.older: dict[str, tuple[str, str]] = {}
+        self.recent: dict[str | None, tuple[str, str]] = {}
+        self.older: dict[str | None, tuple[str, str]] = {}
 
     def get(self, name: str | None) -> tuple[str, str] | None:
         found = self.recent.get(name)
-        if found is None and name in self.older:
+        if found is None and name is not None and name in self.older:
             found = self.older[name]
             self.put(name, found)
         return found
 
-    def put(self, name: str, value: tuple[str, str]):
+    def put(self, name: str, value: tuple[str, str]) -> None:
         self.recent[name] = value
         if 2 * len(self.recent) >= self.most:
             self.older, self.recent = self.recent, {}
@@ -43,7 +43,7 @@ class _Newest:
 class Homes:
     "Which backend served a session or a prefix last."
 
-    def __init__(self, most: int = 40_000):  # sessions, and prefixes, that are remembered
+    def __init__(self, most: int = 40_000) -> None:  # sessions, and prefixes, that are remembered
         self._sessions, self._prefixes = _Newest(most), _Newest(most)
 
     # a backend, and what it holds: "session" or "prefix"; None: nobody is known
@@ -54,7 +54,7 @@ class Homes:
             home = self._sessions.get(request.session) or self._prefixes.get(request.prefix)
         return home
 
-    def note(self, request: Request, backend: str):
+    def note(self, request: Request, backend: str) -> None:
         "The request was sent there: its session and its prefix live there now."
         if request.session:
             self._sessions.put(request.session, (backend, "session"))
@@ -83,7 +83,11 @@ def _bound(score: float) -> float:
     return score * _MOST_WORSE if score > 0.0 else score / _MOST_WORSE
 
 
-def _one_of(plan: Plan, name: str, all_of: Callable) -> Callable:
+_OfAll = Callable[[Signals, float], list[float]]
+_OfOne = Callable[[int, Signals, float], float]
+
+
+def _one_of(plan: Plan, name: str, all_of: _OfAll) -> _OfOne:
     "What a plan says of one position, where it can; else what it says of all, at that position."
     return getattr(plan, name, None) or (lambda position, s, now: all_of(s, now)[position])
 
@@ -97,13 +101,13 @@ class AtHome:
         plan: Plan,  # of the policy
         home: Seat,  # who holds the cache
         why: str,  # in a few words
-    ):
+    ) -> None:
         self.plan, self.home, self.why = plan, home, why
         self.scores, self._choose = plan.scores, plan.choose
         self.score = _one_of(plan, "score", plan.scores)
         self._chance = _one_of(plan, "chance", plan.probabilities)
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         chosen = self._choose(random, s, now)
         position, slot, room = self.home
         if chosen == position or s.in_flight[slot] + 1.0 > room:
@@ -118,13 +122,13 @@ class AtHome:
             return [i for i in range(len(scores)) if i != home]
         return [i for i, x in enumerate(scores) if scores[home] > _bound(x) and i != home]
 
-    def chance(self, position, s, now):
+    def chance(self, position: int, s: Signals, now: float) -> float:
         leaves = self._leaves_for(s, now)
         if position == self.home.position:
             return 1.0 - sum(self._chance(i, s, now) for i in leaves)
         return self._chance(position, s, now) if position in leaves else 0.0
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         odds = self.plan.probabilities(s, now)
         leaves = set(self._leaves_for(s, now))
         kept = [p if i in leaves else 0.0 for i, p in enumerate(odds)]
@@ -146,18 +150,18 @@ class ReservedFirst:
         self,
         plan: Plan,  # who chooses where none of them has room
         seats: Sequence[Seat],  # the reserved places, in the order in which they are used up
-    ):
+    ) -> None:
         self.plan, self.seats = plan, seats
         self.scores = plan.scores
 
     def _next(self, s: Signals) -> int:  # -1: none has room
         return next((seat.position for seat in self.seats if seat.free(s)), -1)
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         position = self._next(s)
         return position if position >= 0 else self.plan.choose(random, s, now)
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         position = self._next(s)
         if position < 0:
             return self.plan.probabilities(s, now)

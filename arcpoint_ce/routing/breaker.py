@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
 from random import Random
+from typing import Any
 
 from .outcomes import displayed
 
@@ -29,13 +30,13 @@ def _is_number(value: object, whole: bool) -> bool:
 
 
 def _check(
-    config,  # a dataclass instance
+    config: Any,  # a dataclass instance
     name: str,  # which of its fields
     low: float,  # least value allowed
     high: float = inf,  # greatest value allowed; must be finite in any case
     above: bool = False,  # must it be greater than `low`
     whole: bool = False,  # must it be an int
-):
+) -> None:
     "ValueError where a field of a configuration lies outside its range."
     value = getattr(config, name)
     fits = _is_number(value, whole) and low <= value <= high and value < inf
@@ -74,7 +75,7 @@ class BreakerConfig:
     # the next wait is as short as the first one, once calls have succeeded in between
     forgiving: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("window", "min_calls", "consecutive", "probe_success"):
             _check(self, name, 1, whole=True)
         _check(self, "probes", 0, whole=True)
@@ -104,11 +105,11 @@ class Window:
 
     __slots__ = ("size", "ring", "at", "n", "failed", "slow", "run", "calm")
 
-    def __init__(self, size: int):  # how many outcomes it holds
+    def __init__(self, size: int) -> None:  # how many outcomes it holds
         self.size = size
         self.clear()
 
-    def clear(self):
+    def clear(self) -> None:
         "Forget every outcome."
         self.ring = bytearray(self.size)
         self.at = 0  # where the next outcome goes
@@ -148,11 +149,11 @@ class Window:
         self.calm = not bad and self.n == size
         return bad
 
-    def memo(self) -> dict:  # plain values, fit for JSON
+    def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs."
         return dict(ring=self.ring.hex(), at=self.at, n=self.n, run=self.run)
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         "Take up what `memo` wrote down. The outcomes of a window of another length are forgotten."
         ring = bytearray.fromhex(memo["ring"])
         self.clear()
@@ -170,7 +171,7 @@ class Window:
 # %% ../../nbs/routing/02_breaker.ipynb #59a88d7e
 def _counts(
     w: Window,  # the newest outcomes of one backend
-) -> dict:  # the same as counts and rates, for people and for evidence
+) -> dict[str, Any]:  # the same as counts and rates, for people and for evidence
     "What a window holds, in words. Rates are None while it is empty."
     return dict(
         calls=w.n,
@@ -210,7 +211,7 @@ class _Transition:
     old: str  # state before
     new: str  # state after; the same as before where only the force changed
     reason: str  # a sentence for people
-    evidence: dict  # the counts and rates behind it
+    evidence: dict[str, Any]  # the counts and rates behind it
     until_s: float  # when it may change by itself, s; inf: not by itself
 
 # %% ../../nbs/routing/02_breaker.ipynb #f584f5d4
@@ -222,7 +223,7 @@ class _Clock:
 
     __slots__ = ("now_s",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now_s = 0.0
 
     def tell(self, now: float) -> float:  # the time that counts, s
@@ -235,7 +236,7 @@ class _Clock:
         "The time that `tell` would give back; the clock stays as it is."
         return max(self.now_s, now) if now < inf else self.now_s
 
-    def set_back(self, now: float):
+    def set_back(self, now: float, longest_s: float = inf) -> None:
         "It ran ahead: it is `now`."
         self.now_s = min(self.now_s, now)
 
@@ -248,22 +249,22 @@ class _Ledger(_Clock):
         *("late", "late_failed", "transitions"),
     )
 
-    def __init__(self, backend: str):  # the backend's name
+    def __init__(self, backend: str) -> None:  # the backend's name
         super().__init__()
         self.backend = backend
         self.state = CLOSED
-        self.forced = None  # OPEN or CLOSED while a person holds it there
+        self.forced: str | None = None  # OPEN or CLOSED while a person holds it there
         self.since_s = 0.0  # when the state began, s
         self.until_s = inf  # when it may change by itself, s
         self.era = 0  # changes of state so far
         self.late = self.late_failed = 0  # outcomes of this era that came too late to judge
-        self.transitions = deque(maxlen=_KEPT)
+        self.transitions: deque[Any] = deque(maxlen=_KEPT)
 
     @property
     def reason(self) -> str:  # why it is in this state
         return self.transitions[-1].reason if self.transitions else "no trouble seen"
 
-    def move(self, new: str, reason: str, evidence: dict, until_s: float = inf) -> bool:
+    def move(self, new: str, reason: str, evidence: dict[str, Any], until_s: float = inf) -> bool:
         "Change the state and write it down. Always True."
         evidence = {**evidence, "late": self.late, "late_failed": self.late_failed}
         self._note(new, reason, evidence, until_s)
@@ -274,19 +275,20 @@ class _Ledger(_Clock):
         self.late = self.late_failed = 0
         return True
 
-    def _note(self, new: str, reason: str, evidence: dict, until_s: float):
+    def _note(self, new: str, reason: str, evidence: dict[str, Any], until_s: float) -> None:
         old, now_s = self.state, self.now_s
         self.transitions.append(
             _Transition(now_s, self.backend, old, new, reason, evidence, until_s)
         )
 
-    def note_late(self, ok: bool):
+    def note_late(self, ok: bool) -> None:
         "Count an outcome that judges nothing."
         self.late += 1
         if not ok:
             self.late_failed += 1
 
-    def set_back(self, now: float, longest_s: float):  # `longest_s`: no wait is longer
+    # `longest_s`: no wait is longer
+    def set_back(self, now: float, longest_s: float = inf) -> None:
         "What began later than `now` begins now, and its wait keeps its length."
         if self.since_s > now:
             self.until_s -= self.since_s - now
@@ -295,7 +297,8 @@ class _Ledger(_Clock):
             self.until_s = min(self.until_s, now + longest_s)
         super().set_back(now)
 
-    def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
+    # state, reason, evidence, expiry; fit for JSON
+    def describe(self, now: float) -> dict[str, Any]:
         "What people and programs ask for. Reads only."
         ends = self.until_s < inf
         left_s = max(self.until_s - self.would_show(now), 0.0)
@@ -310,7 +313,7 @@ class _Ledger(_Clock):
             left_s=round(left_s, 3) if ends else None,
         )
 
-    def memo(self) -> dict:  # plain values, fit for JSON
+    def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs."
         return dict(
             state=self.state,
@@ -322,7 +325,7 @@ class _Ledger(_Clock):
             reason=self.reason,
         )
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         "Take up what `memo` wrote down; the history so far stays."
         until_s = inf if memo["until_s"] is None else memo["until_s"]
         state = _STATES[memo["state"]]
@@ -340,7 +343,7 @@ class _Backoff:
 
     __slots__ = ("opens", "opened_s", "wait_s", "base_s", "random")
 
-    def __init__(self, seed: int):  # of the jitter
+    def __init__(self, seed: int) -> None:  # of the jitter
         self.opens = 0  # openings of the present trouble
         self.opened_s = 0.0  # when it opened last, s
         self.wait_s = 0.0  # the wait it was last given, s
@@ -375,7 +378,7 @@ class _Backoff:
         patient_s = min(grown_s, config.patient_s)
         return self.opened_s + patient_s * self.wait_s / self.base_s
 
-    def memo(self) -> dict:  # plain values, fit for JSON
+    def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs; the random numbers begin anew."
         return dict(
             opens=self.opens,
@@ -384,7 +387,7 @@ class _Backoff:
             base_s=self.base_s,
         )
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         "Take up what `memo` wrote down."
         self.opens = memo["opens"]
         self.opened_s = memo["opened_s"]
@@ -401,13 +404,13 @@ class _Trial:
 
     __slots__ = ("out", "good", "slow", "busy_s", "patience_s", "given_up")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.busy_s = 0.0  # since when probes have been out without a break, s
         self.patience_s = 0.0  # the longest that one of them may well take, s
         self.given_up = -1  # the era of a trial that ended for want of a verdict; -1: none
         self.begin()
 
-    def begin(self):
+    def begin(self) -> None:
         "No probe out, no verdict yet."
         self.out = self.good = self.slow = 0
 
@@ -423,12 +426,12 @@ class _Trial:
         self.out += 1
         return True
 
-    def give_back(self):
+    def give_back(self) -> None:
         "One probe has ended without a verdict."
         if self.out:
             self.out -= 1
 
-    def evidence(self, failed: bool = False) -> dict:
+    def evidence(self, failed: bool = False) -> dict[str, Any]:
         return dict(
             good=self.good,
             slow=self.slow,
@@ -465,7 +468,7 @@ _MEMO_KEYS = (
 )
 
 
-def _check_memo(memo: Mapping, backend: str):
+def _check_memo(memo: Mapping[str, Any], backend: str) -> None:
     "ValueError or KeyError on a memo that cannot be taken up, before anything is changed."
     state = memo.get("state")
     if state not in _STATES.values():
@@ -485,7 +488,7 @@ class _Course:
         backend: str,  # its name
         config: BreakerConfig,  # limits, waits, probes
         seed: int,  # of the jitter
-    ):
+    ) -> None:
         self.config = config
         self.ledger = _Ledger(backend)
         self.window = Window(config.window)
@@ -505,7 +508,7 @@ class _Course:
     def open(
         self,
         reason: str,
-        evidence: dict,
+        evidence: dict[str, Any],
         served: bool = False,  # has a call succeeded since it closed
     ) -> bool:
         "Open, for a time that grows as long as the trouble lasts. Probes still out will be late."
@@ -519,7 +522,7 @@ class _Course:
         waits = dict(opens=self.backoff.opens, wait_s=round(wait_s, 3))
         return ledger.move(OPEN, reason, evidence | waits, now_s + wait_s)
 
-    def close(self, reason: str, evidence: dict) -> bool:
+    def close(self, reason: str, evidence: dict[str, Any]) -> bool:
         "Close with an empty window: what was counted before belongs to the trouble that is over."
         self.window.clear()
         return self.ledger.move(CLOSED, reason, evidence)
@@ -602,18 +605,18 @@ class _Course:
         evidence = _counts(self.window)
         return self.close(f"no longer forced closed: {reason}", evidence)
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         "The clock ran ahead: waits keep their length and begin now."
         config = self.config
         self.ledger.set_back(now, max(config.max_open_s, config.max_half_open_s, config.open_s))
         self.backoff.opened_s = min(self.backoff.opened_s, now)
         self.trial.busy_s = min(self.trial.busy_s, now)
 
-    def memo(self) -> dict:  # plain values, fit for JSON
+    def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs."
         return self.ledger.memo() | self.backoff.memo() | self.window.memo()
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         "Take up what `memo` wrote down. ValueError or KeyError where it is none."
         _check_memo(memo, self.ledger.backend)
         self.window.restore(memo)
@@ -647,7 +650,7 @@ class Breaker:
         backend: str,  # its name
         config: BreakerConfig = BreakerConfig(),  # limits, waits, probes
         seed: int = 0,  # of the jitter; give each breaker its own
-    ):
+    ) -> None:
         self.course = _Course(backend, config, seed)
         self.ledger = self.course.ledger
         self.trial = self.course.trial
@@ -663,7 +666,7 @@ class Breaker:
         return self.course.config
 
     @config.setter
-    def config(self, config: BreakerConfig):
+    def config(self, config: BreakerConfig) -> None:
         self.course.config = config
 
     # may a call go out; `patience_s`: it may well take so long, and the trial waits for it, s
@@ -674,7 +677,7 @@ class Breaker:
         at = self.ledger.tell(now)
         return self.state is HALF_OPEN and self.trial.take(at, self.course.slots, patience_s)
 
-    def release(self, now: float, era: int | None = None):
+    def release(self, now: float, era: int | None = None) -> None:
         "A probe ended without a verdict: cancelled, or its lease expired. `era` as in `record`."
         self.ledger.tell(now)
         if self._on_trial(era):
@@ -685,7 +688,7 @@ class Breaker:
         ok: bool,  # did the call succeed
         slow: bool,  # did it take longer than its SLO
         now: float,  # s from 0 up; time never goes back inside
-        probe: bool = False,  # did it go out on a slot of a trial
+        probe: int = False,  # did it go out on a slot of a trial
         era: int | None = None,  # `era` when the call started; None: as of now
         took_s: float = inf,  # how long it took, s; inf: not known
     ) -> bool:  # True if the state changed
@@ -711,7 +714,7 @@ class Breaker:
         same = era is None or era == self.era
         return same and self.state is HALF_OPEN
 
-    def _aside(self, ok: bool, slow: bool, probe: bool, era: int | None) -> bool:
+    def _aside(self, ok: bool, slow: bool, probe: int, era: int | None) -> bool:
         "An outcome while not closed, or from before the last change of state."
         if probe and self.trial.out and self._on_trial(era):
             return self._moved(self.course.verdict(ok, slow))
@@ -720,7 +723,7 @@ class Breaker:
         self.ledger.note_late(ok)
         return False
 
-    def _lives(self, probe: bool, era: int | None) -> bool:
+    def _lives(self, probe: int, era: int | None) -> bool:
         """Does a good answer prove that an open breaker need not wait any longer?
 
         It does for a call that went out after it had opened, as a last resort, and for a probe
@@ -728,7 +731,7 @@ class Breaker:
         """
         if self.state is not OPEN or self.ledger.forced is not None or era is None:
             return False
-        return era == self.era or (probe and era == self.trial.given_up)
+        return era == self.era or (bool(probe) and era == self.trial.given_up)
 
     def _moved(self, changed: bool) -> bool:  # the same
         "Take over the ledger's state where it has changed."
@@ -748,7 +751,7 @@ class Breaker:
             return False
         return self._open(why, _counts(window))
 
-    def _open(self, reason: str, evidence: dict) -> bool:
+    def _open(self, reason: str, evidence: dict[str, Any]) -> bool:
         served = self.good_s > self.ledger.since_s
         return self._moved(self.course.open(reason, evidence, served))
 
@@ -756,7 +759,8 @@ class Breaker:
         "Open to half-open after the wait; half-open to open where probes do not come back."
         return self._moved(self.course.poll(now))
 
-    def follow(self, reason: str, evidence: dict, now: float) -> bool:  # True if it opened
+    # True if it opened
+    def follow(self, reason: str, evidence: dict[str, Any], now: float) -> bool:
         """Open a closed breaker on the evidence of other gateways.
 
         Nothing happens to one that is open, on trial or in a person's hand.
@@ -778,9 +782,9 @@ class Breaker:
             expected = f"{CLOSED!r}, {OPEN!r}, {HALF_OPEN!r} or None"
             raise ValueError(f"state must be {expected}, got {state!r}")
         self.ledger.tell(now)
-        return self._moved(self.course.force(_STATES.get(state), reason))
+        return self._moved(self.course.force(_STATES.get(state or ""), reason))
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         """The clock ran ahead, and it is `now`: waits keep their length and begin now.
 
         Only whoever owns the clock may say so; an outcome's date never does.
@@ -790,7 +794,8 @@ class Breaker:
         if self.bad_s < inf:
             self.bad_s = min(self.bad_s, now)
 
-    def describe(self, now: float) -> dict:  # state, reason, evidence, expiry; fit for JSON
+    # state, reason, evidence, expiry; fit for JSON
+    def describe(self, now: float) -> dict[str, Any]:
         "What people and programs ask for. Reads only."
         on_trial = self.state is HALF_OPEN
         return dict(
@@ -800,11 +805,11 @@ class Breaker:
             probes_out=self.trial.out if on_trial else 0,
         )
 
-    def memo(self) -> dict:  # plain values, fit for JSON
+    def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs."
         return self.course.memo()
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         """Take up what `memo` wrote down; outcomes of a window of another length are forgotten.
 
         ValueError or KeyError where it is none; nothing is changed then.
@@ -838,7 +843,7 @@ class ShedConfig:
     margin: float = 0.1  # "clearly better": by more than this; fully so at twice this
     lift: float = 1.0  # most that moves to a better backend, in units of its capacity
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("start", "floor", "cap"):
             _check(self, name, 0.0, 1.0, above=True)
         _check(self, "stop", 0.0, 1.0)
@@ -964,7 +969,7 @@ class _Hold:
         self.held = max(p, self.held - dt_s / config.dwell_s)
         return self.held > config.stop
 
-    def describe(self, backend: str, at: float) -> dict:  # fit for JSON
+    def describe(self, backend: str, at: float) -> dict[str, Any]:  # fit for JSON
         "State, reason and expiry, as seen at a time, s."
         return dict(
             backend=backend,
@@ -983,13 +988,13 @@ class _ShedLog(_Clock):
 
     __slots__ = ("dwell_s", "holds", "events")
 
-    def __init__(self, dwell_s: float):  # each state lasts at least so long, s
+    def __init__(self, dwell_s: float) -> None:  # each state lasts at least so long, s
         super().__init__()
         self.dwell_s = dwell_s
         self.holds: dict[str, _Hold] = {}  # by backend
-        self.events = deque(maxlen=_KEPT)
+        self.events: deque[Any] = deque(maxlen=_KEPT)
 
-    def turn(self, name: str, new: str, reason: str, evidence: dict):
+    def turn(self, name: str, new: str, reason: str, evidence: dict[str, Any]) -> None:
         "Change one backend's state and write it down."
         h = self.holds[name]
         at = self.now_s
@@ -1001,7 +1006,8 @@ class _ShedLog(_Clock):
         h.until_s = until_s
         h.reason = reason
 
-    def describe(self, now: float) -> list[dict]:  # one entry per backend that sheds; fit for JSON
+    # one entry per backend that sheds; fit for JSON
+    def describe(self, now: float) -> list[dict[str, Any]]:
         "Who sheds now, how much, why, and until when at least."
         at = self.would_show(now)
         told = []
@@ -1017,7 +1023,7 @@ class Shedder:
 
     __slots__ = ("config", "log", "holds", "events")
 
-    def __init__(self, config: ShedConfig = ShedConfig()):
+    def __init__(self, config: ShedConfig = ShedConfig()) -> None:
         self.config = config
         self.log = _ShedLog(config.dwell_s)
         self.holds = self.log.holds  # what is remembered, by backend
@@ -1046,7 +1052,7 @@ class Shedder:
         self._apply(sent, p, size)
         return {b: h.multiplier for b, h in self.holds.items()}
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         "The clock ran ahead, and it is `now`: what began later begins now."
         self.log.set_back(now)
         for hold in self.holds.values():
@@ -1054,11 +1060,12 @@ class Shedder:
                 hold.until_s -= hold.since_s - now
                 hold.since_s = now
 
-    def describe(self, now: float) -> list[dict]:  # one entry per backend that sheds; fit for JSON
+    # one entry per backend that sheds; fit for JSON
+    def describe(self, now: float) -> list[dict[str, Any]]:
         "Who sheds now, how much, why, and until when at least."
         return self.log.describe(now)
 
-    def _lapse(self, p: Mapping[str, float], size: Mapping[str, float]):
+    def _lapse(self, p: Mapping[str, float], size: Mapping[str, float]) -> None:
         "Take in who is new, end the shedding of whom no opinion is left, forget who has left."
         for b in size:
             self.holds.setdefault(b, _Hold())
@@ -1087,7 +1094,9 @@ class Shedder:
         self.log.turn(name, FULL, why, {"p_breach": round(q, 4)})
         return False
 
-    def _apply(self, sent: Mapping[str, float], p: Mapping[str, float], size: Mapping[str, float]):
+    def _apply(
+        self, sent: Mapping[str, float], p: Mapping[str, float], size: Mapping[str, float]
+    ) -> None:
         "Set what is left of every backend's weight; who gives some up for the first time starts."
         for b, h in self.holds.items():
             h.multiplier = 1.0
@@ -1097,12 +1106,12 @@ class Shedder:
             if h.state is FULL and h.multiplier < 1.0:
                 self._start(b, p, size)
 
-    def _start(self, name: str, p: Mapping[str, float], size: Mapping[str, float]):
+    def _start(self, name: str, p: Mapping[str, float], size: Mapping[str, float]) -> None:
         "Write down a start, with the best of those it moves to."
         left = self.holds[name].multiplier
         risk = p[name]
         better = _room(name, p, size, self.config)
-        best = sorted(better, key=p.get)[:3]
+        best = sorted(better, key=lambda name: p[name])[:3]
         why = (
             f"forecast to breach with probability {risk:.2f} (start {self.config.start:g}); "
             f"{1 - left:.0%} of its weight moves to better ones"

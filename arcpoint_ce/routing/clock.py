@@ -19,7 +19,7 @@ class Clock:
 
     SLACK_S = 5.0  # clocks that differ by no more than this agree, s
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now_s = -inf  # -inf: nobody has said yet
         self.latest_s = -inf  # no date beyond this is believed, s
 

@@ -9,6 +9,7 @@ __all__ = ['Lane', 'View', 'Candidate', 'Ranking', 'Decision', 'NoBackend']
 from dataclasses import dataclass, field, replace
 from html import escape
 from math import inf
+from typing import Any
 
 from .affinity import AtHome, ReservedFirst, Seat
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker
@@ -26,11 +27,11 @@ class _Coming:
 
     __slots__ = ("forecasts", "now_ms")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.forecasts: list[Forecast] = []  # in the order in which they were made
         self.now_ms: float | None = None  # what the newest one says of the present, ms
 
-    def hear(self, f: Forecast | None, now: float):
+    def hear(self, f: Forecast | None, now: float) -> None:
         "Keep the forecast of a new table beside what is still to come. None ends all belief."
         # what is foreseen is held against the newest present
         self.now_ms = None if f is None else f.now_ms
@@ -72,7 +73,7 @@ def _only_slow(b: Breaker) -> bool:
         if transition.new == OPEN:
             said = transition.evidence
             few = 0.1 * said.get("calls", 0)
-            return said.get("slow", 0) > 0 and said.get("failed", 1) <= few
+            return bool(said.get("slow", 0) > 0 and said.get("failed", 1) <= few)
     return False
 
 # %% ../../nbs/routing/05_decisions.ipynb #98aa7284
@@ -89,8 +90,8 @@ def _probe_due(
     if roomy and not tested and now < b.patient_until_s:
         return False
     if half_open:
-        return b.out < b.slots
-    return b.state == OPEN and now >= b.until_s
+        return bool(b.out < b.slots)
+    return b.state == OPEN and bool(now >= b.until_s)
 
 # %% ../../nbs/routing/05_decisions.ipynb #39a13a08
 @displayed
@@ -127,7 +128,7 @@ class Lane:
         features: BackendFeatures,
         joined_s: float,  # when it joined, s; -inf: it was there from the start
         slow_ms: float,  # answers that take longer count as slow, ms
-    ):
+    ) -> None:
         self.backend = backend
         self.slot = slot
         self.owner = True  # is the place in the signals its own; False once a newcomer has it
@@ -150,7 +151,7 @@ class Lane:
         self.failed_s = -inf  # when the last of them ended, s
         self.answered_s = -inf  # when its last success ended, s
 
-    def ready_s(self, now: float, tokens: int = 0, tokens_in: int = 0) -> float:
+    def ready_s(self, now: float, tokens: float = 0, tokens_in: int = 0) -> float:
         "From when on another request fits its rate limits, s."
         budget = self.budget
         fits_s = budget.ready_s(now, tokens, tokens_in) if budget else now
@@ -181,7 +182,7 @@ class Lane:
         begun_us = self.features.end_us - self.features.step_us
         return self.breaker.ledger.now_s > far_s or far_s * 1e6 < begun_us < inf
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         "The clock ran ahead, and it is `now`: what was dated later counts from now."
         self.breaker.set_back(now)
         self.features.set_back(int(now * 1e6 + 0.5))
@@ -193,7 +194,7 @@ class Lane:
         self.nowcast.heard_s = min(self.nowcast.heard_s, now)
         self.nowcast.streamed_s = min(self.nowcast.streamed_s, now)
 
-    def failed(self, took_ms: float, end_s: float):  # inf: nobody knows how long it took
+    def failed(self, took_ms: float, end_s: float) -> None:  # inf: nobody knows how long it took
         self.failed_ms = (*self.failed_ms[1:], took_ms)
         self.failed_s = max(end_s, self.failed_s)
 
@@ -215,7 +216,7 @@ class Lane:
         quick = max(self.failed_ms) < 0.05 * limit_ms
         return quick and now - self.failed_s < 60.0
 
-    def describe(self, s: Signals, now: float) -> dict:
+    def describe(self, s: Signals, now: float) -> dict[str, Any]:
         "Plain values for people and JSON."
         held = self.hold.until_s > now
         return dict(
@@ -272,12 +273,12 @@ class View:
         lane = self.probing[k]
         return self.shut[k] and s.in_flight[lane.slot] >= lane.backend.capacity
 
-    def check_anyone(self):
+    def check_anyone(self) -> None:
         "NoBackend if nothing may serve the request."
         if not self.lanes and not self.probing:
             raise NoBackend(self.excluded, max(self.back_s - self.since_s, 0.0))
 
-    def unprobed(self, **changes) -> "View":
+    def unprobed(self, **changes: Any) -> "View":
         "The same view with changes, without any probe, and by the policy alone."
         return replace(self, **(dict(probing=(), plan=self.own_plan) | changes))
 
@@ -298,7 +299,9 @@ class View:
         if self.last_resort or backend not in names:
             return self
         home = names.index(backend)
-        plan: Plan = AtHome(self.own_plan, self.seat(home), f"holds the cache of its {what}")
+        plan: Plan = AtHome(
+            self.own_plan or self.plan, self.seat(home), f"holds the cache of its {what}"
+        )
         if self.reserved:
             plan = ReservedFirst(plan, self.reserved)
         return replace(self, plan=plan, explore=0.0, home=home)
@@ -369,15 +372,15 @@ class Candidate:
         )
 
 # %% ../../nbs/routing/05_decisions.ipynb #f795a264
-class Ranking(list):
+class Ranking(list[Candidate]):
     "Candidates in order, best score first; a table in the notebook."
 
     COLUMNS = ("backend", "score", "odds", "in flight", "errors", "P(slow)", "p50, ms", "why")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "Ranking()"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in self.COLUMNS)
         body = ""
         for candidate in self:
@@ -505,6 +508,9 @@ def _kept_first(found: Ranking, backend: str, why: str) -> Ranking:
 _FIRST_TOKEN_S = 4.0  # a stream that has brought nothing for so long counts as standing still, s
 
 
+_Draw = tuple[View, int, tuple[Any, ...], float]  # what was drawn from, and when
+
+
 class Decision:
     "Where a request goes, and why. Reasons are worked out when read, from what was known then."
 
@@ -530,7 +536,18 @@ class Decision:
         "kept",
     )
 
-    def __init__(self, id, request, lane, at_s, until_s, view, place, known, expect=256.0):
+    def __init__(
+        self,
+        id: int,
+        request: Request,
+        lane: Lane,  # where its first attempt runs
+        at_s: float,
+        until_s: float,
+        view: View,
+        place: int,
+        known: tuple[Any, ...],
+        expect: float = 256.0,  # usual length of an answer, tokens
+    ) -> None:
         self.id = id
         self.request = request
         self.backend = lane.backend.name  # of the first attempt
@@ -539,9 +556,10 @@ class Decision:
         self.view = view
         self.place = place  # position in the view, as in `odds`
         self.known = known  # the signals then, as `Signals.frozen` gives them
-        self.again = ()  # of further attempts: (view, place, known, time)
-        self.lanes = (lane,)  # per attempt: where it runs
-        self.eras = (lane.breaker.era,)  # per attempt: the breaker's era when it started
+        self.again: tuple[_Draw, ...] = ()  # of further attempts: (view, place, known, time)
+        self.lanes: tuple[Lane, ...] = (lane,)  # per attempt: where it runs
+        # per attempt: the breaker's era when it started
+        self.eras: tuple[int, ...] = (lane.breaker.era,)
         # a bit per attempt: not ended; still reserved; got a probe slot
         self.open = self.held = 1
         self.probes = 0
@@ -615,7 +633,9 @@ class Decision:
     def reserved_tok(self) -> int:
         return self.request.tokens_in + int(self.expect)  # what each attempt takes of a budget
 
-    def try_again(self, view: View, place: int, lane: Lane, known: tuple, now: float):
+    def try_again(
+        self, view: View, place: int, lane: Lane, known: tuple[Any, ...], now: float
+    ) -> None:
         "A further attempt starts, as drawn from `view`."
         bit = 1 << len(self.lanes)
         self.again += ((view, place, known, now),)
@@ -627,7 +647,7 @@ class Decision:
         self.seen = 0
         self.seen_s = now
 
-    def waits(self, tokens: int, now: float):
+    def waits(self, tokens: int, now: float) -> None:
         "Nothing has come before: a stream that is silent for long counts as standing still."
         k = len(self.lanes) - 1
         due_s = self.started_s(k) + _FIRST_TOKEN_S
@@ -636,13 +656,13 @@ class Decision:
         silent_s = now - max(self.seen_s, due_s)
         self.lanes[k].nowcast.stream(silent_s, 0)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"Decision(id={self.id}, backend={self.backend!r}, mode={self.mode!r}, "
             f"probability={self.probability:.3f})"
         )
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return f"<p>{'<br>'.join(map(escape, self.reasons))}</p>{self.candidates._repr_html_()}"
 
 
@@ -689,7 +709,7 @@ class NoBackend(RuntimeError):
         self,
         excluded: tuple[tuple[str, str], ...],  # (backend, why not)
         retry_after_s: float = inf,  # when asking again may help, s; inf: never by itself
-    ):
+    ) -> None:
         reasons = "; ".join(f"{name} {why}" for name, why in excluded)
         again = f"; try again in {retry_after_s:.0f} s" if 0.5 <= retry_after_s < inf else ""
         super().__init__(

@@ -9,6 +9,7 @@ __all__ = ['Budget', 'read_limits', 'Holdback']
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from typing import Any
 
 from .outcomes import displayed
 from .records import Backend
@@ -27,7 +28,7 @@ class Budget:
         *("day_s", "used_before", "promised_tok", "calm", "calm_tok", "calm_in_tok"),
     )
 
-    def __init__(self, backend: Backend):  # its limits count; one left at None is no limit
+    def __init__(self, backend: Backend) -> None:  # its limits count; one left at None is no limit
         self.rpm = backend.rpm or inf  # requests per minute
         self.tpm = backend.tpm or inf  # tokens per minute, input and output together
         self.tpm_in = backend.tpm_in or inf  # input tokens per minute
@@ -50,7 +51,7 @@ class Budget:
         "Tokens that are left in this minute."
         return self.tpm - (self.used_tok if self.counted(now) else 0)
 
-    def ready_s(self, now: float, tokens: int = 0, tokens_in: int = 0) -> float:
+    def ready_s(self, now: float, tokens: float = 0, tokens_in: int = 0) -> float:
         """From when on a request of so many tokens fits, s.
 
         `now` where it fits at once, inf where it never will.
@@ -80,7 +81,7 @@ class Budget:
             return now
         return self.day_s + _DAY_S
 
-    def _full(self, tokens: int, tokens_in: int) -> bool:
+    def _full(self, tokens: float, tokens_in: int) -> bool:
         "Does one more request of that size break a limit of this minute?"
         if self.used + 1 > max(self.rpm, 1.0):
             return True
@@ -102,7 +103,7 @@ class Budget:
             return False
         return self._strained(now) or fresh
 
-    def _turn(self, now: float):
+    def _turn(self, now: float) -> None:
         "Another minute begins, and perhaps another day."
         day_s = now - now % _DAY_S
         self.used_before = self.used_day if day_s == self.day_s else 0
@@ -123,7 +124,7 @@ class Budget:
         self.calm_in_tok = share * self.tpm_in
         return False
 
-    def promise(self, tokens: float):
+    def promise(self, tokens: float) -> None:
         "A view lets requests up to this size pass unasked, tokens."
         self.promised_tok = max(self.promised_tok, tokens)
         self.calm_tok = min(self.calm_tok, self.tpm - self.promised_tok)
@@ -134,7 +135,7 @@ class Budget:
         more_tok: int,  # tokens that it took beyond what it had reserved; below 0: fewer
         more_in_tok: int = 0,  # of these, input
         requests: int = 0,  # -1: it was never counted as a request
-    ):
+    ) -> None:
         "Correct the books once it is known what a request took. A minute that is over stays."
         if not self.minute_s <= at_s < self.minute_s + 60.0:
             if requests and self.day_s <= at_s < self.minute_s:
@@ -144,7 +145,7 @@ class Budget:
         self.used_tok = max(self.used_tok + more_tok, 0)
         self.used_in_tok = max(self.used_in_tok + more_in_tok, 0)
 
-    def told(self, left: "_LimitsLeft", now: float):
+    def told(self, left: "_LimitsLeft", now: float) -> None:
         "What the provider says is left counts, where that is less: others may spend it too."
         if not self.counted(now):
             self._turn(now)
@@ -160,14 +161,14 @@ class Budget:
         minute = [self.minute_s, self.used, self.used_tok, self.used_in_tok]
         return [*minute, self.day_s, self.used_before]
 
-    def restore(self, memo: Sequence[float]):
+    def restore(self, memo: Sequence[float]) -> None:
         "Take up what `memo` wrote down; older ones end with the tokens of the minute."
         minute_s, used, used_tok, used_in_tok, day_s, before = (*memo, 0, -inf, 0)[:6]
         self.minute_s, self.day_s, self.used_before = minute_s, day_s, int(before)
         self.used, self.used_tok, self.used_in_tok = int(used), int(used_tok), int(used_in_tok)
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
 
-    def status(self, now: float) -> dict:  # fit for JSON
+    def status(self, now: float) -> dict[str, Any]:  # fit for JSON
         "What is left, where there is a limit."
         here = self.counted(now)
         today = 0.0 <= now - self.day_s < _DAY_S
@@ -250,9 +251,9 @@ class Holdback:
     named: bool = False  # did the backend itself name that time
     key_dead: bool = False  # is every caller's key refused
     refusals: int = 0  # in a row, without a success
-    tenants: set = field(default_factory=set)  # who was refused, where that is known
+    tenants: set[str] = field(default_factory=set)  # who was refused, where that is known
 
-    def throttle(self, now: float, wait_s: float | None):  # None: nobody said how long
+    def throttle(self, now: float, wait_s: float | None) -> None:  # None: nobody said how long
         "The backend has had enough: until `wait_s` from now, else until the minute is over."
         minute_left_s = 60.0 - now % 60.0
         until_s = now + (minute_left_s if wait_s is None else wait_s)
@@ -274,12 +275,12 @@ class Holdback:
             self.why = f"its key was refused {self.refusals} times in a row"
         return self.key_dead
 
-    def try_later(self, now: float):
+    def try_later(self, now: float) -> None:
         "The next request that tries a dead key may go out in a minute."
         self.since_s, self.until_s = now, now + _KEY_RETRY_S
         self.named = False
 
-    def succeed(self):
+    def succeed(self) -> None:
         "A request was served: the key works."
         self.refusals = 0
         if self.tenants:
@@ -288,7 +289,7 @@ class Holdback:
             self.key_dead = False
             self.until_s = -inf
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         "The clock was wrong: what was told later than `now` counts from `now`."
         if self.since_s > now:
             self.until_s = now + (self.until_s - self.since_s)

@@ -56,7 +56,7 @@ class Nowcast:
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pace_s = 0.0  # seconds per token now; 0: nothing is known yet
         self.seconds = self.tokens = 0.0  # fading sums over the streams
         self.new_s = self.new_tok = 0.0  # what has come in since they faded last
@@ -65,13 +65,13 @@ class Nowcast:
         # the pace that one request may assume after a long silence, s per token; 0: no hope
         self.hope_s = 0.0
 
-    def stream(self, seconds: float, tokens: float):
+    def stream(self, seconds: float, tokens: float) -> None:
         "A stream has brought this many tokens in this many seconds."
         most_s = self.MOST_S
         self.new_s += seconds if seconds < most_s else most_s
         self.new_tok += tokens
 
-    def fold(self, now: float, usual_s: float):
+    def fold(self, now: float, usual_s: float) -> None:
         """Take in what the streams have said since the last time.
 
         After a long silence hope for `usual_s`, the pace that is usual elsewhere (0: unknown).
@@ -95,7 +95,7 @@ class Nowcast:
         self.new_tok = 0.0
         self.folded_s = now
 
-    def _hope(self, now: float, usual_s: float):
+    def _hope(self, now: float, usual_s: float) -> None:
         "In a long silence, approach the usual pace from the one that is known."
         streams = self.streamed_s > -inf
         wait_s = self.WAIT_S if streams else self.WAIT_WHOLE_S
@@ -107,7 +107,7 @@ class Nowcast:
         faded = exp(-quiet_s / self.HOPE_GROWS_S)
         self.hope_s = usual_s * ratio**faded
 
-    def answer(self, pace_s: float, ok: bool, now: float):
+    def answer(self, pace_s: float, ok: bool, now: float) -> None:
         """A whole answer took `pace_s` seconds per unit of work.
 
         Of failures only time-outs come here: they count where they say more. While streams tell,

@@ -194,7 +194,7 @@ def _by_text(text: str) -> Verdict:
         return Verdict("throttled")
     found = _BY_WORD.search(text)
     if found is not None and found.lastgroup != "trouble":
-        return _BY_GROUP[found.lastgroup]
+        return _BY_GROUP[found.lastgroup or ""]
     trouble_at = len(text) if found is None else found.start()
     number = _number_in(text, trouble_at)
     if number:

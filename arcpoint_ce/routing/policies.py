@@ -10,9 +10,10 @@ __all__ = ['POLICIES', 'Scene', 'Signals', 'Plan', 'Policy', 'WeightedPlan', 'Ra
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, groupby
 from math import exp, inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from .breaker import BreakerConfig
 from .outcomes import displayed
@@ -67,14 +68,14 @@ class Signals:
     slow: list[float] = field(default_factory=list)
     retried: float = 0.5  # share of failed attempts that callers tried again, lately
 
-    def __post_init__(self):  # without reports of progress all own work is still to come
+    def __post_init__(self) -> None:  # without reports of progress all own work is still to come
         places = len(self.in_flight)
         if len(self.load) < places:
             self.load = [float(n) for n in self.in_flight]
         if len(self.slow) < places:
             self.slow = [1.0] * places
 
-    def frozen(self, lean: bool = False) -> tuple:
+    def frozen(self, lean: bool = False) -> tuple[Any, ...]:
         """A copy that nobody changes; `Signals(*frozen)` reads like these did.
 
         `lean`: without `latency` and `stamp`, for policies that go by their own pace.
@@ -196,21 +197,21 @@ class WeightedPlan:
     def __init__(
         self,
         weights: list[float],  # by position in the scene, not negative, their sum > 0
-    ):
+    ) -> None:
         self.weights = weights
         self.cum = list(accumulate(weights))
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         i = bisect_right(self.cum, random() * self.cum[-1])
         return min(i, len(self.cum) - 1)
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         return [-w for w in self.weights]
 
-    def chance(self, position, s, now):
+    def chance(self, position: int, s: Signals, now: float) -> float:
         return self.weights[position] / self.cum[-1]
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         total = self.cum[-1]
         return [w / total for w in self.weights]
 
@@ -220,37 +221,37 @@ class _BestDrawnPlan:
     from the rule.
     """
 
-    def __init__(self, weights: list[float], score: Callable[[int, Signals, float], float]):
+    def __init__(self, weights: list[float], score: Callable[[int, Signals, float], float]) -> None:
         self.weights = weights
         self.score = score
         self.cum = list(accumulate(weights))
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         i, j = _draw_two(random, self.weights, self.cum)
         if i == j:
             return i
         return i if self.score(i, s, now) <= self.score(j, s, now) else j
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         return [self.score(i, s, now) for i in range(len(self.weights))]
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         return _best_drawn_odds(self.weights, self.scores(s, now))
 
 # %% ../../nbs/routing/04_policies.ipynb #d9520cee
 class _LeastPlan(_BestDrawnPlan):
     "Take the least score of all; ties are broken at random. Only where scores rest on own counts."
 
-    def _ties(self, s, now):
+    def _ties(self, s: Signals, now: float) -> list[int]:
         scores = self.scores(s, now)
         low = min(scores)
         return [i for i, x in enumerate(scores) if x == low]
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         ties = self._ties(s, now)
         return ties[int(random() * len(ties))]
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         ties = self._ties(s, now)
         odds = [0.0] * len(self.weights)
         for i in ties:
@@ -261,7 +262,7 @@ class _LeastPlan(_BestDrawnPlan):
 class _FewestPlan(_BestDrawnPlan):
     "Two at random, all alike; the one with fewer own requests per capacity wins."
 
-    def __init__(self, slots: tuple[int, ...], cap: list[float]):
+    def __init__(self, slots: tuple[int, ...], cap: list[float]) -> None:
         super().__init__([1.0] * len(cap), self._fullness)
         self.slots = slots
         self.cap = cap
@@ -271,7 +272,7 @@ class _FewestPlan(_BestDrawnPlan):
     def _fullness(self, i: int, s: Signals, now: float) -> float:
         return (s.in_flight[self.slots[i]] + 1) / self.cap[i]
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         slots, cap, last = self.slots, self.cap, self.last
         n = s.in_flight
         i = int(random() * (last + 1))
@@ -282,7 +283,7 @@ class _FewestPlan(_BestDrawnPlan):
             j += 1
         return i if (n[slots[i]] + 1) / cap[i] <= (n[slots[j]] + 1) / cap[j] else j
 
-    def chance(self, position, s, now):
+    def chance(self, position: int, s: Signals, now: float) -> float:
         if not self.last:
             return 1.0
         fullness: list[float] = [*map(s.in_flight.__getitem__, self.slots)]
@@ -305,7 +306,7 @@ class RandomChoice:
 
     name, peak = "random", False
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         return WeightedPlan(_capacities(scene))
 
 # %% ../../nbs/routing/04_policies.ipynb #caba0da8
@@ -315,7 +316,7 @@ class _LeastInFlight:
 
     name, peak = "least_in_flight", False
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         cap, slots = _capacities(scene), scene.slots
         return _LeastPlan(cap, lambda i, s, now: (s.in_flight[slots[i]] + 1) / cap[i])
 
@@ -326,26 +327,26 @@ class TwoChoices:
 
     name, peak = "p2c", False
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         return _FewestPlan(scene.slots, _capacities(scene))
 
 # %% ../../nbs/routing/04_policies.ipynb #d519047d
 class _TurnPlan:
     "Positions in turn; the router counts its decisions in `Signals.turn`."
 
-    def __init__(self, n: int):  # positions
+    def __init__(self, n: int) -> None:  # positions
         self.n = n
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         return s.turn % self.n
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         return [float((i - s.turn) % self.n) for i in range(self.n)]
 
-    def chance(self, position, s, now):
+    def chance(self, position: int, s: Signals, now: float) -> float:
         return float(s.turn % self.n == position)
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         odds = [0.0] * self.n
         odds[s.turn % self.n] = 1.0
         return odds
@@ -357,7 +358,7 @@ class _RoundRobin:
 
     name, peak = "round_robin", False
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         return _TurnPlan(len(scene.backends))
 
 # %% ../../nbs/routing/04_policies.ipynb #1db7c5e0
@@ -367,11 +368,11 @@ class _PeakEwma:
 
     name, peak = "peak_ewma", True
 
-    def __init__(self, decay_s: float = 10.0):
+    def __init__(self, decay_s: float = 10.0) -> None:
         self.decay_s = decay_s  # time in which the past fades to 1/e, s
 
-    def plan(self, scene, s):
-        def load(i, s, now):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
+        def load(i: int, s: Signals, now: float) -> float:
             k = scene.slots[i]
             cost = s.latency[k]
             pending = s.in_flight[k]
@@ -392,20 +393,21 @@ class _AdaptiveLeast:
 
     name, peak = "adaptive_least", False
 
-    def __init__(self, gamma: float = 1.0):
+    def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = gamma  # how much lateness counts, 1 to 2
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         cap = _capacities(scene)
         known = sorted(s.latency[k] for k in scene.slots if s.latency[k])
         middle = known[len(known) // 2] if known else 1.0
 
-        def load(i, s, now):
+        def load(i: int, s: Signals, now: float) -> float:
             k = scene.slots[i]
             fullness = (s.in_flight[k] + 1) / cap[i]
             latency = max(s.latency[k] or middle, 1.0)
             penalty = 1 + 4 * s.error[k]
-            return fullness * latency**self.gamma * penalty
+            slower: float = latency**self.gamma
+            return fullness * slower * penalty
 
         return _BestDrawnPlan(cap, load)
 
@@ -415,10 +417,10 @@ class _Threshold:
 
     name, peak = "threshold", False
 
-    def __init__(self, cap: float = 0.5):
+    def __init__(self, cap: float = 0.5) -> None:
         self.cap = cap  # most capacity that may be avoided, share
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         weights = _capacities(scene)
         total = sum(b.capacity for b in scene.backends)
         avoided = total - sum(weights)
@@ -505,7 +507,7 @@ class _PredictedPlan:
         slots: tuple[int, ...],  # places in the signals, by position
         room: list[float],  # head-room, by position
         times: list[float],  # expected time of one request, by position, ms
-    ):
+    ) -> None:
         self.mix = mix
         self.all = slots, room, times
         self.slots = [slots[i] for i in mix]
@@ -513,7 +515,7 @@ class _PredictedPlan:
         self.times = [times[i] for i in mix]
         self.cum = list(accumulate(self.room))
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         i, j = _draw_two(random, self.room, self.cum)
         if i != j:
             room, times = self.room, self.times
@@ -525,7 +527,7 @@ class _PredictedPlan:
                 i = j
         return self.mix[i]
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         out = []
         for k, room, time_ms in zip(*self.all):
             stretched = time_ms * (1 + s.in_flight[k] / room)
@@ -533,7 +535,7 @@ class _PredictedPlan:
             out.append(stretched * retried)
         return out
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         scores = self.scores(s, now)
         of_mix = _best_drawn_odds(self.room, [scores[i] for i in self.mix])
         odds = [0.0] * len(scores)
@@ -553,11 +555,11 @@ class PredictedCost:
         # head-room wanted over the present concurrency before cheaper may be enough
         slack: float = 2.0,
         thrift: bool = True,  # cheapest mix first; off: price never counts
-    ):
+    ) -> None:
         self.slack = slack
         self.thrift = thrift
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         room = _head_room(scene)
         times = _filled_times(scene, s)
         mix = list(range(len(room)))
@@ -637,6 +639,11 @@ def _tempered(
     return weights
 
 # %% ../../nbs/routing/04_policies.ipynb #fe59d1f5
+def _no_draw() -> float:
+    "For plans that leave nothing to chance."
+    return 0.0
+
+
 class _SteadyPlan:
     "Of all in the mix the one with fewest own requests for its weight and its errors."
 
@@ -646,14 +653,14 @@ class _SteadyPlan:
         weights: list[float],  # requests, by position
         mix: list[int],  # positions to choose from
         phase: tuple[float, ...] = (),  # this gateway's own numbers, by place in the signals
-    ):
+    ) -> None:
         self.slots = slots
         self.per = [1e6 / max(w, 1e-9) for w in weights]  # who is not in the mix comes last
         for i in mix:
             self.per[i] /= 1e6
         self.phase = [0.8 + 0.4 * phase[k] if k < len(phase) else 1.0 for k in slots]
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         n, e = s.in_flight, s.error
         best, least = 0, inf
         for i, (k, per, phase) in enumerate(zip(self.slots, self.per, self.phase)):
@@ -662,7 +669,7 @@ class _SteadyPlan:
                 best, least = i, x
         return best
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         out = []
         for k, per, phase in zip(self.slots, self.per, self.phase):
             fullness = (s.in_flight[k] + phase) * per
@@ -670,9 +677,9 @@ class _SteadyPlan:
             out.append(fullness * penalty)
         return out
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         odds = [0.0] * len(self.slots)
-        odds[self.choose(None, s, now)] = 1.0
+        odds[self.choose(_no_draw, s, now)] = 1.0
         return odds
 
 # %% ../../nbs/routing/04_policies.ipynb #33bd1cc9
@@ -690,7 +697,7 @@ class _RoomPlan:
         floor: float,  # least head-room, share of what a backend can hold
         shun: float,  # see `_strain`
         burst: float,  # see `_strain`
-    ):
+    ) -> None:
         self.mix = mix
         self.draws = draws
         self.burst = burst
@@ -707,7 +714,7 @@ class _RoomPlan:
             self.room.append(max(free * answered**4, least))
         self.cum = list(accumulate(self.room))
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         cum, slots, held = self.cum, self.slots, self.held
         per, n, e = self.per, s.in_flight, s.error
         last = len(cum) - 1
@@ -730,14 +737,14 @@ class _RoomPlan:
                     best, least = i, x
         return self.mix[best]
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         out = []
         for k, most, held in zip(*self.all):
             full = (held + 1.0 + s.in_flight[k]) * (1 / most)
             out.append(_strain(full, s.error[k], self.shun, self.burst))
         return out
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         scores = self.scores(s, now)
         of_mix = _drawn_odds(self.room, [scores[i] for i in self.mix], self.draws)
         odds = [0.0] * len(scores)
@@ -769,7 +776,7 @@ class HeadRoom:
         shun: float = 5.0,
         # gateways that route into this fleet and share nothing, this one included
         gateways: int = 1,
-    ):
+    ) -> None:
         self.draws = draws
         self.floor = floor
         self.thrift = thrift
@@ -779,7 +786,7 @@ class HeadRoom:
         self.shun = shun
         self.gateways = gateways
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         most, held = self._limits(scene)
         mix = self._mix(scene, s, most, held)
         if self.gateways > 1:
@@ -812,7 +819,7 @@ class HeadRoom:
         for i, limit in enumerate(scene.most):
             if limit is not None:
                 most[i] = max(limit, 1e-3) * min(scene.weight[i], 1.0) + 1e-9
-                held[i] = scene.occupied[i]
+                held[i] = scene.occupied[i] or 0.0
         return most, held
 
     def _mix(self, scene: Scene, s: Signals, most: list[float], held: list[float]) -> list[int]:
@@ -839,7 +846,7 @@ class _OwnPacePlan:
 
     COMPARED = 10  # of more backends than this only so many are compared
 
-    def __init__(self, slots: tuple[int, ...], per: list[float], errors: float):
+    def __init__(self, slots: tuple[int, ...], per: list[float], errors: float) -> None:
         self.per = per  # 1 / capacity, times what is foreseen, by position
         self.slots = slots  # places in the signals
         self.errors = errors  # c: how much the error rate counts
@@ -849,7 +856,7 @@ class _OwnPacePlan:
             self.seats.sort(key=_scattered)
             self.seats += self.seats[: self.COMPARED]
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         load, slow, error = s.load, s.slow, s.error
         seats = self.seats
         if not self.few:
@@ -864,40 +871,40 @@ class _OwnPacePlan:
                 best, least = position, score
         return best
 
-    def score(self, position, s, now):
+    def score(self, position: int, s: Signals, now: float) -> float:
         k = self.slots[position]
         paced = (s.load[k] + 1.0) * s.slow[k] * self.per[position]
         return paced * (1.0 + self.errors * s.error[k])
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         out = []
         for k, per in zip(self.slots, self.per):
             paced = (s.load[k] + 1.0) * s.slow[k] * per
             out.append(paced * (1.0 + self.errors * s.error[k]))
         return out
 
-    def chance(self, position, s, now):
+    def chance(self, position: int, s: Signals, now: float) -> float:
         "Only the draws that compare this position with others can choose it."
         if self.few:
-            return float(self.choose(None, s, now) == position)
+            return float(self.choose(_no_draw, s, now) == position)
         n = len(self.slots)
         own = _scattered((self.slots[position], 0.0, position))
         seat = bisect_left(self.seats, own, hi=n, key=_scattered)
         won = 0
         for back in range(self.COMPARED):
             draw = ((seat - back) % n + 0.5) / n
-            won += self.choose(lambda draw=draw: draw, s, now) == position
+            won += self.choose(partial(float, draw), s, now) == position
         return won / n
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         n = len(self.slots)
         odds = [0.0] * n
         if self.few:
-            odds[self.choose(None, s, now)] = 1.0
+            odds[self.choose(_no_draw, s, now)] = 1.0
             return odds
         for start in range(n):
             draw = (start + 0.5) / n
-            chosen = self.choose(lambda draw=draw: draw, s, now)
+            chosen = self.choose(partial(float, draw), s, now)
             odds[chosen] += 1.0 / n
         return odds
 
@@ -905,7 +912,7 @@ class _OwnPacePlan:
 class _DrawnPacePlan:
     "The least of a few candidates, drawn by what they would be worth without our own load."
 
-    def __init__(self, rule: _OwnPacePlan, s: Signals, draws: int):
+    def __init__(self, rule: _OwnPacePlan, s: Signals, draws: int) -> None:
         self.rule = rule
         self.draws = draws  # candidates, drawn with replacement
         self.weights = []  # by position
@@ -914,27 +921,27 @@ class _DrawnPacePlan:
             self.weights.append(1.0 / unloaded)
         self.cum = list(accumulate(self.weights))
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         cum = self.cum
         total, last = cum[-1], len(cum) - 1
         scores = self.rule.scores(s, now)
         drawn = [min(bisect_right(cum, random() * total), last) for _ in range(self.draws)]
         return min(drawn, key=scores.__getitem__)
 
-    def score(self, position, s, now):
+    def score(self, position: int, s: Signals, now: float) -> float:
         return self.rule.score(position, s, now)
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         return self.rule.scores(s, now)
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         return _drawn_odds(self.weights, self.scores(s, now), self.draws)
 
 # %% ../../nbs/routing/04_policies.ipynb #e4c9d243
 class _SoftPacePlan:
     "One backend, drawn with odds in proportion to a negative power of its score."
 
-    def __init__(self, rule: _OwnPacePlan, sharpness: float):
+    def __init__(self, rule: _OwnPacePlan, sharpness: float) -> None:
         self.rule = rule
         self.sharpness = sharpness  # the power
 
@@ -944,18 +951,18 @@ class _SoftPacePlan:
         least = max(min(scores), 1e-300)
         return [(least / max(x, 1e-300)) ** self.sharpness for x in scores]
 
-    def choose(self, random, s, now):
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         cum = list(accumulate(self.odds(s)))
         i = bisect_right(cum, random() * cum[-1])
         return min(i, len(cum) - 1)
 
-    def score(self, position, s, now):
+    def score(self, position: int, s: Signals, now: float) -> float:
         return self.rule.score(position, s, now)
 
-    def scores(self, s, now):
+    def scores(self, s: Signals, now: float) -> list[float]:
         return self.rule.scores(s, now)
 
-    def probabilities(self, s, now):
+    def probabilities(self, s: Signals, now: float) -> list[float]:
         odds = self.odds(s)
         total = sum(odds)
         return [x / total for x in odds]
@@ -990,13 +997,13 @@ class OwnPace:
         sharpness: float = 8.0,
         # gateways that route into this fleet and share nothing, this one included
         gateways: int = 1,
-    ):
+    ) -> None:
         self.gamma = gamma
         self.first, self.again = first, again
         self.draws, self.sharpness = draws, sharpness
         self.gateways = gateways
 
-    def plan(self, scene, s):
+    def plan(self, scene: Scene, s: Signals) -> Plan:
         per = [1.0 / c for c in _capacities(scene)]
         if scene.change:
             per = [p * change**self.gamma for p, change in zip(per, scene.change)]
@@ -1030,7 +1037,7 @@ POLICIES = {
 
 def make_policy(
     name: str,  # one of POLICIES
-    **params,  # its own parameters
+    **params: Any,  # its own parameters
 ) -> Policy:
     "A policy by name. ValueError on an unknown name, TypeError on an unknown parameter."
     if name not in POLICIES:

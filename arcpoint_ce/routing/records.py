@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from html import escape
 from math import exp, inf, isfinite, log
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .outcomes import Verdict, classify, displayed
 
@@ -56,7 +56,7 @@ class Backend:
     # USD per million input tokens that are in its cache; None: as all others
     price_in_cached: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
         if not self.name:
             raise ValueError("Backend.name must not be empty")
@@ -72,7 +72,7 @@ class Backend:
             possible = value is None or (isfinite(value) and value >= 0)
             self._check(possible, field_name, "0 or more")
 
-    def _check(self, possible: bool, field_name: str, wanted: str):
+    def _check(self, possible: bool, field_name: str, wanted: str) -> None:
         if possible:
             return
         value = getattr(self, field_name)
@@ -176,7 +176,7 @@ class Tier:
     confidence: float = 0.9  # asked P(latency <= limit), 0..1
     ttft_limit_ms: float | None = None  # limit of the time to first token, ms; None: no own one
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         "ValueError on a limit or a probability that is none."
         if not (isfinite(self.slo_ms) and self.slo_ms > 0):
             raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
@@ -222,7 +222,7 @@ class Outcome:
     # whose fault it was, from `status`, `error` and `ok`
     verdict: Verdict = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """ValueError on a latency that is no duration, a quality that is no number, a status that
         is none.
 
@@ -241,14 +241,14 @@ class Outcome:
         elif not 0.0 <= latency_ms < inf:
             raise ValueError(f"latency_ms must be finite and 0 or more, got {latency_ms!r}")
 
-    def _check_extras(self):
+    def _check_extras(self) -> None:
         quality, wait_s = self.quality, self.retry_after_s
         if quality is not None and not -inf < quality < inf:
             raise ValueError(f"quality must be finite, got {quality!r}")
         if wait_s is not None and not 0.0 <= wait_s < inf:
             raise ValueError(f"retry_after_s must be finite and 0 or more, got {wait_s!r}")
 
-    def _judge(self):
+    def _judge(self) -> None:
         verdict = classify(self.status, self.error)
         if verdict is _WELL or verdict.kind == "success":
             verdict = _WELL if self.ok else _BAD
@@ -323,7 +323,9 @@ class Step:
     def mean_ms(self) -> float | None:  # mean latency, ms; None where nothing was measured
         return self.latency_us / self.n_lat / 1000.0 if self.n_lat else None
 
-    def add(self, latency_us: int | None, ok: bool, tokens_in: int = 0, tokens_out: int = 0):
+    def add(
+        self, latency_us: int | None, ok: bool, tokens_in: int = 0, tokens_out: int = 0
+    ) -> None:
         "Fold in one ended attempt; `latency_us` is None where its latency does not count."
         self.n += 1
         self.tokens_in += tokens_in
@@ -492,11 +494,12 @@ def foreseen_change(
         sure = low
     elif high < 1.0:
         sure = high
-    return min(max(sure, 0.25), 16.0) ** forecast.trust
+    trusted: float = min(max(sure, 0.25), 16.0) ** forecast.trust
+    return trusted
 
 # %% ../../nbs/routing/00a_records.ipynb #2228b2ed
 @dataclass(frozen=True, slots=True, repr=False)
-class ForecastTable(Mapping):
+class ForecastTable(Mapping[str, Forecast]):
     "The forecasts of one tick, by backend. Immutable: swapped whole, never changed."
 
     version: int = 0  # grows with every tick
@@ -572,7 +575,7 @@ class Forecaster(Protocol):
     # for (above 0) or against acting on its forecasts, from matured truth; 1: enough for full trust
     evidence: float = 0.0
 
-    def start(self, router) -> None:
+    def start(self, router: Any) -> None:
         """Called once, before everything else.
 
         The router is there to be read: its backends, limits and requests in flight.
@@ -601,22 +604,22 @@ class Forecaster(Protocol):
         """
         raise ValueError(f"the forecaster {self.name!r} does not learn from a store")
 
-    def lessons(self) -> dict:
+    def lessons(self) -> dict[str, Any]:
         "Everything that was learned for good, as plain values; empty where that is nothing."
         return {}
 
-    def memo(self) -> dict:
+    def memo(self) -> dict[str, Any]:
         "What changes all the time and should survive a restart, as plain values; small."
         return {}
 
-    def restore(self, lessons: Mapping, memo: Mapping) -> None:
+    def restore(self, lessons: Mapping[str, Any], memo: Mapping[str, Any]) -> None:
         "Take up what `lessons` and `memo` said. ValueError where they do not fit."
 
     def news(self) -> list[ForecasterEvent]:
         "What has happened since the last call."
         return []
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """Plain values: `evidence`, and under `backends` for each one its state, skill, coverage
         and trust, as far as they are known.
         """
@@ -641,7 +644,7 @@ _FORECASTER_METHODS = (
 _FORECASTER_VALUES = ("name", "lesson", "lesson_due", "evidence")
 
 
-def check_forecaster(x) -> Forecaster:
+def check_forecaster(x: Any) -> Forecaster:
     "The same object. TypeError naming what it lacks to be a forecaster."
     lacking = []
     for method in _FORECASTER_METHODS:
@@ -656,4 +659,5 @@ def check_forecaster(x) -> Forecaster:
             f"{type(x).__name__} is no forecaster, it lacks {', '.join(lacking)}; "
             "inherit from arcpoint_ce.Forecaster and write only the methods that you need"
         )
-    return x
+    fit: Forecaster = x
+    return fit

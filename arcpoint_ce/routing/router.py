@@ -16,6 +16,7 @@ from operator import itemgetter
 from random import Random
 from threading import Lock
 from types import SimpleNamespace
+from typing import Any
 
 from .affinity import Homes, ReservedFirst
 from arcpoint_ce.routing.breaker import (
@@ -36,7 +37,7 @@ from arcpoint_ce.routing.decisions import (
     Ranking,
     View,
 )
-from .limits import read_limits
+from .limits import Budget, read_limits
 from .nowcast import Nowcast
 from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
@@ -52,7 +53,7 @@ from arcpoint_ce.routing.records import (
     foreseen_change,
     serves,
 )
-from .spending import Spending, SpendLimit
+from .spending import Spending, SpendLimit, _Purse
 from .steps import BackendFeatures
 
 # %% ../../nbs/routing/06_router.ipynb #bf12ed83
@@ -88,7 +89,7 @@ class RouterConfig:
     step_s: int = STEP_S  # length of a telemetry step, s
     seed: int = 0  # for draws and breaker jitter
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         "ValueError on values that make no sense."
         if not 0 <= self.slo_tok_ms < inf:
             raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
@@ -110,7 +111,7 @@ class RouterConfig:
 class _Limits:
     "The latency limits of a router's requests, and how much they ask of token budgets."
 
-    def __init__(self, config: RouterConfig, tiers: Mapping[str, Tier]):
+    def __init__(self, config: RouterConfig, tiers: Mapping[str, Tier]) -> None:
         self.config = config
         self.tiers = tiers
         self.usual_tok = 256.0  # usual length of an answer, tokens
@@ -122,7 +123,7 @@ class _Limits:
     def limit_ms(self, backend: Backend, request: Request) -> float:
         "The request's own limit, else its tier's, the backend's, the default, ms."
         config = self.config
-        tier = self.tiers.get(request.tier)
+        tier = self.tiers.get(request.tier) if request.tier else None
         tier_ms = tier.slo_ms if tier else None
         base_ms = request.slo_ms or tier_ms or backend.slo_ms or config.slo_ms
         return base_ms + config.slo_tok_ms * request.tokens_out
@@ -137,7 +138,7 @@ class _Limits:
                 return tier.ttft_limit_ms
         return self.config.ttft_limit_ms
 
-    def missed(self, o: Outcome, lane: Lane, request: Request | None) -> bool:
+    def missed(self, o: Outcome, took_ms: float, lane: Lane, request: Request | None) -> bool:
         "Was this answer slower than the limit that applied to its request?"
         limit_ms = lane.slow_ms
         if request is not None:
@@ -149,7 +150,7 @@ class _Limits:
             first_ms = self.first_ms(request)
             if first_ms and o.ttft_ms > first_ms:
                 return True
-        return o.latency_ms > limit_ms + self.config.slo_tok_ms * o.tokens_out
+        return took_ms > limit_ms + self.config.slo_tok_ms * o.tokens_out
 
     def cost_usd(self, backend: Backend, request: Request, cached: bool = False) -> float:
         "What it will cost there, with an answer of the usual length where the caller names none."
@@ -161,15 +162,15 @@ class _Limits:
 class _Members:
     "Who is in the fleet, and which place each backend has in the signals."
 
-    def __init__(self, config: RouterConfig):
+    def __init__(self, config: RouterConfig) -> None:
         self.config = config
         self.lanes: dict[str, Lane] = {}
         self.signals = Signals()
         self.retired: list[Lane] = []  # lanes of backends that left and still have their place
-        self.events = deque(maxlen=1000)  # what the breakers of those had to tell
+        self.events: deque[Any] = deque(maxlen=1000)  # what the breakers of those had to tell
         self._phases = Random(config.seed).random
 
-    def add(self, backend: Backend, breaker: BreakerConfig, now: float):
+    def add(self, backend: Backend, breaker: BreakerConfig, now: float) -> None:
         "ValueError if the name is taken."
         if backend.name in self.lanes:
             raise ValueError(f"backend {backend.name!r} is in the fleet already")
@@ -183,13 +184,13 @@ class _Members:
             backend.slo_ms or self.config.slo_ms,
         )
 
-    def remove(self, name: str):
+    def remove(self, name: str) -> None:
         "KeyError if there is none of that name."
         lane = self.lanes.pop(name)
         self.retired.append(lane)
         self.events.extend(lane.breaker.transitions)
 
-    def resize(self, shares: Mapping[str, float]):
+    def resize(self, shares: Mapping[str, float]) -> None:
         "Set how much of its capacity each backend has ready."
         for name, share in shares.items():
             if not 0 <= share < inf:
@@ -237,7 +238,7 @@ def _free_share(
         if f is not None and f.most is not None:
             known = True
             most = f.most
-            occupied = f.occupied
+            occupied = f.occupied or 0.0
         else:
             most = lane.backend.capacity
             occupied = 0.0
@@ -302,7 +303,7 @@ def _why_later(lane: Lane, request: Request, ready_s: float, now: float) -> str:
 class _Admission:
     "Says who may serve which kind of request, and who may be tried."
 
-    def __init__(self, members: _Members, limits: _Limits, config: RouterConfig):
+    def __init__(self, members: _Members, limits: _Limits, config: RouterConfig) -> None:
         self.members = members
         self.limits = limits
         self.config = config
@@ -363,7 +364,7 @@ class _Admission:
         return _Standing(why, shut, back_s, probing, share, panic)
 
     def _unaffordable(
-        self, lane: Lane, request: Request, purses: tuple, now: float
+        self, lane: Lane, request: Request, purses: tuple[_Purse, ...], now: float
     ) -> tuple[float, str] | None:
         "From when on the budgets of a request allow it there, s, and why not now; None: they do."
         if not purses:
@@ -388,7 +389,7 @@ class _Admission:
         "From when on the lane may hold one more request of that size, s."
         if self.members.signals.in_flight[lane.slot] >= lane.most_at_once:
             return inf
-        size_tok = self.limits.size_tok(request)
+        size_tok: float = self.limits.size_tok(request)
         if lane.budget and not request.tokens_out:
             size_tok = max(min(size_tok, lane.budget.tpm), request.tokens_in)
         return lane.ready_s(now, size_tok, request.tokens_in)
@@ -419,7 +420,7 @@ class _Admission:
         return quick_now + due, share
 
     def _panic(self, able: list[Lane]) -> bool:
-        whole = healthy = 0
+        whole = healthy = 0.0
         for lane in able:
             capacity = lane.backend.capacity
             whole += capacity
@@ -444,7 +445,7 @@ class _Admission:
 
     def _failing_fast(self, lanes: list[Lane], request: Request, now: float) -> list[Lane]:
         "Where an attempt costs next to nothing; nowhere if callers do not try again."
-        quick = []
+        quick: list[Lane] = []
         if not self.config.callers_retry:
             return quick
         errors = self.members.signals.error
@@ -474,7 +475,7 @@ def _trusted(f: Forecast | None) -> Forecast | None:
     return f if f is not None and f.trust > 0 else None
 
 
-def _each(forecasts: list[Forecast | None], read) -> tuple:
+def _each(forecasts: list[Forecast | None], read: Callable[[Forecast], Any]) -> tuple[Any, ...]:
     "What `read` makes of each forecast; None where there is none."
     return tuple(None if f is None else read(f) for f in forecasts)
 
@@ -493,7 +494,7 @@ def _changes(lanes: tuple[Lane, ...], forecasts: list[Forecast | None]) -> tuple
     return tuple(changes) if told else ()
 
 
-def _foretold(forecasts: list[Forecast | None], limits_ms: tuple[float, ...]) -> dict:
+def _foretold(forecasts: list[Forecast | None], limits_ms: tuple[float, ...]) -> dict[str, Any]:
     "What a scene holds of the forecasts, column by column."
     p_slow = []
     for f, limit_ms in zip(forecasts, limits_ms):
@@ -541,8 +542,8 @@ def _make_scene(
         slots.append(lane.slot)
         costs_usd.append(priced.cost_usd(backend))
         limits_ms.append(limits.limit_ms(backend, request))
-    tier = limits.tiers.get(request.tier)
-    shedding = [None] * len(lanes) if panic else forecasts
+    tier = limits.tiers.get(request.tier) if request.tier else None
+    shedding: list[Forecast | None] = [None] * len(lanes) if panic else forecasts
     return Scene(
         backends=tuple(backends),
         slots=tuple(slots),
@@ -552,7 +553,7 @@ def _make_scene(
         confidence=tier.confidence if tier else 0.9,
         change=() if streaming else _changes(lanes, forecasts),
         again=again,
-        **_foretold(forecasts, limits_ms),
+        **_foretold(forecasts, tuple(limits_ms)),
     )
 
 # %% ../../nbs/routing/06_router.ipynb #7a7b3f33
@@ -582,14 +583,14 @@ class _Paces:
 
     __slots__ = ("members", "gamma", "folded_s", "streamed_s", "usual_work")
 
-    def __init__(self, members: _Members, gamma: float):
+    def __init__(self, members: _Members, gamma: float) -> None:
         self.members = members
         self.gamma = gamma  # power of the pace that the policy wants; 0: it wants none
         self.folded_s = -inf  # when streams were taken in last, s
         self.streamed_s = -inf  # when the last of them was heard, s
         self.usual_work = 0.0  # of one answer, in tokens; 0: not known yet
 
-    def admit(self, policy: Policy | None):
+    def admit(self, policy: Policy | None) -> None:
         "Make ready for another policy. ValueError where it wants another power of the pace."
         gamma = getattr(policy, "gamma", 0.0)
         if gamma and self.gamma and gamma != self.gamma:
@@ -599,14 +600,14 @@ class _Paces:
             )
         self.gamma = self.gamma or gamma
 
-    def fold(self, now: float):
+    def fold(self, now: float) -> None:
         "Take in what streams have said, once a second."
         if not self.gamma or abs(now - self.folded_s) < 1.0 or not -inf < now < inf:
             return
         self.folded_s = now
         self.spread(now)
 
-    def spread(self, now: float):
+    def spread(self, now: float) -> None:
         "Renew every pace. A backend whose pace is unknown counts as usual."
         s = self.members.signals
         nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
@@ -622,7 +623,7 @@ class _Paces:
             s.slow[slot] = self.powered(pace_s)
         self.streamed_s = streamed_s
 
-    def resume(self):
+    def resume(self) -> None:
         "Enter the paces that a memo brought."
         if not self.gamma:
             return
@@ -633,9 +634,10 @@ class _Paces:
             slow[slot] = self.powered(n.pace_s or usual_s or 1.0)
 
     def powered(self, pace_s: float) -> float:
-        return min(max(pace_s, 1e-6), 1e6) ** self.gamma
+        powered: float = min(max(pace_s, 1e-6), 1e6) ** self.gamma
+        return powered
 
-    def one_is_enough(self, lane: Lane):
+    def one_is_enough(self, lane: Lane) -> None:
         """A request was sent to a silent backend in hope.
 
         Until it has told, the next one goes by the worse of hope and what was known before.
@@ -644,7 +646,7 @@ class _Paces:
         pace_s = max(nowcast.pace_s, nowcast.hope_s)
         self.members.signals.slow[lane.slot] = self.powered(pace_s)
 
-    def answer(self, lane: Lane, o: Outcome, end_s: float):
+    def answer(self, lane: Lane, o: Outcome, end_s: float) -> None:
         "A whole answer, or a time-out, tells the pace of a backend whose streams are silent."
         work = o.tokens_out + o.tokens_in / Nowcast.IN_WEIGHT or 1.0
         usual_work = self.usual_work
@@ -654,7 +656,7 @@ class _Paces:
         elif work < usual_work:
             work = usual_work  # what a time-out would have brought is not known
         nowcast = lane.nowcast
-        nowcast.answer(o.latency_ms / 1000.0 / work, o.ok, end_s)
+        nowcast.answer((o.latency_ms or 0.0) / 1000.0 / work, o.ok, end_s)
 
         pace_s = nowcast.pace_s
         slow = self.members.signals.slow
@@ -685,18 +687,18 @@ class _Views:
 
     MOST = 256  # kinds of request that are kept
 
-    def __init__(self, admission: _Admission, paces: _Paces, explore: float):
+    def __init__(self, admission: _Admission, paces: _Paces, explore: float) -> None:
         self.admission = admission
         self.paces = paces
         self.explore = explore
-        self.kept: dict[tuple, View] = {}  # by kind of request
+        self.kept: dict[tuple[Any, ...], View] = {}  # by kind of request
         self.stamp = 0  # grows with every change; a view of an older stamp is void
 
-    def outdate(self):
+    def outdate(self) -> None:
         "Something changed: no view may be used again."
         self.stamp += 1
 
-    def keep(self, key: tuple, view: View, request: Request):
+    def keep(self, key: tuple[Any, ...], view: View, request: Request) -> None:
         "Keep a view for requests of the same kind, unless this one was too special."
         if request.max_cost_usd != inf or request.tokens_in > view.context_tok:
             return
@@ -788,7 +790,7 @@ class _Views:
         streaming = now - self.paces.streamed_s < _STREAMING_S
         return _make_scene(lanes, beliefs, request, now, admission.limits, panic, again, streaming)
 
-    def _let_serve(self, name: str, why: dict[str, str | None], request: Request):
+    def _let_serve(self, name: str, why: dict[str, str | None], request: Request) -> None:
         "Let a backend serve in spite of its breaker, unless a person holds that open."
         lane = self.admission.members.lanes.get(name)
         if lane is None or lane.breaker.forced == OPEN:
@@ -800,7 +802,9 @@ class _Views:
         acts = scene.change if self.paces.gamma else any(p is not None for p in scene.p_slow)
         return "predictive" if acts else "reactive"
 
-    def _sizes(self, lanes: tuple[Lane, ...], purses: tuple, now: float) -> tuple[float, float]:
+    def _sizes(
+        self, lanes: tuple[Lane, ...], purses: tuple[_Purse, ...], now: float
+    ) -> tuple[float, float]:
         "Up to which input, and up to which size in all, a request may use the view, tokens."
         context_tok = spare_tok = inf
         for lane in self.admission.members.lanes.values():
@@ -828,7 +832,8 @@ class _Views:
         return until_s
 
 
-_NO_VIEW = View((), (), None, None, None, "reactive", stamp=-1)  # void from the start
+_NOTHING: Any = None
+_NO_VIEW = View((), (), _NOTHING, _NOTHING, _NOTHING, "reactive", stamp=-1)  # void from the start
 
 # %% ../../nbs/routing/06_router.ipynb #183f85be
 _NEUTRAL = frozenset(("caller", "cancelled"))
@@ -845,7 +850,7 @@ class _Lessons:
         paces: _Paces,
         limits: _Limits,
         counts: dict[str, int],  # the router's; failures whose text is in no list are counted there
-    ):
+    ) -> None:
         self.signals = signals
         self.paces = paces
         self.limits = limits
@@ -853,7 +858,7 @@ class _Lessons:
         self.counts = counts
         self.faded_s = -inf  # when errors faded last, s
 
-    def fade(self, now: float):
+    def fade(self, now: float) -> None:
         """Old errors count for less and less.
 
         A backend that nobody sends to would be shunned for good without this.
@@ -886,17 +891,19 @@ class _Lessons:
         ok = o.ok
         long_ms, end_us, end_s = self._ended(o, start_us)
         counts = long_ms < inf and (ok or o.verdict.timed_out)
-        counted_us = end_us - start_us if counts else None  # its latency, where it counts
+        counted_us = counted_ms = None  # its latency, where it counts
+        if counts:
+            counted_us, counted_ms = end_us - start_us, long_ms
         lane.features.observe(key, end_us, counted_us, ok, o.tokens_in, o.tokens_out)
         if kind == "throttled":
             return self._throttled(o, lane, probe, era, end_s, policy)
         told = self._praise if ok else self._blame
         told(o, lane, long_ms, end_s)
-        slow = counts and self.limits.missed(o, lane, request)
+        slow = counts and self.limits.missed(o, long_ms, lane, request)
         changed = lane.breaker.record(ok, slow, end_s, probe, era, long_ms / 1000.0)
         recovered = changed and lane.breaker.state is CLOSED
         if lane.owner:
-            self._average(o, lane, recovered, counts, end_s, policy)
+            self._average(o, lane, recovered, counted_ms, end_s, policy)
         return changed | (probe > 0) | (o.retry_after_s is not None)
 
     # how long it took, ms (inf: nobody knows), and when it ended, µs and s
@@ -907,7 +914,7 @@ class _Lessons:
             return inf, start_us, o.ts_s
         return took_ms, start_us + int(took_ms * 1000.0 + 0.5), o.ts_s + took_ms / 1000.0
 
-    def _praise(self, o: Outcome, lane: Lane, long_ms: float, end_s: float):
+    def _praise(self, o: Outcome, lane: Lane, long_ms: float, end_s: float) -> None:
         "A request was served."
         if end_s > lane.answered_s:
             lane.answered_s = end_s
@@ -917,7 +924,7 @@ class _Lessons:
         if lane.hold.refusals:
             lane.hold.succeed()
 
-    def _blame(self, o: Outcome, lane: Lane, long_ms: float, end_s: float):
+    def _blame(self, o: Outcome, lane: Lane, long_ms: float, end_s: float) -> None:
         "A backend's fault: was it listed, and how long does the backend want to be left alone?"
         lane.failed(long_ms, end_s)
         if not o.verdict.known:
@@ -932,7 +939,7 @@ class _Lessons:
         if probe:
             lane.breaker.release(end_s, era)
         if lane.owner:
-            self._average(o, lane, False, False, end_s, policy)
+            self._average(o, lane, False, None, end_s, policy)
         lane.hold.throttle(end_s, o.retry_after_s)
         return True
 
@@ -957,7 +964,15 @@ class _Lessons:
             lane.rationed = lane.rationed or dead
         return dead or probe > 0
 
-    def _average(self, o, lane, recovered, counts, end_s, policy):
+    def _average(
+        self,
+        o: Outcome,
+        lane: Lane,
+        recovered: bool,  # has its breaker just closed
+        took_ms: float | None,  # its latency, ms; None: it does not count
+        end_s: float,
+        policy: Policy,
+    ) -> None:
         "Move the averages of a backend: errors, pace, latency."
         s = self.signals
         slot = lane.slot
@@ -969,7 +984,7 @@ class _Lessons:
         elif error or not o.ok:
             now_error = not o.ok
             s.error[slot] = error + smoothing * (now_error - error)
-        if not counts:
+        if took_ms is None:
             return
 
         if self.paces.gamma:
@@ -978,7 +993,6 @@ class _Lessons:
             if silent_s > Nowcast.HOLD_S:
                 self.paces.answer(lane, o, end_s)
 
-        took_ms = o.latency_ms
         old_ms = s.latency[slot]
         if policy.peak:
             gap_s = end_s - s.stamp[slot]
@@ -992,7 +1006,7 @@ class _Lessons:
         "Weight of one latency in a Peak EWMA: it rises at once and decays with time."
         if took_ms > old_ms:
             return 1.0
-        return 1.0 - exp(-max(gap_s, 0.0) / policy.decay_s)
+        return 1.0 - exp(-max(gap_s, 0.0) / getattr(policy, "decay_s", 10.0))
 
 # %% ../../nbs/routing/06_router.ipynb #8f2aad1a
 # whoever ends in one of these ways, and names no tokens, took none
@@ -1016,14 +1030,17 @@ class _Reservations:
 
     MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
 
-    def __init__(self, members: _Members, lessons: _Lessons, views: _Views, config: RouterConfig):
+    def __init__(
+        self, members: _Members, lessons: _Lessons, views: _Views, config: RouterConfig
+    ) -> None:
         self.signals = members.signals
         self.paces = lessons.paces
         self.lessons = lessons
         self.views = views
         self.lease_s = config.lease_s
-        self.open: dict[int, Decision] = {}  # by id; the first to end comes first
-        self.lapsed: dict[int, Decision] = {}  # by id, those whose lease is over; oldest first
+        self.open: dict[int | None, Decision] = {}  # by id; the first to end comes first
+        # by id, those whose lease is over; oldest first
+        self.lapsed: dict[int | None, Decision] = {}
         self.due_s = inf  # when the first of the open ones ends, s
         # what budgets hold, USD and tokens, by decision and attempt
         self.owed: dict[tuple[int, int], tuple[float, int]] = {}
@@ -1064,7 +1081,7 @@ class _Reservations:
             self.due_s = until_s
         return d
 
-    def book_again(self, d: Decision, view: View, place: int, lane: Lane, now: float):
+    def book_again(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
         "A further attempt. The lease of its decision begins anew, even if it has ended."
         now_us = int(now * 1e6 + 0.5)
         id, attempt = d.id, len(d.lanes)
@@ -1094,7 +1111,7 @@ class _Reservations:
         self.open[id] = d
         self.due_s = min(self.due_s, until_s)
 
-    def _probe(self, d: Decision, attempt: int, now: float):
+    def _probe(self, d: Decision, attempt: int, now: float) -> None:
         "Reserve a probe slot where an attempt goes, if one is free."
         lane = d.lanes[attempt]
         breaker = lane.breaker
@@ -1103,7 +1120,7 @@ class _Reservations:
             if breaker.out >= breaker.slots:
                 self.views.outdate()
 
-    def _ration(self, d: Decision, lane: Lane, now: float):
+    def _ration(self, d: Decision, lane: Lane, now: float) -> None:
         "Reserve a piece of the rate limits where an attempt goes."
         void = self.signals.in_flight[lane.slot] >= lane.most_at_once
         if lane.budget:
@@ -1115,7 +1132,7 @@ class _Reservations:
         if void:
             self.views.outdate()
 
-    def _charge(self, d: Decision, view: View, place: int, lane: Lane, now: float):
+    def _charge(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
         "Reserve an estimate in the budgets that a request counts against."
         request = d.request._replace(tokens_out=int(d.expect))
         usd = request.cost_usd(lane.backend, cached=place == view.home)
@@ -1125,7 +1142,7 @@ class _Reservations:
             if purse.spend(usd, tok, now):
                 self.views.outdate()
 
-    def _pay(self, d: Decision, attempt: int, usd: float | None, tok: int | None):
+    def _pay(self, d: Decision, attempt: int, usd: float | None, tok: int | None) -> None:
         "Settle what an attempt cost; None: nobody said, and the reservation stands."
         held_usd, held_tok = self.owed.pop((d.id, attempt))
         more_usd = 0.0 if usd is None else usd - held_usd
@@ -1156,7 +1173,7 @@ class _Reservations:
         return max(limit_ms, 3.0 * usual_ms) / 1000.0
 
     @staticmethod
-    def settle(d: Decision, attempt: int, o: Outcome):
+    def settle(d: Decision, attempt: int, budget: Budget, o: Outcome) -> None:
         "What an attempt took of the token budgets is known now."
         took_tok = o.tokens_in + o.tokens_out
         if not took_tok and o.verdict.kind not in _TOOK_NOTHING:
@@ -1165,7 +1182,7 @@ class _Reservations:
         more_tok, more_in_tok = took_tok - tokens_in - int(d.expect), o.tokens_in - tokens_in
         if more_tok or more_in_tok:
             at_s = d.started_s(attempt) if attempt else d.at_s
-            d.lanes[attempt].budget.settle(at_s, more_tok, more_in_tok)
+            budget.settle(at_s, more_tok, more_in_tok)
 
     def cancel(self, d: Decision, now: float) -> bool:  # False: nothing was reserved any more
         "Give back everything; no outcome is awaited any more."
@@ -1181,7 +1198,7 @@ class _Reservations:
         d.open = 0
         return True
 
-    def _release(self, d: Decision, now: float):
+    def _release(self, d: Decision, now: float) -> None:
         "Give back whatever the attempts of a decision still hold, with no verdict."
         s = self.signals
         for k, lane in enumerate(d.lanes):
@@ -1217,7 +1234,7 @@ class _Reservations:
             if d.seen or not o.ok:
                 self.told(d, lane, o)
         if lane.budget:
-            self.settle(d, k, o)
+            self.settle(d, k, lane.budget, o)
         if self.owed and (d.id, k) in self.owed:
             self._pay(d, k, *self._billed(d, lane, o))
         if not d.open:
@@ -1225,7 +1242,7 @@ class _Reservations:
             self.lapsed.pop(d.id, None)
         return held
 
-    def told(self, d: Decision, lane: Lane, o: Outcome):
+    def told(self, d: Decision, lane: Lane, o: Outcome) -> None:
         "What the outcome of an attempt says beyond itself: of its stream, and of its caller."
         if not o.ok:
             if not d.open:
@@ -1240,7 +1257,7 @@ class _Reservations:
             gap_s = end_s - d.seen_s
             lane.nowcast.stream(gap_s if gap_s > 0.0 else 0.0, rest_tok)
 
-    def set_back(self, now: float):
+    def set_back(self, now: float) -> None:
         "The clock ran ahead, and it is `now`: leases keep their length and begin now."
         for d in self.open.values():
             d.until_s = min(d.until_s, now + self.lease_s)
@@ -1275,10 +1292,10 @@ class _Reservations:
 _ID_GAP = 1_000_000  # decision ids left out after a restart; more than are made between two memos
 
 
-def _measured_of(lane: Lane, s: Signals) -> dict:
+def _measured_of(lane: Lane, s: Signals) -> dict[str, Any]:
     "What the router has measured of one backend of late, as plain values."
 
-    def finite(x):
+    def finite(x: float) -> float | None:
         return x if -inf < x < inf else None
 
     budget, nowcast, slot = lane.budget, lane.nowcast, lane.slot
@@ -1295,7 +1312,7 @@ def _measured_of(lane: Lane, s: Signals) -> dict:
     )
 
 
-def _minute_of(m: Mapping) -> list[float]:  # empty: nothing was spent
+def _minute_of(m: Mapping[str, Any]) -> list[float]:  # empty: nothing was spent
     "The books of a rate limit in a memo. ValueError on what is none."
     minute = [float(x) for x in m["minute"] or ()]
     if len(minute) not in (0, 3, 6):
@@ -1303,13 +1320,13 @@ def _minute_of(m: Mapping) -> list[float]:  # empty: nothing was spent
     return minute
 
 
-def _remeasure(lane: Lane, s: Signals, m: Mapping):
+def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
     """The inverse of `_measured_of`.
 
     ValueError, KeyError or TypeError, with nothing changed, on what cannot have been measured.
     """
 
-    def time_s(name):
+    def time_s(name: str) -> float:
         return -inf if m[name] is None else float(m[name])
 
     error = float(m["error"])
@@ -1343,12 +1360,12 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping):
 class _Memory:
     "What a router hands on to the one that takes its place."
 
-    def __init__(self, members: _Members, lessons: _Lessons, spending: Spending):
+    def __init__(self, members: _Members, lessons: _Lessons, spending: Spending) -> None:
         self.members = members
         self.lessons = lessons
         self.spending = spending
 
-    def memo(self) -> dict:
+    def memo(self) -> dict[str, Any]:
         "Plain values, fit for JSON."
         lanes, s = self.members.lanes, self.members.signals
         faded_s = self.lessons.faded_s
@@ -1364,13 +1381,13 @@ class _Memory:
             ),
         )
 
-    def restore(self, memo: Mapping) -> list[str]:  # what did not fit, in words
+    def restore(self, memo: Mapping[str, Any]) -> list[str]:  # what did not fit, in words
         "Take up a memo of the same or of another fleet."
         lanes = self.members.lanes
         s = self.members.signals
         lost: list[str] = []
 
-        def take(what: str, restore, part):
+        def take(what: str, restore: Callable[[Any], Any], part: Any) -> None:
             try:
                 restore(part)
             except (ValueError, KeyError, TypeError) as e:
@@ -1392,7 +1409,7 @@ class _Memory:
         self.lessons.paces.resume()
         return lost
 
-    def _take_usual(self, usual: Mapping):
+    def _take_usual(self, usual: Mapping[str, Any]) -> None:
         "How often callers try again, how long answers are, when errors faded last."
         retried = float(usual["retried"])
         length_tok = float(usual["length_tok"])
@@ -1411,11 +1428,11 @@ _KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags", "m
 _kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
 _NO_CACHE = (None, None)  # neither session nor prefix
 _MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
-_NO_DECISION = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
+_NO_DECISION: Any = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
 _MOST_ATTEMPTS = 16  # of one decision; outcomes name the attempt in four bits of a key
 
 
-def _kind_with(spending: Spending) -> Callable[[Request], tuple]:
+def _kind_with(spending: Spending) -> Callable[[Request], tuple[Any, ...]]:
     "The kind of a request where some tenants have budgets of their own."
     return lambda request: (_kind_of(request), spending.kind(request))
 
@@ -1469,11 +1486,12 @@ class Router:
         config: RouterConfig = RouterConfig(),
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         shed: ShedConfig = ShedConfig(),
-    ):
+    ) -> None:
         policy = policy or OwnPace(gateways=config.gateways)
         self.policy = policy
         self.config = config
-        self.breaker_config = breaker or getattr(policy, "breaker", BreakerConfig())
+        usual: BreakerConfig = getattr(policy, "breaker", BreakerConfig())
+        self.breaker_config = breaker or usual
         self.tiers = {t.name: t for t in tiers}
         self.shedder = Shedder(shed)
         self.table = ForecastTable()
@@ -1510,13 +1528,13 @@ class Router:
     def backends(self) -> list[Backend]:
         return [lane.backend for lane in self._lanes.values()]
 
-    def add(self, backend: Backend, now: float):
+    def add(self, backend: Backend, now: float) -> None:
         "A backend joins. One added while running starts slowly. ValueError if the name is taken."
         with self._lock:
             self._members.add(backend, self.breaker_config, now)
             self._views.outdate()
 
-    def remove(self, name: str):
+    def remove(self, name: str) -> None:
         """A backend leaves; requests that run there may still report. KeyError if there is none of
         that name.
         """
@@ -1524,7 +1542,8 @@ class Router:
             self._members.remove(name)
             self._views.outdate()
 
-    def resize(self, shares: Mapping[str, float]):  # by backend; those left out stay as they are
+    # by backend; those left out stay as they are
+    def resize(self, shares: Mapping[str, float]) -> None:
         """How much of its nominal capacity each backend has ready now: replicas that start or stop.
         KeyError on an unknown one, ValueError on what is no share.
         """
@@ -1541,7 +1560,7 @@ class Router:
         "The latency limit that applies, ms: the request's, else its tier's, the backend's, ours."
         return self._limits.limit_ms(backend, request)
 
-    def admit(self, policy: Policy | None):
+    def admit(self, policy: Policy | None) -> None:
         """Make ready for decisions by another policy.
 
         ValueError where it needs the paces in another power than the router's own does.
@@ -1604,7 +1623,9 @@ class Router:
             return True
         return tokens_in + (tokens_out or int(self._limits.usual_tok)) > view.spare_tok
 
-    def _fresh_view(self, key: tuple, request: Request, now: float, policy: Policy | None) -> View:
+    def _fresh_view(
+        self, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
+    ) -> View:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
         self._tell(now)
         self._lessons.fade(now)
@@ -1622,7 +1643,7 @@ class Router:
         views.keep(key, view, request)
         return view
 
-    def _tell(self, now: float):
+    def _tell(self, now: float) -> None:
         "Somebody said what time it is: set right what outcomes have dated wrongly."
         clock = self._clock
         back = clock.tell(now)
@@ -1636,14 +1657,14 @@ class Router:
             self._set_back(now)
         self._take_early()
 
-    def _asked(self, now: float):
+    def _asked(self, now: float) -> None:
         "Somebody asks about a time; it may be over, and sets no clock back."
         if now >= self._clock.now_s:
             self._tell(now)
         else:
             self._take_early()
 
-    def _take_early(self):
+    def _take_early(self) -> None:
         "Learn from the outcomes that waited for the clock, in the order of their dates."
         if not self._early:
             return
@@ -1652,7 +1673,7 @@ class Router:
         for o in sorted(early, key=lambda o: min(o.ts_s, latest_s)):
             self._stray(o, None)
 
-    def _set_back(self, now: float):
+    def _set_back(self, now: float) -> None:
         "The clock of whoever asks ran ahead, and it is `now`."
         self._views.outdate()
         self._reservations.set_back(now)
@@ -1674,8 +1695,7 @@ class Router:
             lane = view.lanes[place]
         d = self._reservations.book(request, view, place, lane, now)
         # a conversation does not move for a probe
-        moved = home is None or home[0] != lane.backend.name
-        if (moved or home[1] == "prefix") and place < len(view.lanes):
+        if home != (lane.backend.name, "session") and place < len(view.lanes):
             self._homes.note(request, lane.backend.name)
         self.counts["decided"] = d.id
         return d
@@ -1739,7 +1759,7 @@ class Router:
             self.counts["cancelled"] += cancelled
             return cancelled
 
-    def _expire(self, now: float):
+    def _expire(self, now: float) -> None:
         "End the leases that are over; their outcomes may still come and teach."
         self.counts["expired"] += self._reservations.expire(now)
 
@@ -1812,7 +1832,7 @@ class Router:
             if not held:
                 self.counts["late"] += 1
             self.counts["observed"] += 1
-            key = id << 4 | k
+            key = d.id << 4 | k
             probe = held & d.probes
             if self._lessons.learn(o, lane, key, probe, d.eras[k], ts_us, d.request, self.policy):
                 self._views.outdate()
@@ -1828,8 +1848,10 @@ class Router:
         """
         with self._lock:
             d = self._reservations.open.get(o.decision)
-            ours = d is not None and 0 <= o.attempt < len(d.lanes)
-            return self._possible(o, d.started_s(o.attempt) if ours else -inf, now)
+            decided_s = -inf
+            if d is not None and 0 <= o.attempt < len(d.lanes):
+                decided_s = d.started_s(o.attempt)
+            return self._possible(o, decided_s, now)
 
     def _possible(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
         clock = self._clock
@@ -1865,7 +1887,7 @@ class Router:
             self._stray(o, now)
         return True
 
-    def _stray(self, o: Outcome, now: float | None):
+    def _stray(self, o: Outcome, now: float | None) -> None:
         "Learn from an outcome that belongs to no decision of ours."
         lane = self._lanes.get(o.backend)
         if lane is None:
@@ -1875,7 +1897,7 @@ class Router:
         if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, self.policy):
             self._views.outdate()
 
-    def hear_limits(self, backend: str, headers: Mapping[str, str], now: float):
+    def hear_limits(self, backend: str, headers: Mapping[str, str], now: float) -> None:
         """Take in what the headers of an answer say about rate limits.
 
         Others may spend the same limit, so what the provider says is left counts. KeyError on an
@@ -1890,7 +1912,7 @@ class Router:
                 lane.hold.throttle(now, left.wait_s)
             self._views.outdate()
 
-    def swap(self, table: ForecastTable, now: float):
+    def swap(self, table: ForecastTable, now: float) -> None:
         "Install a new forecast table, whole; forecasts shed weight here, once per tick."
         with self._lock:
             self._tell(now)
@@ -1910,7 +1932,7 @@ class Router:
             for name, lane in self._lanes.items():
                 lane.weight = left[name]
 
-    def roll(self, now: float):
+    def roll(self, now: float) -> None:
         """Release expired leases and close the telemetry steps that have ended, on every backend;
         the ticker calls it.
         """
@@ -1941,13 +1963,13 @@ class Router:
             return self._lanes[name].breaker.force(state, now, reason)
 
     # True if it opened
-    def follow(self, name: str, reason: str, evidence: Mapping, now: float) -> bool:
+    def follow(self, name: str, reason: str, evidence: Mapping[str, Any], now: float) -> bool:
         "Open a closed breaker on what other gateways have seen. KeyError on an unknown backend."
         with self._lock:
             self._views.outdate()
             return self._lanes[name].breaker.follow(reason, dict(evidence), now)
 
-    def tighten(self, names: Iterable[str]):
+    def tighten(self, names: Iterable[str]) -> None:
         "Exactly these backends' breakers open sooner than usual, from now on."
         usual = self.breaker_config
         tight = _strict(usual)
@@ -1957,13 +1979,13 @@ class Router:
                 config = tight if name in names else usual
                 lane.breaker.config = config
 
-    def memo(self) -> dict:  # fit for JSON
+    def memo(self) -> dict[str, Any]:  # fit for JSON
         "Breakers, what was measured of late, and the numbering of decisions."
         with self._lock:
             self._take_early()
             return self._memory.memo()
 
-    def restore(self, memo: Mapping) -> list[str]:  # what did not fit, in words
+    def restore(self, memo: Mapping[str, Any]) -> list[str]:  # what did not fit, in words
         """Take up a memo; backends that it does not know start fresh, those that have left are
         skipped. A breaker whose memo does not fit starts fresh.
         """
@@ -2001,7 +2023,7 @@ class Router:
             self._take_early()
             return {name: lane.features for name, lane in self._lanes.items()}
 
-    def status(self, now: float) -> list[dict]:  # one entry per backend, fit for JSON
+    def status(self, now: float) -> list[dict[str, Any]]:  # one entry per backend, fit for JSON
         """State, reason, evidence and expiry of every breaker, weight left by shedding, own
         requests, errors, features.
         """
@@ -2014,13 +2036,13 @@ class Router:
         with self._lock:
             return {name: x.hold.why for name, x in self._lanes.items() if x.hold.key_dead}
 
-    def spending(self, now: float) -> list[dict]:  # one entry per budget, fit for JSON
+    def spending(self, now: float) -> list[dict[str, Any]]:  # one entry per budget, fit for JSON
         "Whose budgets there are, their limits, and what is left of each."
         with self._lock:
             return self._admission.spending.status(now)
 
     @property
-    def transitions(self) -> list:  # breaker transitions and shedding, oldest first
+    def transitions(self) -> list[Any]:  # breaker transitions and shedding, oldest first
         "Every change of state that is still remembered, with reason, evidence and expiry."
         with self._lock:
             self._take_early()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from math import inf, isfinite
+from typing import Any
 
 from .outcomes import displayed
 from .records import Request
@@ -32,7 +33,7 @@ class SpendLimit:
     tok_per_day: float | None = None
     tok_per_month: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         "ValueError where nothing is limited, or by what is no amount."
         amounts = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
         for name, amount in amounts.items():
@@ -85,7 +86,7 @@ class _Period:
 
     __slots__ = ("name", "limit", "begin_s", "end_s", "before", "was_s", "was_before")
 
-    def __init__(self, name: str, limit: float):
+    def __init__(self, name: str, limit: float) -> None:
         self.name = name  # hour, day or month
         self.limit = limit  # what may be spent in it
         self.begin_s = self.end_s = -inf  # s
@@ -96,7 +97,7 @@ class _Period:
         "Is it the period of this time?"
         return self.begin_s <= now < self.end_s
 
-    def turn(self, now: float, total: float):
+    def turn(self, now: float, total: float) -> None:
         "Go on to the period of this time, or back to the one before."
         begin_s = _begin_s(self.name, now)
         before = total if begin_s > self.begin_s else self.before
@@ -105,7 +106,7 @@ class _Period:
         self.was_s, self.was_before = self.begin_s, self.before
         self.begin_s, self.end_s, self.before = begin_s, _end_s(self.name, begin_s), before
 
-    def correct(self, at_s: float, more: float):
+    def correct(self, at_s: float, more: float) -> None:
         "What was spent at a time has changed, and the total with it."
         if at_s < self.begin_s:
             self.before += more
@@ -116,7 +117,7 @@ class _Book:
 
     __slots__ = ("unit", "total", "periods", "promised", "calm", "since_s", "until_s")
 
-    def __init__(self, unit: str, limits: Mapping[str, float]):  # by period
+    def __init__(self, unit: str, limits: Mapping[str, float]) -> None:  # by period
         self.unit = unit  # USD or tok
         self.total = 0.0  # spent in all
         self.periods = [_Period(name, limit) for name, limit in limits.items()]
@@ -124,7 +125,7 @@ class _Book:
         self.calm = -inf  # up to this total no view relies on more than is left
         self.since_s = self.until_s = -inf  # all periods are those of the time between, s
 
-    def turn(self, now: float):
+    def turn(self, now: float) -> None:
         "Begin whatever period has begun."
         for period in self.periods:
             if not period.holds(now):
@@ -161,11 +162,11 @@ class _Book:
         self.promised = 0.0
         return True
 
-    def promise(self, amount: float):
+    def promise(self, amount: float) -> None:
         self.promised = max(self.promised, amount)
         self.calm = -inf
 
-    def settle(self, at_s: float, more: float):
+    def settle(self, at_s: float, more: float) -> None:
         "What was spent at a time turned out to be more, or less."
         self.total += more
         for period in self.periods:
@@ -175,7 +176,7 @@ class _Book:
 class _Purse:
     "One budget and its books."
 
-    def __init__(self, limit: SpendLimit):
+    def __init__(self, limit: SpendLimit) -> None:
         self.limit = limit
         self.usd = _Book("USD", self._limits("usd"))
         self.tok = _Book("tok", self._limits("tok"))
@@ -203,7 +204,7 @@ class _Purse:
         usd, tok = max(self.usd.left(now), 0.0) / 2, max(self.tok.left(now), 0.0) / 2
         return min(tok, usd / dearest_usd if dearest_usd else inf)
 
-    def promise(self, tok: float, dearest_usd: float):
+    def promise(self, tok: float, dearest_usd: float) -> None:
         "A view lets requests of up to so many tokens pass unasked."
         self.tok.promise(tok)
         self.usd.promise(tok * dearest_usd if dearest_usd else 0.0)
@@ -212,12 +213,12 @@ class _Purse:
         "Reserve. True if views rely on more than is left."
         return self.usd.spend(usd, now) | self.tok.spend(tok, now)
 
-    def settle(self, at_s: float, usd: float, tok: float):
+    def settle(self, at_s: float, usd: float, tok: float) -> None:
         "What was reserved at a time turned out to be more, or less."
         self.usd.settle(at_s, usd)
         self.tok.settle(at_s, tok)
 
-    def status(self, now: float) -> dict:  # fit for JSON
+    def status(self, now: float) -> dict[str, Any]:  # fit for JSON
         "Whose budget it is, its limits, and what is left of each."
         left = {}
         for book in (self.usd, self.tok):
@@ -226,7 +227,7 @@ class _Purse:
                 left[name] = round(book.left_of(period, now), 6)
         return asdict(self.limit) | left
 
-    def memo(self) -> dict:  # fit for JSON
+    def memo(self) -> dict[str, Any]:  # fit for JSON
         "What was spent, by unit and period, and in which."
         spent = {}
         for book in (self.usd, self.tok):
@@ -235,7 +236,7 @@ class _Purse:
                     spent[f"{book.unit}/{p.name}"] = [p.begin_s, book.total - p.before]
         return dict(tenant=self.limit.tenant, tier=self.limit.tier, spent=spent)
 
-    def restore(self, memo: Mapping):
+    def restore(self, memo: Mapping[str, Any]) -> None:
         "Take up what `memo` wrote down. ValueError on what is no amount."
         found = {}
         for name, (begin_s, spent) in memo["spent"].items():
@@ -255,7 +256,7 @@ class _Purse:
 class Spending:
     "The budgets of a router."
 
-    def __init__(self, limits: Iterable[SpendLimit] = ()):
+    def __init__(self, limits: Iterable[SpendLimit] = ()) -> None:
         "ValueError where two budgets concern the same requests."
         self.purses = [_Purse(limit) for limit in limits]
         self.tenants = {p.limit.tenant for p in self.purses} - {None}
@@ -280,13 +281,13 @@ class Spending:
         found = [lack for p in purses if (lack := p.short(usd, tok, now))]
         return max(found, key=lambda lack: lack[0], default=None)
 
-    def status(self, now: float) -> list[dict]:  # one entry per budget, fit for JSON
+    def status(self, now: float) -> list[dict[str, Any]]:  # one entry per budget, fit for JSON
         return [p.status(now) for p in self.purses]
 
-    def memo(self) -> list[dict]:  # fit for JSON
+    def memo(self) -> list[dict[str, Any]]:  # fit for JSON
         return [p.memo() for p in self.purses]
 
-    def restore(self, memo: Iterable[Mapping]):
+    def restore(self, memo: Iterable[Mapping[str, Any]]) -> None:
         "Take up what `memo` wrote down; budgets that are gone are passed over."
         known = {(p.limit.tenant, p.limit.tier): p for p in self.purses}
         for part in memo:

@@ -7,8 +7,10 @@ __all__ = ['SHORT', 'LONG', 'FEATURES', 'History', 'slope', 'middle_sorted', 'mi
 
 # %% ../../nbs/routing/01_steps.ipynb #7e928a08
 from collections import deque
+from collections.abc import Callable, Iterable
 from math import inf
 from statistics import fmean
+from typing import Any
 
 from .outcomes import displayed
 from .records import STEP_S, Step, quantile_ms
@@ -23,16 +25,17 @@ class History:
 
     __slots__ = ("step_s", "latency_ms", "load_rps", "errors", "last", "seen", "period_steps")
 
-    def __init__(self, step_s: int = STEP_S):
+    def __init__(self, step_s: int = STEP_S) -> None:
         self.step_s = step_s
-        self.last = None  # the newest step
+        self.last: Step | None = None  # the newest
         self.seen = 0  # steps so far
         self.period_steps = None  # of a detected clock; the ticker sets it
-        self.latency_ms = deque(maxlen=LONG)  # means of measured steps
-        self.load_rps = deque(maxlen=LONG)
-        self.errors = deque(maxlen=LONG)  # (failed, all) requests per step
+        self.latency_ms: deque[float] = deque(maxlen=LONG)  # means of measured steps
+        self.load_rps: deque[float] = deque(maxlen=LONG)
+        # (failed, all) requests per step
+        self.errors: deque[tuple[int, int]] = deque(maxlen=LONG)
 
-    def push(self, step: Step):
+    def push(self, step: Step) -> None:
         "Take in one closed step."
         self.last = step
         self.seen += 1
@@ -64,7 +67,7 @@ def middle_sorted(
     return xs[i] + (xs[i + 1] - xs[i]) * beyond
 
 
-def middle(xs, q: float = 0.5) -> float:
+def middle(xs: Iterable[float], q: float = 0.5) -> float:
     "Quantile of a few numbers in any order (not empty)."
     return middle_sorted(sorted(xs), q)
 
@@ -188,17 +191,18 @@ class BackendFeatures:
         *("running", "open", "end_us", "late"),
     )
 
-    def __init__(self, backend: str, step_s: int = STEP_S):
+    def __init__(self, backend: str, step_s: int = STEP_S) -> None:
         self.backend = backend
         self.history = History(step_s)
-        self.listeners = []  # called with every closed step, in order
+        # called with every closed step, in order
+        self.listeners: list[Callable[[Step], Any]] = []
         self.step_us = step_s * 1_000_000
-        self.running = {}  # attempt -> when it began, µs
-        self.open = None  # the step that is being filled
+        self.running: dict[int, int] = {}  # attempt -> when it began, µs
+        self.open: Step | None = None  # the step that is being filled
         self.end_us = inf  # when that step ends
         self.late = 0  # outcomes of steps that were closed before
 
-    def begin(self, key: int, ts_us: int):
+    def begin(self, key: int, ts_us: int) -> None:
         "An attempt starts; `key` names it."
         if ts_us >= self.end_us:
             self.roll(ts_us)
@@ -214,7 +218,7 @@ class BackendFeatures:
         ok: bool,
         tokens_in: int = 0,
         tokens_out: int = 0,
-    ):
+    ) -> None:
         "An attempt ended."
         if end_us >= self.end_us:
             self.roll(end_us)
@@ -227,11 +231,11 @@ class BackendFeatures:
             return
         step.add(latency_us, ok, tokens_in, tokens_out)
 
-    def drop(self, key: int):
+    def drop(self, key: int) -> None:
         "An attempt was cancelled or forgotten."
         self.running.pop(key, None)
 
-    def roll(self, now_us: int):
+    def roll(self, now_us: int) -> None:
         """Close every step that ended by `now_us`; of a long silence only the last 100.
 
         A clock that went back closes nothing.
@@ -241,15 +245,15 @@ class BackendFeatures:
         while now_us >= self.end_us:
             gap = (now_us - self.end_us) // self.step_us
             if gap > _MAX_GAP and not self.open.n:
-                self._start(self.end_us + (gap - _MAX_GAP) * self.step_us)
+                self._start(int(self.end_us + (gap - _MAX_GAP) * self.step_us))
             before = [t for t in self.running.values() if t < self.end_us]
             self.open.in_flight = len(before)
             if before:
                 self.open.oldest_ms = (self.end_us - min(before)) / 1000.0
             self.push(self.open)
-            self._start(self.end_us)
+            self._start(int(self.end_us))
 
-    def set_back(self, now_us: int):
+    def set_back(self, now_us: int) -> None:
         """The clock ran ahead, and it is `now_us`: a step of the future is closed as it is, and
         the step of now opens.
         """
@@ -264,11 +268,11 @@ class BackendFeatures:
     def _start(self, at_us: int) -> Step:
         "Open the step that a moment belongs to."
         start = at_us // self.step_us
-        self.open = Step(start * self.step_us // 1_000_000)
+        self.open = opened = Step(start * self.step_us // 1_000_000)
         self.end_us = (start + 1) * self.step_us
-        return self.open
+        return opened
 
-    def push(self, step: Step):
+    def push(self, step: Step) -> None:
         "Take in a closed step, of one's own or folded by others: a log's, a telemetry file's."
         self.history.push(step)
         for listen in self.listeners:
