@@ -925,7 +925,8 @@ def simulate(
             assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
             gateway.engine.close(run.now)
             typer.echo(_stored_line(written, store))
-        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record)))
+        ordered = tuple(desk.done) if desk else ()
+        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, ordered)))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):

@@ -23,7 +23,7 @@ from ..engine.engine import ContextEngine
 from ..engine.store import FeedbackStore, NullStore
 from ..lab.chaos import ours_at, quiet_past, site_of
 from ..lab.contest import before, handed_on, ours, past_of
-from ..lab.faults import PLANS, SCENARIOS, Fault, Scenario, load_scenario
+from ..lab.faults import PLANS, SCENARIOS, Fault, Scenario, install, load_scenario
 from ..lab.fleet import Fleet, Record
 from ..lab.gateway import STEP_S, EngineGateway
 from ..lab.rivals import make_peer
@@ -257,8 +257,13 @@ def _live_gateway(
     store: FeedbackStore,
     anomalies: AnomalyDetector | None = None,  # fitted; None: none are looked for
 ) -> EngineGateway:
-    "Our gateway, with an engine that writes down what happens."
-    return stage.router(into=store, anomalies=anomalies)
+    """Our gateway, with an engine that writes down what happens.
+
+    It hears each caller's own limit, so that a dashboard counts what the callers count.
+    """
+    gateway = stage.router(into=store, anomalies=anomalies)
+    gateway.tells_limits = True
+    return gateway
 
 
 def _usual(stage: _Stage) -> AnomalyDetector | None:  # None: too little has happened
@@ -548,14 +553,26 @@ def _summary(name: str, record: Record) -> tuple:  # a row under SUMMARY
     )
 
 
+def _in_same_trouble(fleet: Fleet, ordered: Sequence[Fault]) -> Fleet:
+    "A fleet in which every fault that was ordered in another run begins at the same time."
+
+    def begin(fault: Fault) -> Callable[[Fleet, float], None]:
+        return lambda running, now: install(fault, running)
+
+    for fault in ordered:
+        fleet.at(fault.start_s, begin(fault))
+    return fleet
+
+
 def compare(
     stage: _Stage,
     record: Record,  # of ours on this stage
+    ordered: Sequence[Fault] = (),  # faults that were ordered while ours ran
 ) -> list[tuple]:  # rows under SUMMARY, ours first
-    "Ours, and the rules beside it, on the same requests and faults."
+    "Ours, and the rules beside it, on the same requests and the same faults."
     rows = [_summary(f"ours ({stage.ours})", record)]
     for name, called in _BESIDE.items():
-        fleet = stage.fleet([make_peer(name)])
+        fleet = _in_same_trouble(stage.fleet([make_peer(name)]), ordered)
         rows.append(_summary(called, fleet.run(stage.workload)))
     return rows
 

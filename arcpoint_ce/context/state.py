@@ -802,9 +802,13 @@ class TierState:
     tpm_left: float | None  # and tokens
 
 
-_TIER_SQL = """SELECT tier, count(*), sum(met), avg(limit_ms)
+# One definition for every place that counts: a request has met its limit if an attempt ended well
+# and came back, retries included, within the limit of its decision. The ? is the limit of
+# requests that name none, ms; a thousandth of a millisecond is lost in seconds since 1970.
+_MET = "(o.ok AND (o.end_s - d.at_s) * 1000.0 <= coalesce(d.limit_ms, ?) + 0.001)"
+_TIER_SQL = f"""SELECT tier, count(*), sum(met), avg(limit_ms)
     FROM (SELECT d.tier AS tier, d.limit_ms AS limit_ms,
-            max(o.ok AND o.latency_ms <= coalesce(d.limit_ms, ?)) AS met
+            max({_MET}) AS met
         FROM outcomes o JOIN decisions d
             ON d.id = o.decision AND d.at_s <= o.end_s AND d.at_s > o.end_s - 86400.
         WHERE o.end_s <= ? AND o.end_s > ? AND o.fate IN ('joined', 'late')

@@ -16,11 +16,20 @@ from altair.utils import schemapi
 
 from ..context.guard import LoopbackApp, run_server
 from .charts import PALETTE
-from .frame import EVERY, SPANS, Page, Where, guarded, records_of, zone_of
+from .frame import Page, Where, guarded, records_of, zone_of
 from .pages import fleet_page, forecast_page, risk_page
 from .stories import chaos_page, decisions_page, learning_page, why_page
 
 # %% ../../nbs/dashboard/81e_app.ipynb #e2a5b4da
+_SPANS = {
+    "last 5 minutes": 300.0,
+    "last 15 minutes": 900.0,
+    "last hour": 3600.0,
+    "last 6 hours": 21_600.0,
+    "last day": 86_400.0,
+    "all": None,
+}
+_EVERY = {"1 s": 1.0, "5 s": 5.0, "30 s": 30.0, "stands still": None}
 _PAGES = {
     "fleet": (fleet_page, "Fleet", "dns"),
     "forecast": (forecast_page, "Forecast", "show_chart"),
@@ -34,13 +43,16 @@ _STYLE = """<style>
 .block-container{padding:4.2rem 2.2rem 2rem;max-width:1900px}
 h3{font-size:1.15rem!important;padding:.6rem 0 .2rem!important}
 [data-testid=stMetricValue]{font-size:1.45rem}
+@media (max-width:640px){.block-container{padding:3.6rem .8rem 1rem}
+[data-testid=stMetricValue]{font-size:1.2rem}[data-testid=stHorizontalBlock]{gap:.5rem}}
 </style>"""
 
 
 def _choices(where: Where) -> Page:
     "What all pages share, chosen above them."
-    window, end, pace, source = st.columns([1, 1.4, 0.8, 2], vertical_alignment="bottom")
-    span = window.selectbox("Window", list(SPANS), index=2, key="window", bind="query-params")
+    widths = [1, 1.2, 0.8, 1, 1, 1.6]
+    window, end, pace, one, two, source = st.columns(widths, vertical_alignment="bottom")
+    span = window.selectbox("Window", list(_SPANS), index=2, key="window", bind="query-params")
     until = end.text_input(
         "until (UTC)",
         key="until",
@@ -51,15 +63,16 @@ def _choices(where: Where) -> Page:
             "Empty: the newest record."
         ),
     )
-    every = pace.selectbox("Refresh", list(EVERY), key="every", bind="query-params")
+    every = pace.selectbox("Refresh", list(_EVERY), key="every", bind="query-params")
     source.caption(f":material/database: `{Path(where.store).name}`, read only")
     return Page(
         where,
         records_of(where),
-        SPANS[span],
+        _SPANS[span],
         until or "",
-        EVERY[every],
+        _EVERY[every],
         zone_of(st.context.timezone),
+        (one, two),
     )
 
 # %% ../../nbs/dashboard/81e_app.ipynb #1461b54b
@@ -82,7 +95,8 @@ def _show(where: Where):
     st.html(_STYLE)
 
     def run(name: str):
-        draw, *_ = _PAGES[name]
+        draw, title, _ = _PAGES[name]
+        st.set_page_config(f"{title} · arcpoint")
         guarded(lambda: draw(_choices(where)))
 
     pages = {}
@@ -138,6 +152,30 @@ def _options(port: int) -> dict:  # of `streamlit run`
     }
 
 
+class _Home:
+    "An ASGI application that leads unknown addresses of pages home."
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["method"] == "GET" and self._lost(scope):
+            headers = [(b"location", b"/"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 307, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self.app(scope, receive, send)
+
+    def _lost(self, scope) -> bool:
+        """Whether a browser asks for a page that is not there; Streamlit's own files have a dot or
+        `_`.
+        """
+        path = scope["path"].strip("/")
+        wants_page = any(k == b"accept" and b"text/html" in v for k, v in scope["headers"])
+        own = "." in path or path.startswith(("_", "static", "component", "media", "healthz"))
+        return wants_page and not own and path not in ("", *_PAGES)
+
+
 def serve(
     where: Where,
     port: int = 8501,  # on the loopback address
@@ -153,7 +191,7 @@ def serve(
     bootstrap.load_config_options(flags)
     pages = App(Path(__file__).with_name("page.py"))
     run_server(
-        LoopbackApp(pages),
+        LoopbackApp(_Home(pages)),
         host="127.0.0.1",
         port=port,
         ws_max_size=_MOST_MB * 1_000_000,

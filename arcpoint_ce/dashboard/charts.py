@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'number', 'percent', 'moment', 'ago', 'cards', 'tier_cards
            'ratio_chart', 'spells', 'ticks', 'chances', 'without', 'causes_chart']
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #a3ab8dc8
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from html import escape
 from math import isfinite
@@ -328,6 +328,32 @@ def _span() -> alt.Parameter:
     return alt.selection_interval(name="span", encodings=["x"])
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #08634300
+def _within(marks: Sequence[Mapping], t: pd.DataFrame) -> pd.DataFrame:
+    "Faults that touch the time of a table, cut to it."
+    if not len(t) or not marks:
+        return pd.DataFrame()
+    first, last = float(t.at_s.min()), float(t.at_s.max())
+    kept = [f for f in marks if f["start_s"] < last and f["end_s"] > first]
+    rows = [
+        dict(
+            at_s=max(f["start_s"], first),
+            until_s=min(f["end_s"], last),
+            fault=f"{f['kind']} on {f['target']}",
+        )
+        for f in kept
+    ]
+    return pd.DataFrame(rows)
+
+
+def _shades(t: pd.DataFrame, own_clock: bool) -> alt.Chart:
+    "A shade over the time of every fault, with its name."
+    ends = _drawable(t.until_s.astype(float))
+    base = alt.Chart(_timed(t).assign(end=ends), height=_HEIGHT)
+    return base.mark_rect(opacity=0.16, color="#D55E00").encode(
+        _time_axis(own_clock), alt.X2("end:T"), tooltip=[alt.Tooltip("fault:N")]
+    )
+
+
 def lines(
     t: pd.DataFrame,  # at_s, and the columns `y` and `by`
     y: str,
@@ -336,8 +362,9 @@ def lines(
     names: Sequence[str] | None = None,  # None: those that `t` holds
     form: str = ",.2~f",  # of the figures, as d3 writes it
     brush: bool = True,  # whether a stretch of time can be selected
-) -> alt.Chart:
-    "One line for each name."
+    marks: Sequence[Mapping] = (),  # faults: start_s, end_s, kind, target
+) -> alt.Chart | alt.LayerChart:
+    "One line for each name; a fault that was ordered shades its time."
     base = alt.Chart(_timed(t), height=_HEIGHT).encode(
         _time_axis(_own_clock(t)),
         alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form, tickCount=5)),
@@ -349,7 +376,9 @@ def lines(
         ],
     )
     drawn = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=14))
-    return drawn.add_params(_span()) if brush else drawn
+    drawn = drawn.add_params(_span()) if brush else drawn
+    shown = _within(marks, t)
+    return _shades(shown, _own_clock(t)) + drawn if len(shown) else drawn
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #8540a1c4
 def areas(
@@ -425,6 +454,16 @@ def _came(actual: pd.DataFrame, x: alt.X) -> alt.Chart:
     )
 
 
+def _now_rule(now_s: float, own_clock: bool) -> alt.LayerChart:
+    "Where the records end and the future begins."
+    t = _timed(pd.DataFrame(dict(at_s=[now_s], says=["now"])))
+    base = alt.Chart(t).encode(_time_axis(own_clock))
+    rule = base.mark_rule(strokeDash=[2, 3], color="#888888", strokeWidth=1.5)
+    return rule + base.mark_text(align="left", dx=4, baseline="top", color="#888888").encode(
+        alt.Text("says:N"), y=alt.value(4)
+    )
+
+
 def _limit_rule(limit_ms: float) -> alt.Chart:
     "The limit as a dashed rule."
     base = alt.Chart(pd.DataFrame(dict(limit=[limit_ms], what=["limit"])))
@@ -439,11 +478,14 @@ def forecast_chart(
     made: pd.DataFrame,  # of one backend: about_s, p10, p50, p90 (ms)
     actual: pd.DataFrame,  # of the same backend: at_s, latency_ms
     limit_ms: float,
+    now_s: float | None = None,  # end of the records, s; what is drawn beyond it is still to come
 ) -> alt.LayerChart:
-    "Forecast against actual, with the limit."
+    "Forecast against actual, with the limit; beyond now stands the forecast alone."
     own_clock = _own_clock(actual) or _own_clock(made, "about_s")
     x = _time_axis(own_clock)
     layers = _foreseen(made, x) + _came(actual, x) + _limit_rule(limit_ms)
+    if now_s is not None:
+        layers += _now_rule(now_s, own_clock)
     return layers.add_params(_span())
 
 # %% ../../nbs/dashboard/81a_charts.ipynb #36d4ca54

@@ -28,7 +28,15 @@ from arcpoint_ce.dashboard.charts import (
     tier_cards,
     without,
 )
-from .frame import Page, live, plain, selected, silent_s, status_of
+from arcpoint_ce.dashboard.frame import (
+    Page,
+    faults_told,
+    live,
+    plain,
+    selected,
+    silent_s,
+    status_of,
+)
 from .views import forecast_scores, forecasts_made, load_over_time
 
 # %% ../../nbs/dashboard/81c_pages.ipynb #6933e7f4
@@ -72,14 +80,13 @@ def _weighted(parts: Sequence[tuple[float | None, int]]) -> float | None:
     return sum((share or 0.0) * count for share, count in parts) / total
 
 
-def _headline(state: FleetState):
+def _headline(state: FleetState, risk: Risk):
     "The fleet in six figures."
     backends, tiers = state.backends, state.tiers
     good = sum(b.availability == "available" for b in backends)
     met = _weighted([(t.attainment, t.requests) for t in tiers])
     failed = _weighted([(b.error_rate, b.requests) for b in backends])
     load_rps = sum(b.load_rps for b in backends)
-    worst = max((b.p_breach or 0.0 for b in backends), default=None)
     incidents = sum(len(b.incidents) for b in backends)
     tiles = [
         (
@@ -95,9 +102,9 @@ def _headline(state: FleetState):
         ("load", number(load_rps, "rps"), "requests per second, last five minutes"),
         ("errors", percent(failed, 2), "failed attempts, last five minutes"),
         (
-            "P(breach)",
-            percent(worst, 0),
-            "of the backend most at risk, at the horizon of its forecast",
+            "P(some backend breaches)",
+            percent(risk.p_any, 0),
+            "in the next five minutes, as on the risk page",
         ),
         ("incidents", str(incidents), "open or just over"),
     ]
@@ -186,8 +193,17 @@ def _fleet_columns() -> dict:
 # %% ../../nbs/dashboard/81c_pages.ipynb #645f724f
 _SHOWN = 12  # cards on a page
 _WORST_LAST = ("available", "unknown", "degraded", "down")
+
+
+def _trouble(s: BackendState) -> tuple:
+    "What a list begins with: what is down, then what is ill, then what is about to be."
+    shut = s.breaker != "closed"
+    signs = len(s.incidents), s.p_breach or 0.0, s.error_rate or 0.0, s.p95_ms or 0.0
+    return (-_WORST_LAST.index(s.availability), -shut, *(-x for x in signs), s.backend)
+
+
 _ORDER = {
-    "trouble": lambda s: (-_WORST_LAST.index(s.availability), -(s.p_breach or 0.0), s.backend),
+    "trouble": _trouble,
     "name": lambda s: s.backend,
     "load": lambda s: -s.load_rps,
     "latency": lambda s: -(s.p95_ms or 0.0),
@@ -196,9 +212,9 @@ _ORDER = {
 }
 
 
-def _choose_view(n: int) -> tuple[str, str]:  # "cards" or "table", a key of `_ORDER`
-    "How to show `n` backends, as the viewer chose. A table is sorted by its own headings."
-    left, right, _ = st.columns([1, 1, 4], vertical_alignment="bottom")
+def _choose_view(page: Page, n: int) -> tuple[str, str]:  # "cards" or "table", a key of `_ORDER`
+    "How to show `n` backends, as the viewer chose. A table begins in the same order."
+    left, right = page.places(2)
     chosen = left.segmented_control(
         "Show as",
         ["cards", "table"],
@@ -206,10 +222,8 @@ def _choose_view(n: int) -> tuple[str, str]:  # "cards" or "table", a key of `_O
         key="as",
         bind="query-params",
     )
-    if chosen == "table":
-        return "table", "trouble"
-    order = right.selectbox("Sort cards by", list(_ORDER), key="sort", bind="query-params")
-    return "cards", order
+    order = right.selectbox("Sort by", list(_ORDER), key="sort", bind="query-params")
+    return ("table" if chosen == "table" else "cards"), order
 
 
 def _draw_backends(states: list[BackendState], how: str, order: str, load: pd.DataFrame, zone):
@@ -229,7 +243,7 @@ def _draw_backends(states: list[BackendState], how: str, order: str, load: pd.Da
         st.caption(f"{_SHOWN} of {n} backends, sorted by {order}; the table shows all.")
 
 
-def _draw_load(load: pd.DataFrame, n: int, most: int = 8):
+def _draw_load(load: pd.DataFrame, n: int, faults: Sequence[Mapping] = (), most: int = 8):
     "The load of the busiest of `n` backends over time."
     st.subheader("Load")
     if load.empty:
@@ -237,7 +251,7 @@ def _draw_load(load: pd.DataFrame, n: int, most: int = 8):
         return
     names = load.groupby("backend").rps.sum().nlargest(most).index.tolist()
     busiest = load[load.backend.isin(names)]
-    chart = lines(busiest, "rps", "requests per second", names=names, brush=False)
+    chart = lines(busiest, "rps", "requests per second", names=names, brush=False, marks=faults)
     st.altair_chart(chart, key="load")
     if n > len(names):
         st.caption(f"The {len(names)} busiest of {n}.")
@@ -246,18 +260,18 @@ def _draw_load(load: pd.DataFrame, n: int, most: int = 8):
 def fleet_page(page: Page):
     "The state of every backend and tier."
     n = len(page.records.plain_fleet()["backends"])
-    how, order = _choose_view(n)
+    how, order = _choose_view(page, n)
 
     def draw():
         state, load = state_at(page), page.ask(load_over_time, page.look())
         silence(page, state)
-        _headline(state)
+        _headline(state, _risk_at(page))
         if state.tiers:
             st.subheader("Tiers")
             st.html(tier_cards(state.tiers))
         states = sorted(state.backends, key=_ORDER[order])
         _draw_backends(states, how, order, load, page.zone)
-        _draw_load(load, n)
+        _draw_load(load, n, faults_told(page))
 
     live(page, draw)
 
@@ -409,13 +423,13 @@ def _draw_forecast(page: Page, made: pd.DataFrame, load: pd.DataFrame, limit_ms:
         st.info(_NO_FORECAST, icon=":material/info:")
         return
     actual = load[["at_s", "latency_ms"]].dropna()
-    chart = forecast_chart(_thinned(made), actual, limit_ms)
+    chart = forecast_chart(_thinned(made), actual, limit_ms, page.look().until_s)
     chart_with_window(page, chart, "forecast", "latency")
 
 
 def forecast_page(page: Page):
     "Forecast against actual, for one backend; what is in force, for all."
-    left, _ = st.columns([1, 2])
+    left, *_ = page.places(1)
     names = page.records.fleet().names
     backend = left.selectbox("Backend", names, key="backend", bind="query-params")
 
@@ -448,9 +462,9 @@ def _all_scores(records, look) -> pd.DataFrame:
 
 
 def _thinned(made: pd.DataFrame, most: int = 400) -> pd.DataFrame:
-    "About `most` rows, evenly chosen: enough for a picture."
+    "About `most` rows, evenly chosen, the farthest ahead among them: enough for a picture."
     every = max(1, len(made) // most)
-    return made.sort_values("about_s").iloc[::every]
+    return made.sort_values("about_s").iloc[::-every].iloc[::-1]
 
 # %% ../../nbs/dashboard/81c_pages.ipynb #93b82b7b
 def _act_in_words(a: Mapping) -> str:  # a: an action of `capacity_risk`
@@ -500,7 +514,7 @@ def _risk_columns() -> dict:
     c = st.column_config
     return dict(
         backend=c.TextColumn("backend", pinned=True),
-        p_breach=c.ProgressColumn("P(breach)", format="percent", min_value=0, max_value=1),
+        p_breach=None,  # the chart above says it
         source=c.TextColumn("from"),
         busy=c.NumberColumn("running at once", format="%.2f"),
         room=c.NumberColumn("room", format="%.1f"),

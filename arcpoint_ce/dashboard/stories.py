@@ -9,9 +9,6 @@ __all__ = ['decisions_page', 'learning_page', 'why_page', 'chaos_page']
 import json
 import re
 from collections.abc import Mapping
-from urllib.error import HTTPError, URLError
-from urllib.request import Request as HttpRequest
-from urllib.request import urlopen
 
 import pandas as pd
 import streamlit as st
@@ -20,6 +17,8 @@ from ..context.agent import Trace, broken_traces
 from ..context.causes import HARMS, DropExplained, explain_drop
 from ..context.questions import Context
 from arcpoint_ce.dashboard.charts import (
+    _LAST_S,
+    _SIMULATED_S,
     areas,
     causes_chart,
     filled,
@@ -33,6 +32,7 @@ from arcpoint_ce.dashboard.charts import (
 )
 from arcpoint_ce.dashboard.frame import (
     Page,
+    _ask_desk,
     control_of,
     guarded,
     live,
@@ -71,7 +71,8 @@ def _decision_columns() -> dict:
     "Column configuration of the list of decisions."
     c = st.column_config
     return dict(
-        at=c.TextColumn("time", pinned=True),
+        open=c.TextColumn("", pinned=True, width=28),
+        at=c.Column("time", pinned=True),
         id=c.NumberColumn("id", format="%d"),
         backend=c.TextColumn("backend"),
         why=c.TextColumn("went by"),
@@ -236,28 +237,48 @@ def _list_newest(page: Page, backend: str | None, tier: str | None):
         st.info("No decision in this window.", icon=":material/info:")
         return
     columns = _decision_columns()
-    show = t.assign(at=[moment(x, page.zone) for x in t.at_s], why=_reason(t["mode"]))
+    chosen = st.query_params.get("decision")
+    show = t.assign(
+        open=["▶" if str(id) == chosen else "" for id in t.id],
+        at=[_time_of(x, page.zone) for x in t.at_s],
+        why=_reason(t["mode"]),
+    )
+    ids = t.id.tolist()
+    key = f"list-{ids[0]}-{len(ids)}"  # another list: a tick of the old one would mean another row
 
     def keep():
-        id = _clicked(st.session_state.get("list"), st.session_state.get("ids", []))
+        id = _clicked(st.session_state.get(key), ids)
         if id is not None:
             st.query_params["decision"] = str(id)
 
-    st.session_state["ids"] = t.id.tolist()
     st.dataframe(
         filled(show[list(columns)]),
-        key="list",
+        key=key,
         column_config=columns,
         hide_index=True,
         height=320,
         on_select=keep,
         selection_mode="single-row",
     )
-    chosen = st.query_params.get("decision")
     if chosen is None:
         st.caption("Click at the left edge of a row to open the decision.")
         return
+    if st.button("Close the decision, and let the list go on", key="close-decision"):
+        del st.query_params["decision"]
+        st.rerun()
     guarded(lambda: _one_decision(page, int(chosen)))
+
+
+def _is_open() -> bool:
+    "Whether a decision is open. The list then stands still, so that the ticked row stays its own."
+    return "decision" in st.query_params
+
+
+def _time_of(at_s: float, zone):  # a time that sorts as one; a simulation's own as words
+    "When something was, for a column of a table."
+    if abs(at_s) < _SIMULATED_S or abs(at_s) > _LAST_S:
+        return moment(at_s, zone)
+    return pd.Timestamp(at_s, unit="s", tz="UTC").tz_convert(zone)
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #5f550dcc
 def _tiers(page: Page) -> list[str]:
@@ -272,7 +293,7 @@ def _tiers(page: Page) -> list[str]:
 
 def decisions_page(page: Page):
     "Who was chosen, and why. The lists refresh; the choices above them stay."
-    left, middle, _ = st.columns([1, 1, 2])
+    left, middle = page.places(2)
     backend = left.selectbox(
         "Backend",
         ["all", *page.records.fleet().names],
@@ -291,7 +312,7 @@ def decisions_page(page: Page):
 
     live(page, lambda: _draw_shares(page, only(tier)), "drawn")
     st.subheader("Newest decisions")
-    live(page, lambda: _list_newest(page, only(backend), only(tier)))
+    live(page, lambda: _list_newest(page, only(backend), only(tier)), hold=_is_open)
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #46731122
 _INCIDENTS_SQL = """SELECT start_s, end_s, backend, severity, says FROM incidents
@@ -785,29 +806,6 @@ def why_page(page: Page):
     guarded(lambda: _draw_traces(page))
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #ace8be0f
-def _ask_desk(told: dict, body: dict | None = None) -> dict:
-    """Ask the simulation what it offers, or order a fault with `body`.
-
-    ValueError says what the simulation objected to, or that it is gone.
-    """
-    request = HttpRequest(
-        told["url"] + "/faults",
-        None if body is None else json.dumps(body).encode(),
-        {
-            "authorization": f"Bearer {told['token']}",
-            "content-type": "application/json",
-        },
-    )
-    try:
-        with urlopen(request, timeout=3) as r:
-            return json.load(r)
-    except HTTPError as e:
-        detail = json.load(e).get("detail") or e.reason
-        raise ValueError(f"the simulation refused: {detail}") from None
-    except (URLError, OSError, ValueError):
-        raise ValueError("the simulation does not answer; it may have ended") from None
-
-
 def _order_form(
     now: dict,
 ) -> dict | None:  # what to order; None: nobody has pressed the button
@@ -873,7 +871,7 @@ def _list_faults(page: Page, told: dict):
     met, _ = page.ask(met_over_time, page.look())
     left, right = st.columns(2)
     left.subheader("Who gets the requests")
-    right.subheader("Attempts beyond their limit")
+    right.subheader("Requests beyond their limit")
     if len(chosen):
         by_backend = chosen.groupby(["at_s", "backend"], as_index=False).n.sum()
         chart = areas(by_backend, "n", "share of the decisions", "backend")
@@ -887,6 +885,7 @@ def _list_faults(page: Page, told: dict):
             by="tier",
             form="%",
             brush=False,
+            marks=now["faults"],
         )
         right.altair_chart(chart, key="chaos-met")
 

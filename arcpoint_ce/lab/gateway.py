@@ -92,6 +92,7 @@ class EngineGateway:
     ):
         self.make, self.ticks, self.trace = make, ticks, trace
         self.ttft_limit_ms = ttft_limit_ms
+        self.tells_limits = False  # whether the engine hears each caller's own limit
         self.every_s = inf
         self.samples = True  # look now and then at what the forecast changes
 
@@ -116,6 +117,7 @@ class EngineGateway:
             tokens_in=tokens_in,
             tokens_out=int(self.length),
             ttft_limit_ms=self.ttft_limit_ms,
+            slo_ms=1000.0 * call.slo_s if self.tells_limits else None,
         )
 
     def send(self, call: Call, now: float) -> int:
