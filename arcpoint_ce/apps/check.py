@@ -28,20 +28,22 @@ from arcpoint_ce.proof.counterfactual import (
 from ..routing.router import RouterConfig
 from ..telemetry.fleet_file import Fleet, infer_fleet, load_fleet
 from ..telemetry.limits import Limit, infer_limit_ms
+from ..telemetry.requests import RequestLog
 from ..telemetry.source import StepSource, load_steps
 
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00005
 _MOST_ROWS = 24_000  # requests that are decided again
 _STRETCHES = 24  # stretches of time that a sample consists of
-_COLUMNS = ("ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier")
-_COLUMNS += ("tokens_in", "tokens_out")
+_COLUMNS = ["ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier"]
+_COLUMNS += ["tokens_in", "tokens_out"]
 
 
 def _requests_of(source: StepSource) -> pd.DataFrame:  # with ts_s
     "Every request of a log, or pseudo-requests of a series, in order of time."
     if source.kind != "requests":
         return pseudo_requests(source.steps, source.step_s).sort_values("ts_s", ignore_index=True)
-    rows = source.loaded.df(list(_COLUMNS))
+    assert isinstance(source.loaded, RequestLog), "a source of this kind is a request log"
+    rows = source.loaded.df(_COLUMNS)
     ts_s = rows.ts.astype("datetime64[us, UTC]").astype("int64") / 1e6
     return rows.drop(columns="ts").assign(ts_s=ts_s)
 
@@ -74,7 +76,8 @@ def _redecide(
     engine: ContextEngine,  # a fresh one
 ) -> np.ndarray:  # where each request goes, position
     "Show an engine the log, in order of time, and ask it before each request."
-    to, ends, step = s.home.copy(), [], None
+    to, step = s.home.copy(), None
+    ends: list[tuple] = []  # outcomes to come: (s, number, outcome)
     for i, now in enumerate(s.ts_s.tolist()):
         while ends and ends[0][0] <= now:
             engine.observe(heappop(ends)[2])
@@ -94,7 +97,7 @@ def _better(
     "Home, unless the engine finds another backend twice as fast or home is not allowed."
     if not scores:
         return home
-    best = min(scores, key=scores.get)
+    best = min(scores, key=scores.__getitem__)
     worse = home not in scores or scores[home] > _MUCH_WORSE * scores[best]
     return best if worse else home
 

@@ -241,6 +241,7 @@ def fetch(name: Annotated[str | None, _argument("A data set; left out: list them
     from arcpoint_ce.telemetry.traces import fetch as get
 
     if name is None:
+        known: dict[str, Any] = dict(REGISTRY)
 
         def place(e):
             return (
@@ -249,7 +250,7 @@ def fetch(name: Annotated[str | None, _argument("A data set; left out: list them
                 else f"not for download; {e.get('source', '')}"
             )
 
-        rows = [(n, e["licence"], place(e)) for n, e in REGISTRY.items()]
+        rows = [(n, e["licence"], place(e)) for n, e in known.items()]
         return typer.echo(_text_table(["data set", "licence", "from"], rows))
     if name not in REGISTRY:
         raise unknown("data set", name, REGISTRY)

@@ -886,7 +886,9 @@ def _check_log(values: Mapping[str, Any]):
         try:
             head = _head_of(Path(find_files(data)[0]), Path(folder))
             if head is not None:
-                asked = dict(columns=columns or None, max_bad=1.0, quarantine=f"{folder}/bad.csv")
+                asked: dict[str, Any] = dict(
+                    columns=columns or None, max_bad=1.0, quarantine=f"{folder}/bad.csv"
+                )
                 load_steps(str(head), values["preset"], **asked)
         except (ValueError, OSError) as e:
             said = str(e).replace(f"{folder}/{Path(data).name}", str(data))

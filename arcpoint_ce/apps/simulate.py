@@ -557,7 +557,10 @@ def _in_same_trouble(fleet: Fleet, ordered: Sequence[Fault]) -> Fleet:
     "A fleet in which every fault that was ordered in another run begins at the same time."
 
     def begin(fault: Fault) -> Callable[[Fleet, float], None]:
-        return lambda running, now: install(fault, running)
+        def now_it_begins(running: Fleet, now: float):
+            install(fault, running)
+
+        return now_it_begins
 
     for fault in ordered:
         fleet.at(fault.start_s, begin(fault))

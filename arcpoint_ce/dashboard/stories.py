@@ -878,7 +878,7 @@ def _list_faults(page: Page, told: dict):
         left.altair_chart(chart, key="chaos-drawn")
     if len(met):
         beyond = met.assign(beyond=1 - met.met)
-        chart = lines(
+        curves = lines(
             beyond,
             "beyond",
             "beyond their limit",
@@ -887,7 +887,7 @@ def _list_faults(page: Page, told: dict):
             brush=False,
             marks=now["faults"],
         )
-        right.altair_chart(chart, key="chaos-met")
+        right.altair_chart(curves, key="chaos-met")
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #5b1ccaf6
 _NO_SIMULATION = (
