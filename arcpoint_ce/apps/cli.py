@@ -807,6 +807,11 @@ def _stored_line(store, path: Path) -> str:  # of a FeedbackStore that is closed
     "What was written down."
     return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
 
+
+def _ordered(desk) -> tuple:  # faults
+    "What was ordered while a simulation ran; nothing without a desk."
+    return tuple(desk.done) if desk else ()
+
 # %% ../../nbs/apps/84_cli.ipynb #6f02cd65
 _SIMULATED = """Break a simulated fleet and watch the real router deal with it.
 
@@ -926,8 +931,7 @@ def simulate(
             assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
             gateway.engine.close(run.now)
             typer.echo(_stored_line(written, store))
-        ordered = tuple(desk.done) if desk else ()
-        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, ordered)))
+        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, _ordered(desk))))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):

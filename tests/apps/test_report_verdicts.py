@@ -345,3 +345,16 @@ def test_a_verdict_on_published_metrics(name):
     stored = Path(__file__).parents[2] / "data" / "results" / f"{name}.json"
     v = _verdict_of(STORED[name], json.loads(stored.read_text()))
     assert v.answer != "too few to tell"
+
+
+@pytest.mark.parametrize("name", sorted(templates()))
+def test_charts_share_one_style(name):
+    "Legends stand outside, colours are told apart by everybody, and the style is not set again."
+    nb = nbformat.read(templates()[name], 4)
+    for code in (c.source for c in nb.cells if c.cell_type == "code"):
+        for call in re.findall(r"(?<!_)\blegend\(((?:[^()]|\([^()]*\))*)\)", code):
+            assert "bbox_to_anchor=" in call or "outside" in call, call
+        assert not re.search(r"tab:|RdYlGn|\bjet\b|rcParams|set_theme|tight_layout", code), code
+        if re.search(r"subplots\(|plt\.figure\(", code):
+            labelled = re.search(r"xlabel|set\(\s*xlabel|set_xticks\(\[\]\)|heatmap", code)
+            assert labelled, f"an axis without its unit: {code[:200]}"
