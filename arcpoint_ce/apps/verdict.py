@@ -67,7 +67,7 @@ class _Verdict:
         head = f"<small>{escape(self.question)}</small><br>"
         said = f"<b style='font-size:1.15em'>{escape(self.sentence)}</b>"
         row = f"<table style='{_TABLE}'><tbody><tr>{cells}</tr></tbody></table>"
-        then = re.sub(r"`(.+?)`", r"<code></code>", escape(self.next_step))
+        then = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(self.next_step))
         then = f"<b>What to do next:</b> {then}"
         return _box(_ANSWERS[self.answer], head + said + row + then)
 
