@@ -1,5 +1,6 @@
 "Verdicts: over a grid of metrics, no sentence contradicts the figures beside it."
 
+import ast
 import json
 import re
 from itertools import product
@@ -358,3 +359,14 @@ def test_charts_share_one_style(name):
         if re.search(r"subplots\(|plt\.figure\(", code):
             labelled = re.search(r"xlabel|set\(\s*xlabel|set_xticks\(\[\]\)|heatmap", code)
             assert labelled, f"an axis without its unit: {code[:200]}"
+
+
+@pytest.mark.parametrize("name", sorted(templates()))
+def test_no_cell_of_a_chart_ends_with_an_object(name):
+    "Else `Text(0.5, 0, 'time')` stands above the picture."
+    nb = nbformat.read(templates()[name], 4)
+    for code in (c.source for c in nb.cells if c.cell_type == "code"):
+        last = ast.parse(code).body[-1:]
+        if re.search(r"subplots\(|plt\.figure\(", code) and isinstance(last[0], ast.Expr):
+            said = ast.unparse(last[0])
+            assert not re.match(r"(ax|a|b|axes|fig|other|plt)\b(?!\.show)", said), said
