@@ -6,6 +6,7 @@
 __all__ = ['run_bench']
 
 # %% ../../nbs/apps/83b_bench.ipynb #b419bda8
+import asyncio
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 from time import perf_counter, perf_counter_ns, process_time
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -45,6 +47,7 @@ from arcpoint_ce.lab.fleet import (
 )
 from ..lab.gateway import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
+from ..live.litellm import ArcpointLogger
 from ..routing.records import Backend, Forecast, ForecastTable, Outcome, Request
 from ..routing.router import Decision, Router
 from ..telemetry.frames import to_steps
@@ -584,6 +587,61 @@ def _bench_looked_at(**sizes) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         return bench_dashboard(Path(folder), **sizes)
 
+# %% ../../nbs/apps/83b_bench.ipynb #c1062c6a
+def _deployments(n: int) -> list[dict]:
+    "A model list for LiteLLM that nobody answers."
+    params = dict(model="openai/x", api_base="http://127.0.0.1:9/v1", api_key="none")
+    names = [f"b{k:03d}" for k in range(n)]
+    return [
+        dict(model_name="m", litellm_params=dict(params), model_info=dict(id=name))
+        for name in names
+    ]
+
+
+async def _bench_filter(
+    litellm: Any,  # the package
+    n_backends: int,
+    picks: int,  # measured ones, of each kind
+    warm: int = 50,  # those before do not count
+) -> dict[str, float]:  # litellm_filter_<n>_*, litellm_pick_<n>_*, litellm_ratio_<n>
+    "Our filter and a pick of LiteLLM by latency, in turn."
+    offered, messages = _deployments(n_backends), [dict(role="user", content="hello")]
+    logger = ArcpointLogger([Backend(d["model_info"]["id"]) for d in offered], budget_ms=inf)
+    router = litellm.Router(model_list=offered, routing_strategy="latency-based-routing")
+    for d in 3 * offered:
+        await router.acompletion(d["model_info"]["id"], messages, mock_response="hello")
+    filter_ns, pick_ns = [], []
+    for _ in range(picks + warm):
+        start = perf_counter_ns()
+        await router.async_get_available_deployment("m", request_kwargs={}, messages=messages)
+        pick_ns.append(perf_counter_ns() - start)
+        asked = {"metadata": {"model_group": "m"}}
+        start = perf_counter_ns()
+        kept = await logger.async_filter_deployments("m", offered, messages, asked)
+        filter_ns.append(perf_counter_ns() - start)
+        served = asked | {"model_info": kept[0]["model_info"]}
+        await logger.async_post_call_success_deployment_hook(served, None, None)
+    logger.close()
+    figures = _timed(f"litellm_filter_{n_backends}", filter_ns, warm)
+    figures |= _timed(f"litellm_pick_{n_backends}", pick_ns, warm)
+    ours_us = figures[f"litellm_filter_{n_backends}_p50_us"]
+    theirs_us = figures[f"litellm_pick_{n_backends}_p50_us"]
+    return figures | {f"litellm_ratio_{n_backends}": ours_us / theirs_us}
+
+
+def _bench_live(picks: int = 2000) -> dict[str, float | str]:
+    "What the gateways' adapters cost."
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no look at the internet
+    try:
+        import litellm
+    except ModuleNotFoundError:
+        return dict(litellm_skipped="pip install 'arcpoint_ce[litellm]'")
+
+    async def both() -> dict:
+        return await _bench_filter(litellm, 8, picks) | await _bench_filter(litellm, 64, picks)
+
+    return asyncio.run(both())
+
 # %% ../../nbs/apps/83b_bench.ipynb #030b0f68
 def _machine() -> dict:  # facts that times depend on
     return {
@@ -596,7 +654,7 @@ def _machine() -> dict:  # facts that times depend on
 
 
 _Part = Callable[[], dict]
-_ON_REQUEST = ("dashboard",)  # parts that run only when they are named
+_ON_REQUEST = ("dashboard", "live")  # parts that run only when they are named
 
 
 def _full_parts() -> dict[str, _Part]:  # by name, in the order of running
@@ -615,6 +673,7 @@ def _full_parts() -> dict[str, _Part]:  # by name, in the order of running
         "tick": lambda: _bench_tick(ticks=600),
         "service": lambda: _bench_served(seconds=20.0),
         "dashboard": _bench_looked_at,
+        "live": _bench_live,
     }
 
 
@@ -634,6 +693,7 @@ def _quick_parts() -> dict[str, _Part]:  # the same names
         "tick": lambda: _bench_tick(minutes=110, ticks=120),
         "service": lambda: _bench_served(records=20_000, calls=20, seconds=2.0, clients=10),
         "dashboard": lambda: _bench_looked_at(records=20_000, n=3, viewers=2, seconds=3.0),
+        "live": lambda: _bench_live(picks=300),
     }
 
 # %% ../../nbs/apps/83b_bench.ipynb #ee9d015b

@@ -808,6 +808,16 @@ def _stored_line(store, path: Path) -> str:  # of a FeedbackStore that is closed
     return f"\n{store.acknowledged} records in {path}, {store.lost + store.overflowed} lost"
 
 
+def _finish_store(run, written, path: Path):
+    "Close the engine of a run that was written down, and say what the store holds."
+    from arcpoint_ce.lab.gateway import EngineGateway
+
+    gateway = run.gateways[0]
+    assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
+    gateway.engine.close(run.now)
+    typer.echo(_stored_line(written, path))
+
+
 def _ordered(desk) -> tuple:  # faults
     "What was ordered while a simulation ran; nothing without a desk."
     return tuple(desk.done) if desk else ()
@@ -912,7 +922,6 @@ def simulate(
     from arcpoint_ce.apps.simulate import (
         simulate as show,
     )
-    from arcpoint_ce.lab.gateway import EngineGateway
 
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
@@ -927,10 +936,7 @@ def simulate(
         with _fault_desk(stage, store if inject else None) as desk:
             record, run = show(stage, every_s, speed, typer.echo, desk)
         if written is not None and store is not None:
-            gateway = run.gateways[0]
-            assert isinstance(gateway, EngineGateway), "a stage is shown with our engine"
-            gateway.engine.close(run.now)
-            typer.echo(_stored_line(written, store))
+            _finish_store(run, written, store)
         typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, _ordered(desk))))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
@@ -1636,6 +1642,51 @@ def _testbed_up(
         _until_told()
         if play:
             play.stop()
+
+# %% ../../nbs/apps/84_cli.ipynb #1542c8f0
+def _trouble_of(name: str, names: Sequence[str], seconds: float):  # a Scenario, or a line's fault
+    "What should happen in the middle half of a run. ValueError on an unknown name."
+    from arcpoint_ce.lab.faults import SCENARIOS, make_scenario
+    from arcpoint_ce.live.testbed import Testbed
+
+    if name in Testbed.LINE_FAULTS:
+        return name
+    if name not in SCENARIOS:
+        known = ", ".join((*Testbed.LINE_FAULTS, *SCENARIOS))
+        raise ValueError(f"unknown scenario {name!r}; choose one of {known}")
+    start_s = max(0.25 * seconds, 10.0)  # rate limits need a while to know what is usual
+    return make_scenario(name, names, start_s, 0.5 * seconds)
+
+
+@_testbed.command("chaos")
+def _testbed_chaos(
+    scenario: Annotated[str, _option("A scenario of the laboratory, or a fault of the line.")],
+    fleet: _LiveFleetOption = None,
+    seconds: Annotated[float, typer.Option(min=2.0, help="Length of the run, s.")] = 60.0,
+    rate_rps: Annotated[float, typer.Option(min=0.1, max=20.0, help="Requests per second.")] = 5.0,
+    policy: _PolicyOption = "auto",
+    forecaster: _ForecasterOption = "none",
+    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
+):
+    """Let something happen to real servers behind our gateway, and say what callers saw.
+
+    \b
+      arcpoint testbed chaos --scenario backend_down
+      arcpoint testbed chaos --scenario midstream_reset --seconds 30
+    """
+    from arcpoint_ce.apps.simulate import shipped_fleet
+    from arcpoint_ce.lab.chaos import site_of
+    from arcpoint_ce.live.trials import run_scenario
+    from arcpoint_ce.telemetry.fleet_file import load_fleet
+
+    loaded = load_fleet(fleet or shipped_fleet())
+    how = _engine_how(policy, forecaster)
+    trouble = _trouble_of(scenario, loaded.names, seconds)
+    told = run_scenario(site_of(loaded).sims, trouble, seconds, rate_rps, seed, **how)
+    rows = [(world, x["n"], x["kept"], x["late"], x["failed"]) for world, x in told.items()]
+    typer.echo(_text_table(["world", "requests", "within limit", "late", "failed"], rows))
+    typer.echo("")
+    typer.echo(_text_table(["backend", "served"], sorted(told["real"]["served"].items())))
 
 # %% ../../nbs/apps/84_cli.ipynb #0dc7ad0e
 @_app.command("gateway")

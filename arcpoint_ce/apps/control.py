@@ -25,6 +25,7 @@ from ..context.questions import Asked
 from ..context.service import GuardedApp, in_words, json_answer, safely
 from ..lab.faults import KINDS, Fault, install
 from ..lab.fleet import Fleet
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/apps/82a_control.ipynb #d8c9cc69
 class _FaultArgs(Asked):
@@ -41,6 +42,7 @@ class _FaultArgs(Asked):
 _LEAST_TRAFFIC_S = 10.0  # of traffic that a rate limit is derived from
 
 
+@displayed
 class FaultDesk:
     "Takes orders from any thread; the simulation fetches them."
 
@@ -125,6 +127,7 @@ def _control_path(store: str | Path) -> Path:
     return Path(f"{store}.control")
 
 # %% ../../nbs/apps/82a_control.ipynb #876df0eb
+@displayed
 class OpenDesk:
     "A desk that is served on the loopback address; use it in a `with`."
 

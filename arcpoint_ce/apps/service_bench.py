@@ -21,6 +21,7 @@ from time import monotonic, perf_counter, sleep
 import numpy as np
 
 from ..engine.storage import SqliteShelf
+from ..routing.outcomes import displayed
 from ..routing.records import bucket_of
 
 # %% ../../nbs/apps/83_service_bench.ipynb #cd4f0928
@@ -98,6 +99,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@displayed
 class ArcpointProcess:
     """`arcpoint ...` in a process of its own; use it in a `with`.
 
@@ -154,6 +156,7 @@ def _accepts(port: int) -> bool:
     return True
 
 
+@displayed
 class ArcpointServer:
     "An `arcpoint` command that listens on a port of its own; use it in a `with`."
 

@@ -22,6 +22,7 @@ from ..lab.rivals import make_peer
 from ..lab.study import SHARP, SOURCES, STREAMING
 from ..lab.tuning import settle, tuned
 from ..lab.worlds import Setting, World
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/apps/82c_sweeps.ipynb #8ad2abf7
 # levels of the quantiles, dense where requests are late
@@ -264,6 +265,7 @@ def _mix_tasks(seeds: Iterable[int], n: int, family: str = "diurnal") -> list[Ta
     return out
 
 # %% ../../nbs/apps/82c_sweeps.ipynb #027a7aa9
+@displayed
 @dataclass(frozen=True, slots=True)
 class Sweeps:
     "Tables of rows, one per run."

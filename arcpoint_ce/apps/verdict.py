@@ -527,6 +527,33 @@ def _agent(m: Mapping[str, Any]) -> _Verdict:
     return _Verdict(question, answer, said, figures, then)
 
 
+def _live(m: Mapping[str, Any]) -> _Verdict:
+    question = "Does the gateway cost little, and hide the trouble behind it?"
+    n, errors, cost_us = m["ours_n"], m["errors_with_retries"], m["overhead_p50_us"]
+    figures = (
+        _of("requests that ended in an error", errors, n),
+        _Figure("added to a request", f"{_n(cost_us)} µs", f"median of {_n(m['overhead_n'])}"),
+        _Figure(
+            "simulator against testbed",
+            f"{m['sim_gap_points']:.1f} points",
+            f"of {_n(m['sim_gap_n'])} requests",
+        ),
+    )
+    if n < _LEAST_TESTED:
+        return _too_few(question, n, "requests under faults", _LEAST_TESTED, figures)
+    if errors:
+        said = "No: callers saw errors while a healthy backend was there."
+        return _Verdict(question, "no", said, figures, "Look at the faults with errors below.")
+    if m["idle_share"] < 0.3:
+        said = "Cannot tell: no caller saw an error, but the machine was too busy to be timed."
+        return _Verdict(question, "cannot tell", said, figures, "Run it again on a quiet machine.")
+    if cost_us <= 300 and m["sim_gap_points"] <= 5:
+        said = "Yes: no caller saw an error, and the gateway costs next to nothing."
+        return _Verdict(question, "yes", said, figures, "Put `arcpoint gateway` before your fleet.")
+    said = "Partly: no caller saw an error, but a goal of cost or likeness was missed."
+    return _Verdict(question, "partly", said, figures, "Look at the parts below that say missed.")
+
+
 def _claims(m: Mapping[str, Any]) -> _Verdict:
     question = "Do the claims of this project, and of the exercise that it grew from, hold?"
     ours, theirs, odd = m["ours"], m["exercise"], m["hash_differs"]
@@ -559,6 +586,7 @@ _JUDGES: dict[str, Callable[[Mapping[str, Any]], _Verdict]] = {
     "claims": _claims,
     "drift": _drift,
     "forecast": _forecast,
+    "live": _live,
     "policies": _policies,
     "retrain": _retrain,
     "rollout": _rollout,

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .questions import TOOLS, Context
 from .state import finite
 from ..engine.store import FeedbackStore
+from ..routing.outcomes import displayed
 from ..routing.records import Request
 
 # %% ../../nbs/context/57_agent.ipynb #76ca454e
@@ -333,6 +334,7 @@ def ungrounded(
     return out
 
 # %% ../../nbs/context/57_agent.ipynb #d50c9121
+@displayed
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
     "Model, prices and limits. ValueError where a limit is not positive."
@@ -419,6 +421,7 @@ class Stopped(Exception):
 _LEAST_CHARACTERS = 2  # of a token, on average, in the plain text and JSON that is sent
 
 
+@displayed
 class Meter:
     "Counts what one question uses. Raises Stopped as soon as a limit is exceeded."
 
@@ -546,6 +549,7 @@ _OPENED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.co
 ONE_CONNECTION = {"connection": "close"}
 
 
+@displayed
 class TimedWork:
     "Work that a deadline ends. For one piece of work."
 
@@ -955,6 +959,7 @@ class _Conversation:
 _MOST_LEFT = 16  # questions whose threads may run at once
 
 
+@displayed
 class Agent:
     """Proposes a backend for a hard request.
 

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/context/52_callgraph.ipynb #aebeb350
 # what may be asked about -> sign that makes it harm
 _METRICS = {"latency": 1.0, "availability": -1.0}
@@ -164,6 +166,7 @@ def _own_excess(
     return own * paths
 
 # %% ../../nbs/context/52_callgraph.ipynb #bf0de54a
+@displayed
 @dataclass(frozen=True, slots=True)
 class CauseConfig:
     "When a cause is claimed. ValueError on values that make no sense."
@@ -361,6 +364,7 @@ def _read_incident(folder: Path) -> _Incident:
     )
 
 # %% ../../nbs/context/52_callgraph.ipynb #439439ca
+@displayed
 @dataclass(frozen=True)
 class IncidentFolder:
     "A graph, normal rows and incidents."
@@ -499,6 +503,7 @@ def write_synthetic(folder: str | Path, incidents: int = 8, seed: int = 0) -> Pa
     return folder
 
 # %% ../../nbs/context/52_callgraph.ipynb #cb97aaca
+@displayed
 @dataclass(frozen=True)
 class Dependencies:
     "What stands behind the backends: a call graph that names them, and its telemetry."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # one of two classes, whichever is installed
     from uvicorn.protocols.http.h11_impl import H11Protocol as AutoHTTPProtocol
 else:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/context/58a_guard.ipynb #0cfaa276
 def problem(
@@ -45,6 +46,7 @@ def problem(
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # names of this machine for itself
 
 
+@displayed
 @dataclass(frozen=True)
 class Guards:
     "Limits of the service. A token opens writing and reading, a read token only reading."
@@ -112,6 +114,7 @@ def strange_name(
     return None
 
 # %% ../../nbs/context/58a_guard.ipynb #e7c5af2b
+@displayed
 class LoopbackApp:
     """An ASGI application that is reached under this machine's own names and from its own pages
     only.

@@ -19,6 +19,7 @@ from .agent import Agent, Verdict
 from ..engine.engine import ContextEngine
 from ..engine.store import FeedbackStore
 from ..routing.decisions import Candidate, Decision, NoBackend, Ranking
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome, Request, serves
 from ..routing.router import Router
 
@@ -52,6 +53,7 @@ class _Choice:
         return (*lost, float("affinity" in self.breaks))
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Conflict:
     "Wishes of one request that no backend fulfils together, with the price of each compromise."
@@ -240,6 +242,7 @@ def _price_or_risk(
     return _conflict(choices, False)
 
 # %% ../../nbs/context/58_hybrid.ipynb #c6b5e077
+@displayed
 class Gate:
     "Lets at most a share of the decisions through: conflicts of requests that are worth it."
 
@@ -522,6 +525,7 @@ def _price_of(choice: _Choice) -> str:
     return f"{wishes} gave way" + (f" ({', '.join(parts)})" if parts else "")
 
 
+@displayed
 class HybridRouter:
     "A router, or an engine, that puts requests whose wishes conflict to an agent."
 

@@ -33,6 +33,7 @@ from .times import Span, when
 from .which import Restored, restored_router
 from ..engine.storage import TABLES
 from ..routing.decisions import Candidate
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Request, Tier
 from ..routing.router import NoBackend, Router
 from ..telemetry.fleet_file import Fleet
@@ -782,6 +783,7 @@ _MOST_MS = 1e9  # of a limit
 _MOST_TOKENS = 10**9  # of one request
 
 
+@displayed
 class RequestArgs(Asked):
     "A request. Every field may be left out."
 
@@ -1081,6 +1083,7 @@ class _Clock:
         )
 
 
+@displayed
 class Context:
     "Four questions and what belongs to them."
 

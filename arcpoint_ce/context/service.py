@@ -31,6 +31,7 @@ from ..engine.engine import ContextEngine, EngineConfig
 from ..engine.metrics import EngineCollector
 from ..routing.decisions import Decision, NoBackend
 from ..routing.limits import read_limits
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome
 from ..routing.router import RouterConfig
 
@@ -461,6 +462,7 @@ def _replayed(body: bytes, receive):
     return again
 
 # %% ../../nbs/context/59_service.ipynb #74b93ba6
+@displayed
 class GuardedApp:
     "An ASGI application behind the guards."
 

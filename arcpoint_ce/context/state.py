@@ -30,6 +30,7 @@ from arcpoint_ce.engine.storage import (
     sql_tables,
 )
 from ..engine.store import Store, step_of
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Step, Tier, exceedance, quantile_ms
 from ..telemetry.fleet_file import Fleet
 
@@ -197,6 +198,10 @@ def _row_of(columns: Sequence[str], values: Sequence) -> dict:
     return row
 
 
+_LEASE_S = 600.0  # outcomes are awaited for so long after their decision, s
+
+
+@displayed
 class Facts:
     "What a store knows, by time. Every method reads; none writes."
 
@@ -225,9 +230,16 @@ class Facts:
         )
 
     def newest_s(self) -> float:  # s
-        "When the newest record was made. StoreError on an empty store."
-        told = [self.reader.newest_s(table) for table in ("outcomes", "decisions", "steps")]
-        found = [at_s for at_s in told if at_s is not None]
+        """When the newest record was made. StoreError on an empty store.
+
+        A decision that lies a lease ahead of everything that has come back was made by a clock that
+        was wrong: it is no record of the present.
+        """
+        told = [self.reader.newest_s(table) for table in ("outcomes", "steps", "decisions")]
+        found = [at_s for at_s in told[:2] if at_s is not None]
+        decided_s = told[2]
+        if decided_s is not None and (not found or decided_s <= max(found) + _LEASE_S):
+            found.append(decided_s)
         if not found:
             raise StoreError(
                 "the store holds no decision, outcome or step yet; let an engine run, or replay "
@@ -335,6 +347,7 @@ class Facts:
         return f"Records({self.reader}, {'live' if self.clock else 'as of its newest event'})"
 
 # %% ../../nbs/context/51_state.ipynb #757df066
+@displayed
 @dataclass(frozen=True, slots=True)
 class Evidence:
     "A record that an answer rests on."
@@ -627,6 +640,7 @@ def _records_around(
     }
 
 # %% ../../nbs/context/51_state.ipynb #1e356611
+@displayed
 @dataclass(frozen=True)
 class BackendState:
     "How one backend stood."
@@ -786,6 +800,7 @@ def _quota_left(
     return requests, tokens
 
 # %% ../../nbs/context/51_state.ipynb #820efbbb
+@displayed
 @dataclass(frozen=True)
 class TierState:
     "How one tier was served."

@@ -10,7 +10,10 @@ import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/context/50_times.ipynb #d6f38a17
+@displayed
 class Span(NamedTuple):
     "A stretch of time, and the words that it was read from."
 

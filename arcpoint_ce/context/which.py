@@ -15,6 +15,7 @@ from typing import NamedTuple
 from .state import REMEMBER_S, Facts, standing_at
 from ..engine.engine import completed, table_from
 from ..routing.nowcast import work_of
+from ..routing.outcomes import displayed
 from ..routing.policies import POLICIES, OwnPace, Policy, make_policy
 from ..routing.records import Forecast, ForecastTable, Request
 from ..routing.router import Router, RouterConfig
@@ -186,6 +187,7 @@ def _take_records(router: Router, records: Facts, now: float):
     router.swap(completed(_table_by_records(records, names, now), router), now)
 
 # %% ../../nbs/context/54_which.ipynb #13d47ae1
+@displayed
 @dataclass(frozen=True)
 class Restored:
     "A router as it stood at a time."

@@ -24,6 +24,7 @@ import streamlit as st
 from ..context.state import Facts, StoreError
 from ..context.times import when
 from .views import Look, look_at
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/dashboard/81b_frame.ipynb #7fdec02a
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$^=&\"'/@])")
@@ -35,6 +36,7 @@ def plain(text) -> str:  # Markdown that shows exactly this text
     return _MARKS.sub(r"\\\1", one_line)
 
 # %% ../../nbs/dashboard/81b_frame.ipynb #331009b0
+@displayed
 @dataclass(frozen=True, slots=True)
 class Where:
     "What the dashboard was started with."
@@ -67,6 +69,7 @@ def _kept(name: str, where: Where, args: tuple, _view: Callable, _records: Facts
     return _view(_records, *args)
 
 # %% ../../nbs/dashboard/81b_frame.ipynb #266cddc7
+@displayed
 @dataclass(frozen=True, slots=True)
 class Page:
     "What every page is given."

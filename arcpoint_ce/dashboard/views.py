@@ -18,8 +18,10 @@ import pandas as pd
 
 from ..context.state import _MET, Facts
 from ..engine.storage import TABLES
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/dashboard/81_views.ipynb #a24d2a58
+@displayed
 @dataclass(frozen=True, slots=True)
 class Look:
     "A window, and the stretches that it is cut into. ValueError where it holds no time."

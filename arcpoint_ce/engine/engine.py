@@ -12,7 +12,7 @@ import os
 import platform
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from math import inf, isfinite
@@ -23,13 +23,14 @@ from typing import Any
 
 from .anomalies import AnomalyDetector, learn_anomalies, tighten, window_of
 from .incidents import Incident, IncidentBook
-from .quorum import opened_elsewhere, to_follow
+from .quorum import Quorum
 from .rollout import Rollout
 from .storage import random_epoch
 from .store import FeedbackStore, Store, forks, step_of
 from ..forecast.forecasters import make_forecaster, with_room
 from ..forecast.latency import LatencyForest
 from ..routing.breaker import BreakerConfig
+from ..routing.outcomes import displayed
 from ..routing.policies import OwnPace, Policy, PredictedCost, make_policy
 from arcpoint_ce.routing.records import (
     Backend,
@@ -49,6 +50,7 @@ from ..routing.steps import BackendFeatures, History, features
 logging.getLogger("arcpoint_ce").addHandler(logging.NullHandler())
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     "How the slow side of an engine works. ValueError on values that make no sense."
@@ -334,6 +336,13 @@ class _AnomalyWatch:
         if incident.severity == "high" and incident.end_s is None:
             self.tight[incident.backend] = incident.peak_s + self.config.tight_s
 
+    def keys(self, now: float):
+        "A key that nobody may use is an incident until it works again."
+        for incident in self.incidents.keys(self.router.dead_keys(), now):
+            self.journal.incident(incident)
+            what = "key refused" if incident.end_s is None else "key works again"
+            self.journal.event(now, what, str(incident), incident.backend)
+
     def tighten(
         self,
         now: float,  # s
@@ -350,7 +359,7 @@ class _AnomalyWatch:
     def forget(self, name: str):
         "A backend has left."
         self.tight.pop(name, None)
-        self.incidents.open.pop(name, None)
+        self.incidents.forget(name)
         if self.detector is not None:
             self.detector.forget(name)
 
@@ -361,34 +370,9 @@ class _AnomalyWatch:
             self.detector = learned or self.detector
 
     def status(self) -> dict:
-        open_ = [asdict(i) | dict(says=str(i)) for i in self.incidents.open.values()]
+        open_ = [asdict(i) | dict(says=str(i)) for i in self.incidents.going_on()]
         ended = dict(self.journal.severities)
         return dict(incidents=ended, open=open_, tightened=sorted(self.tight))
-
-# %% ../../nbs/engine/36_engine.ipynb #03824d22
-class _Quorum:
-    "What other gateways on the same store have learned about backends."
-
-    def __init__(self, router: Router, store: Store, config: EngineConfig):
-        self.router, self.store, self.config = router, store, config
-
-    # backends that others have opened, with the present time
-    def listen(self, now: float) -> dict[str, float]:
-        "Open what enough others have opened."
-        config, router = self.config, self.router
-        if config.gateway is None:
-            return {}
-        breaker = router.breaker_config or BreakerConfig()
-        since_s = now - breaker.max_open_s
-        rows = self.store.rows("transitions", since_s, inf)
-        opened = opened_elsewhere(rows, config.gateway, now)
-        closed = {b["backend"]: b["since_s"] for b in router.status(now) if b["state"] == "closed"}
-        capacity = {b.name: b.capacity for b in router.backends}
-        for name in to_follow(opened, closed, capacity, config.quorum, config.tight_share):
-            gateways = sorted(opened[name])
-            why = f"opened by gateways {', '.join(map(str, gateways))}"
-            router.follow(name, why, dict(elsewhere=gateways), now)
-        return dict.fromkeys(opened, now)
 
 # %% ../../nbs/engine/36_engine.ipynb #3ad64b1e
 def _plain_table(t: ForecastTable) -> dict:
@@ -476,6 +460,7 @@ def _fitted(what: str, take: Callable[[], list[str] | None]) -> list[str]:  # wh
         return [f"{what} does not fit and starts fresh: {type(e).__name__}: {e}"]
 
 
+@displayed
 class Keeper:
     "Writes down what a restart needs, and takes it up again."
 
@@ -730,7 +715,7 @@ class _SlowSide:
         self.journal = _Journal(store, config.gateway)
         self.score = _ForecastScore(router.config.step_s)
         self.watch = _AnomalyWatch(router, self.journal, config, anomalies)
-        self.quorum = _Quorum(router, store, config)
+        self.quorum = Quorum(router, store, config.gateway, config.quorum, config.tight_share)
         self.keeper = Keeper(store, config)
         self.trainer = _Trainer(store, self.journal, config)
         # of the newest forecast that was written down, by backend
@@ -787,6 +772,7 @@ class _SlowSide:
             self.score.foresaw(table)
             self._store_fresh(table)
             self.watch.tighten(now, self.quorum.listen(now))
+            self.watch.keys(now)
             self.journal.transitions(self.router)
             self.journal.foreseen(table, now)
             for e in self.forecaster.news():
@@ -872,10 +858,11 @@ class _SlowSide:
 # %% ../../nbs/engine/36_engine.ipynb #0d14dbf7
 def _plain_fleet(router: Router) -> dict:
     "Backends, tiers and the general limit as plain values, for whoever reads the store later."
-    names = ("slo_ms", "slo_tok_ms", "step_s", "gateways")
+    names = ("slo_ms", "slo_tok_ms", "ttft_limit_ms", "step_s", "gateways")
     return dict(
         backends=[asdict(backend) for backend in router.backends],
         tiers=[asdict(tier) for tier in router.tiers.values()],
+        budgets=[asdict(budget) for budget in router.config.budgets],
         **{name: getattr(router.config, name) for name in names},
     )
 
@@ -929,6 +916,25 @@ def _html_of(says: str, backends: Iterable[Mapping]) -> str:
         f"<p>{escape(says)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
+
+def _plot_table(names: Sequence[str], table: Mapping, ax=None):
+    "Median and 80 % interval of every backend's forecast; the axes that hold them."
+    import matplotlib.pyplot as plt
+
+    ax = ax or plt.subplots(figsize=(6, 1.2 + 0.3 * len(names)), layout="constrained")[1]
+    labels = []
+    for row, name in enumerate(names):
+        forecast = table.get(name)
+        known = forecast is not None and forecast.ok()
+        labels.append(name if known else f"{name} (no forecast)")
+        if known:
+            ax.plot(forecast.interval_ms, [row, row], color="tab:blue", linewidth=3)
+            ax.plot(forecast.p50_ms, row, "o", color="black", markersize=4)
+    ax.set_yticks(range(len(names)), labels)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("latency at the horizon, ms: median and 80 % interval")
+    return ax
+
 # %% ../../nbs/engine/36_engine.ipynb #f60847db
 def _hearer_of(forecaster: Forecaster) -> Callable[[Outcome], None] | None:
     """Who wants to hear of outcomes; None where the method is the protocol's own, which does
@@ -937,6 +943,21 @@ def _hearer_of(forecaster: Forecaster) -> Callable[[Outcome], None] | None:
     if getattr(type(forecaster), "outcome", None) is Forecaster.outcome:
         return None
     return forecaster.outcome
+
+
+def _config_of(router: RouterConfig, fleet: Iterable[Backend], told: Mapping) -> RouterConfig:
+    """The settings of an engine's router.
+
+    What was told counts first, then what the settings say, then the limits of the fleet's file.
+    Budgets of both are kept.
+    """
+    usual = RouterConfig()
+    of_file = {}
+    for name, value in getattr(fleet, "limits", {}).items():
+        if getattr(router, name) == getattr(usual, name):
+            of_file[name] = value
+    budgets = (*router.budgets, *getattr(fleet, "budgets", ()))
+    return replace(router, **(of_file | dict(budgets=budgets) | dict(told)))
 
 
 class ContextEngine:
@@ -971,9 +992,9 @@ class ContextEngine:
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         config: EngineConfig = EngineConfig(),
     ):
-        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
-        router = replace(router, **{k: v for k, v in told.items() if v is not None})
         fleet = fleet if hasattr(fleet, "tiers") else tuple(fleet)
+        told: dict[str, Any] = dict(slo_ms=slo_ms, slo_tok_ms=slo_tok_ms, gateways=gateways)
+        router = _config_of(router, fleet, {k: v for k, v in told.items() if v is not None})
         tiers = getattr(fleet, "tiers", {}).values()
         rule = _policy_of(policy, router.gateways)
         self.router = Router(fleet, rule, tiers=tiers, config=router, breaker=breaker)
@@ -1049,9 +1070,9 @@ class ContextEngine:
             self.rollout.ended(outcome)
         return taken
 
-    def retry(self, d: Decision, now: float) -> str | None:
+    def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
         "As `Router.retry`, and written down."
-        backend = self.router.retry(d, now)
+        backend = self.router.retry(d, now, without)
         if backend is not None:
             self.store.again(d, backend, now)
         return backend
@@ -1161,6 +1182,7 @@ class ContextEngine:
             decisions={f"{mode}/{backend}": n for (mode, backend), n in drawn},
             counts=dict(self.router.counts, decided=self.decided),
             backends=self.router.status(now),
+            spending=self.router.spending(now),
             forecaster=_forecaster_status(self.forecaster, said),
             forecast=_forecast_status(self.router.table, self.score, said, now),
             drift=said.get("drift", nothing),
@@ -1190,3 +1212,7 @@ class ContextEngine:
 
     def _repr_html_(self):
         return _html_of(repr(self), self.router.status(max(self.slow.ticked_s, 0.0)))
+
+    def plot(self, ax=None):
+        "The newest forecast of every backend: median and 80 % interval, ms."
+        return _plot_table([b.name for b in self.fleet], self.router.table, ax)

@@ -6,14 +6,17 @@
 __all__ = ['Incident', 'IncidentBook']
 
 # %% ../../nbs/engine/32a_incidents.ipynb #090e709e
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .anomalies import SEVERITIES, Anomaly
+from .anomalies import Anomaly
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/engine/32a_incidents.ipynb #47f61842
+@displayed
 @dataclass(slots=True)
 class Incident:
-    "A spell of unusual telemetry of one backend."
+    "A spell of unusual telemetry of one backend, or of refused keys."
 
     backend: str
     start_s: float
@@ -24,6 +27,7 @@ class Incident:
     end_s: float | None = None  # None: it goes on
     quiet: int = 0  # quiet windows in a row
     alarms: int = 1
+    what: str = ""  # what happened, where it is no anomaly
 
     def __str__(self):
         unusual = []
@@ -33,6 +37,8 @@ class Incident:
         lasted = ", goes on"
         if self.end_s is not None:
             lasted = f" for {(self.end_s - self.start_s) / 60:.0f} min"
+        if self.what:
+            return f"{self.backend}: {self.what}{lasted}"
         peak = ", ".join(unusual)
         return f"{self.backend}: {self.severity} anomaly{lasted}; at its peak {peak}"
 
@@ -42,18 +48,20 @@ class Incident:
         if a.score <= self.score:
             return False
         self.score, self.peak_s, self.detail = a.score, at_s, a.why
-        if SEVERITIES.index(a.severity) <= SEVERITIES.index(self.severity):
+        if not a.worse_than(self.severity):
             return False
         self.severity = a.severity
         return True
 
 # %% ../../nbs/engine/32a_incidents.ipynb #8d9b54c0
+@displayed
 class IncidentBook:
     "Open incidents by backend."
 
     def __init__(self, calm: int = 5):  # quiet windows that end an incident
         self.calm = calm
         self.open: dict[str, Incident] = {}
+        self.refused: dict[str, Incident] = {}  # of those whose key nobody may use
 
     def update(
         self,
@@ -73,6 +81,31 @@ class IncidentBook:
             return None
         incident.end_s = at_s
         return self.open.pop(backend)
+
+    def keys(self, dead: Mapping[str, str], at_s: float) -> list[Incident]:
+        """Backends whose key is dead, and why. Returns incidents that begin or end.
+
+        One lasts until the key works again, whatever the telemetry looks like meanwhile.
+        """
+        told = []
+        for name in [name for name in self.refused if name not in dead]:
+            ended = self.refused.pop(name)
+            ended.end_s = at_s
+            told.append(ended)
+        for name, why in dead.items():
+            if name not in self.refused:
+                self.refused[name] = Incident(name, at_s, "high", 1.0, at_s, {}, what=why)
+                told.append(self.refused[name])
+        return told
+
+    def going_on(self) -> list[Incident]:
+        "All that are open."
+        return [*self.open.values(), *self.refused.values()]
+
+    def forget(self, backend: str):
+        "It has left the fleet."
+        self.open.pop(backend, None)
+        self.refused.pop(backend, None)
 
     def _begin(self, a: Anomaly, backend: str, at_s: float) -> Incident:
         incident = Incident(backend, at_s, a.severity, a.score, at_s, a.why)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/engine/37_metrics.ipynb #fdf5a952
 # values: label values (a tuple) -> number
 def _gauge(name: str, says: str, values: dict, *labels: str) -> Metric:
@@ -147,6 +149,7 @@ def _engine_families(
     yield _counter("worker_failures", "Ticks that raised.", {(): s["worker"]["failures"]})
 
 # %% ../../nbs/engine/37_metrics.ipynb #083ac743
+@displayed
 class EngineCollector:
     "A custom collector for `prometheus_client`."
 

@@ -19,6 +19,7 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..routing.outcomes import displayed
 from ..routing.records import Forecaster
 
 # %% ../../nbs/engine/35_registry.ipynb #dfed9154
@@ -31,6 +32,7 @@ class _RegistryError(ValueError):
     "A version is unknown, damaged, or may not make this move."
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Version:
     "One stored model."

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .engine import ContextEngine
+from ..routing.outcomes import displayed
 from ..routing.records import Outcome, Request
 from ..routing.router import NoBackend
 from ..telemetry.frames import to_steps
@@ -38,6 +39,7 @@ class _Logged(NamedTuple):
     cost_usd: float | None = None
     version: str | None = None
     quality: float | None = None
+    tenant: str | None = None
 
     @property
     def end_s(self) -> float:
@@ -117,6 +119,7 @@ class _ReplayCounts:
     streamed: int = 0  # joined requests whose progress was reported meanwhile
 
 # %% ../../nbs/engine/38_replay.ipynb #c83f89d5
+@displayed
 class Replay:
     "A log through an engine. ValueError on a speed that makes no sense, or one without a clock."
 
@@ -183,6 +186,7 @@ class Replay:
             None,
             r.tokens_in or 0,
             r.tokens_out or 0,
+            tenant=r.tenant,
         )
 
     def arrive(self, r: _Logged):

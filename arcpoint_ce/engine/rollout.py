@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..routing.outcomes import displayed
 from ..routing.records import Outcome, Request, serves
 from ..routing.router import Decision, NoBackend
 
@@ -217,6 +218,7 @@ class _CanaryConfig:
             )
 
 
+@displayed
 class Canary:
     "A candidate on a small share of the traffic, with automatic rollback."
 
@@ -408,6 +410,7 @@ class _Holdout:
         self.test.observe("live" if held else "new", latency_ms, ok)
 
 # %% ../../nbs/engine/34_rollout.ipynb #c084e53e
+@displayed
 class Rollout:
     "A candidate policy beside the live one, and a share of the requests that is never rerouted."
 

@@ -22,6 +22,8 @@ from time import sleep
 from types import NoneType
 from typing import Any, NamedTuple, Protocol
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/engine/30_storage.ipynb #48d75676
 SCHEMA = 5
 READABLE = 4  # files of this schema on hold every column that is asked for
@@ -261,6 +263,7 @@ def by_key(rows: _Rows) -> defaultdict[tuple, list[tuple]]:  # (table, key) -> r
     return filed
 
 # %% ../../nbs/engine/30_storage.ipynb #aba34308
+@displayed
 class MemoryShelf:
     "Lost with the process: for tests, notebooks and simulations."
 
@@ -568,6 +571,7 @@ def _readable(db: sqlite3.Connection, table: str, columns: Sequence[str]) -> dic
     return {table: rows} if rows else {}
 
 # %% ../../nbs/engine/30_storage.ipynb #898dd71d
+@displayed
 class SqliteShelf:
     "A SQLite file in WAL mode."
 

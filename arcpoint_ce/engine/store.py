@@ -34,6 +34,7 @@ from arcpoint_ce.engine.storage import (
     shown,
 )
 from ..routing.decisions import Decision, View
+from ..routing.outcomes import displayed
 from ..routing.policies import Plan, Signals
 from ..routing.records import Backend, ForecastTable, Outcome, Request, Step
 
@@ -469,6 +470,7 @@ def _nested_or_text(value) -> str | None:
         return json.dumps(shown(value, 2000))
 
 
+@displayed
 class Store(ABC):
     "What an engine tells a store, and what can be asked of it."
 
@@ -678,6 +680,7 @@ _SKEW_S = 60.0  # an outcome may be dated so far ahead of the clock, s
 _FEATURES_AT = TABLES["decisions"].index("features")
 
 
+@displayed
 class FeedbackStore(Store):
     "Decisions, outcomes and everything else that an engine must remember, durable and joined."
 
@@ -893,6 +896,7 @@ class FeedbackStore(Store):
         return len(self._queue), self._unwritten.count, len(self._joiner.waiting)
 
 # %% ../../nbs/engine/31_store.ipynb #769e8b84
+@displayed
 class NullStore(Store):
     "A store that keeps nothing but named states and closed steps: what a restart needs."
 

@@ -24,6 +24,7 @@ from arcpoint_ce.forecast.windows import (
     level_weights,
     run_vector,
 )
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/forecast/22_clocks.ipynb #2f3e789d
 def _level_path(
@@ -268,6 +269,7 @@ def _cross_forecast(
     return said
 
 # %% ../../nbs/forecast/22_clocks.ipynb #2372bcfb
+@displayed
 @dataclass(frozen=True, slots=True)
 class Demand:
     "What was learned about the load of one backend."

@@ -21,6 +21,7 @@ from arcpoint_ce.forecast.drift import (
 )
 from .latency import LatencyForest
 from .online import LivePulse, Matured, OnlineConfig
+from ..routing.outcomes import displayed
 from ..routing.records import STEP_S, Forecast, ForecastTable, Step
 
 # %% ../../nbs/forecast/28_demotion.ipynb #15ba12ad
@@ -103,6 +104,7 @@ class _Consequences:
         )
 
 # %% ../../nbs/forecast/28_demotion.ipynb #9c580dfe
+@displayed
 class LiveModel:
     """A forest whose forecasts are corrected online, widened or withheld after drift, and judged as
     they mature.

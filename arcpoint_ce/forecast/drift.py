@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..routing.outcomes import displayed
 from ..routing.records import Step
 
 # %% ../../nbs/forecast/27_drift.ipynb #cc9a171c
@@ -42,6 +43,7 @@ def _make_detector(
     return drift.KSWIN(alpha=x, window_size=200, stat_size=40, seed=seed)
 
 # %% ../../nbs/forecast/27_drift.ipynb #0247fcf1
+@displayed
 @dataclass(frozen=True, slots=True)
 class DriftConfig:
     "How drift is looked for, and what follows. ValueError on values that make no sense."
@@ -78,6 +80,7 @@ class DriftConfig:
             raise ValueError(f"DriftConfig.margin must be within 0..1, got {self.margin!r}")
 
 # %% ../../nbs/forecast/27_drift.ipynb #9483d260
+@displayed
 class DriftEvent(NamedTuple):
     "A change that was noticed."
 
@@ -171,6 +174,7 @@ class _Stream:
         return abs(sum(map(of, self.recent))) / len(self.recent)
 
 # %% ../../nbs/forecast/27_drift.ipynb #81a5f879
+@displayed
 class DriftMonitor:
     "Drift detection over streams of many backends."
 
@@ -243,6 +247,7 @@ def _feature_values(s: Step) -> dict[str, float]:  # NaN: nothing to say
     )
 
 
+@displayed
 class FeatureDrift:
     "Drift of load, latency and prompt length against the day before, by backend."
 
@@ -332,6 +337,7 @@ def delay_curve(
 _NORMAL, _WIDENED, DEMOTED, SHADOW = "normal", "widened", "demoted", "shadow"
 
 
+@displayed
 class Action(NamedTuple):
     "What is to be done."
 
@@ -367,6 +373,7 @@ class _Rung:
         return 1 - self.ours / self.persistence if self.persistence else 0.0
 
 # %% ../../nbs/forecast/27_drift.ipynb #4d2bc4f6
+@displayed
 class Ladder:
     "Widen, demote, retrain, watch, promote: what drift leads to."
 

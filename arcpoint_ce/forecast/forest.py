@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from .. import __version__
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/forecast/20_forest.ipynb #8594ea6d
 def _float32_below(
@@ -532,6 +533,7 @@ def _check_facts(n_features: int, leaf: str, feature_names):
         raise ArtefactError(f"{len(feature_names)} names for {n_features} features")
 
 
+@displayed
 class CompiledForest:
     """A fitted forest of scikit-learn: bit-identical answers (to n_jobs=1) in microseconds.
 

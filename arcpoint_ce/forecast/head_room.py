@@ -20,6 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from .clocks import candidates, held_out_rest, profile
 from .trust import Gate
+from ..routing.outcomes import displayed
 from ..routing.records import LEVELS, Backend, Forecast, ForecastTable
 
 # %% ../../nbs/forecast/25_head_room.ipynb #919f85ba
@@ -28,6 +29,7 @@ def _on_line(x: float, x0: float, x1: float, y0: float, y1: float) -> float:
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Response:
     """Time per output token by the number of requests in the batch, at full speed.
@@ -226,6 +228,7 @@ _TOP = 2.5  # requests of others that a sensor can tell apart, nominal capacitie
 _TRUSTED = 2.0  # no backend is believed to hold more than this, nominal capacities
 
 
+@displayed
 class Sensor:
     "The nowcast of one backend: what others occupy, how fast it works, and when that was."
 
@@ -352,6 +355,7 @@ class Sensor:
 _Profiles = tuple[tuple[float, ...], ...]  # one profile per period, a value per step, from time 0
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Foresight:
     "The clocks of one backend: what others will occupy and how slow it will be, beside the level."
@@ -463,6 +467,7 @@ def _foresee(
 _Gauges = Sequence[tuple[float, float, float, float] | None]
 
 
+@displayed
 @dataclass(slots=True)
 class Journal:
     "What a gateway saw: one entry per tick, one per answer."
@@ -473,6 +478,7 @@ class Journal:
     answers: list[tuple] = field(default_factory=list)
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class RoomModel:
     "What is known of every backend before the first request."
@@ -695,6 +701,7 @@ class _Sheds:
 _MAX_AGE_S = 15.0  # a table older than this is stale, s
 
 
+@displayed
 class Rooms:
     "Belief about every backend as a forecast table. Call `tick` every second or so."
 

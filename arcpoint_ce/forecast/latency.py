@@ -40,6 +40,7 @@ from arcpoint_ce.forecast.windows import (
     latency_vector,
     trend_requests,
 )
+from ..routing.outcomes import displayed
 from ..routing.records import LEVELS, Forecast, ForecastTable, Step, bucket_edges_us
 from ..telemetry.frames import step_length_s, to_steps
 
@@ -159,6 +160,7 @@ def _rows_of(
     return np.array(out, float).reshape(len(names), len(ROW))
 
 # %% ../../nbs/forecast/24_latency.ipynb #86081120
+@displayed
 @dataclass
 class Course:
     "The training rows of one backend: contiguous steps."
@@ -678,6 +680,7 @@ def _pooled_errors(
     return grid, tuple(doubled.tolist())
 
 # %% ../../nbs/forecast/24_latency.ipynb #5eed0021
+@displayed
 class LatencyForest:
     """Latency of every backend at the horizon.
 
@@ -899,6 +902,7 @@ def _one_forecast(
     )
 
 # %% ../../nbs/forecast/24_latency.ipynb #a21f5a1c
+@displayed
 class Pulse:
     "A fitted forecaster, running: windows, matured errors, forecasts."
 
@@ -1196,6 +1200,7 @@ def load(folder: str | Path) -> LatencyForest:  # a folder that `save` wrote
         raise ArtefactError(f"{folder}/forecaster: {e}; train and save it again") from e
 
 # %% ../../nbs/forecast/24_latency.ipynb #c552479a
+@displayed
 class Ticker:
     """Turns a router's telemetry into forecast tables.
 

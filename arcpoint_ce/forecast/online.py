@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .latency import ROW, LatencyForest, Pulse
+from ..routing.outcomes import displayed
 from ..routing.records import Forecast, Step
 from ..telemetry.frames import to_steps
 
@@ -120,6 +121,7 @@ def _prequential(
 _VOICES = ("forest", "residual", "response")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class OnlineConfig:
     "How the online correction learns. ValueError on values that make no sense."
@@ -226,6 +228,7 @@ class _BackendOnline:
         return 1.0 - self.mixture.weights()[0]
 
 # %% ../../nbs/forecast/26_online.ipynb #a0a38544
+@displayed
 class Matured(NamedTuple):
     "A forecast whose time has come, beside the truth."
 
@@ -254,6 +257,7 @@ class _Pending(NamedTuple):
     persistence_ms: float
 
 # %% ../../nbs/forecast/26_online.ipynb #4d87ecb6
+@displayed
 class LivePulse:
     "Forecasts, corrected online; what has matured is kept in `matured` until somebody takes it."
 

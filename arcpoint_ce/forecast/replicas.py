@@ -17,8 +17,10 @@ import numpy as np
 
 from .clocks import Demand, best_rule, fit_demand, replay_load
 from .windows import KEEP, Season, level_weights
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/forecast/29_replicas.ipynb #1d70b649
+@displayed
 @dataclass(frozen=True, slots=True)
 class ScalingModel:
     "What is known of our own demand."
@@ -122,6 +124,7 @@ class _Counter(ABC):
 _MEMORY = 360  # newest misses that count
 
 
+@displayed
 class Outlook(_Counter):
     "What is expected of the next steps, and what is seldom exceeded."
 
@@ -177,6 +180,7 @@ class Outlook(_Counter):
         return np.maximum(path + margin, 0.0)
 
 # %% ../../nbs/forecast/29_replicas.ipynb #112b639e
+@displayed
 @dataclass(frozen=True, slots=True)
 class Site:
     "One backend, as scaling sees it. ValueError on amounts that cannot be."
@@ -250,6 +254,7 @@ def _with_fewer(
     return out
 
 # %% ../../nbs/forecast/29_replicas.ipynb #5e66dae9
+@displayed
 class Advice(NamedTuple):
     "How many replicas there should be, those that are starting included."
 
@@ -259,6 +264,7 @@ class Advice(NamedTuple):
     why: str
 
 
+@displayed
 class Scaling(ABC):
     "What advisers share; a subclass counts arrivals and says what is needed."
 
@@ -316,6 +322,7 @@ class Scaling(ABC):
         return Advice(wanted, expected, order, why)
 
 # %% ../../nbs/forecast/29_replicas.ipynb #200e3152
+@displayed
 class Advisor(Scaling):
     "Predictive: orders for the P90 at the horizon."
 
@@ -342,6 +349,7 @@ class Advisor(Scaling):
         return expected, order, float(high.max()), why
 
 # %% ../../nbs/forecast/29_replicas.ipynb #24ddf105
+@displayed
 class Reactive(_Counter, Scaling):
     "The present rate, and a target of utilisation."
 
@@ -368,6 +376,7 @@ class Reactive(_Counter, Scaling):
         return rate, rate, rate, f"{rate:.1f} rps at present"
 
 # %% ../../nbs/forecast/29_replicas.ipynb #d45857cd
+@displayed
 class Cron(Scaling):
     "A schedule from past cycles: what each time of the cycle asked for, whatever comes today."
 

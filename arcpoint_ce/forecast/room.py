@@ -24,6 +24,7 @@ from arcpoint_ce.forecast.head_room import (
     untaught,
 )
 from .trust import DEMOTED, Gate, GateConfig
+from ..routing.outcomes import displayed
 from arcpoint_ce.routing.records import (
     LEVELS,
     Backend,
@@ -451,6 +452,7 @@ def _rounded(requests: float | None) -> float | None:
     return None if requests is None else round(float(requests), 2)
 
 # %% ../../nbs/forecast/25a_room.ipynb #1341e437
+@displayed
 class RoomForecaster(Forecaster):
     "Head-room of every backend, now and over about two lives of a request, as a forecast."
 

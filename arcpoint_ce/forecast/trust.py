@@ -13,7 +13,10 @@ from heapq import heappop, heappush
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/forecast/23_trust.ipynb #3f7fdf43
+@displayed
 @dataclass(frozen=True, slots=True)
 class GateConfig:
     "When a forecast is believed. Evidence is counted in episodes, sizes are nominal capacities."
@@ -385,6 +388,7 @@ def _trust_of(state: str, evidence: float, config: GateConfig) -> float:  # 0..1
     return min(1.0, full + (1 - full) * evidence / config.enough)
 
 # %% ../../nbs/forecast/23_trust.ipynb #f1a6ded5
+@displayed
 class Gate:
     "Self-demotion: trust in the forecast, by what its changes were worth."
 

@@ -14,10 +14,12 @@ from functools import lru_cache
 from math import log, log1p
 from operator import mul
 
+from ..routing.outcomes import displayed
 from ..routing.records import Step, quantile_ms
 from ..routing.steps import middle, middle_sorted
 
 # %% ../../nbs/forecast/21_windows.ipynb #0b942cba
+@displayed
 @dataclass(frozen=True, slots=True)
 class Curve:
     "Latency by load: piecewise linear, not falling, continued at both ends."
@@ -44,6 +46,7 @@ class Curve:
         return y[left] + climbed / (x[right] - x[left])
 
 # %% ../../nbs/forecast/21_windows.ipynb #cac87bdf
+@displayed
 @dataclass(frozen=True, slots=True)
 class Season:
     "What detected clocks add to the load. No profiles: no clock was found."
@@ -98,6 +101,7 @@ _RUN_FEATURES = (
 JUMP = 6.0  # a change of this many sigmas in one step is a jump
 
 
+@displayed
 class LoadWindow:
     "Load of one backend with its clock taken out: recent values and the run since the last jump."
 
@@ -182,6 +186,7 @@ def trend_requests(w: LoadWindow) -> list[float]:  # two numbers, log ratios
     return [r[-1] - usual, sum(newest) / len(newest) - usual]
 
 # %% ../../nbs/forecast/21_windows.ipynb #3dbfd07f
+@displayed
 @dataclass(frozen=True, slots=True)
 class Scale:
     "What training learned about one backend's latency."
@@ -243,6 +248,7 @@ class _SortedWindows:
         return middle_sorted(self.ordered[w])
 
 # %% ../../nbs/forecast/21_windows.ipynb #2bf807f5
+@displayed
 class LatencyWindow:
     "Load-adjusted log latency of one backend: recent values, base, and distance from it."
 

@@ -29,10 +29,12 @@ from .rivals import PEERS, make_peer
 from .workloads import Lengths, Tokens, Workload, poisson, with_slo
 from .worlds import REF_PREFILL_MS, REF_TPOT_MS, fitted, shapes
 from ..routing.nowcast import work_of
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome
 from ..telemetry.traces import exercise
 
 # %% ../../nbs/lab/49a_chaos.ipynb #6e03bcb1
+@displayed
 @dataclass(frozen=True)
 class Site:
     "A fleet with its usual traffic, ready to run. ValueError on amounts that make no sense."

@@ -28,10 +28,12 @@ from .fleet import Call, Fleet, Job
 from .scalers import DEFAULT_SCALER, SCALER_SETTINGS, scaler_for
 from .study import plan
 from .worlds import Setting, World
+from ..routing.outcomes import displayed
 from ..routing.policies import OwnPace, Scene, Signals
 from ..routing.records import LEVELS, Request
 
 # %% ../../nbs/lab/48b_comparison.ipynb #753534a3
+@displayed
 class Candidate(NamedTuple):
     "A backend that may serve a request now, and what the gateway knows of it."
 

@@ -27,6 +27,7 @@ from scipy.optimize import brentq
 from tqdm import tqdm
 
 from .. import __version__
+from ..routing.outcomes import displayed
 from ..telemetry.layouts import quoted
 
 # %% ../../nbs/lab/47_experiment.ipynb #eeaf89a7
@@ -75,6 +76,7 @@ def _pairs(
 _IDENTITY = ("family", "policy", "seed")  # columns that every row starts with
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Task:
     """One run: a policy in one world of a family. Frozen, hashable, and plain enough for JSON.
@@ -456,6 +458,7 @@ def _names(given: Iterable[str], what: str) -> tuple[str, ...]:
     return tuple(given)
 
 
+@displayed
 class Experiment:
     "Every policy in every world: tasks made from names, run by `run_one`."
 
@@ -510,6 +513,18 @@ class Experiment:
             n_jobs,
             progress,
         )
+
+    def plot(self, table: pd.DataFrame, value: str = "violations", ax=None):
+        "A column of what `run` returned, summed over the seeds: a bar for each policy and family."
+        import matplotlib.pyplot as plt
+
+        sums = table.pivot_table(value, "family", "policy", aggfunc="sum", sort=False)
+        ax = ax or plt.subplots(figsize=(7, 1.2 + 0.28 * sums.size), layout="constrained")[1]
+        sums.plot.barh(ax=ax, width=0.75, colormap="cividis")
+        ax.invert_yaxis()
+        ax.set(xlabel=f"{value}, sum over {table['seed'].nunique()} seeds", ylabel="")
+        ax.legend(title="", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return ax
 
 # %% ../../nbs/lab/47_experiment.ipynb #59c38550
 def write_results(table: pd.DataFrame, path: str | Path) -> Path:  # the file

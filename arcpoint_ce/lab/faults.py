@@ -19,6 +19,7 @@ from random import Random
 import pandas as pd
 
 from .fleet import Fleet
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/lab/43_faults.ipynb #3a0b78b3
 _RAMP_STEPS = 20  # a ramp rises in so many steps
@@ -237,6 +238,7 @@ def _check_fault(fault: "Fault"):
         )
 
 # %% ../../nbs/lab/43_faults.ipynb #18afc473
+@displayed
 @dataclass(frozen=True, slots=True)
 class Fault:
     "One thing that goes wrong with one backend. ValueError on what makes no sense."
@@ -317,6 +319,7 @@ def _combine(base: Callable, effects: Sequence[Mapping]) -> dict:
 _WHOLE_FLEET = -1  # stands for the fleet itself where a place is expected
 
 
+@displayed
 class Ledger:
     "The faults of one fleet, and what the conditions would be without them."
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, bucket_edges_us, bucket_of
 
 # %% ../../nbs/lab/40_fleet.ipynb #d4da762e
@@ -59,6 +60,7 @@ def _check_times(
         raise ValueError(f"ServiceCurve: {name} needs {n} {what}, got {times_ms}")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class ServiceCurve:
     """How one replica answers, by the size of its batch.
@@ -121,6 +123,7 @@ class ServiceCurve:
         return max(n / self.batch[-1], 1.0)
 
 # %% ../../nbs/lab/40_fleet.ipynb #6785514d
+@displayed
 @dataclass(frozen=True, slots=True)
 class SimBackend:
     "One backend of the simulation. ValueError on numbers that make no sense."
@@ -147,6 +150,7 @@ class SimBackend:
             )
 
 # %% ../../nbs/lab/40_fleet.ipynb #b10a3637
+@displayed
 class Gauge(NamedTuple):
     "What a backend says of itself."
 
@@ -156,6 +160,7 @@ class Gauge(NamedTuple):
     tpot_ms: float  # time per output token at that moment, ms
 
 # %% ../../nbs/lab/40_fleet.ipynb #1c6c91ea
+@displayed
 class Call:
     "One request of one caller, until it has ended."
 
@@ -212,6 +217,7 @@ class Call:
         self.jobs: Sequence[Job] = ()  # its attempts, where it may hedge
 
 
+@displayed
 class Job:
     "One attempt."
 
@@ -234,6 +240,7 @@ class Job:
         self.seated = 0  # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
 # %% ../../nbs/lab/40_fleet.ipynb #334fd780
+@displayed
 @dataclass(frozen=True, slots=True)
 class FirstToken:
     "A limit on the time to the first token. ValueError on numbers that make no sense."
@@ -280,6 +287,7 @@ class _Gateway(Protocol):
     def tick(self, now: float, gauges: tuple[Gauge | None, ...]): ...
 
 # %% ../../nbs/lab/40_fleet.ipynb #3a67e9e8
+@displayed
 class FixedChoice:
     "Every request to one place: the simplest gateway, for checks."
 
@@ -482,6 +490,7 @@ class _MinuteBudget:
         return True
 
 # %% ../../nbs/lab/40_fleet.ipynb #2cc67935
+@displayed
 class Station:
     "One backend at work: its batch, its queue, its clock."
 
@@ -665,6 +674,7 @@ _COLUMNS = {  # column of a record -> type of its array
 }
 
 
+@displayed
 class Record:
     """One row per request; arrays `k`, `born_s`, `end_s`, … once `done`, in order of arrival.
 
@@ -748,6 +758,7 @@ class Record:
         )
 
 # %% ../../nbs/lab/40_fleet.ipynb #a6cfd55c
+@displayed
 class Tally:
     "Counts, sums and a latency histogram: flat memory."
 
@@ -1291,6 +1302,7 @@ def _names_of(sims: Sequence[SimBackend], gateways: Sequence[_Gateway]) -> tuple
     return names
 
 # %% ../../nbs/lab/40_fleet.ipynb #1876465b
+@displayed
 class Fleet:
     """A simulated fleet. Give it backends and gateways, schedule hooks, then `run` a workload.
 

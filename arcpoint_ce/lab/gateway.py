@@ -13,6 +13,7 @@ from typing import Any
 from ..engine.engine import ContextEngine, EngineConfig
 from ..engine.store import FeedbackStore, NullStore
 from .fleet import Call, Gauge, Job
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, ForecastTable, Outcome, Request
 from ..routing.router import NoBackend, Router, RouterConfig
 
@@ -78,6 +79,7 @@ def _forecast_effect(
     return moved, ahead[0].backend != plain[0].backend
 
 # %% ../../nbs/lab/46_gateway.ipynb #dfdba62b
+@displayed
 class EngineGateway:
     "A `ContextEngine` behind the laboratory's protocol."
 

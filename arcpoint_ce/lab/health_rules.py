@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from math import exp, inf, sqrt
 
 from .fleet import Job
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 
 # %% ../../nbs/lab/45_health_rules.ipynb #f144c553
+@displayed
 class Health:
     "Everybody is well. The base of the rules below; times in s, places are positions in the fleet."
 
@@ -56,6 +58,7 @@ class Health:
             self.back_s[p] = now
 
 # %% ../../nbs/lab/45_health_rules.ipynb #f0885c15
+@displayed
 class FailureAccrual(Health):
     """Failure accrual as in Finagle: consecutive failures or success rate, back-off with jitter,
     one probe.
@@ -149,6 +152,7 @@ class FailureAccrual(Health):
         self.times[p] = min(times + 1, 60)
 
 # %% ../../nbs/lab/45_health_rules.ipynb #953f71d9
+@displayed
 class OutlierDetection(Health):
     "Envoy's outlier detection. As there, it has no half-open state and does not look at latency."
 
@@ -229,6 +233,7 @@ class OutlierDetection(Health):
         self.runs[p] = 0
 
 # %% ../../nbs/lab/45_health_rules.ipynb #db42f05a
+@displayed
 class BreakerRules(Health):
     "One resilience4j circuit breaker per place, with a window that counts calls."
 
@@ -322,6 +327,7 @@ class BreakerRules(Health):
         self.failed[p] = self.slow[p] = 0
 
 # %% ../../nbs/lab/45_health_rules.ipynb #5a47c1b7
+@displayed
 class Cooldown(Health):
     "LiteLLM's cool-down of deployments."
 
@@ -361,6 +367,7 @@ class Cooldown(Health):
         self.calls, self.failed = [0] * self.n, [0] * self.n
 
 # %% ../../nbs/lab/45_health_rules.ipynb #3d0a51c8
+@displayed
 class StreamBreaker(Health):
     "Opens on lasting failure only, and not for long where a backend still serves some."
 
@@ -414,6 +421,7 @@ class StreamBreaker(Health):
         self.failed[p] = self.slow[p] = 0
 
 # %% ../../nbs/lab/45_health_rules.ipynb #3d0a51cd
+@displayed
 class Pacing:
     "Spends the told request limits of backends evenly over each clock minute."
 

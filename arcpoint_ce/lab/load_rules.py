@@ -17,9 +17,11 @@ from random import Random
 
 from .fleet import Call, Gauge, Job
 from .health_rules import FailureAccrual, Health, Pacing
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #4d31efb9
+@displayed
 class Policy(ABC):
     "A peer's policy behind the lab's `Gateway` protocol. Places are positions in the fleet."
 
@@ -99,6 +101,7 @@ class Policy(ABC):
             self.health.sweep(now)
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #cdea437a
+@displayed
 class RandomChoice(Policy):
     "Weighted random by capacity (LiteLLM's simple-shuffle)."
 
@@ -126,6 +129,7 @@ class RandomChoice(Policy):
         return places[min(k, len(places) - 1)]
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #36c3cf7f
+@displayed
 class RoundRobin(Policy):
     "Each in turn, capacities ignored."
 
@@ -137,6 +141,7 @@ class RoundRobin(Policy):
         return places[self.turn % len(places)]
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #122c812e
+@displayed
 class BestFixed(RandomChoice):
     "Weighted random with fixed weights by backend name; a name left out gets nothing."
 
@@ -178,6 +183,7 @@ def fewest(
     return ties[int(random() * len(ties))]
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #156e529f
+@displayed
 class LeastInFlight(Policy):
     "Fewest own requests in flight per capacity, ties at random."
 
@@ -205,6 +211,7 @@ def two_of(
     return places[i], places[j + 1 if j >= i else j]
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #6a4d0764
+@displayed
 class TwoChoices(Policy):
     """The power of two choices over own requests in flight (Mitzenmacher, 2001), with Envoy's slow
     start.
@@ -263,6 +270,7 @@ def late_s(
     return None
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #fc06c0a3
+@displayed
 class AdaptiveLeastRequest(Policy):
     "Adaptive least-request over all viable backends, with cool-down after consecutive errors."
 
@@ -358,6 +366,7 @@ class _GaugeReader:
         return min(self.past, key=lambda x: abs(x[0] - at_s))[1]
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #cdd5fb60
+@displayed
 class Watching(Policy):
     "A peer that reads gauges; own outcomes speak for the backends that say nothing."
 
@@ -385,6 +394,7 @@ class Watching(Policy):
         self.mine[p] = late_ms if before is None else before + 0.1 * (late_ms - before)
 
 # %% ../../nbs/lab/45a_load_rules.ipynb #6f1b710a
+@displayed
 class AdaptiveGauges(AdaptiveLeastRequest):
     "Adaptive least-request that reads gauges: the pace of now, and others' load if asked."
 

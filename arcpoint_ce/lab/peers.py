@@ -37,8 +37,10 @@ from arcpoint_ce.lab.load_rules import (
     two_of,
     work,
 )
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/lab/45b_peers.ipynb #46e2f7b8
+@displayed
 class _PeakEwma(Policy):
     "Peak EWMA with two choices and failure accrual, as in Finagle."
 

@@ -16,8 +16,10 @@ from math import inf, isfinite
 import numpy as np
 
 from .fleet import Job, ServiceCurve, SimBackend, Station
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/lab/42a_physics.ipynb #f0e51006
+@displayed
 @dataclass(frozen=True, slots=True)
 class Engine:
     "What an inference engine adds to a service curve. ValueError on numbers that make no sense."
@@ -123,6 +125,7 @@ class _Seen:
             self.next_look_s = now + self.keep_s
 
 
+@displayed
 class Contexts:
     "Where the contexts of conversations lie."
 
@@ -157,6 +160,7 @@ class Contexts:
         return self.move_tok
 
 # %% ../../nbs/lab/42a_physics.ipynb #f0e51018
+@displayed
 class TalkStation(Station):
     "An ideal backend at which conversations have a context."
 
@@ -395,6 +399,7 @@ class _Batch:
         return min(held.done_tok + int((v - held.first_v) / held.slow), job.call.tokens_out)
 
 # %% ../../nbs/lab/42a_physics.ipynb #f0e51032
+@displayed
 class EngineStation(Station):
     "A backend with the physics of an inference engine."
 

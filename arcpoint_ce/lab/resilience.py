@@ -15,6 +15,7 @@ import pandas as pd
 
 from .faults import KINDS, Fault, Scenario, is_outage
 from .fleet import Record
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 
 # %% ../../nbs/lab/49_resilience.ipynb #882b47c7
@@ -420,6 +421,7 @@ def _moved(
     return max(withheld_share, _share(record.attempts[calm] > 1))
 
 # %% ../../nbs/lab/49_resilience.ipynb #bd813926
+@displayed
 @dataclass(frozen=True, slots=True)
 class Limits:
     "What a resilience test asks for."
@@ -436,6 +438,7 @@ class Limits:
     settle_s: float = 60.0  # the trouble counts as settled so long after the last fault, s
 
 # %% ../../nbs/lab/49_resilience.ipynb #1cbc8a7c
+@displayed
 @dataclass(frozen=True, slots=True)
 class Score:
     "How a router stood a scenario."

@@ -21,6 +21,7 @@ from .contest import run_one
 from .experiment import Task, run_tasks
 from .rivals import GRIDS, RANGES
 from .worlds import FAMILIES, USUAL, Setting, World
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/lab/48_tuning.ipynb #f1ae8382
 TUNING_SEED = 900_000  # tuning seeds start here; comparisons use seeds below
@@ -55,6 +56,7 @@ def _choose_load(
     return _LOADS[nearest], seen[nearest]
 
 # %% ../../nbs/lab/48_tuning.ipynb #fbc6d537
+@displayed
 @dataclass(frozen=True, slots=True)
 class Plan:
     "What is run for tuning."

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..routing.outcomes import displayed
 from arcpoint_ce.telemetry.traces import (
     REGISTRY,
     detect_format,
@@ -339,6 +340,7 @@ def _concat(
     return _joined(_flat(workloads), slice(None))
 
 # %% ../../nbs/lab/42_workloads.ipynb #0c2d2160
+@displayed
 @dataclass(frozen=True, slots=True)
 class Lengths:
     "Law of the token counts. ValueError where its numbers do not make a distribution."
@@ -372,6 +374,7 @@ class Lengths:
         return np.minimum(lengths, self.most_tok)
 
 # %% ../../nbs/lab/42_workloads.ipynb #2ffb7e88
+@displayed
 @dataclass(frozen=True, slots=True)
 class Tokens:
     "Independent laws of prompt and answer."

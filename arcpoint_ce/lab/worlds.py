@@ -28,6 +28,7 @@ from arcpoint_ce.lab.workloads import (
     load_workload,
     with_slo,
 )
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 
 # %% ../../nbs/lab/44_worlds.ipynb #d65e7409
@@ -44,6 +45,7 @@ USUAL: dict[str, dict[str, float]] = {  # settings of a family that differ from 
 _AS_USUAL: Any = None  # a field left at this takes what is usual in the family
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Setting:
     "Everything that makes a world. ValueError on settings that make no sense."
@@ -486,6 +488,7 @@ def _wandering(
     return x
 
 
+@displayed
 class World:
     "One seed of one family."
 

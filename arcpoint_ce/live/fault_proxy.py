@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['Wire', 'serve_doors']
 
-# %% ../../nbs/live/60a_fault_proxy.ipynb #709b25d5
+# %% ../../nbs/live/60a_fault_proxy.ipynb #b6eb3192
 import asyncio
 import json
 import socket
 import struct
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from random import Random
 
-from .model_server import hear_commands
+from .model_server import hear_commands, read_settings
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/live/60a_fault_proxy.ipynb #290af9f8
 _CUTS = (None, "stall", "reset", "truncate")
 _DOWN = (None, "refuse", "hang")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Wire:
     "The state of a line. ValueError on values that make no sense."
@@ -253,4 +254,4 @@ async def _serve_doors(told: dict):
 
 def serve_doors():
     "The proxy as a process: names and then commands come in on standard input."
-    asyncio.run(_serve_doors(json.loads(sys.stdin.buffer.raw.readline())))
+    asyncio.run(_serve_doors(read_settings()))

@@ -22,6 +22,7 @@ from ..engine.metrics import EngineCollector
 from .model_server import Exchange, optional
 from .upstream import Failed, Upstreams
 from ..routing.decisions import Decision, NoBackend
+from ..routing.outcomes import displayed
 from ..routing.records import Outcome, Request, serves
 from ..telemetry.fleet_file import Fleet
 
@@ -29,6 +30,7 @@ from ..telemetry.fleet_file import Fleet
 _MIDSTREAM = ("end", "continue")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     "How a gateway behaves. ValueError on values that make no sense."

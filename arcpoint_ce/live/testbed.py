@@ -26,6 +26,7 @@ from ..lab.faults import Scenario
 from ..lab.fleet import Gauge, SimBackend, Station
 from .fault_proxy import Wire
 from .model_server import to_line
+from ..routing.outcomes import displayed
 from ..routing.records import Backend
 from ..telemetry.fleet_file import Fleet, Upstream
 
@@ -242,6 +243,7 @@ def _with_curves(backends: Iterable[Backend]) -> tuple[SimBackend, ...]:
     return site_of(backends).sims
 
 
+@displayed
 class Testbed:
     """Model servers and their fault proxy, as a context.
 
@@ -277,6 +279,7 @@ class Testbed:
         self.conditions: dict[str, dict] = {name: {} for name in self.names}
         self._children: dict[str, _Child] = {}
         self._proxy: _Child | None = None
+        self._guests: list[_Child] = []
         self._starter = ThreadPoolExecutor(1, "testbed")
 
     def __enter__(self) -> "Testbed":
@@ -303,7 +306,7 @@ class Testbed:
 
     def close(self):
         "End every process."
-        for child in (*self._children.values(), self._proxy):
+        for child in (*self._guests, *self._children.values(), self._proxy):
             if child is not None:
                 child.kill()
         self._starter.shutdown()
@@ -392,6 +395,11 @@ class Testbed:
             if named and named[2] in self.urls:
                 lines.append(f'url = "{self.urls[named[2]]}"')
         return "\n".join(lines) + "\n"
+
+    def guest(self, module: str, function: str, line: bytes) -> dict:
+        "Start another process of this room, which ends with the testbed; what it says first."
+        self._guests.append(self._start(module, function, line))
+        return self._guests[-1].ready()
 
     def play(self, scenario: Scenario) -> "_Play":
         "Bring about the faults of a scenario, its time 0 being now, in a thread."

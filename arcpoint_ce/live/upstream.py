@@ -15,7 +15,7 @@ from typing import Any
 
 from .model_server import optional
 from ..routing.limits import read_limits
-from ..routing.outcomes import classify
+from ..routing.outcomes import classify, displayed
 from ..telemetry.fleet_file import Fleet
 
 # %% ../../nbs/live/60c_upstream.ipynb #970622a0
@@ -134,6 +134,7 @@ def _in_words(e: Exception) -> str:
 _LIMIT_HEADERS = (b"x-ratelimit", b"anthropic-ratelimit", b"ratelimit", b"retry-after", b"azure-")
 
 
+@displayed
 class Upstreams:
     "Where the backends of a fleet are, and how one speaks to them."
 

@@ -20,6 +20,7 @@ from ..engine.engine import ContextEngine
 from ..engine.store import NullStore
 from ..forecast.latency import LatencyForest, Pulse, predict
 from ..routing.breaker import CLOSED, SHEDDING
+from ..routing.outcomes import displayed
 from arcpoint_ce.routing.records import (
     Backend,
     Forecaster,
@@ -36,6 +37,7 @@ from ..telemetry.source import StepSource, table_sha256
 from ..telemetry.traces import exercise_steps
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #348a513e
+@displayed
 @dataclass
 class Stage:
     "A log made ready for judging. Arrays are parallel, one entry per request, in time order."

@@ -19,6 +19,7 @@ from sklearn.ensemble import IsolationForest
 
 from ..engine.anomalies import onsets
 from .labelled_series import Series, probation
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/proof/72a_detectors.ipynb #d8120864
 _PAST = 6400  # rows, at most, that count as the past
@@ -132,6 +133,7 @@ def _together(
     return -chi2.logsf(statistic, 2 * len(tails)) / np.log(10)
 
 # %% ../../nbs/proof/72a_detectors.ipynb #6d43384f
+@displayed
 class Detector(NamedTuple):
     "A detector with all of its settings."
 

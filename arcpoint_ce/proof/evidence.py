@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from .counterfactual import Stage, cell_step, late_share, stretched
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/proof/71a_evidence.ipynb #77796440
 def _moves_table(
@@ -87,6 +88,7 @@ def _hourly_interval(
     return float(found.low), float(found.high)
 
 # %% ../../nbs/proof/71a_evidence.ipynb #8a70cea4
+@displayed
 @dataclass(frozen=True)
 class _Evidence:
     "What a log can say about one rule. Counts are requests."

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/proof/72_labelled_series.ipynb #5aa52e7b
+@displayed
 class Series(NamedTuple):
     "One labelled series."
 

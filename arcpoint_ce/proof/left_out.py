@@ -15,6 +15,7 @@ import numpy as np
 
 from .detectors import Detector
 from .labelled_series import PROFILES, Series, normalised, tally
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/proof/72b_left_out.ipynb #b36a6959
 class _Steps(NamedTuple):
@@ -29,6 +30,7 @@ class _Steps(NamedTuple):
         return self.totals[np.searchsorted(rising, wanted, "right")]
 
 
+@displayed
 class Judge:
     "A detector's steps, made when a series is first looked at."
 

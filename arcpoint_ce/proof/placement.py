@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ..forecast.clocks import best_clock
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/proof/78a_placement.ipynb #1c615104
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class _Others(Protocol):
     def usual_at(self, now_s: float) -> np.ndarray: ...
 
 
+@displayed
 @dataclass
 class Placer:
     "Binds what is dear to move to places with room over its whole life."

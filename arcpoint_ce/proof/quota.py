@@ -15,6 +15,7 @@ from math import isfinite
 import numpy as np
 
 from ..forecast.clocks import best_clock
+from ..routing.outcomes import displayed
 
 # %% ../../nbs/proof/78_quota.ipynb #e66005d8
 _MEMORIES = (0, 1, 2, 4, 8, 16, 32, 64)  # steps that the level may be taken from; 0: no level
@@ -141,6 +142,7 @@ class _Level:
         return float(np.clip(sum(self.came) / max(expected, 1e-9), *_LEVELS))
 
 # %% ../../nbs/proof/78_quota.ipynb #77b9c6f1
+@displayed
 class QuotaPlanner:
     "Decides for each request whether it uses a quota that must last to the end of its period."
 

@@ -13,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/proof/74_scripted_model.ipynb #e9950960
+@displayed
 @dataclass
 class Says:
     "One turn of the stand-in."
@@ -152,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             pass
 
 # %% ../../nbs/proof/74_scripted_model.ipynb #b681b19c
+@displayed
 class Stub:
     """The server; use it in a `with`.
 

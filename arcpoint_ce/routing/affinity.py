@@ -9,6 +9,7 @@ __all__ = ['Homes', 'Seat', 'AtHome', 'ReservedFirst']
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .outcomes import displayed
 from .policies import Plan, Signals
 from .records import Request
 
@@ -38,6 +39,7 @@ class _Newest:
             self.older, self.recent = self.recent, {}
 
 
+@displayed
 class Homes:
     "Which backend served a session or a prefix last."
 
@@ -63,6 +65,7 @@ class Homes:
 _MOST_WORSE = 2.0  # a home's score may be this many times that of the policy's choice
 
 
+@displayed
 class Seat(NamedTuple):
     "A place in a scene, with the room that it has."
 
@@ -85,6 +88,7 @@ def _one_of(plan: Plan, name: str, all_of: Callable) -> Callable:
     return getattr(plan, name, None) or (lambda position, s, now: all_of(s, now)[position])
 
 
+@displayed
 class AtHome:
     "A plan for requests whose cache is known: they go home, unless that is full or much worse."
 
@@ -132,6 +136,7 @@ class AtHome:
         return (self.home.position, self.why) if self.home.free(s) else (-1, "")
 
 # %% ../../nbs/routing/04c_affinity.ipynb #ec972e37
+@displayed
 class ReservedFirst:
     "A plan that fills reserved places in their order, and then leaves the choice to another plan."
 

@@ -14,6 +14,8 @@ from math import inf
 from operator import attrgetter
 from random import Random
 
+from .outcomes import displayed
+
 # %% ../../nbs/routing/02_breaker.ipynb #6c7cb94b
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
 _STATES = {state: state for state in (CLOSED, OPEN, HALF_OPEN)}  # equal text to the one object
@@ -46,6 +48,7 @@ def _check(
     raise ValueError(f"{owner}: {name} must be {kind} {bound} {low:g}{most}, got {value!r}")
 
 # %% ../../nbs/routing/02_breaker.ipynb #4ebea8f8
+@displayed
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
     "When to open, how long to wait, how to probe. ValueError on values that make no sense."
@@ -95,6 +98,7 @@ class BreakerConfig:
             )
 
 # %% ../../nbs/routing/02_breaker.ipynb #fec69f4d
+@displayed
 class Window:
     "The newest outcomes of one backend: a ring of bytes with running counts."
 
@@ -619,6 +623,7 @@ class _Course:
         self.trial.busy_s = self.ledger.now_s
 
 # %% ../../nbs/routing/02_breaker.ipynb #2193077b
+@displayed
 class Breaker:
     "Circuit breaker of one backend (Nygard 2007; rules as in resilience4j)."
 
@@ -820,6 +825,7 @@ def in_panic(
 FULL, SHEDDING = "full", "shedding"
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class ShedConfig:
     "When a forecast takes weight away, and how much. ValueError on values that make no sense."
@@ -1005,6 +1011,7 @@ class _ShedLog(_Clock):
         return told
 
 # %% ../../nbs/routing/02_breaker.ipynb #01240389
+@displayed
 class Shedder:
     "Takes weight away from backends that are forecast to breach: softly, within bounds, per tick."
 

@@ -8,7 +8,10 @@ __all__ = ['Clock']
 # %% ../../nbs/routing/04b_clock.ipynb #ec7b5164
 from math import inf
 
+from .outcomes import displayed
+
 # %% ../../nbs/routing/04b_clock.ipynb #7878b05f
+@displayed
 class Clock:
     "The time by the calls that say so: decisions, ticks, questions."
 

@@ -14,8 +14,10 @@ from .affinity import AtHome, ReservedFirst, Seat
 from .breaker import CLOSED, HALF_OPEN, OPEN, Breaker
 from .limits import Budget, Holdback
 from .nowcast import Nowcast
+from .outcomes import displayed
 from .policies import Plan, Scene, Signals, WeightedPlan
 from .records import Backend, Forecast, ForecastTable, Request
+from .spending import _Purse
 from .steps import BackendFeatures
 
 # %% ../../nbs/routing/05_decisions.ipynb #8e1ba0c3
@@ -91,6 +93,7 @@ def _probe_due(
     return b.state == OPEN and now >= b.until_s
 
 # %% ../../nbs/routing/05_decisions.ipynb #39a13a08
+@displayed
 class Lane:
     "What the router keeps on one backend."
 
@@ -229,6 +232,7 @@ class Lane:
         )
 
 # %% ../../nbs/routing/05_decisions.ipynb #ba9718ff
+@displayed
 @dataclass(frozen=True, slots=True)
 class View:
     "Everything `decide` needs for one kind of request, until `until_s` or the next change."
@@ -258,6 +262,8 @@ class View:
     last_resort: bool = False  # are all shut, and is one of them tried all the same
     back_s: float = inf  # when the first of those that may not serve now may be asked again, s
     lean: bool = False  # decisions may do without the latencies of whole answers
+    purses: tuple[_Purse, ...] = ()  # budgets that its requests count against
+    home: int = -1  # place of the lane that holds the cache of its requests; -1: none is known
     # the same view for requests with a cache, by who holds it
     homed: dict[tuple[str, str], "View"] = field(default_factory=dict, init=False, compare=False)
 
@@ -291,11 +297,11 @@ class View:
         names = [lane.backend.name for lane in self.lanes]
         if self.last_resort or backend not in names:
             return self
-        home = self.seat(names.index(backend))
-        plan: Plan = AtHome(self.own_plan, home, f"holds the cache of its {what}")
+        home = names.index(backend)
+        plan: Plan = AtHome(self.own_plan, self.seat(home), f"holds the cache of its {what}")
         if self.reserved:
             plan = ReservedFirst(plan, self.reserved)
-        return replace(self, plan=plan, explore=0.0)
+        return replace(self, plan=plan, explore=0.0, home=home)
 
     def odds(self, s: Signals, now: float) -> list[float]:
         "Exact chances of a draw, per lane that may serve, then per probing lane; they sum to 1."
@@ -341,6 +347,7 @@ def _odds(
     return served + probed
 
 # %% ../../nbs/routing/05_decisions.ipynb #149df687
+@displayed
 @dataclass(frozen=True, slots=True)
 class Candidate:
     "One backend as the router saw it."
@@ -431,6 +438,7 @@ def _candidate(
     p_slow: float | None,
     p50_ms: float | None,
     reason: str,
+    cached: bool = False,  # is the input of the request in the cache there
 ) -> Candidate:
     "What is known of one backend, beside what its place in the view says."
     backend = lane.backend
@@ -442,7 +450,7 @@ def _candidate(
         error_rate=s.error[lane.slot],
         p_slow=p_slow,
         p50_ms=p50_ms,
-        cost_usd=request.cost_usd(backend),
+        cost_usd=request.cost_usd(backend, cached),
         reason=reason,
     )
 
@@ -466,6 +474,7 @@ def _ranking(view: View, request: Request, s: Signals, now: float) -> Ranking:
             scene.p_slow[i],
             scene.p50_ms[i],
             rule if i == named else _why_drawn(lane, scene, i),
+            cached=i == view.home,
         )
         serving.append(candidate)
     first = serving[named].backend if named >= 0 else None

@@ -6,10 +6,11 @@
 __all__ = ['Budget', 'read_limits', 'Holdback']
 
 # %% ../../nbs/routing/04a_limits.ipynb #5257cd59
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+from .outcomes import displayed
 from .records import Backend
 
 # %% ../../nbs/routing/04a_limits.ipynb #1be075ee
@@ -17,6 +18,7 @@ _LEAD_S = 2.0  # how far spending may run ahead of the clock, s
 _DAY_S = 86_400.0
 
 
+@displayed
 class Budget:
     "What one backend's rate limits still allow in this minute and on this day."
 
@@ -153,6 +155,18 @@ class Budget:
         if left.tokens_in is not None and self.tpm_in < inf:
             self.used_in_tok = max(self.used_in_tok, int(self.tpm_in - left.tokens_in))
 
+    def memo(self) -> list[float]:
+        "What `restore` needs: the minute, what was spent in it, the day, what was spent before."
+        minute = [self.minute_s, self.used, self.used_tok, self.used_in_tok]
+        return [*minute, self.day_s, self.used_before]
+
+    def restore(self, memo: Sequence[float]):
+        "Take up what `memo` wrote down; older ones end with the tokens of the minute."
+        minute_s, used, used_tok, used_in_tok, day_s, before = (*memo, 0, -inf, 0)[:6]
+        self.minute_s, self.day_s, self.used_before = minute_s, day_s, int(before)
+        self.used, self.used_tok, self.used_in_tok = int(used), int(used_tok), int(used_in_tok)
+        self.calm = self.calm_tok = self.calm_in_tok = -1.0
+
     def status(self, now: float) -> dict:  # fit for JSON
         "What is left, where there is a limit."
         here = self.counted(now)
@@ -225,6 +239,7 @@ _IN_A_ROW, _IN_A_ROW_UNNAMED = 5, 10  # refusals that condemn a key; with and wi
 _KEY_RETRY_S = 60.0  # one request in this time tries a key that was refused, s
 
 
+@displayed
 @dataclass(slots=True)
 class Holdback:
     "Whether a backend is to be left alone, until when, and why."

@@ -8,6 +8,8 @@ __all__ = ['work_of', 'Nowcast']
 # %% ../../nbs/routing/03_nowcast.ipynb #37408c81
 from math import exp, inf
 
+from .outcomes import displayed
+
 # %% ../../nbs/routing/03_nowcast.ipynb #803a2be5
 _IN_WEIGHT = 200.0  # input tokens that are as much work as one output token
 
@@ -22,6 +24,7 @@ def work_of(
     return tokens_out + tokens_in / _IN_WEIGHT or 1.0
 
 # %% ../../nbs/routing/03_nowcast.ipynb #e606c5c6
+@displayed
 class Nowcast:
     """The pace of one backend in seconds per token, from open streams where there are any, else
     from whole answers.

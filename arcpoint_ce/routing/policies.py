@@ -15,9 +15,11 @@ from math import exp, inf
 from typing import Protocol
 
 from .breaker import BreakerConfig
+from .outcomes import displayed
 from .records import Backend
 
 # %% ../../nbs/routing/04_policies.ipynb #bffc748a
+@displayed
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The viable backends at one moment.
@@ -46,6 +48,7 @@ class Scene:
     again: bool = False  # a further attempt of a request that was tried already
 
 # %% ../../nbs/routing/04_policies.ipynb #5dc13611
+@displayed
 @dataclass(slots=True)
 class Signals:
     "What this gateway knows of its own: never stale. One entry per slot."
@@ -186,6 +189,7 @@ def _best_drawn_odds(
     return out
 
 # %% ../../nbs/routing/04_policies.ipynb #f2f91eab
+@displayed
 class WeightedPlan:
     "Draw one in proportion to fixed weights."
 
@@ -262,6 +266,7 @@ class _FewestPlan(_BestDrawnPlan):
         self.slots = slots
         self.cap = cap
         self.last = len(cap) - 1
+        self.equals = len(set(cap)) < 2  # then the counts alone tell who is fuller
 
     def _fullness(self, i: int, s: Signals, now: float) -> float:
         return (s.in_flight[self.slots[i]] + 1) / self.cap[i]
@@ -280,9 +285,11 @@ class _FewestPlan(_BestDrawnPlan):
     def chance(self, position, s, now):
         if not self.last:
             return 1.0
-        fullness = [(s.in_flight[k] + 1) / c for k, c in zip(self.slots, self.cap)]
+        fullness: list[float] = [*map(s.in_flight.__getitem__, self.slots)]
+        if not self.equals:
+            fullness = [(n + 1) / c for n, c in zip(fullness, self.cap)]
         own = fullness[position]
-        worse = sum(map(own.__lt__, fullness))
+        worse = len([x for x in fullness if x > own])
         alike = fullness.count(own) - 1  # of equals the one drawn first wins
         return (2 * worse + alike) / (self.last * (self.last + 1))
 
@@ -292,6 +299,7 @@ def _capacities(scene: Scene) -> list[float]:  # nominal capacity times the shar
     return [max(b.capacity * w, 1e-9) for b, w in zip(scene.backends, scene.weight)]
 
 
+@displayed
 class RandomChoice:
     "Weighted random by capacity."
 
@@ -301,6 +309,7 @@ class RandomChoice:
         return WeightedPlan(_capacities(scene))
 
 # %% ../../nbs/routing/04_policies.ipynb #caba0da8
+@displayed
 class _LeastInFlight:
     "Fewest own requests in flight per capacity (least outstanding)."
 
@@ -311,6 +320,7 @@ class _LeastInFlight:
         return _LeastPlan(cap, lambda i, s, now: (s.in_flight[slots[i]] + 1) / cap[i])
 
 # %% ../../nbs/routing/04_policies.ipynb #fd7efd77
+@displayed
 class TwoChoices:
     "Power of two choices over own requests in flight (P2C; Mitzenmacher, 2001)."
 
@@ -341,6 +351,7 @@ class _TurnPlan:
         return odds
 
 
+@displayed
 class _RoundRobin:
     "Each in turn, capacities ignored."
 
@@ -350,6 +361,7 @@ class _RoundRobin:
         return _TurnPlan(len(scene.backends))
 
 # %% ../../nbs/routing/04_policies.ipynb #1db7c5e0
+@displayed
 class _PeakEwma:
     "Peak EWMA with two choices, as in Finagle: decayed peak latency times (own in flight + 1)."
 
@@ -530,6 +542,7 @@ class _PredictedPlan:
         return odds
 
 
+@displayed
 class PredictedCost:
     "Two candidates drawn by forecast head-room; the least predicted time to success wins."
 
@@ -733,6 +746,7 @@ class _RoomPlan:
         return odds
 
 # %% ../../nbs/routing/04_policies.ipynb #3b35882b
+@displayed
 class HeadRoom:
     """A few candidates drawn by head-room, the one that will be least full wins; with several
     gateways, a steady share for each.
@@ -947,6 +961,7 @@ class _SoftPacePlan:
         return [x / total for x in odds]
 
 # %% ../../nbs/routing/04_policies.ipynb #b19919c9
+@displayed
 class OwnPace:
     "Judges every backend by the work left there, the pace of one's own streams, and recent errors."
 

@@ -16,15 +16,23 @@ from html import escape
 from math import exp, inf, isfinite, log
 from typing import NamedTuple, Protocol
 
-from .outcomes import Verdict, classify
+from .outcomes import Verdict, classify, displayed
 
 # %% ../../nbs/routing/00a_records.ipynb #c0f5f99d
 _AMOUNTS = ("capacity", "slo_ms", "context_tok", "rpm", "tpm", "tpm_in", "rpd", "most_at_once")
 
 
+@displayed
 @dataclass(frozen=True, slots=True)
 class Backend:
-    "One place that can serve requests. Limits left at None are unknown, not zero."
+    """One place that can serve requests. Limits left at None are unknown, not zero.
+
+    `capacity` is the number of requests that it serves at once before answers slow down. Only its
+    ratio to that of the others matters at first; the engine learns the rest from its own answers.
+    To find it: take the `capacity` that `arcpoint check LOG` proposes (the most requests that ran
+    there at once while the limit was kept), or a server's own limit on its batch (`max_num_seqs`
+    of vLLM), or the provider's limit of concurrent requests; else leave 1 for all of one size.
+    """
 
     name: str  # unique in the fleet
     capacity: float = 1.0  # requests it serves at once without queueing; relative where unknown
@@ -45,6 +53,8 @@ class Backend:
     tags: tuple[str, ...] = ()  # what else it can do or is: "vision", "json", "on-premises"
     # the order in which reserved capacity is used up before the rest; None: it is not reserved
     spill_order: int | None = None
+    # USD per million input tokens that are in its cache; None: as all others
+    price_in_cached: float | None = None
 
     def __post_init__(self):
         "ValueError on an empty name and on capacities, prices or limits that are no amounts."
@@ -57,9 +67,9 @@ class Backend:
                 self._check(possible, field_name, "positive")
         if self.quality is not None:
             self._check(0 <= self.quality <= 1, "quality", "within 0..1")
-        for field_name in ("price_in", "price_out"):
+        for field_name in ("price_in", "price_out", "price_in_cached"):
             value = getattr(self, field_name)
-            possible = isfinite(value) and value >= 0
+            possible = value is None or (isfinite(value) and value >= 0)
             self._check(possible, field_name, "0 or more")
 
     def _check(self, possible: bool, field_name: str, wanted: str):
@@ -72,6 +82,7 @@ class Backend:
 DEFAULT_SLO_MS = 300.0
 
 
+@displayed
 class Request(NamedTuple):
     "What a caller asks for. Empty fields constrain nothing."
 
@@ -93,11 +104,13 @@ class Request(NamedTuple):
     tenant: str | None = None  # who asks, as far as keys and budgets go
     priority: int = 0  # more is more urgent, where requests have to wait
 
-    def cost_usd(self, backend: Backend) -> float:  # price of this request there, USD
+    # `cached`: is its input in the cache there; price of this request there, USD
+    def cost_usd(self, backend: Backend, cached: bool = False) -> float:
         "What serving this request on `backend` would cost at list price."
-        input_price = self.tokens_in * backend.price_in
-        output_price = self.tokens_out * backend.price_out
-        return (input_price + output_price) / 1e6
+        price_in = backend.price_in
+        if cached and backend.price_in_cached is not None:
+            price_in = backend.price_in_cached
+        return (self.tokens_in * price_in + self.tokens_out * backend.price_out) / 1e6
 
 # %% ../../nbs/routing/00a_records.ipynb #a3feb6c0
 def _lacks(
@@ -153,6 +166,7 @@ def serves(
     return None
 
 # %% ../../nbs/routing/00a_records.ipynb #16950b1f
+@displayed
 @dataclass(frozen=True, slots=True)
 class Tier:
     "An SLA tier: the latency limit of its requests and the probability asked of meeting it."
@@ -160,11 +174,17 @@ class Tier:
     name: str
     slo_ms: float = DEFAULT_SLO_MS  # latency limit, ms
     confidence: float = 0.9  # asked P(latency <= limit), 0..1
+    ttft_limit_ms: float | None = None  # limit of the time to first token, ms; None: no own one
 
     def __post_init__(self):
         "ValueError on a limit or a probability that is none."
         if not (isfinite(self.slo_ms) and self.slo_ms > 0):
             raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
+        first_ms = self.ttft_limit_ms
+        if first_ms is not None and not (isfinite(first_ms) and first_ms > 0):
+            raise ValueError(
+                f"Tier {self.name!r}: ttft_limit_ms must be positive, got {first_ms!r}"
+            )
         if not 0 < self.confidence < 1:
             raise ValueError(
                 f"Tier {self.name!r}: confidence must be between 0 and 1, got {self.confidence!r}"
@@ -175,6 +195,7 @@ _WELL = Verdict("success")
 _BAD = Verdict("backend")
 
 
+@displayed
 @dataclass(slots=True)
 class Outcome:
     """How one attempt ended. `latency_ms` may be None only where the attempt failed.
@@ -278,6 +299,7 @@ def bucket_edges_us(
 STEP_S = 60  # default length of a step, s
 
 
+@displayed
 @dataclass(slots=True)
 class Step:
     "What one backend did in one step. Sums over attempts that *ended* in it; empty steps exist."
@@ -397,6 +419,7 @@ def _at_level(
     return exp(x)
 
 # %% ../../nbs/routing/00a_records.ipynb #e2262f91
+@displayed
 @dataclass(frozen=True, slots=True)
 class Forecast:
     "One backend's latency at the horizon: of the step statistic, and of a single request."
@@ -524,6 +547,7 @@ class ForecastTable(Mapping):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/routing/00a_records.ipynb #27b6dc93
+@displayed
 class ForecasterEvent(NamedTuple):
     "Something that a forecaster has to tell: drift, a demotion, a lesson, a switch."
 

@@ -7,7 +7,7 @@ __all__ = ['RouterConfig', 'Router']
 
 # %% ../../nbs/routing/06_router.ipynb #f6341ccb
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf
@@ -38,6 +38,7 @@ from arcpoint_ce.routing.decisions import (
 )
 from .limits import read_limits
 from .nowcast import Nowcast
+from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
     DEFAULT_SLO_MS,
@@ -51,9 +52,11 @@ from arcpoint_ce.routing.records import (
     foreseen_change,
     serves,
 )
+from .spending import Spending, SpendLimit
 from .steps import BackendFeatures
 
 # %% ../../nbs/routing/06_router.ipynb #bf12ed83
+@displayed
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     "How a router behaves. Unknown names raise."
@@ -61,6 +64,9 @@ class RouterConfig:
     # latency limit where neither request, tier nor backend names one, ms
     slo_ms: float = DEFAULT_SLO_MS
     slo_tok_ms: float = 0.0  # and this much more for every output token, ms
+    # limit of the time to first token where neither request nor tier names one, ms; None: none
+    ttft_limit_ms: float | None = None
+    budgets: tuple[SpendLimit, ...] = ()  # what tenants and tiers may spend
     lease_s: float = 600.0  # a reservation nobody ends is released after this, s
     act_s: float = 120.0  # a forecast is acted on this long before the step it speaks of, s
     # share of requests drawn by capacity alone; None: what the policy asks for, else .01
@@ -86,9 +92,9 @@ class RouterConfig:
         "ValueError on values that make no sense."
         if not 0 <= self.slo_tok_ms < inf:
             raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
-        for name in ("slo_ms", "lease_s", "refresh_s", "forget_s", "step_s"):
+        for name in ("slo_ms", "ttft_limit_ms", "lease_s", "refresh_s", "forget_s", "step_s"):
             value = getattr(self, name)
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"RouterConfig.{name} must be positive, got {value!r}")
         shares = ["probe_share", "panic_share", "room_share", "smoothing"]
         if self.explore is not None:
@@ -121,6 +127,16 @@ class _Limits:
         base_ms = request.slo_ms or tier_ms or backend.slo_ms or config.slo_ms
         return base_ms + config.slo_tok_ms * request.tokens_out
 
+    def first_ms(self, request: Request | None) -> float | None:  # None: there is none
+        "The limit of the time to first token: the request's own, else its tier's, the default, ms."
+        if request is not None:
+            if request.ttft_limit_ms:
+                return request.ttft_limit_ms
+            tier = self.tiers.get(request.tier) if request.tier else None
+            if tier and tier.ttft_limit_ms:
+                return tier.ttft_limit_ms
+        return self.config.ttft_limit_ms
+
     def missed(self, o: Outcome, lane: Lane, request: Request | None) -> bool:
         "Was this answer slower than the limit that applied to its request?"
         limit_ms = lane.slow_ms
@@ -129,10 +145,17 @@ class _Limits:
                 limit_ms = request.slo_ms
             elif request.tier and request.tier in self.tiers:
                 limit_ms = self.tiers[request.tier].slo_ms
-            first_ms = request.ttft_limit_ms
-            if first_ms and o.ttft_ms is not None and o.ttft_ms > first_ms:
+        if o.ttft_ms is not None:
+            first_ms = self.first_ms(request)
+            if first_ms and o.ttft_ms > first_ms:
                 return True
         return o.latency_ms > limit_ms + self.config.slo_tok_ms * o.tokens_out
+
+    def cost_usd(self, backend: Backend, request: Request, cached: bool = False) -> float:
+        "What it will cost there, with an answer of the usual length where the caller names none."
+        if not request.tokens_out:
+            request = request._replace(tokens_out=int(self.usual_tok))
+        return request.cost_usd(backend, cached)
 
 # %% ../../nbs/routing/06_router.ipynb #2e9438e4
 class _Members:
@@ -283,6 +306,7 @@ class _Admission:
         self.members = members
         self.limits = limits
         self.config = config
+        self.spending = Spending(config.budgets)
 
     def belief(self, lane: Lane, table: ForecastTable, now: float) -> Forecast | None:
         "What is believed about a backend now. None where the table is stale."
@@ -313,6 +337,7 @@ class _Admission:
         untried = []
         ready = []  # with a request left in their rate limits
         back_s = inf
+        purses = self.spending.of(request)
         for lane in able:
             name = lane.backend.name
             if name in tried:
@@ -320,7 +345,11 @@ class _Admission:
                 continue
             ready_s = self._ready_s(lane, request, now)
             why[name] = self._against(lane, request, ready_s, now, panic)
-            untried.append(lane)
+            lack = self._unaffordable(lane, request, purses, now)
+            if lack:
+                ready_s, why[name] = max(ready_s, lack[0]), lack[1]
+            else:
+                untried.append(lane)
             if ready_s <= now:
                 ready.append(lane)
             closed = lane.breaker.state == CLOSED
@@ -332,6 +361,15 @@ class _Admission:
         probing, share = self._trials(ready, quick, free, why, now)
         shut = [lane for lane in untried if self._is_last_resort(lane, request, now)]
         return _Standing(why, shut, back_s, probing, share, panic)
+
+    def _unaffordable(
+        self, lane: Lane, request: Request, purses: tuple, now: float
+    ) -> tuple[float, str] | None:
+        "From when on the budgets of a request allow it there, s, and why not now; None: they do."
+        if not purses:
+            return None
+        usd = self.limits.cost_usd(lane.backend, request)
+        return self.spending.short(purses, usd, self.limits.size_tok(request), now)
 
     def _is_last_resort(self, lane: Lane, request: Request, now: float) -> bool:
         """May it be tried where nobody else is left?
@@ -670,6 +708,15 @@ class _Views:
         for lane in (*view.lanes, *view.probing):
             if lane.budget:
                 lane.budget.promise(view.spare_tok)
+        for purse in view.purses:
+            purse.promise(view.spare_tok, self._dearest_usd())
+
+    def _dearest_usd(self) -> float:
+        "What a token costs at most, USD."
+        prices = [0.0]
+        for lane in self.admission.members.lanes.values():
+            prices += lane.backend.price_in, lane.backend.price_out
+        return max(prices) / 1e6
 
     def make(
         self,
@@ -694,7 +741,8 @@ class _Views:
             lanes = self._least_bad(standing)
         panic, again = standing.panic, bool(tried)
         scene = self._scene(lanes, request, now, table, panic, again)
-        context_tok, spare_tok = self._sizes((*lanes, *probing), now)
+        purses = self.admission.spending.of(request)
+        context_tok, spare_tok = self._sizes((*lanes, *probing), purses, now)
         plan = policy.plan(scene, members.signals)
         view = View(
             lanes=lanes,
@@ -718,6 +766,7 @@ class _Views:
             spare_tok=spare_tok,
             sure_tok=min(context_tok, spare_tok - self.admission.limits.usual_tok),
             lean=lean,
+            purses=purses,
         )
         return _with_reserved(view)
 
@@ -751,7 +800,7 @@ class _Views:
         acts = scene.change if self.paces.gamma else any(p is not None for p in scene.p_slow)
         return "predictive" if acts else "reactive"
 
-    def _sizes(self, lanes: tuple[Lane, ...], now: float) -> tuple[float, float]:
+    def _sizes(self, lanes: tuple[Lane, ...], purses: tuple, now: float) -> tuple[float, float]:
         "Up to which input, and up to which size in all, a request may use the view, tokens."
         context_tok = spare_tok = inf
         for lane in self.admission.members.lanes.values():
@@ -762,6 +811,8 @@ class _Views:
             if lane.budget:
                 left_tok = lane.budget.left_tok(now)
                 spare_tok = min(spare_tok, left_tok / 2)
+        for purse in purses:
+            spare_tok = min(spare_tok, purse.spare_tok(now, self._dearest_usd()))
         return context_tok, spare_tok
 
     def _until_s(self, table: ForecastTable, now: float) -> float:
@@ -951,7 +1002,17 @@ _TOOK_NOTHING = ("caller", "cancelled", "throttled")
 class _Reservations:
     "Which attempts hold what, and until when."
 
-    __slots__ = ("signals", "paces", "lessons", "views", "lease_s", "open", "lapsed", "due_s")
+    __slots__ = (
+        "signals",
+        "paces",
+        "lessons",
+        "views",
+        "lease_s",
+        "open",
+        "lapsed",
+        "due_s",
+        "owed",
+    )
 
     MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
 
@@ -964,6 +1025,8 @@ class _Reservations:
         self.open: dict[int, Decision] = {}  # by id; the first to end comes first
         self.lapsed: dict[int, Decision] = {}  # by id, those whose lease is over; oldest first
         self.due_s = inf  # when the first of the open ones ends, s
+        # what budgets hold, USD and tokens, by decision and attempt
+        self.owed: dict[tuple[int, int], tuple[float, int]] = {}
 
     def book(
         self,
@@ -994,6 +1057,8 @@ class _Reservations:
             self._probe(d, 0, now)
         if lane.rationed:
             self._ration(d, lane, now)
+        if view.purses:
+            self._charge(d, view, place, lane, now)
         self.open[id] = d
         if until_s < self.due_s:
             self.due_s = until_s
@@ -1018,6 +1083,8 @@ class _Reservations:
             self._probe(d, attempt, now)
         if lane.rationed:
             self._ration(d, lane, now)
+        if view.purses:
+            self._charge(d, view, place, lane, now)
 
         # the newest lease is the last to end
         self.open.pop(id, None)
@@ -1048,6 +1115,39 @@ class _Reservations:
         if void:
             self.views.outdate()
 
+    def _charge(self, d: Decision, view: View, place: int, lane: Lane, now: float):
+        "Reserve an estimate in the budgets that a request counts against."
+        request = d.request._replace(tokens_out=int(d.expect))
+        usd = request.cost_usd(lane.backend, cached=place == view.home)
+        tok = request.tokens_in + request.tokens_out
+        self.owed[d.id, len(d.lanes) - 1] = usd, tok
+        for purse in view.purses:
+            if purse.spend(usd, tok, now):
+                self.views.outdate()
+
+    def _pay(self, d: Decision, attempt: int, usd: float | None, tok: int | None):
+        "Settle what an attempt cost; None: nobody said, and the reservation stands."
+        held_usd, held_tok = self.owed.pop((d.id, attempt))
+        more_usd = 0.0 if usd is None else usd - held_usd
+        more_tok = 0 if tok is None else tok - held_tok
+        for purse in d.view.purses:
+            purse.settle(d.started_s(attempt), more_usd, more_tok)
+
+    def _billed(self, d: Decision, lane: Lane, o: Outcome) -> tuple[float | None, int | None]:
+        "What an outcome says it cost, USD and tokens; nothing where it failed and names neither."
+        tok = o.tokens_in + o.tokens_out
+        if not tok:
+            return (o.cost_usd, None) if o.ok else (o.cost_usd or 0.0, 0)
+        if o.cost_usd is not None:
+            return o.cost_usd, tok
+        took = d.request._replace(tokens_in=o.tokens_in, tokens_out=o.tokens_out)
+        return took.cost_usd(lane.backend, cached=self._at_home(d, o.attempt)), tok
+
+    @staticmethod
+    def _at_home(d: Decision, attempt: int) -> bool:
+        "Did an attempt run where the cache of its request is?"
+        return not attempt and d.place == d.view.home
+
     def _patience_s(self, d: Decision, lane: Lane) -> float:
         "How long a probe may well take: its limit, or three times what answers take there."
         limits = self.lessons.limits
@@ -1075,6 +1175,8 @@ class _Reservations:
             if lane.budget and d.open >> k & 1:
                 tokens_in = d.request.tokens_in
                 lane.budget.settle(d.started_s(k), -d.reserved_tok, -tokens_in, requests=-1)
+            if (d.id, k) in self.owed:
+                self._pay(d, k, 0.0, 0)
         self._release(d, now)
         d.open = 0
         return True
@@ -1116,6 +1218,8 @@ class _Reservations:
                 self.told(d, lane, o)
         if lane.budget:
             self.settle(d, k, o)
+        if self.owed and (d.id, k) in self.owed:
+            self._pay(d, k, *self._billed(d, lane, o))
         if not d.open:
             self.open.pop(d.id, None)
             self.lapsed.pop(d.id, None)
@@ -1158,8 +1262,9 @@ class _Reservations:
             self._release(d, now)
             self.lapsed[d.id] = d
         while len(self.lapsed) > self.MOST_LAPSED:
-            oldest = next(iter(self.lapsed))
-            del self.lapsed[oldest]
+            oldest = self.lapsed.pop(next(iter(self.lapsed)))
+            for attempt in range(len(oldest.lanes)):
+                self.owed.pop((oldest.id, attempt), None)
         self.due_s = inf
         for first in self.open.values():
             self.due_s = first.until_s
@@ -1186,8 +1291,16 @@ def _measured_of(lane: Lane, s: Signals) -> dict:
         streamed_s=finite(nowcast.streamed_s),
         heard_s=finite(nowcast.heard_s),
         held_s=finite(lane.hold.until_s),
-        minute=[budget.minute_s, budget.used, budget.used_tok] if spent else None,
+        minute=budget.memo() if budget is not None and spent else None,
     )
+
+
+def _minute_of(m: Mapping) -> list[float]:  # empty: nothing was spent
+    "The books of a rate limit in a memo. ValueError on what is none."
+    minute = [float(x) for x in m["minute"] or ()]
+    if len(minute) not in (0, 3, 6):
+        raise ValueError(f"these are no books of a rate limit: {minute!r}")
+    return minute
 
 
 def _remeasure(lane: Lane, s: Signals, m: Mapping):
@@ -1209,10 +1322,7 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping):
     streamed_s = time_s("streamed_s")
     heard_s = time_s("heard_s")
     held_s = time_s("held_s")
-    minute = m["minute"]
-    if minute is None:
-        minute = (-inf, 0, 0)
-    spent = float(minute[0]), int(minute[1]), int(minute[2])
+    minute = _minute_of(m)
 
     # all of it makes sense: from here on nothing raises
     slot = lane.slot
@@ -1226,16 +1336,17 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping):
     nowcast.heard_s = heard_s
     lane.hold.until_s = held_s
     budget = lane.budget
-    if budget:
-        budget.minute_s, budget.used, budget.used_tok = spent
+    if budget and minute:
+        budget.restore(minute)
 
 
 class _Memory:
     "What a router hands on to the one that takes its place."
 
-    def __init__(self, members: _Members, lessons: _Lessons):
+    def __init__(self, members: _Members, lessons: _Lessons, spending: Spending):
         self.members = members
         self.lessons = lessons
+        self.spending = spending
 
     def memo(self) -> dict:
         "Plain values, fit for JSON."
@@ -1245,6 +1356,7 @@ class _Memory:
             turn=s.turn,
             breakers={name: lane.breaker.memo() for name, lane in lanes.items()},
             measured={name: _measured_of(lane, s) for name, lane in lanes.items()},
+            spending=self.spending.memo(),
             usual=dict(
                 retried=s.retried,
                 length_tok=self.lessons.limits.usual_tok,
@@ -1273,6 +1385,8 @@ class _Memory:
             if name in lanes:
                 remeasure = partial(_remeasure, lanes[name], s)
                 take(f"measurements of {name!r} start", remeasure, part)
+        if "spending" in memo:
+            take("what budgets have spent starts", self.spending.restore, memo["spending"])
         if "usual" in memo:
             take("what is usual starts", self._take_usual, memo["usual"])
         self.lessons.paces.resume()
@@ -1291,13 +1405,19 @@ class _Memory:
         lessons.faded_s = -inf if faded_s is None else float(faded_s)
 
 # %% ../../nbs/routing/06_router.ipynb #06af69bd
-# what views are kept by: all of a request that decides who may serve it
+# what views are kept by: all of a request that decides who may serve it; where tenants have
+# budgets, the tenant too
 _KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags", "max_cost_usd")
 _kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
 _NO_CACHE = (None, None)  # neither session nor prefix
 _MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
 _NO_DECISION = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
 _MOST_ATTEMPTS = 16  # of one decision; outcomes name the attempt in four bits of a key
+
+
+def _kind_with(spending: Spending) -> Callable[[Request], tuple]:
+    "The kind of a request where some tenants have budgets of their own."
+    return lambda request: (_kind_of(request), spending.kind(request))
 
 
 def _told_of(decision: Decision | int, tokens: float) -> int:  # the id of the decision
@@ -1327,6 +1447,7 @@ def _strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
     )
 
 
+@displayed
 class Router:
     """Chooses backends for requests and learns from the outcomes.
 
@@ -1378,7 +1499,9 @@ class Router:
         self._lessons = _Lessons(members.signals, self._paces, limits, self.counts)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views, config)
-        self._memory = _Memory(members, self._lessons)
+        spending = self._admission.spending
+        self._memory = _Memory(members, self._lessons, spending)
+        self._kind_of = _kind_with(spending) if spending.tenants else _kind_of
         self._homes = Homes()
         for backend in backends:
             self.add(backend, -inf)
@@ -1450,7 +1573,7 @@ class Router:
             reservations = self._reservations
             if now >= reservations.due_s:
                 self._expire(now)
-            key = policy, _kind_of(request)
+            key = policy, self._kind_of(request)
             views = self._views
             view = views.kept.get(key, _NO_VIEW)
             if (
@@ -1571,7 +1694,8 @@ class Router:
         place = plan.choose(random, s, now)
         return place, lanes[place]
 
-    def retry(self, d: Decision, now: float) -> str | None:
+    # `without`: backends that the caller knows to be out of the question
+    def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
         """Draw and reserve a further attempt (retry or hedge) among those not tried yet.
 
         Returns where it goes, None if there is nowhere left; its number is `attempts - 1`.
@@ -1579,7 +1703,7 @@ class Router:
         with self._lock:
             if len(d.lanes) >= _MOST_ATTEMPTS:
                 return None
-            tried = tuple(lane.backend.name for lane in d.lanes)
+            tried = (*(lane.backend.name for lane in d.lanes), *without)
             view = self._views.make(d.request, now, self.table, self.policy, tried)
             view = view.unprobed()
             if not view.lanes:
@@ -1884,6 +2008,16 @@ class Router:
         with self._lock:
             self._asked(now)
             return [lane.describe(self._signals, now) for lane in self._lanes.values()]
+
+    def dead_keys(self) -> dict[str, str]:
+        "Backends that refuse everybody's key, and why that is believed."
+        with self._lock:
+            return {name: x.hold.why for name, x in self._lanes.items() if x.hold.key_dead}
+
+    def spending(self, now: float) -> list[dict]:  # one entry per budget, fit for JSON
+        "Whose budgets there are, their limits, and what is left of each."
+        with self._lock:
+            return self._admission.spending.status(now)
 
     @property
     def transitions(self) -> list:  # breaker transitions and shedding, oldest first

@@ -10,12 +10,14 @@ from collections import deque
 from math import inf
 from statistics import fmean
 
+from .outcomes import displayed
 from .records import STEP_S, Step, quantile_ms
 
 # %% ../../nbs/routing/01_steps.ipynb #023e0bbb
 SHORT, LONG = 5, 30  # windows of the moving averages, steps
 
 
+@displayed
 class History:
     "The last closed steps of one backend, as far as features need them."
 
@@ -177,6 +179,7 @@ def features(
 _MAX_GAP = 100  # empty steps worth closing after a silence; more than any window holds
 
 
+@displayed
 class BackendFeatures:
     "Live features of one backend: feed attempts, read features at any moment."
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/telemetry/10e_documents.ipynb #a5084ece
 class _Span(NamedTuple):
     "What a span tells, whatever wrote it."
@@ -251,6 +253,7 @@ def _span_row(
     return row | {name: a[place] for name, place in columns.items() if place in a}
 
 # %% ../../nbs/telemetry/10e_documents.ipynb #559f1ddb
+@displayed
 class SpanRows:
     "Rows of the calls in a stream of spans, and which of them surround another."
 

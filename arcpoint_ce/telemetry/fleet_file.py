@@ -8,6 +8,7 @@ __all__ = ['Upstream', 'Fleet', 'load_fleet', 'seen_capacity', 'infer_fleet']
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #e25fe76f
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
@@ -18,10 +19,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Tier
+from ..routing.spending import SpendLimit
 from .files import read_text
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #a2d1d6e7
+@displayed
 @dataclass(frozen=True, slots=True)
 class Upstream:
     "Where a gateway reaches a backend."
@@ -31,10 +35,13 @@ class Upstream:
     model: str | None = None  # what it calls its model; None: as the caller calls it
 
 
+@displayed
 class Fleet(tuple):
     "Backends in the order of the file. `fleet['name']` finds one; `tiers` maps names to `Tier`."
 
     tiers: dict[str, Tier]  # promised limits, by tier name
+    budgets: tuple[SpendLimit, ...]  # what tenants and tiers may spend
+    limits: dict[str, float]  # latency limits of requests that name none, as in `RouterConfig`
     source: str  # where it came from: a path, or "inferred from ..."
     upstreams: dict[str, Upstream]  # addresses, by name of the backend, where the file gives one
 
@@ -44,12 +51,16 @@ class Fleet(tuple):
         tiers: dict[str, Tier] | None = None,
         source: str = "",
         upstreams: dict[str, Upstream] | None = None,
+        budgets: Iterable[SpendLimit] = (),
+        limits: dict[str, float] | None = None,
     ):
         "ValueError where two backends share a name."
         self = super().__new__(cls, backends)
         self.tiers = dict(tiers or {})
         self.source = source
         self.upstreams = dict(upstreams or {})
+        self.budgets = tuple(budgets)
+        self.limits = dict(limits or {})
         seen = set()
         for backend in self:
             if backend.name in seen:
@@ -94,6 +105,32 @@ class _TierEntry(_Entry):
 
     slo_ms: float = Field(gt=0, allow_inf_nan=False)  # latency limit, ms
     confidence: float = Field(0.9, gt=0, lt=1)  # wanted probability of meeting it
+    # limit of the time to first token, ms
+    ttft_limit_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class _LimitsEntry(_Entry):
+    "The [limits] table: of requests where neither they nor their tier names any."
+
+    slo_ms: float | None = Field(None, gt=0, allow_inf_nan=False)  # latency, ms
+    slo_tok_ms: float | None = Field(None, ge=0, allow_inf_nan=False)  # more per output token, ms
+    ttft_limit_ms: float | None = Field(None, gt=0, allow_inf_nan=False)  # to the first token, ms
+
+
+_Amount = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+
+
+class _BudgetEntry(_Entry):
+    "A [[budget]] table: what some requests may cost together."
+
+    tenant: _Word | None = None  # whose requests; left out: everybody's
+    tier: _Word | None = None
+    usd_per_hour: _Amount = None
+    usd_per_day: _Amount = None
+    usd_per_month: _Amount = None
+    tok_per_hour: _Amount = None  # tokens, input and output together
+    tok_per_day: _Amount = None
+    tok_per_month: _Amount = None
 
 
 class _BackendEntry(_Entry):
@@ -107,6 +144,7 @@ class _BackendEntry(_Entry):
     region: str | None = None
     price_in: float = Field(0.0, ge=0, allow_inf_nan=False)  # USD per million tokens
     price_out: float = Field(0.0, ge=0, allow_inf_nan=False)
+    price_in_cached: float | None = Field(None, ge=0, allow_inf_nan=False)  # of cached input
     slo_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     context_tok: int | None = Field(None, gt=0)
     rpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per minute
@@ -141,6 +179,8 @@ class _FleetFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     tiers: dict[str, _TierEntry] = {}
     backend: list[_BackendEntry] = Field(min_length=1)
+    limits: _LimitsEntry = _LimitsEntry()
+    budget: list[_BudgetEntry] = []
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #3856a470
 def _first_match(
@@ -154,12 +194,14 @@ def _first_match(
     return None
 
 
-def _backend_start(
+def _nth_start(
     lines: list[str],  # the file
-    number: int,  # which backend, from 0
+    table: str,  # backend or budget
+    number: int,  # which of them, from 0
 ) -> int:  # index of the line of its header; 0 where there are not so many
-    "Find the header of a backend's table."
-    heads = [i for i, line in enumerate(lines) if re.match(r"\s*\[\[\s*backend\s*\]\]", line)]
+    "Find the header of one of several tables of the same name."
+    head = rf"\s*\[\[\s*{table}\s*\]\]"
+    heads = [i for i, line in enumerate(lines) if re.match(head, line)]
     return heads[number] if number < len(heads) else 0
 
 
@@ -168,8 +210,8 @@ def _table_start(
     where: tuple,  # pydantic's place of the error
 ) -> int:  # index of the line of the table's header; 0 where nothing fits
     "Find the header of the table that a place lies in."
-    if where[:1] == ("backend",) and len(where) > 1:
-        return _backend_start(lines, where[1])
+    if where[:1] in (("backend",), ("budget",)) and len(where) > 1:
+        return _nth_start(lines, *where[:2])
     table = [str(part) for part in where[:2]]
     quoted = [r"[\"']?" + re.escape(part) + r"[\"']?" for part in table]
     name = r"\.".join(quoted)
@@ -186,6 +228,8 @@ def _line_of(
 ) -> int:  # its line, counted from 1; 1 where nothing fits
     "Find the line of a key in a fleet file."
     lines = text.splitlines()
+    if where[:1] == ("limits",):
+        where = ("limits", *where)  # a table alone, as if it were the only one of a kind
     start = _table_start(lines, where)
     if len(where) < 3:
         return start + 1
@@ -204,7 +248,12 @@ _REMEDY = {
     "list_type": "write a list: [{value}]",
     "too_short": "add at least one [[backend]] table",
 }
-_ENTRIES = {"backend": _BackendEntry, "tiers": _TierEntry}
+_ENTRIES = {
+    "backend": _BackendEntry,
+    "tiers": _TierEntry,
+    "budget": _BudgetEntry,
+    "limits": _LimitsEntry,
+}
 
 
 def _hint(
@@ -225,7 +274,8 @@ def _explain(
     out = []
     for err in e.errors():
         where = err["loc"]
-        model = _ENTRIES.get(where[0], _FleetFile) if len(where) > 2 else _FleetFile
+        inside = len(where) > (1 if where[:1] == ("limits",) else 2)
+        model = _ENTRIES.get(where[0], _FleetFile) if inside else _FleetFile
         known = ", ".join(model.model_fields)
         remedy = _REMEDY.get(err["type"], "correct the value, it is {value}")
         hint = _hint(str(where[-1]), list(model.model_fields))
@@ -298,6 +348,26 @@ def _parsed(
         ) from e
 
 
+def _budgets_of(path: Path, text: str, doc: _FleetFile) -> list[SpendLimit]:
+    "The budgets of a file. ValueError on one that limits nothing, or stands there twice."
+    budgets: list[SpendLimit] = []
+    for i, entry in enumerate(doc.budget):
+        place = f"{path}:{_line_of(text, ('budget', i))}: budget"
+        try:
+            budget = SpendLimit(**entry.model_dump())
+        except ValueError as e:
+            raise ValueError(f"{place}: {e}") from e
+        if entry.tier is not None and entry.tier not in doc.tiers:
+            raise ValueError(
+                f"{place}: tier {entry.tier!r} is not declared; "
+                f"add [tiers.{entry.tier}] or correct it"
+            )
+        if budget.whose in [b.whose for b in budgets]:
+            raise ValueError(f"{place}: there are two budgets of {budget.whose}; join them")
+        budgets.append(budget)
+    return budgets
+
+
 def load_fleet(
     path: str | Path,  # a TOML file, see data/fleet.toml
 ) -> Fleet:
@@ -309,12 +379,12 @@ def load_fleet(
     except ValidationError as e:
         raise ValueError(_explain(path, text, e)) from e
     _check_names(path, text, doc)
-    tiers = {}
-    for name, entry in doc.tiers.items():
-        tiers[name] = Tier(name, entry.slo_ms, entry.confidence)
+    tiers = {name: Tier(name, **entry.model_dump()) for name, entry in doc.tiers.items()}
     backends = [_to_backend(entry) for entry in doc.backend]
     upstreams = {entry.name: _to_upstream(entry) for entry in doc.backend if entry.url}
-    return Fleet(backends, tiers, str(path), upstreams)
+    limits = doc.limits.model_dump(exclude_none=True)
+    budgets = _budgets_of(path, text, doc)
+    return Fleet(backends, tiers, str(path), upstreams, budgets, limits)
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #67f892c3
 def seen_capacity(

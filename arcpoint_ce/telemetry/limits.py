@@ -11,12 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/telemetry/15_limits.ipynb #113170005
 _FACTOR = 3.0  # an answer is late when it takes so many times what is usual
 _ENOUGH = 30  # successes of a backend, below which it has no say
 _KNOWN = 0.9  # share of successes whose tokens must be known
 
 
+@displayed
 class Limit(NamedTuple):
     "When an answer is late: above `ms`, and `tok_ms` more for each output token."
 

@@ -306,6 +306,22 @@ def _typed(
     return rows.astype(types)
 
 
+def _plot_steps(steps: pd.DataFrame, ax=None):
+    "Mean latency by backend over time; the axes that hold it."
+    import matplotlib.pyplot as plt
+
+    ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
+    steps = steps[steps["n_lat"] > 0]
+    mean_ms = steps["latency_us"] / steps["n_lat"] / 1000.0
+    at = pd.to_datetime(steps["start_s"], unit="s")
+    for backend, rows in steps.groupby("backend"):
+        ax.plot(at[rows.index], mean_ms[rows.index], label=backend, linewidth=1.0)
+    ax.set(xlabel="time, UTC", ylabel="mean latency, ms")
+    ax.tick_params(axis="x", rotation=20)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
 class RequestLog:
     """A validated request log.
 
@@ -364,6 +380,10 @@ class RequestLog:
     def steps(self, step_s: int = 60) -> pd.DataFrame:
         "One row per backend and step of `step_s` seconds, sorted by (start_s, backend)."
         return _fold_steps(self.con, step_s)
+
+    def plot(self, step_s: int = 600, ax=None):
+        "Mean latency of every backend over time, a point a step of `step_s` seconds."
+        return _plot_steps(self.steps(step_s), ax)
 
     def close(self):
         "Give the database back. Afterwards neither rows nor steps can be had."

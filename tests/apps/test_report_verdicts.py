@@ -201,7 +201,26 @@ def claims_cases():
         )
 
 
+def live_cases():
+    for n, errors, cost, gap, idle in product(
+        (54, 900), (0, 3), (150.0, 800.0), (1.5, 9.0), (0.1, 0.5)
+    ):
+        yield (
+            "live",
+            dict(
+                ours_n=n,
+                errors_with_retries=errors,
+                overhead_p50_us=cost,
+                overhead_n=500,
+                sim_gap_points=gap,
+                sim_gap_n=210,
+                idle_share=idle,
+            ),
+        )
+
+
 GRIDS = (
+    live_cases,
     routing_cases,
     forecast_cases,
     policies_cases,
@@ -216,7 +235,7 @@ GRIDS = (
 )
 CASES = [case for grid in GRIDS for case in grid()]
 FEW = dict(routing=("breaches", 20), forecast=("n", 200), anomaly=("windows", 20))
-FEW |= dict(drift=("streams", 10), causes=("n", 20), rollout=("seeds", 200))
+FEW |= dict(drift=("streams", 10), causes=("n", 20), rollout=("seeds", 200), live=("ours_n", 200))
 
 
 def test_every_report_has_a_verdict_and_a_grid():
@@ -309,6 +328,14 @@ def test_the_others_follow_their_figures():
             assert (v.answer == "yes") == (m["decision"] == "promote")
         elif name == "claims":
             assert (v.answer == "cannot tell") == bool(m["hash_differs"])
+
+
+def test_live_says_yes_only_where_every_goal_is_reached():
+    cases = [(_verdict_of(name, m), m) for name, m in CASES if name == "live" and m["ours_n"] > 199]
+    for v, m in cases:
+        assert (v.answer == "no") == (m["errors_with_retries"] > 0)
+        assert v.answer in ("no", "cannot tell") or m["idle_share"] >= 0.3
+        assert v.answer != "yes" or m["overhead_p50_us"] <= 300 and m["sim_gap_points"] <= 5
 
 
 def test_wilson_as_published():

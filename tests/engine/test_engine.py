@@ -227,3 +227,48 @@ def test_the_store_holds_the_odds_of_requests_that_a_rule_has_placed():
         kept = {row["id"]: row["propensity"] for row in e.store.rows("decisions")}
     assert kept == {d.id: pytest.approx(d.probability) for d in made}
     assert made[0].probability < 1.0 and {d.probability for d in made[1:]} == {1.0}
+
+
+def test_a_key_that_nobody_may_use_is_an_incident_until_it_works_again():
+    with ContextEngine([Backend("a", capacity=8.0), Backend("b", capacity=8.0)]) as e:
+        e.tick(0.0)
+
+        def ask(now, status, tenant):
+            d = e.claim(Request(tenant=tenant), "a", now, anyway=True)
+            e.observe(Outcome("a", now, 30.0, decision=d.id, status=status), now + 0.03)
+
+        for k in range(4):
+            ask(1.0 + k / 10, 401, "xy"[k % 2])
+        e.tick(5.0)
+        assert e.status(5.0)["anomalies"]["open"] == []  # four may be a coincidence
+        ask(6.0, 403, "x")
+        for now in (10.0, 15.0):
+            e.tick(now)
+        (told,) = e.status(15.0)["anomalies"]["open"]
+        assert told["says"] == "a: its key was refused 5 times in a row, goes on"
+        assert (told["start_s"], told["severity"]) == (10.0, "high")
+        ask(80.0, 200, "x")
+        e.tick(85.0)
+        assert e.status(85.0)["anomalies"] == dict(incidents=dict(high=1), open=[], tightened=[])
+        e.store.flush(85.0)
+        (row,) = e.store.rows("incidents")
+        assert (row["backend"], row["start_s"], row["end_s"]) == ("a", 10.0, 85.0)
+        whats = [x["what"] for x in e.store.rows("events") if x["backend"] == "a"]
+        assert whats == ["key refused", "key works again"]
+        ask(90.0, 401, "x")
+        for k in range(9):  # one caller alone condemns nobody's key
+            ask(91.0 + k, 401, "x")
+        e.tick(105.0)
+        assert e.status(105.0)["anomalies"]["open"] == []
+
+
+def test_a_backend_that_leaves_takes_its_incident_along():
+    with ContextEngine([Backend("a", capacity=8.0), Backend("b", capacity=8.0)]) as e:
+        e.tick(0.0)
+        for k in range(10):
+            e.observe(Outcome("a", 1.0 + k, 30.0, status=401), 2.0 + k)
+        e.tick(15.0)
+        assert len(e.status(15.0)["anomalies"]["open"]) == 1
+        e.router.remove("a")
+        e.tick(20.0)
+        assert e.status(20.0)["anomalies"]["open"] == []

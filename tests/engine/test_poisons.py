@@ -935,3 +935,19 @@ def test_nothing_of_a_backend_that_left_stays():
     kept = [slow.feed.histories, slow.feed.hooked, slow.known, slow.made_s, slow.watch.tight]
     kept += [slow.score.last_ms, slow.score.said, slow.score.rows, slow.journal.shedding]
     assert not [x for x in kept if "west" in x]
+
+
+def test_a_decision_dated_ahead_is_not_the_present(tmp_path):
+    "A store read from outside takes its newest record for the present; this one is none."
+    engine = lived(tmp_path / "e.db", n=50)
+    last = Facts(engine.store).newest_s()
+    engine.decide(Request(), last + 5.0)
+    engine.store.flush(last + 5.0)
+    assert Facts(engine.store).newest_s() == last + 5.0  # its outcome is still to come
+    engine.decide(Request(), last + DAY)
+    engine.store.flush(last + 6.0)
+    assert Facts(engine.store).newest_s() == last
+    alone = ContextEngine([Backend("a")])
+    alone.decide(Request(), 7.0)
+    alone.store.flush(7.0)
+    assert Facts(alone.store).newest_s() == 7.0  # nothing else is known

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arcpoint_ce.proof.placement import _LEAST, Placer, _Occupancy, learn_occupancy
 from arcpoint_ce.proof.sessions import (
-    FULL,
+    _FULL,
     _Foresighted,
     _present_bound,
     _present_moves,
@@ -109,7 +109,7 @@ def test_present_rules_by_hand():
 
 
 def test_a_backend_is_full_where_a_request_takes_its_limit():
-    assert _slowdown(0.0) == 1.0 and _slowdown(FULL) == pytest.approx(2.5, abs=0.05)
+    assert _slowdown(0.0) == 1.0 and _slowdown(_FULL) == pytest.approx(2.5, abs=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -202,3 +202,15 @@ def test_limits_and_homes_cost_a_decision_little():
         plain, with_books = took_us(False), took_us(True)
         ratios.append([b / a for a, b in zip(plain, with_books)])
     assert min(r[0] for r in ratios) < 1.8 and min(r[1] for r in ratios) < 1.6
+
+
+@pytest.mark.parametrize("capacities", [(8.0,), (8.0, 4.0, 2.0)], ids=["alike", "mixed"])
+def test_the_chance_of_one_of_two_choices_is_that_among_all(capacities):
+    size = len(capacities)
+    fleet = [Backend(f"b{k}", capacity=capacities[k % size]) for k in range(12)]
+    router = Router(fleet, TwoChoices(), config=RouterConfig(explore=0.0))
+    held = running(router, b0=2, b1=1, b4=3, b5=1)
+    d = router.decide(Request(), 1.0)
+    plan, s = d.view.plan, d.signals
+    one_by_one = [plan.chance(k, s, 1.0) for k in range(12)]
+    assert one_by_one == pytest.approx(plan.probabilities(s, 1.0)) and len(held) == 7
