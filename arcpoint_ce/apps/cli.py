@@ -817,6 +817,11 @@ def _finish_store(run, written, path: Path):
     gateway.engine.close(run.now)
     typer.echo(_stored_line(written, path))
 
+
+def _ordered(desk) -> tuple:  # faults
+    "What was ordered while a simulation ran; nothing without a desk."
+    return tuple(desk.done) if desk else ()
+
 # %% ../../nbs/apps/84_cli.ipynb #6f02cd65
 _SIMULATED = """Break a simulated fleet and watch the real router deal with it.
 
@@ -932,8 +937,7 @@ def simulate(
             record, run = show(stage, every_s, speed, typer.echo, desk)
         if written is not None and store is not None:
             _finish_store(run, written, store)
-        ordered = tuple(desk.done) if desk else ()
-        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, ordered)))
+        typer.echo("\n" + _text_table(SUMMARY, compare(stage, record, _ordered(desk))))
 
 # %% ../../nbs/apps/84_cli.ipynb #1799f9fd
 def _print_replay(counts: dict, engine, now: float):
