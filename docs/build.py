@@ -7,6 +7,7 @@ import ast
 import json
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -49,9 +50,14 @@ def setup(app):
 """
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def public_names(path: Path) -> list[str]:
     "The `__all__` of a module; [] where it has none."
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
     return []
@@ -99,7 +105,7 @@ def kinds(module: str) -> dict[str, str]:
     "The Sphinx directive of every name that a module defines."
     path = ROOT / (module.replace(".", "/") + ".py")
     out = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             out[node.name] = "autofunction"
         elif isinstance(node, ast.ClassDef):
