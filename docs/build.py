@@ -37,7 +37,8 @@ def escaped(line):
         return re.sub(r"([\\\\*|_`])", r"\\\\\\1", line)
     for k, part in enumerate(parts):
         plain = re.sub(r"([\\\\*|_])", r"\\\\\\1", part)
-        parts[k] = f"``{part.strip()}``" if k % 2 and part.strip() else plain
+        code = k % 2 and part.strip() and not parts[k + 1][:1].isalnum()
+        parts[k] = f"``{part.strip()}``" if code else plain
     return "".join(parts)
 
 

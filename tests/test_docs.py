@@ -97,3 +97,18 @@ def test_the_built_site_has_no_broken_link_and_every_public_name(tmp_path):
     for module, names in build.modules().items():
         text = (tmp_path / "html" / "api" / f"{module}.html").read_text()
         assert not [n for n in names if f"{module}.{n}" not in text], module
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("takes `x` and *all*", r"takes ``x`` and \*all\*"),
+        ("the `n`th", "the nth"),
+        ("a tick ` alone_", r"a tick \` alone\_"),
+    ],
+    ids=["code", "glued", "odd"],
+)
+def test_a_docstring_is_shown_as_it_was_written(line, says):
+    conf: dict = {}
+    exec(build.CONF, conf)
+    assert conf["escaped"](line) == says
