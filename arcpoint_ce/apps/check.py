@@ -34,16 +34,17 @@ from ..telemetry.source import StepSource, load_steps
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00005
 _MOST_ROWS = 24_000  # requests that are decided again
 _STRETCHES = 24  # stretches of time that a sample consists of
-_COLUMNS = ["ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier"]
-_COLUMNS += ["tokens_in", "tokens_out"]
+_COLUMNS = (
+    *("ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier"),
+    *("tokens_in", "tokens_out"),
+)
 
 
 def _requests_of(source: StepSource) -> pd.DataFrame:  # with ts_s
     "Every request of a log, or pseudo-requests of a series, in order of time."
-    if source.kind != "requests":
+    if not isinstance(source.loaded, RequestLog):
         return pseudo_requests(source.steps, source.step_s).sort_values("ts_s", ignore_index=True)
-    assert isinstance(source.loaded, RequestLog), "a source of this kind is a request log"
-    rows = source.loaded.df(_COLUMNS)
+    rows = source.loaded.df(list(_COLUMNS))
     ts_s = rows.ts.astype("datetime64[us, UTC]").astype("int64") / 1e6
     return rows.drop(columns="ts").assign(ts_s=ts_s)
 
@@ -77,7 +78,7 @@ def _redecide(
 ) -> np.ndarray:  # where each request goes, position
     "Show an engine the log, in order of time, and ask it before each request."
     to, step = s.home.copy(), None
-    ends: list[tuple] = []  # outcomes to come: (s, number, outcome)
+    ends: list[tuple] = []  # outcomes that are still to come, by their end
     for i, now in enumerate(s.ts_s.tolist()):
         while ends and ends[0][0] <= now:
             engine.observe(heappop(ends)[2])
@@ -97,7 +98,7 @@ def _better(
     "Home, unless the engine finds another backend twice as fast or home is not allowed."
     if not scores:
         return home
-    best = min(scores, key=scores.__getitem__)
+    best = min(scores, key=lambda backend: scores[backend])
     worse = home not in scores or scores[home] > _MUCH_WORSE * scores[best]
     return best if worse else home
 
@@ -259,7 +260,7 @@ def _verdict(
     blind: float,  # share of them of which nothing is known
 ) -> tuple[str, str]:  # yes or no, and why
     "The answer in words."
-    if shares["low"][0] > 0 and shares["high"][1] > 0:
+    if shares["high"][1] > 0 and shares["low"][2] > 0:
         return "yes", "late answers came in spells, and the engine noticed them while they lasted"
     if blind > 0.2:
         return "no", f"too sparse: of {blind:.0%} of what would be moved, nothing is known"

@@ -18,6 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/telemetry/10c_containers.ipynb #b085a0db
 _MAX_LINE = 2_000_000  # a longer line is malformed, bytes
@@ -58,7 +59,8 @@ def _open_zip(path: Path):  # a binary file
 
 def _open(path: Path):  # a binary file, unpacked
     "Open a file for reading bytes, packed or not."
-    opener = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(_packing(path))
+    openers: dict[str, Callable] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+    opener = openers.get(_packing(path))
     if opener:
         return opener(path, "rb")
     return _open_zip(path) if _packing(path) == "zip" else open(path, "rb")
@@ -415,7 +417,7 @@ class _Window:
         "The next character that is not white space, commas between values included."
         while True:
             m = re.compile(r"[\s,\ufeff]*").match(self.text, self.at)
-            self.at = m.end()
+            self.at = m.end() if m else self.at
             if self.at < len(self.text):
                 return self.text[self.at]
             if self.ended or not self.more():
@@ -536,7 +538,7 @@ def _way_to_rows(value: dict) -> list[str]:  # keys, outermost first; none: the 
 
 def _unwrapped(value: dict, keys: list[str]) -> Iterator[object]:
     "The rows that lie at the end of a way of keys."
-    inner: object = value
+    inner: Any = value
     for key in keys:
         inner = inner[key]
     if not isinstance(inner, list):

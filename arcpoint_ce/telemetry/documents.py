@@ -44,7 +44,7 @@ def _attributes(found) -> dict:
     "Attributes by their full names, from a list of keys and values or from nested objects."
     if isinstance(found, list):
         return dict(_pair(a) for a in found if isinstance(a, dict))
-    out = {}
+    out: dict = {}
     for key, value in (found or {}).items():
         if isinstance(value, dict) and not value.keys() & _VALUE_KINDS:
             out |= {f"{key}.{k}": v for k, v in _attributes(value).items()}
@@ -59,6 +59,12 @@ def _first(row: dict, *names: str):
         if row.get(name) not in (None, "", "None"):
             return row[name]
     return None
+
+
+def _inside(row: dict, name: str) -> dict:
+    "An object inside of another; empty where there is none."
+    inner = row.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _go_span(row: dict) -> dict:
@@ -81,8 +87,7 @@ def _span(row: dict) -> _Span:
     "One span, in whatever arrangement."
     if "SpanContext" in row:
         row = _go_span(row)
-    context = row.get("context") if isinstance(row.get("context"), dict) else {}
-    both = {**context, **row}
+    both = {**_inside(row, "context"), **row}
     start, end = _times_of(row)
     loose = {k.removeprefix("attributes."): v for k, v in row.items() if "." in k}
     return _Span(
@@ -171,18 +176,20 @@ _OTHER_KINDS = (
     "GUARDRAIL",
     "EVALUATOR",
     "PROMPT",
+    *("WORKFLOW", "TASK", "UNKNOWN"),
 )
-_OTHER_KINDS += ("WORKFLOW", "TASK", "UNKNOWN")
-_MODEL = ("gen_ai.request.model", "gen_ai.response.model", "llm.model_name", "llm.request.model")
-_MODEL += ("ai.model.id", "ai.response.model", "llm.response.model")
+_MODEL = (
+    *("gen_ai.request.model", "gen_ai.response.model", "llm.model_name", "llm.request.model"),
+    *("ai.model.id", "ai.response.model", "llm.response.model"),
+)
 _PROVIDER = (
     "gen_ai.provider.name",
     "gen_ai.system",
     "llm.provider",
     "llm.system",
     "ai.model.provider",
+    "llm.vendor",
 )
-_PROVIDER += ("llm.vendor",)
 _OPERATION = ("gen_ai.operation.name", "llm.request.type")
 _SPAN_TOKENS = {
     "tokens_in": (
@@ -414,12 +421,6 @@ def _guided(r: dict, status: str | int, model: str) -> dict:
         "status": status,
         "error": _first(info | r, "error") or _first(info, "error"),
     }
-
-
-def _inside(row: dict, name: str) -> dict:
-    "An object inside of another; empty where there is none."
-    inner = row.get(name)
-    return inner if isinstance(inner, dict) else {}
 
 
 def _inference_perf(value: dict) -> Iterator[dict]:

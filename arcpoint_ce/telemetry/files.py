@@ -189,7 +189,7 @@ def _open_database(
     scratch: str | Path | None = None,  # folder for what does not fit in memory; None: no spilling
 ) -> duckdb.DuckDBPyConnection:  # in memory, times in UTC; not shared with any other load
     "A connection that never asks the network and opens no other file."
-    config = {
+    config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "temp_directory": str(scratch or ""),
         "preserve_insertion_order": "false",

@@ -337,9 +337,9 @@ def _parsed(
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         at = re.search(r"line (\d+)", str(e))
-        line = at[1] if at else len(text.splitlines())
+        broken = at[1] if at else len(text.splitlines())
         raise ValueError(
-            f"{path}:{line}: not TOML ({e}); see data/fleet.toml for the layout"
+            f"{path}:{broken}: not TOML ({e}); see data/fleet.toml for the layout"
         ) from e
     except RecursionError as e:
         longest = max(enumerate(text.splitlines(), 1), key=lambda numbered: len(numbered[1]))
@@ -420,7 +420,7 @@ def _fit_prices(
     prices = np.linalg.lstsq(tokens, cost, rcond=None)[0]
     if prices.min() < 0:
         prices = np.full(2, cost.sum() / tokens.sum())
-    return tuple(float(round(p, 6)) for p in prices)
+    return float(round(prices[0], 6)), float(round(prices[1], 6))
 
 
 def _shown_backend(

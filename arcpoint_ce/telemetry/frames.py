@@ -7,6 +7,7 @@ __all__ = ['STEP_COLUMNS', 'to_steps', 'step_length_s', 'rolling_origin']
 
 # %% ../../nbs/telemetry/10_frames.ipynb #656baf7e
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def to_steps(
     optional = [c for c in _OPTIONAL if c in table]
     columns = [table[c].tolist() for c in (*needed, *optional)]
     for backend, start_s, *values in zip(*columns):
-        counts = dict(zip(STEP_COLUMNS, map(int, values)))
+        counts: dict[str, Any] = dict(zip(STEP_COLUMNS, map(int, values)))
         gauges = _known(optional, values[len(STEP_COLUMNS) :])
         yield backend, Step(int(start_s), **counts, **gauges)
 

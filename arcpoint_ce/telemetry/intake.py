@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import pandas as pd
@@ -127,7 +127,7 @@ def _field_texts(
     ValueError names what is missing, what exists and how to map it.
     """
     get = _Columns(src)
-    texts = _preset_texts(src, preset, get)
+    texts: dict[str, str | None] = {**_preset_texts(src, preset, get)}
     given = {*columns, "_ended"} if "latency_ms" in columns else columns
     texts = {name: text for name, text in texts.items() if name not in given}
     for f in fields:
@@ -381,7 +381,7 @@ class _Intake:
     files: list[Path] = field(default_factory=list)
     # (source, file number, texts) of what was read
     taken: list[tuple] = field(default_factory=list)
-    lines: _Malformed = None  # (file number, line, reason, text) of malformed lines
+    lines: _Malformed = field(init=False)  # (file number, line, reason, text) of malformed lines
     apart: Counter = field(default_factory=Counter)  # reason -> rows that were set apart
     lost: Counter = field(default_factory=Counter)  # column -> values that were dropped
     layouts: dict[str, int] = field(default_factory=dict)  # layout -> files of it
@@ -392,7 +392,7 @@ class _Intake:
     tmp: tempfile.TemporaryDirectory = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="arcpoint_")
     )
-    con: duckdb.DuckDBPyConnection = None
+    con: duckdb.DuckDBPyConnection = field(init=False)
 
     def __post_init__(self):
         self.lines = _Malformed(Path(self.tmp.name) / "malformed.csv")
@@ -631,7 +631,7 @@ def _read_document(intake: _Intake, path: Path, number: int, columns: dict, pres
         _take(intake, src, number, columns, preset, n_rows, False)
 
 
-def _write_rows(rows: Iterator[tuple[int, object]], out: Path) -> int:  # rows written
+def _write_rows(rows: Iterator[tuple[int, Any]], out: Path) -> int:  # rows written
     "One line of JSON a row, line number in front."
     n_rows = 0
     with open(out, "w", encoding="utf-8", errors="replace") as f:
@@ -649,7 +649,7 @@ def _document_rows(
     path: Path,  # what is read
     layout: str,  # otel, or a name in `_DOCUMENTS`
     columns: dict,  # canonical -> attribute of a span
-    values: Iterator[tuple[int, object]],
+    values: Iterator[tuple[int, Any]],
 ) -> Iterator[tuple[int, dict]]:  # rows with canonical names
     "Rows of documents. ValueError where a document lacks what its layout promises."
     if layout == "otel":
@@ -676,11 +676,11 @@ def _span_rows(intake: _Intake, values, columns: dict) -> Iterator[tuple[int, di
     around = spans.around()
     with open(held, encoding="utf-8") as f:
         for line in f:
-            key, n, text = line.split("\x01", 2)
-            if int(key) in around:
+            span, n_line, text = line.split("\x01", 2)
+            if int(span) in around:
                 intake.apart[_APART[6]] += 1
             else:
-                yield int(n), json.loads(text)
+                yield int(n_line), json.loads(text)
     if spans.others:
         intake.apart[_APART[5]] += spans.others
 
@@ -790,7 +790,7 @@ def _date_order(intake: _Intake, src: _Source, texts: _Texts) -> str | None:
         parts = [
             f"max(try_cast(regexp_extract(x, '{_DAY_OR_MONTH}', {i}) AS INTEGER))" for i in (1, 2)
         ]
-        first, second = intake.con.execute(f"SELECT {', '.join(parts)} FROM ({at})").fetchone()
+        first, second = intake.con.execute(f"SELECT {', '.join(parts)} FROM ({at})").fetchall()[0]
     except duckdb.Error:
         return None  # a damaged file is judged line by line
     order = _us_order(first or 0, second or 0)
@@ -828,11 +828,11 @@ def _insert(
     con = intake.con.execute("BEGIN")
     try:
         intake.add_columns(present)
-        kept = con.execute(f"INSERT INTO rows BY NAME {select}").fetchone()[0]
+        kept = con.execute(f"INSERT INTO rows BY NAME {select}").fetchall()[0][0]
         unplaced = "bad IS NOT NULL AND json_extract_string(place, '$[0]') IS NULL"
         lost = con.execute(
             f"SELECT count(*) FROM rows WHERE file = {number} AND {unplaced}"
-        ).fetchone()[0]
+        ).fetchall()[0][0]
     except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException):
         con.execute("ROLLBACK")
         return False
@@ -851,7 +851,7 @@ def _read_parquet(intake: _Intake, path: Path, number: int, columns: dict, prese
     metadata = f"parquet_file_metadata({quoted(str(path.absolute()))})"
     try:
         src = _parquet_source(path, intake.con)
-        n_rows = intake.con.execute(f"SELECT sum(num_rows) FROM {metadata}").fetchone()[0]
+        n_rows = intake.con.execute(f"SELECT sum(num_rows) FROM {metadata}").fetchall()[0][0]
     except duckdb.Error as e:
         raise ValueError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]})") from e
     named = _named(preset, path, "parquet")
@@ -879,7 +879,7 @@ def _drop_repeats(
     judged = " AND ".join(["bad IS NULL", *(f"{c} IS NOT NULL" for c in ids)])
     con.execute(f"""CREATE TEMP TABLE twice AS SELECT {id_hash} AS h FROM rows WHERE {judged}
         GROUP BY 1 HAVING count(*) > 1""")
-    if con.execute("SELECT count(*) FROM twice").fetchone()[0] == 0:
+    if con.execute("SELECT count(*) FROM twice").fetchall()[0][0] == 0:
         return
     suspect = f"{judged} AND {id_hash} IN (SELECT h FROM twice)"
     nth = f"row_number() OVER (PARTITION BY {', '.join(ids)} ORDER BY ts, {names}, file, place)"
@@ -896,7 +896,8 @@ def _judge_again(
     "Make good rows bad. They have no place yet, so the suspects are read once more."
     con, again = intake.con, []
     for taken in intake.taken:
-        select = _insert_sql(*taken, intake.fields, intake.rules, every_place=True)
+        src, number, texts = taken
+        select = _insert_sql(src, number, texts, intake.fields, intake.rules, True)
         again.append(f"(SELECT * FROM ({select}) WHERE {suspect})")
     rows = " UNION ALL BY NAME ".join(again)
     con.execute(f"CREATE OR REPLACE TEMP TABLE again AS SELECT *, {guilty} AS guilty FROM ({rows})")
@@ -917,7 +918,7 @@ def _drop_strays(intake: _Intake):
     "Mark rows of 1970 as bad where the log is of a later time: their clock was not set."
     few = f"count(*) FILTER (ts < {_IN_1970})"
     found = f"SELECT {few}, count(*) FROM rows WHERE bad IS NULL"
-    early, n = intake.con.execute(found).fetchone()
+    early, n = intake.con.execute(found).fetchall()[0]
     if 0 < early < n / 2:
         suspect = f"bad IS NULL AND ts < {_IN_1970}"
         _judge_again(intake, suspect, "true", ("ts", "lies in 1970, and most of the log later"))
@@ -977,10 +978,10 @@ def _with_lines(
         seek = [i for i, b in enumerate(bad) if b.file == number and b.line is None]
         if not seek:
             continue
-        found = _find_lines(src, {bad[i].key for i in seek})
+        found = _find_lines(src, {bad[i].key or "" for i in seek})
         for i in seek:
-            lines = found.get(bad[i].key) or [None]
-            line = lines.pop() if len(lines) > 1 else lines[0]
+            lines = found.get(bad[i].key or "") or []
+            line = lines.pop() if len(lines) > 1 else next(iter(lines), None)
             out[i] = bad[i]._replace(line=line)
     return out
 
@@ -1051,7 +1052,7 @@ def _settle(
     _drop_strays(intake)
     kept, n_bad = intake.con.execute(
         "SELECT count(*) FILTER (bad IS NULL), count(*) FILTER (bad IS NOT NULL) FROM rows"
-    ).fetchone()
+    ).fetchall()[0]
     n_bad += len(intake.lines)
     if kept + n_bad != intake.rows_in:
         raise RuntimeError(f"{intake.rows_in} rows came in, {kept} + {n_bad} are accounted for")
@@ -1068,7 +1069,7 @@ def _settle(
 
 def _write_bad(intake: _Intake, path: Path) -> list[tuple]:
     "Write the bad rows; the first five."
-    first = []
+    first: list[tuple] = []
     with open(path, "w", newline="", encoding="utf-8", errors="replace") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["file", "line", "column", "reason", "raw"])
@@ -1096,7 +1097,7 @@ def _count_lost(intake: _Intake):
     for i, f in enumerate(f for f in intake.fields if f.optional):
         if f.name in intake.present:
             bit = f"SELECT count(*) FROM rows WHERE bad IS NULL AND lost & {1 << i} > 0"
-            n = intake.con.execute(bit).fetchone()[0]
+            n = intake.con.execute(bit).fetchall()[0][0]
             if n:
                 intake.lost[f.name] += n
 

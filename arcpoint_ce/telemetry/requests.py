@@ -32,7 +32,7 @@ def _judge_kinds(intake: _Intake):
     "The view `log`: good rows with their kind, and `ok` that is NULL where it counts neither way."
     con = intake.con
     good = "CASE WHEN coalesce(ok, true) THEN 'success' ELSE 'backend' END AS kind"
-    told = con.execute("SELECT count(status) + count(error) FROM good").fetchone()[0]
+    told = con.execute("SELECT count(status) + count(error) FROM good").fetchall()[0][0]
     rows = f"SELECT *, {good} FROM good"
     if told:
         combinations = con.execute("SELECT DISTINCT status, error, ok FROM good").fetchall()
@@ -79,6 +79,7 @@ def _owner(
     known: list[_Deployment],  # deployments of rows with one
 ) -> _Deployment | None:  # whose it is; None: nobody can say
     "The only deployment that a row can belong to."
+    own: dict[tuple[str, str | None], _Deployment] = {}
     own = {(k.backend, k.id): k for k in known if lost.id and k.id == lost.id}
     own = own or {(k.backend, k.id): k for k in known if k.may_serve(lost)}
     if len(own) == 1:
@@ -100,7 +101,7 @@ def _attribute(intake: _Intake):
         same = " AND ".join(f"{c.strip()} IS NOT DISTINCT FROM ?" for c in named.split(","))
         same += " AND bad IS NULL AND _unplaced IS NOT NULL"
         if owner is None:
-            n = con.execute(f"DELETE FROM rows WHERE {same}", row).fetchone()[0]
+            n = con.execute(f"DELETE FROM rows WHERE {same}", row).fetchall()[0][0]
             intake.apart[_APART[4]] += n
             intake.rows_in -= n
         else:
@@ -197,7 +198,7 @@ def _check_grid(
     spans = "SELECT min(ts) AS a, max(ts) AS b FROM log GROUP BY backend"
     cells, first_s, last_s = con.execute(
         f"SELECT sum(b // {us} - a // {us} + 1), min(a) / 1e6, max(b) / 1e6 FROM ({spans})"
-    ).fetchone()
+    ).fetchall()[0]
     if cells and cells > _MAX_STEPS:
         raise ValueError(
             f"{cells} steps of {step_s} s between {first_s:.0f} and {last_s:.0f} s since the "
@@ -231,7 +232,7 @@ def _doubts(log) -> list[str]:  # sentences
     out = list(log._intake.notes)
     median, n_ok, n_failed = log.con.execute("""SELECT
         approx_quantile(latency_ms, 0.5) FILTER (ok), count(*) FILTER (ok), count(*) FILTER (NOT ok)
-        FROM log""").fetchone()
+        FROM log""").fetchall()[0]
     if median is not None and median < _FEW_MS:
         out.append(
             f"latency_ms: the median is {median:.3g} ms, little for an answer of a model. If the "
@@ -269,18 +270,18 @@ def _unanswerable(log) -> list[str]:
     return out
 
 
-_WRONG_TIMES = (  # least and largest number, s, and what such numbers really are
-    (20_000, 80_000, "day numbers of a spreadsheet"),
-    (350_000, 700_000, "hours since 1970"),
-    (1e6, 3e7, "a wrong unit: all times lie in 1970"),
+_WRONG_TIMES = (  # least and largest number, how far apart at most, what such numbers really are
+    (20_000, 80_000, 400, "day numbers of a spreadsheet"),
+    (350_000, 700_000, 9_000, "hours since 1970"),
+    (1e6, 3e7, 3e7, "a wrong unit: all times lie in 1970"),
 )
 
 
 def _check_times(log):
     "ValueError where all times are day numbers of a spreadsheet, or lie in 1970 by a wrong unit."
-    first, last = log.con.execute("SELECT min(ts) / 1e6, max(ts) / 1e6 FROM log").fetchone()
-    for least, most, what in _WRONG_TIMES if log.rows > 1 else ():
-        if least <= first and last <= most:
+    first, last = log.con.execute("SELECT min(ts) / 1e6, max(ts) / 1e6 FROM log").fetchall()[0]
+    for least, most, apart, what in _WRONG_TIMES if log.rows > 1 else ():
+        if least <= first and last <= most and last - first <= apart:
             raise ValueError(
                 f"{log.files[0]}: ts from {first:.10g} to {last:.10g} look like {what}; export "
                 "times as text (2026-03-02 00:00:10) or as seconds since 1970, or name their unit, "
@@ -371,13 +372,13 @@ class RequestLog:
         self.set_apart, self.lost = dict(intake.apart), dict(intake.lost)
         intake.view_good()
         counts = ", ".join(f"count({f.name})" for f in intake.fields)
-        filled = self.con.execute(f"SELECT {counts} FROM good").fetchone()
+        filled = self.con.execute(f"SELECT {counts} FROM good").fetchall()[0]
         public = [(f, n) for f, n in zip(intake.fields, filled) if f.name[0] != "_"]
         self.columns = [f.name for f, n in public if n or f.required]
         _judge_kinds(intake)
         self.rows, self.start_s, self.end_s = self.con.execute(
             f"SELECT count(*), min(ts) / 1e6, max(ended) / 1e6 FROM ({_EVENTS_SQL})"
-        ).fetchone()
+        ).fetchall()[0]
         self.span_s = self.end_s - self.start_s if self.rows else 0.0
         names = self.con.execute("SELECT DISTINCT backend FROM log ORDER BY 1").fetchall()
         self.backends = [name for (name,) in names]
@@ -455,7 +456,7 @@ def load_requests(
     files = find_files(path)
     sha = _hash_files(files)
     fields = (*_REQUEST_FIELDS, *_ATTRIBUTION)
-    intake = _read_files(files, fields, columns, PRESETS.get(preset), now, memory)
+    intake = _read_files(files, fields, columns, PRESETS.get(preset or ""), now, memory)
     try:
         n_bad, where = _settle(intake, ("ts", "backend", "request_id"), max_bad, quarantine, sha)
         _attribute(intake)

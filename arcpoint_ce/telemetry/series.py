@@ -101,7 +101,7 @@ def _numbers(
     why = np.full(len(texts), "", object)
     for i in np.flatnonzero(np.isnan(values) & column.notna()):
         if not _is_missing(texts[i]):
-            values[i] = _number(texts[i], f.family)
+            values[i] = _number(texts[i] or "", f.family)
             why[i] = "is not a number" if np.isnan(values[i]) else ""
     why[np.isinf(values)] = "is infinite"
     why[(values < 0) & (why == "")] = "is negative"
@@ -212,9 +212,10 @@ def _csv_rows(
     for n, line in enumerate(lines[first:], first + 1):
         if not line.strip():
             continue
-        fault, cells = "", [line]
+        fault = ""
+        cells: list[str | None] = [line]
         try:
-            cells = _line_cells(line, sep)
+            cells = [*_line_cells(line, sep)]
         except csv.Error as e:
             fault = f"has broken quotes ({e})"
         if not fault and len(cells) != width:
@@ -319,8 +320,10 @@ def _json_table(
         raise ValueError(f"{path}: {len(names):,} different keys; needed are {_NEEDED}")
     rows = []
     for n, flat, fault in found:
-        cells = [str(flat)] if fault else list(map(flat.get, names))
-        rows.append(_Row(n, cells, fault))
+        if isinstance(flat, dict) and not fault:
+            rows.append(_Row(n, list(map(flat.get, names))))
+        else:
+            rows.append(_Row(n, [str(flat)], fault))
     return _Table(path, list(names), rows)
 
 
@@ -517,13 +520,13 @@ def _long_points(
         if row.fault:
             yield row
             continue
-        name = row.cells[which] or ""
+        name = row.cells[which or 0] or ""
         series = names.of_text(name)
         if "backend" in places:
             labels = {names.label: row.cells[places["backend"].at] or ""}
             series = names.of_labels(name, labels)
         if series:
-            yield _Point(row.line, row.cells[places["ts"].at], series, row.cells[value])
+            yield _Point(row.line, row.cells[places["ts"].at], series, row.cells[value or 0])
 
 
 def _is_long(table: _Table) -> bool:
@@ -544,7 +547,9 @@ def _answer_points(
     "Points of a query's answer. The line is the place of the series in it, from 1."
     for n, entry in enumerate(doc["result"], 1):
         series = names.of_labels("", entry["metric"])
-        for ts, value in entry["values"] if series else ():
+        if series is None:
+            continue
+        for ts, value in entry["values"]:
             yield _Point(n, str(ts), series, str(value))
 
 
@@ -765,7 +770,7 @@ def _telemetry_steps(
     out = found.reindex(index).reset_index()
     for c in _COUNTS:
         out[c] = out[c].fillna(0).astype("int64")
-    no_hist = [{} for _ in range(len(out))]
+    no_hist: list[dict] = [{} for _ in range(len(out))]
     out = out.assign(tokens_in=0, tokens_out=0, in_flight=None, oldest_ms=None, hist=no_hist)
     unknown = ["tokens_in", "tokens_out", "in_flight", "oldest_ms", "hist"]
     order = ["backend", "start_s", *_COUNTS, *unknown, "mean_ms", *_QUANTILES]

@@ -118,7 +118,7 @@ def _column_map(text: str) -> dict[str, str | None] | None:  # None: nothing to 
             return json.loads(text)
         except ValueError as e:
             raise ValueError(f"columns={text!r}: not a JSON object ({e})") from e
-    columns = {}
+    columns: dict[str, str | None] = {}
     for pair in text.split(","):
         if not pair.strip():
             continue
@@ -142,11 +142,11 @@ def _load(
     **options,  # for the loaders: columns, max_bad, quarantine
 ) -> tuple[RequestLog | Telemetry, pd.DataFrame]:  # what was loaded; its steps
     "Rows and steps by the loader for this kind of file."
-    preset = None if preset in (_SERIES, _LOG) else preset or None
+    layout = None if preset in (_SERIES, _LOG) else preset or None
     if kind == "requests":
-        log = load_requests(path, preset=preset, **options)
+        log = load_requests(path, preset=layout, **options)
         return log, log.steps(step_s or 60)
-    series = load_telemetry(path, preset, step_s=step_s, **options)
+    series = load_telemetry(path, layout, step_s=step_s, **options)
     return series, series.steps()
 
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from io import StringIO
 from math import exp, hypot
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,7 +28,7 @@ _PETSHOP = (
     f"{_RAW}/amazon-science/petshop-root-cause-analysis/"
     "1c5992dc46a02c988a027e2219036d59e8158a91/dataset/low_traffic"
 )
-REGISTRY = {
+REGISTRY: dict[str, dict[str, Any]] = {
     "azure_conv_2023": dict(
         url=f"{_RAW}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data/"
         "AzureLLMInferenceTrace_conv.csv",
@@ -617,7 +618,7 @@ def _mixture_floor(
         below = sum(weight * norm.cdf((mid - mean) / sd) for weight, mean, sd in parts)
         low = np.where(below < 0.5, mid, low)
         high = np.where(below < 0.5, high, mid)
-    error_ms = 0
+    error_ms = np.zeros_like(mid)
     for weight, mean, sd in parts:
         z = (mid - mean) / sd
         error_ms = error_ms + weight * sd * (2 * norm.pdf(z) + z * (2 * norm.cdf(z) - 1))
@@ -729,7 +730,7 @@ def exercise_steps(
 # %% ../../nbs/telemetry/12_traces.ipynb #8f7276d8
 _SAMPLE_START = pd.Timestamp("2026-03-02", tz="UTC")  # a Monday
 # concurrent capacity; service ms at no load; share of the traffic; USD per million tokens in, out
-_SAMPLE_BACKENDS = {
+_SAMPLE_BACKENDS: dict[str, dict[str, Any]] = {
     "atlas-large": dict(
         model="large", capacity=24, service_ms=140.0, weight=0.24, price_in=3.0, price_out=12.0
     ),
@@ -934,7 +935,7 @@ def _requests(
             "latency_ms": latency,
             "ttft_ms": np.where(ok, np.round(latency * ttft_share), np.nan),
             "ok": ok,
-            "error": np.where(ok, None, error),
+            "error": np.where(ok, np.array(None, object), error),
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "cost_usd": np.where(ok, np.round(cost, 6), 0.0),

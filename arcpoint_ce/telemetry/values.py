@@ -142,7 +142,7 @@ def _connect(
     **config: str,  # settings of DuckDB
 ) -> duckdb.DuckDBPyConnection:  # private, in memory
     "A database that knows the rules of this notebook, works in UTC and stays off the network."
-    quiet = {
+    quiet: dict[str, str | bool | int | float | list[str]] = {
         "preserve_insertion_order": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
