@@ -978,10 +978,10 @@ def _with_lines(
         seek = [i for i, b in enumerate(bad) if b.file == number and b.line is None]
         if not seek:
             continue
-        found = _find_lines(src, {bad[i].key or "" for i in seek})
+        found = _find_lines(src, {str(bad[i].key) for i in seek})
         for i in seek:
-            lines = found.get(bad[i].key or "") or []
-            line = lines.pop() if len(lines) > 1 else next(iter(lines), None)
+            lines: list = found.get(str(bad[i].key)) or [None]
+            line = lines.pop() if len(lines) > 1 else lines[0]
             out[i] = bad[i]._replace(line=line)
     return out
 
