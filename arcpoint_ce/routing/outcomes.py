@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'displayed', 'Verdict', 'classify']
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # %% ../../nbs/routing/00_outcomes.ipynb #e18e851b
 _MOST_SHOWN = 8  # fields
@@ -17,7 +17,7 @@ _SIZED = ("builtins", "collections", "numpy", "pandas")  # whose lengths never f
 _SECRET = re.compile(r"token$|secret|password|api_?key|credential", re.I)
 
 
-def _short(name: str, value) -> str:
+def _short(name: str, value: Any) -> str:
     "A value in a few words."
     if _SECRET.search(name) and isinstance(value, (str, bytes)):
         return "set" if value else "none"
@@ -30,7 +30,7 @@ def _short(name: str, value) -> str:
     return _size(value)
 
 
-def _size(value) -> str:
+def _size(value: Any) -> str:
     "How many items it holds, or else of what kind it is."
     known = type(value).__module__.partition(".")[0] in _SIZED
     if not known or not hasattr(type(value), "__len__"):
@@ -39,7 +39,7 @@ def _size(value) -> str:
     return f"{n} item" if n == 1 else f"{n} items"
 
 
-def _fields(x) -> Iterator[tuple[str, str]]:
+def _fields(x: Any) -> Iterator[tuple[str, str]]:
     "Public attributes and what they hold, in a few words."
     names = [name for c in type(x).__mro__ for name in getattr(c, "__slots__", ())]
     names += getattr(x, "_fields", ()) or getattr(x, "__dict__", ())
@@ -49,24 +49,24 @@ def _fields(x) -> Iterator[tuple[str, str]]:
             yield name, _short(name, value)
 
 
-def _line(x) -> str:
+def _line(x: Any) -> str:
     "Class and fields in one line."
     told = [f"{name}={value}" for name, value in _fields(x)]
     more = ", …" if len(told) > _MOST_SHOWN else ""
     return f"{type(x).__name__}({', '.join(told[:_MOST_SHOWN])}{more})"
 
 
-def _table(x) -> str:
+def _table(x: Any) -> str:
     "Fields as an HTML table; the text of an object that shows itself in its own words."
     from html import escape
 
-    if type(x).__repr__ is not _line and not hasattr(x, "_fields"):
+    if getattr(type(x), "__repr__") is not _line and not hasattr(x, "_fields"):
         return f"<pre>{escape(repr(x))}</pre>"
     rows = [f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in _fields(x)]
     return f"<b>{escape(type(x).__name__)}</b><table>{''.join(rows)}</table>"
 
 
-def displayed(cls: type) -> type:
+def displayed(cls: Any) -> Any:  # a class
     "Class decorator: a repr and an escaped `_repr_html_` for a class that has none of its own."
     if cls.__repr__ is object.__repr__:
         cls.__repr__ = _line
