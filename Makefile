@@ -32,7 +32,7 @@ test-all: setup hygiene   ## the same with every test
 	@$(BIN)/nbdev_test --n_workers 2
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests
 
-hygiene: setup   ## export, clean and README leave no diff; ruff finds no fault
+hygiene: setup   ## export, clean and README leave no diff; ruff and mypy find no fault
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hygiene.py
 
 bench: setup   ## speed, measured side by side in one run

@@ -1,4 +1,4 @@
-"""Notebook hygiene: export, clean and README must leave no diff, and ruff finds no fault.
+"""Notebook hygiene: export, clean and README leave no diff; ruff and mypy find no fault.
 
 Usage: python tests/hygiene.py [--readme]      --readme only writes README.md from nbs/index.ipynb
 """
@@ -76,12 +76,17 @@ def main() -> int:
 
 
 def lint() -> bool:
-    "Whether ruff finds fault with a notebook, a template or a test; it says with what."
-    where = ["nbs", "reports", "tests", "docs", "data/surge.py", "setup.py"]
-    checks = (["ruff", "format", "--check", "-q"], ["ruff", "check", "-q"])
-    failed = [c for c in checks if subprocess.run([*c, *where], cwd=ROOT).returncode]
+    "Whether ruff or mypy finds fault; they say with what."
+    where = ["nbs", "reports", "tests", "setup.py"]
+    checks = (
+        ["ruff", "format", "--check", "-q", *where],
+        ["ruff", "check", "-q", *where],
+        ["mypy", "--no-error-summary"],
+        ["mypy", "--no-error-summary", "--strict", "arcpoint_ce/routing"],
+    )
+    failed = [c for c in checks if subprocess.run(c, cwd=ROOT).returncode]
     for command in failed:
-        print("found fault:", " ".join([*command, *where]))
+        print("found fault:", " ".join(command))
     return bool(failed)
 
 

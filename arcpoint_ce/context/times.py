@@ -204,8 +204,10 @@ def _read_now(text: str, now: datetime) -> _Found | None:
     return (end - 600.0, end), "now"
 
 # %% ../../nbs/context/50_times.ipynb #77c9809e
-_READERS = (_read_hours, _read_dates, _read_clock, _read_o_clock)
-_READERS += (_read_distance, _read_day, _read_now)
+_READERS = (
+    *(_read_hours, _read_dates, _read_clock, _read_o_clock),
+    *(_read_distance, _read_day, _read_now),
+)
 _AHEAD = re.compile(rf"\b(?:next|coming) (?:{_COUNT} )?(?:minutes?|mins?|hours?)\b")
 _MONTHS = "january|february|april|june|july|august|september|october|november|december"
 _CALLED = "minute|hour|day|night|morning|noon|afternoon|evening|week|weekend|month|quarter|year"

@@ -53,7 +53,7 @@ def _occupy(
             now,
             anyway=True,
         )
-        tokens = decision.expect * (1.0 - min(left / running, 1.0))
+        tokens = round(decision.expect * (1.0 - min(left / running, 1.0)))
         if tokens:
             router.progress(
                 decision,

@@ -921,7 +921,7 @@ def _html_of(says: str, backends: Iterable[Mapping]) -> str:
     )
 
 
-def _plot_table(names: Sequence[str], table: Mapping, ax=None):
+def _plot_table(names: Sequence[str], table: Mapping[str, Forecast], ax=None):
     "Median and 80 % interval of every backend's forecast; the axes that hold them."
     import matplotlib.pyplot as plt
 
@@ -929,9 +929,10 @@ def _plot_table(names: Sequence[str], table: Mapping, ax=None):
     labels = []
     for row, name in enumerate(names):
         forecast = table.get(name)
-        known = forecast is not None and forecast.ok()
-        labels.append(name if known else f"{name} (no forecast)")
-        if known:
+        if forecast is None or not forecast.ok():
+            labels.append(f"{name} (no forecast)")
+        else:
+            labels.append(name)
             ax.plot(forecast.interval_ms, [row, row], color="tab:blue", linewidth=3)
             ax.plot(forecast.p50_ms, row, "o", color="black", markersize=4)
     ax.set_yticks(range(len(names)), labels)

@@ -296,7 +296,7 @@ class _LatencyForecaster(Forecaster):
         return any(ladder.state(backend) in (DEMOTED, SHADOW) for backend in self.counts)
 
     @property
-    def evidence(self) -> float:
+    def evidence(self) -> float:  # type: ignore[override]
         return self.judge.evidence
 
     def learn(self, steps: Sequence[tuple[str, Step]], outcomes, now: float) -> str:
@@ -417,15 +417,15 @@ class _Together(Forecaster):
         return ForecastTable(self.version, now, max_age_s, best, self.name)
 
     @property
-    def lesson(self) -> int:
+    def lesson(self) -> int:  # type: ignore[override]
         return sum(p.lesson for p in self.parts)
 
     @property
-    def lesson_due(self) -> str | None:
+    def lesson_due(self) -> str | None:  # type: ignore[override]
         return next((p.lesson_due for p in self.parts if p.lesson_due), None)
 
     @property
-    def evidence(self) -> float:
+    def evidence(self) -> float:  # type: ignore[override]
         return max(p.evidence for p in self.parts)
 
     def learn(self, steps, outcomes, now):
@@ -545,15 +545,15 @@ class _AutoForecaster(Forecaster):
         self.acting = new
 
     @property
-    def lesson(self) -> int:
+    def lesson(self) -> int:  # type: ignore[override]
         return self.team.lesson
 
     @property
-    def lesson_due(self) -> str | None:
+    def lesson_due(self) -> str | None:  # type: ignore[override]
         return self.team.lesson_due
 
     @property
-    def evidence(self) -> float:
+    def evidence(self) -> float:  # type: ignore[override]
         return self.team.evidence
 
     def learn(self, steps, outcomes, now):

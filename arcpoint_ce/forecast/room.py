@@ -495,7 +495,7 @@ class RoomForecaster(Forecaster):
         self.heard.hear(now, said)
 
     @property
-    def evidence(self) -> float:
+    def evidence(self) -> float:  # type: ignore[override]
         return float(self.gate.evidence() / self.gate_config.enough)
 
     def _begin(self, from_s: float, now: float):

@@ -329,7 +329,7 @@ def _install_own(says: Callable, world: World, fleet: Fleet):
     "Ask a fault of somebody's own every second until the requests are over."
     ledger = ledger_of(fleet)
     for name in fleet.names:
-        ledger.faults.append(_OwnFault(says, name, world.start_s))
+        ledger.faults.append(_OwnFault(says, name, world.start_s))  # type: ignore[arg-type]
 
     def look(fleet, now):
         ledger.refresh(fleet, now)

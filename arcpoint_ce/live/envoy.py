@@ -9,6 +9,7 @@ __all__ = ['OrcaSidecar']
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..engine.engine import ContextEngine
 from .model_server import optional
@@ -43,7 +44,7 @@ class OrcaSidecar:
         self.engine, self.backend, self.url = engine, backend, url.rstrip("/")
         self.clock, self.every_s, self.timeout_s = clock, every_s, timeout_s
         self.capacity = {b.name: b.capacity for b in engine.router.backends}
-        self._client = None
+        self._client: Any = None  # an httpx.AsyncClient, once there is a call
         self._header, self._due_s = b"", -float("inf")
 
     def weight(self, now: float) -> float:

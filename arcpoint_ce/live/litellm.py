@@ -456,7 +456,7 @@ class ArcpointLogger:
         try:
             call = None
             if self.shadow:
-                backend = self._chooser.draw(request, group, now)
+                backend: str | None = self._chooser.draw(request, group, now)
                 metadata[_MARK + "_meant"] = backend
             else:
                 call = self._call(model, request, group, metadata, now)
@@ -476,13 +476,15 @@ class ArcpointLogger:
             return None
         return backend
 
-    def _call(self, model: str, request: Request, group: _Group, metadata: dict, now: float):
+    def _call(
+        self, model: str, request: Request, group: _Group, metadata: dict, now: float
+    ) -> _Call:
         "A further attempt of the decision that the request carries, or a new decision."
         call = self._chooser.calls.of(metadata)
-        same = call is not None and call.backend is None and call.group == model
-        if not (same and self._chooser.retry(call, group, now)):
-            call = self._chooser.first(request, model, group, metadata, now)
-        return call
+        if call is not None and call.backend is None and call.group == model:
+            if self._chooser.retry(call, group, now):
+                return call
+        return self._chooser.first(request, model, group, metadata, now)
 
     def _forget(self, call: _Call | None, metadata: dict):
         "A decision that is not followed."

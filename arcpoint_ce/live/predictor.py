@@ -273,8 +273,8 @@ class _Answer:
 
     def __init__(self, status: int, body: object, kind: str = "application/json"):
         self.status, self.kind = status, kind
-        is_text = isinstance(body, str)
-        self.body = (body if is_text else json.dumps(body, separators=(",", ":"))).encode()
+        text = body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))
+        self.body = text.encode()
 
 
 class _Servers:

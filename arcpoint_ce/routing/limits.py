@@ -225,7 +225,7 @@ def _wait_of(said: Mapping[str, str]) -> float | None:  # s
 
 
 def read_limits(
-    headers: Mapping[str, str],  # of one HTTP answer; names in any case
+    headers: Mapping[str, Any],  # of one HTTP answer; names in any case
 ) -> _LimitsLeft:  # what they say is left
     "Rate-limit headers of the usual providers. What is no number is passed over."
     said = {str(name).lower(): value for name, value in headers.items()}

@@ -580,17 +580,21 @@ class Forecaster(Protocol):
 
         The router is there to be read: its backends, limits and requests in flight.
         """
+        return None
 
     def step(self, backend: str, step: Step) -> None:
         "A step of one backend has closed."
+        return None
 
     def outcome(self, outcome: Outcome) -> None:
         "An attempt has ended."
+        return None
 
     def gauges(self, now: float, said: Mapping[str, tuple[float, float, float, float]]) -> None:
         """What backends say of themselves: when (s), requests running, requests waiting, time per
         output token (ms).
         """
+        return None
 
     def tick(self, now: float) -> ForecastTable:
         "What is foreseen now. Backends of which nothing is known are left out."
@@ -614,6 +618,7 @@ class Forecaster(Protocol):
 
     def restore(self, lessons: Mapping[str, Any], memo: Mapping[str, Any]) -> None:
         "Take up what `lessons` and `memo` said. ValueError where they do not fit."
+        return None
 
     def news(self) -> list[ForecasterEvent]:
         "What has happened since the last call."

@@ -1897,7 +1897,7 @@ class Router:
         if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, self.policy):
             self._views.outdate()
 
-    def hear_limits(self, backend: str, headers: Mapping[str, str], now: float) -> None:
+    def hear_limits(self, backend: str, headers: Mapping[str, Any], now: float) -> None:
         """Take in what the headers of an answer say about rate limits.
 
         Others may spend the same limit, so what the provider says is left counts. KeyError on an

@@ -179,7 +179,7 @@ class _FleetFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     tiers: dict[str, _TierEntry] = {}
     backend: list[_BackendEntry] = Field(min_length=1)
-    limits: _LimitsEntry = _LimitsEntry()
+    limits: _LimitsEntry = Field(default_factory=_LimitsEntry.model_construct)
     budget: list[_BudgetEntry] = []
 
 # %% ../../nbs/telemetry/13_fleet_file.ipynb #3856a470
@@ -248,7 +248,7 @@ _REMEDY = {
     "list_type": "write a list: [{value}]",
     "too_short": "add at least one [[backend]] table",
 }
-_ENTRIES = {
+_ENTRIES: dict[int | str, type[BaseModel]] = {
     "backend": _BackendEntry,
     "tiers": _TierEntry,
     "budget": _BudgetEntry,
@@ -319,7 +319,7 @@ def _to_upstream(entry: _BackendEntry) -> Upstream:
 
 def _to_backend(entry: _BackendEntry) -> Backend:
     "The backend that a table describes; lists become tuples."
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in entry.model_dump(exclude=set(_UPSTREAM)).items():
         values[key] = tuple(value) if isinstance(value, list) else value
     return Backend(**values)
