@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
+RUN_LOCK := requirements-run.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-all hygiene bench lab readme docs lock clean
@@ -12,16 +13,25 @@ help:   ## show these lines
 
 setup: $(VENV)/.installed   ## create .venv and install the locked dependencies and the package
 
-$(VENV)/.installed: $(LOCK) settings.ini setup.py
+# $(1): a lock file
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	@echo "setting up $(VENV) (once; later runs start at once)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(1)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+endef
+
+$(VENV)/.installed: $(LOCK) settings.ini setup.py
+	$(call install,$(LOCK))
 	@$(BIN)/python -c "import nbdev.cli"
+	@touch $@ $(VENV)/.runs
+
+$(VENV)/.runs: $(RUN_LOCK) settings.ini setup.py
+	$(call install,$(RUN_LOCK))
 	@touch $@
 
-run: setup   ## the main job on the shipped sample: forecasts, decisions, an HTML report
+run: $(VENV)/.runs   ## the main job on the shipped sample: forecasts, decisions, an HTML report
 	@$(BIN)/arcpoint report routing
 
 test: setup hygiene   ## notebook hygiene, nbdev_test, pytest without its slow tests
@@ -51,9 +61,10 @@ docs: setup   ## the site, offline, in _docs/html (installs Sphinx and MyST-NB o
 	@$(BIN)/python docs/build.py _docs
 	@echo "site: _docs/html/index.html"
 
-lock: setup   ## resolve requirements.lock again
+lock: setup   ## resolve both lock files again
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q --refresh-package arcpoint_ce -o $(LOCK) > /dev/null
+	@$(BIN)/uv pip compile setup.py --extra build --universal --python-version 3.11 --generate-hashes --no-header -q -c $(LOCK) -o $(RUN_LOCK) > /dev/null
 
 clean:   ## remove .venv, reports and caches
 	@rm -rf $(VENV) reports/out build *.egg-info .pytest_cache .hypothesis

@@ -431,8 +431,9 @@ def test_no_machine_paths_and_no_index_addresses():
     assert not found
 
 
-def test_the_lock_file_pins_everything_with_hashes():
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-run.lock"])
+def test_the_lock_file_pins_everything_with_hashes(name):
+    text = (ROOT / name).read_text()
     assert not re.search(r"^(-|--)|https?://|file:|@ ", re.sub(r"\\\n", " ", text), re.M)
     entries = [
         line
