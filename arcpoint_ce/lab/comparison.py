@@ -523,7 +523,7 @@ def compare(
     faults=(),  # on top of the family's own: a Fault, Scenario, scenario's name, or a function
     against: str | None = None,  # who is compared with; None: the first that ships
     load: float | None = None,  # None: the tuned one; found by a rule where `world` differs
-    n_jobs: int = 2,  # processes
+    n_jobs: int = 1,  # processes; more pay where a run takes minutes
     **world,  # further settings of the worlds, as in `Setting`: physics, gateways, streams, ...
 ) -> Comparison:
     """Run policies, forecasters and faults of your own beside those that ship, in the same worlds.
