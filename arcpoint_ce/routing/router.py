@@ -1353,7 +1353,7 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
     nowcast.heard_s = heard_s
     lane.hold.until_s = held_s
     budget = lane.budget
-    if budget and minute:
+    if budget is not None:
         budget.restore(minute)
 
 
