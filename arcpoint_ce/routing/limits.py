@@ -165,8 +165,8 @@ class Budget:
         """Take up what `memo` wrote down; older ones end with the tokens of the minute. Empty:
         nothing was spent.
         """
-        nothing = (-inf, 0, 0, 0, -inf, 0)
-        minute_s, used, used_tok, used_in_tok, day_s, before = (*memo, *nothing[len(memo) :])
+        nothing: list[float] = [-inf, 0, 0, 0, -inf, 0]
+        minute_s, used, used_tok, used_in_tok, day_s, before = [*memo, *nothing[len(memo) :]]
         self.minute_s, self.day_s, self.used_before = minute_s, day_s, int(before)
         self.used, self.used_tok, self.used_in_tok = int(used), int(used_tok), int(used_in_tok)
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
