@@ -117,6 +117,12 @@ def _promised(
     return replace(workload, slo_s=slo_s)
 
 
+def _told_limits(gateway: EngineGateway) -> EngineGateway:
+    "The same gateway; its engine hears each caller's own limit and counts what the callers count."
+    gateway.tells_limits = True
+    return gateway
+
+
 def _family_stage(
     name: str, seed: int, requests: int, load: float, streams: float, how: dict
 ) -> _Stage:
@@ -134,7 +140,7 @@ def _family_stage(
         world.backends,
         _promised(world.workload, **how),
         world.fleet,
-        lambda **more: ours(world, **how, **more),
+        lambda **more: _told_limits(ours(world, **how, **more)),
         past,
         called,
     )
@@ -202,7 +208,7 @@ def _file_stage(
         tuple(fleet),
         _promised(site.workload, **how),
         lambda gateways: site.fleet(gateways, trouble),
-        lambda **more: ours_at(site, **how, **more),
+        lambda **more: _told_limits(ours_at(site, **how, **more)),
         lambda: quiet_past(site, how.get("forecaster", "auto"), n=_PAST),
         called,
     )
@@ -257,13 +263,8 @@ def _live_gateway(
     store: FeedbackStore,
     anomalies: AnomalyDetector | None = None,  # fitted; None: none are looked for
 ) -> EngineGateway:
-    """Our gateway, with an engine that writes down what happens.
-
-    It hears each caller's own limit, so that a dashboard counts what the callers count.
-    """
-    gateway = stage.router(into=store, anomalies=anomalies)
-    gateway.tells_limits = True
-    return gateway
+    "Our gateway, with an engine that writes down what happens."
+    return stage.router(into=store, anomalies=anomalies)
 
 
 def _usual(stage: _Stage) -> AnomalyDetector | None:  # None: too little has happened

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .state import REMEMBER_S, Facts, standing_at
 from ..engine.engine import completed, table_from
@@ -53,7 +53,7 @@ def _occupy(
             now,
             anyway=True,
         )
-        tokens = round(decision.expect * (1.0 - min(left / running, 1.0)))
+        tokens: Any = decision.expect * (1.0 - min(left / running, 1.0))  # not whole
         if tokens:
             router.progress(
                 decision,

@@ -521,7 +521,7 @@ def test_the_fuzzer_finds_no_server_error(served, tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def test_mcp_over_stdio(served):
+def test_mcp_over_stdio(served, tmp_path):
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
 
@@ -533,7 +533,8 @@ def test_mcp_over_stdio(served):
                 command=sys.executable,
                 args=["-c", code, "mcp", "--store", str(served["store"])],
                 env=dict(ENV),
-            )
+            ),
+            errlog=open(tmp_path / "errors", "w"),
         ) as (read, write):
             async with ClientSession(read, write) as session:
                 await session.initialize()
