@@ -14,6 +14,7 @@ from typing import Any
 from ..engine.engine import ContextEngine
 from .model_server import optional
 from ..routing.decisions import Decision, NoBackend
+from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome, Request
 
 # %% ../../nbs/live/64_envoy.ipynb #615717fa
@@ -24,6 +25,7 @@ _HOP = frozenset(
 )
 
 
+@displayed
 class OrcaSidecar:
     """An ASGI application in front of one backend that tells Envoy how much it should get.
 

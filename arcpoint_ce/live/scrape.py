@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from ..routing.outcomes import displayed
+
 # %% ../../nbs/live/60c_scrape.ipynb #02d9859c
 _NAMES = {  # what it is -> names of it, newest first
     "running": (
@@ -79,18 +81,25 @@ def _read(text: str) -> _Scrape:
     return _Scrape(**told)
 
 # %% ../../nbs/live/60c_scrape.ipynb #a20e0db6
+def _had(old: _Scrape | None) -> tuple[float, float]:
+    "Seconds and tokens of the scrape before; 0 of what it did not say."
+    if old is None:
+        return 0.0, 0.0
+    return old.paced_s or 0.0, old.paced_n or 0.0
+
+
 def _pace_ms(new: _Scrape, old: _Scrape | None) -> float | None:
     "Time per output token since the last scrape, ms; None where nothing has come."
     if new.paced_n is None or new.paced_s is None:
         return None
     seconds, n = new.paced_s, new.paced_n
-    had_s = (old.paced_s if old else None) or 0.0
-    had_n = (old.paced_n if old else None) or 0.0
+    had_s, had_n = _had(old)
     if had_n <= n and had_s <= seconds:
         seconds, n = seconds - had_s, n - had_n
     return 1000.0 * seconds / n if n > 0 and seconds > 0 else None
 
 
+@displayed
 class Scraper:
     "Asks servers for their metrics, now and again."
 

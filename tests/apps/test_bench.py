@@ -167,6 +167,7 @@ bench.run_bench(quick=True, progress=False)
 GROWTH = bench_of("memory of observe", quick=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, word, number",
     [

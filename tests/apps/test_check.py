@@ -41,6 +41,7 @@ def test_spells_can_be_avoided_and_what_is_at_random_cannot(tmp_path):
     assert zero["answer"] == "no" and "at random" in zero["reason"]
 
 
+@pytest.mark.slow
 def test_shuffled_times_are_a_no_in_nineteen_of_twenty(tmp_path):
     answers = []
     for seed in range(20):

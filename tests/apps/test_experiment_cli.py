@@ -242,6 +242,7 @@ def test_more_seeds_cost_only_themselves(done, tmp_path):
     assert "step_failure" in repr(run) and "<td>step_failure</td>" in run._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path):
     """Killed by SIGKILL after its first rows; the second call keeps them, and ends as an
     undisturbed run does.
@@ -309,6 +310,7 @@ def splitwise(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_own_arrivals_and_curves(tmp_path, capsys):
     a, c = azure(tmp_path / "mine.csv"), splitwise(tmp_path / "server.csv")
     code, _, err = said(
@@ -376,6 +378,7 @@ def test_forecast_switched_off_or_wrong(tmp_path, capsys, forecast):
     assert forecast != "off" or m["step_failure"]["on_off"] in (1.0, None)
 
 
+@pytest.mark.slow
 def test_quick_is_small_and_more_policies_run(tmp_path):
     run = E.run_experiment(
         ["ramp"],
@@ -457,6 +460,7 @@ def test_tune_keeps_what_it_has(tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_load_the_share_of_streams_and_the_scaler_that_were_asked_for_are_run(tmp_path, capsys):
     "All contenders of one world get the same scaler, and nothing is chosen by the rule."
     args = (

@@ -70,6 +70,7 @@ def start(out, development, log):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_record_goes_on_where_it_stopped(tmp_path, development):
     rows = tmp_path / "out" / "ramp" / "rows" / "rows.jsonl"
     first = start(tmp_path / "out", development, tmp_path / "first")

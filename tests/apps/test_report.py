@@ -497,6 +497,7 @@ def test_a_run_that_is_ended_says_so_and_ends_what_it_began(tmp_path, how):
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["a time-out", "an error", "its end"])
 def test_what_a_kernel_began_ends_with_it(tmp_path, ends):
     begins = SLEEPS.rpartition("\n")[0]

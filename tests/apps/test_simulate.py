@@ -328,6 +328,7 @@ def decided(store) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_is_ended_leaves_no_control_file(tmp_path, how):
     store = tmp_path / "run.sqlite"

@@ -35,6 +35,7 @@ def hostile_log(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["routing", "forecast"])
 def test_names_stay_text(name, hostile_log, tmp_path):
     run = run_report(name, out=tmp_path / "out", progress=False, data=str(hostile_log), quick=True)

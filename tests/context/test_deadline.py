@@ -138,6 +138,7 @@ def at_work() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("arcpoint-agent")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DRIPS)
 def test_the_deadline_holds_while_an_answer_drips(engine, how):
     with Dripping(*DRIPS[how]) as server:
@@ -228,6 +229,7 @@ def test_an_agent_that_never_returns_leaves_room_for_others():
     assert h.decide(Request(), 99.0).backend in "ab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["agent", "hybrid"])
 def test_the_interpreter_ends_while_a_question_hangs(through):
     code = textwrap.dedent("""

@@ -263,6 +263,7 @@ def limited(files: int):
     return limit
 
 
+@pytest.mark.slow
 def test_half_open_heads_do_not_shut_out_others(tmp_path):
     port = free_port()
     code = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
@@ -308,6 +309,7 @@ def test_half_open_heads_do_not_shut_out_others(tmp_path):
         process.wait(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"])
 def test_a_head_that_drips_is_ended_also_on_a_connection_that_is_kept(tmp_path, first):
     port = free_port()

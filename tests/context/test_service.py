@@ -478,6 +478,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
     assert len(told) > 50 and len(set(told)) == len(told) and set(told) <= kept
 
 
+@pytest.mark.slow
 def test_the_fuzzer_finds_no_server_error(served, tmp_path):
     """A request that no backend may serve is a 503 by design; nothing else above 499 is."""
     pytest.importorskip("schemathesis")

@@ -160,6 +160,7 @@ ENDINGS = {  # how requests end, and what is changed in the store afterwards
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDINGS)
 def test_every_page_however_requests_end(tmp_path, how):
     outcome, changes = ENDINGS[how]
@@ -184,6 +185,7 @@ ROLLOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requests", [100, 3000], ids=["begun", "looked at"])
 @pytest.mark.parametrize("kind", ROLLOUTS)
 def test_a_rollout_that_an_engine_runs_is_shown(tmp_path, kind, requests):
@@ -518,6 +520,7 @@ def open_evidence(w: Watched, k: int):
     assert piece.locator("[data-testid=stDataFrame]").count(), piece.inner_text()
 
 
+@pytest.mark.slow
 def test_a_fault_is_ordered_seen_and_explained(browser, live):
     w = Watched(browser, f"{live.url}/?every=1+s&window=last+15+minutes")
     page = w.page
@@ -586,6 +589,7 @@ def shot(w: Watched, name: str):
     w.page.screenshot(path=ARTEFACTS / f"{name}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1366, 768), (2560, 1440)], ids=["laptop", "wall"])
 def test_every_page_is_drawn(browser, live, scheme, size):
@@ -605,6 +609,7 @@ def test_every_page_is_drawn(browser, live, scheme, size):
     w.context.close()
 
 
+@pytest.mark.slow
 def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
     w = Watched(browser, f"{live.url}/decisions?window=last+5+minutes&tier=premium", (1366, 1100))
     page = w.page
@@ -681,6 +686,7 @@ PAYLOADS = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_text_is_text(browser, tmp_path):
     assert len(PAYLOADS) == 20
     store = tmp_path / "evil.sqlite"
@@ -786,6 +792,7 @@ def test_only_this_machine_and_its_own_pages_are_answered(tmp_path):
             assert seen(**strange) == [403] * 4, strange
 
 
+@pytest.mark.slow
 def test_a_head_that_never_ends_is_ended(tmp_path):
     engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
     with Dashboard(tmp_path / "s.sqlite") as d:

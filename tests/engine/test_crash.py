@@ -49,6 +49,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, capsys):
     path, rng, start = tmp_path / "store.db", random.Random(0), 0.0
     acknowledged, reopen = [], []
@@ -161,6 +162,7 @@ def lived(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_9_with_each_forecaster(kind, lived, tmp_path):
     path, rng = Path(shutil.copy(lived, tmp_path / "e.db")), random.Random(0)

@@ -169,6 +169,7 @@ def test_simulate_into_a_store(tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 def test_retraining_promotes_once_and_then_keeps(tmp_path):
     given = dict(data="exercise", registry=str(tmp_path / "registry"), quick=True)
     first, second = (
@@ -182,6 +183,7 @@ def test_retraining_promotes_once_and_then_keeps(tmp_path):
     assert [v.state for v in registry.versions().values()] == ["live", "retired"]
 
 
+@pytest.mark.slow
 def test_retraining_from_an_engines_store(log, tmp_path):
     assert (
         arcpoint(

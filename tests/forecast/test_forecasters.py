@@ -300,6 +300,7 @@ def test_a_lesson_makes_every_backend_known(kind, forest, past):
     assert set(known) == (set() if kind == "toy" else set(NAMES))  # the toy hears steps only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_loop_and_a_restart(kind, forest, past, tmp_path):
     path, now = tmp_path / "engine.db", past[2]

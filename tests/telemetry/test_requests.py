@@ -387,8 +387,9 @@ def make_file(r, path, number):
         lines[i] = bytes(b)
     ends = r.choice([[b"\n"], [b"\r\n"], [b"\n", b"\r\n"]])
     data = b"".join(s + r.choice(ends) for s in lines)
-    if r.random() < 0.3:
-        data = data.rstrip(b"\r\n")
+    without = data.rstrip(b"\r\n")
+    if r.random() < 0.3 and b"\n" in without:  # else a carriage return would end lines
+        data = without
     n = sum(1 for s in data.split(b"\n") if s.strip())
     if not is_json:
         data = ",".join(COLUMNS).encode() + r.choice(ends) + data
