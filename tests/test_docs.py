@@ -17,6 +17,7 @@ build = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(build)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_asked_for_on_the_page_of_its_module():
     found = build.modules()
     assert len(found) > 100 and "compare" in found["arcpoint_ce.lab.comparison"]

@@ -67,6 +67,7 @@ def test_a_complicated_function_is_seen():
     assert house.complicated(module("def f(x):\n" + body)) == ["room.part: f 11"]
 
 
+@pytest.mark.slow
 def test_nine_in_ten_exports_are_followed_by_an_example():
     assert house.share([house.without_example(nb) for nb in NOTEBOOKS]) >= 0.9
 

@@ -84,6 +84,7 @@ def test_a_figure_that_differs_is_seen(tmp_path, monkeypatch):
     assert said_again(page) == [("n = 3", "n = 4")]
 
 
+@pytest.mark.slow
 def test_python_blocks_run_as_shown(tmp_path):
     found = blocks("python")
     assert len(found) >= 2

@@ -421,6 +421,7 @@ def test_a_machine_path_is_seen(bad):
     assert PLACES.search(bad)
 
 
+@pytest.mark.slow
 def test_no_machine_paths_and_no_index_addresses():
     found = []
     for p in tracked():

@@ -129,6 +129,7 @@ def test_contents(wheel):
     assert {n.split("/")[1] for n in names if n.endswith(".ipynb")} == {"templates"}
 
 
+@pytest.mark.slow
 def test_installed_apart_from_the_checkout(home, tmp_path):
     code = (
         "import arcpoint_ce, numpy; from arcpoint_ce.apps.report import templates; "
@@ -156,6 +157,7 @@ RELIED_ON = {
 }  # names that other programs read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [r.name for r in list_reports()])
 def test_every_report_runs(home, tmp_path, name):
     "On the shipped sample, from a folder that has nothing to do with the project."

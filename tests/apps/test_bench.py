@@ -188,6 +188,7 @@ def test_children_end_with_an_interrupted_bench(tmp_path, script, word, number):
     assert list(tmp_path.iterdir()) == []  # stores and logs are gone as well
 
 
+@pytest.mark.slow
 def test_a_server_ends_when_the_bench_is_killed(tmp_path):
     bench = started(LONG_SERVICE, tmp_path)
     children = children_of(bench, "serve")

@@ -32,6 +32,7 @@ def shuffled(frame, seed):
     return frame.assign(ts=np.random.default_rng(seed).permutation(frame.ts))
 
 
+@pytest.mark.slow
 def test_spells_can_be_avoided_and_what_is_at_random_cannot(tmp_path):
     found = check_log(saved(tmp_path, made()))["help"]
     assert found["answer"] == "yes" and 0.4 < found["low"][0] <= found["high"][0] <= 1
@@ -120,6 +121,7 @@ def test_a_series_can_be_checked(tmp_path, capsys):
     assert "telemetry" in capsys.readouterr().out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_large_log_is_sampled_and_said_to_be(tmp_path):
     frame = pd.concat([made(k).assign(ts=lambda x, k=k: x.ts + 10_000 * k) for k in range(8)])
     found = check_log(saved(tmp_path, frame))

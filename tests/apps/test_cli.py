@@ -149,6 +149,7 @@ def test_a_failed_report(tmp_path, capsys):
     assert "ZeroDivisionError: division by zero (cell 4: 1/0)" in err
 
 
+@pytest.mark.slow
 def test_a_report_that_takes_too_long(tmp_path, capsys):
     path = template(tmp_path / "x.ipynb", "import time\ntime.sleep(99)")
     code, _, err = said(
@@ -185,6 +186,7 @@ def test_wrong_report_calls(tmp_path, monkeypatch, capsys, args, says):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, says",
     [
@@ -242,6 +244,7 @@ def test_bad_rows_and_bad_fleets_are_named(tmp_path, capsys):
     assert code == 2 and "fleet.toml:3" in err and "capacity" in err
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback():
     plain, debug = shell("decide", "none.csv"), shell("decide", "none.csv", ARCPOINT_DEBUG="1")
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1
@@ -335,6 +338,7 @@ def test_train_spares_folders_that_are_no_models(log, tmp_path, capsys):
     assert code == 2 and "no model" in err and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_decide_gives_reasons_and_repeats(model, log, capsys):
     folder, _ = model
     args = ("decide", log, "--model-dir", folder, "--slo-ms", "300", "--seed", "3")
@@ -352,6 +356,7 @@ def test_decide_gives_reasons_and_repeats(model, log, capsys):
     assert p_slow["a"] < 0.2 < 0.8 < p_slow["b"] and pace_ms["b"] > 5 * pace_ms["a"]
 
 
+@pytest.mark.slow
 def test_decide_is_the_answer_of_the_engine_that_replays_the_log(model, log, capsys):
     "Another way to the same engine: every request of the last two hours by hand, then its rank."
     from arcpoint_ce import ContextEngine, RouterConfig
@@ -385,6 +390,7 @@ def test_decide_is_the_answer_of_the_engine_that_replays_the_log(model, log, cap
     assert all(abs(c.score / float(score) - 1) < 1e-3 for c, (_, score) in zip(ranking, printed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forecaster", ["auto", "none", "room", "latency", "both"])
 def test_decide_with_each_forecaster(log, capsys, forecaster):
     code, out, err = said(capsys, "decide", log, "--forecaster", forecaster, "--slo-ms", "300")
@@ -393,6 +399,7 @@ def test_decide_with_each_forecaster(log, capsys, forecaster):
     assert forecaster != "none" or "(reactive)" in out
 
 
+@pytest.mark.slow
 def test_decide_respects_the_fleet_file(model, log, tmp_path, capsys):
     (tmp_path / "fleet.toml").write_text(
         "\n".join(

@@ -225,6 +225,7 @@ def test_again_in_the_same_folder_runs_nothing_and_says_the_same(done, capsys):
     )
 
 
+@pytest.mark.slow
 def test_more_seeds_cost_only_themselves(done, tmp_path):
     import shutil
 

@@ -168,6 +168,7 @@ def test_out_must_be_empty_or_new(tmp_path):
     assert run_report(path, out=empty, progress=False).folder == empty
 
 
+@pytest.mark.slow
 def test_never_overwritten_and_latest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = template(tmp_path / "small.ipynb")
@@ -311,6 +312,7 @@ def test_an_interrupt_is_recorded_and_passed_on(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_does_not_look_finished(tmp_path):
     path = template(
         tmp_path / "x.ipynb",
@@ -338,6 +340,7 @@ def test_a_killed_run_does_not_look_finished(tmp_path):
         raise
 
 
+@pytest.mark.slow
 def test_a_broken_kernelspec_does_no_harm(tmp_path):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
@@ -472,6 +475,7 @@ os.rename(out_dir + "/pids.part", out_dir + "/pids")
 time.sleep(600)"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_ended_says_so_and_ends_what_it_began(tmp_path, how):
     path, folder = template(tmp_path / "x.ipynb", SLEEPS), tmp_path / "out"

@@ -64,6 +64,7 @@ def shell(*args, cwd) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_run_from_the_shell(here):
     done = shell(
         *("--fleet", "fleet.toml", "--scenario", "backend_down"),
@@ -117,6 +118,7 @@ def test_without_a_fleet_the_shipped_one(capsys):
     assert code == 0 and "atlas-large" in out and "5 backends" in out
 
 
+@pytest.mark.slow
 def test_a_family_brings_its_own_fleet(capsys, here):
     code, out, _ = said(capsys, "--scenario", "step_failure", "--requests", 400, "--every-s", 60)
     assert code == 0 and "family's own" in out and "* fault begins: backend_down on b" in out
@@ -264,6 +266,7 @@ def test_being_written_down_changes_nothing(forecaster, tmp_path):
     assert (store.state("engine/lessons") is not None) == (forecaster != "none")
 
 
+@pytest.mark.slow
 def test_a_candidate_is_told_of_and_can_be_looked_up(tmp_path):
     store = FeedbackStore(tmp_path / "run.sqlite")
     stage = S.stored_stage(

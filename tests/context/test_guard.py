@@ -358,6 +358,7 @@ def test_a_store_that_cannot_be_read_is_no_bug(tmp_path, monkeypatch):
     assert (answer.status_code, answer.json()["title"]) == (503, "the store cannot be read")
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_new_store_must_be_there(tmp_path):
     code = "import sys; from arcpoint_ce.apps.cli import run; sys.exit(run(sys.argv[1:]))"
     words = ["serve", "--port", "0", "--store", str(tmp_path / "none" / "s.sqlite")]
@@ -368,6 +369,7 @@ def test_the_folder_of_a_new_store_must_be_there(tmp_path):
     assert not Path(tmp_path / "none").exists() and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_new_store_is_announced(tmp_path, capfd):
     port = free_port()
     process = start(tmp_path / "s.sqlite", port)

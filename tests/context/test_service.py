@@ -323,6 +323,7 @@ def test_only_json_and_only_loopback_names(served):
     assert call(served["url"], "/healthz", host="evil.example")[0] == 200
 
 
+@pytest.mark.slow
 def test_open_to_others_only_with_a_token(tmp_path):
     done = subprocess.run(
         [
@@ -557,6 +558,7 @@ def test_mcp_over_stdio(served, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_ask_needs_no_key(served):
     call(served["url"], "/decide", {})
     env = {k: v for k, v in ENV.items() if k != "ANTHROPIC_API_KEY"}

@@ -89,6 +89,7 @@ def engine_on(
     return engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", _PAGES)
 @pytest.mark.parametrize("state", ["missing", "empty", "fresh", "small"])
 def test_every_page_in_every_state(tmp_path, page, state):
@@ -276,6 +277,7 @@ def test_the_store_is_read_only_to_it(tmp_path):
         Facts(tmp_path / "s.sqlite").rows("DELETE FROM decisions", (), 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_views_touch_few_rows_of_a_large_store(tmp_path):
     from arcpoint_ce.dashboard.views import (
         drawn_over_time,
@@ -639,6 +641,7 @@ def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
     w.context.close()
 
 
+@pytest.mark.slow
 def test_a_dead_dashboard_does_not_hold_the_engine(tmp_path):
     engine = engine_on(tmp_path / "s.sqlite", requests=50)
     engine.store.flush()

@@ -48,6 +48,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_an_engine_killed_at_any_moment_resumes_with_its_breakers(tmp_path):
     path, start, rng, resumed = tmp_path / "e.db", 0.0, random.Random(1), []
     for trial in range(3):
@@ -167,6 +168,7 @@ def adding(args):
     return Registry(folder).add(Path(folder) / "model", f"hash{k}", {}, float(k)).name
 
 
+@pytest.mark.slow
 def test_writers_of_a_registry_do_not_disturb_each_other(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "forest.npz").write_bytes(b"x")
@@ -193,6 +195,7 @@ def test_a_link_or_a_stranger_among_the_files_is_refused(tmp_path):
         r.add(tmp_path / "model", "h", {}, 0.0)
 
 
+@pytest.mark.slow
 def test_retraining_fits_the_anomaly_detector_anew_from_stored_steps():
     from arcpoint_ce.forecast.latency import LatencyForest
     from arcpoint_ce.telemetry.frames import to_steps

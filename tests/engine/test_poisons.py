@@ -732,6 +732,7 @@ def spawned(path):
     return ids
 
 
+@pytest.mark.slow
 def test_processes_on_one_file_give_ids_of_their_own(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         ids = [i for part in pool.map(spawned, [tmp_path / "e.db"] * 4) for i in part]

@@ -40,6 +40,7 @@ def log(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_replay_writes_what_it_says(log, tmp_path):
     ran = arcpoint("replay", log.name, "--store", str(tmp_path / "r.sqlite"), cwd=log.parent)
     assert ran.returncode == 0, ran.stderr
@@ -84,6 +85,7 @@ def figures(ran) -> dict:
     return {w[0]: int(w[1]) for w in (line.split() for line in ran.stdout.splitlines()[2:8])}
 
 
+@pytest.mark.slow
 def test_replay_tells_the_engine_how_far_streams_have_come(streams, log, tmp_path):
     counts = figures(
         arcpoint(
@@ -117,6 +119,7 @@ def test_replay_tells_the_engine_how_far_streams_have_come(streams, log, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_replay_with_a_candidate_beside_the_live_policy(streams, tmp_path):
     ran = arcpoint(
         "replay",
@@ -152,6 +155,7 @@ def test_replay_refuses(log, args, says):
     assert ran.returncode != 0 and says in ran.stderr and "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_simulate_into_a_store(tmp_path):
     ran = arcpoint(
         "simulate",

@@ -523,6 +523,7 @@ def test_gateways_on_one_redis_share_what_their_breakers_learned(server, tmp_pat
         e.store.close()
 
 
+@pytest.mark.slow
 def test_a_redis_store_is_asked_by_its_address(server):
     engine = ContextEngine(
         [Backend("east"), Backend("west")],
@@ -578,6 +579,7 @@ def fetched_by(shelf, what):
     return len(sent)
 
 
+@pytest.mark.slow
 def test_what_redis_sends_does_not_grow_with_its_history(server, tmp_path):
     from arcpoint_ce.context.ask import ask
     from arcpoint_ce.context.questions import Context

@@ -331,6 +331,7 @@ def test_the_whole_loop_and_a_restart(kind, forest, past, tmp_path):
         assert again.failures == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORESTS)
 def test_a_shift_is_drift_and_costs_trust(kind, forest, past):
     """From one moment on everything takes four times as long, as nobody could foresee, and goes up
@@ -422,6 +423,7 @@ def foresees(name: str, now: float, change: float, trust: float) -> Forecast:
     return Forecast(name, now, 60.0, quantiles, quantiles, now_ms=1000.0, trust=trust)
 
 
+@pytest.mark.slow
 def test_auto_lets_the_right_one_act_and_takes_it_out_when_the_world_turns():
     candidates = [Claims("wrong", -1.0), Claims("right", 1.0)]
     auto = _AutoForecaster(candidates)

@@ -342,6 +342,7 @@ def test_exercise_is_foreseen():
     assert len(rows.dropna(subset=["actual_ms"])) == 199
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.environ.get("ARCPOINT_DATA"),
     reason="ARCPOINT_DATA is not set: the petshop series are not at hand",

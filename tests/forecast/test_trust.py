@@ -244,6 +244,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(steps, st.sampled_from([0.0, 1.25]))
 def test_whatever_it_is_told_trust_is_a_share(told, prior):

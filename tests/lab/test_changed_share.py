@@ -17,6 +17,7 @@ def judged_run(streams, every, monkeypatch, name="ours_room"):
     return record, hold["fleet"].gateways[0]
 
 
+@pytest.mark.slow
 def test_looking_changes_no_decision(monkeypatch):
     "Every decision looked at, and none: the same places, the same ends."
     (a, often), (b, never) = (judged_run(0.0, k, monkeypatch) for k in (1, 10**9))
@@ -30,6 +31,7 @@ def test_no_forecast_changes_nothing(monkeypatch):
     assert judged_run(0.0, 20, monkeypatch, "ours_none")[1].changed_share == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["shuffled", "frozen", "inverted"])
 def test_a_forecast_that_is_wrong_on_purpose_acts(monkeypatch, wrong):
     "A stuck one did not fit into the store: every tick failed, and no forecast was judged at all."

@@ -39,6 +39,7 @@ def test_straw_routers_fail_the_suite(site, policy):
     assert not suite_passes(scores(site, policy))
 
 
+@pytest.mark.slow
 def test_the_real_router_passes_it(site):
     assert suite_passes(scores(site, "ours"))
 

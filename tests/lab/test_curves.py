@@ -74,6 +74,7 @@ def put(path, frame):
 # -- published measurements ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_simulated_latency_is_the_measured_one():
     "Every stage up to the knee of every configuration: within 10 %; the closed form within 1 %."
     path = real("inference_perf_stages.csv")

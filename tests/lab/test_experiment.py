@@ -135,6 +135,7 @@ def test_a_task_survives_json_and_does_not_depend_on_the_order_of_options(
     )
 
 
+@pytest.mark.slow
 def test_seeds_are_the_same_in_another_process_whatever_its_hash_seed():
     script = """
 from arcpoint_ce.lab.experiment import Task, _policy_seed, _world_seed
@@ -168,6 +169,7 @@ def test_processes_give_the_sequential_table(alone, tmp_path):
     assert os.getpid() not in pids(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_stream_gives_it_too(alone, tmp_path):
     (marks := tmp_path / "marks").mkdir()
     with joblib.parallel_config("multiprocessing"):
@@ -175,6 +177,7 @@ def test_a_backend_that_cannot_stream_gives_it_too(alone, tmp_path):
     assert os.getpid() not in pids(marks)
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_it_too(alone, tmp_path):
     distributed = pytest.importorskip(
         "distributed", reason="needs the extra [dask]: pip install 'arcpoint_ce[dask]'"
@@ -219,6 +222,7 @@ assert table.equals(alone) and len(table) == 28
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_redoes_only_what_is_missing(tmp_path):
     rows = tmp_path / "out" / "rows.jsonl"
 

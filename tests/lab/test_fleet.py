@@ -332,6 +332,7 @@ def test_the_same_seed_gives_the_same_run_and_chunks_change_nothing(caller, kind
     assert once != troubled(work, seed=1, **caller)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_requests():
     def peak(n):
         gc.collect()

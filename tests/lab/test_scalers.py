@@ -274,6 +274,7 @@ def test_a_schedule_follows_the_past_and_nothing_else():
         Cron(np.tile(counts, 3), 60, 10.0, 180.0, quantile=1.5)
 
 
+@pytest.mark.slow
 def test_chances_fall_with_the_room_and_keep_their_word(model):
     outlook, later = Outlook(model), arrivals(25, 95)
     stated, came = [], []

@@ -22,6 +22,7 @@ def python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_importing_the_room_loads_no_server_and_no_client():
     imports = "\n".join(f"import arcpoint_ce.live.{name}" for name in MODULES)
     done = python(f"{imports}\nimport sys\nprint(*sorted(sys.modules))")
@@ -29,6 +30,7 @@ def test_importing_the_room_loads_no_server_and_no_client():
     assert not {"httpx", "uvicorn", "starlette", "fastapi"} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["httpx", "uvicorn"])
 def test_a_missing_package_is_named_with_its_extra(tmp_path, package):
     fleet = tmp_path / "f.toml"

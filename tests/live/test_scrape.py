@@ -6,7 +6,7 @@ import time
 
 import httpx
 import pytest
-from test_gateway import CURVE, NAMES, gateway
+from test_live_gateway import CURVE, NAMES, gateway
 from test_testbed import until
 
 from arcpoint_ce.lab.fleet import SimBackend

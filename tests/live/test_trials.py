@@ -35,6 +35,7 @@ def test_a_finished_run_is_not_repeated(monkeypatch, tmp_path):
     assert len(asked) == 9
 
 
+@pytest.mark.slow
 def test_the_proxy_with_a_fixed_target_asks_no_engine():
     quick = ServiceCurve((1.0, 8.0), (0.5, 0.5), (1.0, 1.0))
     sims = [SimBackend(Backend(name, capacity=8.0), quick) for name in ("east", "west")]
@@ -70,6 +71,7 @@ def test_the_command_refuses_what_it_does_not_know(capsys):
     assert "midstream_reset" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_chaos_from_the_command_line(tmp_path, capsys):
     fleet = tmp_path / "fleet.toml"
     fleet.write_text("".join(f'[[backend]]\nname = "{n}"\ncapacity = 8\n' for n in ("a", "b")))
@@ -88,6 +90,7 @@ def test_a_scenario_ends_as_in_the_simulator():
     assert gap["sim_gap_points"] <= 8
 
 
+@pytest.mark.slow
 def test_rows_say_what_a_caller_saw():
     sims = [SimBackend(Backend("a", capacity=8.0), ServiceCurve((1.0, 8.0), (2.0, 2.0)))]
     work = trials._work(10.0, 1.0, 0)

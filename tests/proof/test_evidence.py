@@ -118,6 +118,7 @@ def test_no_moves_make_an_empty_table():
     assert _moves_table(stage, stage.home).empty
 
 
+@pytest.mark.slow
 def test_the_same_log_gives_the_same_figures():
     first, second = (study(*exercise_trio(500), trees=20) for _ in range(2))
     assert study_metrics(first) == study_metrics(second)

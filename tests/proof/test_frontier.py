@@ -228,6 +228,7 @@ def test_wrong_tables_and_floors_are_refused(said):
         tier_table(said, {"gold": 90})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.environ.get("ARCPOINT_DATA"),
     reason="ARCPOINT_DATA is not set: the judged answers are not at hand",

@@ -12,6 +12,7 @@ from arcpoint_ce.proof.interval_coverage import _METHODS, _RECIPES, coverage_tab
 RESULT = Path(__file__).parents[2] / "data" / "results" / "coverage.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_chosen_method_holds_the_truth_and_its_predecessor_does_not(n):
     some = {k: _METHODS[k] for k in ("sign flips", "percentile")}

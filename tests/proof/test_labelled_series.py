@@ -234,6 +234,7 @@ def test_layout_of_the_publisher(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @needs_given
 def test_given_series():
     series = nab.load_nab(GIVEN)
@@ -257,6 +258,7 @@ def test_given_series():
     )
 
 
+@pytest.mark.slow
 @needs_given
 def test_left_out_score_of_the_given_series():
     "One forest instead of three, so that it is quick; the report's figures come from three."

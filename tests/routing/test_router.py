@@ -181,6 +181,7 @@ def test_a_stale_table_counts_for_nothing(name):
     assert odds[0] == odds[1] and stale.decide(Request(), now).mode == "reactive"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", (8, 64))
 def test_ours_never_gives_everything_to_the_best_of_a_shared_score(n):
     """A forecast that favours one backend strongly, read by 1,000 gateways at once, must not
@@ -1099,6 +1100,7 @@ def test_asyncio_tasks_may_share_a_router():
     assert gone > 0 and r.counts["observed"] == 300 - gone and r.counts["cancelled"] <= gone
 
 
+@pytest.mark.slow
 def test_hundreds_join_and_leave_and_memory_stays_flat():
     r, rng, now, ids = busy(4), Random(1), 0.0, count()
 

@@ -400,16 +400,10 @@ def make_file(r, path, number):
 FUZZ = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @settings(max_examples=max(FILES // 25, 1), **FUZZ)
 @given(st.integers(0, 2**62))
 def test_fuzz_nothing_is_lost(seed):
-    nothing_is_lost(seed)
-
-
-@pytest.mark.slow  # 10,000 files take several minutes
-@settings(max_examples=400, **FUZZ)
-@given(st.integers(0, 2**62))
-def test_fuzz_nothing_is_lost_of_ten_thousand_files(seed):
     nothing_is_lost(seed)
 
 

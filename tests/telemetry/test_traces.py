@@ -391,6 +391,7 @@ def test_exercise_is_the_formula_drawn_in_the_agreed_order(memoryless):
     assert str(d.ts.dt.tz) == "UTC" and (d.ts.diff().dropna() == pd.Timedelta(minutes=1)).all()
 
 
+@pytest.mark.slow
 def test_floor_against_known_figures_and_monte_carlo():
     assert (
         abs(tr.exercise_floor() - 7.2) < 0.1
@@ -484,6 +485,7 @@ def around(log, event, pad_min=60):
     return log[inside], log[near]
 
 
+@pytest.mark.slow
 def test_every_true_cause_is_visible_in_the_data(shipped):
     truth = tr.sample_truth()
     seen = set()
