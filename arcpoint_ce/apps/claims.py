@@ -182,7 +182,7 @@ _STORED = {
         "routing",
         "avoids misses in the sample, and more than a plain breaker",
         "arcpoint report routing",
-        "1212c65891aa4fc081209b028f65aaea0fe6854aba9724c4f840ba32da405f79",
+        "2d396aeeefe86869d9d7a281332662afe52f5edcf83d4b73c23429d5bf95a99b",
     ),
     "experiment_streams": (
         "policies",

@@ -397,7 +397,13 @@ def make_file(r, path, number):
     return rows, n
 
 
-FUZZ = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+# the same files in every run, unless somebody asks for more of them
+FUZZ = dict(
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize="ARCPOINT_FUZZ_FILES" not in os.environ,
+)
 
 
 @pytest.mark.slow
