@@ -26,6 +26,7 @@ def test_every_public_name_is_asked_for_on_the_page_of_its_module():
         assert not [n for n in names if f":: {module}.{n}\n" not in page], module
 
 
+@pytest.mark.slow
 def test_the_sources_hold_every_page_and_no_hidden_cell(tmp_path):
     build.write_sources(tmp_path / "src")
     index = (tmp_path / "src" / "index.md").read_text()

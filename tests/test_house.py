@@ -45,6 +45,7 @@ def test_long_and_joined_lines_are_seen(tmp_path):
     assert len(house.joined(nb)) == 1 and len(house.long_lines(nb)) == 1
 
 
+@pytest.mark.slow
 def test_function_bodies_are_not_dense():
     nodes, lines = house.density(house.modules())
     assert nodes / lines <= 9
@@ -57,6 +58,7 @@ def test_density_counts_bodies_without_docstrings():
     assert house.density([module(text)]) == (5, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", house.modules(), ids=lambda m: m.name)
 def test_no_function_is_complicated(part):
     assert not house.complicated(part)

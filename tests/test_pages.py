@@ -67,6 +67,7 @@ def said_again(path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_figures_are_those_of_the_files_that_they_name(path, monkeypatch):
     monkeypatch.chdir(path.parent)

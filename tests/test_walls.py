@@ -262,6 +262,7 @@ WALL_CLOCK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*MODULES, PACKAGE / "__init__.py"], ids=name_of)
 def test_no_pickle_no_hidden_clock_no_global_chance(path):
     source = path.read_text()

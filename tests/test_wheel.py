@@ -177,6 +177,7 @@ def test_every_report_runs(home, tmp_path, name):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["reports"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [r.name for r in list_reports() if "data" in r.parameters])
 def test_every_template_with_data_runs_under_plain_papermill(home, tmp_path, name):
     "On a file of the caller's (labelled series are a folder), given by a relative path."

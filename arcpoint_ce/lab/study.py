@@ -40,7 +40,7 @@ _ALWAYS = ("adaptive_least", *(p for p in (SHARP, STREAMING) if p in PEERS))
 _BEST_TUNED = 3  # rivals of a family that always run
 SOURCES = tuple(  # files whose code the rows depend on
     path
-    for room in ("lab", "learning", "routing")
+    for room in ("routing", "telemetry", "forecast", "engine", "lab")
     for path in sorted((Path(arcpoint_ce.__file__).parent / room).glob("*.py"))
 )
 

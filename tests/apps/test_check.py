@@ -70,6 +70,7 @@ def test_no_has_a_reason(tmp_path, frame, reason):
     assert found["answer"] == "no" and pd.Series([found["reason"]]).str.contains(reason).all()
 
 
+@pytest.mark.slow
 def test_a_slow_fleet_is_not_in_panic(tmp_path):
     frame = made(usual_ms=3000.0, ill_ms=3000.0)
     found = check_log(saved(tmp_path, frame))
@@ -111,6 +112,7 @@ def test_the_page_and_the_file(tmp_path, capsys):
     assert run(["check", str(path), "--slo-ms", "-1"]) == 2
 
 
+@pytest.mark.slow
 def test_a_series_can_be_checked(tmp_path, capsys):
     rows = []
     for k in range(200):

@@ -97,6 +97,7 @@ def test_version_and_no_arguments(capsys):
     assert code == 2 and "arcpoint report routing" in out + err
 
 
+@pytest.mark.slow
 def test_a_report_from_the_shell(tmp_path):
     path = template(tmp_path / "small.ipynb")
     done = shell(
@@ -136,6 +137,7 @@ def test_a_report_from_the_shell(tmp_path):
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and "not empty" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_report(tmp_path, capsys):
     code, out, err = said(
         capsys,
@@ -542,6 +544,7 @@ def test_where_nobody_names_a_limit_the_log_does_and_it_is_said(tmp_path, capsys
     assert breakers(out) == CLOSED and "(panic)" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["--slo-ms", "30000"], ["--tier", "chat"], []])
 @pytest.mark.parametrize("rule", [("--forecaster", "none", *P2C), ()])
 def test_slow_answers_within_their_limit_are_no_trouble(tmp_path, capsys, how, rule):
@@ -553,6 +556,7 @@ def test_slow_answers_within_their_limit_are_no_trouble(tmp_path, capsys, how, r
     assert ("no --slo-ms is given" in err) == ("--slo-ms" not in how)
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_asked_for_counts(tmp_path, capsys):
     answers(tmp_path / "llm.csv", 3000.0)
     args = ("decide", tmp_path / "llm.csv", "--forecaster", "none", "--slo-ms", "300", *P2C)
@@ -564,6 +568,7 @@ def test_a_limit_that_is_asked_for_counts(tmp_path, capsys):
     assert code == 0 and breakers(out) == CLOSED
 
 
+@pytest.mark.slow
 def test_no_limit_is_inferred_where_the_fleet_has_them_all(tmp_path, capsys):
     answers(tmp_path / "llm.csv", 3000.0)
     text = CHAT.replace("capacity = 8", "capacity = 8\nslo_ms = 20000")
@@ -584,6 +589,7 @@ def test_too_few_answers_for_a_limit_are_said(tmp_path, capsys):
     assert code == 0 and "300 ms are taken: 20 answers" in err and "-> b" in out
 
 
+@pytest.mark.slow
 def test_mistakes_of_callers_at_the_end_shut_nobody(tmp_path, capsys):
     frame = answers(tmp_path / "log.csv", 150.0, ok=True, error="")
     last = frame[frame.backend == "b0"].index[-8:]
@@ -594,6 +600,7 @@ def test_mistakes_of_callers_at_the_end_shut_nobody(tmp_path, capsys):
     assert code == 0 and breakers(out) == CLOSED, err
 
 
+@pytest.mark.slow
 def test_mistakes_of_callers_told_by_status_alone_shut_nobody(tmp_path, capsys):
     frame = answers(tmp_path / "log.csv", 150.0, status=200)
     last = frame[frame.backend == "b0"].index[-8:]
@@ -613,6 +620,7 @@ def test_a_series_of_slow_answers_is_no_trouble(tmp_path, capsys):
     assert breakers(out) == dict(a="closed", b="closed")
 
 
+@pytest.mark.slow
 def test_a_late_first_token_is_late(tmp_path, capsys):
     """In the last hour every stream begins late, and ends as soon as before."""
     frame = answers(tmp_path / "log.csv", 2000.0, backend="b0", tokens_in=100, tokens_out=100)
@@ -627,6 +635,7 @@ def test_a_late_first_token_is_late(tmp_path, capsys):
     assert code == 0 and breakers(out)["b0"] != "closed"
 
 
+@pytest.mark.slow
 def test_replay_names_its_limit(tmp_path, capsys):
     answers(tmp_path / "llm.csv", 3000.0)
     args = ("replay", tmp_path / "llm.csv", "--forecaster", "none")
@@ -693,6 +702,7 @@ names = st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True)
 texts = st.text(min_size=1).filter(lambda v: not v.startswith("--") and v != "-p")
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(names, texts), max_size=4))
 def test_pairs_come_back_as_they_were_given(pairs):
     words = cli._join_pairs(["routing", *(w for n, v in pairs for w in ("-p", n, v)), "--out", "x"])

@@ -356,6 +356,7 @@ def test_own_arrivals_and_curves(tmp_path, capsys):
     assert code == 2 and "another question" in err and "hashes" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forecast", ["off", "inverted"])
 def test_forecast_switched_off_or_wrong(tmp_path, capsys, forecast):
     code, _, err = said(

@@ -153,6 +153,7 @@ def test_templates_that_cannot_be_told_anything(tmp_path):
         run_report("rooting")
 
 
+@pytest.mark.slow
 def test_out_must_be_empty_or_new(tmp_path):
     path, full = template(tmp_path / "small.ipynb"), tmp_path / "full"
     full.mkdir()
@@ -234,6 +235,7 @@ def test_a_failed_run_keeps_notebook_and_page(broken):
     )
 
 
+@pytest.mark.slow
 def test_numbers_written_before_a_failure_stay(tmp_path):
     run = run_report(
         template(tmp_path / "x.ipynb", METRICS, "raise SystemExit(3)"),
@@ -277,6 +279,7 @@ def test_a_time_out_ends_the_kernel(late):
     wait_for(lambda: gone(int((late.folder / "pid").read_text())))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failed_run(tmp_path):
     run = run_report(
         template(tmp_path / "dies.ipynb", "import os\nos._exit(3)"),
@@ -291,6 +294,7 @@ def test_a_kernel_that_dies_is_a_failed_run(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_time_limit_is_one_for_the_whole_run(tmp_path):
     path = template(tmp_path / "slow.ipynb", *["import time\ntime.sleep(1.2)"] * 5)
     assert (
@@ -409,6 +413,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(

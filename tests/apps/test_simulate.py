@@ -244,6 +244,7 @@ def test_shedding_is_told_when_it_begins_and_when_it_ends():
     assert share(during) < 0.3 * share(after)  # and the traffic did go elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forecaster", ["none", "room", "latency", "auto"])
 def test_being_written_down_changes_nothing(forecaster, tmp_path):
     stage = S.make_stage(None, "latency_spike", None, requests=3000, forecaster=forecaster)

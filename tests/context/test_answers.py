@@ -269,6 +269,7 @@ def test_a_longer_answer_of_a_new_version_is_not_a_longer_prompt():
     assert got.before == pytest.approx(0.1) and got.after == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.slow
 def test_what_the_answers_of_a_log_were_worth_can_be_asked(tmp_path):
     n = 900
     rows = pd.DataFrame(

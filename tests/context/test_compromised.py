@@ -132,6 +132,7 @@ ATTACKS = {
 TRIED, ESCAPED = [], []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_compromised_model_changes_nothing(engine, name):
     before = {

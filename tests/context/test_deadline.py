@@ -152,6 +152,7 @@ def test_the_deadline_holds_while_an_answer_drips(engine, how):
     assert v.usage["seconds"] < 1.2 and v.trace.steps[-1].kind == "verdict"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pings", "the status line", "an error's body"])
 def test_a_phrased_answer_keeps_the_deadline_too(engine, how):
     with Dripping(*DRIPS[how]) as server:
@@ -176,6 +177,7 @@ def test_the_callers_client_is_left_as_it_was(engine):
         assert vars(client) == before and not client.is_closed()
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_keeps_the_deadline(engine, monkeypatch):
     context, go_on = Context(engine.store), threading.Event()
     monkeypatch.setattr(context, "ask", lambda *a, **k: go_on.wait(20) and 1 / 0)

@@ -344,6 +344,7 @@ def test_open_to_others_only_with_a_token(tmp_path):
     assert done.returncode == 2 and "set ARCPOINT_TOKEN" in done.stderr
 
 
+@pytest.mark.slow
 def test_tokens_and_scopes(tmp_path):
     port = free_port()
     process = start(
@@ -456,6 +457,7 @@ def test_fifty_clients_at_once(served):
     assert len(answers) == 2000 and set(answers) == {200}
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
     store, rng, told, port = tmp_path / "s.sqlite", random.Random(0), [], free_port()
     for trial in range(3):
@@ -523,6 +525,7 @@ def test_the_fuzzer_finds_no_server_error(served, tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
+@pytest.mark.slow
 def test_mcp_over_stdio(served, tmp_path):
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client

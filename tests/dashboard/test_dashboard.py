@@ -203,6 +203,7 @@ def engine_name(kind: str, how: dict) -> str:
     return kind if kind == "holdout" else f"{kind}-{how[kind]}"
 
 
+@pytest.mark.slow
 def test_who_foresees_is_said(tmp_path):
     engine = engine_on(tmp_path / "s.sqlite")
     engine.store.put(
@@ -772,6 +773,7 @@ def handshake(port: int, path: str, **headers: str) -> int:
         return int(s.recv(200).split()[1])
 
 
+@pytest.mark.slow
 def test_only_this_machine_and_its_own_pages_are_answered(tmp_path):
     engine_on(tmp_path / "s.sqlite").close(1.7e9 + 200.0)
     with Dashboard(tmp_path / "s.sqlite") as d:

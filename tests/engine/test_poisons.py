@@ -690,6 +690,7 @@ def test_the_child_of_a_fork_has_no_worker_and_can_start_one(tmp_path):
     engine.close()
 
 
+@pytest.mark.slow
 @FORKS
 def test_a_child_that_forked_under_another_threads_locks_does_not_hang(tmp_path):
     engine = ContextEngine(FLEET, tmp_path / "e.db", policy="p2c", forecaster="none")

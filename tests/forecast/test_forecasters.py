@@ -268,6 +268,7 @@ def settle(engine, begin_s: float, seconds: float = 120.0) -> ForecastTable:
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_learned_comes_back(kind, forest, past):
     """The same past heard, the same lessons, the same answers since: the same forecasts (sensors
@@ -388,6 +389,7 @@ class Claims(Forecaster):
         return table
 
 
+@pytest.mark.slow
 def test_trust_is_earned_and_lost():
     right = engine_of(Claims("right", 1.0), None)
     wrong = engine_of(Claims("wrong", -1.0, prior=3.0), None)
@@ -538,6 +540,7 @@ def test_a_forecaster_that_raises_is_counted_and_the_engine_goes_on(where):
     assert sum(engine.router.in_flight().values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_registry_holds_versions_of_its_lessons(kind, forest, past, tmp_path):
     steps, outcomes, now = past
@@ -574,6 +577,7 @@ def test_the_registry_holds_versions_of_its_lessons(kind, forest, past, tmp_path
         _take_lessons(registry, "v1", engine_of("heir", None).forecaster)
 
 
+@pytest.mark.slow
 def test_a_store_keeps_what_was_rolled_back_to(forest, past, tmp_path):
     steps, outcomes, now = past
     engine, registry = (

@@ -62,6 +62,7 @@ forests = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     forests, st.integers(0, 2**31), st.sampled_from([0.0, 0.02, 0.3]), st.sampled_from([0.0, 0.3])
@@ -94,6 +95,7 @@ def test_rows_exactly_on_the_thresholds_and_beside_them(fitted):
         assert np.array_equal(compiled.apply(Q), forest.apply(Q))
 
 
+@pytest.mark.slow
 @given(st.floats(allow_nan=False), st.floats(width=32, allow_nan=False))
 def test_narrow_thresholds_decide_alike(threshold, x):
     narrow = _float32_below(np.array([threshold]))
@@ -534,6 +536,7 @@ def run(env, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_works_where_no_cache_folder_can_be_written(tmp_path):
     """Files stand where numba would make its folders: that stops even a process that may write
     everywhere.
@@ -553,6 +556,7 @@ def test_works_where_no_cache_folder_can_be_written(tmp_path):
     assert out.strip().endswith("None") and not list(tmp_path.rglob("*.nbi"))
 
 
+@pytest.mark.slow
 def test_the_compiled_kernel_is_cached(tmp_path):
     (tmp_path / "cache").mkdir()
     run(copied(tmp_path) | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}, tmp_path)

@@ -99,6 +99,7 @@ def test_forecasts_do_not_know_the_future(table, fitted):
     assert not a[QUANTILES].equals(b[QUANTILES])  # later ones must differ, or nothing was tested
 
 
+@pytest.mark.slow
 def test_rules_and_folds_do_not_know_the_future(table):
     fold = _Fold(60 * 300, 60 * 305, 60 * 400)
     a, b = (_fold_forecasts(small(), t, fold) for t in (table, scrambled(table, 60 * 350)))

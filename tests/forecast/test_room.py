@@ -72,6 +72,7 @@ def serve(engine, now, took_s=4.0, **outcome):
     return d
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_idle_for_hours_costs_nobody_the_forecast():
     e = running()
     for k in range(20):
@@ -268,6 +269,7 @@ def test_lessons_that_do_not_fit_are_told_and_harm_no_tick():
     assert fresh.lesson == 0 and list(fresh.tick(T + 5.0).forecasts) == ["a"]
 
 
+@pytest.mark.slow
 def test_the_interval_holds_what_it_promises_in_a_calm_fleet():
     """Four of five step means, in a fleet whose answers are of all lengths; what only the pace is
     uncertain by holds far fewer.

@@ -52,6 +52,7 @@ def test_everybody_meets_the_same_requests(site):
         assert all(np.array_equal(getattr(runs[0], what), getattr(r, what)) for r in runs)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated(site):
     s = site.scenario("perfect_storm")
     a, b = (C.play(site, "ours", s)[0] for _ in range(2))
@@ -71,6 +72,7 @@ def test_the_clairvoyant_loses_only_what_was_running(site):
         assert row["lost"] == row["killed"] and (row["killed"] > 0) == (name == "backend_down")
 
 
+@pytest.mark.slow
 def test_retries_save_what_a_dead_backend_loses(site):
     (row,) = C.rows_of(site, "ours", ["backend_down"])
     (alone,) = C.rows_of(replace(site, retries=0), "ours", ["backend_down"])

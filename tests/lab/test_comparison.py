@@ -68,6 +68,7 @@ def test_the_same_call_gives_the_same_rows():
     pd.testing.assert_frame_equal(first, again)
 
 
+@pytest.mark.slow
 def test_a_candidate_shows_what_the_gateway_knows():
     seen = []
 

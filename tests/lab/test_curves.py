@@ -194,6 +194,7 @@ def test_queue_growing_without_a_limit_of_the_generator(tmp_path):
     assert cv._fit_stages(put(tmp_path / "a.csv", frame))["hand"].knee_rps == 20.0
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     tpot=st.floats(5, 60), knee=st.floats(8, 100), sharp=st.floats(1.5, 4), ttft=st.floats(1, 10)

@@ -36,6 +36,7 @@ from arcpoint_ce.lab.experiment import (
     run_tasks,
     write_results,
 )
+from arcpoint_ce.lab.study import SOURCES
 
 SKILL = {"ours": 0.5, "reactive": 1.0, "clairvoyant": 0.25}
 
@@ -164,6 +165,7 @@ def test_every_policy_meets_the_same_world(alone):
 # ---- the same table whoever runs it
 
 
+@pytest.mark.slow
 def test_processes_give_the_sequential_table(alone, tmp_path):
     same(trial(tmp_path).run(n_jobs=2, progress=False), alone)
     assert os.getpid() not in pids(tmp_path)
@@ -299,6 +301,7 @@ def fragile(task, broken):
     return toy(task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_failed_task_is_named_and_costs_no_other(tmp_path, n_jobs):
     def make(*broken):
@@ -494,3 +497,13 @@ def test_the_sequential_rule_ends_where_it_should():
         assert step.half_width > 0.05 and step.more <= n
         n += step.more
     assert n <= 100 and (step.reached or n == 100)
+
+
+def test_rows_name_the_code_of_every_room_that_they_depend_on():
+    "Else a kept row of older code would be taken for one of today's."
+    code = "import sys, arcpoint_ce.lab.study; print(*[m for m in sys.modules if '.' in m])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    rooms = {m.split(".")[1] for m in loaded.stdout.split() if m.startswith("arcpoint_ce.")}
+    assert {path.parent.name for path in SOURCES} >= rooms >= {"lab", "forecast", "engine"}

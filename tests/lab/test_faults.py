@@ -613,6 +613,7 @@ def test_the_export_starts_and_stops_every_fault_in_time(seed):
 SUITE = ("backend_down", "partition", "traffic_surge", "stale_metrics", "bad_rollout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, passes",
     [

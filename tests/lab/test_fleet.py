@@ -120,6 +120,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c, rho", [(1, 0.5), (4, 0.7), (16, 0.85)])
 def test_waits_as_erlang_said(c, rho):
     a = c * rho
@@ -133,6 +134,7 @@ def test_waits_as_erlang_said(c, rho):
     assert abs(got / want - 1) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_processor_sharing_does_not_care_for_the_law_of_service(law):
     assert (
@@ -214,6 +216,7 @@ def stations_of(kind):
 KINDS = ("ideal", "talk", "engine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=70, deadline=None)
 @given(

@@ -88,6 +88,7 @@ def test_a_programs_clock_may_begin_anywhere():
 # ---- books
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 4),

@@ -234,6 +234,7 @@ def test_gateways_are_told_by_their_own_method():
     assert seen and all(x > 0 for x in seen[0]) and len(seen[0]) == len(world.sims)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["predictive", "cron", "trend", "reactive"])
 def test_every_contender_gets_the_same_scaler(how):
     setting = dict(seed=1, n=300, load=0.8)

@@ -331,6 +331,7 @@ def test_bursts_have_the_cv_and_the_rate_asked_for(cv):
     ) == pytest.approx(50.0, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
 def test_a_renewal_process_does_not_start_with_a_rush(cv):
     """Expected counts are right from the first second on (an ordinary gamma process of CV 4 would
@@ -444,6 +445,7 @@ def test_mooncake_replay_keeps_every_request_and_its_batches():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 700])
 def test_a_replay_repeats_whole_passes(start):
     path = real("mooncake_conversation")

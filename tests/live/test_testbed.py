@@ -100,6 +100,7 @@ def timed(url: str, n: int, tokens: int):
     return asyncio.run(all_of_them())
 
 
+@pytest.mark.slow
 def test_it_takes_as_long_as_the_curve_says_alone_and_in_a_batch(east):
     timed(east, 1, 1)
     alone, crowded = max(timed(east, 1, 100)), min(timed(east, 8, 100))
@@ -154,6 +155,7 @@ def test_a_caller_who_hangs_up_frees_the_seat(bed, east):
     until(lambda: bed.state("east")["running"] == 0, "the seat is free")
 
 
+@pytest.mark.slow
 def test_memory_for_keys_and_values_is_a_limit_too():
     with Testbed(SIMS[:1], kv_tok=150) as bed:
         # 101 tokens each: one at a time, though the batch has room for many
@@ -187,6 +189,7 @@ SEEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", Testbed.LINE_FAULTS)
 def test_a_fault_of_the_line_is_seen_and_passes(bed, east, fault):
     assert outcome(east) == "whole"
@@ -314,6 +317,7 @@ def test_gauges_stand_still_and_lie(bed, east):
     until(lambda: running() == 0.0, "it says what is")
 
 
+@pytest.mark.slow
 def test_a_scenario_kills_a_real_process_and_brings_it_back():
     trouble = Scenario("t", (Fault("backend_down", "east", 0.0, 0.5),))
     with Testbed(SIMS[:1]) as bed:
@@ -340,6 +344,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_no_process_survives_its_killed_parent(how):
     parent = subprocess.Popen(

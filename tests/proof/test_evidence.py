@@ -80,6 +80,7 @@ def test_where_the_target_served_nobody_nothing_is_known():
     assert found.hours.sum() == -2000  # all of them count as late, under both bounds
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth():
     """The truth is known in a simulated log: how many of the moved requests would have been late
     there.
@@ -95,6 +96,7 @@ def test_the_interval_holds_the_truth():
     assert held >= 0.87 * 80, held
 
 
+@pytest.mark.slow
 def test_two_rules_that_are_alike_are_rarely_told_apart():
     "Both send a coin's half of one backend's requests to the same place."
     claims = 0

@@ -99,6 +99,7 @@ def test_equal_prompts_never_stand_on_both_sides_and_nobody_moves(said):
         assert abs((_hashed(said.prompt, "split") < frac).mean() - frac) < 0.05
 
 
+@pytest.mark.slow
 def test_predictions_never_see_their_own_answers(said):
     t = _synthetic_quality(3000, subjects=12, seed=1)
     flipped = t.assign(

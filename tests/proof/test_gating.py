@@ -30,6 +30,7 @@ def test_where_nothing_conflicts_only_a_wrong_forecast_asks():
     assert 0.0 < erring["asked"] == erring["in_vain"] <= 0.01
 
 
+@pytest.mark.slow
 def test_however_many_conflicts_there_are_the_share_is_kept():
     stormy = conflict_trial(seeds=[24], n=6000, torn=0.5)
     assert stormy["conflicts"] > 600 and stormy["asked"] <= 0.05

@@ -106,6 +106,7 @@ def test_the_published_rule_in_numbers():
         assert nab.score_at({"one": perfect}, [s], profile, 0.5) == pytest.approx(100)
 
 
+@pytest.mark.slow
 def test_the_future_changes_nothing(tmp_path):
     s = nab.load_nab(nab.write_synthetic(tmp_path, 1, 7000))[0]
     part = s._replace(time_s=s.time_s[:5500], value=s.value[:5500])
@@ -147,6 +148,7 @@ def test_choosing_is_not_shown_the_series_that_is_judged(easy):
     assert set(spy.shown) == {s.name for s in easy[1:]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True])
 def test_a_poisoned_series_does_not_change_what_is_chosen_for_it(easy, group):
     """Other values, other labels: what is chosen without a series is the same, and what is chosen
@@ -181,6 +183,7 @@ def test_what_was_fitted_to_its_own_series_is_worth_nothing_left_out(easy):
         assert leave_out(cheat, easy).score(profile) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_many_chances_do_not_help_chance(easy):
     """The best of two hundred random settings looks good where it was chosen, and is not good left
     out.
@@ -209,6 +212,7 @@ def test_a_perfect_and_a_null_detector_are_100_and_0_left_out(easy):
             assert got.interval(profile) == pytest.approx((expected, expected))
 
 
+@pytest.mark.slow
 def test_the_same_series_give_the_same_figures(easy):
     a, b = (leave_out(Judge(our_detector(1, most=2)), easy) for _ in range(2))
     assert a.choices == b.choices

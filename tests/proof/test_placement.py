@@ -129,6 +129,7 @@ def test_a_clock_beats_the_present_where_sessions_are_bound(world):
     assert bound > 100 and placed < 0.5 * bound
 
 
+@pytest.mark.slow
 def test_summaries_add_up():
     table = sessions_table(
         [3], loads=(0.2,), jitters_s=(20.0,), rules=("present_moves", "present_bound")

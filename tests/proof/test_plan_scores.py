@@ -65,6 +65,7 @@ def test_surges_without_a_clock_are_as_many_and_as_long():
     assert abs(wild.mean() - clock.mean()) < 0.04 and not np.array_equal(clock, wild)
 
 
+@pytest.mark.slow
 def test_chances_are_sharp_with_a_clock_and_honest_about_nothing_without_one():
     known, wild = (_breach_trial(c, seeds=(2,), cycles=12) for c in (True, False))
     assert known.brier_skill["clock learned"] > 0.6 and known.lead_s["clock learned"] >= 120

@@ -868,6 +868,7 @@ def test_rate_limits_let_the_whole_budget_through():
     assert served == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, medians",
     [
@@ -908,6 +909,7 @@ def test_retries_are_drawn_too_with_the_odds_they_claim(policy, medians):
     assert d.attempt_probability(0) == d.probability
 
 
+@pytest.mark.slow
 def test_a_decisions_probability_is_that_of_its_draw():
     "Probes, exploration and policy together, over many routers in the same state."
 
@@ -1834,6 +1836,7 @@ PACED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("how", PACED)
 def test_the_odds_of_own_pace_are_those_of_its_draws(how, n):
@@ -1954,6 +1957,7 @@ def test_own_pace_draws_as_soon_as_others_may_see_the_same():
             assert max(p) < 0.97 and min(p) > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", (8, 64))
 def test_a_forecast_that_favours_one_backend_does_not_send_everybody_there(n):
     "Neither 400 idle gateways that read it at once, nor all the requests of a single one."

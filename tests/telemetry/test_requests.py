@@ -215,6 +215,7 @@ def test_unknown_names_raise(tmp_path):
         load_requests(path, colums={})
 
 
+@pytest.mark.slow
 def test_formats_agree(tmp_path):
     """CSV, gzip, JSON lines, Parquet and a glob over two halves give the same rows and steps."""
     rng = random.Random(1)
@@ -492,6 +493,7 @@ rows_st = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows_st, st.sampled_from([1, 7, 60, 300]))
 def test_sql_steps_equal_a_plain_fold(rows, step_s):

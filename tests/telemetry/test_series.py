@@ -477,6 +477,7 @@ def test_a_broken_series_is_still_a_series(tmp_path, line, name):
             load_steps(path, max_bad=0)
 
 
+@pytest.mark.slow
 def test_eight_threads_load_at_once(tmp_path):
     def load(k):
         path = save(tmp_path, "ts,backend,requests,latency_ms\n60,a,5,90\n" * 1, f"{k}.csv")
