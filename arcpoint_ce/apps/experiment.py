@@ -343,6 +343,8 @@ class _ExperimentRun:
             numbers = self.metrics[family]
             missed = numbers["missed"]
             for contender in sorted(missed, key=missed.get):
+                if contender == "clairvoyant":
+                    continue  # one of the three below its own name
                 cells = [_count_cell(numbers, c, contender) for c in _COUNTS]
                 out.append([family, contender, *cells])
         return out
@@ -407,6 +409,16 @@ def runs_of(
     return counts[list(RUN_COLUMNS)]
 
 # %% ../../nbs/apps/82b_experiment.ipynb #f80934f4
+def _named_clairvoyant(numbers: Mapping) -> dict:  # of one family
+    "The same numbers; the counts of the best clairvoyant stand under `clairvoyant` too."
+    named = dict(numbers)
+    best = numbers.get("clairvoyant")
+    for count in ("missed", "requests", "failed", "attempts", "cost_usd"):
+        if best in numbers.get(count, {}):
+            named[count] = {**numbers[count], "clairvoyant": numbers[count][best]}
+    return named
+
+
 def _metrics_record(
     metrics: Mapping,  # the study's numbers
     question: _Question,
@@ -432,7 +444,8 @@ def _metrics_record(
         simulated=True,
     )
     notes = _notes_of(metrics, families, question, quick)
-    return as_metrics({**metrics, **about, "notes": notes})
+    named = {family: _named_clairvoyant(metrics[family]) for family in families}
+    return as_metrics({**metrics, **named, **about, "notes": notes})
 
 # %% ../../nbs/apps/82b_experiment.ipynb #2cc18d19
 # forecasters of ours, each of which can run as a contender
@@ -451,7 +464,10 @@ def _further(policies: Sequence[str], forecasters: Sequence[str]) -> tuple[str, 
     if "all" in variants:
         variants = _VARIANTS
     asked = [*(f"ours_{x}" for x in variants), *policies]
-    return known_names("policy", asked, CONTENDERS) if asked else ()
+    if not asked:
+        return ()
+    known = known_names("policy", asked, (*CONTENDERS, "clairvoyant"))
+    return tuple(name for name in known if name != "clairvoyant")  # all three always run
 
 
 def _streamed(streams: bool | float | None) -> float | None:
