@@ -275,6 +275,7 @@ _PER_STEP = 30  # requests that a step should have of each backend
 _GOOD_FOR = {
     "model": "which backends can stand in for each other",
     "tier": "limits by tier",
+    "tenant": "budgets by tenant",
     "error": "whose fault a failure was",
     "ttft_ms": "the pace of open streams, the engine's first source in live traffic",
     "tokens_out": "limits per token, and budgets of tokens",

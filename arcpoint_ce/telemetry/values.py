@@ -39,6 +39,7 @@ _REQUEST_FIELDS = (
     _Field("version", "text"),
     _Field("task", "text"),
     _Field("tier", "text"),
+    _Field("tenant", "text"),
     _Field("ok", "bool"),
     _Field("status", "status"),
     _Field("error", "error"),

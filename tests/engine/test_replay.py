@@ -8,8 +8,14 @@ import pandas as pd
 import pytest
 
 from arcpoint_ce.apps.report import run_report
+from arcpoint_ce.engine.engine import ContextEngine
 from arcpoint_ce.engine.registry import Registry
+from arcpoint_ce.engine.replay import Replay, logged
 from arcpoint_ce.engine.store import FeedbackStore
+from arcpoint_ce.routing.records import Backend
+from arcpoint_ce.routing.router import RouterConfig
+from arcpoint_ce.routing.spending import SpendLimit
+from arcpoint_ce.telemetry.requests import load_requests
 
 
 def arcpoint(*args, cwd):
@@ -174,6 +180,20 @@ def test_simulate_into_a_store(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_logs_tenants_spend_their_budgets(tmp_path):
+    rows = dict(ts=range(1_772_409_600, 1_772_409_640), backend="east", latency_ms=100.0)
+    rows |= dict(team=["acme", "beta"] * 20, tokens_in=0, tokens_out=100, cost_usd=0.1)
+    pd.DataFrame(rows).to_csv(tmp_path / "log.csv", index=False)
+    table = load_requests(tmp_path / "log.csv", columns={"tenant": "team"}).df()
+    fleet = [Backend("east", capacity=16.0, price_out=1000.0)]
+    budget = SpendLimit(tenant="acme", usd_per_day=5.0)
+    engine = ContextEngine(fleet, router=RouterConfig(budgets=(budget,)))
+    counts = Replay(engine).run(logged(table))
+    (told,) = engine.router.spending(float(table.ts.iloc[-1].timestamp()) + 1.0)
+    assert counts["joined"] == 40
+    assert told["usd_left_this_day"] == pytest.approx(5.0 - 20 * 0.1)
+
+
 def test_retraining_promotes_once_and_then_keeps(tmp_path):
     given = dict(data="exercise", registry=str(tmp_path / "registry"), quick=True)
     first, second = (
