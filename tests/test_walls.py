@@ -458,3 +458,23 @@ def test_the_page_of_what_moved_names_modules_that_exist():
     assert len(rows) > 50
     assert {now for _, now in rows} <= here
     assert not {before for before, _ in rows} & here
+
+
+def private_words(source):
+    "Private names that stand in sentences, outside of backticks."
+    words = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            prose = re.sub(r"`[^`]*`", "", ast.get_docstring(node) or "")
+            words += re.findall(r"(?<![\w.'\"(=])_[a-z]\w*(?![\w(])", prose)
+    return words
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_sentences_name_no_private_thing(path):
+    assert private_words(path.read_text()) == []
+
+
+def test_a_private_word_is_seen():
+    source = 'def f():\n    "What was _learned, and `_quoted`."\n'
+    assert private_words(source) == ["_learned"]

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -266,7 +265,7 @@ _Preset = Annotated[
 
 
 def _learned(model) -> str:  # of a fitted LatencyForest
-    "What was _learned, one line per backend."
+    "What was learned, one line per backend."
 
     def minutes(steps):
         return steps * model.step_s_ / 60
@@ -514,7 +513,7 @@ def _learn_before(engine, steps, rows, now: float):
     try:
         told = teach(engine, steps, rows, now)
     except ValueError as e:
-        told = f"nothing was _learned: {e}"
+        told = f"nothing was learned: {e}"
     typer.echo(f"forecaster {engine.forecaster.name}: {told}", err=True)
 
 
@@ -535,32 +534,6 @@ def _hear_steps(engine, steps, step_s: int, now: float):
     engine.feed.take()
 
 
-@dataclass
-class _FirstTokens:
-    "An engine whose callers all want their first token in time. For a replay."
-
-    engine: Any  # ContextEngine
-    limit_ms: float
-
-    def __post_init__(self):
-        engine = self.engine
-        self.cancel, self.progress, self.observe = engine.cancel, engine.progress, engine.observe
-        self.step, self.config = engine.step, engine.config
-
-    def decide(self, request, now: float):
-        return self.engine.decide(request._replace(ttft_limit_ms=self.limit_ms), now)
-
-
-def _replay_of(engine, slo_ttft_ms: float | None, *pace):  # -> Replay
-    "A log through an engine; `pace`: speed, clock and sleep."
-    from arcpoint_ce.engine.replay import Replay
-
-    play: Any = Replay(engine, *pace)
-    if slo_ttft_ms is not None:
-        play.engine = _FirstTokens(engine, slo_ttft_ms)
-    return play
-
-
 # -> (ContextEngine, end of the data, s)
 def _engine_at_end(
     source,
@@ -572,7 +545,7 @@ def _engine_at_end(
 ):
     "An engine as it stands at the end of the data."
     from arcpoint_ce.engine.engine import ContextEngine
-    from arcpoint_ce.engine.replay import warm
+    from arcpoint_ce.engine.replay import Replay, warm
     from arcpoint_ce.engine.store import NullStore
     from arcpoint_ce.routing.router import RouterConfig
 
@@ -585,7 +558,8 @@ def _engine_at_end(
     ]
     if model_dir is not None:
         how = how | dict(forecaster=_model_for(source, model_dir))
-    engine = ContextEngine(fleet, NullStore(), router=RouterConfig(step_s=step_s, seed=seed), **how)
+    config = RouterConfig(step_s=step_s, seed=seed, ttft_limit_ms=slo_ttft_ms)
+    engine = ContextEngine(fleet, NullStore(), router=config, **how)
     if not rows:
         _hear_steps(engine, steps, step_s, now)
     if model_dir is not None:
@@ -594,7 +568,7 @@ def _engine_at_end(
         _learn_before(
             engine, past, [r for r in rows if r.at_s >= begin_s - _LEARNED_STEPS * step_s], begin_s
         )
-    play = _replay_of(engine, slo_ttft_ms)
+    play = Replay(engine)
     for r in rows:
         if r.at_s >= begin_s:
             play.until(r.at_s)
@@ -1046,6 +1020,7 @@ def _replayed(
 
     from arcpoint_ce.engine.anomalies import learn_anomalies
     from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
+    from arcpoint_ce.engine.replay import Replay
     from arcpoint_ce.routing.router import RouterConfig
 
     written = _new_store(store)
@@ -1059,13 +1034,13 @@ def _replayed(
         fleet,
         written,
         anomalies=detector,
-        router=RouterConfig(step_s=source.step_s),
+        router=RouterConfig(step_s=source.step_s, ttft_limit_ms=slo_ttft_ms),
         config=config,
         **how,
     )
     _learn_before(engine, past, [r for r in rows if r.at_s < since_s], since_s)
     rest = [r for r in rows if r.at_s >= since_s]
-    play = _replay_of(engine, slo_ttft_ms, speed, time.monotonic, time.sleep)
+    play = Replay(engine, speed, time.monotonic, time.sleep)
     counts = play.run(tqdm(rest, unit="req", leave=False, disable=not sys.stderr.isatty()))
     engine.close(play.at_s)
     if written is not None and store is not None:
@@ -1402,7 +1377,7 @@ def ask(
       arcpoint ask "What capacity risk do we run in the next five minutes?" --store run.sqlite
       arcpoint ask "How is the fleet?" --store run.sqlite --slo-ms 800
 
-    Times are UTC and resolved by code; "now" is the newest event of the store. The _answer is
+    Times are UTC and resolved by code; "now" is the newest event of the store. The answer is
     computed from the records. Without a key it comes from templates, with the same evidence.
     """
     from arcpoint_ce.context.agent import AgentConfig
