@@ -433,8 +433,8 @@ class Judge:
         "Those inside functions within one session of pytest, which makes them quick."
         outside = [m for m in mutants if block_of(m) == m.module]
         inside = [m for m in mutants if m not in outside]
-        self.judge(outside)
         run_tests(Session(lambda items: self.judge(inside, items)))
+        self.judge(outside)
         return [self.known[m.key] for m in mutants]
 
 
