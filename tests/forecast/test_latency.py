@@ -17,6 +17,10 @@ from arcpoint_ce.forecast.latency import (
     Pulse,
     Ticker,
     _Conformal,
+    _from_grid,
+    _joined,
+    _request_quantiles,
+    _step_quantiles,
     predict,
 )
 from arcpoint_ce.proof.skill import (
@@ -368,3 +372,110 @@ def test_petshop_beats_persistence_and_naive_rules():
         and 0.77 < m["coverage_80"] < 0.83
     )
     assert m["mae_ratio_geomean_high"] < 1 and m["interval_score"] <= m["interval_score_split"]
+
+
+# ---- intervals by hand
+
+
+@pytest.mark.parametrize("level, value", [(0.0, 0.0), (0.5, 15.0), (0.9, 34.0), (1.0, 40.0)])
+def test_between_points_of_a_grid_a_quantile_is_linear(level, value):
+    assert _from_grid((0.0, 10.0, 20.0, 40.0), level) == pytest.approx(value)
+
+
+NINE = [3.0, 1.0, 2.0, 9.0, 5.0, 4.0, 8.0, 7.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    "level, value",
+    [
+        (0.02, 1.0),
+        (0.1, 1.0),
+        (0.25, 2.0),
+        (0.45, 4.0),
+        (0.5, 5.0),
+        (0.55, 6.0),
+        (0.75, 8.0),
+        (0.9, 9.0),
+        (0.99, 9.0),
+    ],
+)
+def test_a_quantile_of_past_errors_is_an_order_statistic_rounded_outwards(level, value):
+    assert _Conformal(NINE, ahead=1).quantile(level) == value
+
+
+def test_a_band_without_errors_is_wide_and_one_with_few_leans_on_the_fleets():
+    assert [_Conformal([], 1).quantile(level) for level in (0.1, 0.49, 0.5, 0.9)] == [-3, -3, 3, 3]
+    band = _Conformal(NINE, 1, fleet=(-10.0, 10.0))
+    assert band.quantile(0.9) == pytest.approx((9 * 9.0 + 100 * 8.0) / 109)
+    assert band.quantile(0.1) == pytest.approx((9 * 1.0 - 100 * 8.0) / 109)
+    assert band.ends() == (band.quantile(0.1), band.quantile(0.9))
+
+
+def test_a_miss_moves_its_tail_outwards_and_a_hit_moves_it_inwards_within_bounds():
+    band = _Conformal(NINE, 1, rate=0.01)
+    assert band.moved(0.1, missed=False) == pytest.approx(0.101)
+    assert band.moved(0.1, missed=True) == pytest.approx(0.091)
+    assert (band.moved(0.02, True), band.moved(0.25, False)) == (0.02, 0.25)
+    band.low, band.high = 0.1, 0.2
+    assert band.ends() == (1.0, 8.0)
+
+
+def test_a_forecast_becomes_an_error_when_its_step_has_closed():
+    band = _Conformal(NINE, ahead=2, rate=0.01)
+    band.promise(10, centre=5.0, size=2.0)  # about step 12: from 5 + 2 * 1 to 5 + 2 * 9
+    band.mature(11, 100.0)
+    assert len(band.due) == 1 and len(band.errors) == 9
+    band.mature(12, 6.0)  # half a unit: below the lower end
+    assert band.errors[-1] == 0.5 and band.ordered[0] == 0.5 and not band.due
+    assert (band.low, band.high) == pytest.approx((0.091, 0.101))
+    band.promise(12, 5.0, 2.0)
+    band.mature(14, 5.0 + 2.0 * 9.5)
+    assert (band.low, band.high) == pytest.approx((0.092, 0.092)) and band.errors[-1] == 9.5
+    band.promise(13, 5.0, 2.0)
+    band.mature(15, None)  # nothing was measured
+    band.promise(14, 5.0, 2.0)
+    band.mature(17, 6.0)  # too late for step 16
+    assert not band.due and len(band.errors) == 11
+
+
+def test_a_band_keeps_the_newest_errors_in_order_of_size():
+    band = _Conformal([5.0] + [1.0] * 999, ahead=1)
+    band.remember(0.5)
+    assert (band.ordered[0], band.ordered[-1], len(band.ordered)) == (0.5, 1.0, 1000)
+    assert len(band.errors) == 1000 and band.errors[-1] == 0.5
+
+
+def test_a_steps_quantiles_keep_their_proportion_to_the_adaptive_tails():
+    band = _Conformal([k / 100 for k in range(-49, 50)], ahead=1)  # rank = 100 * level
+    centre, size = 3.0, 2.0
+    levels = (0.05, 0.1, 0.25, None, 0.75, 0.9, 0.95)
+    by_hand = [centre + size * band.quantile(v) if v else centre for v in levels]
+    assert _step_quantiles(band, centre, size) == pytest.approx(by_hand)
+    band.low, band.high = 0.2, 0.04
+    levels = (0.1, 0.2, 0.45, None, 0.9, 0.96, 0.98)
+    by_hand = [centre + size * band.quantile(v) if v else centre for v in levels]
+    assert _step_quantiles(band, centre, size) == pytest.approx(by_hand)
+    band.low, band.high = 0.04, 0.2
+    levels = (0.02, 0.04, 0.1, None, 0.55, 0.8, 0.9)
+    by_hand = [centre + size * band.quantile(v) if v else centre for v in levels]
+    assert _step_quantiles(band, centre, size) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0, -1.0])
+def test_a_steps_quantiles_always_rise(error):
+    q = _step_quantiles(_Conformal([error] * 50, ahead=1), 3.0, 2.0)
+    assert q[3] == 3.0 and all(b - a > 0.9e-9 for a, b in zip(q, q[1:]))
+    assert q[0] > 0.9 and q[-1] < 5.1
+
+
+def test_independent_distances_join_as_the_root_of_squares():
+    assert [_joined(*x) for x in ((3, 4), (-3, -4), (3, -4), (4, -3), (2, -2))] == [
+        *(5.0, -5.0, -5.0, 5.0),
+        pytest.approx(8**0.5),
+    ]
+    step, spread = [1.0, 2, 3, 4, 5, 6, 8], (-4.0, -3, -2, 0.5, 1.5, 2.5, 3.5)
+    middle = 4.5
+    assert _request_quantiles(step, spread) == pytest.approx(
+        [middle + _joined(a - 4, b - 0.5) for a, b in zip(step, spread)]
+    )
+    assert _request_quantiles(step, spread)[6] == pytest.approx(middle + 5.0)

@@ -1,13 +1,26 @@
 "The gate: who is believed, who is not, and that it survives whatever it is told."
 
-from math import inf, isfinite, nan
+from collections import deque
+from dataclasses import asdict
+from math import inf, isfinite, nan, sqrt
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpoint_ce.forecast.trust import _TRIAL, _TRUSTED, DEMOTED, Gate, GateConfig, worth
+from arcpoint_ce.forecast.trust import (
+    _TRIAL,
+    _TRUSTED,
+    DEMOTED,
+    Gate,
+    GateConfig,
+    _Lane,
+    _Ledger,
+    _pooled,
+    _trust_of,
+    worth,
+)
 
 SIZE, AHEAD = 16.0, 20.0
 
@@ -294,3 +307,271 @@ def test_names_mean_nothing(seed, names, kind):
     assert seen == other and [(e.at_s, rename[e.backend], e.what, e.why) for e in g.events] == [
         tuple(e) for e in h.events
     ]
+
+
+# ---- by hand
+
+TEN = GateConfig(share=0.1, false_shed=0.5)
+
+
+@pytest.mark.parametrize(
+    "said, plain, came, config, gain, stake",
+    [
+        (4.0, 8.0, (3.0, 5.0), TEN, 0.225, 0.3),
+        (2.0, 4.0, (5.0, 6.0), TEN, -0.05, 0.1),
+        (8.0, 8.5, (5.0, 5.0), TEN, 0.05 * 0.25 / 0.35, 0.25),
+        (8.5, 8.0, (5.0, 5.0), TEN, -0.05 * 0.2 / 0.3, 0.2),
+        (0.0, 20.0, (0.0, 0.0), GateConfig(clip=0.5), 0.4, 0.4),
+        (-20.0, 0.0, (0.0, 0.0), GateConfig(clip=0.5), -0.2, 0.4),
+        (4.0, 5.0, (5.0, 5.0), TEN, 0.0, 0.0),
+        (4.0, 8.0, (3.0, 5.0), GateConfig(share=0.0), 0.3, 0.4),
+    ],
+    ids=[
+        "a fall foreseen",
+        "a fall that never came",
+        "a small change where much fell",
+        "a small change the wrong way",
+        "an error beyond the clip",
+        "a false shed beyond the clip",
+        "too small to count",
+        "everything counts",
+    ],
+)
+def test_what_one_promise_was_worth(said, plain, came, config, gain, stake):
+    assert worth(said, plain, *came, 10.0, config) == pytest.approx((gain, stake))
+
+
+def told(*what, config=GateConfig()) -> _Ledger:
+    "A ledger that heard of backend, time, seconds and gain; half a size is at stake each time."
+    ledger = _Ledger()
+    for who, at_s, seconds, gain in what:
+        ledger.add(who, at_s, seconds, gain, 0.5, config)
+    return ledger
+
+
+def test_an_episode_proves_its_gain_over_its_stake_and_the_half():
+    config = GateConfig(half=2.0)
+    assert told(("a", 0.0, 2.0, 0.5)).evidence(config) == pytest.approx(1.0 / 3.0)
+    assert told(("a", 0.0, 2.0, -0.25)).evidence(config) == pytest.approx(-0.5 / 3.0)
+    both = told(("a", 0.0, 2.0, 0.5), ("b", 1.0, 2.0, 0.5))
+    assert both.evidence(config) == pytest.approx(sqrt(2) * 2.0 / (2.0 + 2 * 2.0))
+    assert both.open.seconds == 4.0 and (both.open.from_s, both.open.to_s) == (0.0, 1.0)
+    late = told(("a", 5.0, 1.0, 0.5), ("a", 3.0, 1.0, 0.5))
+    assert (late.open.from_s, late.open.to_s) == (5.0, 5.0)
+
+
+def test_a_silence_longer_than_the_gap_ends_an_episode_and_its_evidence_stays():
+    config = GateConfig(gap_s=10.0, half=2.0, half_life_s=1e12)
+    ledger = told(("a", 0.0, 2.0, 0.5), ("b", 0.0, 2.0, 0.5))
+    proved = ledger.evidence(config)
+    ledger.fade(10.0, config)
+    assert ledger.open and ledger.counts() == dict(episodes=1, better=0)
+    ledger.fade(10.5, config)
+    assert ledger.open is None and ledger.counts() == dict(episodes=1, better=1)
+    assert ledger.evidence(config) == pytest.approx(proved)
+    assert ledger.count == pytest.approx(2.0 / (2.0 + 2 * 2.0))
+    ledger.add("a", 20.0, 2.0, -0.5, 0.5, config)
+    assert ledger.counts() == dict(episodes=2, better=1)
+    assert ledger.evidence(config) == pytest.approx(proved - 1.0 / 3.0)
+    ledger.fade(40.0, config)
+    assert ledger.counts() == dict(episodes=2, better=1)
+    assert ledger.count == pytest.approx(1.0 / 3.0 + 1.0 / 3.0)
+
+
+def test_an_episode_of_no_gain_is_not_won():
+    ledger = told(("a", 0.0, 2.0, 0.0))
+    ledger.close(GateConfig())
+    assert ledger.counts() == dict(episodes=1, better=0) and ledger.total == 0.0
+
+
+def test_an_episode_beyond_its_longest_is_cut_in_two():
+    config = GateConfig(gap_s=10.0, longest_s=30.0)
+    ledger = told(*[("a", float(t), 10.0, 0.5) for t in (0, 10, 20, 30)], config=config)
+    assert ledger.counts()["episodes"] == 1
+    ledger.add("a", 31.0, 1.0, 0.5, 0.5, config)
+    assert ledger.counts()["episodes"] == 2 and ledger.open.from_s == 31.0
+
+
+def test_evidence_and_what_it_rests_on_halve_with_each_half_life():
+    config = GateConfig(half_life_s=100.0)
+    ledger = told(("a", 0.0, 2.0, 0.5), config=config)
+    ledger.fade(50.0, config)
+    total, count = ledger.total, ledger.count
+    ledger.fade(40.0, config)  # an older time forgets nothing
+    assert (ledger.total, ledger.count, ledger.at_s) == (total, count, 50.0)
+    ledger.fade(150.0, config)
+    assert (ledger.total, ledger.count) == pytest.approx((total / 2, count / 2))
+    ledger.fade(350.0, config)
+    assert (ledger.total, ledger.count) == pytest.approx((total / 8, count / 8))
+
+
+@pytest.mark.parametrize("gain", [0.5, -0.5])
+def test_neither_credit_nor_debt_is_hoarded(gain):
+    config = GateConfig(most=2.0)
+    ledger = told(*[("a", 100.0 * k, 20.0, gain) for k in range(9)], config=config)
+    assert ledger.evidence(config) == 2.0 * (1 if gain > 0 else -1)
+    ledger.fade(1000.0, config)
+    assert abs(ledger.total) == pytest.approx(2.0, rel=0.01)
+
+
+def test_the_fleets_evidence_counts_half_after_as_many_episodes_as_the_pool():
+    config, own, fleet = GateConfig(pool=3.0), _Ledger(), _Ledger()
+    own.total, fleet.total = 0.25, -1.0
+    assert _pooled(None, fleet, config) == -1.0 and _pooled(own, fleet, config) == -0.75
+    own.count = 3.0
+    assert _pooled(own, fleet, config) == 0.25 - 0.5
+    own.count = 9.0
+    assert _pooled(own, fleet, config) == 0.25 - 0.25
+    assert _pooled(own, fleet, GateConfig(pool=0.0)) == 0.25
+
+
+@pytest.mark.parametrize(
+    "state, evidence, trust",
+    [
+        (_TRUSTED, 3.0, 1.0),
+        (_TRUSTED, 0.0, 1.0),
+        (_TRUSTED, -0.5, 0.6),
+        (_TRUSTED, -2.0, 0.0),
+        (_TRIAL, 0.75, 0.75),
+        (_TRIAL, 1.5, 1.0),
+        (_TRIAL, 0.0, 0.5),
+        (_TRIAL, -0.25, 0.25),
+        (_TRIAL, -0.6, 0.0),
+        (DEMOTED, 2.0, 0.0),
+    ],
+)
+def test_trust_by_state_and_evidence(state, evidence, trust):
+    config = GateConfig(prior=1.25, debt=0.5, enough=1.5, partial=0.5)
+    assert _trust_of(state, evidence, config) == pytest.approx(trust)
+
+
+def test_a_trusted_forecast_falls_at_its_prior_but_never_before_the_debt_of_a_trial():
+    config = GateConfig(prior=0.25, debt=0.5)
+    assert _trust_of(_TRUSTED, -0.25, config) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", GateConfig.__dataclass_fields__)
+def test_no_setting_is_negative_and_zero_only_where_it_means_something(name):
+    may_be_zero = {"slack_s", "share", "false_shed", "prior", "partial", "pool"}
+    for value in (-0.5, inf, nan):
+        with pytest.raises(ValueError, match=f"GateConfig.{name} must be"):
+            GateConfig(**{name: value})
+    if name in may_be_zero:
+        assert getattr(GateConfig(**{name: 0.0}), name) == 0.0
+    else:
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0.0"):
+            GateConfig(**{name: 0.0})
+
+
+def test_settings_at_the_edge_of_the_possible():
+    assert GateConfig(prior=2.0, debt=2.0, again=2.0, enough=2.0, most=2.0).most == 2.0
+    assert GateConfig(false_shed=1.0, partial=1.0).partial == 1.0
+    for bad in (dict(clip=0.1, share=0.1), dict(partial=1.01), dict(false_shed=1.01)):
+        with pytest.raises(ValueError, match="GateConfig"):
+            GateConfig(**bad)
+    for name in ("prior", "debt", "again", "enough"):
+        with pytest.raises(ValueError, match="most must be at least 2.5"):
+            GateConfig(**{"enough": 2.0, name: 2.5})
+
+
+def test_the_settings_that_the_notebook_calibrated_are_the_default():
+    assert asdict(GateConfig()) == dict(
+        slack_s=4.0,
+        share=0.1,
+        false_shed=0.5,
+        clip=1.0,
+        half=2.0,
+        gap_s=10.0,
+        longest_s=30.0,
+        prior=1.25,
+        debt=0.5,
+        again=1.0,
+        enough=1.5,
+        partial=0.5,
+        most=2.0,
+        pool=2.0,
+        half_life_s=4 * 3600.0,
+        tolerance_s=10.0,
+        pending=4096,
+        keep=256,
+    )
+
+
+def test_truths_are_kept_as_long_as_a_promise_may_need_them():
+    lane = _Lane("a", _TRUSTED)
+    for t in (0.0, 5.0, 10.0, 10.0, 9.0, 18.0, 18.5):
+        lane.measured(t, 100.0 + t, 18.0)
+    assert lane.truths == deque([(5.0, 105.0), (10.0, 110.0), (18.0, 118.0), (18.5, 118.5)])
+    config = GateConfig(slack_s=4.0, tolerance_s=10.0)
+    assert list(lane.due(23.0, 1.0, config)) == []
+    assert [t for t, _ in lane.truths] == [5.0, 10.0, 18.0, 18.5, 23.0]  # 2 * 4 + 10 s
+    list(lane.due(23.5, 1.0, config))
+    assert lane.truths[0][0] == 10.0
+
+
+def test_a_promise_stands_for_the_time_since_the_one_before_and_no_longer_than_the_gap():
+    lane = _Lane("a", _TRUSTED)
+    assert [lane.seconds(t, 10.0) for t in (5.0, 8.0, 8.0, 7.0, 60.0)] == [0, 3.0, 0, 0, 10.0]
+
+
+def test_a_promise_is_settled_once_all_truths_about_it_have_come():
+    gate = Gate(GateConfig(slack_s=4.0))
+    gate.promise("a", 0.0, 10.0, 4.0, 12.0, SIZE)
+    gate.promise("a", 0.0, 10.0, nan, 12.0, SIZE)
+    gate.mature("a", 13.9, 4.0)
+    assert gate.status()["settled"] == 0
+    gate.mature("a", 14.0, 4.0)
+    gate.promise("a", 14.0, 20.0, 12.0, 12.0, SIZE)
+    gate.mature("a", 24.0, 12.0)
+    said = gate.status()
+    assert [said[k] for k in ("promised", "settled", "counted", "dropped")] == [3, 2, 1, 1]
+    assert said["backends"]["a"]["waiting"] == 0 and said["episodes"] == 1
+
+
+def test_the_oldest_promise_makes_place_for_the_newest():
+    gate = Gate(GateConfig(pending=2))
+    for about in (30.0, 10.0, 20.0):
+        gate.promise("a", 0.0, about, 4.0, 12.0, SIZE)
+    assert sorted(p[0] for p in gate.books.lanes["a"].promises) == [20.0, 30.0]
+    assert gate.books.dropped == 1
+
+
+def test_what_has_been_proved_survives_a_restart_and_the_running_episode_does_not():
+    gate, _ = fleet("inverted", 2, seconds=700)
+    other = Gate()
+    other.restore(gate.memo())
+    assert other.memo() == gate.memo()
+    ours, theirs = (g.books.fleet for g in (gate, other))
+    assert (theirs.total, theirs.count, theirs.at_s) == (ours.total, ours.count, ours.at_s)
+    assert (theirs.episodes, theirs.won, theirs.open) == (ours.episodes, ours.won, None)
+    for name in gate.books.lanes:
+        assert other.state(name) == gate.state(name)
+    fresh = Gate()
+    fresh.restore(Gate().memo())
+    assert fresh.books.fleet.at_s == -inf and fresh.memo()["fleet"] == [
+        _TRUSTED,
+        0.0,
+        0.0,
+        None,
+        0,
+        0,
+    ]
+    for bad in (
+        dict(fleet=["lost", 0.0, 0.0, None, 0, 0], backends={}),
+        dict(gate.memo(), backends={"a": ["lost", 0.0, 0.0, None, 0, 0]}),
+    ):
+        with pytest.raises(ValueError, match="'lost' is no state of a forecast"):
+            Gate().restore(bad)
+
+
+def test_an_event_says_which_evidence_reached_which_bar():
+    gate = Gate(GateConfig(slack_s=0.0))
+    for t in range(0, 200, 2):
+        gate.promise("a", t, t + 20.0, 2.0, 12.0, SIZE)
+        gate.mature("a", float(t), 12.0)
+    first = gate.events[0]
+    assert "reached -1.25 (the fleet's alone: -" in first.why and first.what == DEMOTED
+    assert "better in 0 of" in first.why and "size-seconds at stake since" in first.why
+    gate, _ = fleet("inverted", 1, seconds=3600, right_from=600.0)
+    bars = {e.what: e.why for e in gate.events if e.backend is None}
+    assert "reached +1.00" in bars[_TRIAL] and "reached +1.50" in bars[_TRUSTED]
