@@ -640,6 +640,7 @@ _STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.labelsize": 10,
+    "date.converter": "concise",
     "grid.color": "#DDDDDD",
     "font.size": 10,
     "legend.frameon": False,
