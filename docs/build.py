@@ -4,9 +4,12 @@ Usage: python docs/build.py [OUT]      OUT is _docs unless given; the pages are 
 """
 
 import ast
+import inspect
 import json
 import shutil
 import sys
+import textwrap
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +46,15 @@ def escaped(line):
 
 
 def plain_docstrings(app, what, name, obj, options, lines):
+    "Docstrings as they were written, and the comments of the parameters as a list."
+    from build import parameters_of  # Sphinx runs inside docs/build.py
+
     lines[:] = [escaped(line.strip()) for line in lines]
+    if told := parameters_of(obj):
+        gives = told.pop("return", None)
+        lines += ["", *(f":param {name}: {escaped(text)}" for name, text in told.items())]
+        lines += [f":returns: {escaped(gives)}"] if gives else []
+        lines.append("")
 
 
 def setup(app):
@@ -70,6 +81,65 @@ def modules() -> dict[str, list[str]]:
     paths = [p for p in found if p.name[0] != "_"]
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts): public_names(p) for p in paths}
     return {module: names for module, names in names.items() if names}
+
+
+def _comments(lines: list[str]) -> tuple[dict[int, str], dict[int, str]]:
+    "By line number, from 1: comments behind code, and comments that have a line of their own."
+    behind, alone = {}, {}
+    for token in tokenize.generate_tokens(iter([f"{line}\n" for line in lines]).__next__):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            own = not lines[row - 1][:column].strip()
+            (alone if own else behind)[row] = token.string.lstrip("# ").strip()
+    return behind, alone
+
+
+def _told_at(line: int, last: int, behind: dict[int, str], alone: dict[int, str]) -> str:
+    "The comment of what stands on these lines: behind it, or on the lines above."
+    above = []
+    while line - len(above) - 1 in alone:
+        above.insert(0, alone[line - len(above) - 1])
+    return " ".join([*above, *(behind[k] for k in range(line, last + 1) if k in behind)])
+
+
+def _arguments(node: ast.FunctionDef) -> list[tuple[str, int]]:
+    "Names of parameters with their first line."
+    a = node.args
+    known = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+    return [(x.arg, x.lineno) for x in known if x and x.arg not in ("self", "cls")]
+
+
+def parameters_of(obj) -> dict[str, str]:
+    """The comment of every parameter of a function, or field of a class; `return` is the result.
+
+    What has no source, and what has no comment, is left out.
+    """
+    if not (inspect.isfunction(obj) or inspect.ismethod(obj) or inspect.isclass(obj)):
+        return {}
+    try:
+        lines = textwrap.dedent(inspect.getsource(obj)).splitlines()
+        node = ast.parse("\n".join(lines)).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    behind, alone = _comments(lines)
+    if isinstance(node, ast.ClassDef):
+        made = [x for x in node.body if getattr(x, "name", "") == "__init__"]
+        fields = [x for x in node.body if isinstance(x, ast.AnnAssign)]
+        if not made:
+            told = {x.target.id: (x.lineno, x.end_lineno) for x in fields}
+            found = {k: _told_at(*at, behind, alone) for k, at in told.items() if k[0] != "_"}
+            return {k: text for k, text in found.items() if text}
+        node = made[0]
+    where = _arguments(node)
+    ends = [at - 1 for _, at in where[1:]] + [0]
+    head = node.body[0].lineno - 1  # the last line of the signature
+    found = {}
+    for (name, at), end in zip(where, ends):
+        while end in alone:
+            end -= 1
+        found[name] = _told_at(at, min(max(end, at), head - 1), behind, alone)
+    found["return"] = _told_at(head, head, behind, alone)
+    return {k: text for k, text in found.items() if text}
 
 
 def local_links(text: str) -> str:

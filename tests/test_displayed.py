@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from arcpoint_ce import Backend, ContextEngine, Outcome, Request, Router, load_requests
+from arcpoint_ce.forecast.latency import LatencyForest, predict
 from arcpoint_ce.lab.experiment import Experiment, Task
 from arcpoint_ce.lab.faults import make_scenario
 from arcpoint_ce.lab.fleet import Call
@@ -18,6 +19,7 @@ from arcpoint_ce.lab.worlds import Setting, World
 from arcpoint_ce.routing.outcomes import displayed
 from arcpoint_ce.routing.records import Forecast, ForecastTable
 from arcpoint_ce.telemetry.fleet_file import Fleet
+from arcpoint_ce.telemetry.traces import exercise_steps
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -149,6 +151,17 @@ def test_an_object_that_was_never_made_shows_itself():
             # a `__new__` of our own may want an extra
             plain = "__new__" in vars(cls) and not issubclass(cls, tuple)
             check(object.__new__(cls) if plain else cls.__new__(cls))
+
+
+def test_a_forecaster_predicts_and_draws_itself():
+    steps = exercise_steps(500, seed=0)
+    forecaster = LatencyForest(300, trees=5).fit(steps[:400])
+    since_s = int(steps.start_s.iloc[420])
+    said = forecaster.predict(steps, since_s=since_s)
+    assert said.equals(predict(forecaster, steps, since_s)) and len(said) == 80
+    ax = forecaster.plot(steps, since_s=since_s)
+    assert ax.get_ylabel() == "mean latency, ms" and ax.get_xlabel() == "time, UTC"
+    assert list(ax.lines[0].get_ydata()) == list(said["p50_ms"])
 
 
 def test_a_log_an_engine_and_an_experiment_draw_themselves(tmp_path):

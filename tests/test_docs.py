@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -35,6 +36,48 @@ def test_the_sources_hold_every_page_and_no_hidden_cell(tmp_path):
             copy = tmp_path / "src" / folder / path.name
             assert "#| hide" not in copy.read_text() and f"{folder}/{path.stem}" in index
     assert build.BLOB + "nbs/pages" not in index and "raw.githubusercontent" not in index
+
+
+def sample(
+    wait_s: float,  # so long, s
+    # a comment above
+    # of two lines
+    name: str = "a#b",
+    *,
+    plain: int = 0,
+    **more,  # the rest, "quoted" and it's fine
+) -> float:  # what is left, s
+    "A sample."
+    return wait_s  # no parameter
+
+
+def short(x: float) -> float:  # twice as much
+    return 2 * x
+
+
+def test_comments_of_parameters_are_read():
+    assert build.parameters_of(sample) == {
+        "wait_s": "so long, s",
+        "name": "a comment above of two lines",
+        "more": """the rest, "quoted" and it's fine""",
+        "return": "what is left, s",
+    }
+    assert build.parameters_of(short) == {"return": "twice as much"}
+    assert build.parameters_of(len) == build.parameters_of(3) == {}
+
+
+def test_comments_of_parameters_stand_on_the_pages():
+    from arcpoint_ce.lab.comparison import compare
+    from arcpoint_ce.routing.router import RouterConfig
+
+    conf: dict = {}
+    exec(build.CONF, conf)
+    for obj, name in ((compare, "seeds"), (RouterConfig, "slo_ms")):
+        lines = ["A line."]
+        with patch.dict(sys.modules, {"build": build}):
+            conf["plain_docstrings"](None, "function", "x", obj, {}, lines)
+        found = next(x for x in lines if x.startswith(f":param {name}: "))
+        assert found.endswith(conf["escaped"](build.parameters_of(obj)[name]))
 
 
 class Links(HTMLParser):
@@ -99,6 +142,8 @@ def test_the_built_site_has_no_broken_link_and_every_public_name(tmp_path):
     for module, names in build.modules().items():
         text = (tmp_path / "html" / "api" / f"{module}.html").read_text()
         assert not [n for n in names if f"{module}.{n}" not in text], module
+    text = (tmp_path / "html" / "api" / "arcpoint_ce.routing.router.html").read_text()
+    assert "latency limit where neither request, tier nor backend names one, ms" in text
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ _STORED = {
         "forecast",
         "foresees the shipped sample better than persistence and every simple rule",
         "arcpoint report forecast",
-        "b9b2e1bdbf8117609cea9b730695d277bb96f562e3906b0bb787b49623b669ea",
+        "e316aaf0aca9466997362620183863f232759e5484ee11057446116ae70ce09b",
     ),
     "forecast_petshop": (
         "forecast",
@@ -182,7 +182,7 @@ _STORED = {
         "routing",
         "avoids misses in the sample, and more than a plain breaker",
         "arcpoint report routing",
-        "2d396aeeefe86869d9d7a281332662afe52f5edcf83d4b73c23429d5bf95a99b",
+        "8daf66a762965ed4880a15ce5c81ef7e78f28de2c436d9372e771660054ed665",
     ),
     "experiment_streams": (
         "policies",

@@ -207,13 +207,14 @@ def _forecast(m: Mapping[str, Any]) -> _Verdict:
     question = "Is latency foreseen better than by supposing that it stays as it is?"
     span = m["mae_ratio_geomean_low"], m["mae_ratio_geomean_high"]
     mine, (best, theirs) = m["mae_ratio_geomean"], _best_rule(m["ratios"])
+    rule = _RULES.get(best, best.replace("_", " "))
     onsets, recall = m["onsets"] or 0, m["onset_recall"] or 0.0
     figures = (
         _Figure(
             "error over that of persistence (below 1: better)", _ratio(mine), _to(span, _ratio)
         ),
         _Figure(
-            f"the same, simple rule that was best in hindsight ({best.replace('_', ' ')})",
+            f"the same, simple rule that was best in hindsight ({rule})",
             _ratio(theirs),
             _to(m["intervals"].get(best), _ratio),
         ),
@@ -223,7 +224,7 @@ def _forecast(m: Mapping[str, Any]) -> _Verdict:
         return _too_few(question, m["n"], "forecasts checked against what came", 200, figures)
     side = _side(span, 1.0)
     answer, said, then = _FORESEEN[side, theirs < mine]
-    return _Verdict(question, answer, said, figures, then)
+    return _Verdict(question, answer, said.format(rule=rule), figures, then.format(rule=rule))
 
 
 def _best_rule(ratios: Mapping[str, float | None]) -> tuple[str, float]:  # name, error ratio
@@ -232,6 +233,14 @@ def _best_rule(ratios: Mapping[str, float | None]) -> tuple[str, float]:  # name
     return min(found.items(), key=lambda kv: kv[1], default=("persistence", 1.0))
 
 
+_RULES = {
+    "mean_5": "moving average of 5 steps",
+    "median_12": "rolling median of 12 steps",
+    "median_24": "rolling median of 24 steps",
+    "median_72": "rolling median of 72 steps",
+    "seasonal": "the last cycle again",
+    "best_naive": "each backend's own, chosen before the test",
+}  # what the rules of the report are called in a sentence
 _FORESEEN = {
     (-1, False): (
         "yes",
@@ -240,8 +249,8 @@ _FORESEEN = {
     ),
     (-1, True): (
         "partly",
-        "Partly: the forecaster beats persistence, but a simple rule does better still.",
-        "Use the simple rule named here until the forecaster beats it.",
+        "Partly: the forecaster beats persistence, but a simple rule does better still ({rule}).",
+        "Use that rule ({rule}) until the forecaster beats it.",
     ),
     (0, False): (
         "cannot tell",
@@ -250,8 +259,8 @@ _FORESEEN = {
     ),
     (0, True): (
         "cannot tell",
-        "Cannot tell: the interval of the error ratio holds 1, and a simple rule does better.",
-        "Route reactively (`none`); the simple rule named here is worth a try.",
+        "Cannot tell: the interval of the error ratio holds 1; a simple rule does better ({rule}).",
+        "Route reactively (`none`); that rule is worth a try.",
     ),
     (1, False): (
         "no",
@@ -260,7 +269,7 @@ _FORESEEN = {
     ),
     (1, True): (
         "no",
-        "No: the forecaster is worse than persistence, and a simple rule does better.",
+        "No: the forecaster is worse than persistence; a simple rule does better ({rule}).",
         "Route reactively (`none`).",
     ),
 }
@@ -640,6 +649,7 @@ _STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.labelsize": 10,
+    "date.converter": "concise",
     "grid.color": "#DDDDDD",
     "font.size": 10,
     "legend.frameon": False,

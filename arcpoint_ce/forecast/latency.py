@@ -822,6 +822,18 @@ class LatencyForest:
         said, scatter = _walk(self.forest_, self.leaf_values_, rows)
         return offset + unit * trust * said, unit * _interval_size(scatter, self.shape)
 
+    def predict(
+        self,
+        table: pd.DataFrame,  # a step table, the rows before included
+        since_s: float = -inf,  # forecasts made at the end of steps from here on, s
+    ) -> pd.DataFrame:
+        "What would have been said at the end of every step, and what came; see `predict`."
+        return predict(self, table, since_s)
+
+    def plot(self, table: pd.DataFrame, since_s: float = -inf, ax=None):
+        "What was said for every step with its 80 % interval, and what came; as in `predict`."
+        return _plot_said(predict(self, table, since_s), ax)
+
     def __repr__(self):
         known = ", not fitted"
         if hasattr(self, "models_"):
@@ -1067,6 +1079,22 @@ def predict(
     levels = [f"p{int(100 * level):02d}_ms" for level in LEVELS]
     known = ["backend", "start_s", "about_s", "actual_ms", "persistence_ms"]
     return pd.DataFrame(out, columns=[*known, *levels, "planned_rps"])
+
+
+def _plot_said(said: pd.DataFrame, ax=None):
+    "Forecasts as from `predict` over time, a colour for each backend; the axes that hold them."
+    import matplotlib.pyplot as plt
+
+    ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
+    for backend, rows in said.groupby("backend"):
+        about = pd.to_datetime(rows["about_s"], unit="s")
+        (line,) = ax.plot(about, rows["p50_ms"], label=f"{backend}, said before")
+        ax.fill_between(about, rows["p10_ms"], rows["p90_ms"], color=line.get_color(), alpha=0.25)
+        ax.plot(about, rows["actual_ms"], ":", color=line.get_color(), label=f"{backend}, came")
+    ax.set(xlabel="time, UTC", ylabel="mean latency, ms")
+    ax.tick_params(axis="x", rotation=20)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
 
 # %% ../../nbs/forecast/24_latency.ipynb #696a2d9c
 _FORMAT = {"format": "arcpoint.forecaster", "version": 1}

@@ -19,6 +19,7 @@ import pandas as pd
 from ..engine.engine import ContextEngine
 from ..engine.store import NullStore
 from ..forecast.latency import LatencyForest, Pulse, predict
+from .skill import onset_steps
 from ..routing.breaker import CLOSED, SHEDDING
 from ..routing.outcomes import displayed
 from arcpoint_ce.routing.records import (
@@ -505,18 +506,6 @@ def _outcome_of(
     )
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #e8ef6382
-def _onsets(
-    latency_ms: np.ndarray,  # per step, nan where none
-    slo_ms: float,
-    quiet: int,  # steps that must have been under the limit before
-) -> np.ndarray:  # positions
-    "Where a series goes over the limit after `quiet` steps below it."
-    over = np.nan_to_num(latency_ms, nan=0.0) > slo_ms
-    return np.array(
-        [k for k in np.flatnonzero(over) if k >= quiet and not over[k - quiet : k].any()], int
-    )
-
-
 def _leads(
     events: list,  # shedding starts and ends, as in `Course.sheds`
     backend: str,
@@ -623,7 +612,7 @@ def _onset_table(
     for b, slo in zip(s.backends, s.slo_ms):
         d = table[(table["backend"] == b) & (table["start_s"] >= cut_s)].sort_values("start_s")
         mean = (d["latency_us"] / d["n_lat"].where(d["n_lat"] > 0) / 1000.0).to_numpy(float)
-        for k in _onsets(mean, slo, max(1, int(horizon_s // s.step_s))):
+        for k in onset_steps(mean, slo, max(1, int(horizon_s // s.step_s)), s.step_s):
             at = float(d["start_s"].iloc[k])
             after = [
                 t.at_s - at

@@ -33,6 +33,7 @@ from arcpoint_ce.proof.skill import (
     _rule_scores,
     _split_folds,
     evaluate,
+    onset_steps,
 )
 from arcpoint_ce.routing.records import Backend, Outcome, Step
 from arcpoint_ce.routing.router import Router
@@ -293,7 +294,33 @@ def test_onsets_by_hand():
     assert scores(unknown)["onsets"] == 0  # not judged, not a hit
     twice = came.copy()
     twice[26:30] = 400.0  # no calm before: no second onset
-    assert len(_onset_table(twice, twice, 300.0, 5)) == 2
+    assert len(_onset_table(twice, twice, 300.0, 5, 60)) == 2
+
+
+def test_a_minute_of_noise_is_no_onset():
+    came = np.full(60, 100.0)
+    came[15] = 900.0  # a minute of noise, high as it is
+    came[30:36] = 310.0  # long enough, but a tenth over the limit it never is
+    came[48:52] = 400.0  # trouble
+    came[44] = 350.0  # noise shortly before it does not hide it
+    rows = pd.DataFrame(
+        dict(backend="a", about_s=60 * np.arange(60), actual_ms=came, ours=came.copy())
+    )
+    scores = _onset_scores(rows, "ours", 300.0, 300, 60)
+    assert scores["onsets"] == 1
+    assert scores["warnings"] == 3, "a warning is one however short it is"
+    came[49:51] = 200.0  # a pause does not end trouble
+    assert onset_steps(came, 300.0, 5, 60).tolist() == [48]
+
+
+def test_routing_and_forecast_count_the_same_onsets():
+    from inspect import getsource
+
+    from arcpoint_ce.proof import counterfactual, skill
+
+    assert counterfactual.onset_steps is skill.onset_steps
+    assert "onset_steps(" in getsource(counterfactual._onset_table)
+    assert "onset_steps(" in getsource(skill._onset_table)
 
 
 def test_a_constant_and_an_always_alarm_lose():
