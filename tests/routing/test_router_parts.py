@@ -558,3 +558,42 @@ def test_reserved_places_are_used_up_in_order():
         s = Signals(in_flight)
         assert plan.probabilities(s, 0.0) == odds and plan.named(s, 0.0)[0] == named
         assert plan.choose(lambda: 0.3, s, 0.0) == (named if named >= 0 else 1)
+
+
+def test_after_a_restart_whose_pace_is_unknown_counts_as_usual():
+    first = fleet(3, policy=OwnPace(gamma=2.0))
+    first.roll(0.0)
+    for name, tokens in (("b0", 10), ("b1", 20)):
+        first.observe(Outcome(name, 0.0, 2_000.0, tokens_out=tokens))
+    then = fleet(3, policy=OwnPace(gamma=2.0))
+    assert then.restore(first.memo()) == []
+    assert then._signals.slow == pytest.approx([0.2**2, 0.1**2, 0.2**2])
+
+
+def test_a_backend_whose_steps_or_breaker_run_ahead_of_the_clock_is_set_back():
+    for ahead in ("steps", "breaker"):
+        lane = fleet(1)._lanes["b0"]
+        assert not lane.runs_ahead(100.0, 5.0)
+        if ahead == "steps":
+            lane.features.observe(-1, 120_000_000, 1_000, True)
+        else:
+            lane.breaker.poll(120.0)
+        assert lane.runs_ahead(100.0, 5.0) and not lane.runs_ahead(115.0, 5.0)
+        assert lane.runs_ahead(114.9, 5.0)
+        lane.failed_s = lane.answered_s = lane.joined_s = lane.recovered_s = 130.0
+        lane.nowcast.heard_s = lane.nowcast.streamed_s = 130.0
+        lane.set_back(100.0)
+        assert not lane.runs_ahead(100.0, 5.0)
+        times = lane.failed_s, lane.answered_s, lane.joined_s, lane.recovered_s
+        assert times == (100.0,) * 4
+        assert (lane.nowcast.heard_s, lane.nowcast.streamed_s) == (100.0, 100.0)
+
+
+def test_a_reason_tells_of_a_change_that_is_foreseen():
+    r = fleet(2, policy=OwnPace())
+    slower = tuple(1.3 * ms for ms in (98.0, 99.0, 99.5, 100.0, 100.5, 101.0, 102.0))
+    f = Forecast("b0", 0.0, 60.0, slower, slower, now_ms=100.0)
+    r.swap(ForecastTable(1, 0.0, 600.0, {"b0": f}), 0.0)
+    why = {c.backend: c.reason for c in r.rank(Request(), 10.0)}
+    assert why["b0"].startswith("1.29 times that foreseen; P(latency > 300 ms)")
+    assert "foreseen" not in why["b1"]
