@@ -597,3 +597,10 @@ def test_a_reason_tells_of_a_change_that_is_foreseen():
     why = {c.backend: c.reason for c in r.rank(Request(), 10.0)}
     assert why["b0"].startswith("1.29 times that foreseen; P(latency > 300 ms)")
     assert "foreseen" not in why["b1"]
+
+
+def test_an_attempt_begins_at_a_whole_microsecond_the_nearest():
+    r = fleet(1)
+    for now, us in ((1.7, 1_700_000), (2.0000004, 2_000_000), (2.0000006, 2_000_001)):
+        d = r.claim(Request(), "b0", now)
+        assert r._lanes["b0"].features.running[d.id << 4] == us
