@@ -56,7 +56,7 @@ def test_other_settings():
     assert RouterConfig(gateways=1, slo_tok_ms=0.0).ttft_limit_ms is None
 
 
-def test_the_settings_that_the_documents_name_are_the_default():
+def test_the_routers_settings_that_the_documents_name_are_the_default():
     c = RouterConfig()
     assert (c.slo_ms, c.slo_tok_ms, c.lease_s, c.act_s) == (300.0, 0.0, 600.0, 120.0)
     assert (c.probe_share, c.panic_share, c.room_share, c.smoothing) == (0.1, 0.5, 0.3, 0.1)
