@@ -604,3 +604,7 @@ def test_an_attempt_begins_at_a_whole_microsecond_the_nearest():
     for now, us in ((1.7, 1_700_000), (2.0000004, 2_000_000), (2.0000006, 2_000_001)):
         d = r.claim(Request(), "b0", now)
         assert r._lanes["b0"].features.running[d.id << 4] == us
+    d = r.decide(Request(), 59.0)
+    r.observe(Outcome("b0", 59.9999996, 0.0, decision=d.id))
+    opened = r._lanes["b0"].features.open
+    assert (opened.start_s, opened.n) == (60, 1)
