@@ -452,11 +452,11 @@ def test_reasons_say_what_speaks_for_a_backend():
         == "1.5 requests of others where 8.0 in all meet the limit; P(latency > 300 ms) = 0.00"
     )
     assert why["b1"] == "no usable forecast, judged by own measurements"
-    r._lanes["b1"].nowcast.pace_s = 0.0123
+    r._lanes["b1"].nowcast.pace_s = 0.0999
     r.resize({"b1": 0.5})
     why = {c.backend: c.reason for c in r.rank(Request(), 10.0)}
     assert why["b1"] == (
-        "12.3 ms per token now; no usable forecast, judged by own measurements; "
+        "99.9 ms per token now; no usable forecast, judged by own measurements; "
         "weight 50% (shed before a breach, or starting slowly)"
     )
     d = r.decide(Request(), 10.0)
@@ -608,3 +608,23 @@ def test_an_attempt_begins_at_a_whole_microsecond_the_nearest():
     r.observe(Outcome("b0", 59.9999996, 0.0, decision=d.id))
     opened = r._lanes["b0"].features.open
     assert (opened.start_s, opened.n) == (60, 1)
+
+
+def test_an_outcome_of_an_attempt_that_never_was_keeps_its_date():
+    r = fleet(1)
+    d = r.decide(Request(), 50.0)
+    early = Outcome("b0", 40.0, 5.0, decision=d.id)
+    assert r.dated(early, 60.0).ts_s == 50.0
+    never = Outcome("b0", 40.0, 5.0, decision=d.id, attempt=1)
+    assert r.dated(never, 60.0) is never
+
+
+def test_views_are_made_anew_once_a_key_is_dead():
+    r = fleet(1)
+    r.roll(0.0)
+    refused = [Outcome("b0", 0.0, 5.0, status=401) for _ in range(10)]
+    stamps = []
+    for o in refused:
+        r.observe(o)
+        stamps.append(r._views.stamp)
+    assert stamps[0] == stamps[8] < stamps[9] and list(r.dead_keys()) == ["b0"]
