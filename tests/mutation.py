@@ -419,7 +419,7 @@ class Judge:
                 how = (trial_afresh, mutant, tests)
                 if items:
                     how = trial, mutant, [items[t] for t in tests]
-                self.keep(mutant, forked(*how, limit_s=30 + 3 * self.most_s), len(tests))
+                self.keep(mutant, forked(*how, limit_s=10 + 2 * self.most_s), len(tests))
             print(f"{k}/{len(mutants)} {self.known[mutant.key]['result']} {mutant.key}", flush=True)
 
     def keep(self, mutant: Mutant, code: int | None, tests: int) -> None:

@@ -56,7 +56,7 @@ def test_other_settings():
     assert RouterConfig(gateways=1, slo_tok_ms=0.0).ttft_limit_ms is None
 
 
-def test_the_settings_that_the_documents_name_are_the_default():
+def test_the_routers_settings_that_the_documents_name_are_the_default():
     c = RouterConfig()
     assert (c.slo_ms, c.slo_tok_ms, c.lease_s, c.act_s) == (300.0, 0.0, 600.0, 120.0)
     assert (c.probe_share, c.panic_share, c.room_share, c.smoothing) == (0.1, 0.5, 0.3, 0.1)
@@ -452,11 +452,11 @@ def test_reasons_say_what_speaks_for_a_backend():
         == "1.5 requests of others where 8.0 in all meet the limit; P(latency > 300 ms) = 0.00"
     )
     assert why["b1"] == "no usable forecast, judged by own measurements"
-    r._lanes["b1"].nowcast.pace_s = 0.0123
+    r._lanes["b1"].nowcast.pace_s = 0.0999
     r.resize({"b1": 0.5})
     why = {c.backend: c.reason for c in r.rank(Request(), 10.0)}
     assert why["b1"] == (
-        "12.3 ms per token now; no usable forecast, judged by own measurements; "
+        "99.9 ms per token now; no usable forecast, judged by own measurements; "
         "weight 50% (shed before a breach, or starting slowly)"
     )
     d = r.decide(Request(), 10.0)
@@ -558,3 +558,73 @@ def test_reserved_places_are_used_up_in_order():
         s = Signals(in_flight)
         assert plan.probabilities(s, 0.0) == odds and plan.named(s, 0.0)[0] == named
         assert plan.choose(lambda: 0.3, s, 0.0) == (named if named >= 0 else 1)
+
+
+def test_after_a_restart_whose_pace_is_unknown_counts_as_usual():
+    first = fleet(3, policy=OwnPace(gamma=2.0))
+    first.roll(0.0)
+    for name, tokens in (("b0", 10), ("b1", 20)):
+        first.observe(Outcome(name, 0.0, 2_000.0, tokens_out=tokens))
+    then = fleet(3, policy=OwnPace(gamma=2.0))
+    assert then.restore(first.memo()) == []
+    assert then._signals.slow == pytest.approx([0.2**2, 0.1**2, 0.2**2])
+
+
+def test_a_backend_whose_steps_or_breaker_run_ahead_of_the_clock_is_set_back():
+    for ahead in ("steps", "breaker"):
+        lane = fleet(1)._lanes["b0"]
+        assert not lane.runs_ahead(100.0, 5.0)
+        if ahead == "steps":
+            lane.features.observe(-1, 120_000_000, 1_000, True)
+        else:
+            lane.breaker.poll(120.0)
+        assert lane.runs_ahead(100.0, 5.0) and not lane.runs_ahead(115.0, 5.0)
+        assert lane.runs_ahead(114.9, 5.0)
+        lane.failed_s = lane.answered_s = lane.joined_s = lane.recovered_s = 130.0
+        lane.nowcast.heard_s = lane.nowcast.streamed_s = 130.0
+        lane.set_back(100.0)
+        assert not lane.runs_ahead(100.0, 5.0)
+        times = lane.failed_s, lane.answered_s, lane.joined_s, lane.recovered_s
+        assert times == (100.0,) * 4
+        assert (lane.nowcast.heard_s, lane.nowcast.streamed_s) == (100.0, 100.0)
+
+
+def test_a_reason_tells_of_a_change_that_is_foreseen():
+    r = fleet(2, policy=OwnPace())
+    slower = tuple(1.3 * ms for ms in (98.0, 99.0, 99.5, 100.0, 100.5, 101.0, 102.0))
+    f = Forecast("b0", 0.0, 60.0, slower, slower, now_ms=100.0)
+    r.swap(ForecastTable(1, 0.0, 600.0, {"b0": f}), 0.0)
+    why = {c.backend: c.reason for c in r.rank(Request(), 10.0)}
+    assert why["b0"].startswith("1.29 times that foreseen; P(latency > 300 ms)")
+    assert "foreseen" not in why["b1"]
+
+
+def test_an_attempt_begins_at_a_whole_microsecond_the_nearest():
+    r = fleet(1)
+    for now, us in ((1.7, 1_700_000), (2.0000004, 2_000_000), (2.0000006, 2_000_001)):
+        d = r.claim(Request(), "b0", now)
+        assert r._lanes["b0"].features.running[d.id << 4] == us
+    d = r.decide(Request(), 59.0)
+    r.observe(Outcome("b0", 59.9999996, 0.0, decision=d.id))
+    opened = r._lanes["b0"].features.open
+    assert (opened.start_s, opened.n) == (60, 1)
+
+
+def test_an_outcome_of_an_attempt_that_never_was_keeps_its_date():
+    r = fleet(1)
+    d = r.decide(Request(), 50.0)
+    early = Outcome("b0", 40.0, 5.0, decision=d.id)
+    assert r.dated(early, 60.0).ts_s == 50.0
+    never = Outcome("b0", 40.0, 5.0, decision=d.id, attempt=1)
+    assert r.dated(never, 60.0) is never
+
+
+def test_views_are_made_anew_once_a_key_is_dead():
+    r = fleet(1)
+    r.roll(0.0)
+    refused = [Outcome("b0", 0.0, 5.0, status=401) for _ in range(10)]
+    stamps = []
+    for o in refused:
+        r.observe(o)
+        stamps.append(r._views.stamp)
+    assert stamps[0] == stamps[8] < stamps[9] and list(r.dead_keys()) == ["b0"]
