@@ -394,3 +394,13 @@ def test_petshop_beats_persistence_and_naive_rules():
         and 0.77 < m["coverage_80"] < 0.83
     )
     assert m["mae_ratio_geomean_high"] < 1 and m["interval_score"] <= m["interval_score_split"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_surge_of_the_exercise_is_noise(seed):
+    "Its stored figures were counted before noise was told apart; they stay as they are."
+    for memoryless in (False, True):
+        steps = exercise_steps(5000, seed, memoryless=memoryless)
+        latency_ms = (steps.latency_us / steps.n_lat / 1000).to_numpy(float)
+        every = onset_steps(latency_ms, 300.0, 5, 60, depth=1.0, length_s=0.0)
+        assert len(every) > 30 and list(every) == list(onset_steps(latency_ms, 300.0, 5, 60))
