@@ -170,7 +170,7 @@ _STORED = {
         "forecast",
         "foresees the shipped sample better than persistence and every simple rule",
         "arcpoint report forecast",
-        "616bfff8b41f1ce66be52b869452a4a172fa3e4ca8343208a92ed22b0942e381",
+        "ab49672b160e1f624a8765d1d2ca453007ea3857aa6eeeb42d92b05da2e3075a",
     ),
     "forecast_petshop": (
         "forecast",
