@@ -6,7 +6,7 @@
 __all__ = ['check_log', 'check_page']
 
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00002
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
@@ -26,7 +26,7 @@ from arcpoint_ce.proof.counterfactual import (
     stretched,
 )
 from ..routing.router import RouterConfig
-from ..telemetry.fleet_file import Fleet, infer_fleet, load_fleet
+from ..telemetry.fleet_file import Fleet, infer_fleet, load_fleet, seen_capacity
 from ..telemetry.limits import Limit, infer_limit_ms
 from ..telemetry.requests import RequestLog
 from ..telemetry.source import StepSource, load_steps
@@ -270,6 +270,37 @@ def _verdict(
         return "no", "it would only pay if the others did not slow down under what they take over"
     return "no", "what was late came at random, or everywhere at once: moving it helps nobody"
 
+# %% ../../nbs/apps/80a_check.ipynb #5c3279e2
+_KEPT = 0.95  # share of the requests at one count that must keep their limit
+
+
+def _at_once(
+    begin_s: np.ndarray,
+    end_s: np.ndarray,
+) -> np.ndarray:  # how many run when each begins, itself among them
+    "Requests at one backend, as they overlap."
+    begun = np.searchsorted(np.sort(begin_s), begin_s, "right")
+    return begun - np.searchsorted(np.sort(end_s), begin_s, "right")
+
+
+def _kept_capacity(
+    rows: pd.DataFrame,  # single requests, with ts_s
+    limit: Limit,
+) -> dict[str, int]:  # requests at once, by backend
+    "The most that ran at once while the limit was kept."
+    late = rows.latency_ms > limit.of(rows)
+    if "ok" in rows:
+        late |= rows.ok.fillna(True).eq(False)
+    out = {}
+    for backend, own in rows.assign(kept=~late).dropna(subset=["latency_ms"]).groupby("backend"):
+        begin_s = own.ts_s.to_numpy()
+        count = _at_once(begin_s, begin_s + own.latency_ms.to_numpy() / 1000.0)
+        kept = own.kept.groupby(count).agg(["size", "mean"])
+        enough = kept["size"] >= min(20, max(len(own) // 20, 1))
+        good = kept.index[enough & (kept["mean"] >= _KEPT)]
+        out[str(backend)] = int(good.max()) if len(good) else 1
+    return out
+
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00011
 _PER_STEP = 30  # requests that a step should have of each backend
 _GOOD_FOR = {
@@ -333,7 +364,12 @@ def check_log(
     rows = _requests_of(source)
     known = load_fleet(fleet) if fleet else infer_fleet(source.loaded)
     limit = Limit(slo_ms, 0.0, "given") if slo_ms else infer_limit_ms(rows)
-    part = _against_limit(_sampled(rows), limit)
+    sample = _sampled(rows)
+    part = _against_limit(sample, limit)
+    single = source.kind == "requests"
+    capacity = (
+        _kept_capacity(sample, limit) if single else seen_capacity(source.steps, source.step_s)
+    )
     have = set(getattr(source.loaded, "columns", ()))
     return dict(
         data=str(data),
@@ -345,6 +381,7 @@ def check_log(
         start_s=float(rows.ts_s.min()),
         end_s=float(rows.ts_s.max()),
         limit=limit._asdict(),
+        capacity=capacity,
         outcomes=_classes(rows),
         requests=len(rows),
         judged=len(part),
@@ -385,6 +422,13 @@ def _listed(pairs: Iterable[tuple[str, int]], most: int = 8) -> str:
     return ", ".join(f"{k} {n:,}" for k, n in pairs[:most]) + more
 
 
+def _capacities(known: Mapping[str, float], most: int = 8) -> str:
+    "Proposals for the `capacity` of a fleet file, the largest first."
+    ranked = sorted(known.items(), key=lambda kv: (-kv[1], kv[0]))
+    more = f", and {len(ranked) - most} more" if len(ranked) > most else ""
+    return ", ".join(f"{backend} {n:g}" for backend, n in ranked[:most]) + more
+
+
 def check_page(
     found: dict,  # as from `check_log`
 ) -> str:
@@ -400,6 +444,7 @@ def check_page(
         f"time           {a} to {b} UTC",
         f"outcomes       {_listed(found['outcomes'].items())}",
         f"limit          {limit['ms']:g} ms{more} ({limit['said']})",
+        f"capacity       {_capacities(found['capacity'])} requests at once kept it",
     ]
     if found["judged"] < found["requests"]:
         part = f"{found['judged']:,} of {found['requests']:,}"

@@ -170,13 +170,13 @@ _STORED = {
         "forecast",
         "foresees the shipped sample better than persistence and every simple rule",
         "arcpoint report forecast",
-        "e316aaf0aca9466997362620183863f232759e5484ee11057446116ae70ce09b",
+        "ab49672b160e1f624a8765d1d2ca453007ea3857aa6eeeb42d92b05da2e3075a",
     ),
     "forecast_petshop": (
         "forecast",
         "foresees PetShop's services better than persistence and every simple rule",
         "arcpoint report forecast -p data METRICS_CSV -p preset petshop",
-        "f98021b14baa66754cf5bdbf1d30481570a7d63fa06bf4201fe4a0f0df00a8aa",
+        "809ce44a39a5b2a24fd23cc07254e69341794d7f3e154e02a08d06527eee1de9",
     ),
     "routing_sample": (
         "routing",

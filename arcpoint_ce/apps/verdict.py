@@ -238,7 +238,7 @@ _RULES = {
     "median_12": "rolling median of 12 steps",
     "median_24": "rolling median of 24 steps",
     "median_72": "rolling median of 72 steps",
-    "seasonal": "the last cycle again",
+    "seasonal": "seasonal naive",
     "best_naive": "each backend's own, chosen before the test",
 }  # what the rules of the report are called in a sentence
 _FORESEEN = {

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from arcpoint_ce.apps.check import check_log
+from arcpoint_ce.apps.check import check_log, check_page
 from arcpoint_ce.apps.cli import run
 from arcpoint_ce.telemetry.limits import infer_limit_ms
 
@@ -129,3 +129,18 @@ def test_a_large_log_is_sampled_and_said_to_be(tmp_path):
     found = check_log(saved(tmp_path, frame))
     assert found["judged"] < sum(found["backends"].values()) == 8 * N
     assert found["help"]["answer"] == "yes"
+
+
+def test_it_proposes_the_capacity_of_every_backend(tmp_path):
+    "Bursts of six: `small` slows down at the fourth, `large` never does."
+    rows = [
+        (1.7e9 + 60 * k + 0.1 * n, name, 4000 if name == "small" and n >= 3 else 1000)
+        for k in range(40)
+        for name in ("small", "large")
+        for n in range(6)
+    ]
+    log = saved(tmp_path, pd.DataFrame(rows, columns=["ts", "backend", "latency_ms"]))
+    found = check_log(log, slo_ms=2000.0)
+    assert found["capacity"] == {"large": 6, "small": 3}
+    assert "capacity       large 6, small 3 requests at once kept it" in check_page(found)
+    json.dumps(found)

@@ -290,6 +290,7 @@ def test_forecast_names_the_rule_that_beats_it():
         if m["ratios"]["seasonal"] is not None:
             assert ("simple rule does better" in v.sentence) == better, (v.sentence, m)
             best = m["ratios"]["seasonal"] < 1.0
+            assert ("(seasonal naive)" in v.sentence) == (better and best), "the rule is named"
             assert ("seasonal" in v.figures[1].name) == best
 
 

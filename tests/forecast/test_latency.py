@@ -506,3 +506,13 @@ def test_independent_distances_join_as_the_root_of_squares():
         [middle + _joined(a - 4, b - 0.5) for a, b in zip(step, spread)]
     )
     assert _request_quantiles(step, spread)[6] == pytest.approx(middle + 5.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_surge_of_the_exercise_is_noise(seed):
+    "Its stored figures were counted before noise was told apart; they stay as they are."
+    for memoryless in (False, True):
+        steps = exercise_steps(5000, seed, memoryless=memoryless)
+        latency_ms = (steps.latency_us / steps.n_lat / 1000).to_numpy(float)
+        every = onset_steps(latency_ms, 300.0, 5, 60, depth=1.0, length_s=0.0)
+        assert len(every) > 30 and list(every) == list(onset_steps(latency_ms, 300.0, 5, 60))
