@@ -70,7 +70,8 @@ async def _serve_gate(told: dict):
         loop = EngineConfig(gateway=told.get("number"), tick_s=1.0)
         engine = ContextEngine(fleet, config=loop, **told["engine"])
     config = GatewayConfig(**told.get("config", {}))
-    gate = make_gateway(fleet, engine, clock=time.monotonic, config=config)
+    ahead_s = told.get("ahead_s", 0.0)
+    gate = make_gateway(fleet, engine, clock=lambda: time.monotonic() + ahead_s, config=config)
     settings = uvicorn.Config(gate, port=0, log_level="error", access_log=False, lifespan="on")
     server = uvicorn.Server(settings)
     hearing = asyncio.ensure_future(hear_commands(lambda command: None))
@@ -96,12 +97,13 @@ def _gate(
     fixed: str | None = None,  # everything goes there; None: where the engine says
     number: int | None = None,  # its own, where several share a store
     config: Mapping = {},  # of the gateway
+    ahead_s: float = 0.0,  # its clock stands so far ahead of the machine's own, s
     **engine,  # of `ContextEngine`
 ) -> tuple[str, int]:  # its address, its process id
     "Start a gateway in front of a testbed. It ends with the testbed."
     backends = [asdict(backend) for backend in bed.backends]
     told = dict(backends=backends, urls=bed.urls, fixed=fixed, number=number)
-    told |= dict(engine=engine, config=dict(config))
+    told |= dict(engine=engine, config=dict(config), ahead_s=ahead_s)
     made = bed.guest("trials", "_serve", json.dumps(told).encode() + b"\n")
     return f"http://127.0.0.1:{made['port']}", made["pid"]
 
