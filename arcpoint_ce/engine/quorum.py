@@ -85,7 +85,7 @@ class _SharedLimits:
         self.told: dict[int, Mapping] = {}  # what each of the others wrote last
         # its date, and when it was first seen here, s
         self.seen: dict[int, tuple[float, float]] = {}
-        self.heard_s = -inf  # when the store was last read without trouble, s
+        self.based: dict[int, float] = {}  # dates of the words that the present books rest on, s
         self.begun = False  # has what an earlier life of this gateway took been taken up
 
     def share(self, now: float):
@@ -96,9 +96,12 @@ class _SharedLimits:
         except _TROUBLE:
             self.seen = {n: (at_s, inf) for n, (at_s, _) in self.seen.items()}
         here = [n for n, (_, since_s) in self.seen.items() if now - since_s < self.GONE_S]
-        count = max(len(here) + 1, self.router.config.gateways)
-        others = [told["claims"] for told in self.told.values()]
-        self.router.share(others, count, self._turn(here, count, now), now, own)
+        word = {n: self.told[n]["at_s"] for n in here}
+        if own or not here or all(word[n] != self.based.get(n) for n in here):
+            count = max(len(here) + 1, self.router.config.gateways)
+            others = [told["claims"] for told in self.told.values()]
+            self.router.share(others, count, self._turn(here, count, now), now, own)
+            self.based = word
         said = dict(at_s=now, claims=self.router.claims(now))
         self.store.put_state(f"gateways/{self.gateway}", said)
 
@@ -119,7 +122,6 @@ class _SharedLimits:
                 at_s, since_s = self.seen.get(number, (None, inf))
                 fresh = told["at_s"] != at_s or since_s == inf
                 self.seen[number] = (told["at_s"], now if fresh else since_s)
-        self.heard_s = now
         if self.begun:
             return {}
         self.begun = True

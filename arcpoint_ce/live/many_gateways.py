@@ -14,11 +14,13 @@ import signal
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil, inf
 from typing import Any
 
+from ..engine.store import FeedbackStore
 from ..lab.fleet import ServiceCurve, SimBackend
 from ..lab.workloads import Lengths, Tokens, poisson
 from .model_server import _die_with_parent, optional, read_settings
@@ -150,6 +152,13 @@ def _written(urls: Sequence[str]) -> bool:
     return all(not s["queued"] and not s["unwritten"] and not s["error"] for s in told)
 
 
+def _per_minute(store: FeedbackStore, backend: str) -> list[int]:
+    "Requests that gateways sent a backend, by minute of their clock, further attempts included."
+    sent = store.rows("decisions", backend=backend) + store.rows("attempts", backend=backend)
+    minutes = Counter(row["at_s"] // 60.0 for row in sent)
+    return [minutes[minute] for minute in sorted(minutes)] or [0]
+
+
 def redis_trial(
     seconds: float = 59.0,  # of traffic; a minute of the limit holds 60
     rate_rps: float = 9.0,  # of all gateways together, requests/s
@@ -179,10 +188,11 @@ def redis_trial(
         while time.monotonic() > start_s - 2.0:  # they took longer than thought
             start_s += 60.0
         rows = _run(_troubled(urls, works, server, _timetable(troubles, seconds), start_s))
-        taken = (bed.state("rationed") or {})["taken"]
         written = _until(lambda: _written(urls))
         told = [_status(url) for url in urls]
-        kept = server.client().hlen("arcpoint:outcomes")
+        store = FeedbackStore(server.url)
+        kept, taken = len(store.rows("outcomes")), _per_minute(store, "rationed")
+        store.close()
     stores = [t["store"] for t in told]
     return dict(
         n=len(rows),
@@ -191,7 +201,7 @@ def redis_trial(
         written=written,
         decide_max_ms=max(t["gateway"]["decide_max_ms"] for t in told),
         taken=taken,
-        budget_overspend=max(taken / rpm - 1.0, 0.0) if seconds >= 55.0 else None,
-        budget_used=taken / rpm,
+        budget_overspend=max(max(taken) / rpm - 1.0, 0.0) if seconds >= 55.0 else None,
+        budget_used=max(taken) / rpm,
         idle_share=_idle(before),
     )

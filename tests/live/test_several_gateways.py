@@ -14,6 +14,7 @@ import pytest
 from test_testbed import until
 
 from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
+from arcpoint_ce.engine.storage import MemoryShelf
 from arcpoint_ce.engine.store import FeedbackStore
 from arcpoint_ce.live import many_gateways, trials
 from arcpoint_ce.live.testbed import Testbed
@@ -224,6 +225,57 @@ def test_a_limit_and_a_pause_hold_across_gateways_within_a_second(redis):
         one.close()
     assert {backend for backend, _ in sent} == {"east"}
     assert 10 <= max(Counter(minute for _, minute in sent).values()) <= 30 * 1.05
+
+
+class Troubled(MemoryShelf):
+    "A store of which reads, writes or both fail for a while."
+
+    failing: tuple[str, ...] = ()
+
+    def check(self, what):
+        if what in self.failing:
+            raise ConnectionError("does not serve")
+
+    def state(self, name):
+        self.check("reads")
+        return super().state(name)
+
+    def read(self, *asked):
+        self.check("reads")
+        return super().read(*asked)
+
+    def write(self, *rows):
+        self.check("writes")
+        super().write(*rows)
+
+
+@pytest.mark.parametrize(
+    "failing", [(), ("reads", "writes"), ("writes",)], ids=["well", "away", "full"]
+)
+def test_a_limit_holds_across_four_gateways_whatever_the_store_does(failing):
+    shelf = Troubled()
+    fleet = [Backend("rationed", 16, rpm=120), Backend("other", 16)]
+    how = dict(forecaster="none", gateways=4, slo_ms=5000.0)
+    four = [
+        ContextEngine(
+            fleet, FeedbackStore(shelf), config=EngineConfig(gateway=k, tick_s=1.0), **how
+        )
+        for k in range(4)
+    ]
+    sent, step_s = Counter(), 0.025
+    for k in range(round(70.0 / step_s)):
+        now = 590.3 + k * step_s  # a minute begins after ten seconds
+        shelf.failing = failing if now % 15.0 < 8.0 else ()
+        for number, one in enumerate(four):
+            if (k + 3 * number) % 10 == 0:
+                one.step(now)
+        if k % 2 == 0:
+            one = four[k // 2 % 4]
+            d = one.decide(Request(tokens_in=50, tokens_out=20), now)
+            one.observe(Outcome(d.backend, now, 100.0, True, None, d.id), now + 0.1)
+            sent[d.backend, now // 60.0] += 1
+    assert 90 <= sent["rationed", 10.0] <= 126  # of 120
+    assert not any(one.failures for one in four)
 
 
 @pytest.mark.slow  # four gateways in processes of their own
