@@ -255,9 +255,9 @@ class EndpointPicker:
         "A decision. NoBackend where nothing may serve the request."
         now = self.clock()
         if offered:
-            names = {self.names[address] for address in offered if address in self.names}
-            call = self.engine.claim(request, self._drawn(request, names, now), now)
-            others = [name for name in call.fallbacks if name in names]
+            allowed = {self.names[address] for address in offered if address in self.names}
+            call = self.engine.claim(request, self._drawn(request, allowed, now), now)
+            others = [name for name in call.fallbacks if name in allowed]
         else:
             call = self.engine.decide(request, now)
             others = call.fallbacks

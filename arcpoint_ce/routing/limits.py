@@ -240,7 +240,7 @@ class Budget:
             own.in_tok,
         ]
 
-    def _whole(self) -> tuple[int, ...]:
+    def _whole(self) -> tuple[int, int, int, int]:
         "Requests, tokens, input tokens, requests of the day: as long as nobody shares them."
         return int(self.used), int(self.used_tok), int(self.used_in_tok), int(self.used_day)
 
