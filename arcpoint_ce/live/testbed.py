@@ -263,6 +263,7 @@ class Testbed:
         chunk_s: float = 0.02,  # a server sends what it has this often, s
         load_s: float = 0.0,  # a server loads its weights for this long when it starts, s
         seed: int = 0,  # of errors, stuck answers and the proxy's draws
+        engines: Iterable[str] = (),  # servers that compute: a small transformer on the CPU
     ):
         given = tuple(fleet)
         plain = [x for x in given if isinstance(x, Backend)]
@@ -272,6 +273,9 @@ class Testbed:
         if not self.sims:
             raise ValueError("a testbed needs at least one backend")
         self.names = tuple(sim.backend.name for sim in self.sims)
+        self.engines = frozenset(engines)
+        if self.engines - set(self.names):
+            raise ValueError(f"no backend {min(self.engines - set(self.names))!r} for an engine")
         self.how = dict(kv_tok=kv_tok, chunk_s=chunk_s, load_s=load_s)
         self.seed = seed
         self.urls: dict[str, str] = {}  # by name, where a gateway should send requests
@@ -412,6 +416,8 @@ class Testbed:
     def _start_server(self, name: str) -> _Child:
         place = self.names.index(name)
         line = to_line(self.sims[place], seed=self.seed + 100 * place, **self.how)
+        if name in self.engines:
+            return self._start("cpu_engine", "_serve_engine", line)
         return self._start("model_server", "serve_model", line)
 
     def _welcome(self, name: str):
