@@ -57,11 +57,12 @@ class _Child:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ready(self) -> dict:
+    def ready(self, limit_s: float | None = None) -> dict:  # None: the usual limit
         "What it says once it is ready. RuntimeError where it ends before, or takes too long."
         out = self.process.stdout
-        if out is None or not select.select([out], [], [], _START_LIMIT_S)[0]:
-            raise RuntimeError(f"process {self.pid} was not ready in {_START_LIMIT_S:g} s")
+        limit_s = _START_LIMIT_S if limit_s is None else limit_s
+        if out is None or not select.select([out], [], [], limit_s)[0]:
+            raise RuntimeError(f"process {self.pid} was not ready in {limit_s:g} s")
         line = out.readline()
         if not line:
             raise RuntimeError(
@@ -401,10 +402,12 @@ class Testbed:
                 lines.append(f'url = "{self.urls[named[2]]}"')
         return "\n".join(lines) + "\n"
 
-    def guest(self, module: str, function: str, line: bytes) -> dict:
-        "Start another process of this room, which ends with the testbed; what it says first."
+    def guest(self, module: str, function: str, line: bytes, limit_s: float | None = None) -> dict:
+        """Start another process of this room, which ends with the testbed; what it says first.
+        RuntimeError where it says nothing within `limit_s` (None: the usual limit).
+        """
         self._guests.append(self._start(module, function, line))
-        return self._guests[-1].ready()
+        return self._guests[-1].ready(limit_s)
 
     def play(self, scenario: Scenario) -> "_Play":
         "Bring about the faults of a scenario, its time 0 being now, in a thread."

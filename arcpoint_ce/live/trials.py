@@ -31,6 +31,7 @@ from ..lab.gateway import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from .gateway import GatewayConfig, make_gateway
 from .model_server import hear_commands, optional, read_settings
+from .rival_gateways import _DEADLINE_S, _SILENCE_S, _rival_gate
 from .testbed import Testbed
 from ..routing.records import Backend
 from ..telemetry.fleet_file import Fleet, Upstream
@@ -365,10 +366,13 @@ def _chaos_run(kind: str, policy: str, seconds: float, rate_rps: float, seed: in
     rule, _, forecaster = policy.partition("+")
     before = _cpu()
     with Testbed(sims, seed=seed) as bed:
-        config = dict(first_token_s=2.0, stall_s=2.0, deadline_s=20.0)
+        config = dict(first_token_s=_SILENCE_S, stall_s=_SILENCE_S, deadline_s=_DEADLINE_S)
         how: dict[str, Any] = dict(policy=rule, forecaster=forecaster or "none")
         how |= _limits(_SLACK)
-        url, _ = _gate(bed, config=config, **how)
+        if ":" in rule:
+            url = _rival_gate(bed, rule)
+        else:
+            url, _ = _gate(bed, config=config, **how)
         rows = _played(bed, url, work, trouble)
     late = np.array([row["took_s"] for row in rows]) > _SLACK * _alone_s(work)
     failed = np.array([not row["ok"] for row in rows])
@@ -384,7 +388,8 @@ def _chaos_run(kind: str, policy: str, seconds: float, rate_rps: float, seed: in
 
 def chaos_runs(
     kinds: Iterable[str],  # faults, as in the laboratory
-    policies: Sequence[str],  # rules by name; "auto+room": with that forecaster, else none
+    # rules by name; "auto+room": with that forecaster, else none; "litellm:least-busy": a rival
+    policies: Sequence[str],
     seconds: float = 20.0,  # of each run, s
     rate_rps: float = 9.0,  # requests/s
     seeds: int = 1,  # runs of each pair

@@ -9,9 +9,11 @@ from test_testbed import until
 
 from arcpoint_ce.apps.cli import run
 from arcpoint_ce.lab.fleet import ServiceCurve, SimBackend
-from arcpoint_ce.live import trials
+from arcpoint_ce.live import rival_gateways, trials
 from arcpoint_ce.live.testbed import Testbed
 from arcpoint_ce.routing.records import Backend
+
+QUICK = ServiceCurve((1.0, 8.0), (2.0, 4.0), (10.0, 20.0), 100.0)
 
 
 def test_a_finished_run_is_not_repeated(monkeypatch, tmp_path):
@@ -59,6 +61,36 @@ def _lives(pid):
             return " Z " not in f.read()
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow  # LiteLLM takes seconds to import
+@pytest.mark.parametrize("name", rival_gateways._RIVALS)
+def test_the_real_rivals_serve_the_same_requests(name):
+    if name not in rival_gateways._rivals_here():
+        pytest.skip(f"{name.partition(':')[0]} is not installed")
+    sims = [SimBackend(Backend(n, capacity=8.0), QUICK) for n in ("east", "west")]
+    with Testbed(sims) as bed:
+        url = rival_gateways._rival_gate(bed, name)
+        work = trials._work(10.0, 1.0, 0)
+        rows = asyncio.run(trials._offer(url, work))
+        assert [row["status"] for row in rows] == [200] * 10 and all(row["ok"] for row in rows)
+        bed.kill("west")
+        rows = asyncio.run(trials._offer(url, work))
+        assert all(row["ok"] for row in rows), rows  # they try again elsewhere
+        pids = [guest.pid for guest in bed._guests]
+    until(lambda: not any(map(_lives, pids)), "the rival has ended with its testbed")
+
+
+def test_a_run_against_a_rival_is_offered_to_the_rival(monkeypatch):
+    asked = []
+
+    def gate(bed, name):
+        asked.append(name)
+        return "http://127.0.0.1:9"
+
+    monkeypatch.setattr(trials, "_rival_gate", gate)
+    row = trials._chaos_run("fast_errors", "envoy:outlier", 0.5, 4.0, 0)
+    assert asked == ["envoy:outlier"] and row["n"] == row["missed"] == row["failed"] == 2
 
 
 def test_a_summary_counts_each_request_once():
