@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from test_testbed import until
 
 from arcpoint_ce.apps.cli import run
 from arcpoint_ce.lab.fleet import ServiceCurve, SimBackend
-from arcpoint_ce.live import rival_gateways, trials
+from arcpoint_ce.live import predictor_trial, rival_gateways, trials
 from arcpoint_ce.live.testbed import Testbed
 from arcpoint_ce.routing.records import Backend
 
@@ -132,3 +133,22 @@ def test_rows_say_what_a_caller_saw():
         rows = asyncio.run(trials._offer(url, work))
     assert len(rows) == len(work) and all(row["broken"] for row in rows)
     assert all(row["first_s"] <= row["took_s"] and row["status"] == 200 for row in rows)
+
+
+SECTION = """litellm_ratio_8 litellm_ratio_64 chaos_ratio_gradual chaos_ratio_sudden misses_ours
+misses_rival
+errors_with_retries streams_broken overhead_p50_us overhead_p99_us throughput_share predictor_p99_ms
+predictor_error_ratio sim_gap_points budget_overspend redis_failed""".split()
+
+
+def test_the_report_writes_every_name_that_others_rely_on():
+    report = json.loads((Path(__file__).parents[2] / "reports/live.ipynb").read_text())
+    last = "".join(report["cells"][-1]["source"])
+    assert not [name for name in SECTION if f"{name}=" not in last]
+
+
+def test_a_prediction_is_judged_by_the_best_constant():
+    actual = [10.0, 20.0, 30.0, 50.0, 10.0, 90.0]
+    assert predictor_trial._error_ratio(actual, actual) == 0
+    assert predictor_trial._error_ratio([40.0] * 6, actual) == 1.0
+    assert predictor_trial._error_ratio([], []) == np.inf
