@@ -70,6 +70,7 @@ class EngineConfig:
     tight_share: float = 0.5  # of the capacity, at most
     # own number, where several gateways share a store; None: it is the only one
     gateway: int | None = None
+    share_s: float = 0.5  # what gateways tell each other goes out this often, s
     quorum: int = 2  # so many others must have opened a breaker before it is opened here too
 
     def __post_init__(self):
@@ -474,6 +475,7 @@ class Keeper:
         self.memo_due = self.sweep_due = -inf  # when it is to be done again, s
         self.lesson = 0  # the newest lesson that was written down
         self.owner = _Owner()
+        self.blind = False  # the store could not be read: it may hold what is not known here
 
     def keep(
         self,
@@ -484,7 +486,9 @@ class Keeper:
         status: Callable[[], dict],  # for whoever looks on from another process
         ends: bool = False,  # the engine closes: write down everything
     ):
-        "Write down what is due."
+        "Write down what is due; first what a store holds that could not be read before goes aside."
+        if self.blind and not self._sees():
+            return
         self._keep_lessons(forecaster)
         if ends or _is_due(now, self.memo_due, self.config.memo_s):
             self.memo_due = now + self.config.memo_s
@@ -499,13 +503,25 @@ class Keeper:
             self.store.put_state(self.name, memo)
             self.store.put_state(f"{self.name}/status", status())
 
+    def _sees(self) -> bool:  # False: still not
+        "A store that could not be read at the beginning: can it be now? Then it is kept aside."
+        try:
+            self.set_aside(["the store could not be read when this engine began"])
+        except ConnectionError:
+            return False
+        self.blind = False
+        return True
+
     def sweep(self, now: float) -> str | None:  # what is to be told; None: nothing
         "Forget old records, if that is due."
         if not _is_due(now, self.sweep_due, self.config.sweep_s):
             return None
-        self.sweep_due = now + self.config.sweep_s
         keep_s, share = self.config.keep_s, self.config.keep_share
-        gone = self.store.sweep(keep_s, share)
+        try:
+            gone = self.store.sweep(keep_s, share)
+        except ConnectionError:
+            return None  # the next tick tries again
+        self.sweep_due = now + self.config.sweep_s
         if self.store.spared:
             return (
                 f"{self.store.spared} records are older than {keep_s / 86_400:g} days, more than "
@@ -543,6 +559,16 @@ class Keeper:
         feed: _StepFeed,  # its histories get the stored steps
     ) -> tuple[Mapping | None, list[str]]:
         "The memo that was taken up (None: there was none), and what did not fit."
+        try:
+            return self._resume(router, forecaster, feed)
+        except ConnectionError as e:
+            self.blind = True
+            self._number(router, None)
+            return None, [f"the store cannot be read, so nothing is taken up: {e}"]
+
+    def _resume(
+        self, router: Router, forecaster: Forecaster, feed: _StepFeed
+    ) -> tuple[Mapping | None, list[str]]:
         memo, lost = self._read(self.name)
         at_s = memo.get("at_s") if memo else None
         if memo is not None and not (isinstance(at_s, (int, float)) and isfinite(at_s)):
@@ -728,7 +754,7 @@ class _SlowSide:
         self.known: dict[str, str] = {}
         store.known = self.known
         self.clock: Callable[[], float] | None = None  # the worker's, while one runs
-        self.ticked_s, self.tick_took_s = -inf, 0.0
+        self.ticked_s, self.tick_took_s, self.shared_s = -inf, 0.0, -inf
         self._lock = RLock()
 
     def resume(self) -> bool:  # False: the store holds no engine
@@ -737,18 +763,25 @@ class _SlowSide:
         memo, lost = self.keeper.resume(self.router, self.forecaster, self.feed)
         if memo:
             lost += _fitted("what made breakers quicker", lambda: self._tight_of(memo))
-        if lost:
+        ages = None
+        if lost and not self.keeper.blind:
             self.keeper.set_aside(lost)
-        ages = self.store.shelf.ages(0.0, inf) if lost and not memo else None
+            ages = None if memo else self.store.shelf.ages(0.0, inf)
         at_s = memo["at_s"] if memo else ages.newest_s if ages else 0.0
-        for why in lost:
-            self.journal.event(at_s, "not resumed", why)
+        self._not_resumed(lost, at_s)
         rival = self.keeper.owner.rival(memo)
         if rival and memo:
             why = f"{rival} writes the same memo: give each `EngineConfig(gateway=...)` a number"
             self.journal.event(at_s, "store is shared", why)
             self.journal.log.warning(why)
         return memo is not None
+
+    def _not_resumed(self, lost: list[str], at_s: float):
+        "Say what was not taken up; aloud where that is the whole store."
+        for why in lost:
+            self.journal.event(at_s, "not resumed", why)
+            if self.keeper.blind:
+                self.journal.log.warning(why)
 
     def _tight_of(self, memo: Mapping):
         self.watch.tight = {str(name): float(s) for name, s in memo.get("tight", {}).items()}
@@ -775,15 +808,21 @@ class _SlowSide:
             self.router.swap(table, now)
             self.score.foresaw(table)
             self._store_fresh(table)
-            self.watch.tighten(now, self.quorum.listen(now))
+            self.share(now)
             self.watch.keys(now)
-            self.journal.transitions(self.router)
             self.journal.foreseen(table, now)
             for e in self.forecaster.news():
                 self.journal.event(e.at_s, e.what, e.why, e.backend)
             self._keep(now)
             self.ticked_s = now
             return table
+
+    def share(self, now: float):
+        "Tell other gateways what happened here, and act on what happened there."
+        self.shared_s = now
+        self.watch.tighten(now, self.quorum.listen(now))
+        self.journal.transitions(self.router)
+        self.quorum.share(now)
 
     def closed(self, name: str, step: Step):
         "One step has closed."
@@ -837,10 +876,18 @@ class _SlowSide:
                 began_s = self.clock() if self.clock else now
                 self.tick(now, gauges)
                 self.tick_took_s = self.clock() - began_s if self.clock else 0.0
+            elif self.config.gateway is not None:
+                self._share_if_due(now)
             self.store.flush(now)
             self._teach_if_due(now)
         except Exception:  # the loop must go on whatever a part of it raises
             self.journal.failed("tick failed")
+
+    def _share_if_due(self, now: float):
+        every_s = self.config.share_s
+        if _is_due(now, self.shared_s + every_s, every_s):
+            with self._lock:
+                self.share(now)
 
     def _teach_if_due(self, now: float):
         if not self.forecaster.lesson_due or self.trainer.busy:

@@ -6,8 +6,10 @@
 __all__ = ['Quorum']
 
 # %% ../../nbs/engine/33_quorum.ipynb #e8b4aa48
+import sqlite3
 from collections.abc import Iterable, Mapping
 from math import inf
+from typing import Any
 
 from .store import Store
 from ..routing.breaker import BreakerConfig
@@ -65,6 +67,89 @@ def _to_follow(
             left -= capacity[backend]
     return following
 
+# %% ../../nbs/engine/33_quorum.ipynb #40046e7a
+_TROUBLE = (OSError, sqlite3.Error)  # what a store that does not serve may raise
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError)  # what others wrote may raise
+
+
+class _SharedLimits:
+    "Rate limits and pauses that the gateways on one store keep together."
+
+    ROSTER = "gateways"  # the state that names everybody: number -> last seen, s
+    GONE_S = 10.0  # who has written nothing for so long is not there any more, s
+    FORGET_S = 3_600.0  # and is not asked for after this, s
+    TURN_S = 4.0  # what cannot be divided belongs to one gateway for so long, s
+
+    def __init__(self, router: Router, store: Store, gateway: int):
+        self.router, self.store, self.gateway = router, store, gateway
+        self.told: dict[int, Mapping] = {}  # what each of the others wrote last
+        # its date, and when it was first seen here, s
+        self.seen: dict[int, tuple[float, float]] = {}
+        self.based: dict[int, float] = {}  # dates of the words that the present books rest on, s
+        self.begun = False  # has what an earlier life of this gateway took been taken up
+
+    def share(self, now: float):
+        "Hear the others, leave them what they claim, and say what is claimed here."
+        own: Mapping = {}
+        try:
+            own = self._hear(now)
+        except _TROUBLE:
+            self.seen = {n: (at_s, inf) for n, (at_s, _) in self.seen.items()}
+        here = [n for n, (_, since_s) in self.seen.items() if now - since_s < self.GONE_S]
+        word = {n: self.told[n]["at_s"] for n in here}
+        if own or not here or all(word[n] != self.based.get(n) for n in here):
+            count = max(len(here) + 1, self.router.config.gateways)
+            others = [told["claims"] for told in self.told.values()]
+            self.router.share(others, count, self._turn(here, count, now), now, own)
+            self.based = word
+        said = dict(at_s=now, claims=self.router.claims(now))
+        self.store.put_state(f"gateways/{self.gateway}", said)
+
+    def _turn(self, here: list[int], count: int, now: float) -> bool:
+        "Is it this gateway's turn? Its beginning is left out, until the last one's word is here."
+        place = sorted([*here, self.gateway]).index(self.gateway)
+        return int(now // self.TURN_S) % count == place and now % self.TURN_S >= 1.5
+
+    def _hear(self, now: float) -> Mapping:  # what an earlier life of this gateway had claimed
+        "Read what the others wrote."
+        roster = self.store.state(self.ROSTER)
+        roster = dict(roster) if isinstance(roster, dict) else {}
+        self._join(roster, now)
+        for number in {int(name) for name in roster if name.isdecimal()} - {self.gateway}:
+            told = self.store.state(f"gateways/{number}")
+            if _is_claim(told):
+                self.told[number] = told
+                at_s, since_s = self.seen.get(number, (None, inf))
+                fresh = told["at_s"] != at_s or since_s == inf
+                self.seen[number] = (told["at_s"], now if fresh else since_s)
+        if self.begun:
+            return {}
+        self.begun = True
+        own = self.store.state(f"gateways/{self.gateway}")
+        return own["claims"] if _is_claim(own) else {}
+
+    def _join(self, roster: dict[str, float], now: float):
+        "Be on the list of gateways."
+        own = roster.get(str(self.gateway), -inf)
+        if not abs(now - own) < self.GONE_S:
+            kept = {n: at_s for n, at_s in roster.items() if abs(now - at_s) < self.FORGET_S}
+            self.store.put_state(self.ROSTER, kept | {str(self.gateway): now})
+
+
+def _is_claim(told: Any) -> bool:
+    "Is this what a gateway writes? A newer version may write something else."
+    try:
+        float(told["at_s"])
+        for claims in told["claims"].values():
+            numbers = [float(x) for x in claims.get("limits", ())]
+            until_s, why, _ = claims.get("held", (0.0, "", False))
+            if len(numbers) not in (0, 9) or not isinstance(why, str):
+                return False
+            float(until_s)
+    except _MALFORMED:
+        return False
+    return True
+
 # %% ../../nbs/engine/33_quorum.ipynb #baf5b4b2
 @displayed
 class Quorum:
@@ -79,21 +164,38 @@ class Quorum:
         share: float = 0.5,  # of the capacity may be shut out, at most
     ):
         self.router, self.store, self.gateway = router, store, gateway
-        self.quorum, self.share = quorum, share
+        self.quorum, self.most = quorum, share
+        self.limits = None if gateway is None else _SharedLimits(router, store, gateway)
+        self.silent = False  # the store could not be read
 
     # backends that others have opened, with the present time
     def listen(self, now: float) -> dict[str, float]:
-        "Open what enough others have opened."
-        router = self.router
+        "Open what enough others have opened. A store that cannot be read tells nothing."
         if self.gateway is None:
             return {}
+        try:
+            heard = self._listen(self.gateway, now)
+        except _TROUBLE:
+            heard = {}
+            self.silent = True
+        else:
+            self.silent = False
+        return heard
+
+    def share(self, now: float):
+        "Keep the limits and pauses that all gateways share."
+        if self.limits is not None:
+            self.limits.share(now)
+
+    def _listen(self, gateway: int, now: float) -> dict[str, float]:
+        router = self.router
         breaker = router.breaker_config or BreakerConfig()
         since_s = now - breaker.max_open_s
         rows = self.store.rows("transitions", since_s, inf)
-        opened = _opened_elsewhere(rows, self.gateway, now)
+        opened = _opened_elsewhere(rows, gateway, now)
         closed = {b["backend"]: b["since_s"] for b in router.status(now) if b["state"] == "closed"}
         capacity = {b.name: b.capacity for b in router.backends}
-        for name in _to_follow(opened, closed, capacity, self.quorum, self.share):
+        for name in _to_follow(opened, closed, capacity, self.quorum, self.most):
             gateways = sorted(opened[name])
             why = f"opened by gateways {', '.join(map(str, gateways))}"
             router.follow(name, why, dict(elsewhere=gateways), now)

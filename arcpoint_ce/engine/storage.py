@@ -14,7 +14,7 @@ import sqlite3
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from math import isfinite
 from pathlib import Path
 from secrets import randbelow, token_hex
@@ -713,7 +713,10 @@ class SqliteShelf:
 
 # %% ../../nbs/engine/30_storage.ipynb #baa36c8b
 class _RedisShelf:
-    "A Redis server, shared by gateways. ModuleNotFoundError without the extra `redis`."
+    """A Redis server, shared by gateways. ModuleNotFoundError without the extra `redis`.
+
+    ConnectionError where it does not serve: it is away, too slow, full, or refuses the password.
+    """
 
     PIECE = 2_000  # rows that are fetched or dropped at once
 
@@ -723,13 +726,17 @@ class _RedisShelf:
         prefix: str = "arcpoint",  # begins every key
         timeout_s: float = 0.5,  # of one answer, s
     ):
-        from redis import Redis
+        from redis import Redis, RedisError
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
+        self.trouble = RedisError
         self.redis: Any = Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),  # the store tries again by itself, and waits for nobody
         )
         self.prefix = prefix
         self.indexed = False  # are all rows known to be filed under their keys
@@ -744,11 +751,25 @@ class _RedisShelf:
     def key(self, *parts: str) -> str:
         return ":".join((self.prefix, *parts))
 
+    @contextmanager
+    def serving(self):
+        "What the server refuses inside is a ConnectionError."
+        try:
+            yield
+        except self.trouble as e:
+            raise ConnectionError(f"Redis does not serve: {type(e).__name__}: {e}") from e
+
     def write(self, rows: _Rows, states: Mapping[str, str]):
         for table in rows:
             check_table(table)
         if os.getpid() != self.pid:
             self._begin()
+        with self.serving():
+            self._write(rows, states)
+        for table, new in rows.items():
+            self.done[table] += len(new)
+
+    def _write(self, rows: _Rows, states: Mapping[str, str]):
         if not self.indexed:
             self._index()
         with self.redis.pipeline(transaction=True) as p:
@@ -762,8 +783,6 @@ class _RedisShelf:
             if states:
                 p.hset(self.key("states"), mapping=dict(states))
             p.execute()
-        for table, new in rows.items():
-            self.done[table] += len(new)
 
     def _named(self, table: str, new: Sequence[tuple]) -> dict[str, tuple]:
         "Rows under the names that this writer gives them: the same ones when it tries again."
@@ -813,6 +832,10 @@ class _RedisShelf:
 
     def read(self, table, since_s, until_s, equal, limit):
         check_table(table, equal)
+        with self.serving():
+            return self._read(table, since_s, until_s, equal, limit)
+
+    def _read(self, table, since_s, until_s, equal, limit):
         key = equal.get(KEYS[table][0]) if table in KEYS else None
         if key is None:
             names, most = self._names(table, since_s, until_s), limit
@@ -828,19 +851,22 @@ class _RedisShelf:
         return found[:limit] if limit >= 0 else found
 
     def newest_s(self, table):
-        found = self.redis.zrange(self.key(table, "time"), -1, -1, withscores=True)
+        with self.serving():
+            found = self.redis.zrange(self.key(table, "time"), -1, -1, withscores=True)
         return found[0][1] if found else None
 
     def state(self, name):
-        return self.redis.hget(self.key("states"), name)
+        with self.serving():
+            return self.redis.hget(self.key("states"), name)
 
     def drop(self, before_s):
         gone = 0
-        for table in TABLES:
-            names = self._names(table, "-inf", before_s)
-            for k in range(0, len(names), self.PIECE):
-                self._drop(table, names[k : k + self.PIECE])
-            gone += len(names)
+        with self.serving():
+            for table in TABLES:
+                names = self._names(table, "-inf", before_s)
+                for k in range(0, len(names), self.PIECE):
+                    self._drop(table, names[k : k + self.PIECE])
+                gone += len(names)
         return gone
 
     def _drop(self, table: str, names: Sequence[str]):
@@ -864,8 +890,9 @@ class _RedisShelf:
         def older(table, before_s):
             return self.redis.zcount(self.key(table, "time"), "-inf", f"({before_s}")
 
-        counts = {table: self.redis.zcard(self.key(table, "time")) for table in TABLES}
-        return _pooled(counts, newest_s, older, share, keep_s)
+        with self.serving():
+            counts = {table: self.redis.zcard(self.key(table, "time")) for table in TABLES}
+            return _pooled(counts, newest_s, older, share, keep_s)
 
     def epoch(self, after):
         return random_epoch(after)

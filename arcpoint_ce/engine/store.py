@@ -739,7 +739,10 @@ class FeedbackStore(Store):
             if now is not None and isfinite(now):
                 self._now = self._told_s = now
             for _ in range(len(self._queue)):
-                self._absorb_or_lose(self._queue.popleft())
+                record = self._queue.popleft()
+                if not self._absorb_or_lose(record):
+                    self._queue.appendleft(record)
+                    break
             if now is not None:
                 self._miss(now)
             if self._unwritten.rows or self._unwritten.states:
@@ -822,14 +825,19 @@ class FeedbackStore(Store):
             "rejected", [(at_s, kind, says.encode("ascii", "replace").decode(), text)]
         )
 
-    def _absorb_or_lose(self, record: tuple):
+    def _absorb_or_lose(self, record: tuple) -> bool:  # False: the shelf cannot be asked now
         "A record that cannot be turned into rows must not hold up the others."
         try:
             self._absorb(record)
+        except ConnectionError as e:  # of the shelf: the record waits, with those behind it
+            self.errors += 1
+            self.error = str(e)
+            return False
         except Exception as e:
             self.errors += 1
             self.error = f"{record[0]}: {type(e).__name__}: {shown(str(e), 300)}"
             self._reject(record[0], record[1:], e)
+        return True
 
     def _absorb(self, record: tuple):
         "Add what one record says to what is to be written."
@@ -870,11 +878,12 @@ class FeedbackStore(Store):
 
     def _outcome(self, o: Outcome) -> tuple:
         end_s = _end_s(o)
-        if self._now + _SKEW_S < end_s < inf:  # it is known now: it ended by now
-            self.ahead += 1
-            end_s = self._now
+        ahead = self._now + _SKEW_S < end_s < inf
+        if ahead:
+            end_s = self._now  # it is known now: it ended by now
         plain_row("outcomes", _outcome_row(o, _FOREIGN, end_s))  # before its fate is sealed
         fate = self._joiner.fate(o.decision, o.attempt, end_s)
+        self.ahead += ahead
         self.fates[fate] += 1
         return _outcome_row(o, fate, end_s)
 

@@ -16,6 +16,7 @@ from heapq import heapify, heappush
 from importlib.util import find_spec
 from logging import getLogger
 from math import ceil, inf, isfinite
+from time import perf_counter
 from typing import Any
 
 from ..engine.engine import ContextEngine
@@ -462,6 +463,7 @@ class _Gateway:
         self.line, self.hedges = _Line(), _HedgeBudget(config.hedge_share)
         self.usual_tok = 256.0  # of an answer, mean of the last ones
         self.counts = dict(requests=0, **_PLAIN)
+        self.decide_max_ms = 0.0  # the longest that the engine has taken to decide, ms
         self.decisions: deque[Decision] = deque(maxlen=1000)
         self.scraper = Scraper({name: up.url for name, up in self.fleet.upstreams.items()})
 
@@ -619,7 +621,9 @@ class _Gateway:
         return self._decided(call)  # once more, for the reason
 
     def _decided(self, call: _Call) -> Decision:
+        began_s = perf_counter()
         decision = self.engine.decide(call.request, self.clock())
+        self.decide_max_ms = max(self.decide_max_ms, 1000.0 * (perf_counter() - began_s))
         call.decision = decision
         self.decisions.append(decision)
         return decision
@@ -748,7 +752,8 @@ class _Gateway:
 
     def status(self) -> dict:
         told = self.engine.status(self.clock())
-        return told | dict(gateway=dict(self.counts, waiting=len(self.line)))
+        own = dict(self.counts, waiting=len(self.line), decide_max_ms=self.decide_max_ms)
+        return told | dict(gateway=own)
 
     def metrics(self) -> bytes:
         client = optional("prometheus_client")

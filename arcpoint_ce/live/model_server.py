@@ -141,6 +141,9 @@ class _Batch:
         v = station.v + (self.loop.time() - station.at_s) * station.rate
         return max(job.first_v + 1 - v, 0.0) / station.rate
 
+    def pace(self) -> float:  # tokens/s of each request; 0: none runs
+        return self.station.pace(self.loop.time())
+
     @property
     def queued(self) -> int:
         return len(self.waiting) + len(self.station.queue)
@@ -251,7 +254,7 @@ def _whole(id: str, asked: _Asked) -> bytes:
 class _Meters:
     "The numbers of one server, in Prometheus' text format."
 
-    def __init__(self, batch: _Batch, model: str):
+    def __init__(self, batch: Any, model: str):
         client = optional("prometheus_client")
         self.batch, self.client = batch, client
         self.registry = client.CollectorRegistry()
@@ -286,7 +289,7 @@ class _Meters:
         batch, station = self.batch, self.batch.station
         now = batch.loop.time()
         running, waiting, tpot = self.lie
-        pace = station.pace(now)
+        pace = batch.pace()
         return Gauge(
             now,
             running * (station.n + station.now_is.others),
@@ -417,9 +420,13 @@ _STATUS = {  # what a request stumbled over -> status, type of the error
 class _ModelApp:
     "The ASGI application of one model server."
 
-    def __init__(self, sim: SimBackend, kv_tok: float, chunk_s: float, seed: int):
-        self.sim, self.chunk_s = sim, chunk_s
-        self.batch = _Batch(sim, kv_tok, seed)
+    def __init__(
+        self,
+        sim: SimBackend,
+        batch: Any,  # what does the work: a `_Batch`, or a real engine that looks like one
+        chunk_s: float,  # what is ready is sent this often, s
+    ):
+        self.sim, self.chunk_s, self.batch = sim, chunk_s, batch
         self.meters = _Meters(self.batch, (sim.backend.models or (sim.backend.name,))[0])
         self.served = 0
 
@@ -558,16 +565,14 @@ def _sim_of(told: dict) -> SimBackend:
     return SimBackend(Backend(**backend), ServiceCurve(**curve), **rest)
 
 
-async def _serve_model(told: dict):
+async def _serve_app(
+    told: dict,  # settings of a server, its `SimBackend` among them
+    make_batch: Callable[[SimBackend, dict], Any],  # of a backend and the other settings
+):
     "Serve until the pipe of commands ends; the first line out says on which port."
     uvicorn = optional("uvicorn")
     sim = _sim_of(told)
-    app = _ModelApp(
-        sim,
-        told.pop("kv_tok", None) or inf,
-        told.pop("chunk_s", 0.02),
-        told.pop("seed", 0),
-    )
+    app = _ModelApp(sim, make_batch(sim, told), told.pop("chunk_s", 0.02))
     hearing = asyncio.ensure_future(hear_commands(app.heed))
     await asyncio.sleep(told.pop("load_s", 0.0))  # weights take a while to load
     how: dict[str, Any] = dict(log_level="error", access_log=False, lifespan="off")
@@ -581,6 +586,10 @@ async def _serve_model(told: dict):
     os._exit(0)  # the parent has gone: nobody waits for the rest
 
 
+def _batch_of(sim: SimBackend, told: dict) -> _Batch:
+    return _Batch(sim, told.pop("kv_tok", None) or inf, told.pop("seed", 0))
+
+
 def serve_model():
     "A model server as a process: settings and then commands come in on standard input."
-    asyncio.run(_serve_model(read_settings()))
+    asyncio.run(_serve_app(read_settings(), _batch_of))

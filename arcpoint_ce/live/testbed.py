@@ -57,11 +57,12 @@ class _Child:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ready(self) -> dict:
+    def ready(self, limit_s: float | None = None) -> dict:  # None: the usual limit
         "What it says once it is ready. RuntimeError where it ends before, or takes too long."
         out = self.process.stdout
-        if out is None or not select.select([out], [], [], _START_LIMIT_S)[0]:
-            raise RuntimeError(f"process {self.pid} was not ready in {_START_LIMIT_S:g} s")
+        limit_s = _START_LIMIT_S if limit_s is None else limit_s
+        if out is None or not select.select([out], [], [], limit_s)[0]:
+            raise RuntimeError(f"process {self.pid} was not ready in {limit_s:g} s")
         line = out.readline()
         if not line:
             raise RuntimeError(
@@ -263,6 +264,7 @@ class Testbed:
         chunk_s: float = 0.02,  # a server sends what it has this often, s
         load_s: float = 0.0,  # a server loads its weights for this long when it starts, s
         seed: int = 0,  # of errors, stuck answers and the proxy's draws
+        engines: Iterable[str] = (),  # servers that compute: a small transformer on the CPU
     ):
         given = tuple(fleet)
         plain = [x for x in given if isinstance(x, Backend)]
@@ -272,6 +274,9 @@ class Testbed:
         if not self.sims:
             raise ValueError("a testbed needs at least one backend")
         self.names = tuple(sim.backend.name for sim in self.sims)
+        self.engines = frozenset(engines)
+        if self.engines - set(self.names):
+            raise ValueError(f"no backend {min(self.engines - set(self.names))!r} for an engine")
         self.how = dict(kv_tok=kv_tok, chunk_s=chunk_s, load_s=load_s)
         self.seed = seed
         self.urls: dict[str, str] = {}  # by name, where a gateway should send requests
@@ -397,10 +402,12 @@ class Testbed:
                 lines.append(f'url = "{self.urls[named[2]]}"')
         return "\n".join(lines) + "\n"
 
-    def guest(self, module: str, function: str, line: bytes) -> dict:
-        "Start another process of this room, which ends with the testbed; what it says first."
+    def guest(self, module: str, function: str, line: bytes, limit_s: float | None = None) -> dict:
+        """Start another process of this room, which ends with the testbed; what it says first.
+        RuntimeError where it says nothing within `limit_s` (None: the usual limit).
+        """
         self._guests.append(self._start(module, function, line))
-        return self._guests[-1].ready()
+        return self._guests[-1].ready(limit_s)
 
     def play(self, scenario: Scenario) -> "_Play":
         "Bring about the faults of a scenario, its time 0 being now, in a thread."
@@ -412,6 +419,8 @@ class Testbed:
     def _start_server(self, name: str) -> _Child:
         place = self.names.index(name)
         line = to_line(self.sims[place], seed=self.seed + 100 * place, **self.how)
+        if name in self.engines:
+            return self._start("cpu_engine", "_serve_engine", line)
         return self._start("model_server", "serve_model", line)
 
     def _welcome(self, name: str):

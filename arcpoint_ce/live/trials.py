@@ -31,6 +31,7 @@ from ..lab.gateway import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from .gateway import GatewayConfig, make_gateway
 from .model_server import hear_commands, optional, read_settings
+from .rival_gateways import _DEADLINE_S, _SILENCE_S, _rival_gate
 from .testbed import Testbed
 from ..routing.records import Backend
 from ..telemetry.fleet_file import Fleet, Upstream
@@ -70,7 +71,8 @@ async def _serve_gate(told: dict):
         loop = EngineConfig(gateway=told.get("number"), tick_s=1.0)
         engine = ContextEngine(fleet, config=loop, **told["engine"])
     config = GatewayConfig(**told.get("config", {}))
-    gate = make_gateway(fleet, engine, clock=time.monotonic, config=config)
+    ahead_s = told.get("ahead_s", 0.0)
+    gate = make_gateway(fleet, engine, clock=lambda: time.monotonic() + ahead_s, config=config)
     settings = uvicorn.Config(gate, port=0, log_level="error", access_log=False, lifespan="on")
     server = uvicorn.Server(settings)
     hearing = asyncio.ensure_future(hear_commands(lambda command: None))
@@ -96,12 +98,13 @@ def _gate(
     fixed: str | None = None,  # everything goes there; None: where the engine says
     number: int | None = None,  # its own, where several share a store
     config: Mapping = {},  # of the gateway
+    ahead_s: float = 0.0,  # its clock stands so far ahead of the machine's own, s
     **engine,  # of `ContextEngine`
 ) -> tuple[str, int]:  # its address, its process id
     "Start a gateway in front of a testbed. It ends with the testbed."
     backends = [asdict(backend) for backend in bed.backends]
     told = dict(backends=backends, urls=bed.urls, fixed=fixed, number=number)
-    told |= dict(engine=engine, config=dict(config))
+    told |= dict(engine=engine, config=dict(config), ahead_s=ahead_s)
     made = bed.guest("trials", "_serve", json.dumps(told).encode() + b"\n")
     return f"http://127.0.0.1:{made['port']}", made["pid"]
 
@@ -363,10 +366,13 @@ def _chaos_run(kind: str, policy: str, seconds: float, rate_rps: float, seed: in
     rule, _, forecaster = policy.partition("+")
     before = _cpu()
     with Testbed(sims, seed=seed) as bed:
-        config = dict(first_token_s=2.0, stall_s=2.0, deadline_s=20.0)
+        config = dict(first_token_s=_SILENCE_S, stall_s=_SILENCE_S, deadline_s=_DEADLINE_S)
         how: dict[str, Any] = dict(policy=rule, forecaster=forecaster or "none")
         how |= _limits(_SLACK)
-        url, _ = _gate(bed, config=config, **how)
+        if ":" in rule:
+            url = _rival_gate(bed, rule)
+        else:
+            url, _ = _gate(bed, config=config, **how)
         rows = _played(bed, url, work, trouble)
     late = np.array([row["took_s"] for row in rows]) > _SLACK * _alone_s(work)
     failed = np.array([not row["ok"] for row in rows])
@@ -382,7 +388,8 @@ def _chaos_run(kind: str, policy: str, seconds: float, rate_rps: float, seed: in
 
 def chaos_runs(
     kinds: Iterable[str],  # faults, as in the laboratory
-    policies: Sequence[str],  # rules by name; "auto+room": with that forecaster, else none
+    # rules by name; "auto+room": with that forecaster, else none; "litellm:least-busy": a rival
+    policies: Sequence[str],
     seconds: float = 20.0,  # of each run, s
     rate_rps: float = 9.0,  # requests/s
     seeds: int = 1,  # runs of each pair

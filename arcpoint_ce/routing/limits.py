@@ -14,6 +14,34 @@ from typing import Any
 from .outcomes import displayed
 from .records import Backend
 
+# %% ../../nbs/routing/04a_limits.ipynb #490b56b7
+@dataclass(slots=True)
+class _OwnPart:
+    "What this gateway itself has taken of limits that it shares with others."
+
+    count: int = 1  # gateways that share them, this one included
+    turn: bool = True  # may it take what is too little to be divided
+    sent: int = 0  # requests in this minute
+    tok: int = 0  # their tokens
+    in_tok: int = 0  # of these, input
+    today: int = 0  # requests on this day, those of this minute included
+    # requests, tokens and input tokens of this minute that others took, as the provider says
+    outside: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    def begin(self, same_day: bool) -> None:
+        "Another minute."
+        self.sent = self.tok = self.in_tok = 0
+        self.outside = (0.0, 0.0, 0.0)
+        if not same_day:
+            self.today = 0
+
+    def took(self, requests: int, tokens: int, tokens_in: int) -> None:
+        "Requests went out in this minute, or were given back."
+        self.sent = max(self.sent + requests, 0)
+        self.tok = max(self.tok + tokens, 0)
+        self.in_tok = max(self.in_tok + tokens_in, 0)
+        self.today = max(self.today + requests, 0)
+
 # %% ../../nbs/routing/04a_limits.ipynb #1be075ee
 _LEAD_S = 2.0  # how far spending may run ahead of the clock, s
 _DAY_S = 86_400.0
@@ -25,7 +53,7 @@ class Budget:
 
     __slots__ = (
         *("rpm", "tpm", "tpm_in", "rpd", "minute_s", "used", "used_tok", "used_in_tok"),
-        *("day_s", "used_before", "promised_tok", "calm", "calm_tok", "calm_in_tok"),
+        *("day_s", "used_day", "promised_tok", "calm", "calm_tok", "calm_in_tok", "part"),
     )
 
     def __init__(self, backend: Backend) -> None:  # its limits count; one left at None is no limit
@@ -34,14 +62,15 @@ class Budget:
         self.tpm_in = backend.tpm_in or inf  # input tokens per minute
         self.rpd = backend.rpd or inf  # requests per day
         self.minute_s = -inf  # the minute that the counts concern, s
-        self.used = 0  # requests sent in it
-        self.used_tok = 0  # their tokens
-        self.used_in_tok = 0  # of these, input
+        self.used: float = 0  # requests sent in it
+        self.used_tok: float = 0  # their tokens
+        self.used_in_tok: float = 0  # of these, input
         self.day_s = -inf  # the day (UTC) of that minute, s
-        self.used_before = 0  # requests sent on it before that minute
+        self.used_day: float = 0  # requests sent on it
         self.promised_tok = 0.0  # views let requests up to this size pass unasked, tokens
         # up to these counts nothing that a view relies on is in danger in that minute
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
+        self.part: _OwnPart | None = None  # of this gateway; None: the limits are its own
 
     def counted(self, now: float) -> bool:
         "Whether the counts concern `now`."
@@ -72,29 +101,38 @@ class Budget:
         return max(paced_s - _LEAD_S, ready_s)
 
     @property
-    def used_day(self) -> int:
-        return self.used_before + self.used  # requests sent on the day of the minute
+    def _each(self) -> int:
+        "For how many one more request must leave room: every gateway may send one meanwhile."
+        return 1 if self.part is None or self.part.turn else self.part.count
 
     def _today_s(self, now: float) -> float:
         "From when on the requests of the day allow another one, s."
-        if self.used_day + 1 <= max(self.rpd, 1.0) or not 0.0 <= now - self.day_s < _DAY_S:
+        fits = self.used_day + self._each <= max(self.rpd, 1.0)
+        if fits or not 0.0 <= now - self.day_s < _DAY_S:
             return now
         return self.day_s + _DAY_S
 
     def _full(self, tokens: float, tokens_in: int) -> bool:
         "Does one more request of that size break a limit of this minute?"
-        if self.used + 1 > max(self.rpm, 1.0):
+        n = self._each
+        if self.used + n > max(self.rpm, 1.0):
             return True
-        return self.used_tok + tokens > self.tpm or self.used_in_tok + tokens_in > self.tpm_in
+        full_tok = self.used_tok + n * tokens > self.tpm
+        return full_tok or self.used_in_tok + n * tokens_in > self.tpm_in
 
     def spend(self, tokens: int, now: float, tokens_in: int = 0) -> bool:
         "Take one request out of the budget. True if views rely on more than is left."
         fresh = not -60.0 <= now - self.minute_s < 60.0
         if fresh:
             self._turn(now)
-        self.used += 1
-        self.used_tok += tokens
-        self.used_in_tok += tokens_in
+        n = 1
+        if self.part is not None:
+            n = self.part.count
+            self.part.took(1, tokens, tokens_in)
+        self.used += n
+        self.used_day += n
+        self.used_tok += n * tokens
+        self.used_in_tok += n * tokens_in
         if (
             self.used <= self.calm
             and self.used_tok <= self.calm_tok
@@ -106,7 +144,10 @@ class Budget:
     def _turn(self, now: float) -> None:
         "Another minute begins, and perhaps another day."
         day_s = now - now % _DAY_S
-        self.used_before = self.used_day if day_s == self.day_s else 0
+        if day_s != self.day_s:
+            self.used_day = 0
+        if self.part is not None:
+            self.part.begin(day_s == self.day_s)
         self.minute_s, self.day_s = now - now % 60.0, day_s
         self.used = self.used_tok = self.used_in_tok = 0
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
@@ -119,7 +160,8 @@ class Budget:
             return True
         share = (now - self.minute_s + _LEAD_S) / 60.0  # of the minute that may be spent by now
         left_today = max(self.rpd, 1.0) - self.used_day
-        self.calm = min(share * self.rpm, max(self.rpm, 1.0) - 1.0, self.used + left_today - 1.0)
+        most = min(max(self.rpm, 1.0), self.used + left_today) - self._each
+        self.calm = min(share * self.rpm, most)
         self.calm_tok = min(share * self.tpm, self.tpm - self.promised_tok)
         self.calm_in_tok = share * self.tpm_in
         return False
@@ -139,9 +181,14 @@ class Budget:
         "Correct the books once it is known what a request took. A minute that is over stays."
         if not self.minute_s <= at_s < self.minute_s + 60.0:
             if requests and self.day_s <= at_s < self.minute_s:
-                self.used_before = max(self.used_before + requests, 0)
+                self.used_day = max(self.used_day + requests, self.used)
+                if self.part is not None:
+                    self.part.today = max(self.part.today + requests, self.part.sent)
             return
+        if self.part is not None:
+            self.part.took(requests, more_tok, more_in_tok)
         self.used = max(self.used + requests, 0)
+        self.used_day = max(self.used_day + requests, 0)
         self.used_tok = max(self.used_tok + more_tok, 0)
         self.used_in_tok = max(self.used_in_tok + more_in_tok, 0)
 
@@ -150,16 +197,93 @@ class Budget:
         if not self.counted(now):
             self._turn(now)
         if left.requests is not None and self.rpm < inf:
-            self.used = max(self.used, int(self.rpm - left.requests))
+            more = max(int(self.rpm - left.requests) - self.used, 0)
+            self.used += more
+            self.used_day += more
         if left.tokens is not None and self.tpm < inf:
             self.used_tok = max(self.used_tok, int(self.tpm - left.tokens))
         if left.tokens_in is not None and self.tpm_in < inf:
             self.used_in_tok = max(self.used_in_tok, int(self.tpm_in - left.tokens_in))
+        if self.part is not None:
+            self._told_outside(self.part, left)
+
+    def _told_outside(self, part: _OwnPart, left: "_LimitsLeft") -> None:
+        "What of the provider's count was not sent from here."
+        counts = (self.rpm, left.requests), (self.tpm, left.tokens), (self.tpm_in, left.tokens_in)
+        own, outside = (part.sent, part.tok, part.in_tok), list(part.outside)
+        for k, (most, rest) in enumerate(counts):
+            if rest is not None and most < inf:
+                outside[k] = max(outside[k], most - rest - own[k])
+        part.outside = tuple(outside)
+
+    def claims(self, now: float) -> list[float]:  # as `share` of another gateway takes it
+        """What this gateway has taken and claims: the minute; requests, tokens, input tokens that
+        it claims; the day, requests on it; requests, tokens, input tokens that it took.
+        """
+        if not self.counted(now):
+            self._turn(now)
+        own = self.part or _OwnPart(1, True, *self._whole())
+        lead = min((now - self.minute_s + _LEAD_S) / 60.0, 1.0)  # of the minute
+
+        def claim(took: float, used: float, most: float) -> float:
+            return took + max(lead * most - used, 0.0) / own.count if most < inf else took
+
+        return [
+            self.minute_s,
+            claim(own.sent, self.used, self.rpm),
+            claim(own.tok, self.used_tok, self.tpm),
+            claim(own.in_tok, self.used_in_tok, self.tpm_in),
+            self.day_s,
+            own.today,
+            own.sent,
+            own.tok,
+            own.in_tok,
+        ]
+
+    def _whole(self) -> tuple[int, int, int, int]:
+        "Requests, tokens, input tokens, requests of the day: as long as nobody shares them."
+        return int(self.used), int(self.used_tok), int(self.used_in_tok), int(self.used_day)
+
+    def share(
+        self,
+        others: Sequence[Sequence[float]],  # `claims` of other gateways
+        count: int,  # gateways that share the limits, this one included
+        turn: bool,  # may this one take what is too little to be divided
+        now: float,
+    ) -> None:
+        "Leave to others what they claim."
+        if not self.counted(now):
+            self._turn(now)
+        part = self.part = self.part or _OwnPart(count, turn, *self._whole())
+        part.count, part.turn = count, turn
+        here = [claims for claims in others if claims[0] == self.minute_s]
+        taken = [max(sum(c[k + 1] for c in here), part.outside[k]) for k in range(3)]
+        self.used = part.sent + taken[0]
+        self.used_tok = part.tok + taken[1]
+        self.used_in_tok = part.in_tok + taken[2]
+        self.used_day = part.today + sum(c[5] for c in others if c[4] == self.day_s)
+        self.calm = self.calm_tok = self.calm_in_tok = -1.0
+
+    def adopt(self, claims: Sequence[float], now: float) -> None:
+        "What this gateway took before it was started again, where its memo knows of less."
+        if not self.counted(now):
+            self._turn(now)
+        part = self.part = self.part or _OwnPart(1, True, *self._whole())
+        if claims[4] == self.day_s:
+            part.today = max(part.today, int(claims[5]))
+        if claims[0] == self.minute_s:
+            part.sent = max(part.sent, int(claims[6]))
+            part.tok = max(part.tok, int(claims[7]))
+            part.in_tok = max(part.in_tok, int(claims[8]))
 
     def memo(self) -> list[float]:
-        "What `restore` needs: the minute, what was spent in it, the day, what was spent before."
-        minute = [self.minute_s, self.used, self.used_tok, self.used_in_tok]
-        return [*minute, self.day_s, self.used_before]
+        """What `restore` needs: the minute, what was spent in it, the day, what was spent before.
+        Of limits that are shared, what was spent from here.
+        """
+        part = self.part
+        whole = (part.sent, part.tok, part.in_tok, part.today) if part else self._whole()
+        sent, tok, in_tok, today = whole
+        return [self.minute_s, sent, tok, in_tok, self.day_s, today - sent]
 
     def restore(self, memo: Sequence[float]) -> None:
         """Take up what `memo` wrote down; older ones end with the tokens of the minute. Empty:
@@ -167,8 +291,9 @@ class Budget:
         """
         nothing: list[float] = [-inf, 0, 0, 0, -inf, 0]
         minute_s, used, used_tok, used_in_tok, day_s, before = [*memo, *nothing[len(memo) :]]
-        self.minute_s, self.day_s, self.used_before = minute_s, day_s, int(before)
+        self.minute_s, self.day_s, self.used_day = minute_s, day_s, int(before) + int(used)
         self.used, self.used_tok, self.used_in_tok = int(used), int(used_tok), int(used_in_tok)
+        self.part = None
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
 
     def status(self, now: float) -> dict[str, Any]:  # fit for JSON
@@ -264,6 +389,13 @@ class Holdback:
             self.since_s, self.until_s = now, until_s
             self.named = wait_s is not None
             self.why = "rate limit is spent"
+
+    def follow(self, until_s: float, why: str, named: bool, now: float) -> bool:  # True: it does
+        "Another gateway holds it back: so do we, for as long."
+        if not now < until_s <= now + _DAY_S or until_s <= self.until_s:
+            return False
+        self.since_s, self.until_s, self.why, self.named = now, until_s, why, named
+        return True
 
     def refuse(self, now: float, tenant: str | None) -> bool:  # True: the key is dead
         "A key was refused."

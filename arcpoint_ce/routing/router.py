@@ -7,7 +7,7 @@ __all__ = ['RouterConfig', 'Router']
 
 # %% ../../nbs/routing/06_router.ipynb #f6341ccb
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf
@@ -1910,6 +1910,43 @@ class Router:
                 lane.budget.told(left, now)
             if left.wait_s is not None:
                 lane.hold.throttle(now, left.wait_s)
+            self._views.outdate()
+
+    def claims(self, now: float) -> dict[str, dict[str, Any]]:  # by backend, fit for JSON
+        """What other gateways must know of limits that all share: what was taken and is claimed of
+        each, and which backends are held back.
+        """
+        told: dict[str, dict[str, Any]] = {}
+        with self._lock:
+            for name, lane in self._lanes.items():
+                hold = lane.hold
+                if lane.budget:
+                    told[name] = dict(limits=lane.budget.claims(now))
+                if hold.until_s > now:
+                    held = [hold.until_s, hold.why, hold.named]
+                    told.setdefault(name, {})["held"] = held
+        return told
+
+    def share(
+        self,
+        others: Sequence[Mapping[str, Mapping[str, Any]]],  # `claims` of other gateways
+        count: int,  # gateways that route into this fleet, this one included
+        turn: bool,  # may this one take what is too little to be divided
+        now: float,
+        own: Mapping[str, Mapping[str, Any]] = {},  # `claims` of this one before it was restarted
+    ) -> None:
+        "Leave to other gateways what they claim, and hold back what they hold back."
+        with self._lock:
+            for name, lane in self._lanes.items():
+                for told in others:
+                    until_s, why, named = told.get(name, {}).get("held", (-inf, "", False))
+                    lane.hold.follow(until_s, why, named, now)
+                if not lane.budget:
+                    continue
+                said = [told.get(name, {}).get("limits") for told in others]
+                if "limits" in own.get(name, {}):
+                    lane.budget.adopt(own[name]["limits"], now)
+                lane.budget.share([limits for limits in said if limits], count, turn, now)
             self._views.outdate()
 
     def swap(self, table: ForecastTable, now: float) -> None:

@@ -59,6 +59,8 @@ def server(tmp_path_factory):
                 "700",
                 "--appendonly",
                 "yes",
+                "--appendfsync",  # else a kill may lose what was written in the last second
+                "always",
                 "--dir",
                 str(folder),
             ],

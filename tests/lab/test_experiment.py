@@ -204,6 +204,25 @@ def test_a_dask_cluster_gives_it_too(alone, tmp_path):
     same(trial().run(tmp_path / "out", n_jobs=1, progress=False), alone)
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_gives_it_too(alone, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the extra [ray]: pip install 'arcpoint_ce[ray]'")
+    from ray.util.joblib import register_ray
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    (marks := tmp_path / "marks").mkdir()
+    how = dict(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", **how)
+    try:
+        register_ray()
+        with joblib.parallel_config("ray", n_jobs=2):
+            same(trial(marks).run(tmp_path / "out", progress=False), alone)
+        assert pids(marks) and os.getpid() not in pids(marks)
+    finally:
+        ray.shutdown()
+    same(trial().run(tmp_path / "out", n_jobs=1, progress=False), alone)
+
+
 # ---- killed, torn, mixed, failed
 
 SWEEP = """

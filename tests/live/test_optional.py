@@ -5,7 +5,16 @@ import sys
 
 import pytest
 
-MODULES = ("model_server", "fault_proxy", "testbed", "scrape", "upstream", "gateway", "trials")
+MODULES = (
+    "model_server",
+    "fault_proxy",
+    "testbed",
+    "scrape",
+    "upstream",
+    "gateway",
+    "trials",
+    "many_gateways",
+)
 BLOCKED = """
 import sys
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from test_testbed import until
 
 from arcpoint_ce.apps.cli import run
 from arcpoint_ce.lab.fleet import ServiceCurve, SimBackend
-from arcpoint_ce.live import trials
+from arcpoint_ce.live import predictor_trial, rival_gateways, trials
 from arcpoint_ce.live.testbed import Testbed
 from arcpoint_ce.routing.records import Backend
+
+QUICK = ServiceCurve((1.0, 8.0), (2.0, 4.0), (10.0, 20.0), 100.0)
 
 
 def test_a_finished_run_is_not_repeated(monkeypatch, tmp_path):
@@ -61,6 +64,36 @@ def _lives(pid):
         return False
 
 
+@pytest.mark.slow  # LiteLLM takes seconds to import
+@pytest.mark.parametrize("name", rival_gateways._RIVALS)
+def test_the_real_rivals_serve_the_same_requests(name):
+    if name not in rival_gateways._rivals_here():
+        pytest.skip(f"{name.partition(':')[0]} is not installed")
+    sims = [SimBackend(Backend(n, capacity=8.0), QUICK) for n in ("east", "west")]
+    with Testbed(sims) as bed:
+        url = rival_gateways._rival_gate(bed, name)
+        work = trials._work(10.0, 1.0, 0)
+        rows = asyncio.run(trials._offer(url, work))
+        assert [row["status"] for row in rows] == [200] * 10 and all(row["ok"] for row in rows)
+        bed.kill("west")
+        rows = asyncio.run(trials._offer(url, work))
+        assert all(row["ok"] for row in rows), rows  # they try again elsewhere
+        pids = [guest.pid for guest in bed._guests]
+    until(lambda: not any(map(_lives, pids)), "the rival has ended with its testbed")
+
+
+def test_a_run_against_a_rival_is_offered_to_the_rival(monkeypatch):
+    asked = []
+
+    def gate(bed, name):
+        asked.append(name)
+        return "http://127.0.0.1:9"
+
+    monkeypatch.setattr(trials, "_rival_gate", gate)
+    row = trials._chaos_run("fast_errors", "envoy:outlier", 0.5, 4.0, 0)
+    assert asked == ["envoy:outlier"] and row["n"] == row["missed"] == row["failed"] == 2
+
+
 def test_a_summary_counts_each_request_once():
     told = trials._summary(np.array([0.5, 2.0, np.inf, 1.0]), np.array([1.0, 1.0, 1.0, 1.0]))
     assert told == dict(n=4, kept=2, late=1, failed=1)
@@ -100,3 +133,22 @@ def test_rows_say_what_a_caller_saw():
         rows = asyncio.run(trials._offer(url, work))
     assert len(rows) == len(work) and all(row["broken"] for row in rows)
     assert all(row["first_s"] <= row["took_s"] and row["status"] == 200 for row in rows)
+
+
+SECTION = """litellm_ratio_8 litellm_ratio_64 chaos_ratio_gradual chaos_ratio_sudden misses_ours
+misses_rival
+errors_with_retries streams_broken overhead_p50_us overhead_p99_us throughput_share predictor_p99_ms
+predictor_error_ratio sim_gap_points budget_overspend redis_failed""".split()
+
+
+def test_the_report_writes_every_name_that_others_rely_on():
+    report = json.loads((Path(__file__).parents[2] / "reports/live.ipynb").read_text())
+    last = "".join(report["cells"][-1]["source"])
+    assert not [name for name in SECTION if f"{name}=" not in last]
+
+
+def test_a_prediction_is_judged_by_the_best_constant():
+    actual = [10.0, 20.0, 30.0, 50.0, 10.0, 90.0]
+    assert predictor_trial._error_ratio(actual, actual) == 0
+    assert predictor_trial._error_ratio([40.0] * 6, actual) == 1.0
+    assert predictor_trial._error_ratio([], []) == np.inf
