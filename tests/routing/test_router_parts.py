@@ -628,3 +628,13 @@ def test_views_are_made_anew_once_a_key_is_dead():
         r.observe(o)
         stamps.append(r._views.stamp)
     assert stamps[0] == stamps[8] < stamps[9] and list(r.dead_keys()) == ["b0"]
+
+
+def test_a_trial_waits_for_a_probe_three_times_what_answers_take_or_its_limit():
+    for took_ms, patience_s in ((200.0, 0.6), (50.0, 0.3)):
+        r = fleet(1, breaker=BreakerConfig(jitter=0.0, open_s=1.0))
+        r.roll(0.0)
+        r.observe(Outcome("b0", 0.0, took_ms))
+        r.follow("b0", "why", {}, 1.0)
+        assert r.decide(Request(), 5.0).is_probe
+        assert r._lanes["b0"].breaker.trial.patience_s == pytest.approx(patience_s)
