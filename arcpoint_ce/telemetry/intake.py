@@ -21,6 +21,7 @@ import duckdb
 import pandas as pd
 
 from arcpoint_ce.telemetry.containers import (
+    _Broken,
     _content,
     _encoding,
     _head,
@@ -594,17 +595,17 @@ def _parsed_lines(intake: _Intake, number: int, path: Path) -> Iterator[tuple[in
 
 def _read_document(intake: _Intake, path: Path, number: int, columns: dict, preset):
     "An array, an envelope, or objects over many lines."
-    rows = _json_rows(path)
     seen: list[tuple[int, object]] = []
 
-    def all_rows():
-        try:
-            yield from rows
-        except EOFError as e:
-            intake.rows_in += 1
-            intake.lines += [(number, 0, "breaks off", str(e))]
+    def whole_rows():
+        for n, row in _json_rows(path):
+            if isinstance(row, _Broken):
+                intake.rows_in += 1
+                intake.lines += [(number, n, row.why, row.text)]
+            else:
+                yield n, row
 
-    stream = all_rows()
+    stream = whole_rows()
     for pair in stream:
         seen.append(pair)
         if len(seen) == 20:
@@ -916,6 +917,8 @@ _IN_1970 = 1_000_000_000_000  # µs since the epoch, eleven days: what a clock s
 
 def _drop_strays(intake: _Intake):
     "Mark rows of 1970 as bad where the log is of a later time: their clock was not set."
+    if "ts" not in intake.present:
+        return  # no row could be read
     few = f"count(*) FILTER (ts < {_IN_1970})"
     found = f"SELECT {few}, count(*) FROM rows WHERE bad IS NULL"
     early, n = intake.con.execute(found).fetchall()[0]

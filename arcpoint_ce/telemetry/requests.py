@@ -256,6 +256,8 @@ def _doubts(log) -> list[str]:  # sentences
 def _unanswerable(log) -> list[str]:
     "What a log cannot answer: the hour of the day, or which backend would have been better."
     out = []
+    if not log.rows and log.quarantined:
+        out.append(f"no row is left: all {log.quarantined} are bad; see {log.quarantine_path}")
     if log.rows and log.start_s < 1e6:
         out.append(
             f"ts: times begin at {log.start_s:g} s, so they were read as seconds since some start; "
