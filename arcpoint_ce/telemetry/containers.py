@@ -183,6 +183,16 @@ def _are_objects(lines: list[bytes]) -> bool:
     return objects > 0 and objects >= 0.3 * len(lines)
 
 
+_OF_JSON = re.compile(
+    rb'\s*(["{}\]]|\[\s*([{\["]|$|-?[\d.]+\s*[,\]])|(-?[\d.eE+-]+|true|false|null),?\s*$)'
+)
+
+
+def _is_prose(lines: list[bytes]) -> bool:
+    "Whether the lines behind the first one are no JSON, so that the first is only a damaged one."
+    return sum(not _OF_JSON.match(line) for line in lines[1:]) > 0.5 * len(lines)
+
+
 def _goes_on(lines: list[bytes]) -> bool:
     "Whether the first line begins a value that later lines end, and is not just a damaged one."
     first, second = lines[0].strip(), lines[1].strip() if len(lines) > 1 else b""
@@ -214,7 +224,7 @@ def _content(
     ending = re.sub(r"\.(gz|bz2|xz|zip)$", "", name.lower()).rsplit(".", 1)[-1]
     lines = _first_lines(head)
     first = lines[0] if lines else b""
-    if re.match(rb"\s*(\{|\[\s*(\{|\]|\[|$))", first):
+    if re.match(rb"\s*(\{|\[\s*(\{|\]|\[|$))", first) and not _is_prose(lines):
         return "lines" if _is_lines(lines, ending) else "document"
     # a first line that is damaged, or a greeting, says little
     named = bool(first) and ending in _JSON_ENDINGS and b"latency_ms" not in first.split(b":")[0]

@@ -289,7 +289,7 @@ def _check_times(log):
                 "times as text (2026-03-02 00:00:10) or as seconds since 1970, or name their unit, "
                 "as in columns={'ts': 'ts[min]'} (s, ms, us, ns)"
             )
-    if log._intake.dates and last < 3e7:
+    if log.rows and log._intake.dates and last < 3e7:
         raise ValueError(
             f"{log.files[0]}: every date lies in 1970: the clock behind it was not set, or a "
             "number was read in a wrong unit before it was written as a date; export the times anew"
