@@ -403,7 +403,7 @@ def _helped(found: dict) -> list[str]:
     if help_["low"] is None:
         return out
     out.append(
-        f"  of {help_['late']:,.0f} late or failed requests the default engine avoids at least "
+        f"  of {help_['late']:,.0f} late or failed requests, timing alone avoids at least "
         f"{_span(help_['low'])},"
     )
     out.append(f"  at most {_span(help_['high'])}; 95 % intervals over blocks of time")

@@ -170,10 +170,27 @@ def _parsed(line: bytes):  # any value; None where it is not JSON
 
 def _is_lines(lines: list[bytes], ending: str) -> bool:
     "Whether JSON comes one object a line: enough of the lines are objects by themselves."
-    objects = sum(isinstance(_parsed(line), dict) for line in lines)
-    if objects >= 0.3 * len(lines):
+    opened = re.fullmatch(rb"\s*(\[|.*[^\]}]\s*:\s*\[)\s*", lines[0])
+    if _are_objects(lines) and not opened:
         return True
-    return ending in ("jsonl", "ndjson") and not _goes_on(lines)
+    # a line on its own that is damaged: nothing is lost by reading it as a document
+    return len(lines) > 1 and ending in ("jsonl", "ndjson") and not _goes_on(lines)
+
+
+def _are_objects(lines: list[bytes]) -> bool:
+    "Whether enough of some lines are objects by themselves."
+    objects = sum(isinstance(_parsed(line), dict) for line in lines)
+    return objects > 0 and objects >= 0.3 * len(lines)
+
+
+_OF_JSON = re.compile(
+    rb'\s*(["{}\]]|\[\s*([{\["]|$|-?[\d.]+\s*[,\]])|(-?[\d.eE+-]+|true|false|null),?\s*$)'
+)
+
+
+def _is_prose(lines: list[bytes]) -> bool:
+    "Whether the lines behind the first one are no JSON, so that the first is only a damaged one."
+    return sum(not _OF_JSON.match(line) for line in lines[1:]) > 0.5 * len(lines)
 
 
 def _goes_on(lines: list[bytes]) -> bool:
@@ -185,7 +202,7 @@ def _goes_on(lines: list[bytes]) -> bool:
         json.loads(first)
     except json.JSONDecodeError as e:
         cut = e.pos >= len(first.decode("utf-8", "replace"))
-        return cut and first.endswith((b"{", b"[", b",")) and second[:1] != b"{"
+        return cut and first.endswith((b"{", b"[", b",")) and not isinstance(_parsed(second), dict)
     except (ValueError, RecursionError):
         return False
     return False
@@ -207,10 +224,11 @@ def _content(
     ending = re.sub(r"\.(gz|bz2|xz|zip)$", "", name.lower()).rsplit(".", 1)[-1]
     lines = _first_lines(head)
     first = lines[0] if lines else b""
-    if re.match(rb"\s*(\{|\[\s*(\{|\]|\[|$))", first):
+    if re.match(rb"\s*(\{|\[\s*(\{|\]|\[|$))", first) and not _is_prose(lines):
         return "lines" if _is_lines(lines, ending) else "document"
-    is_json = bool(first) and ending in _JSON_ENDINGS
-    return "lines" if is_json and b"latency_ms" not in first.split(b":")[0] else "csv"
+    # a first line that is damaged, or a greeting, says little
+    named = bool(first) and ending in _JSON_ENDINGS and b"latency_ms" not in first.split(b":")[0]
+    return "lines" if named or _are_objects(lines) else "csv"
 
 # %% ../../nbs/telemetry/10c_containers.ipynb #e8952dcd
 _ALL_BUT_QUOTES = bytes(c for c in range(256) if c not in b'"\n')
@@ -388,6 +406,23 @@ class _TooLong(ValueError):
     "A JSON value that does not fit into the window."
 
 
+class _Broken(ValueError):
+    "A JSON value that is damaged or breaks off: where it begins, and what is wrong with it."
+
+    def __init__(
+        self,
+        line: int,  # on which it begins
+        column: int,  # of its first character, from 0
+        why: str,  # what is wrong, and where
+        text: str,  # its beginning
+    ):
+        super().__init__(why)
+        self.line, self.column, self.why, self.text = line, column, why, text
+
+
+_CUT_OFF = "the file was cut off, so write or fetch it again"
+
+
 class _Window:
     "A moving view of a long JSON text."
 
@@ -395,6 +430,8 @@ class _Window:
         self.path, self.text, self.at, self.ended = path, "", 0, False
         self._line, self._counted = 1, 0  # line ends are counted up to a place in the text
         self._began = 0  # where the last value did
+        self.keys: set[str] = set()  # of the last element of an array
+        self._before = 0  # characters of the first line that were dropped from the text
         self._pieces = _pieces(path)
         self._rest = b""
         self._decode = json.JSONDecoder().raw_decode
@@ -409,6 +446,7 @@ class _Window:
             cut -= 1  # never inside a character
         self._rest = raw[cut:]
         self.here()
+        self._before = self.column(self.at)
         self.text = self.text[self.at :] + raw[:cut].decode("utf-8", "replace")
         self.at = self._counted = 0
         return not self.ended or bool(raw)
@@ -424,24 +462,22 @@ class _Window:
                 return ""
 
     def here_is(self) -> str:  # a character
-        "The next character, inside of a value. EOFError at the end."
+        "The next character, inside of a value. _Broken at the end."
         c = self.peek()
         if not c:
-            raise EOFError(f"{self.place()}: the JSON text breaks off")
+            raise self.broken("breaks off", self.at, _CUT_OFF)
         return c
 
     def key(self) -> str:
         "The key of a member, and its colon passed."
         key = self.value()
         if self.here_is() != ":" or not isinstance(key, str):
-            raise ValueError(
-                f"{self.place()}: not valid JSON (a key and a colon should stand here)"
-            )
+            raise self.broken("is not valid JSON (a key and a colon are missing)", self.at)
         self.at += 1
         return key
 
     def value(self):  # any JSON value
-        "The value that begins here. EOFError where the text ends first; ValueError if malformed."
+        "The value that begins here. _Broken where the text ends first, or is malformed."
         while True:
             try:
                 found, end = self._decode(self.text, self.at)
@@ -449,7 +485,7 @@ class _Window:
                 self._go_on(e)
                 continue
             except RecursionError:
-                raise ValueError(f"{self.place()}: JSON is nested too deeply") from None
+                raise self.broken("is nested too deeply", self.at) from None
             if end < len(self.text) or self.ended:
                 self._began, self.at = self.at, end
                 return found
@@ -458,16 +494,62 @@ class _Window:
     def _go_on(self, e: json.JSONDecodeError):
         "Read more of a value that may only be cut by the window."
         near = e.pos >= len(self.text) - 64 or e.msg.startswith("Unterminated")
-        size = len(self.text) - self.at
-        if self.ended and near:
-            raise EOFError(f"{self.place()}: the JSON text breaks off")
+        if self.ended and self._is_cut(e):
+            raise self.broken("breaks off", len(self.text.rstrip()), _CUT_OFF)
         if self.ended or not near:
-            raise ValueError(
-                f"{self.place()}: not valid JSON ({e.msg} after {e.pos - self.at} characters)"
-            )
-        if size > _MAX_VALUE:
+            raise self.broken(f"is not valid JSON ({e.msg})", e.pos)
+        if len(self.text) - self.at > _MAX_VALUE:
             raise _TooLong(f"{self.place()}: one JSON value is longer than {_MAX_VALUE} characters")
         self.more()
+
+    def _is_cut(self, e: json.JSONDecodeError) -> bool:
+        "Whether a value is only wrong because the text ends in it."
+        rest = self.text[e.pos :].strip()
+        in_word = any(word.startswith(rest) for word in ("true", "false", "null"))
+        return in_word or e.msg.startswith("Unterminated") or "\\u" in rest[:2]
+
+    def broken(
+        self,
+        why: str,  # what is wrong
+        pos: int,  # where it shows, in the text
+        remedy: str = "",  # what to do
+    ) -> _Broken:
+        "The error for the value that begins here."
+        line = self.here()
+        at = f"line {line + self.text.count(chr(10), self.at, pos)}, column {self.column(pos) + 1}"
+        said = "; ".join(filter(None, (f"{why} at {at}", remedy)))
+        return _Broken(line, self.column(self.at), said, self.text[self.at : self.at + 1000])
+
+    def column(self, pos: int) -> int:  # from 0
+        "The place in its line of a place in the text."
+        start = self.text.rfind("\n", 0, pos) + 1
+        return pos - start + (0 if start else self._before)
+
+    def skip(self, column: int):
+        """Go to what is taken for the next row.
+
+        That is a line that opens an object and is indented so far or less, or an object on the
+        same line with the keys of the rows before.
+        """
+        row = re.compile(rf"\n(?=[ \t]{{0,{column}}}\{{)|[}},][ \t]*(?=\{{)")
+        while True:
+            found = row.search(self.text, self.at + 1)
+            if found:
+                self.at = found.end()
+                if found[0][0] == "\n" or self._is_like():
+                    return
+            elif self.ended or not self.more():
+                self.at = len(self.text)
+                return
+
+    def _is_like(self) -> bool:
+        "Whether an object with the keys of the last row begins here."
+        try:
+            found = self.value()
+        except ValueError:
+            return False
+        self.at = self._began
+        return isinstance(found, dict) and 2 * len(found.keys() & self.keys) > len(self.keys)
 
     def back(self) -> bool:
         "Return to the last value if it is spread over lines."
@@ -490,16 +572,29 @@ class _Window:
 def _json_rows(
     path: Path,  # JSON in any arrangement
 ) -> Iterator[tuple[int, object]]:  # (line on which it begins, value); arrays and envelopes opened
-    "Rows of a JSON text. EOFError where it breaks off, after all whole rows."
-    w = _Window(path)
+    "Rows of a JSON text. A damaged one comes as the `_Broken` that tells what is wrong with it."
+    w, damaged = _Window(path), False
     while c := w.peek():
-        if c == "[":
-            w.at += 1
-            yield from _elements(w)
-        elif c == "{":
-            yield from _object_rows(w)
-        else:
-            raise ValueError(f"{w.place()}: not valid JSON ({c!r} where a value should begin)")
+        try:
+            if damaged and c in '"]}':
+                w.skip(w.column(w.at))  # the rest of what was around the damaged value
+            else:
+                yield from _rows_at(w, c)
+        except _Broken as e:
+            yield e.line, e
+            damaged = True
+            w.skip(e.column)
+
+
+def _rows_at(w: _Window, c: str) -> Iterator[tuple[int, object]]:
+    "The rows of the value that begins with a character."
+    if c == "[":
+        w.at += 1
+        yield from _elements(w)
+    elif c == "{":
+        yield from _object_rows(w)
+    else:
+        raise w.broken(f"is not valid JSON ({c!r} where a value should begin)", w.at)
 
 
 def _object_rows(w: _Window) -> Iterator[tuple[int, object]]:
@@ -510,6 +605,9 @@ def _object_rows(w: _Window) -> Iterator[tuple[int, object]]:
     except _TooLong:
         yield from _members(w)
         return
+    except _Broken as e:
+        yield from _whole_rows(w, e)
+        return
     keys = _way_to_rows(found)
     if keys and w.back():
         yield from _members(w, keys)
@@ -517,11 +615,36 @@ def _object_rows(w: _Window) -> Iterator[tuple[int, object]]:
         yield from ((n, row) for row in _unwrapped(found, keys))
 
 
+_FIRST_KEY = re.compile(r'\{\s*"(\w+)"\s*:\s*[\[{"\w-]')
+
+
+def _whole_rows(w: _Window, damage: _Broken) -> Iterator[tuple[int, object]]:
+    "The rows that come before the damage in an envelope; any other object is lost."
+    found = _FIRST_KEY.match(w.text, w.at)
+    if not found or found[1] not in _WRAPPERS | _AROUND:
+        raise damage
+    w.at += 1
+    while w.here_is() != "}":
+        key = w.key()
+        c = w.here_is()
+        if key not in _WRAPPERS | _AROUND:
+            raise damage
+        if key not in _WRAPPERS or c not in "[{":
+            w.value()
+        elif c == "{":
+            yield from _whole_rows(w, damage)
+        else:
+            w.at += 1
+            yield from ((n, {key: [v]} if key in _SPAN_KEYS else v) for n, v in _elements(w))
+    w.at += 1
+
+
 def _elements(w: _Window) -> Iterator[tuple[int, object]]:
     "Elements of an array whose bracket was passed."
     while w.here_is() != "]":
-        n = w.here()
-        yield n, _hit(w.value())
+        n, row = w.here(), w.value()
+        w.keys = set(row) if isinstance(row, dict) else set()
+        yield n, _hit(row)
     w.at += 1
 
 

@@ -21,6 +21,7 @@ class _Span(NamedTuple):
     end: object  # the same
     attributes: dict
     status: str  # ERROR, 2, STATUS_CODE_ERROR, or anything else
+    message: str  # what the status says beside it; empty: nothing
     events: list
 
 
@@ -80,6 +81,7 @@ def _go_span(row: dict) -> dict:
         "end_time": row.get("EndTime"),
         "attributes": tags,
         "status": str((row.get("Status") or {}).get("Code")),
+        "status_message": (row.get("Status") or {}).get("Description"),
     }
 
 
@@ -98,6 +100,7 @@ def _span(row: dict) -> _Span:
         end,
         _attributes(_members_of(row)) | loose,
         _status_of(row),
+        _message_of(row),
         [e for e in row.get("events") or () if isinstance(e, dict)],
     )
 
@@ -111,9 +114,10 @@ def _members_of(row: dict) -> dict | list:
 def _times_of(row: dict) -> tuple:  # start and end: ns or µs since the epoch, or text
     "When a span began and ended."
     start = _first(row, "startTimeUnixNano", "start_time_unix_nano", "start_time", "startTime")
+    start = _first(row, "timestamp") if start is None else start  # Zipkin
     end = _first(row, "endTimeUnixNano", "end_time_unix_nano", "end_time", "endTime")
     if end is None and "duration" in row and isinstance(start, int | float):
-        end = start + row["duration"]  # Jaeger: µs
+        end = start + row["duration"]  # Jaeger and Zipkin: µs
     return start, end
 
 
@@ -130,6 +134,12 @@ def _status_of(row: dict) -> str:
     if isinstance(status, dict):
         status = _first(status, "code", "status_code", "statusCode")
     return str(status or row.get("status_code") or "")
+
+
+def _message_of(row: dict) -> str:
+    "What a status says beside its code."
+    told = _first(row, "status_message") or _first(_inside(row, "status"), "message", "description")
+    return str(told or "")[:200]
 
 
 def _spans_of(value) -> Iterator[_Span]:
@@ -163,10 +173,12 @@ def _is_span(row: dict) -> bool:
     )
     known = {"spanId", "span_id", "spanID", "context", "context.span_id", "attributes", "tags"}
     known |= {"SpanContext"}
-    return began is not None and bool(row.keys() & known)
+    if began is None:
+        return {"traceId", "id", "timestamp", "duration", "tags"} <= row.keys()  # Zipkin
+    return bool(row.keys() & known)
 
 # %% ../../nbs/telemetry/10e_documents.ipynb #e7c2903e
-_NO_MODEL_CALL = ("execute_tool", "invoke_agent", "create_agent", "invoke_workflow")
+_NO_MODEL_CALL = ("execute_tool", "invoke_agent", "create_agent", "invoke_workflow", "retrieval")
 _OTHER_KINDS = (
     "CHAIN",
     "TOOL",
@@ -223,21 +235,27 @@ def _place(a: dict) -> str | None:
     return host or _first(a, *_PROVIDER)
 
 
+def _tagged(a: dict) -> str | None:
+    "What the tag `error` says: a message, or only that there was one; None: there was none."
+    tag = str(a.get("error") or "false")
+    if tag.lower() == "false":
+        return None
+    return "error" if tag.lower() == "true" else tag
+
+
+_FAILED = ("2", "ERROR", "STATUS_CODE_ERROR", "STATUSCODE.ERROR")  # as statuses of a span
+
+
 def _error_of(span: _Span) -> str | None:
     "The name of a failure; None where the call succeeded."
     a = span.attributes
-    kind = _first(a, "error.type")
-    failed = kind is not None or span.status.upper() in (
-        "2",
-        "ERROR",
-        "STATUS_CODE_ERROR",
-        "STATUSCODE.ERROR",
-    )
-    if not failed and str(a.get("error")).lower() != "true":
+    kind, tag = _first(a, "error.type"), _tagged(a)
+    if kind is None and tag is None and span.status.upper() not in _FAILED:
         return None
     for event in span.events:
         kind = kind or _first(_attributes(event.get("attributes")), "exception.type")
-    return "timeout" if "timeout" in str(kind).lower() else str(kind or "error")
+    kind = str(kind or span.message or tag or "error")
+    return "timeout" if "timeout" in kind.lower() else kind
 
 
 _TTFT_S = (
@@ -502,7 +520,13 @@ _DOCUMENTS = {
 _TOTALS = (  # names that only a summary of a whole test has
     {"mean_ttft_ms", "request_throughput"},
     {"request_throughput", "request_latency"},
+    {"Metric", "avg"},
+    {"Request Count", "Failure Count"},
 )
+_SIGNALS = {  # of OTLP: what is no trace
+    "metrics": ("resourceMetrics", "resource_metrics"),
+    "log records": ("resourceLogs", "resource_logs"),
+}
 
 
 def _refuse_totals(names: Iterable[str]):  # members of a value, or columns of a table
@@ -554,6 +578,11 @@ def _document_kind(
         if fits(value):
             return name
     _refuse_totals(value.keys())
+    for what, names in _SIGNALS.items():
+        if value.keys() & set(names):
+            raise ValueError(
+                f"OTLP {what}, which hold no row a request; export the traces (resourceSpans)"
+            )
     spans = list(_spans_of(value))
     if not spans:
         return None
@@ -568,6 +597,7 @@ def _names_a_span(span: _Span, value: dict) -> bool:
     return bool(value.keys() & ids) and bool(
         value.keys() & {"attributes", "tags", "spanId", "span_id", "context", "context.span_id"}
         or "SpanContext" in value
+        or "localEndpoint" in value
     )
 
 # %% ../../nbs/telemetry/10e_documents.ipynb #68fd9eb4

@@ -21,6 +21,8 @@ import duckdb
 import pandas as pd
 
 from arcpoint_ce.telemetry.containers import (
+    _SHIPPED,
+    _Broken,
     _content,
     _encoding,
     _head,
@@ -28,6 +30,7 @@ from arcpoint_ce.telemetry.containers import (
     _json_rows,
     _line_fault,
     _lines_of,
+    _parsed,
     _plain,
     _records_of,
     _refuse_strangers,
@@ -269,16 +272,28 @@ def _kept_sql(f: _Field, texts: _Texts) -> str:
     v = f"v_{f.name}"
     took = "round((v_ended - v_ts) / 1e3, 6)"
     if f.name == "latency_ms" and "_ended" in texts.fields:
-        v = f"coalesce({v}, CASE WHEN x_latency_ms IS NULL THEN {took} END)"
-    if f.name == "ttft_ms" and "_first" in texts.fields:
-        before_end = "v_first < v_ended" if "_ended" in texts.fields else "true"
-        waited = f"CASE WHEN v_first > v_ts AND {before_end} THEN (v_first - v_ts) / 1e3 END"
-        return f"CASE WHEN {_in_range_sql(f, v)} THEN {v} ELSE {waited} END"
+        # what ends before it begins has no latency
+        after = f"v_ended BETWEEN v_ts AND v_ts + {int(f.hi * 1000)}"
+        v = f"coalesce({v}, CASE WHEN x_latency_ms IS NULL AND {after} THEN {took} END)"
+    if f.name == "ttft_ms":
+        return _first_token_sql(f, texts)
     if f.optional:
         return f"CASE WHEN {_in_range_sql(f, v)} THEN {v} END"
     if f.kind in ("duration", "amount"):
         return f"CASE WHEN isnan({v}) THEN NULL ELSE {v} END"
     return v
+
+
+def _first_token_sql(f: _Field, texts: _Texts) -> str:
+    "SQL of the time to the first token. One that lies far behind the end has another unit."
+    v, ended = f"v_{f.name}", "_ended" in texts.fields
+    whole = f"coalesce(v_latency_ms, {'(v_ended - v_ts) / 1e3' if ended else 'NULL'}, {v})"
+    good = f"{_in_range_sql(f, v)} AND {v} <= 2 * {whole} + 100"
+    waited = "NULL"
+    if "_first" in texts.fields:
+        before_end = "v_first < v_ended" if ended else "true"
+        waited = f"CASE WHEN v_first > v_ts AND {before_end} THEN (v_first - v_ts) / 1e3 END"
+    return f"CASE WHEN {good} THEN {v} ELSE {waited} END"
 
 
 def _failed_sql(is_log: bool) -> str:
@@ -508,8 +523,30 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
     src = _csv_source(path)
     if n_records <= src.header and not odd:
         return
+    if preset is None and not columns and _shipping(src.names):
+        _read_values(intake, path, number, columns, preset, _shipped_rows(path, src))
+        return
     preset = _laid_out(intake, src, columns, preset)
     _take(intake, src, number, columns, preset, n_records - src.header, odd)
+
+
+def _shipping(names: list[str]) -> str | None:  # a column
+    "Where a table that a log shipper exported keeps the line; None: it is no such table."
+    if {"ts", "backend", "latency_ms"} & set(names) or _recognised(set(names), _TABLES):
+        return None
+    return next((n for n in names if n.lower() in map(str.lower, _SHIPPED)), None)
+
+
+def _shipped_rows(path: Path, src: _Source) -> Iterator[tuple[int, object]]:
+    "The records in the lines that a log shipper keeps in a column."
+    place = src.names.index(_shipping(src.names))
+    for n, record in _records_of(path, lambda _: True):
+        cells = next(csv.reader([record.decode("utf-8", "replace")], delimiter=src.sep), [])
+        if n <= src.header or not cells:
+            continue
+        value = _parsed(cells[place].encode()) if place < len(cells) else None
+        known = isinstance(value, dict)
+        yield n, value if known else _Broken(n, 0, "is not a JSON object", "".join(cells))
 
 
 def _text_rows(
@@ -594,17 +631,29 @@ def _parsed_lines(intake: _Intake, number: int, path: Path) -> Iterator[tuple[in
 
 def _read_document(intake: _Intake, path: Path, number: int, columns: dict, preset):
     "An array, an envelope, or objects over many lines."
-    rows = _json_rows(path)
+    _read_values(intake, path, number, columns, preset, _json_rows(path))
+
+
+def _read_values(
+    intake: _Intake,
+    path: Path,
+    number: int,
+    columns: dict,
+    preset,
+    values: Iterator[tuple[int, object]],  # rows by their lines; `_Broken` where one is damaged
+):
+    "Rows that somebody has taken out of their arrangement."
     seen: list[tuple[int, object]] = []
 
-    def all_rows():
-        try:
-            yield from rows
-        except EOFError as e:
-            intake.rows_in += 1
-            intake.lines += [(number, 0, "breaks off", str(e))]
+    def whole_rows():
+        for n, row in values:
+            if isinstance(row, _Broken):
+                intake.rows_in += 1
+                intake.lines += [(number, n, row.why, row.text)]
+            else:
+                yield n, row
 
-    stream = all_rows()
+    stream = whole_rows()
     for pair in stream:
         seen.append(pair)
         if len(seen) == 20:
@@ -916,6 +965,8 @@ _IN_1970 = 1_000_000_000_000  # µs since the epoch, eleven days: what a clock s
 
 def _drop_strays(intake: _Intake):
     "Mark rows of 1970 as bad where the log is of a later time: their clock was not set."
+    if "ts" not in intake.present:
+        return  # no row could be read
     few = f"count(*) FILTER (ts < {_IN_1970})"
     found = f"SELECT {few}, count(*) FROM rows WHERE bad IS NULL"
     early, n = intake.con.execute(found).fetchall()[0]

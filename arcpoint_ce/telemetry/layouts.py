@@ -193,6 +193,7 @@ def _json_source(
 ) -> _Source:
     "A JSON-lines file."
     samples = _samples(repaired or path, bool(repaired))
+    quoting = _quoting(samples)
     in_front = ["line"] if repaired else []
     read = _read_csv(repaired or path, [*in_front, "j"], "\x01", "", 0)
     wanted: list[str] = []  # JSON pointers, in the order of the list `f`
@@ -203,6 +204,9 @@ def _json_source(
             if pointer not in wanted:
                 wanted.append(pointer)
             places.append(f"f[{wanted.index(pointer) + 1}]")
+        head, dot, rest = name.partition(".")
+        if dot and head in quoting:
+            places.append(_inside_sql(get(head), rest))
         return places[0] if len(places) == 1 else f"coalesce({', '.join(places)})"
 
     src = _Source(
@@ -232,6 +236,12 @@ def _json_relation(
     found = f"json_extract_string(j, [{', '.join(map(quoted, wanted))}])"
     return f"""(SELECT *, CASE WHEN {_IS_OBJECT_SQL}{valid} THEN {found} END AS f
         FROM {read} WHERE NOT ({_IS_BLANK_SQL}))"""
+
+
+def _quoting(samples: list[dict]) -> set[str]:
+    "Members that hold JSON as a text."
+    texts = ((k, v) for row in samples for k, v in row.items() if isinstance(v, str))
+    return {name for name, text in texts if text.lstrip()[:1] == "{"}
 
 
 def _samples(path: Path, numbered: bool) -> list[dict]:
@@ -285,16 +295,24 @@ def _parquet_source(
     return _Source(path, read, get, list(types), lambda: read, line="file_row_number + 1")
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #ce835ea6
-_WITH_UNIT = re.compile(r"(.+)\[(ns|us|µs|ms|s|min)\]")
+_UNIT_NAMES = {
+    **dict.fromkeys(("sec", "secs", "second", "seconds"), "s"),
+    **dict.fromkeys(("msec", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("usec", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("nanos", "nanoseconds"), "ns"),
+}
+_WITH_UNIT = re.compile(rf"(.+)\[(ns|us|µs|ms|s|min|{'|'.join(_UNIT_NAMES)})\]")
 
 
 def _split_unit(
     name: str,  # a source column, perhaps with a unit
     has: Callable[[str], bool],  # whether such a column exists
 ) -> tuple[str, str]:  # the column; its unit, empty: none given
-    "A column and its unit."
+    "A column and its unit, whether the unit is asked for or stands in the column's own name."
     told = _WITH_UNIT.fullmatch(name)
-    return (name, "") if not told or has(name) else (told[1], told[2])
+    if not told:
+        return name, ""
+    return (name if has(name) else told[1].rstrip()), _UNIT_NAMES.get(told[2], told[2])
 
 
 def _converted_sql(
@@ -401,14 +419,18 @@ _NO_CALL = (
 
 
 def _litellm(get: _Columns) -> dict[str, str]:
-    "LiteLLM_SpendLogs. Fields that begin with an underscore help to attribute rows."
+    """LiteLLM_SpendLogs, and the payload that its callbacks write to S3 and elsewhere.
+
+    Fields that begin with an underscore help to attribute rows.
+    """
 
     def one(*names):
         return _first_sql(get, names, "")
 
     status = f"lower(coalesce({one('status')}, {one('metadata.status')}))"
-    code = one("metadata.error_information.error_code", "error_code")
-    named = one("metadata.error_information.error_class", "error_class")
+    told = ("metadata.error_information.", "error_information.", "")  # spend logs, payloads
+    code = one(*(f"{place}error_code" for place in told))
+    named = one(*(f"{place}error_class" for place in told))
     has_error = f"coalesce({named}, {code}) IS NOT NULL"
     failed = f"coalesce({status} IN ('failure', 'failed', 'error'), {has_error})"
     kind = f"coalesce({named}, {code}, 'failure')"
@@ -422,7 +444,7 @@ def _litellm(get: _Columns) -> dict[str, str]:
         "latency_ms": one("request_duration_ms"),
         "_ended": one("endTime"),
         "_first": one("completionStartTime"),
-        "request_id": one("request_id"),
+        "request_id": one("request_id", "id"),
         "model": one("model_group", "model"),
         "task": one("call_type"),
         "ok": f"CASE WHEN {failed} THEN 'false' ELSE 'true' END",
@@ -430,7 +452,7 @@ def _litellm(get: _Columns) -> dict[str, str]:
         "error": _error_sql(failed, kind, kind),
         "tokens_in": one("prompt_tokens"),
         "tokens_out": one("completion_tokens"),
-        "cost_usd": one("spend"),
+        "cost_usd": one("spend", "response_cost"),
         "_deployment": one("model_id"),
         "_asked": one("model"),
         "_provider": provider,
@@ -525,23 +547,34 @@ _traefik = _table(
 )
 
 
-_APIM_BACKEND = ("BackendId", "BackendUrl", "properties.backendId", "properties.backendUrl")
+_APIM_BACKEND = (
+    *("BackendId", "BackendUrl", "backendId_s", "backendUrl_s"),
+    *("properties.backendId", "properties.backendUrl", "properties.modelDeploymentName"),
+)
 
 
 def _azure_apim(get: _Columns) -> dict[str, str]:
-    "GatewayLogs of Azure API management: exported rows, or diagnostic records with `properties`."
+    """GatewayLogs of Azure API management, and RequestResponse records of Azure OpenAI.
+
+    Exported rows (an older table puts the type behind each name), or diagnostic records with
+    `properties`.
+    """
     out = _table(
         ts=("TimeGenerated", "TimeGenerated [UTC]", "time", "timestamp"),
         latency_ms=(
             *("TotalTime", "durationMs", "DurationMs"),
-            *("BackendTime", "properties.backendTime"),
+            *("BackendTime", "backendTime_d", "properties.backendTime"),
         ),
         request_id=("CorrelationId", "correlationId"),
-        status=("ResponseCode", "properties.responseCode", "responseCode"),
-        error=("LastErrorReason", "properties.lastError.reason"),
+        status=(
+            *("ResponseCode", "responseCode_d", "properties.responseCode", "responseCode"),
+            *("resultSignature", "ResultSignature"),
+        ),
+        error=("LastErrorReason", "lastError_reason_s", "properties.lastError.reason"),
+        model=("properties.modelName",),
     )(get)
     named = any(map(get.has, _APIM_BACKEND))
-    backend = _first_sql(get, _APIM_BACKEND if named else "ApiId", "")
+    backend = _first_sql(get, _APIM_BACKEND if named else ("ApiId", "apiId_s"), "")
     host = f"regexp_extract({backend}, '^[a-z]+://([^/?]+)', 1)"
     return out | {"backend": f"coalesce(nullif({host}, ''), {backend})"}
 
@@ -609,9 +642,14 @@ def _langfuse(get: _Columns) -> dict[str, str]:
     )(get)
     kind = _first_sql(get, ("type",), "")
     failed = f"coalesce(upper({out['ok']}) = 'ERROR', false)"
+    ended = _first_sql(get, ("endTime", "end_time"), "")
+    first = _first_sql(get, ("completionStartTime", "completion_start_time"), "")
+    for name, moment in (("latency_ms", ended), ("ttft_ms", first)):
+        if moment != _NONE:  # two moments say more than a number whose unit has changed
+            out[name] = f"CASE WHEN {moment} IS NULL THEN {out[name]} END"
     return out | {
-        "_ended": _first_sql(get, ("endTime", "end_time"), ""),
-        "_first": _first_sql(get, ("completionStartTime", "completion_start_time"), ""),
+        "_ended": ended,
+        "_first": first,
         "error": f"CASE WHEN {failed} THEN {out['error']} END",
         "apart": _apart_sql(
             (f"upper({kind}) NOT IN ('GENERATION', 'EMBEDDING')", "a span that calls no model")
@@ -735,9 +773,9 @@ _TABLES = {
         _azure_apim,
         (
             ("TimeGenerated", "TimeGenerated [UTC]", "time"),
-            ("BackendId", "BackendUrl", "properties"),
+            ("BackendId", "BackendUrl", "backendUrl_s", "properties"),
             ("TotalTime", "durationMs", "DurationMs"),
-            ("ResponseCode", "properties", "responseCode"),
+            ("ResponseCode", "responseCode_d", "properties", "responseCode"),
         ),
     ),
     "envoy": _Layout(

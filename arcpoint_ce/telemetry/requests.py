@@ -256,6 +256,8 @@ def _doubts(log) -> list[str]:  # sentences
 def _unanswerable(log) -> list[str]:
     "What a log cannot answer: the hour of the day, or which backend would have been better."
     out = []
+    if not log.rows and log.quarantined:
+        out.append(f"no row is left: all {log.quarantined} are bad; see {log.quarantine_path}")
     if log.rows and log.start_s < 1e6:
         out.append(
             f"ts: times begin at {log.start_s:g} s, so they were read as seconds since some start; "
@@ -287,7 +289,7 @@ def _check_times(log):
                 "times as text (2026-03-02 00:00:10) or as seconds since 1970, or name their unit, "
                 "as in columns={'ts': 'ts[min]'} (s, ms, us, ns)"
             )
-    if log._intake.dates and last < 3e7:
+    if log.rows and log._intake.dates and last < 3e7:
         raise ValueError(
             f"{log.files[0]}: every date lies in 1970: the clock behind it was not set, or a "
             "number was read in a wrong unit before it was written as a date; export the times anew"

@@ -105,6 +105,8 @@ _TIME_FORMATS = (
     "|%d-%b-%Y %H:%M:%S|%d-%b-%Y %H:%M:%S.%f|%d.%m.%Y %H:%M:%S|%d.%m.%Y %H:%M:%S.%f"
     "|%a %b %d %H:%M:%S %Y|%a %b %d %Y %H:%M:%S|%a %b %d %H:%M:%S.%f %Y"
     "|%b %d, %Y %I:%M:%S %p|%b %d, %Y, %I:%M:%S %p|%b %d, %Y %H:%M:%S|%b %d, %Y %H:%M:%S.%f"
+    "|%Y.%m.%d %H:%M:%S|%Y.%m.%d %H:%M:%S.%f|%Y-%m-%d_%H:%M:%S|%Y-%b-%d %H:%M:%S|%Y-%m-%dT%H%M%S"
+    "|%a %d %b %Y %I:%M:%S %p|%a %d %b %Y %H:%M:%S|%Y-%jT%H:%M:%S|%Y-%jT%H:%M:%S.%f"
     "|%b %d, %Y @ %H:%M:%S.%f|%b %d, %Y @ %H:%M:%S|%B %d, %Y %H:%M:%S|%B %d, %Y %I:%M:%S %p"
 ).split("|")
 _ZONED = (  # a clock time, then an offset or UTC by one of its names
@@ -122,9 +124,26 @@ _MACROS["offset_us(z)"] = """CASE WHEN z = '' OR upper(z) IN ('Z', 'UTC', 'GMT')
     ELSE (CASE WHEN z[1] = '-' THEN -1 ELSE 1 END) * 60000000
         * (60 * z[2:3]::BIGINT + coalesce(try_cast(right(replace(z, ':', ''), 2) AS BIGINT), 0)
             * (length(z) > 3)::BIGINT) END"""
-_MACROS["tidy_time(x)"] = r"""regexp_replace(regexp_replace(regexp_replace(regexp_replace(
-    trim(x, ' []"'), ' m=[+-][0-9.]+$', ''), '([0-9]),([0-9])', '\1.\2'),
-    '(\.[0-9]{6})[0-9]+', '\1'), ' (UTC|GMT) ([0-9]{4})$', ' \2')"""
+_TIDY = (  # what is written around a time, or in another place than elsewhere
+    (r" m=[+-][0-9.]+$", ""),  # Go's monotonic clock
+    (r"([0-9]),([0-9])", r"\1.\2"),  # a decimal comma
+    (r"(\.[0-9]{6})[0-9]+", r"\1"),  # nanoseconds
+    (r" (UTC|GMT) ([0-9]{4})$", r" \2"),  # date(1)
+    # a zone's name behind its offset, as in Java; the last bracket is gone by then
+    (r"(Z|[+-]\d\d:?\d\d)(\[[\w/+-]+\]?| (UTC|GMT))$", r"\1"),
+    (r"(\d) \((UTC|GMT)\)$", r"\1 \2"),
+)
+
+
+def _tidy_sql() -> str:  # SQL over the text `x`
+    "SQL of a time without what may stand around it."
+    out = "trim(x, ' []\"' || chr(39))"
+    for pattern, instead in _TIDY:
+        out = f"regexp_replace({out}, '{pattern}', '{instead}')"
+    return out
+
+
+_MACROS["tidy_time(x)"] = _tidy_sql()
 _MACROS[
     "time_of_parts(p, y)"
 ] = f"""CASE WHEN p.at = '' THEN epoch_us(try_strptime(y, {_TIME_FORMATS}))
@@ -134,6 +153,7 @@ _MACROS["time_of_tidy(y)"] = f"""list_transform([regexp_extract(y, '{_ZONED}', [
 _MACROS["time_of_text(x)"] = """CASE WHEN regexp_matches(x, '[0-9]{2}')
     THEN list_transform([tidy_time(x)], lambda y: time_of_tidy(y))[1] END"""
 _MACROS["time_of(x, d)"] = """CASE WHEN d IS NOT NULL THEN time_of_number(x, d)
+    WHEN x LIKE '/Date(%)/' THEN 1000 * try_cast(regexp_extract(x, '[0-9]+') AS BIGINT)
     WHEN x LIKE '____-__-%' THEN coalesce(epoch_us(try_cast(x AS TIMESTAMPTZ)), time_of_text(x))
     ELSE time_of_text(x) END"""
 _MACROS["as_time(x)"] = "time_of(x, try_cast(x AS DOUBLE))"
@@ -219,18 +239,23 @@ _GOOD = (
     *("ok", "okay", "success", "succeeded", "successful", "pass", "passed", "complete"),
     *("completed", "done", "finished", "fulfilled", "unset", "status_code_ok", "status_code_unset"),
     *("statuscode.ok", "statuscode.unset", "default", "debug", "info", "warning", "warn", "2xx"),
+    *("stop", "length", "tool_calls", "tool_use", "end_turn", "max_tokens", "stop_sequence"),
     *("3xx", "good", "normal", "healthy", "served"),
 )
 _POOR = (
     *("failure", "failed", "fail", "error", "errored", "err", "status_code_error", "5xx", "fault"),
     *("statuscode.error", "exception", "bad", "unsuccessful", "critical", "fatal", "unhealthy"),
 )
-_CODE = r"^[0-5]\d\d(\.0)?$|^0$|^(http )?[1-5]\d\d [a-z ]+$"  # 200, 503.0, 429 Too Many Requests
+_CODE = (  # 200, 503.0, 429 Too Many Requests, HTTP/1.1 200 OK, OK (200)
+    r"^[0-5]\d\d(\.0)?$|^0$|^[a-z]+ \([1-5]\d\d\)$|^[(\[][1-5]\d\d[)\]]$"
+    r"|^(http(/[0-9.]+)?[ _]?|status(.?code)?[:= ]+)?[1-5]\d\d( [a-z ()-]+)?$"
+)
 _NAMED = (
     "error|exception|limit|throttl|time.?d?.?out|cancel|clos|abort|denied|refused|unavailable"
     "|overload|quota|exhaust|deadline|invalid|unauth|forbidden|not.?found|bad.?request|too.?many"
     "|fail|reset|disconnect|internal|bad.?gateway|precondition|out.?of.?range|unimplemented"
-    "|data.?loss|unknown|4xx"
+    "|data.?loss|unknown|4xx|exceed|too.?large|content.?filter|moderat|unprocessable|conflict"
+    "|permission|insufficient"
 )
 _MACROS[
     "as_ok(x)"

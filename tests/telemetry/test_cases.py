@@ -183,6 +183,15 @@ TIMES = [
     "1772409610000",
     "1772409610000000000",
     "Mar 2, 2026 @ 00:00:10.000",
+    "2026-03-02T01:00:10.000+01:00[Europe/Berlin]",
+    "2026-03-02 00:00:10.000 +00:00 UTC",
+    "2026-03-02 00:00:10 (UTC)",
+    "/Date(1772409610000)/",
+    "2026.03.02 00:00:10",
+    "2026-Mar-02 00:00:10",
+    "2026-061T00:00:10Z",
+    "Mon 02 Mar 2026 12:00:10 AM UTC",
+    "'2026-03-02T00:00:10Z'",
 ]
 
 
@@ -222,6 +231,9 @@ OUTCOMES = [
     ),
     ("status", ["204", "502", "408", "422"], ["success", "backend", "backend", "caller"]),
     ("status", ["OK", "ERROR"], ["success", "backend"]),
+    ("status", ["HTTP/1.1 200 OK", "HTTP/2 429"], ["success", "throttled"]),
+    ("status", ["OK (200)", "[503]", "status: 404"], ["success", "backend", "caller"]),
+    ("status", ["stop", "length", "content_filter"], ["success", "success", "caller"]),
     ("error", ["", "BadRequestError"], ["success", "caller"]),
     ("error", ["ThrottlingException", "client_closed_request"], ["throttled", "cancelled"]),
     ("error", ["Error code: 401 - no key", "boom"], ["caller", "backend"]),

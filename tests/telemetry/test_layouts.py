@@ -31,18 +31,23 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-class Layout(NamedTuple):
-    "A file, and what is right about it."
+class Right(NamedTuple):
+    "What is right about a file."
 
-    text: str
-    name: str  # of the layout
-    rows: int
+    layout: str
     backends: list[str]
     kinds: str  # of the rows in order of time, one letter each: s b t c x
     mean_ms: float  # of the successes
     tokens: int | None = None
     apart: int = 0  # rows that are no calls
     ttft_ms: float | None = None  # mean, where there are any
+
+
+class Layout(NamedTuple):
+    "A file."
+
+    text: str
+    right: Right
 
 
 LETTERS = {"success": "s", "backend": "b", "throttled": "t", "caller": "c", "cancelled": "x"}
@@ -87,7 +92,7 @@ ISTIO = [
     )
 ]
 LAYOUTS["envoy_istio.log"] = Layout(
-    lines(ISTIO), "envoy", 5, ["10.0.0.1:8000", "10.0.0.2:8000"], "ssbxt", 1050.0, None, 1
+    lines(ISTIO), Right("envoy", ["10.0.0.1:8000", "10.0.0.2:8000"], "ssbxt", 1050.0, None, 1)
 )
 
 # Envoy AI Gateway's access log (envoyproxy/ai-gateway, cmd/aigw/README.md): genai_ fields
@@ -111,12 +116,7 @@ LAYOUTS["envoy_ai.jsonl"] = Layout(
         }
         for i in range(4)
     ),
-    "envoy",
-    4,
-    ["default/ollama/route/aigw-run/rule/0/ref/0"],
-    "ssss",
-    108.0,
-    224,
+    Right("envoy", ["default/ollama/route/aigw-run/rule/0/ref/0"], "ssss", 108.0, 224),
 )
 
 # Envoy's default format string: envoyproxy.io, "Access logging", "Default Format String";
@@ -129,11 +129,7 @@ LAYOUTS["envoy_default.log"] = Layout(
             [(200, "-", "10.0.2.1:80"), (504, "UT", "tcp://10.0.2.1:80"), (0, "DC", "10.0.2.2:80")]
         )
     ),
-    "envoy_text",
-    3,
-    ["10.0.2.1:80", "10.0.2.2:80"],
-    "sbx",
-    2000.0,
+    Right("envoy_text", ["10.0.2.1:80", "10.0.2.2:80"], "sbx", 2000.0),
 )
 LAYOUTS["envoy_istio_text.log"] = Layout(
     "".join(
@@ -144,13 +140,7 @@ LAYOUTS["envoy_istio_text.log"] = Layout(
             [(200, "-", "127.0.0.1:80"), (503, "UC", "127.0.0.1:80"), (404, "NR", "-")]
         )
     ),
-    "envoy_text",
-    2,
-    ["127.0.0.1:80"],
-    "sb",
-    400.0,
-    None,
-    1,
+    Right("envoy_text", ["127.0.0.1:80"], "sb", 400.0, None, 1),
 )
 
 # nginx, "combined" with $request_time and $upstream_response_time behind it: nginx.org,
@@ -166,22 +156,14 @@ LAYOUTS["nginx_pairs.log"] = Layout(
         f'uct="0.000" uht="0.100" urt="{s}" ua="{host}"\n'
         for i, (code, s, host) in enumerate(NGINX)
     ),
-    "nginx_text",
-    3,
-    ["10.0.0.1:80", "10.0.0.2:80"],
-    "sbx",
-    1500.0,
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbx", 1500.0),
 )
 LAYOUTS["nginx_bare.log"] = Layout(
     "".join(
         f'192.0.2.7 - - [{clf(i)}] "POST /v1 HTTP/1.1" {code} 612 "-" "py" "-" {s} {s} {host}\n'
         for i, (code, s, host) in enumerate(NGINX)
     ),
-    "nginx_text",
-    3,
-    ["10.0.0.1:80", "10.0.0.2:80"],
-    "sbx",
-    1500.0,
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbx", 1500.0),
 )
 # ingress-nginx's log-format-upstream: kubernetes.github.io/ingress-nginx, "Log format"; a retried
 # request names every upstream that was tried
@@ -191,11 +173,7 @@ LAYOUTS["nginx_ingress.log"] = Layout(
         f"[default-llm-80] [] {host} 612 {s} {code} 0f3a{i}\n"
         for i, (code, s, host) in enumerate([*NGINX, (200, "0.500", "10.0.0.3:80, 10.0.0.2:80")])
     ),
-    "nginx_text",
-    4,
-    ["10.0.0.1:80", "10.0.0.2:80"],
-    "sbxs",
-    1000.0,
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbxs", 1000.0),
 )
 # the same server, only one upstream, which its log does not name
 LAYOUTS["nginx_time_only.log"] = Layout(
@@ -203,11 +181,7 @@ LAYOUTS["nginx_time_only.log"] = Layout(
         f'192.0.2.7 - - [{clf(i)}] "POST /v1/chat HTTP/1.1" {code} 612 "-" "py" {s}\n'
         for i, (code, s, _) in enumerate(NGINX)
     ),
-    "nginx_text",
-    3,
-    ["nginx"],
-    "sbx",
-    1500.0,
+    Right("nginx_text", ["nginx"], "sbx", 1500.0),
 )
 # nginx with escape=json: developer.konghq.com, "Configuring Kong Gateway to output logs as JSON"
 LAYOUTS["nginx_json.log"] = Layout(
@@ -225,11 +199,7 @@ LAYOUTS["nginx_json.log"] = Layout(
         }
         for i, (code, s, host) in enumerate([*NGINX, (200, "0.500", "10.0.0.3:80, 10.0.0.2:80")])
     ),
-    "nginx",
-    4,
-    ["10.0.0.1:80", "10.0.0.2:80"],
-    "sbxs",
-    1000.0,
+    Right("nginx", ["10.0.0.1:80", "10.0.0.2:80"], "sbxs", 1000.0),
 )
 LAYOUTS["nginx_json_one.log"] = Layout(
     lines(
@@ -244,11 +214,7 @@ LAYOUTS["nginx_json_one.log"] = Layout(
         }
         for i, (code, s, _) in enumerate(NGINX)
     ),
-    "nginx",
-    3,
-    ["nginx"],
-    "sbx",
-    1500.0,
+    Right("nginx", ["nginx"], "sbx", 1500.0),
 )
 
 
@@ -280,30 +246,16 @@ def kong(i, status, **more):
 
 LAYOUTS["kong.log"] = Layout(
     lines(kong(i, s) for i, s in enumerate([200, 500, 429, 401])),
-    "kong",
-    4,
-    ["192.0.2.1:443"],
-    "sbtc",
-    172.0,
+    Right("kong", ["192.0.2.1:443"], "sbtc", 172.0),
 )
 LAYOUTS["kong_batches.log"] = Layout(
     lines([kong(2 * i, 200), kong(2 * i + 1, 503)] for i in range(2)),
-    "kong",
-    4,
-    ["192.0.2.1:443"],
-    "sbsb",
-    172.0,
+    Right("kong", ["192.0.2.1:443"], "sbsb", 172.0),
 )
 # refused by a plugin, so that nothing was tried: no backend was reached
 LAYOUTS["kong_refused.log"] = Layout(
     lines([kong(0, 200), kong(1, 401, tries=[], source="exit", service=None)]),
-    "kong",
-    1,
-    ["192.0.2.1:443"],
-    "s",
-    172.0,
-    None,
-    1,
+    Right("kong", ["192.0.2.1:443"], "s", 172.0, None, 1),
 )
 # with its AI plugin: developer.konghq.com, "AI Gateway audit log reference"
 LAYOUTS["kong_ai.log"] = Layout(
@@ -334,14 +286,7 @@ LAYOUTS["kong_ai.log"] = Layout(
         )
         for i in range(3)
     ),
-    "kong",
-    3,
-    ["acme/m-large"],
-    "sss",
-    172.0,
-    300,
-    0,
-    546.0,
+    Right("kong", ["acme/m-large"], "sss", 172.0, 300, 0, 546.0),
 )
 
 # Traefik: traefik/traefik, docs/content/reference/…/logs-and-accesslogs.md; the URL of a service
@@ -378,22 +323,12 @@ def traefik(i, code, ns=750_000_000, **more):
 
 LAYOUTS["traefik.json"] = Layout(
     lines([traefik(0, 200, **SERVED), traefik(1, 502, **SERVED), traefik(2, 404, 66095)]),
-    "traefik",
-    2,
-    ["10.0.1.15:3000"],
-    "sb",
-    750.0,
-    None,
-    1,
+    Right("traefik", ["10.0.1.15:3000"], "sb", 750.0, None, 1),
 )
 # without its address: a deployment that keeps only some fields
 LAYOUTS["traefik_named.json"] = Layout(
     lines(traefik(i, 200, ServiceName=f"llm-{i}@docker") for i in range(2)),
-    "traefik",
-    2,
-    ["llm-0@docker", "llm-1@docker"],
-    "ss",
-    750.0,
+    Right("traefik", ["llm-0@docker", "llm-1@docker"], "ss", 750.0),
 )
 # version 1 (docs/configuration/logs.md): a backend where later versions have a service
 LAYOUTS["traefik_1.json"] = Layout(
@@ -401,11 +336,7 @@ LAYOUTS["traefik_1.json"] = Layout(
         traefik(i, 200, BackendAddr="10.0.1.15:3000", BackendName="llm", FrontendName="f")
         for i in range(2)
     ),
-    "traefik",
-    2,
-    ["10.0.1.15:3000"],
-    "ss",
-    750.0,
+    Right("traefik", ["10.0.1.15:3000"], "ss", 750.0),
 )
 # the common log format with Traefik's own fields: docs/content/observability/access-logs.md
 LAYOUTS["traefik.log"] = Layout(
@@ -416,13 +347,7 @@ LAYOUTS["traefik.log"] = Layout(
             [(200, "llm@docker", "http://10.0.1.15:3000"), (404, "-", "-")]
         )
     ),
-    "traefik_text",
-    1,
-    ["10.0.1.15:3000"],
-    "s",
-    800.0,
-    None,
-    1,
+    Right("traefik_text", ["10.0.1.15:3000"], "s", 800.0, None, 1),
 )
 
 
@@ -475,14 +400,7 @@ LAYOUTS["bedrock.jsonl"] = Layout(
             bedrock(3, "Converse", None, errorCode="ValidationException"),
         ]
     ),
-    "bedrock",
-    4,
-    ["acme.m-large-v1:0"],
-    "sstc",
-    1000.0,
-    None,
-    0,
-    300.0,
+    Right("bedrock", ["acme.m-large-v1:0"], "sstc", 1000.0, None, 0, 300.0),
 )
 # what `aws logs filter-log-events` answers
 LAYOUTS["bedrock_events.json"] = Layout(
@@ -502,12 +420,7 @@ LAYOUTS["bedrock_events.json"] = Layout(
         },
         indent=4,
     ),
-    "bedrock",
-    3,
-    ["acme.m-large-v1:0"],
-    "sss",
-    900.0,
-    90,
+    Right("bedrock", ["acme.m-large-v1:0"], "sss", 900.0, 90),
 )
 
 # Azure API Management: learn.microsoft.com, "Tutorial: Monitor published APIs", sample entry; a
@@ -551,9 +464,9 @@ APIM = [
         [(200, "a.openai.example"), (429, "a.openai.example"), (200, "b.openai.example"), (401, "")]
     )
 ]
-APIM_RIGHT = ("azure_apim", 3, ["a.openai.example", "b.openai.example"], "sts", 153.0, None, 1)
-LAYOUTS["apim.json"] = Layout(lines(APIM), *APIM_RIGHT)
-LAYOUTS["apim_records.json"] = Layout(json.dumps({"records": APIM}), *APIM_RIGHT)
+APIM_RIGHT = Right("azure_apim", ["a.openai.example", "b.openai.example"], "sts", 153.0, None, 1)
+LAYOUTS["apim.json"] = Layout(lines(APIM), APIM_RIGHT)
+LAYOUTS["apim_records.json"] = Layout(json.dumps({"records": APIM}), APIM_RIGHT)
 # the same as a table of Log Analytics (learn.microsoft.com, ApiManagementGatewayLogs), exported
 LAYOUTS["apim_export.csv"] = Layout(
     '"TimeGenerated [UTC]",OperationName,CorrelationId,ApiId,BackendUrl,BackendTime,TotalTime,'
@@ -568,13 +481,35 @@ LAYOUTS["apim_export.csv"] = Layout(
             ]
         )
     ),
-    "azure_apim",
-    2,
-    ["a.example"],
-    "sb",
-    150.0,
-    None,
-    1,
+    Right("azure_apim", ["a.example"], "sb", 150.0, None, 1),
+)
+
+# an older table puts the type behind each name: learn.microsoft.com, AzureDiagnostics
+LAYOUTS["apim_typed.csv"] = Layout(
+    "TimeGenerated [UTC],Category,DurationMs,CorrelationId,isRequestSuccess_b,responseCode_d,"
+    "backendUrl_s,backendTime_d,apiId_s,lastError_reason_s\n"
+    + "".join(
+        f"{iso(i)},GatewayLogs,{150 + i},id-{i},{code < 400},{code},https://a.example/x,87,a,\n"
+        for i, code in enumerate([200, 429, 500])
+    ),
+    Right("azure_apim", ["a.example"], "stb", 150.0),
+)
+# Azure OpenAI's own records keep their properties as text: learn.microsoft.com, "Monitor Azure
+# OpenAI", RequestResponse
+LAYOUTS["azure_openai.json"] = Layout(
+    lines(
+        {
+            "time": iso(i, 7),
+            "operationName": "ChatCompletions_Create",
+            "category": "RequestResponse",
+            "durationMs": 700,
+            "resultSignature": str(code),
+            "correlationId": f"id-{i}",
+            "properties": json.dumps({"modelDeploymentName": "dep", "modelName": "m-large"}),
+        }
+        for i, code in enumerate([200, 429, 500])
+    ),
+    Right("azure_apim", ["dep"], "stb", 700.0),
 )
 
 
@@ -621,14 +556,12 @@ LAYOUTS["langfuse_api.json"] = Layout(
             "meta": {"page": 1, "limit": 50, "totalItems": 4, "totalPages": 1},
         }
     ),
-    "langfuse",
-    3,
-    ["m-large"],
-    "sts",
-    2500.0,
-    90,
-    1,
-    500.0,
+    Right("langfuse", ["m-large"], "sts", 2500.0, 90, 1, 500.0),
+)
+# an export whose durations are ms: start and end say so
+LAYOUTS["langfuse_ms.jsonl"] = Layout(
+    lines(langfuse(i, latency=2500, timeToFirstToken=500) for i in range(3)),
+    Right("langfuse", ["m-large"], "sss", 2500.0, 90, 0, 500.0),
 )
 LAYOUTS["langfuse_blob.jsonl"] = Layout(
     lines(
@@ -653,14 +586,7 @@ LAYOUTS["langfuse_blob.jsonl"] = Layout(
         }
         for i, level in enumerate(["DEFAULT", "WARNING", "ERROR"])
     ),
-    "langfuse",
-    3,
-    ["m-large"],
-    "ssb",
-    2500.0,
-    90,
-    0,
-    500.0,
+    Right("langfuse", ["m-large"], "ssb", 2500.0, 90, 0, 500.0),
 )
 
 
@@ -694,10 +620,10 @@ def helicone(i, status=200, **more):
 
 HELICONE = [helicone(0), helicone(1, 500), helicone(2, 429), helicone(3, -3, delay_ms=None)]
 LAYOUTS["helicone.jsonl"] = Layout(
-    lines(HELICONE), "helicone", 4, ["ACME/m-large"], "sbtx", 1000.0, 120, 0, 250.0
+    lines(HELICONE), Right("helicone", ["ACME/m-large"], "sbtx", 1000.0, 120, 0, 250.0)
 )
 LAYOUTS["helicone_api.json"] = Layout(
-    json.dumps({"data": HELICONE, "error": None}), *LAYOUTS["helicone.jsonl"][1:]
+    json.dumps({"data": HELICONE, "error": None}), LAYOUTS["helicone.jsonl"].right
 )
 LAYOUTS["helicone.csv"] = Layout(
     ",".join(HELICONE[0])
@@ -706,7 +632,7 @@ LAYOUTS["helicone.csv"] = Layout(
         ",".join("" if v is None else "{}" if v == {} else str(v) for v in r.values()) + "\n"
         for r in HELICONE
     ),
-    *LAYOUTS["helicone.jsonl"][1:],
+    LAYOUTS["helicone.jsonl"].right,
 )
 
 # OpenRouter: the CSV of its activity page (columns as in readers of it on GitHub), and
@@ -723,14 +649,7 @@ LAYOUTS["openrouter.csv"] = Layout(
             [("Acme", "false", "stop"), ("Zen", "true", "stop"), ("Acme", "false", "error")]
         )
     ),
-    "openrouter",
-    3,
-    ["Acme/acme/m-large", "Zen/acme/m-large"],
-    "sxb",
-    2000.0,
-    90,
-    0,
-    400.0,
+    Right("openrouter", ["Acme/acme/m-large", "Zen/acme/m-large"], "sxb", 2000.0, 90, 0, 400.0),
 )
 LAYOUTS["openrouter_api.jsonl"] = Layout(
     lines(
@@ -757,14 +676,7 @@ LAYOUTS["openrouter_api.jsonl"] = Layout(
         }
         for i in range(3)
     ),
-    "openrouter",
-    3,
-    ["Acme/acme/m-large"],
-    "sss",
-    1200.0,
-    105,
-    0,
-    500.0,
+    Right("openrouter", ["Acme/acme/m-large"], "sss", 1200.0, 105, 0, 500.0),
 )
 
 
@@ -810,14 +722,7 @@ LAYOUTS["aiperf.jsonl"] = Layout(
             aiperf(3, {"code": None, "type": "TimeoutError", "message": "timed out"}),
         ]
     ),
-    "aiperf",
-    4,
-    ["endpoint"],
-    "sxbb",
-    2500.0,
-    650,
-    0,
-    250.0,
+    Right("aiperf", ["endpoint"], "sxbb", 2500.0, 650, 0, 250.0),
 )
 
 # GenAI-Perf: triton-inference-server/perf_analyzer, genai-perf/tests/test_llm_profile_data_parser
@@ -848,14 +753,7 @@ LAYOUTS["genai_perf.json"] = Layout(
             "version": "2.60.0",
         }
     ),
-    "genai_perf",
-    4,
-    ["m-small"],
-    "ssss",
-    900.0,
-    None,
-    0,
-    100.0,
+    Right("genai_perf", ["m-small"], "ssss", 900.0, None, 0, 100.0),
 )
 
 # GuideLLM: vllm-project/guidellm, src/guidellm/schemas, benchmarks.json before and since 0.4
@@ -910,14 +808,7 @@ LAYOUTS["guidellm.json"] = Layout(
             ]
         }
     ),
-    "guidellm",
-    4,
-    ["endpoint"],
-    "ssxb",
-    2000.0,
-    120,
-    0,
-    300.0,
+    Right("guidellm", ["endpoint"], "ssxb", 2000.0, 120, 0, 300.0),
 )
 LAYOUTS["guidellm_04.json"] = Layout(
     json.dumps(
@@ -937,14 +828,7 @@ LAYOUTS["guidellm_04.json"] = Layout(
             ],
         }
     ),
-    "guidellm",
-    4,
-    ["m-small"],
-    "ssxb",
-    2000.0,
-    120,
-    0,
-    300.0,
+    Right("guidellm", ["m-small"], "ssxb", 2000.0, 120, 0, 300.0),
 )
 
 # inference-perf: kubernetes-sigs/inference-perf, per_request_lifecycle_metrics.json; its clock
@@ -965,7 +849,7 @@ PERF = [
     for i, error in enumerate([None, None, {"error_type": "TimeoutError", "error_msg": ""}])
 ]
 LAYOUTS["inference_perf.json"] = Layout(
-    json.dumps(PERF), "inference_perf", 3, ["m-small"], "ssb", 2000.0, 90, 0, 250.0
+    json.dumps(PERF), Right("inference_perf", ["m-small"], "ssb", 2000.0, 90, 0, 250.0)
 )
 PERF_NEW = [
     row
@@ -981,7 +865,7 @@ PERF_NEW = [
     for row in PERF
 ]
 LAYOUTS["inference_perf_new.json"] = Layout(
-    json.dumps(PERF_NEW, indent=2), *LAYOUTS["inference_perf.json"][1:]
+    json.dumps(PERF_NEW, indent=2), LAYOUTS["inference_perf.json"].right
 )
 
 # vLLM: vllm-project/vllm, vllm/benchmarks/serve.py with --save-detailed; its clock, too, begins
@@ -1010,18 +894,11 @@ VLLM = {
     "start_times": [8000.0, 8001.0, 8002.0],
 }
 LAYOUTS["vllm.json"] = Layout(
-    json.dumps(VLLM), "vllm_bench", 3, ["m-small"], "ssb", 2000.0, 70, 0, 500.0
+    json.dumps(VLLM), Right("vllm_bench", ["m-small"], "ssb", 2000.0, 70, 0, 500.0)
 )
 LAYOUTS["vllm_appended.jsonl"] = Layout(
     lines([VLLM, VLLM | {"start_times": [9000.0, 9001.0, 9002.0]}]),
-    "vllm_bench",
-    6,
-    ["m-small"],
-    "ssbssb",
-    2000.0,
-    140,
-    0,
-    500.0,
+    Right("vllm_bench", ["m-small"], "ssbssb", 2000.0, 140, 0, 500.0),
 )
 
 
@@ -1086,13 +963,41 @@ LAYOUTS["vercel.json"] = Layout(
         ),
         indent=2,
     ),
-    "otel",
-    2,
-    ["acme.chat/m-large"],
-    "sb",
-    700.0,
-    60,
-    2,
+    Right("otel", ["acme.chat/m-large"], "sb", 700.0, 60, 2),
+)
+# Zipkin: zipkin.io/zipkin-api, v2 spans; times in µs, and any text under `error` is a failure
+LAYOUTS["zipkin.json"] = Layout(
+    json.dumps(
+        [
+            {
+                "traceId": f"{i:032x}",
+                "id": f"{i + 1:016x}",
+                "name": "chat m-large",
+                "kind": "CLIENT",
+                "timestamp": (T0 + i) * 10**6,
+                "duration": 700_000,
+                "localEndpoint": {"serviceName": "app"},
+                "tags": {"gen_ai.system": "acme", "gen_ai.request.model": "m-large"} | error,
+            }
+            for i, error in enumerate([{}, {"error": "429 Too Many Requests"}])
+        ]
+    ),
+    Right("otel", ["acme/m-large"], "st", 700.0),
+)
+# a retrieval calls no model: opentelemetry.io, "gen-ai spans"
+LAYOUTS["otlp_retrieval.jsonl"] = Layout(
+    lines([otlp([span(0, AI_SDK), span(1, {"gen_ai.operation.name": "retrieval"})])]),
+    Right("otel", ["acme.chat/m-large"], "s", 700.0, 30, 1),
+)
+# a status says in its message what went wrong: opentelemetry-python's record_exception
+LAYOUTS["otlp_message.jsonl"] = Layout(
+    lines(
+        otlp([span(i, AI_SDK, status={"code": 2, "message": message})])
+        for i, message in enumerate(
+            ["Error code: 429 - slow down", "Error code: 400 - bad", "busy"]
+        )
+    ),
+    Right("otel", ["acme.chat/m-large"], "tcb", float("nan"), 90),
 )
 INFERENCE = {
     "openinference.span.kind": "LLM",
@@ -1106,22 +1011,11 @@ INFERENCE = {
 CHAIN = {"openinference.span.kind": "CHAIN", "input.value": "…"}
 LAYOUTS["openinference_tempo.json"] = Layout(
     json.dumps(otlp([span(0, CHAIN), span(1, INFERENCE, parent=f"{1:016x}")], top="batches")),
-    "otel",
-    1,
-    ["acme/m-large"],
-    "s",
-    700.0,
-    30,
-    1,
+    Right("otel", ["acme/m-large"], "s", 700.0, 30, 1),
 )
 LAYOUTS["tempo_2.json"] = Layout(
     json.dumps({"trace": otlp([span(i, INFERENCE) for i in range(2)])}),
-    "otel",
-    2,
-    ["acme/m-large"],
-    "ss",
-    700.0,
-    60,
+    Right("otel", ["acme/m-large"], "ss", 700.0, 60),
 )
 # a span of vLLM itself: vllm/tracing (gen_ai.latency.*, s)
 LAYOUTS["vllm_spans.jsonl"] = Layout(
@@ -1145,14 +1039,7 @@ LAYOUTS["vllm_spans.jsonl"] = Layout(
         )
         for i in range(3)
     ),
-    "otel",
-    3,
-    ["m-small"],
-    "sss",
-    700.0,
-    90,
-    0,
-    250.0,
+    Right("otel", ["m-small"], "sss", 700.0, 90, 0, 250.0),
 )
 # spans as the console exporters print them: opentelemetry-python (indented objects one after the
 # other) and Go's stdouttrace (capital names; envoyproxy/ai-gateway, cmd/aigw/README.md)
@@ -1187,12 +1074,7 @@ LAYOUTS["console_python.txt"] = Layout(
         + "\n"
         for i, status in enumerate(["UNSET", "OK", "ERROR"])
     ),
-    "otel",
-    3,
-    ["acme/m-large"],
-    "ssb",
-    700.0,
-    90,
+    Right("otel", ["acme/m-large"], "ssb", 700.0, 90),
 )
 LAYOUTS["console_go.jsonl"] = Layout(
     lines(
@@ -1217,12 +1099,7 @@ LAYOUTS["console_go.jsonl"] = Layout(
         }
         for i, status in enumerate(["Unset", "Ok", "Error"])
     ),
-    "otel",
-    3,
-    ["acme/m-large"],
-    "ssb",
-    700.0,
-    90,
+    Right("otel", ["acme/m-large"], "ssb", 700.0, 90),
 )
 # Jaeger: jaegertracing.io, the JSON of its interface; times in µs
 LAYOUTS["jaeger.json"] = Layout(
@@ -1260,13 +1137,7 @@ LAYOUTS["jaeger.json"] = Layout(
             "errors": None,
         }
     ),
-    "otel",
-    1,
-    ["acme/m"],
-    "b",
-    float("nan"),
-    None,
-    2,
+    Right("otel", ["acme/m"], "b", float("nan"), None, 2),
 )
 
 
@@ -1314,19 +1185,12 @@ LITELLM = [
     litellm(3, cache_hit="True"),
     litellm(4, call_type="aretrieve_batch"),
 ]
-LITELLM_RIGHT = (
-    "litellm",
-    2,
-    ["a.example/m-large", "b.example/m-large"],
-    "ss",
-    2000.0,
-    60,
-    3,
-    500.0,
+LITELLM_RIGHT = Right(
+    "litellm", ["a.example/m-large", "b.example/m-large"], "ss", 2000.0, 60, 3, 500.0
 )
 LAYOUTS["litellm_ui.json"] = Layout(
     json.dumps({"data": LITELLM, "total": 5, "page": 1, "page_size": 50, "total_pages": 1}),
-    *LITELLM_RIGHT,
+    LITELLM_RIGHT,
 )
 LAYOUTS["litellm_dump.csv"] = Layout(
     ",".join(LITELLM[0])
@@ -1335,21 +1199,77 @@ LAYOUTS["litellm_dump.csv"] = Layout(
         ",".join('"' + str(v).replace('"', '""') + '"' for v in row.values()) + "\n"
         for row in LITELLM
     ),
-    *LITELLM_RIGHT,
+    LITELLM_RIGHT,
+)
+# the same call as LiteLLM's callbacks write it to S3 and elsewhere: docs.litellm.ai, "Standard
+# Logging Payload"; times are seconds, and the status stands beside the metadata
+PAYLOAD = {
+    "id": "c0",
+    "trace_id": "t",
+    "call_type": "acompletion",
+    "cache_hit": None,
+    "stream": True,
+    "status": "success",
+    "custom_llm_provider": "openai",
+    "startTime": T0 + 0.25,
+    "endTime": T0 + 2.25,
+    "completionStartTime": T0 + 0.75,
+    "response_time": 2.0,
+    "model": "m-large",
+    "model_id": "d1",
+    "model_group": "chat",
+    "api_base": "https://a.example/v1/",
+    "metadata": {"user_api_key_hash": "x"},
+    "response_cost": 0.01,
+    "total_tokens": 30,
+    "prompt_tokens": 10,
+    "completion_tokens": 20,
+    "error_information": None,
+}
+LAYOUTS["litellm_payload.jsonl"] = Layout(
+    lines(
+        [
+            PAYLOAD,
+            PAYLOAD
+            | {"id": "c1", "status": "failure", "startTime": T0 + 1, "endTime": T0 + 1.1}
+            | {"error_information": FAILED["error_information"]},
+        ]
+    ),
+    Right("litellm", ["a.example/m-large"], "st", 2000.0, 60, 0, 500.0),
+)
+# a dump in which the metadata are text, and the status stands only there
+LAYOUTS["litellm_text.jsonl"] = Layout(
+    lines(
+        litellm(i, metadata=json.dumps(told), status=None)
+        for i, told in enumerate([{"status": "success"}, FAILED])
+    ),
+    Right("litellm", ["a.example/m-large"], "st", 2000.0, 60),
 )
 # lines as Docker and Kubernetes keep what a container prints, and as log shippers do
 LAYOUTS["docker.log"] = Layout(
     lines(
         {"log": json.dumps(row) + "\n", "stream": "stdout", "time": iso(99, 9)} for row in ISTIO[:5]
     ),
-    *LAYOUTS["envoy_istio.log"][1:6],
+    LAYOUTS["envoy_istio.log"].right._replace(apart=0),
 )
 LAYOUTS["shipped.jsonl"] = Layout(
     lines(
         {"container_name": "gw", "level": "info", "message": json.dumps(row), "stream": "stdout"}
         for row in ISTIO[:5]
     ),
-    *LAYOUTS["envoy_istio.log"][1:6],
+    LAYOUTS["envoy_istio.log"].right._replace(apart=0),
+)
+# the console of a log store exports lines as a table: docs.aws.amazon.com/AmazonCloudWatch, "Export
+# query results"
+LAYOUTS["insights.csv"] = Layout(
+    "@timestamp,@message\n"
+    + "".join(
+        f'{iso(i)},"{json.dumps(bedrock(i, "Converse", CONVERSED))}"\n'.replace('"', '""')
+        .replace(',""{', ',"{')
+        .replace('}""\n', '}"\n')
+        for i in range(3)
+    ),
+    Right("bedrock", ["acme.m-large-v1:0"], "sss", 900.0, 90),
 )
 
 
@@ -1361,13 +1281,13 @@ def loaded(path, **more):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_is_read_as_it_is_documented(tmp_path, name):
-    right = LAYOUTS[name]
+    text, right = LAYOUTS[name]
     path = tmp_path / name
-    path.write_text(right.text)
+    path.write_text(text)
     with loaded(path) as log:
         df = log.df()
-        assert log.layout == right.name
-        assert (log.rows, log.quarantined, log.skipped) == (right.rows, 0, right.apart)
+        assert log.layout == right.layout
+        assert (log.rows, log.quarantined, log.skipped) == (len(right.kinds), 0, right.apart)
         assert log.backends == right.backends
         assert "".join(LETTERS[k] for k in df.sort_values("ts", kind="stable").kind) == right.kinds
         mean = df.latency_ms[df.kind == "success"].mean()
@@ -1418,6 +1338,9 @@ REFUSED = {
         json.dumps({k: v for k, v in VLLM.items() if not isinstance(v, list)}),
         "totals of a whole run.*save-detailed",
     ),
+    "summary.csv": ("Metric,avg,min,max\nRequest Latency (ms),10,1,20\n", "totals of a whole run"),
+    "metrics.json": (json.dumps({"resourceMetrics": []}), "OTLP metrics.*resourceSpans"),
+    "records.json": (json.dumps({"resourceLogs": [{}]}), "OTLP log records.*resourceSpans"),
     "combined.log": (
         "".join(
             f'192.0.2.7 - - [{clf(i)}] "GET / HTTP/1.1" 200 612 "-" "curl"\n' for i in range(3)
@@ -1484,3 +1407,31 @@ def test_each_row_of_an_indented_answer_has_its_own_line(tmp_path):
         assert (log.rows, log.quarantined) == (2, 1)
     line = (tmp_path / "x.json").read_text().split("\n").index('      "latency_ms": -5,')
     assert pd.read_csv(tmp_path / "q.csv").line.to_list() == [line + 1 - 3]
+
+
+@pytest.mark.parametrize("end", [0, T0 - 5, T0 + 40 * 86_400], ids=["never", "before", "years"])
+def test_what_ends_before_it_begins_is_bad(tmp_path, end):
+    rows = [litellm(0), litellm(1), litellm(2, endTime=iso(end - T0))]
+    (tmp_path / "x.jsonl").write_text(lines(rows))
+    with loaded(tmp_path / "x.jsonl", max_bad=0.5, quarantine=tmp_path / "q.csv") as log:
+        assert (log.rows, log.quarantined, log.df().latency_ms.max()) == (2, 1, 2000.0)
+    assert pd.read_csv(tmp_path / "q.csv").column.to_list() == ["latency_ms"]
+
+
+def test_a_first_token_far_behind_the_end_is_no_value(tmp_path):
+    text = "ts,backend,latency_ms,ttft_ms\n" + "".join(
+        f"{T0 + i},a,900,{v}\n" for i, v in enumerate([400, 400_000])
+    )
+    (tmp_path / "x.csv").write_text(text)
+    with loaded(tmp_path / "x.csv") as log:
+        assert (log.rows, log.lost, log.df().ttft_ms.sum()) == (2, {"ttft_ms": 1}, 400.0)
+
+
+@pytest.mark.parametrize(
+    "header,asked",
+    [("took", "took[s]"), ("took", "took [sec]"), ("took [s]", "took [s]"), ("took[s]", "took[s]")],
+)
+def test_a_unit_counts_whether_asked_for_or_part_of_the_name(tmp_path, header, asked):
+    (tmp_path / "x.csv").write_text(f"ts,backend,{header}\n{T0},a,1.5\n")
+    with loaded(tmp_path / "x.csv", columns={"latency_ms": asked}) as log:
+        assert log.df().latency_ms.to_list() == [1500.0]
