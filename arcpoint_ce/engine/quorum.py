@@ -95,15 +95,20 @@ class _SharedLimits:
             own = self._hear(now)
         except _TROUBLE:
             self.seen = {n: (at_s, inf) for n, (at_s, _) in self.seen.items()}
-        here = [n for n, (_, since_s) in self.seen.items() if now - since_s < self.GONE_S]
-        word = {n: self.told[n]["at_s"] for n in here}
-        if own or not here or all(word[n] != self.based.get(n) for n in here):
-            count = max(len(here) + 1, self.router.config.gateways)
-            others = [told["claims"] for told in self.told.values()]
-            self.router.share(others, count, self._turn(here, count, now), now, own)
-            self.based = word
+        self._reckon(own, now)
         said = dict(at_s=now, claims=self.router.claims(now))
         self.store.put_state(f"gateways/{self.gateway}", said)
+
+    def _reckon(self, own: Mapping, now: float):
+        "Make up the books, if everybody who is there has said something new."
+        here = [n for n, (_, since_s) in self.seen.items() if now - since_s < self.GONE_S]
+        word = {n: self.told[n]["at_s"] for n in here}
+        if here and not own and any(word[n] == self.based.get(n) for n in here):
+            return
+        count = max(len(here) + 1, self.router.config.gateways)
+        others = [told["claims"] for told in self.told.values()]
+        self.router.share(others, count, self._turn(here, count, now), now, own)
+        self.based = word
 
     def _turn(self, here: list[int], count: int, now: float) -> bool:
         "Is it this gateway's turn? Its beginning is left out, until the last one's word is here."
