@@ -266,6 +266,25 @@ def _serve_engine():
     asyncio.run(_serve_app(read_settings(), made))
 
 # %% ../../nbs/live/60e_cpu_engine.ipynb #397f9086
+def _turn_of(
+    model: _Transformer, n: int, prompt: np.ndarray, clock: Callable[[], float]
+) -> tuple[float, float]:  # ms of a step, ms to the first token
+    "One turn with so many requests in the batch."
+    began = clock()
+    model.prefill(0, prompt)
+    read_ms = 1000.0 * (clock() - began)
+    for seat in range(1, n):
+        model.prefill(seat, prompt)
+    began = clock()
+    for _ in range(8):
+        model.decode(list(range(n)))
+    step_ms = 1000.0 * (clock() - began) / 8
+    for seat in range(n):
+        model.leave(seat)
+    pieces = -(-len(prompt) // _PIECE_TOK)  # a step of the others after each
+    return step_ms, read_ms + (pieces * step_ms if n > 1 else 0.0)
+
+
 def _measured_curve(
     model: _Transformer,
     clock: Callable[[], float] = time.perf_counter,
@@ -279,19 +298,9 @@ def _measured_curve(
     first_ms: dict[int, list[float]] = {n: [] for n in sizes}
     for _ in range(rounds):
         for n in sizes:
-            began = clock()
-            model.prefill(0, prompt)
-            read_ms = 1000.0 * (clock() - began)
-            for seat in range(1, n):
-                model.prefill(seat, prompt)
-            began = clock()
-            for _ in range(8):
-                model.decode(list(range(n)))
-            step_ms[n].append(1000.0 * (clock() - began) / 8)
-            pieces = -(-prompt_tok // _PIECE_TOK)  # a step of the others after each
-            first_ms[n].append(read_ms + (pieces * step_ms[n][-1] if n > 1 else 0.0))
-            for seat in range(n):
-                model.leave(seat)
+            step, first = _turn_of(model, n, prompt, clock)
+            step_ms[n].append(step)
+            first_ms[n].append(first)
     steps, firsts = ([float(np.median(of[n])) for n in sizes] for of in (step_ms, first_ms))
     rising = [tuple(np.maximum.accumulate(times).tolist()) for times in (steps, firsts)]
     return ServiceCurve(tuple(map(float, sizes)), *rising, prompt_tok=float(prompt_tok))

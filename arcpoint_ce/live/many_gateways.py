@@ -22,7 +22,7 @@ from typing import Any
 
 from ..engine.store import FeedbackStore
 from ..lab.fleet import ServiceCurve, SimBackend
-from ..lab.workloads import Lengths, Tokens, poisson
+from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from .model_server import _die_with_parent, optional, read_settings
 from .testbed import Testbed
 from .trials import _cpu, _gate, _idle, _offer, _run
@@ -159,6 +159,11 @@ def _per_minute(store: FeedbackStore, backend: str) -> list[int]:
     return [minutes[minute] for minute in sorted(minutes)] or [0]
 
 
+def _within(work: Workload, seconds: float) -> Workload:
+    "The same requests, none later than that."
+    return replace(work, at_s=work.at_s * min(seconds / work.at_s[-1], 1.0))
+
+
 def redis_trial(
     seconds: float = 59.0,  # of traffic; a minute of the limit holds 60
     rate_rps: float = 9.0,  # of all gateways together, requests/s
@@ -174,8 +179,9 @@ def redis_trial(
     lengths = Tokens(Lengths(50.0, 0.4), Lengths(20.0, 0.4, most_tok=60))
     each_rps = rate_rps / gateways
     n = max(int(each_rps * seconds), 1)
-    works = [poisson(each_rps, n, seed + k, tokens=lengths) for k in range(gateways)]
-    works = [replace(w, at_s=w.at_s * min(seconds / w.at_s[-1], 1.0)) for w in works]
+    works = [
+        _within(poisson(each_rps, n, seed + k, tokens=lengths), seconds) for k in range(gateways)
+    ]
     before = _cpu()
     with Testbed(_rationed(rpm), seed=seed) as bed, tempfile.TemporaryDirectory() as folder:
         bed.set("rationed", rpm=inf)
