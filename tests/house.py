@@ -246,6 +246,7 @@ def users() -> dict[str, Counter]:
     for path in [
         *ROOT.glob("reports/*.ipynb"),
         *ROOT.glob("nbs/*.ipynb"),
+        *ROOT.glob("nbs/pages/*.ipynb"),
         *ROOT.glob("nbs/tutorials/*.ipynb"),
     ]:
         out[path.stem + ".ipynb"] = words("\n".join(c.source for c in read(path).cells))

@@ -187,8 +187,8 @@ _STORED = {
     "experiment_streams": (
         "policies",
         "wins scenario families and loses none",
-        "arcpoint experiment --seed-from 100 --seeds 20",
-        "3531d07c99d5a152bd06d8d4f8902391fcf82073a11be1b0300a9be3a28a4c40",
+        "arcpoint experiment --seed-from 100 --seeds 50",
+        "9a6b597749ecda13a95409c137007b8fa55a23195df44d11792fe118a96ec49e",
     ),
     "drift": (
         "drift",
