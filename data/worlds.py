@@ -22,8 +22,11 @@ def shown(metrics: dict) -> dict:
         family: {name: metrics[family][name] for name in (*SHOWN, *RATIOS)}
         for family in metrics["families"]
     }
-    about = ("families", "seeds", "n", "settings", "load", "version", "data_sha256")
-    return {name: metrics[name] for name in about} | families
+    about = {name: metrics[name] for name in ("families", "seeds", "n", "load", "version")}
+    settings = dict(metrics["settings"])
+    if "arrivals" in settings:
+        settings["arrivals"] = Path(settings["arrivals"]).name
+    return about | {"settings": settings} | families
 
 
 def main() -> None:
