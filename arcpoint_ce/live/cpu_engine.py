@@ -301,6 +301,10 @@ def _measured_curve(
             step, first = _turn_of(model, n, prompt, clock)
             step_ms[n].append(step)
             first_ms[n].append(first)
-    steps, firsts = ([float(np.median(of[n])) for n in sizes] for of in (step_ms, first_ms))
-    rising = [tuple(np.maximum.accumulate(times).tolist()) for times in (steps, firsts)]
-    return ServiceCurve(tuple(map(float, sizes)), *rising, prompt_tok=float(prompt_tok))
+
+    def rising(times_ms: dict[int, list[float]]) -> tuple[float, ...]:
+        medians = [float(np.median(times_ms[n])) for n in sizes]
+        return tuple(np.maximum.accumulate(medians).tolist())
+
+    running = tuple(map(float, sizes))
+    return ServiceCurve(running, rising(step_ms), rising(first_ms), prompt_tok=float(prompt_tok))

@@ -72,7 +72,7 @@ async def _litellm(told: dict):
     litellm, uvicorn = optional("litellm", "litellm"), optional("uvicorn")
     models = []
     for name, url in told["urls"].items():
-        params = dict(model="openai/m", api_base=f"{url}/v1", api_key="none")
+        params: dict[str, Any] = dict(model="openai/m", api_base=f"{url}/v1", api_key="none")
         params |= dict(timeout=_DEADLINE_S, stream_timeout=_SILENCE_S)
         models.append(dict(model_name="m", litellm_params=params, model_info=dict(id=name)))
     how: dict[str, Any] = dict(routing_strategy=told["strategy"], num_retries=_RETRIES)
@@ -84,8 +84,7 @@ async def _litellm(told: dict):
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    sys.__stdout__.write(json.dumps(dict(port=port)) + "\n")
-    sys.__stdout__.flush()
+    print(json.dumps(dict(port=port)), file=sys.__stdout__, flush=True)
     await hearing
     os._exit(0)
 

@@ -103,7 +103,7 @@ def _gate(
 ) -> tuple[str, int]:  # its address, its process id
     "Start a gateway in front of a testbed. It ends with the testbed."
     backends = [asdict(backend) for backend in bed.backends]
-    told = dict(backends=backends, urls=bed.urls, fixed=fixed, number=number)
+    told: dict[str, Any] = dict(backends=backends, urls=bed.urls, fixed=fixed, number=number)
     told |= dict(engine=engine, config=dict(config), ahead_s=ahead_s)
     made = bed.guest("trials", "_serve", json.dumps(told).encode() + b"\n")
     return f"http://127.0.0.1:{made['port']}", made["pid"]

@@ -539,7 +539,7 @@ def _shipping(names: list[str]) -> str | None:  # a column
 
 def _shipped_rows(path: Path, src: _Source) -> Iterator[tuple[int, object]]:
     "The records in the lines that a log shipper keeps in a column."
-    place = src.names.index(_shipping(src.names))
+    place = src.names.index(_shipping(src.names) or "")
     for n, record in _records_of(path, lambda _: True):
         cells = next(csv.reader([record.decode("utf-8", "replace")], delimiter=src.sep), [])
         if n <= src.header or not cells:
