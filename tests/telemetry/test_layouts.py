@@ -283,10 +283,11 @@ LAYOUTS["kong_ai.log"] = Layout(
                 }
             },
             tries=[{"port": 443, "ip": f"192.0.2.{i}", "balancer_start": 1}],
+            latencies={"kong": 1, "proxy": 899, "request": 900, "receive": 50},
         )
         for i in range(3)
     ),
-    Right("kong", ["acme/m-large"], "sss", 172.0, 300, 0, 546.0),
+    Right("kong", ["acme/m-large"], "sss", 900.0, 300, 0, 546.0),
 )
 
 # Traefik: traefik/traefik, docs/content/reference/…/logs-and-accesslogs.md; the URL of a service
