@@ -7,7 +7,6 @@ __all__ = ['EndpointPicker']
 
 # %% ../../nbs/live/64a_endpoint_picker.ipynb #78761e43
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import ceil, inf
@@ -234,7 +233,7 @@ class EndpointPicker:
         self,
         engine: ContextEngine,  # its worker runs already
         addresses: Mapping[str, str],  # ip:port of every backend
-        clock: Callable[[], float] = time.time,  # that of the engine's worker
+        clock: Callable[[], float],  # that of the engine's worker
         seed: int = 0,  # of draws among the endpoints that a gateway offers
     ):
         known = {b.name for b in engine.router.backends}

@@ -130,7 +130,7 @@ def envoy(request, engine, pair, tmp_path):
     pytest.importorskip("envoy.service.ext_proc.v3.external_processor_pb2", reason=WITHOUT)
     if not ENVOY.exists():
         pytest.skip("Envoy is not installed: pip install 'arcpoint_ce[envoy]'")
-    picker = EndpointPicker(engine, dict(zip("ab", map(address, pair))))
+    picker = EndpointPicker(engine, dict(zip("ab", map(address, pair))), time.time)
     with Serving(picker) as serving:
         door, admin = free_port(), free_port()
         asks, answers, trailers = request.param
@@ -211,7 +211,7 @@ def test_a_picker_in_use_names_its_port():
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     engine = ContextEngine([Backend("a")])
-    with Serving(EndpointPicker(engine, {"a": "127.0.0.1:1"})) as serving:
+    with Serving(EndpointPicker(engine, {"a": "127.0.0.1:1"}, time.time)) as serving:
         with grpc.insecure_channel(f"127.0.0.1:{serving.port}") as line:
             asked = health_pb2.HealthCheckRequest()
             said = health_pb2_grpc.HealthStub(line).Check(asked, timeout=20)
