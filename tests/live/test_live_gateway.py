@@ -117,7 +117,7 @@ def test_the_engine_hears_of_time_to_first_token_tokens_and_progress(bed):
         assert whole(post(url, 100))
     (outcome,) = seen
     assert outcome.ok and outcome.tokens_out == 100
-    assert 10 <= outcome.ttft_ms < outcome.latency_ms and outcome.latency_ms > 380
+    assert 5 <= outcome.ttft_ms < outcome.latency_ms and outcome.latency_ms > 380
     assert len(told) >= 3 and sorted(told) == told and told[-1] <= 100
 
 
