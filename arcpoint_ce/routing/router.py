@@ -38,7 +38,8 @@ from arcpoint_ce.routing.decisions import (
     View,
 )
 from .limits import Budget, read_limits
-from .nowcast import Nowcast
+from .measured import measured_of, remeasure
+from .nowcast import Nowcast, others_pace_s, usual_pace_s
 from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
@@ -556,37 +557,21 @@ def _make_scene(
         **_foretold(forecasts, tuple(limits_ms)),
     )
 
-# %% ../../nbs/routing/06_router.ipynb #7a7b3f33
-def _usual_pace_s(paces_s: list[float]) -> float:  # seconds per token; 0 where no pace is known
-    "The upper median of the known paces, those above 0."
-    known = sorted(p for p in paces_s if p > 0.0)
-    if not known:
-        return 0.0
-    return known[len(known) // 2]
-
-
-def _others_pace_s(
-    known: list[float],  # all known paces, sorted, seconds per token
-    own_s: float,  # one of them
-) -> float:  # seconds per token; 0 where there are no others
-    "The upper median of all the others."
-    if len(known) < 2:
-        return 0.0
-    middle = (len(known) - 1) // 2
-    if own_s > known[middle]:
-        return known[middle]
-    return known[middle + 1]
-
 # %% ../../nbs/routing/06_router.ipynb #a1c0be34
+_HEAR_S = 0.02  # reports of streams wait for the next request, and this long at most, s
+
+
 class _Paces:
     "How fast every backend is now, in the signals: its pace to the power that the policy wants."
 
-    __slots__ = ("members", "gamma", "folded_s", "streamed_s", "usual_work")
+    __slots__ = ("members", "gamma", "folded_s", "streamed_s", "usual_work", "told", "heard_s")
 
     def __init__(self, members: _Members, gamma: float) -> None:
         self.members = members
         self.gamma = gamma  # power of the pace that the policy wants; 0: it wants none
-        self.folded_s = -inf  # when streams were taken in last, s
+        self.folded_s = -inf  # when all paces were renewed last, s
+        self.told: dict[Lane, None] = {}  # whose streams have told something that nobody has read
+        self.heard_s = -inf  # when that was read last, s
         self.streamed_s = -inf  # when the last of them was heard, s
         self.usual_work = 0.0  # of one answer, in tokens; 0: not known yet
 
@@ -601,21 +586,50 @@ class _Paces:
         self.gamma = self.gamma or gamma
 
     def fold(self, now: float) -> None:
-        "Take in what streams have said, once a second."
+        "Renew every pace once a second, so that silence counts too."
         if not self.gamma or abs(now - self.folded_s) < 1.0 or not -inf < now < inf:
             return
         self.folded_s = now
         self.spread(now)
+
+    def hear(self, now: float) -> None:
+        "Take in what streams have told, for the next request already."
+        if not self._heeds(now):
+            return
+        self.heard_s = now
+        slow = self.members.signals.slow
+        for lane in self.told:
+            lane.nowcast.fold(now, 0.0)
+            if lane.nowcast.pace_s and lane.owner:
+                slow[lane.slot] = self.powered(lane.nowcast.pace_s)
+        self.told.clear()
+
+    def heard(self, now: float) -> Signals:
+        "The signals as they would be after `hear`, which this does not do."
+        signals = self.members.signals
+        if not self._heeds(now):
+            return signals
+        slow = signals.slow.copy()
+        for lane in self.told:
+            pace_s = lane.nowcast.pace_at(now)
+            if pace_s and lane.owner:
+                slow[lane.slot] = self.powered(pace_s)
+        return replace(signals, slow=slow)
+
+    def _heeds(self, now: float) -> bool:
+        "Does anybody want to know what streams have told, and is it time?"
+        waited = abs(now - self.heard_s) >= _HEAR_S and -inf < now < inf
+        return waited and bool(self.told and self.gamma)
 
     def spread(self, now: float) -> None:
         "Renew every pace. A backend whose pace is unknown counts as usual."
         s = self.members.signals
         nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
         known = sorted(n.pace_s for n in nowcasts.values() if n.pace_s)
-        usual_s = _usual_pace_s(known)
+        usual_s = usual_pace_s(known)
         streamed_s = -inf
         for slot, n in nowcasts.items():
-            n.fold(now, _others_pace_s(known, n.pace_s))
+            n.fold(now, others_pace_s(known, n.pace_s))
             streamed_s = max(streamed_s, n.streamed_s)
             # hope is for the first request only
             pace_s = 0.0 if s.in_flight[slot] else n.hope_s
@@ -629,7 +643,7 @@ class _Paces:
             return
         slow = self.members.signals.slow
         nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
-        usual_s = _usual_pace_s([n.pace_s for n in nowcasts.values()])
+        usual_s = usual_pace_s([n.pace_s for n in nowcasts.values()])
         for slot, n in nowcasts.items():
             slow[slot] = self.powered(n.pace_s or usual_s or 1.0)
 
@@ -1292,71 +1306,6 @@ class _Reservations:
 _ID_GAP = 1_000_000  # decision ids left out after a restart; more than are made between two memos
 
 
-def _measured_of(lane: Lane, s: Signals) -> dict[str, Any]:
-    "What the router has measured of one backend of late, as plain values."
-
-    def finite(x: float) -> float | None:
-        return x if -inf < x < inf else None
-
-    budget, nowcast, slot = lane.budget, lane.nowcast, lane.slot
-    spent = budget is not None and budget.minute_s > -inf
-    return dict(
-        error=s.error[slot],
-        latency_ms=s.latency[slot],
-        stamp_s=s.stamp[slot],
-        pace_s=nowcast.pace_s,
-        streamed_s=finite(nowcast.streamed_s),
-        heard_s=finite(nowcast.heard_s),
-        held_s=finite(lane.hold.until_s),
-        minute=budget.memo() if budget is not None and spent else None,
-    )
-
-
-def _minute_of(m: Mapping[str, Any]) -> list[float]:  # empty: nothing was spent
-    "The books of a rate limit in a memo. ValueError on what is none."
-    minute = [float(x) for x in m["minute"] or ()]
-    if len(minute) not in (0, 3, 6):
-        raise ValueError(f"these are no books of a rate limit: {minute!r}")
-    return minute
-
-
-def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
-    """The inverse of `_measured_of`.
-
-    ValueError, KeyError or TypeError, with nothing changed, on what cannot have been measured.
-    """
-
-    def time_s(name: str) -> float:
-        return -inf if m[name] is None else float(m[name])
-
-    error = float(m["error"])
-    latency_ms = float(m["latency_ms"])
-    stamp_s = float(m["stamp_s"])
-    pace_s = float(m["pace_s"])
-    amounts = 0 <= latency_ms < inf and 0 <= pace_s < inf
-    if not (0 <= error <= 1 and amounts and -inf < stamp_s < inf):
-        raise ValueError(f"these are no measurements: {dict(m)!r}")
-    streamed_s = time_s("streamed_s")
-    heard_s = time_s("heard_s")
-    held_s = time_s("held_s")
-    minute = _minute_of(m)
-
-    # all of it makes sense: from here on nothing raises
-    slot = lane.slot
-    s.error[slot] = error
-    s.latency[slot] = latency_ms
-    s.stamp[slot] = stamp_s
-    nowcast = lane.nowcast
-    nowcast.pace_s = pace_s
-    nowcast.streamed_s = streamed_s
-    nowcast.folded_s = streamed_s
-    nowcast.heard_s = heard_s
-    lane.hold.until_s = held_s
-    budget = lane.budget
-    if budget is not None:
-        budget.restore(minute)
-
-
 class _Memory:
     "What a router hands on to the one that takes its place."
 
@@ -1372,7 +1321,7 @@ class _Memory:
         return dict(
             turn=s.turn,
             breakers={name: lane.breaker.memo() for name, lane in lanes.items()},
-            measured={name: _measured_of(lane, s) for name, lane in lanes.items()},
+            measured={name: measured_of(lane, s) for name, lane in lanes.items()},
             spending=self.spending.memo(),
             usual=dict(
                 retried=s.retried,
@@ -1400,8 +1349,8 @@ class _Memory:
                 take(f"breaker {name!r} starts", breaker.restore, part)
         for name, part in memo.get("measured", {}).items():
             if name in lanes:
-                remeasure = partial(_remeasure, lanes[name], s)
-                take(f"measurements of {name!r} start", remeasure, part)
+                take_over = partial(remeasure, lanes[name], s)
+                take(f"measurements of {name!r} start", take_over, part)
         if "spending" in memo:
             take("what budgets have spent starts", self.spending.restore, memo["spending"])
         if "usual" in memo:
@@ -1577,7 +1526,7 @@ class Router:
             view.check_anyone()
             home = self._homes.of(request)
             view = view.at_home(home) if home else view
-            return view.ranking(request, self._signals, now)
+            return view.ranking(request, self._paces.heard(now), now)
 
     # `now` in s, on the same clock as outcomes
     def decide(self, request: Request, now: float, policy: Policy | None = None) -> Decision:
@@ -1604,6 +1553,9 @@ class Router:
             ):
                 view = self._fresh_view(key, request, now, policy)
 
+            paces = self._paces
+            if paces.told:
+                paces.hear(now)
             if view.probing or request[11:13] != _NO_CACHE:
                 return self._decide_with_care(view, request, now)
             random = self._random
@@ -1728,6 +1680,7 @@ class Router:
             view = view.unprobed()
             if not view.lanes:
                 return None
+            self._paces.hear(now)
             place, lane = self._draw(view, now)
             self._reservations.book_again(d, view, place, lane, now)
             return lane.backend.name
@@ -1794,6 +1747,7 @@ class Router:
                 nowcast.new_tok += tokens - d.seen
             else:
                 d.waits(tokens, now)
+            self._paces.told[lane] = None
             d.seen, d.seen_s = tokens, now
             left = 1.0 - tokens / d.expect
             if left < 0.1:

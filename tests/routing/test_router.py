@@ -21,7 +21,7 @@ from scipy.stats import chisquare
 
 from arcpoint_ce.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerConfig, ShedConfig
 from arcpoint_ce.routing.decisions import Decision, _only_slow
-from arcpoint_ce.routing.nowcast import Nowcast
+from arcpoint_ce.routing.nowcast import Nowcast, others_pace_s, usual_pace_s
 from arcpoint_ce.routing.policies import (
     POLICIES,
     OwnPace,
@@ -35,8 +35,6 @@ from arcpoint_ce.routing.router import (
     NoBackend,
     Router,
     RouterConfig,
-    _others_pace_s,
-    _usual_pace_s,
 )
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
@@ -1552,6 +1550,65 @@ def test_the_work_left_is_what_open_attempts_have_left(ops, tokens_out):
 # ---- the nowcast at work
 
 
+def two_streams(quicker):
+    """One stream of 100 tokens on each of two backends. After two seconds the quicker one has
+    brought 90 and gets all requests, the other one 40.
+    """
+    r = busy(2, config=RouterConfig(explore=0.0))
+    streams = {}
+    while len(streams) < 2:
+        d = r.decide(Request(tokens_out=100), 0.0)
+        streams[d.backend] = d
+    for second in (1.0, 2.0):
+        for name, d in streams.items():
+            assert r.progress(d, int((45 if name == quicker else 20) * second), second)
+        last = r.decide(Request(), second)
+        r.cancel(last, second)
+    assert last.backend == quicker
+    return r, streams
+
+
+def test_what_a_stream_tells_counts_for_the_very_next_request():
+    r, streams = two_streams("b0")
+    # within the second for which views are kept, b0 comes to a standstill
+    assert r.progress(streams["b0"], 90, 2.9) and r.progress(streams["b1"], 58, 2.9)
+    odds = {c.backend: c.probability for c in r.rank(Request(), 2.95)}
+    assert odds == {"b0": 0.0, "b1": 1.0}
+    assert r.decide(Request(), 2.95).backend == "b1"
+
+
+def test_reports_that_come_in_one_batch_all_count():
+    r, streams = two_streams("b1")
+    r.progress(streams["b0"], 58, 2.9)
+    r.cancel(r.decide(Request(), 2.9), 2.9)
+    r.progress(streams["b1"], 90, 2.9)  # in the same moment, after somebody has decided
+    assert r.decide(Request(), 2.93).backend == "b0"
+
+
+def test_rank_tells_what_decide_would_do_and_leaves_reports_to_it():
+    r, streams = two_streams("b0")
+    r.progress(streams["b0"], 90, 2.9)
+    before = state(r)
+    r.rank(Request(), 2.95)
+    assert state(r) == before
+    before = r._signals.slow[0]
+    r.decide(Request(), 2.95)
+    assert r._signals.slow[0] > 1.1 * before
+
+
+def test_a_late_word_of_a_backend_that_has_left_is_not_taken_for_that_of_a_newcomer():
+    r, streams = two_streams("b0")
+    slot = r._lanes["b0"].slot
+    r.progress(streams["b0"], 90, 2.9)
+    r.remove("b0")
+    r.cancel(streams["b0"], 2.9)
+    r.add(Backend("new", capacity=4.0), 2.9)
+    assert r._lanes["new"].slot == slot
+    r.decide(Request(), 2.95)
+    assert r._lanes["new"].nowcast.pace_s == 0.0
+    assert r._signals.slow[slot] == 1.0  # nobody knows it yet
+
+
 def serve(
     r, pace, until, start=0.0, every=0.5, streams=lambda name: True, tokens=100, patience_s=25.0
 ):
@@ -1797,7 +1854,7 @@ def test_a_pace_is_always_a_number(ops, usual_s):
 def test_the_usual_pace_of_the_others(paces):
     known = sorted(paces)
     for i, own in enumerate(known):
-        assert _others_pace_s(known, own) == _usual_pace_s(known[:i] + known[i + 1 :])
+        assert others_pace_s(known, own) == usual_pace_s(known[:i] + known[i + 1 :])
 
 
 # ---- own pace

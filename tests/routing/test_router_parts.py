@@ -10,6 +10,7 @@ from arcpoint_ce.routing.affinity import AtHome, Homes, ReservedFirst, Seat, _Ne
 from arcpoint_ce.routing.breaker import HALF_OPEN, OPEN, BreakerConfig
 from arcpoint_ce.routing.clock import Clock
 from arcpoint_ce.routing.decisions import NoBackend, _Coming
+from arcpoint_ce.routing.nowcast import others_pace_s, usual_pace_s
 from arcpoint_ce.routing.policies import (
     OwnPace,
     PredictedCost,
@@ -23,10 +24,8 @@ from arcpoint_ce.routing.router import (
     Router,
     RouterConfig,
     _free_share,
-    _others_pace_s,
     _strict,
     _tried_first,
-    _usual_pace_s,
 )
 
 POSITIVE = ("slo_ms", "ttft_limit_ms", "lease_s", "refresh_s", "forget_s", "step_s")
@@ -140,11 +139,11 @@ def test_first_attempts_go_where_it_fails_at_once_only_when_others_are_full():
 
 
 def test_the_usual_pace_is_the_upper_median_and_that_of_others_leaves_out_ones_own():
-    assert [_usual_pace_s(x) for x in ([], [0.0, 0.0], [0.3, 0.0, 0.1, 0.2, 0.4])] == [0, 0, 0.3]
-    assert _others_pace_s([0.1], 0.1) == 0.0
+    assert [usual_pace_s(x) for x in ([], [0.0, 0.0], [0.3, 0.0, 0.1, 0.2, 0.4])] == [0, 0, 0.3]
+    assert others_pace_s([0.1], 0.1) == 0.0
     known = [0.1, 0.2, 0.3, 0.4]
-    assert [_others_pace_s(known, p) for p in known] == [0.3, 0.3, 0.2, 0.2]
-    assert [_others_pace_s(known[:3], p) for p in known[:3]] == [0.3, 0.3, 0.2]
+    assert [others_pace_s(known, p) for p in known] == [0.3, 0.3, 0.2, 0.2]
+    assert [others_pace_s(known[:3], p) for p in known[:3]] == [0.3, 0.3, 0.2]
 
 
 def test_averages_move_by_a_tenth_and_errors_fade():
