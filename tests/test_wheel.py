@@ -156,7 +156,7 @@ RELIED_ON = {
     "policies": ("scheduled_surge", "worst_ratio", "worst_ratio_hi", "n_seeds"),
 }  # names that other programs read
 SMALL = {
-    "policies": ("-p", "n", "500", "-p", "sweep_n", "300"),
+    "policies": ("-p", "seeds", "1", "-p", "n", "500", "-p", "sweep_n", "300"),
     "chaos": ("-p", "requests", "1500"),
     "forecast": ("-p", "trees", "60"),
 }  # that a report runs is seen here; its own tests look at what it says
