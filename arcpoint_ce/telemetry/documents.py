@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from .layouts import _broken_off
+
+
 # %% ../../nbs/telemetry/10e_documents.ipynb #a5084ece
 class _Span(NamedTuple):
     "What a span tells, whatever wrote it."
@@ -691,6 +694,8 @@ def _line_row(
     else:
         row["latency_ms"] = found["ms"]
         row["request_id"] = found.get("id")
-    if found.get("flags") in ("DC", "DPE") and row["status"] == "0":
+    flags = found.get("flags") or ""
+    if flags in ("DC", "DPE") and row["status"] == "0":
         row["status"] = "499"
+    row["error"] = _broken_off(flags, row["status"])
     return row

@@ -469,8 +469,40 @@ def _litellm(get: _Columns) -> dict[str, str]:
     }
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #ac2545d6
+_BROKEN_OFF = {  # how an answer ended -> Envoy's response flags, short or long
+    "client disconnected": (
+        *("DC", "DPE", "DownstreamConnectionTermination", "DownstreamProtocolError"),
+    ),
+    "stream timed out": (
+        *("UT", "SI", "DT", "UMSDR", "UpstreamRequestTimeout", "StreamIdleTimeout"),
+        *("DurationTimeout", "UpstreamMaxStreamDurationReached"),
+    ),
+    "stream broken off by the upstream": (
+        *("UC", "UR", "LR", "UPE", "UpstreamConnectionTermination", "UpstreamRemoteReset"),
+        *("LocalReset", "UpstreamProtocolError"),
+    ),
+}
+
+
+def _broken_off(flags: str, status: str) -> str | None:  # an error; None: the status tells it all
+    "Who broke off an answer that had begun well."
+    if not status.startswith(("1", "2", "3")):
+        return None
+    raised = flags.split(",")
+    return next((error for error, of in _BROKEN_OFF.items() if set(of) & set(raised)), None)
+
+
+def _broken_off_sql(flags: str, status: str) -> str:
+    "`_broken_off` of two columns."
+    cases = [
+        f"WHEN len(list_intersect(string_split({flags}, ','), {list(of)})) > 0 THEN '{error}'"
+        for error, of in _BROKEN_OFF.items()
+    ]
+    return f"CASE WHEN {status} SIMILAR TO '[123].*' THEN CASE {' '.join(cases)} END END"
+
+
 def _envoy(get: _Columns) -> dict[str, str]:
-    "Envoy's access log as JSON; a client that hung up shows in the response flags."
+    "Envoy's access log as JSON; who ended an answer too early shows in the response flags."
     out = _table(
         ts=("start_time", "time", "timestamp", "@timestamp"),
         latency_ms=("duration", "duration_ms"),
@@ -484,6 +516,7 @@ def _envoy(get: _Columns) -> dict[str, str]:
     out["backend"] = _first_there(get, *places)  # null: this request reached none
     flags, status = _first_sql(get, "response_flags", ""), out["status"]
     hung_up = f"regexp_matches({flags}, '\\b(DC|DPE)\\b') AND {status} = '0'"
+    out["error"] = _broken_off_sql(flags, status)
     out["status"] = f"CASE WHEN coalesce({hung_up}, false) THEN '499' ELSE {status} END"
     return out
 

@@ -109,15 +109,24 @@ def litellm_apart(r, row):
     return row | changed
 
 
+def broken_off(c, r):
+    "Status and flags in Envoy's log; an answer that breaks off has sent its 200 already."
+    if c.kind == "cancelled" and r.random() < 0.7:
+        return r.choice([(0, "DC"), (200, "DC")])
+    if c.kind == "backend" and r.random() < 0.5:
+        return 200, r.choice(["UC", "UR", "LR", "UPE", "UT", "SI", "DT", "UMSDR", "UC,URX"])
+    return c.code, "-"
+
+
 def envoy(c, file, r):
     host = f"10.0.{c.where}.1:{8000 + c.where}"
-    code = 0 if c.kind == "cancelled" and r.random() < 0.5 else c.code
+    code, flags = broken_off(c, r)
     row = {
         "start_time": iso(c.at_ms, r),
         "method": "POST",
         "path": "/v1/chat/completions",
         "response_code": r.choice([code, str(code)]),
-        "response_flags": "DC" if code == 0 else "-",
+        "response_flags": flags,
         "duration": r.choice([c.took_ms, str(c.took_ms)]),
         "upstream_host": host,
         "request_id": c.id,
@@ -325,8 +334,9 @@ def plain(c, file, r):
 
 def envoy_text(c, file, r):
     host = f"10.3.{c.where}.1:80"
+    code, flags = broken_off(c, r)
     return (
-        f'[{iso(c.at_ms, r)}] "POST /v1 HTTP/2" {c.code} - 154 20 {c.took_ms} 100 "-" "py" '
+        f'[{iso(c.at_ms, r)}] "POST /v1 HTTP/2" {code} {flags} 154 20 {c.took_ms} 100 "-" "py" '
         f'"{c.id}" "llm" "{host}"',
         host,
         False,

@@ -88,11 +88,14 @@ ISTIO = [
             (0, "DC", "10.0.0.1:8000"),
             (429, "-", "10.0.0.2:8000"),
             (503, "NR", None),
+            (200, "UC", "10.0.0.1:8000"),
+            (200, "DC", "10.0.0.2:8000"),
+            (200, "SI", "10.0.0.2:8000"),
         ]
     )
 ]
 LAYOUTS["envoy_istio.log"] = Layout(
-    lines(ISTIO), Right("envoy", ["10.0.0.1:8000", "10.0.0.2:8000"], "ssbxt", 1050.0, None, 1)
+    lines(ISTIO), Right("envoy", ["10.0.0.1:8000", "10.0.0.2:8000"], "ssbxtbxb", 1050.0, None, 1)
 )
 
 # Envoy AI Gateway's access log (envoyproxy/ai-gateway, cmd/aigw/README.md): genai_ fields
@@ -126,10 +129,16 @@ LAYOUTS["envoy_default.log"] = Layout(
         f'[{iso(i)}] "POST /v1/chat HTTP/2" {code} {flags} 154 20 {2000 + i} 100 "10.0.35.28" '
         f'"py" "id-{i}" "llm" "{host}"\n'
         for i, (code, flags, host) in enumerate(
-            [(200, "-", "10.0.2.1:80"), (504, "UT", "tcp://10.0.2.1:80"), (0, "DC", "10.0.2.2:80")]
+            [
+                (200, "-", "10.0.2.1:80"),
+                (504, "UT", "tcp://10.0.2.1:80"),
+                (0, "DC", "10.0.2.2:80"),
+                (200, "UR", "10.0.2.2:80"),
+                (200, "DC", "10.0.2.2:80"),
+            ]
         )
     ),
-    Right("envoy_text", ["10.0.2.1:80", "10.0.2.2:80"], "sbx", 2000.0),
+    Right("envoy_text", ["10.0.2.1:80", "10.0.2.2:80"], "sbxbx", 2000.0),
 )
 LAYOUTS["envoy_istio_text.log"] = Layout(
     "".join(
@@ -1249,14 +1258,17 @@ LAYOUTS["litellm_text.jsonl"] = Layout(
 # lines as Docker and Kubernetes keep what a container prints, and as log shippers do
 LAYOUTS["docker.log"] = Layout(
     lines(
-        {"log": json.dumps(row) + "\n", "stream": "stdout", "time": iso(99, 9)} for row in ISTIO[:5]
+        {"log": json.dumps(row) + "\n", "stream": "stdout", "time": iso(99, 9)}
+        for row in ISTIO
+        if row["upstream_host"]
     ),
     LAYOUTS["envoy_istio.log"].right._replace(apart=0),
 )
 LAYOUTS["shipped.jsonl"] = Layout(
     lines(
         {"container_name": "gw", "level": "info", "message": json.dumps(row), "stream": "stdout"}
-        for row in ISTIO[:5]
+        for row in ISTIO
+        if row["upstream_host"]
     ),
     LAYOUTS["envoy_istio.log"].right._replace(apart=0),
 )
