@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from .layouts import _broken_off
 
-
 # %% ../../nbs/telemetry/10e_documents.ipynb #a5084ece
 class _Span(NamedTuple):
     "What a span tells, whatever wrote it."
@@ -697,5 +696,5 @@ def _line_row(
     flags = found.get("flags") or ""
     if flags in ("DC", "DPE") and row["status"] == "0":
         row["status"] = "499"
-    row["error"] = _broken_off(flags, row["status"])
+    row["error"] = _broken_off(flags, found["status"])
     return row
