@@ -612,6 +612,43 @@ def test_every_page_is_drawn(browser, live, scheme, size):
     w.context.close()
 
 
+def outside(page, width: int) -> list[str]:
+    "What a finger could not reach: controls that stand beyond the edges of a page."
+    controls = page.locator("[data-testid=stMain] :is(input, button, select, textarea, a)").all()
+    boxes = [(c.bounding_box(), c) for c in controls if c.is_visible()]
+    return [
+        str(c.evaluate("e => e.outerHTML.slice(0, 200)"))
+        for box, c in boxes
+        if box
+        and box["width"] > 1
+        and not (box["x"] >= -1 and box["x"] + box["width"] <= width + 1)
+    ]
+
+
+@pytest.mark.slow  # a dashboard and a browser
+def test_every_page_can_be_read_and_used_on_a_phone(browser, tmp_path):
+    engine_on(tmp_path / "s.sqlite").close(1.7e9 + 151.0)
+    with Dashboard(tmp_path / "s.sqlite") as d:
+        w = Watched(browser, f"{d.url}/?window=last+15+minutes", (390, 844))
+        for title in ("Fleet", "Forecast", "Decisions", "Learning", "Risk", "Why", "Chaos"):
+            where = "" if title == "Fleet" else title.lower()
+            w.page.goto(f"{d.url}/{where}?window=last+15+minutes", wait_until="load")
+            w.page.wait_for_selector(READY, timeout=60_000)
+            w.page.wait_for_timeout(1200)
+            shot(w, f"{title.lower()}_phone")
+            assert w.page.title() == f"{title} · arcpoint"
+            for part in ("html", "[data-testid=stMain]"):
+                sizes = "e => [e.scrollWidth, e.clientWidth]"
+                wide, seen = w.page.locator(part).first.evaluate(sizes)
+                assert wide <= seen + 1, f"{title}: {part} scrolls sideways"
+            assert not outside(w.page, 390), title
+        assert w.page.locator("[data-testid=stException]").count() == 0
+        w.page.goto(f"{d.url}/no/such/page", wait_until="load")
+        w.page.wait_for_selector(READY, timeout=60_000)
+        assert w.page.title() == "Fleet · arcpoint", "unknown addresses lead home"
+        w.context.close()
+
+
 @pytest.mark.slow
 def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
     w = Watched(browser, f"{live.url}/decisions?window=last+5+minutes&tier=premium", (1366, 1100))
