@@ -44,7 +44,7 @@ def _tick_texts(ax: Axes) -> Iterator[Text]:
     for axis in (ax.xaxis, ax.yaxis):
         if not axis.get_visible():
             continue
-        for tick in axis.get_major_ticks():
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
             if _in_view(axis, tick.label1, tick.get_loc()):
                 yield from (t for t in (tick.label1, tick.label2) if t.get_visible())
         yield axis.get_offset_text()

@@ -659,3 +659,19 @@ _STYLE = {
     "image.cmap": "cividis",
     "axes.prop_cycle": f"cycler('color', {_COLOURS})",
 }  # colours of Okabe and Ito (2008), told apart by colour-blind readers and in print
+
+# %% ../../nbs/apps/80b_verdict.ipynb #8ad3754b
+def _log_ticks(
+    axis,  # the x or y axis of a panel, logarithmic already
+    text: Callable[[float], str] = "{:g}".format,  # of a number
+):
+    "Plain numbers at the ticks of a logarithmic axis, as many as there is room for."
+    from math import log10
+
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    short = log10(high / low) < 3.0
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
+    axis.set_major_formatter(lambda x, _: text(x))
+    axis.set_minor_formatter(NullFormatter())

@@ -190,14 +190,14 @@ def drift():
     )
 
 
-def causes():
+def causes(least=0.5, most=900):
     known = [
         SimpleNamespace(name=f"incident_{k:02d}_of_the_productpage", metric="latency", root="a")
         for k in range(68)
     ]
     ranks = [
         SimpleNamespace(nodes=["a"], explains=[1.0], ratios=[x], claimed=True)
-        for x in np.geomspace(0.5, 900, 68)
+        for x in np.geomspace(least, most, 68)
     ]
     kinds = ["gray_failure", "regional_outage"]
     return dict(
@@ -264,6 +264,11 @@ def test_charts_of(name):
     nb = nbformat.read(templates()[name], 4)
     assert drawn.figures >= 1 and not drawn.faults
     assert nb.cells
+
+
+@pytest.mark.parametrize("most", [3.0, 20.0, 80.0, 5e4])
+def test_a_logarithmic_axis_has_plain_numbers_however_long_it_is(most):
+    assert not Drawn("causes", **causes(2.0, most)).faults
 
 
 def test_every_report_is_looked_at():
