@@ -1547,8 +1547,7 @@ class Router:
             if (
                 view.stamp != views.stamp
                 or not view.since_s <= now < view.until_s
-                or view.sure_tok < inf
-                and request.tokens_in + request.tokens_out >= view.sure_tok
+                or request.tokens_in + request.tokens_out >= view.sure_tok
                 and self._is_large(request, view)
             ):
                 view = self._fresh_view(key, request, now, policy)
