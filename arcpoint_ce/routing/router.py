@@ -36,6 +36,8 @@ from arcpoint_ce.routing.decisions import (
     NoBackend,
     Ranking,
     View,
+    free_share,
+    tried_first,
 )
 from .limits import Budget, read_limits
 from .measured import measured_of, remeasure
@@ -223,44 +225,6 @@ class _Members:
         s.phase += (self._phases(),)
         return slot
 
-# %% ../../nbs/routing/06_router.ipynb #e27344c5
-def _free_share(
-    lanes: Iterable[Lane],
-    beliefs: Iterable[Forecast | None],  # what is believed about each
-    in_flight: list[int],  # own requests by slot
-    gateways: int = 1,
-) -> float | None:  # 0..1; None: nobody knows
-    """The share of what these lanes can hold that is still free, if every gateway has as many
-    requests there as this one. A backend of unknown room counts as nominal.
-    """
-    whole = free = 0.0
-    known = False
-    for lane, f in zip(lanes, beliefs):
-        if f is not None and f.most is not None:
-            known = True
-            most = f.most
-            occupied = f.occupied or 0.0
-        else:
-            most = lane.backend.capacity
-            occupied = 0.0
-        routed = gateways * in_flight[lane.slot]
-        whole += most
-        free += max(most - occupied - routed, 0.0)
-    if not known or whole <= 0:
-        return None
-    return free / whole
-
-
-def _tried_first(free: float | None, room: float, most: float = 0.95) -> float:
-    """The share of first attempts that goes to places that fail at once.
-
-    None while the others have twice the `room` free. `most` once they have no more than `room`:
-    the others are always tried too.
-    """
-    if free is None or free >= 2.0 * room:
-        return 0.0
-    return min(2.0 - free / room, most)
-
 # %% ../../nbs/routing/06_router.ipynb #35c6a9ae
 @dataclass(frozen=True, slots=True)
 class _Standing:
@@ -407,7 +371,7 @@ class _Admission:
         share = self.config.probe_share
         room = self.config.room_share
         roomy = free is not None and free > room
-        first = _tried_first(free, room) if quick else 0.0
+        first = tried_first(free, room) if quick else 0.0
         quick_now, due = [], []
         for lane in ready:
             name = lane.backend.name
@@ -468,7 +432,7 @@ class _Admission:
             return None
         beliefs = [self.belief(lane, table, now) for lane in well]
         in_flight = self.members.signals.in_flight
-        return _free_share(well, beliefs, in_flight, self.config.gateways)
+        return free_share(well, beliefs, in_flight, self.config.gateways)
 
 # %% ../../nbs/routing/06_router.ipynb #bb970117
 def _trusted(f: Forecast | None) -> Forecast | None:
