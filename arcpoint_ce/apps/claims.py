@@ -188,7 +188,7 @@ _STORED = {
         "policies",
         "wins scenario families and loses none",
         "arcpoint experiment --seed-from 100 --seeds 50",
-        "9a6b597749ecda13a95409c137007b8fa55a23195df44d11792fe118a96ec49e",
+        "d3d4c66594d0753f57b01bf45ee88294ec6f2b0adc2609e17fc567a6215fa3ad",
     ),
     "drift": (
         "drift",
