@@ -747,7 +747,11 @@ class LatencyForest:
         return self
 
     def learn_rows(self, replay: _Replay, truth: Mapping[tuple[str, int], float]):
-        "Grow the pooled forest; learn trust and first errors of every backend from it."
+        """Grow the pooled forest; learn trust and first errors of every backend from it.
+
+        `truth` is the latency that came, ms, by backend and step number. ValueError where too few
+        rows are left to learn from.
+        """
         raw = replay.targets(self.models_, truth, self.ahead_)
         use = np.isfinite(raw)
         if use.sum() < 10 * self.leaf:
@@ -972,7 +976,10 @@ class Pulse:
     def compute(
         self, names: list[str], planned: Mapping[str, float], promise: bool
     ) -> dict[str, Forecast]:
-        "One batch through the forest; the arguments are as in `forecast`."
+        """One batch through the forest; the arguments are as in `forecast`.
+
+        `planned` is the load that will be sent, requests per step, by backend.
+        """
         windows, forecaster = self.windows, self.forecaster
         expected = windows.expected_load(names)
         rows = _rows_of(windows, names, expected)

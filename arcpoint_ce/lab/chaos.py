@@ -77,6 +77,7 @@ class Site:
 
     @property
     def gateways(self) -> int:
+        "One: a site is served by a single gateway."
         return 1
 
     @property

@@ -123,6 +123,7 @@ class AtHome:
         return [i for i, x in enumerate(scores) if scores[home] > _bound(x) and i != home]
 
     def chance(self, position: int, s: Signals, now: float) -> float:
+        "The exact probability that `choose` takes this position, 0..1."
         leaves = self._leaves_for(s, now)
         if position == self.home.position:
             return 1.0 - sum(self._chance(i, s, now) for i in leaves)

@@ -441,7 +441,8 @@ def load_arrivals(
 ) -> pd.DataFrame:
     """Arrivals of a public trace.
 
-    ValueError on unknown formats, missing columns, bad rows, and times whose unit is in doubt.
+    FileNotFoundError where there is no such file, ValueError on unknown formats, missing columns,
+    bad rows, and times whose unit is in doubt.
     """
     path = _locate(path)
     fmt = _format_of(path, format)
@@ -491,7 +492,11 @@ def _arrivals(
 def load_rates(
     path: str | Path,  # a file in the aggregate's layout, or the name of a data set to `fetch`
 ) -> pd.DataFrame:  # start_s, rate_rps, active_clients, and per large client rate (rps) and cv
-    "Request rates per window. ValueError on files without rates and on bad fields, which it lists."
+    """Request rates per window.
+
+    FileNotFoundError where there is no such file, ValueError on files without rates and on bad
+    fields, which it lists.
+    """
     path = _locate(path)
     if detect_format(path) != "servegen":
         raise ValueError(f"{path} holds single arrivals: use load_arrivals")
@@ -645,7 +650,10 @@ def exercise_floor(
     horizon_min: int = 5,  # minutes ahead
     memoryless: bool = False,  # which variant
 ) -> float:  # least reachable mean absolute error, ms
-    "Expected error of the best forecast that knows the generator, but no noise and no onset ahead."
+    """Expected error of the best forecast that knows the generator, no noise and no onset ahead.
+
+    ValueError where the memoryless variant is asked beyond the length of a surge.
+    """
     base = _calm_load(np.arange(1000) + 0.5, 1000.0)
     if memoryless:
         left_min = np.arange(_SURGE_MIN + 1)
@@ -664,7 +672,10 @@ def exercise_oracle(
     cycle_minutes: float = 500.0,  # as given to `exercise`
     memoryless: bool = False,  # as given to `exercise`
 ) -> pd.DataFrame:  # per row t, about t + horizon: p_surge, best_ms, floor_ms (its expected error)
-    "The best forecast from each row, by one who knows the generator (not its future)."
+    """The best forecast from each row, by one who knows the generator (not its future).
+
+    ValueError where the memoryless variant is asked beyond the length of a surge.
+    """
     minute = data.minute.to_numpy()
     ahead = minute + horizon_min
     if memoryless:
