@@ -114,7 +114,7 @@ def fetch(
 ) -> Path:  # a local file whose checksum is right
     """A public data set from ARCPOINT_DATA, the cache or its publisher (pooch).
 
-    ValueError on unknown names, FetchError else.
+    ValueError on unknown names, OSError where the data cannot be had; it says what to put where.
     """
     registry = REGISTRY if registry is None else registry
     if name not in registry:
