@@ -22,7 +22,7 @@ UNIT_NAME = re.compile(
 )
 UNIT_WORD = re.compile(
     r"\b(s|ms|us|seconds?|minutes?|hours?|days?|USD|tokens?|requests?|shares?|ratio|probability"
-    r"|chances?|percent|0\.\.1|half widths|standard deviations?|own arrivals per|units?)\b|%",
+    r"|chances?|percent|0\.\.1|half widths|standard deviations?|units?)\b|%",
     re.I,
 )
 
@@ -85,13 +85,12 @@ def commented(source: str, node: ast.AST) -> set[str]:
 
 
 def methods(node: ast.ClassDef) -> dict[str, ast.AST]:
-    "What others call of a class; overloads and setters are told with the method itself."
+    "What others call of a class; setters are told with the property."
     out = {}
     for f in node.body:
         if isinstance(f, FUNCTIONS) and (f.name[0] != "_" or f.name in MAKERS):
-            marks = {ast.unparse(d).rpartition(".")[2] for d in f.decorator_list}
-            if not marks & {"overload", "setter"}:
-                out[f.name] = f
+            if not any(ast.unparse(d).endswith(".setter") for d in f.decorator_list):
+                out[f.name] = f  # overloads are replaced by the method itself
     return out
 
 

@@ -149,6 +149,9 @@ ERRORS = {
     "other-is-caught": ('def f():\n "X."\n try:\n  raise ValueError\n except KeyError:\n  pass'),
     "raised-again": ('def f():\n "X."\n try:\n  raise ValueError\n except ValueError:\n  raise'),
     "in-the-handler": ('def f():\n "X."\n try:\n  g()\n except KeyError:\n  raise ValueError'),
+    "anew-in-the-handler": (
+        'def f():\n "X."\n try:\n  g()\n except ValueError:\n  raise ValueError'
+    ),
 }
 
 
@@ -174,6 +177,14 @@ def test_an_untold_error_is_seen(name):
 )
 def test_an_error_that_does_not_come_out_needs_no_word(text):
     assert not found(documented.untold_errors, text)
+
+
+def test_an_error_of_ours_goes_by_its_own_name():
+    text = (
+        'class OurError(ValueError): "X."\ndef f():\n "ValueError where it fails."\n raise OurError'
+    )
+    assert found(documented.untold_errors, text) == ["f OurError"]
+    assert not found(documented.untold_errors, text.replace('"ValueError', '"OurError'))
 
 
 def test_an_error_of_a_method_may_stand_with_the_class():

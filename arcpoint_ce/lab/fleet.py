@@ -1373,7 +1373,7 @@ class Fleet:
 
     @property
     def pace(self) -> float:
-        "Own arrivals per arrival of the workload; see `surge`."
+        "Ratio of own arrivals to those of the workload; see `surge`."
         return self.arrivals.pace
 
     @property
