@@ -158,9 +158,10 @@ def caught(name: str, handlers: list[ast.ExceptHandler]) -> bool:
 
 
 def raised(node: ast.AST, known: dict[str, ast.AST], seen: frozenset = frozenset()) -> set[str]:
-    """Names of the errors that leave a body: its own, and those of the private helpers it calls.
+    """Names of the errors that leave a body: its own, and those of what it calls.
 
-    Nested functions are left out, and so is what a `try` around it catches.
+    Followed are functions of the same module and methods of the same class. Nested functions are
+    left out, and so is what a `try` around it catches.
     """
     out = set()
     if isinstance(node, ast.Raise) and node.exc:
@@ -170,8 +171,7 @@ def raised(node: ast.AST, known: dict[str, ast.AST], seen: frozenset = frozenset
     elif isinstance(node, ast.Call):
         called = ast.unparse(node.func)
         helper = known.get(called)
-        private = called.removeprefix("self.").startswith("_") and called not in seen
-        if private and isinstance(helper, FUNCTIONS):
+        if isinstance(helper, FUNCTIONS) and called not in seen:
             out |= raised(helper, known, seen | {called})
     for part, x in parts_of(node):
         inner = raised(x, known, seen)

@@ -248,7 +248,10 @@ class Facts:
         return max(found)
 
     def now(self) -> float:  # s
-        "The clock of the live engine, else the time of the newest record."
+        """The clock of the live engine, else the time of the newest record.
+
+        StoreError where there is neither.
+        """
         return self.clock() if self.clock else self.newest_s()
 
     def named(self, name: str) -> dict | None:

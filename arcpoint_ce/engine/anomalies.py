@@ -208,7 +208,7 @@ class AnomalyDetector:
     # (n, features) in order of time; (n,) what was flagged
     def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyDetector":
         """Learn what is usual from windows of healthy operation; `leave_out` marks those that were
-        flagged.
+        flagged. ValueError on windows that are not finite, and on too few.
         """
         X = np.asarray(X, float)
         if leave_out is not None:

@@ -166,7 +166,7 @@ class Registry:
         return known[name]
 
     def live(self) -> Version | None:
-        "The version that is live; None: none is."
+        "The version that is live; None: none is. ValueError on a broken journal."
         return next((v for v in self.versions().values() if v.state == "live"), None)
 
     def path_of(self, name: str) -> Path:  # the artefact's folder, its files verified
@@ -269,7 +269,10 @@ class Registry:
         return lived[::-1]
 
     def table(self) -> list[dict]:
-        "One row per version: state, parent, age, reason and its metrics."
+        """One row per version: state, parent, age, reason and its metrics.
+
+        ValueError on a broken journal.
+        """
         rows = []
         for v in self.versions().values():
             row = dict(version=v.name, state=v.state, parent=v.parent, made_s=v.made_s, why=v.why)

@@ -831,11 +831,17 @@ class LatencyForest:
         table: pd.DataFrame,  # a step table, the rows before included
         since_s: float = -inf,  # forecasts made at the end of steps from here on, s
     ) -> pd.DataFrame:
-        "What would have been said at the end of every step, and what came; see `predict`."
+        """What would have been said at the end of every step, and what came; see `predict`.
+
+        ValueError where nothing can be forecast yet.
+        """
         return predict(self, table, since_s)
 
     def plot(self, table: pd.DataFrame, since_s: float = -inf, ax=None):
-        "What was said for every step with its 80 % interval, and what came; as in `predict`."
+        """What was said for every step with its 80 % interval, and what came; as in `predict`.
+
+        ValueError where nothing can be forecast yet.
+        """
         return _plot_said(predict(self, table, since_s), ax)
 
     def __repr__(self):

@@ -508,7 +508,12 @@ class Experiment:
         n_jobs: int = 2,
         progress: bool = True,
     ) -> pd.DataFrame:
-        "The tidy table. With `out` a killed run goes on, and more seeds cost only themselves."
+        """The tidy table. With `out` a killed run goes on, and more seeds cost only themselves.
+
+        Errors as in `run_tasks`: RuntimeError names the tasks that failed; ValueError where a task
+        is
+        given twice, or the folder holds rows of other code.
+        """
         return run_tasks(
             self.run_one,
             self.tasks,

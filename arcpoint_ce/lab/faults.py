@@ -277,7 +277,11 @@ class Fault:
         return sorted({self.start_s, self.end_s, *(self.start_s + t for t in inside)})
 
     def install(self, fleet: Fleet) -> "Ledger":
-        "Schedule it in a fleet (see `install`)."
+        """Schedule it in a fleet (see `install`).
+
+        KeyError or IndexError on a target that the fleet does not have, ValueError where it is too
+        late.
+        """
         return install(self, fleet)
 
 # %% ../../nbs/lab/43_faults.ipynb #42cee749
@@ -521,7 +525,11 @@ class Scenario:
         return max(f.end_s for f in self.faults)
 
     def install(self, fleet: Fleet) -> Ledger:
-        "Schedule all of its faults; errors as in `install`."
+        """Schedule all of its faults.
+
+        KeyError or IndexError on a target that the fleet does not have, ValueError where it is too
+        late.
+        """
         for f in self.faults:
             ledger = f.install(fleet)
         return ledger

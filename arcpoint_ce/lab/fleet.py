@@ -1395,7 +1395,10 @@ class Fleet:
         return place
 
     def set(self, place: int | str, **conditions):
-        "Change conditions of one backend from now on. ValueError on what makes no sense."
+        """Change conditions of one backend from now on.
+
+        ValueError on what makes no sense, KeyError on a backend that there is not.
+        """
         station = self.stations[self.place_of(place)]
         station.now_is.change(**conditions)
         station.advance(self.now)
@@ -1407,8 +1410,11 @@ class Fleet:
         self.arrivals.surge(factor, self.now)
 
     def scale(self, place: int | str, replicas: int):
-        """Change the number of replicas: more are ready after the backend's `start_s`, fewer are
-        gone at once. ValueError on a negative number.
+        """Change the number of replicas.
+
+        More are ready after the backend's `start_s`, fewer are gone at once. ValueError on a
+        negative
+        number, KeyError on a backend that there is not.
         """
         if replicas < 0:
             raise ValueError(f"replicas must be 0 or more, got {replicas!r}")
@@ -1433,7 +1439,7 @@ class Fleet:
             self.set(station.place)
 
     def kill(self, place: int | str):
-        "Whatever runs or waits there is lost."
+        "Whatever runs or waits there is lost. KeyError on a backend that there is not."
         for job in self.stations[self.place_of(place)].jobs():
             if job.alive:
                 self.callers.fail(job, self.now, "lost")

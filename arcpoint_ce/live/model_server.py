@@ -595,5 +595,8 @@ def _batch_of(sim: SimBackend, told: dict) -> _Batch:
 
 
 def serve_model():
-    "A model server as a process: settings and then commands come in on standard input."
+    """A model server as a process: settings and then commands come in on standard input.
+
+    ModuleNotFoundError without the extra `gateway`.
+    """
     asyncio.run(_serve_app(read_settings(), _batch_of))

@@ -270,7 +270,10 @@ def score_at(
     profile: str,  # one of PROFILES
     threshold: float,  # from this score on a row is an alarm
 ) -> float:  # -inf..100, as `normalised` gives it
-    "What a detector earns with a given threshold."
+    """What a detector earns with a given threshold.
+
+    ValueError on a score that is missing or not a number, and where no window counts.
+    """
     x, total = tally(scores, series, profile)
     return normalised(total[int(np.searchsorted(-x, -threshold, "right"))], series, profile)
 

@@ -414,7 +414,10 @@ class RequestLog:
         return _fold_steps(self.con, step_s)
 
     def plot(self, step_s: int = 600, ax=None):
-        "Mean latency of every backend over time, a point a step of `step_s` seconds."
+        """Mean latency of every backend over time, a point a step of `step_s` seconds.
+
+        ValueError as in `steps`.
+        """
         return _plot_steps(self.steps(step_s), ax)
 
     def close(self):

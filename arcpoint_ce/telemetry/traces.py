@@ -441,8 +441,9 @@ def load_arrivals(
 ) -> pd.DataFrame:
     """Arrivals of a public trace.
 
-    FileNotFoundError where there is no such file, ValueError on unknown formats, missing columns,
-    bad rows, and times whose unit is in doubt.
+    FileNotFoundError where there is no such file, OSError where a data set cannot be had,
+    ValueError
+    on unknown formats, missing columns, bad rows, and times whose unit is in doubt.
     """
     path = _locate(path)
     fmt = _format_of(path, format)
@@ -494,8 +495,9 @@ def load_rates(
 ) -> pd.DataFrame:  # start_s, rate_rps, active_clients, and per large client rate (rps) and cv
     """Request rates per window.
 
-    FileNotFoundError where there is no such file, ValueError on files without rates and on bad
-    fields, which it lists.
+    FileNotFoundError where there is no such file, OSError where a data set cannot be had,
+    ValueError
+    on files without rates and on bad fields, which it lists.
     """
     path = _locate(path)
     if detect_format(path) != "servegen":
@@ -718,7 +720,7 @@ def exercise_steps(
     memoryless: bool = False,  # which variant
     # backend, start_s, n, n_err, n_lat, latency_us, tokens_in, tokens_out; one row a minute
 ) -> pd.DataFrame:
-    "The exercise as steps of one backend. Synthetic."
+    "The exercise as steps of one backend. Synthetic. ValueError where a length is not positive."
     d = exercise(n_minutes, seed, cycle_minutes, memoryless)
     n = d.load.round().astype("int64")
     start_s = int(_EXERCISE_START.timestamp())
@@ -1052,5 +1054,5 @@ def sample_path() -> Path:  # the shipped request log, Parquet
 
 
 def sample_truth() -> dict:  # true causes and constants of the shipped sample
-    "What really happened in the shipped sample."
+    "What really happened in the shipped sample. FileNotFoundError where that is missing."
     return json.loads(sample_path().with_name("sample_truth.json").read_text(encoding="utf-8"))
