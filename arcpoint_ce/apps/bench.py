@@ -787,7 +787,11 @@ def run_bench(
     only: Sequence[str] = (),  # names of parts; empty: all but the dashboard
     out: str | Path | None = None,  # JSON file, written again after every part
 ) -> dict:  # figures by name (`decide_8_p50_us`, ...), and facts about the machine
-    "Measure part by part. A failing part raises. ValueError with the list on an unknown part."
+    """Measure part by part.
+
+    ValueError with the list on an unknown part; RuntimeError where a part did not do what it
+    should be measured at.
+    """
     chosen = _chosen_parts(_quick_parts() if quick else _full_parts(), only)
     figures = _machine() | {"quick": quick, "parts": [], "seconds_by_part": {}}
     bar = tqdm(chosen.items(), disable=not progress, unit="part")

@@ -323,7 +323,8 @@ def hour_of_refreshes(
 ) -> dict:  # dashboard_hour_s, dashboard_rss_*_mb, dashboard_growth
     """Resident memory of the dashboard while a page refreshes every second.
 
-    Growth is the last spell over the one that begins after `settle_s`.
+    Growth is the last spell over the one that begins after `settle_s`. FileNotFoundError without
+    Chromium, RuntimeError where the dashboard ends meanwhile.
     """
     store = folder / "hour.sqlite"
     scenario = ("--scenario", "calm", "--speed", 2, "--requests", int(25 * seconds))

@@ -296,7 +296,10 @@ def write_metrics(
     out_dir: str,  # the run's folder; "": print instead (a template run by hand)
     metrics: Mapping[str, object],  # name -> number; text, lists and dicts may be among them
 ) -> dict[str, object]:  # as written
-    "What a template calls at its end."
+    """What a template calls at its end.
+
+    ValueError on names that the file itself uses, TypeError on values that are not data.
+    """
     out = as_metrics(metrics)
     if out_dir:
         write_json(Path(out_dir) / "metrics.json", out)

@@ -174,6 +174,7 @@ class ArcpointServer:
 
     @property
     def pid(self) -> int:
+        "Number of its process."
         return self.child.process.pid
 
     def __enter__(self) -> "ArcpointServer":

@@ -627,7 +627,10 @@ def conclude(
     report: str,  # name of a shipped report
     metrics: Mapping[str, Any],
 ):
-    "Write the metrics with their verdict, and fill the box at the top of the page."
+    """Write the metrics with their verdict, and fill the box at the top of the page.
+
+    KeyError names a report without a verdict, or a metric that is missing.
+    """
     from IPython.display import HTML, display
 
     verdict = _verdict_of(report, as_metrics(metrics))

@@ -286,7 +286,7 @@ _NUMBER = re.compile(
 )
 
 
-def numbers_in(x) -> Iterable[float]:
+def numbers_in(x) -> Iterable[float]:  # as written, without their units
     "Every number in a plain value, also in its texts."
     if isinstance(x, str):
         yield from (float(m[0].replace(",", "")) for m in _NUMBER.finditer(x))
@@ -323,7 +323,7 @@ def _sayable(known: Sequence[float]) -> set[float]:
 def ungrounded(
     text: str,
     known: Iterable[float],  # every number that the author was given
-) -> list[float]:
+) -> list[float]:  # as they stand in the text, without their units
     "The numbers of a text that no known number supports."
     sayable = _sayable(list(known))
     out = []
@@ -345,10 +345,10 @@ class AgentConfig:
     calls: int = 12  # tool calls in all
     tokens: int = 60_000  # in and out, in all
     seconds: float = 20.0  # from the question to the verdict
-    usd: float = 0.25
-    price_in: float = 3.0  # USD per million tokens
-    price_out: float = 15.0
-    price_cached: float = 0.3
+    usd: float = 0.25  # in all
+    price_in: float = 3.0  # of input, USD per million tokens
+    price_out: float = 15.0  # of output, USD per million tokens
+    price_cached: float = 0.3  # of input read from the cache, USD per million tokens
 
     def __post_init__(self):
         for name in ("max_tokens", "steps", "calls", "tokens", "seconds", "usd"):
@@ -637,6 +637,7 @@ class Verdict:
     fallback: str | None
     accepted: bool  # is it the agent's choice
     why: str  # its reasoning, or why it was not taken
+    # its probability that the request ends well and in time there, 0..1; None: it gave no answer
     confidence: float | None
     evidence: tuple[str, ...]
     trace: Trace

@@ -378,7 +378,10 @@ def read_incidents(
     folder: str | Path,
     normal: str | Path | None = None,  # another file of normal rows
 ) -> IncidentFolder:
-    "A folder of PetShop's layout. FileNotFoundError says what is missing."
+    """A folder of PetShop's layout.
+
+    FileNotFoundError says what is missing, ValueError which file, row and column cannot be read.
+    """
     folder = Path(folder)
     parts = [*(folder / "train").glob("*"), *(folder / "test").glob("*")]
     found = sorted(path for path in parts if path.is_dir())

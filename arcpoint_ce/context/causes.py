@@ -541,6 +541,7 @@ class DropExplained(Answer):
 
     @property
     def cause(self) -> _Cause | None:
+        "What explains most of the change; None where nothing significant happened."
         return self.causes[0] if self.significant and self.causes else None
 
     def _repr_html_(self):

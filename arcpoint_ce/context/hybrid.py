@@ -244,7 +244,10 @@ def _price_or_risk(
 # %% ../../nbs/context/58_hybrid.ipynb #c6b5e077
 @displayed
 class Gate:
-    "Lets at most a share of the decisions through: conflicts of requests that are worth it."
+    """Lets at most a share of the decisions through: conflicts of requests that are worth it.
+
+    ValueError on a share outside 0..1, a burst below 1 and a worth below 0.
+    """
 
     def __init__(
         self,
@@ -676,21 +679,36 @@ class HybridRouter:
             self.store.put("events", at_s=now, backend=None, what="agent failed", why=why)
 
     def rank(self, request: Request, now: float) -> Ranking:
+        "What the router would draw from, without the agent. NoBackend where nothing may serve it."
         return self.router.rank(request, now)
 
     def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
+        """Reserve on a given backend, without the agent.
+
+        NoBackend where it may not serve the request.
+        """
         return self.router.claim(request, backend, now, anyway)
 
     def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:
+        """So many tokens of an answer have come. False: nobody waits for them.
+
+        TypeError where `tokens` is no number.
+        """
         return self.router.progress(decision, tokens, now)
 
     def observe(self, outcome: Outcome) -> bool:
+        """Take in how an attempt ended. False: nobody waited for it.
+
+        ValueError where it cannot have run on the backend that it names.
+        """
         return self.router.observe(outcome)
 
     def retry(self, d: Decision, now: float) -> str | None:
+        "Reserve a further attempt, without the agent, and say where; None: there is nowhere left."
         return self.router.retry(d, now)
 
     def cancel(self, d: Decision, now: float) -> bool:
+        "The caller gave up: release what is reserved. False: nothing was."
         return self.router.cancel(d, now)
 
     def close(self):

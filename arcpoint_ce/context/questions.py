@@ -807,6 +807,7 @@ class RequestArgs(Asked):
     tokens_in: int = Field(0, ge=0, le=_MOST_TOKENS, description="of the input")
     tokens_out: int = Field(0, ge=0, le=_MOST_TOKENS, description="expected, of the answer")
     max_cost_usd: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    # least quality wanted, 0..1
     min_quality: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     regions: _Names = Field([], description="only backends in one of these; empty: any")
     tags: _Names = Field([], description="only backends that have all of these")

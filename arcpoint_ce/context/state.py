@@ -248,7 +248,10 @@ class Facts:
         return max(found)
 
     def now(self) -> float:  # s
-        "The clock of the live engine, else the time of the newest record."
+        """The clock of the live engine, else the time of the newest record.
+
+        StoreError where there is neither.
+        """
         return self.clock() if self.clock else self.newest_s()
 
     def named(self, name: str) -> dict | None:
@@ -650,7 +653,7 @@ class BackendState:
     why: str
     p_class: float  # probability that this is the right word, given the counts
     requests: int  # ended in the window
-    error_rate: float | None
+    error_rate: float | None  # share of them that failed, 0..1
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
@@ -658,7 +661,7 @@ class BackendState:
     load_rps: float
     busy: float | None  # mean requests in the system over capacity
     in_flight: int | None  # at the end of the newest step
-    usd_per_request: float | None
+    usd_per_request: float | None  # mean price
     breaker: str  # closed, open, half_open, shedding
     breaker_why: str
     until_s: float | None  # when the breaker may change by itself

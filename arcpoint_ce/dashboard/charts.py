@@ -35,7 +35,7 @@ _SIMULATED_S = 3 * 365 * 86_400.0  # a time before 1973 is a simulation's own
 
 
 def number(
-    x: float | None,
+    x: float | None,  # in `unit`
     unit: str = "",
     digits: int = 3,  # that are shown; a large number keeps all before the point
 ) -> str:
@@ -48,7 +48,7 @@ def number(
 
 
 def percent(x: float | None, digits: int = 1) -> str:
-    "A share in percent; a dash where it is missing."
+    "A share `x` (0..1) in percent; a dash where it is missing."
     return "–" if x is None or not isfinite(x) else f"{x:.{digits}%}"
 
 

@@ -105,7 +105,7 @@ class Page:
         self,
         most: int = 120,  # stretches
     ) -> Look:
-        "The window, cut into stretches."
+        "The window, cut into stretches. ValueError where its end is no time."
         return self.ask(look_at, self.span_s, self.until_s(), most)
 
     def ask(

@@ -75,9 +75,9 @@ def windows_of(n: np.ndarray, latency_ms: np.ndarray, n_err: np.ndarray) -> np.n
 def healthy(
     rng: np.random.Generator,
     steps: int,
-    rate: float = 100.0,
-    memory: float = 0.8,
-    errors: float = 0.003,
+    rate: float = 100.0,  # mean requests per step
+    memory: float = 0.8,  # correlation of load and latency from step to step, 0..1
+    errors: float = 0.003,  # share of requests that fail
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # n, latency_ms, n_err
     "Stationary telemetry of one backend."
     from scipy.signal import lfilter
@@ -188,7 +188,7 @@ class Anomaly(NamedTuple):
     at_s: float
     backend: str
     severity: str  # "low", "medium" or "high"
-    score: float
+    score: float  # how odd the window is, without a unit; larger is odder
     rate: float  # false alarms per healthy window
     # feature -> value, normal from, normal to; the oddest first
     why: dict[str, tuple[float, float, float]]
@@ -208,7 +208,7 @@ class AnomalyDetector:
     # (n, features) in order of time; (n,) what was flagged
     def fit(self, X: np.ndarray, leave_out: np.ndarray | None = None) -> "AnomalyDetector":
         """Learn what is usual from windows of healthy operation; `leave_out` marks those that were
-        flagged.
+        flagged. ValueError on windows that are not finite, and on too few.
         """
         X = np.asarray(X, float)
         if leave_out is not None:
@@ -264,14 +264,15 @@ class AnomalyDetector:
         s = self.squeezed(np.asarray(X, float))
         return -self.forest_.score_samples(s) + self.config.extreme * np.abs(s).max(1)
 
-    def score(self, window: Sequence[float]) -> float:  # larger is odder
-        "One window."
+    def score(self, window: Sequence[float]) -> float:  # larger is odder, no unit
+        "How odd one `window` is; its numbers are as from `window_of`."
         s = self.squeezed(np.array(window))
         largest = float(np.abs(s).max())
         return -float(self.forest_.score_samples(s[None])[0]) + self.config.extreme * largest
 
     def update(self, backend: str, at_s: float, window: Sequence[float]) -> Anomaly | None:
-        """The newest window of one backend; an anomaly where one begins or becomes worse.
+        """The newest `window` of one backend; an anomaly where one begins or becomes worse.
+
         ValueError on a window that is not finite.
         """
         if not all(map(isfinite, window)):
@@ -293,7 +294,10 @@ class AnomalyDetector:
         self.hot.pop(backend, None)
 
     def reasons(self, window: Sequence[float], most: int = 3) -> dict:
-        "Features beyond three robust units, the oddest first; at least one."
+        """Features of a `window` beyond three robust units, the oddest first; at least one.
+
+        By feature: its value, and the least and the most that would be normal.
+        """
         u = np.abs(self.units(np.array(window)))
         order = [i for i in np.argsort(-u)[:most] if u[i] > 3] or [int(np.argmax(u))]
         return {

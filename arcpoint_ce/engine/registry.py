@@ -50,7 +50,7 @@ class Version:
 def _file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under a folder, by relative path.
 
-    RegistryError on links, which could lead anywhere.
+    ValueError on links, which could lead anywhere.
     """
     hashes = {}
     for path in sorted(folder.rglob("*")):
@@ -89,7 +89,7 @@ class _Journal:
     def events(self) -> list[dict]:
         """Everything that has happened.
 
-        A last line that a crash cut off is left out. RegistryError on a newer schema.
+        A last line that a crash cut off is left out. ValueError on a newer schema.
         """
         if not self.path.exists():
             return []
@@ -132,7 +132,7 @@ class Registry:
         self.folder = self.journal.folder
 
     def versions(self) -> dict[str, Version]:
-        "Every version with its present state, oldest first. RegistryError on a broken journal."
+        "Every version with its present state, oldest first. ValueError on a broken journal."
         known: dict[str, Version] = {}
         for number, event in enumerate(self.journal.events(), 1):
             try:
@@ -159,18 +159,18 @@ class Registry:
             known[name] = replace(known[name], state=state, why=why)
 
     def get(self, name: str) -> Version:
-        "RegistryError on a version that is not there."
+        "A version by its name. ValueError where there is none."
         known = self.versions()
         if name not in known:
             raise _RegistryError(f"no version {name!r}; there are {', '.join(known) or 'none'}")
         return known[name]
 
     def live(self) -> Version | None:
-        "The version that is live; None: none is."
+        "The version that is live; None: none is. ValueError on a broken journal."
         return next((v for v in self.versions().values() if v.state == "live"), None)
 
     def path_of(self, name: str) -> Path:  # the artefact's folder, its files verified
-        "RegistryError where a file is missing, changed or new."
+        "The folder of a version. ValueError where a file in it is missing, changed or new."
         version = self.get(name)
         folder = self.folder / version.name
         if folder.is_symlink():
@@ -193,7 +193,7 @@ class Registry:
         parent: str | None = None,  # the version that it is to replace
         why: str = "trained",
     ) -> Version:
-        "Store a model's folder as a new candidate. RegistryError where it holds no file."
+        "Store a model's folder as a new candidate. ValueError where it holds no file."
         source = Path(artefact)
         files = _file_hashes(source) if source.is_dir() else {}
         if not files:
@@ -228,7 +228,7 @@ class Registry:
     def move(self, name: str, state: str, now: float, why: str) -> Version:
         """Give a version another state.
 
-        The live one is retired when another becomes live. RegistryError on an unknown state.
+        The live one is retired when another becomes live. ValueError on an unknown state.
         """
         if state not in _STATES:
             raise _RegistryError(f"unknown state {state!r}; known: {', '.join(_STATES)}")
@@ -248,7 +248,7 @@ class Registry:
         return self.get(name)
 
     def rollback(self, now: float, why: str) -> Version:
-        "Make the model live that was live before. RegistryError where there was none."
+        "Make the model live that was live before. ValueError where there was none."
         with self.journal.locked():
             live = self.live()
             gone = live.name if live else "nothing"
@@ -269,7 +269,10 @@ class Registry:
         return lived[::-1]
 
     def table(self) -> list[dict]:
-        "One row per version: state, parent, age, reason and its metrics."
+        """One row per version: state, parent, age, reason and its metrics.
+
+        ValueError on a broken journal.
+        """
         rows = []
         for v in self.versions().values():
             row = dict(version=v.name, state=v.state, parent=v.parent, made_s=v.made_s, why=v.why)
@@ -292,7 +295,7 @@ _ROLLED_BACK = "rolled back"
 
 
 def _added(event: dict) -> Version:
-    "The version that an event adds. RegistryError on a name that is none."
+    "The version that an event adds. ValueError on a name that is none."
     name, parent = event["name"], event["parent"]
     for told in (name, parent or name):
         if not isinstance(told, str) or not _NAME.fullmatch(told):
@@ -341,7 +344,7 @@ def _keep_lessons(
     parent: str | None = None,  # the version that it is to replace
     why: str = "learned",
 ) -> Version:
-    "Store what a forecaster has learned as a new candidate. RegistryError where that is nothing."
+    "Store what a forecaster has learned as a new candidate. ValueError where that is nothing."
     lessons = forecaster.lessons()
     if not lessons:
         raise _RegistryError(
@@ -360,7 +363,7 @@ def _take_lessons(
 ) -> Version:
     """Let a forecaster take up a version.
 
-    RegistryError where it is damaged, or was learned by another sort of forecaster.
+    ValueError where it is damaged, or was learned by another sort of forecaster.
     """
     path = registry.path_of(version) / _LESSONS_FILE
     if not path.is_file():

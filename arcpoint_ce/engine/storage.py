@@ -195,18 +195,49 @@ class _Ages(NamedTuple):
 class Shelf(Protocol):
     "Keeps rows and named states. Everything given to one `write` is kept, or nothing is."
 
-    def write(self, rows: _Rows, states: Mapping[str, str]): ...  # returns when it is durable
+    def write(self, rows: _Rows, states: Mapping[str, str]):
+        """Keep rows by table, and states by name; returns when they are durable.
+
+        KeyError on an unknown table. Where nothing could be kept: sqlite3.OperationalError,
+        sqlite3.DatabaseError, ConnectionError.
+        """
+
     def read(
         self, table: str, since_s: float, until_s: float, equal: Mapping[str, object], limit: int
-    ) -> list[tuple]: ...  # since <= time < until, in order of time
-    def newest_s(self, table: str) -> float | None: ...  # None: the table is empty
-    def state(self, name: str) -> str | None: ...
-    def drop(self, before_s: float) -> int: ...  # rows forgotten
-    def ages(self, share: float, keep_s: float) -> "_Ages | None": ...  # None: there are no rows
-    # where an engine begins to number its decisions, behind the last id that it gave
-    def epoch(self, after: int | None) -> int: ...
-    def facts(self) -> dict: ...  # kind, place, size
-    def close(self): ...
+    ) -> list[tuple]:
+        """Rows with `since_s` <= time < `until_s`, in order of time.
+
+        `equal` holds the wanted values by column; `limit` below 0 means all. KeyError on an unknown
+        table or column; errors of the storage as in `write`.
+        """
+
+    def newest_s(self, table: str) -> float | None:
+        "Time of the newest row, s; None where the table is empty."
+
+    def state(self, name: str) -> str | None:
+        "The text that was last written under a name; None where there is none."
+
+    def drop(self, before_s: float) -> int:  # rows forgotten
+        "Forget all rows older than that, s."
+
+    def ages(self, share: float, keep_s: float) -> "_Ages | None":
+        """How many rows lie more than `keep_s` behind the newest time, s; None: there are no rows.
+
+        A share of the rows, 0..1, may be newer than what counts as the newest time: a clock that
+        was wrong for a moment must not make all else look old.
+        """
+
+    def epoch(self, after: int | None) -> int:
+        """The number from which an engine begins to count its decisions.
+
+        It lies behind `after`, the last id that the engine gave; None: it gave none yet.
+        """
+
+    def facts(self) -> dict:
+        "Kind, place and size (bytes), and what had to be repaired."
+
+    def close(self):
+        "Let go of file or connection."
 
 # %% ../../nbs/engine/30_storage.ipynb #4be57574
 _MOST_ID = 1 << 53  # ids of decisions stay below; JSON's numbers are exact up to here
@@ -573,7 +604,12 @@ def _readable(db: sqlite3.Connection, table: str, columns: Sequence[str]) -> dic
 # %% ../../nbs/engine/30_storage.ipynb #898dd71d
 @displayed
 class SqliteShelf:
-    "A SQLite file in WAL mode."
+    """A SQLite file in WAL mode; a broken one is set aside, and what it still tells is taken over.
+
+    FileNotFoundError where the folder is missing, ValueError where the file is not ours,
+    sqlite3.OperationalError where it is locked or read-only, sqlite3.DatabaseError where it cannot
+    be used at all. A file that was replaced meanwhile is opened anew, with the same errors.
+    """
 
     def __init__(
         self,

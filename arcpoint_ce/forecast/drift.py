@@ -185,7 +185,7 @@ class DriftMonitor:
         self.counts: Counter[str] = Counter()  # events by backend
 
     def update(self, backend: str, stream: str, value: float, at_s: float) -> DriftEvent | None:
-        "One value of one stream; an event where it has drifted."
+        "One `value` of one stream, in any unit that stays the same; an event where it has drifted."
         key = backend, stream
         if key not in self.streams:
             self.streams[key] = _Stream(self.config)
@@ -275,6 +275,7 @@ class FeatureDrift:
         return out
 
     def forget(self, backend: str):
+        "A backend has left: what was usual there is dropped."
         self.monitor.reset(backend)
         self.past.pop(backend, None)
 
@@ -289,7 +290,7 @@ def _heavy_errors(
 
 
 def alarms(
-    setting: float | None,
+    setting: float | None,  # of the detector, as in `DriftConfig`; None: the usual one
     seed: int,
     kind: str = "page_hinkley",
     n: int = 10_000,  # stationary samples
@@ -312,8 +313,12 @@ def alarms(
 
 # %% ../../nbs/forecast/27_drift.ipynb #6c42eb99
 def delay_curve(
-    settings: Sequence[float], seeds: int = 100, n: int = 10_000, kind: str = "page_hinkley", **how
-) -> list[dict]:
+    settings: Sequence[float],  # of the detector, as in `DriftConfig`
+    seeds: int = 100,  # streams per setting
+    n: int = 10_000,  # stationary samples of each
+    kind: str = "page_hinkley",
+    **how,  # as for `alarms`
+) -> list[dict]:  # delays in samples
     "Median delay, its 90 % quantile, misses and false alarms per 10,000 samples, by setting."
     out = []
     for x in settings:
@@ -383,9 +388,11 @@ class Ladder:
         self.actions: deque[Action] = deque(maxlen=keep)  # the newest
 
     def rung(self, backend: str) -> _Rung:
+        "Where a backend stands; a new one begins as normal."
         return self.rungs.setdefault(backend, _Rung())
 
     def state(self, backend: str) -> str:
+        "The state of a backend: normal, widened, demoted or shadow."
         return self.rungs[backend].state if backend in self.rungs else _NORMAL
 
     def on_drift(self, e: DriftEvent) -> list[Action]:

@@ -634,7 +634,9 @@ class CompiledForest:
         return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
 
     def predict_one(self, row) -> float:
-        "As `predict`, for one row (n_features,), None or NaN for missing."
+        """As `predict`, for one row (n_features,), None or NaN for missing; in the unit of the
+        target.
+        """
         return float(self.predict(np.array(row, np.float64, ndmin=2))[0])
 
     def score_samples(self, X) -> np.ndarray:  # float64 (n,), -1 (abnormal) .. 0

@@ -72,8 +72,10 @@ class Response:
             return x[0] * tpot_ms / y[0]
         return _on_line(tpot_ms, y[i - 1], y[i], x[i - 1], x[i])
 
-    def scaled(self, batch: float, tpot: float) -> "Response":  # both are factors
-        "The same shape for a backend of another size and speed."
+    def scaled(self, batch: float, tpot: float) -> "Response":
+        """The same shape for another backend: `batch` times the size, `tpot` times the time per
+        token.
+        """
         sizes = tuple(x * batch for x in self.batch)
         paces = tuple(y * tpot for y in self.tpot_ms)
         return Response(sizes, paces)
@@ -277,8 +279,9 @@ class Sensor:
         return now - at_s < max(1.25 * self.pace.life_s, 3 * self.heartbeat.gap_s)
 
     def gauge(self, at_s: float, running: float, waiting: float, tpot_ms: float):
-        """Take in the backend's gauges: subtract our own requests, and compare its pace with the
-        response curve.
+        """Take in the backend's gauges: requests `running` and `waiting`, and its time per token.
+
+        Our own requests are subtracted, and its pace is compared with the response curve.
         """
         if at_s <= self.at_s:
             return
@@ -337,10 +340,11 @@ class Sensor:
 
     def usual_room(
         self, now: float, tpot_ms: float, change: tuple[float, float], trusted: float
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float]:  # requests of others, requests in all
         """The same on top of the usual, for one gateway of many.
 
-        Both numbers are scaled by the square of our own pace, over that of a backend well in use.
+        `change` and `trusted` are as in `room`. Both numbers are scaled by the square of our own
+        pace, over that of a backend well in use.
         """
         occupied, slow = change
         _, most = self.room(now, tpot_ms, (0.0, slow), trusted)
@@ -365,7 +369,10 @@ class Foresight:
     slow: _Profiles = ()  # log slowness
 
     def at(self, profiles: _Profiles, t: float | None) -> float:
-        "The sum of all profiles at time `t`, linear between steps; None: of their medians."
+        """The sum of all profiles at time `t` (s), linear between steps; None: of their medians.
+
+        In the unit of the profiles: requests, or log slowness.
+        """
         if t is None:
             return sum(median(p) for p in profiles)
         x = t / self.step_s - 0.5  # a profile's values stand at the middles of the steps
@@ -386,7 +393,10 @@ class Foresight:
         return occupied, slow
 
     def worst(self, since_s: float | None, now: float, ahead_s: float) -> tuple[float, float]:
-        "The most that comes on top within [now, now + ahead_s], each number by itself."
+        """The most that comes on top within [now, now + ahead_s], each number by itself.
+
+        Requests and log slowness, as `change` gives them.
+        """
         if not (self.occupied or self.slow):
             return 0.0, 0.0
         n = int(ahead_s / self.step_s) + 1
@@ -815,7 +825,7 @@ class Rooms:
     def typical_ms(self, place: int, now: float, held: float, most: float) -> float:
         """Time of a request of the usual length, by how full its backend is, ms.
 
-        At `most` it just meets the limit.
+        `held` requests are there; with `most` of them it just meets the limit.
         """
         sensor = self.sensors[place]
         full = sensor.response.most(self.tpot_ms)

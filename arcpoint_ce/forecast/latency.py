@@ -747,7 +747,11 @@ class LatencyForest:
         return self
 
     def learn_rows(self, replay: _Replay, truth: Mapping[tuple[str, int], float]):
-        "Grow the pooled forest; learn trust and first errors of every backend from it."
+        """Grow the pooled forest; learn trust and first errors of every backend from it.
+
+        `truth` is the latency that came, ms, by backend and step number. ValueError where too few
+        rows are left to learn from.
+        """
         raw = replay.targets(self.models_, truth, self.ahead_)
         use = np.isfinite(raw)
         if use.sum() < 10 * self.leaf:
@@ -827,11 +831,17 @@ class LatencyForest:
         table: pd.DataFrame,  # a step table, the rows before included
         since_s: float = -inf,  # forecasts made at the end of steps from here on, s
     ) -> pd.DataFrame:
-        "What would have been said at the end of every step, and what came; see `predict`."
+        """What would have been said at the end of every step, and what came; see `predict`.
+
+        ValueError where nothing can be forecast yet.
+        """
         return predict(self, table, since_s)
 
     def plot(self, table: pd.DataFrame, since_s: float = -inf, ax=None):
-        "What was said for every step with its 80 % interval, and what came; as in `predict`."
+        """What was said for every step with its 80 % interval, and what came; as in `predict`.
+
+        ValueError where nothing can be forecast yet.
+        """
         return _plot_said(predict(self, table, since_s), ax)
 
     def __repr__(self):
@@ -972,7 +982,10 @@ class Pulse:
     def compute(
         self, names: list[str], planned: Mapping[str, float], promise: bool
     ) -> dict[str, Forecast]:
-        "One batch through the forest; the arguments are as in `forecast`."
+        """One batch through the forest; the arguments are as in `forecast`.
+
+        `planned` is the load that will be sent, requests per step, by backend.
+        """
         windows, forecaster = self.windows, self.forecaster
         expected = windows.expected_load(names)
         rows = _rows_of(windows, names, expected)

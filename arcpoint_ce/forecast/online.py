@@ -280,6 +280,7 @@ class LivePulse:
         return self.online[name]
 
     def curve_ms(self, name: str, load: float) -> float:  # ms; 1 where no response was learned
+        "What the learned response says at a `load` of so many requests per step."
         m = self.windows.model(name)
         return m.curve.at(load) if m.curve else 1.0
 
@@ -289,7 +290,10 @@ class LivePulse:
     def adjust(
         self, name: str, centre: float, size: float, load: float, row, promise: bool
     ) -> tuple[float, float]:  # log centre and size
-        "Blend the voices; what was promised is remembered until it matures."
+        """Blend the voices; what was promised is remembered until it matures.
+
+        `centre` and `size` are the forest's, log ms; `load` is what it supposes, requests per step.
+        """
         b = self.backend(name)
         x = _online_vector(centre, b.usual, row)
         voices = b.voices(centre, x, self.curve_ms(name, load))

@@ -103,7 +103,7 @@ class _Counter(ABC):
         self.open: int | None = None  # number of the step that is not closed yet
 
     def arrived(self, now: float, n: float = 1.0):
-        "So many requests came at about `now`."
+        "So many requests, `n`, came at about `now`."
         self.close(now)
         self.count += n
 
@@ -146,7 +146,7 @@ class Outlook(_Counter):
             self.window.push(model.index + k, count)
 
     def push(self, index: int, count: float):
-        "A closed step: an old forecast becomes a miss, a new one is made."
+        "A closed step of `count` requests: an old forecast becomes a miss, a new one is made."
         said = self.promised.pop(index, None)
         if said is not None:
             self.misses.append(float((count - said) / _unit(said)))
@@ -284,7 +284,7 @@ class Scaling(ABC):
 
     @abstractmethod
     def arrived(self, now: float, n: float = 1.0):
-        "So many requests came at about `now`."
+        "So many requests, `n`, came at about `now`."
 
     @abstractmethod
     def needs(self, now: float) -> tuple[float, float, float, str]:
@@ -366,6 +366,7 @@ class Reactive(_Counter, Scaling):
         self.last = deque(recent, window)
 
     def push(self, index: int, count: float):
+        "A closed step of `count` requests."
         self.last.append(count)
 
     def needs(self, now: float) -> tuple[float, float, float, str]:

@@ -454,7 +454,10 @@ def _rounded(requests: float | None) -> float | None:
 # %% ../../nbs/forecast/25a_room.ipynb #1341e437
 @displayed
 class RoomForecaster(Forecaster):
-    "Head-room of every backend, now and over about two lives of a request, as a forecast."
+    """Head-room of every backend, now and over about two lives of a request, as a forecast.
+
+    ValueError on settings that are not positive.
+    """
 
     name = "room"
     lesson = 0
@@ -496,6 +499,7 @@ class RoomForecaster(Forecaster):
 
     @property
     def evidence(self) -> float:  # type: ignore[override]
+        "How much its foreseen changes have proved; 1 is enough for full trust (no unit)."
         return float(self.gate.evidence() / self.gate_config.enough)
 
     def _begin(self, from_s: float, now: float):

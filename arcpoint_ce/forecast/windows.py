@@ -28,7 +28,7 @@ class Curve:
     latency_ms: tuple[float, ...]  # latency there, ms, > 0, not falling
 
     def at(self, load: float) -> float:  # latency, ms, > 0
-        "Expected latency at this load."
+        "Expected latency at a `load` of so many requests per step."
         x = self.load
         y = self.latency_ms
         n = len(x)
@@ -123,7 +123,7 @@ class LoadWindow:
         self.before = 0.0  # level before it, or the first load where nothing jumped, requests
 
     def push(self, index: int, n: float):
-        "Take in the number of requests of step number `index`."
+        "Take in `n`, the number of requests of step number `index`."
         r = n - self.season.at(index)
         moved = (r - self.rest[-1]) / self.sigma if self.rest else 0.0
         if abs(moved) > JUMP:
@@ -141,10 +141,14 @@ class LoadWindow:
         self.counts.append(log1p(n))
 
     def run_level(self) -> float:  # mean of the last steps since the jump, requests
+        "Where the load stands since it last jumped, its clock taken out."
         return sum(self.run) / len(self.run)
 
     def level(self, weights: tuple[float, ...]) -> float:  # requests per step, clock not included
-        "A level rule applied; a plain mean while the window is filling."
+        """A level rule applied; a plain mean while the window is filling.
+
+        `weights` are the rule's, one per step, the oldest first; they sum to 1.
+        """
         width = len(weights)
         r = list(self.rest)[-width:]
         if len(r) < width:
@@ -283,10 +287,12 @@ class LatencyWindow:
 
     @property
     def base(self) -> float:  # rolling median of the adjusted log latency
+        "The usual of late, the load taken out: log ms, or a log ratio where a response is known."
         return self.window.median(self.scale.base_steps)
 
     @property
     def z(self) -> float:  # distance of the newest value from the base, units, cut at ±3
+        "How far the newest value lies from the base, in usual changes."
         above = self.window.values[-1] - self.base
         return max(min(above / self.scale.unit, 3.0), -3.0)
 

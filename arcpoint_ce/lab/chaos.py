@@ -77,6 +77,7 @@ class Site:
 
     @property
     def gateways(self) -> int:
+        "One: a site is served by a single gateway."
         return 1
 
     @property
@@ -514,7 +515,7 @@ def rows_of(
     names: Sequence[str],  # of scenarios
     limits: Limits = Limits(),  # what a score asks for
 ) -> list[dict]:
-    "A policy in several scenarios, with one twin."
+    "A policy in several scenarios, with one twin. ValueError on an unknown policy."
     twin, _ = play(site, policy)
     return [_one_row(site, policy, name, twin, limits) for name in names]
 

@@ -592,7 +592,7 @@ def ran(
     params: dict,  # of its policy
     scaler: str | None = None,  # one of the advisers of `lab.scalers`; None: DEFAULT_SCALER
 ) -> tuple[Record, dict]:  # the record; fleet, scaler and trace
-    "One contender in a world."
+    "One contender in a world. ValueError on an unknown contender or adviser."
     hold: dict[str, Any] = {}
     gateways = contenders(name, world, params, hold)
     fleet = world.fleet(gateways)

@@ -81,7 +81,8 @@ _IDENTITY = ("family", "policy", "seed")  # columns that every row starts with
 class Task:
     """One run: a policy in one world of a family. Frozen, hashable, and plain enough for JSON.
 
-    ValueError on a seed that is no whole number, and on a name that is used twice.
+    ValueError on a seed that is no whole number, on a name that is used twice, and on NaN or
+    infinity; TypeError on a value that JSON cannot hold.
     """
 
     family: str  # scenario family
@@ -460,7 +461,10 @@ def _names(given: Iterable[str], what: str) -> tuple[str, ...]:
 
 @displayed
 class Experiment:
-    "Every policy in every world: tasks made from names, run by `run_one`."
+    """Every policy in every world: tasks made from names, run by `run_one`.
+
+    TypeError where one string stands for several names.
+    """
 
     def __init__(
         self,
@@ -504,7 +508,12 @@ class Experiment:
         n_jobs: int = 2,
         progress: bool = True,
     ) -> pd.DataFrame:
-        "The tidy table. With `out` a killed run goes on, and more seeds cost only themselves."
+        """The tidy table. With `out` a killed run goes on, and more seeds cost only themselves.
+
+        Errors as in `run_tasks`: RuntimeError names the tasks that failed; ValueError where a task
+        is
+        given twice, or the folder holds rows of other code.
+        """
         return run_tasks(
             self.run_one,
             self.tasks,

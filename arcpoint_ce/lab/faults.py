@@ -277,7 +277,11 @@ class Fault:
         return sorted({self.start_s, self.end_s, *(self.start_s + t for t in inside)})
 
     def install(self, fleet: Fleet) -> "Ledger":
-        "Schedule it in a fleet (see `install`)."
+        """Schedule it in a fleet (see `install`).
+
+        KeyError or IndexError on a target that the fleet does not have, ValueError where it is too
+        late.
+        """
         return install(self, fleet)
 
 # %% ../../nbs/lab/43_faults.ipynb #42cee749
@@ -512,20 +516,27 @@ class Scenario:
 
     @property
     def start_s(self) -> float:
-        return min(f.start_s for f in self.faults)  # s
+        "When the first fault begins, s."
+        return min(f.start_s for f in self.faults)
 
     @property
     def end_s(self) -> float:
-        return max(f.end_s for f in self.faults)  # s
+        "When the last fault is over, s."
+        return max(f.end_s for f in self.faults)
 
     def install(self, fleet: Fleet) -> Ledger:
-        "Schedule all of its faults; errors as in `install`."
+        """Schedule all of its faults.
+
+        KeyError or IndexError on a target that the fleet does not have, ValueError where it is too
+        late.
+        """
         for f in self.faults:
             ledger = f.install(fleet)
         return ledger
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame([asdict(f) for f in self.faults])  # one row per fault
+        "One row per fault, its fields as columns."
+        return pd.DataFrame([asdict(f) for f in self.faults])
 
     def __repr__(self):
         return f"{self.name}: {self.description}\n{self.table().to_string(index=False)}"
@@ -535,6 +546,7 @@ class Scenario:
         return title + self.table().to_html(index=False)
 
     def plot(self, ax=None):
+        "A bar per fault over time (s), on `ax` or on a figure of its own."
         return _timeline(self, ax)
 
     @staticmethod
@@ -545,7 +557,10 @@ class Scenario:
         n_faults: int | None = None,
         all_down: bool = False,
     ) -> "Scenario":
-        "A schedule drawn at random (see `random_scenario`)."
+        """A schedule drawn at random, as Jepsen's generators do.
+
+        ValueError on a run too short for one, and without backends.
+        """
         return _random_scenario(seed, names, duration_s, n_faults, all_down)
 
 # %% ../../nbs/lab/43_faults.ipynb #10da541a

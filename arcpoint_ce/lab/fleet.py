@@ -91,14 +91,14 @@ class ServiceCurve:
         return measured_ms * self._stretch(n)
 
     def prefill(self, n: float, tokens_in: float) -> float:  # ms
-        "Time to first token of a request that is admitted as the `n`th."
+        "Time to first token of a request of `tokens_in` tokens that is admitted as the `n`th."
         if not self.ttft_ms:
             return 0.0
         measured_ms = _interpolate(n, self.batch, self.ttft_ms)
         return measured_ms * self._stretch(n) * self.prompt_share(tokens_in)
 
     def prompt_share(self, tokens_in: float) -> float:
-        "The prefill of a prompt of this many tokens, over the prefill of `prompt_tok` tokens."
+        "The prefill of a prompt of `tokens_in` tokens, over the prefill of `prompt_tok` tokens."
         return self.fixed + (1 - self.fixed) * tokens_in / self.prompt_tok
 
     def most(self, tpot_ms: float) -> float:  # requests
@@ -268,23 +268,23 @@ class _Gateway(Protocol):
 
     every_s: float  # wants `tick` this often, s; inf: never
 
-    # before a run
-    def start(self, backends: tuple[Backend, ...], seed: int): ...
+    def start(self, backends: tuple[Backend, ...], seed: int):
+        "Before a run."
 
-    # place of the first attempt; -1: nowhere to go
-    def send(self, call: Call, now: float) -> int: ...
+    def send(self, call: Call, now: float) -> int:
+        "Place of the first attempt; -1: nowhere to go."
 
-    # a place for a retry or hedge, not in `call.tried`; -1: none
-    def again(self, call: Call, now: float) -> int: ...
+    def again(self, call: Call, now: float) -> int:
+        "A place for a retry or hedge, not in `call.tried`; -1: none."
 
-    # an attempt has ended
-    def end(self, job: Job, now: float, ok: bool, error: str | None): ...
+    def end(self, job: Job, now: float, ok: bool, error: str | None):
+        "An attempt has ended."
 
-    # an attempt was given up by its caller
-    def cancel(self, job: Job, now: float): ...
+    def cancel(self, job: Job, now: float):
+        "An attempt was given up by its caller."
 
-    # newest gauges old enough to be seen; None: opaque
-    def tick(self, now: float, gauges: tuple[Gauge | None, ...]): ...
+    def tick(self, now: float, gauges: tuple[Gauge | None, ...]):
+        "The newest gauges that are old enough to be seen, by place; None: the backend has none."
 
 # %% ../../nbs/lab/40_fleet.ipynb #3a67e9e8
 @displayed
@@ -525,7 +525,7 @@ class Station:
 
     @property
     def minute(self) -> float:
-        "Which minute of the clock `used` is about."
+        "Which minute of the clock `used` is about: minutes since time 0, a whole number."
         return self.budget.minute
 
     @property
@@ -785,8 +785,8 @@ class Tally:
     def done(self) -> "Tally":
         return self
 
-    def quantile_s(self, q: float) -> float:  # 0..1
-        "Quantile of the time from birth to end, to the bucket (6 %)."
+    def quantile_s(self, q: float) -> float:
+        "The quantile `q` (0..1) of the time from birth to end, to the bucket (6 %)."
         want, seen = q * self.n, 0
         for bucket in sorted(self.hist):
             seen += self.hist[bucket]
@@ -808,10 +808,11 @@ _Kept = TypeVar("_Kept", covariant=True)
 class _Sink(Protocol[_Kept]):
     "Keeps what came of calls."
 
-    # a call is over; `job` is the attempt that decided it
-    def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None): ...
+    def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
+        "A call is over; `job` is the attempt that decided it."
 
-    def done(self) -> _Kept: ...  # what was kept
+    def done(self) -> _Kept:
+        "No more calls will come: what was kept."
 
 # %% ../../nbs/lab/40_fleet.ipynb #be34f999
 def _never(fleet: "Fleet", now: float):
@@ -1372,7 +1373,7 @@ class Fleet:
 
     @property
     def pace(self) -> float:
-        "Own arrivals per arrival of the workload; see `surge`."
+        "Ratio of own arrivals to those of the workload; see `surge`."
         return self.arrivals.pace
 
     @property
@@ -1394,7 +1395,10 @@ class Fleet:
         return place
 
     def set(self, place: int | str, **conditions):
-        "Change conditions of one backend from now on. ValueError on what makes no sense."
+        """Change conditions of one backend from now on.
+
+        ValueError on what makes no sense, KeyError on a backend that there is not.
+        """
         station = self.stations[self.place_of(place)]
         station.now_is.change(**conditions)
         station.advance(self.now)
@@ -1406,8 +1410,11 @@ class Fleet:
         self.arrivals.surge(factor, self.now)
 
     def scale(self, place: int | str, replicas: int):
-        """Change the number of replicas: more are ready after the backend's `start_s`, fewer are
-        gone at once. ValueError on a negative number.
+        """Change the number of replicas.
+
+        More are ready after the backend's `start_s`, fewer are gone at once. ValueError on a
+        negative
+        number, KeyError on a backend that there is not.
         """
         if replicas < 0:
             raise ValueError(f"replicas must be 0 or more, got {replicas!r}")
@@ -1432,7 +1439,7 @@ class Fleet:
             self.set(station.place)
 
     def kill(self, place: int | str):
-        "Whatever runs or waits there is lost."
+        "Whatever runs or waits there is lost. KeyError on a backend that there is not."
         for job in self.stations[self.place_of(place)].jobs():
             if job.alive:
                 self.callers.fail(job, self.now, "lost")

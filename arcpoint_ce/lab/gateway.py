@@ -140,6 +140,7 @@ class EngineGateway:
         return -1 if name is None else self.places[name]
 
     def progress(self, job: Job, tokens: int, now: float):
+        "So many tokens of an answer have come: the engine hears of the pace."
         self.engine.progress(job.call.memo, tokens, now)
 
     def end(self, job: Job, now: float, ok: bool, error: str | None):

@@ -26,6 +26,7 @@ class Health:
         n: int,  # how many places
         random: Callable[[], float],  # uniform in [0, 1)
     ):
+        "Before a run: nobody is left out."
         self.n, self.random = n, random
         self.out: dict[int, float] = {}  # place -> until when it is left out, s
         self.back_s = [-inf] * n  # last return of each place, s

@@ -119,7 +119,7 @@ class RandomChoice(Policy):
         return self.draw(places, [self.weights[p] for p in places])
 
     def draw(self, places: Sequence[int], weights: Sequence[float]) -> int:
-        "One of some places, by weight; -1 where no place has any."
+        "One of some places, drawn by `weights` (any unit, 0 or more); -1 where none has any."
         cum = list(accumulate(weights))
         return self._drawn(places, cum) if cum[-1] > 0 else -1
 
@@ -231,7 +231,7 @@ class TwoChoices(Policy):
         self.back_s[place] = now
 
     def weight(self, p: int, now: float) -> float:
-        "Capacity, or a part of it for a place that has just come back."
+        "Capacity (requests at once), or a part of it for a place that has just come back."
         elapsed = (now - self.back_s[p]) / self.slow_start_s
         return self.capacity[p] * min(max(elapsed, 0.1), 1.0)
 

@@ -458,6 +458,7 @@ class Score:
 
     @property
     def passed(self) -> bool:
+        "It met every limit of the scenario; else `reasons` says why not."
         return not self.reasons
 
     def row(self) -> dict:

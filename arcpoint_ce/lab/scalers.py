@@ -170,7 +170,7 @@ class Scaler:
         self.log: list[tuple[float, Advice, tuple[int, ...]]] = []  # now, advice, ready
 
     def step(self, now: float, arrived: float) -> Advice:
-        "One look: so many requests came since the last. Order, release, and pay until the next."
+        "One look: `arrived` requests came since the last. Order, release, and pay until the next."
         replicas = self.replicas
         replicas.due(now)
         self.adviser.arrived(now - 0.5 * self.every_s, arrived)
@@ -226,6 +226,7 @@ class Scaler:
         fleet.at(now + self.every_s, self.look)
 
     def wait_for(self, fleet: Fleet, orders: Iterable[tuple[float, int]]):
+        "Be there when the replicas of these `orders` (when ready, s; place) start to serve."
         for ready_s, _ in orders:
             fleet.at(ready_s, self.started)
 

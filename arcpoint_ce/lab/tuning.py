@@ -71,7 +71,7 @@ class Plan:
         self,
         family: str,
         policy: str,
-        load: float,
+        load: float,  # own traffic, share of what the fleet can take within the limit
         params: Mapping = {},  # of the policy
         seeds: int | None = None,  # so many of the tuning seeds; None: all
     ) -> list[Task]:

@@ -974,7 +974,8 @@ def load_workload(
 ) -> Workload:  # requests from time 0 on
     """Any arrival file as a workload.
 
-    ValueError that names file, line, column and remedy where the file cannot be used.
+    FileNotFoundError where there is no such file; ValueError that names file, line, column and
+    remedy where the file cannot be used.
     """
     try:
         path, layout = _file(path)

@@ -224,7 +224,8 @@ class _Passage:
 class EndpointPicker:
     """Picks an endpoint for every request that Envoy asks about, over gRPC.
 
-    ModuleNotFoundError without the extra `envoy`, when it starts.
+    ModuleNotFoundError without the extra `envoy`, when it starts. ValueError where a backend has no
+    address, or an address no backend.
     """
 
     FURTHER = 2  # addresses behind the first one
@@ -284,6 +285,7 @@ class EndpointPicker:
             self.engine.observe(first, now)
 
     def since_ms(self, call: Decision) -> float:
+        "How long ago a decision was made, ms."
         return max(self.clock() - call.at_s, 0.0) * 1000.0
 
     def progress(self, call: Decision, events: int, told_s: float) -> float:  # when it last heard
@@ -312,6 +314,7 @@ class EndpointPicker:
         self.engine.observe(outcome, now)
 
     def gave_up(self, call: Decision):
+        "Envoy hung up before the answer: what was reserved is released."
         self.engine.cancel(call, self.clock())
 
     async def Process(self, stream, context):

@@ -29,7 +29,8 @@ _HOP = frozenset(
 class OrcaSidecar:
     """An ASGI application in front of one backend that tells Envoy how much it should get.
 
-    ModuleNotFoundError without the extra `gateway`, when the first request comes.
+    ModuleNotFoundError without the extra `gateway`, when the first request comes. KeyError where
+    the engine has no backend of that name.
     """
 
     def __init__(

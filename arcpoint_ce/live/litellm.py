@@ -370,7 +370,8 @@ class ArcpointLogger:
     """A LiteLLM callback that lets the engine choose the deployment.
 
     `litellm.callbacks = [ArcpointLogger("fleet.toml")]`. Backends are named as the deployments'
-    `model_info.id`. ModuleNotFoundError without the extra `litellm`.
+    `model_info.id`. ModuleNotFoundError without the extra `litellm`. ValueError where an engine is
+    given together with a store or settings, and for a request with a wish that there is not.
     """
 
     KEPT = 100_000  # calls whose ends are awaited, at most

@@ -375,8 +375,8 @@ class Exchange:
         self.headers = {name: value.decode("latin1") for name, value in scope["headers"]}
         self.receive, self.send = receive, send
 
-    async def body(self, most: float = inf) -> bytes | None:  # None: it is longer, bytes
-        "What came in."
+    async def body(self, most: float = inf) -> bytes | None:
+        "What came in; None where that is more than `most` bytes."
         parts, size = [], 0
         while True:
             message = await self.receive()
@@ -393,18 +393,22 @@ class Exchange:
             pass
 
     async def start(self, status: int, kind: str, extra: Mapping[str, str] = {}):
+        "Begin the answer: its status, its content type, and further headers."
         said = {"content-type": kind, **extra}
         headers = [(name.encode(), value.encode()) for name, value in said.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def part(self, body: bytes, more: bool = True):
+        "A piece of the answer; `more` False: the last one."
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def whole(self, status: int, body: bytes, kind: str = "application/json", extra={}):
+        "An answer in one piece, with its length told."
         await self.start(status, kind, {"content-length": str(len(body)), **extra})
         await self.part(body, more=False)
 
     async def error(self, status: int, kind: str, says: str, extra={}):
+        "An error in the words of OpenAI's interface: a kind, and a sentence for people."
         told = dict(error=dict(message=says, type=kind, code=kind))
         await self.whole(status, json.dumps(told).encode(), extra=extra)
 
@@ -591,5 +595,8 @@ def _batch_of(sim: SimBackend, told: dict) -> _Batch:
 
 
 def serve_model():
-    "A model server as a process: settings and then commands come in on standard input."
+    """A model server as a process: settings and then commands come in on standard input.
+
+    ModuleNotFoundError without the extra `gateway`.
+    """
     asyncio.run(_serve_app(read_settings(), _batch_of))

@@ -249,7 +249,8 @@ def _with_curves(backends: Iterable[Backend]) -> tuple[SimBackend, ...]:
 class Testbed:
     """Model servers and their fault proxy, as a context.
 
-    Everything ends with it, or with its parent.
+    Everything ends with it, or with its parent. ValueError without any backend, on a mixture of
+    backends and SimBackends, and on an engine for a backend that there is not.
     """
 
     __test__ = False  # no test, whatever pytest makes of its name
@@ -319,6 +320,7 @@ class Testbed:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
+        "The backends that a gateway should know, in the order of the servers."
         return tuple(sim.backend for sim in self.sims)
 
     @property

@@ -137,7 +137,10 @@ _LIMIT_HEADERS = (b"x-ratelimit", b"anthropic-ratelimit", b"ratelimit", b"retry-
 
 @displayed
 class Upstreams:
-    "Where the backends of a fleet are, and how one speaks to them."
+    """Where the backends of a fleet are, and how one speaks to them.
+
+    ValueError where a backend has no address, or where the environment lacks its key.
+    """
 
     def __init__(
         self,
@@ -180,6 +183,7 @@ class Upstreams:
         )
 
     async def stop(self):
+        "Close the connections."
         if self._client is not None:
             await self._client.aclose()
 

@@ -63,6 +63,7 @@ class Stage:
 
     @property
     def late(self) -> np.ndarray:  # per request: was it a breach where the log sent it
+        "The requests that the log failed, or answered too late."
         return ~self.ok | ~(self.latency_ms <= self.slo_ms[self.home])
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #372ce1c8
@@ -241,7 +242,7 @@ def late_share(
 # %% ../../nbs/proof/71_counterfactual.ipynb #305a8474
 def stretched(
     curve,  # the target's response (`Curve`); None: not known
-    load: float,
+    load: float,  # its requests in the step, as the log has them
     extra: float,  # its own requests in the step, and those moved there
 ) -> float:  # factor on its latencies, >= 1
     """How much slower the target becomes, pessimistically: beyond the loads ever seen at least in

@@ -419,6 +419,7 @@ def _rules(
 def frontier(
     table: pd.DataFrame,  # as from `predict_quality`; test rows are judged
     prices: _Prices = _Prices(),
+    # least P(right) with which the small model is taken, 0..1
     floors: Sequence[float] = tuple(np.round(np.arange(0.3, 1.0, 0.05), 2)),
     # USD per right answer
     worths: Sequence[float] = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.1),
@@ -429,7 +430,10 @@ def frontier(
     seed: int = 0,  # of the draws
     # rule, knob, large_share, usd_per_1000, accuracy, lo, hi, over_mix, over_lo, over_hi, n
 ) -> pd.DataFrame:
-    "Cost against accuracy of every rule, with 95 % bootstrap intervals over prompts."
+    """Cost against accuracy of every rule, with 95 % bootstrap intervals over prompts.
+
+    ValueError where no row is left to test on, or `predict_quality` was not called.
+    """
     rows = _tested(table)
     draws = _Draws(rows["prompt"], n_boot, seed)
     cheap = prices.of(rows["chars"], False)

@@ -30,6 +30,7 @@ class Series(NamedTuple):
 
     @property
     def probation(self) -> int:
+        "How many rows at its beginning are not judged."
         return probation(len(self.value))
 
     @property
@@ -263,8 +264,16 @@ def normalised(total: float, series: Sequence[Series], profile: str) -> float:  
     return 100 * (total + miss * wins) / ((hit + miss) * wins)
 
 
-def score_at(scores: Mapping, series: Sequence[Series], profile: str, threshold: float) -> float:
-    "The score at a given threshold."
+def score_at(
+    scores: Mapping[str, np.ndarray],  # by name of a series: how odd each row is, in any unit
+    series: Sequence[Series],
+    profile: str,  # one of PROFILES
+    threshold: float,  # from this score on a row is an alarm
+) -> float:  # -inf..100, as `normalised` gives it
+    """What a detector earns with a given threshold.
+
+    ValueError on a score that is missing or not a number, and where no window counts.
+    """
     x, total = tally(scores, series, profile)
     return normalised(total[int(np.searchsorted(-x, -threshold, "right"))], series, profile)
 

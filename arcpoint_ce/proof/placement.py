@@ -144,7 +144,10 @@ class Placer:
         return np.maximum(worst, _LEAST * capacity)
 
     def choose(self, room: np.ndarray, draw: tuple[float, float]) -> int:
-        "Two candidates drawn in proportion to their room; the one with more of it."
+        """Two candidates drawn in proportion to their room; the one with more of it.
+
+        `draw` are two numbers in [0, 1) that decide which.
+        """
         edges = np.cumsum(room) / room.sum()
         places = [int(np.searchsorted(edges, number)) for number in draw]
         first, second = (min(place, len(room) - 1) for place in places)

@@ -532,7 +532,7 @@ _SESSION_RULES: dict[str, Callable[[_SessionWorld], _Bind]] = dict(
 
 def sessions_table(
     seeds: Iterable[int],
-    loads: Sequence[float] = _LOADS,
+    loads: Sequence[float] = _LOADS,  # own requests in flight, share of what others leave, 0..1
     jitters_s: Sequence[float] = (2.0, 20.0),  # standard deviations of the start of a surge, s
     rules: Iterable[str] = tuple(_SESSION_RULES),
 ) -> pd.DataFrame:  # a row per seed, load, jitter and rule

@@ -612,7 +612,10 @@ def by_horizon(
     **kw,  # of `evaluate`
     # horizon_min, and ours, persistence and the best naive rule: mae_ms and ratio_geomean
 ) -> pd.DataFrame:
-    "Errors by horizon, a forecaster trained for each."
+    """Errors by horizon, a forecaster trained for each.
+
+    ValueError where the table is too short or too empty.
+    """
     out = []
     for h in tqdm(horizons_s, disable=not progress, desc="horizons"):
         m = evaluate(

@@ -108,6 +108,7 @@ class AtHome:
         self._chance = _one_of(plan, "chance", plan.probabilities)
 
     def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
+        "Position of the chosen backend; `random` draws uniformly from [0, 1)."
         chosen = self._choose(random, s, now)
         position, slot, room = self.home
         if chosen == position or s.in_flight[slot] + 1.0 > room:
@@ -123,12 +124,14 @@ class AtHome:
         return [i for i, x in enumerate(scores) if scores[home] > _bound(x) and i != home]
 
     def chance(self, position: int, s: Signals, now: float) -> float:
+        "The exact probability that `choose` takes this position, 0..1."
         leaves = self._leaves_for(s, now)
         if position == self.home.position:
             return 1.0 - sum(self._chance(i, s, now) for i in leaves)
         return self._chance(position, s, now) if position in leaves else 0.0
 
     def probabilities(self, s: Signals, now: float) -> list[float]:
+        "The exact probability, by position, that `choose` takes it; they sum to 1."
         odds = self.plan.probabilities(s, now)
         leaves = set(self._leaves_for(s, now))
         kept = [p if i in leaves else 0.0 for i, p in enumerate(odds)]
@@ -158,10 +161,12 @@ class ReservedFirst:
         return next((seat.position for seat in self.seats if seat.free(s)), -1)
 
     def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
+        "Position of the chosen backend; `random` draws uniformly from [0, 1)."
         position = self._next(s)
         return position if position >= 0 else self.plan.choose(random, s, now)
 
     def probabilities(self, s: Signals, now: float) -> list[float]:
+        "The exact probability, by position, that `choose` takes it; they sum to 1."
         position = self._next(s)
         if position < 0:
             return self.plan.probabilities(s, now)

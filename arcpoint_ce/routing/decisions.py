@@ -153,7 +153,7 @@ class Lane:
         self.answered_s = -inf  # when its last success ended, s
 
     def ready_s(self, now: float, tokens: float = 0, tokens_in: int = 0) -> float:
-        "From when on another request fits its rate limits, s."
+        "From when on a request of so many `tokens`, `tokens_in` of them input, fits its limits, s."
         budget = self.budget
         fits_s = budget.ready_s(now, tokens, tokens_in) if budget else now
         return max(fits_s, self.hold.until_s)
@@ -196,6 +196,7 @@ class Lane:
         self.nowcast.streamed_s = min(self.nowcast.streamed_s, now)
 
     def failed(self, took_ms: float, end_s: float) -> None:  # inf: nobody knows how long it took
+        "A request ended without success at `end_s`; the times of the last few are kept."
         self.failed_ms = (*self.failed_ms[1:], took_ms)
         self.failed_s = max(end_s, self.failed_s)
 
@@ -611,31 +612,38 @@ class Decision:
 
     @property
     def attempts(self) -> int:
-        return len(self.lanes)  # attempts reserved so far
+        "Attempts reserved so far."
+        return len(self.lanes)
 
     @property
     def mode(self) -> str:
-        return self.view.mode  # "predictive", "reactive" or "panic"
+        """How it was decided: "predictive", "reactive" or "panic"."""
+        return self.view.mode
 
     @property
     def last_resort(self) -> bool:
-        return self.view.last_resort  # all were shut, and the least bad was taken
+        "All backends were shut, and the least bad one was taken."
+        return self.view.last_resort
 
     @property
     def is_probe(self) -> bool:
-        return bool(self.probes & 1)  # tests a half-open backend
+        "Its first attempt tests a backend whose breaker is half-open."
+        return bool(self.probes & 1)
 
     @property
     def forecast_version(self) -> int | None:  # None: decided without a forecast
+        "Number of the forecast table that it was decided with."
         return self.view.table.version if self.mode == "predictive" else None
 
     @property
     def forecast_age_s(self) -> float | None:  # None: decided without a forecast
+        "How old that forecast was, s."
         return self.view.table.age_s(self.at_s) if self.mode == "predictive" else None
 
     @property
     def signals(self) -> Signals:
-        return Signals(*self.known)  # what this gateway knew of its own at the first draw
+        "What this gateway knew of its own at the first draw."
+        return Signals(*self.known)
 
     def attempt_probability(self, attempt: int) -> float:  # 0 is the first try
         "The exact chance that this attempt went where it went. IndexError where there was none."
@@ -649,19 +657,23 @@ class Decision:
 
     @property
     def probability(self) -> float:
-        return self.attempt_probability(0)  # the propensity of the first draw
+        "The propensity: the exact probability of the first draw, 0..1."
+        return self.attempt_probability(0)
 
     @property
     def candidates(self) -> Ranking:
+        "Every backend with its score, its chance, and why, as it was when this was decided."
         found = self.view.ranking(self.request, self.signals, self.at_s)
         return _kept_first(found, self.backend, self.kept) if self.kept else found
 
     @property
     def fallbacks(self) -> list[str]:  # other backends that may serve, best score first
+        "Where else the request could go."
         return [c.backend for c in self.candidates if c.score < inf and c.backend != self.backend]
 
     @property
     def reasons(self) -> list[str]:  # sentences, the most important first
+        "Why it was decided so, in words."
         return _explain(self)
 
     def started_s(self, attempt: int) -> float:
@@ -670,7 +682,8 @@ class Decision:
 
     @property
     def reserved_tok(self) -> int:
-        return self.request.tokens_in + int(self.expect)  # what each attempt takes of a budget
+        "What each attempt takes of a token budget: its input and the expected answer."
+        return self.request.tokens_in + int(self.expect)
 
     def try_again(
         self, view: View, place: int, lane: Lane, known: tuple[Any, ...], now: float

@@ -81,7 +81,7 @@ class Budget:
         return self.tpm - (self.used_tok if self.counted(now) else 0)
 
     def ready_s(self, now: float, tokens: float = 0, tokens_in: int = 0) -> float:
-        """From when on a request of so many tokens fits, s.
+        """From when on a request of so many `tokens`, `tokens_in` of them input, fits, s.
 
         `now` where it fits at once, inf where it never will.
         """
@@ -167,7 +167,7 @@ class Budget:
         return False
 
     def promise(self, tokens: float) -> None:
-        "A view lets requests up to this size pass unasked, tokens."
+        "A view lets requests of up to `tokens` tokens pass unasked."
         self.promised_tok = max(self.promised_tok, tokens)
         self.calm_tok = min(self.calm_tok, self.tpm - self.promised_tok)
 
@@ -265,7 +265,10 @@ class Budget:
         self.calm = self.calm_tok = self.calm_in_tok = -1.0
 
     def adopt(self, claims: Sequence[float], now: float) -> None:
-        "What this gateway took before it was started again, where its memo knows of less."
+        """What this gateway took before it was started again, where its memo knows of less.
+
+        `claims` are its own last ones, as `claims` gave them: times in s, requests and tokens.
+        """
         if not self.counted(now):
             self._turn(now)
         part = self.part = self.part or _OwnPart(1, True, *self._whole())

@@ -66,7 +66,7 @@ class Nowcast:
         self.hope_s = 0.0
 
     def stream(self, seconds: float, tokens: float) -> None:
-        "A stream has brought this many tokens in this many seconds."
+        "A stream has brought so many `tokens` in so many seconds."
         most_s = self.MOST_S
         self.new_s += seconds if seconds < most_s else most_s
         self.new_tok += tokens

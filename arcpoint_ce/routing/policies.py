@@ -100,14 +100,14 @@ class Plan(Protocol):
     has `chance(position, s, now)` or `score(position, s, now)`.
     """
 
-    # position of the chosen backend
-    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int: ...
+    def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
+        "Position of the chosen backend; `random` draws uniformly from [0, 1)."
 
-    # per position; lower is better
-    def scores(self, s: Signals, now: float) -> list[float]: ...
+    def scores(self, s: Signals, now: float) -> list[float]:
+        "A number per position, without a unit: the lower it is, the better the backend."
 
-    # exact chance of each; sums to 1
-    def probabilities(self, s: Signals, now: float) -> list[float]: ...
+    def probabilities(self, s: Signals, now: float) -> list[float]:
+        "The exact probability, by position, that `choose` takes it; they sum to 1."
 
 
 class Policy(Protocol):
@@ -121,7 +121,8 @@ class Policy(Protocol):
     name: str
     peak: bool  # keep the latency EWMA as Peak EWMA (instant rise) or as a plain one
 
-    def plan(self, scene: Scene, s: Signals) -> Plan: ...
+    def plan(self, scene: Scene, s: Signals) -> Plan:
+        "Make ready for one scene; the plan is kept as long as the scene is."
 
 # %% ../../nbs/routing/04_policies.ipynb #6c4d9e1f
 def _draw_two(
@@ -209,6 +210,7 @@ class WeightedPlan:
         return [-w for w in self.weights]
 
     def chance(self, position: int, s: Signals, now: float) -> float:
+        "The exact probability that `choose` takes this position, 0..1."
         return self.weights[position] / self.cum[-1]
 
     def probabilities(self, s: Signals, now: float) -> list[float]:

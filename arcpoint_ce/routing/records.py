@@ -321,6 +321,7 @@ class Step:
 
     @property
     def mean_ms(self) -> float | None:  # mean latency, ms; None where nothing was measured
+        "Mean latency of what was measured, ms."
         return self.latency_us / self.n_lat / 1000.0 if self.n_lat else None
 
     def add(
@@ -453,24 +454,30 @@ class Forecast:
 
     @property
     def p50_ms(self) -> float:
+        "Median of the step statistic, ms."
         return self.step_ms[3]
 
     @property
     def p80_ms(self) -> float:
+        "What the step statistic stays below with probability 0.8, ms."
         return _at_level(self.step_ms, 0.8)
 
     @property
     def p90_ms(self) -> float:
+        "What the step statistic stays below with probability 0.9, ms."
         return self.step_ms[5]
 
     @property
     def interval_ms(self) -> tuple[float, float]:  # the 80 % interval [p10, p90], ms
+        "Where the step statistic lies with probability 0.8, ms."
         return self.step_ms[1], self.step_ms[5]
 
     def p_breach(self, slo_ms: float) -> float:
+        "Probability that the step statistic is above the limit, 0..1."
         return exceedance(self.step_ms, slo_ms)
 
     def p_slow(self, slo_ms: float) -> float:
+        "Probability that a single request takes longer than the limit, 0..1."
         return exceedance(self.request_ms, slo_ms)
 
 # %% ../../nbs/routing/00a_records.ipynb #e65dd44c
@@ -518,6 +525,7 @@ class ForecastTable(Mapping[str, Forecast]):
         return len(self.forecasts)
 
     def age_s(self, now: float) -> float:
+        "How long ago it was made, s; 0 where its time is still to come."
         return max(now - self.made_s, 0.0)
 
     # the forecast, or None: missing, broken or stale
@@ -591,8 +599,10 @@ class Forecaster(Protocol):
         return None
 
     def gauges(self, now: float, said: Mapping[str, tuple[float, float, float, float]]) -> None:
-        """What backends say of themselves: when (s), requests running, requests waiting, time per
-        output token (ms).
+        """What backends say of themselves.
+
+        `said` holds, by backend: when it spoke (s), requests running, requests waiting, and the
+        time per output token (ms).
         """
         return None
 

@@ -1439,6 +1439,7 @@ class Router:
 
     @property
     def backends(self) -> list[Backend]:
+        "All backends that it knows."
         return [lane.backend for lane in self._lanes.values()]
 
     def add(self, backend: Backend, now: float) -> None:

@@ -277,14 +277,19 @@ class Spending:
     def short(
         self, purses: Iterable[_Purse], usd: float, tok: float, now: float
     ) -> tuple[float, str] | None:
-        "Which of these budgets is too short for so much; of several the last to recover."
+        """Which of these budgets is too short for so much (USD, tokens).
+
+        Of several it is the last to recover.
+        """
         found = [lack for p in purses if (lack := p.short(usd, tok, now))]
         return max(found, key=lambda lack: lack[0], default=None)
 
     def status(self, now: float) -> list[dict[str, Any]]:  # one entry per budget, fit for JSON
+        "What was spent and what is left of every budget."
         return [p.status(now) for p in self.purses]
 
     def memo(self) -> list[dict[str, Any]]:  # fit for JSON
+        "What `restore` needs after a restart."
         return [p.memo() for p in self.purses]
 
     def restore(self, memo: Iterable[Mapping[str, Any]]) -> None:

@@ -67,8 +67,11 @@ def middle_sorted(
     return xs[i] + (xs[i + 1] - xs[i]) * beyond
 
 
-def middle(xs: Iterable[float], q: float = 0.5) -> float:
-    "Quantile of a few numbers in any order (not empty)."
+def middle(
+    xs: Iterable[float],  # in any order, not empty
+    q: float = 0.5,  # 0..1
+) -> float:  # the q-quantile, in the unit of the numbers
+    "Quantile of a few numbers."
     return middle_sorted(sorted(xs), q)
 
 # %% ../../nbs/routing/01_steps.ipynb #29e75321

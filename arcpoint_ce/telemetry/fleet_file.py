@@ -52,7 +52,7 @@ class Fleet(tuple):
         source: str = "",
         upstreams: dict[str, Upstream] | None = None,
         budgets: Iterable[SpendLimit] = (),
-        limits: dict[str, float] | None = None,
+        limits: dict[str, float] | None = None,  # slo_ms and the like, as in `RouterConfig`
     ):
         "ValueError where two backends share a name."
         self = super().__new__(cls, backends)

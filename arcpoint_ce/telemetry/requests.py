@@ -407,11 +407,17 @@ class RequestLog:
         return _typed(out)
 
     def steps(self, step_s: int = 60) -> pd.DataFrame:
-        "One row per backend and step of `step_s` seconds, sorted by (start_s, backend)."
+        """One row per backend and step of `step_s` seconds, sorted by (start_s, backend).
+
+        ValueError where `step_s` is no whole number of seconds, or makes far too many steps.
+        """
         return _fold_steps(self.con, step_s)
 
     def plot(self, step_s: int = 600, ax=None):
-        "Mean latency of every backend over time, a point a step of `step_s` seconds."
+        """Mean latency of every backend over time, a point a step of `step_s` seconds.
+
+        ValueError as in `steps`.
+        """
         return _plot_steps(self.steps(step_s), ax)
 
     def close(self):

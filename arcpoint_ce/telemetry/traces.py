@@ -114,7 +114,7 @@ def fetch(
 ) -> Path:  # a local file whose checksum is right
     """A public data set from ARCPOINT_DATA, the cache or its publisher (pooch).
 
-    ValueError on unknown names, FetchError else.
+    ValueError on unknown names, OSError where the data cannot be had; it says what to put where.
     """
     registry = REGISTRY if registry is None else registry
     if name not in registry:
@@ -441,7 +441,9 @@ def load_arrivals(
 ) -> pd.DataFrame:
     """Arrivals of a public trace.
 
-    ValueError on unknown formats, missing columns, bad rows, and times whose unit is in doubt.
+    FileNotFoundError where there is no such file, OSError where a data set cannot be had,
+    ValueError
+    on unknown formats, missing columns, bad rows, and times whose unit is in doubt.
     """
     path = _locate(path)
     fmt = _format_of(path, format)
@@ -491,7 +493,12 @@ def _arrivals(
 def load_rates(
     path: str | Path,  # a file in the aggregate's layout, or the name of a data set to `fetch`
 ) -> pd.DataFrame:  # start_s, rate_rps, active_clients, and per large client rate (rps) and cv
-    "Request rates per window. ValueError on files without rates and on bad fields, which it lists."
+    """Request rates per window.
+
+    FileNotFoundError where there is no such file, OSError where a data set cannot be had,
+    ValueError
+    on files without rates and on bad fields, which it lists.
+    """
     path = _locate(path)
     if detect_format(path) != "servegen":
         raise ValueError(f"{path} holds single arrivals: use load_arrivals")
@@ -645,7 +652,10 @@ def exercise_floor(
     horizon_min: int = 5,  # minutes ahead
     memoryless: bool = False,  # which variant
 ) -> float:  # least reachable mean absolute error, ms
-    "Expected error of the best forecast that knows the generator, but no noise and no onset ahead."
+    """Expected error of the best forecast that knows the generator, no noise and no onset ahead.
+
+    ValueError where the memoryless variant is asked beyond the length of a surge.
+    """
     base = _calm_load(np.arange(1000) + 0.5, 1000.0)
     if memoryless:
         left_min = np.arange(_SURGE_MIN + 1)
@@ -664,7 +674,10 @@ def exercise_oracle(
     cycle_minutes: float = 500.0,  # as given to `exercise`
     memoryless: bool = False,  # as given to `exercise`
 ) -> pd.DataFrame:  # per row t, about t + horizon: p_surge, best_ms, floor_ms (its expected error)
-    "The best forecast from each row, by one who knows the generator (not its future)."
+    """The best forecast from each row, by one who knows the generator (not its future).
+
+    ValueError where the memoryless variant is asked beyond the length of a surge.
+    """
     minute = data.minute.to_numpy()
     ahead = minute + horizon_min
     if memoryless:
@@ -707,7 +720,7 @@ def exercise_steps(
     memoryless: bool = False,  # which variant
     # backend, start_s, n, n_err, n_lat, latency_us, tokens_in, tokens_out; one row a minute
 ) -> pd.DataFrame:
-    "The exercise as steps of one backend. Synthetic."
+    "The exercise as steps of one backend. Synthetic. ValueError where a length is not positive."
     d = exercise(n_minutes, seed, cycle_minutes, memoryless)
     n = d.load.round().astype("int64")
     start_s = int(_EXERCISE_START.timestamp())
@@ -1041,5 +1054,5 @@ def sample_path() -> Path:  # the shipped request log, Parquet
 
 
 def sample_truth() -> dict:  # true causes and constants of the shipped sample
-    "What really happened in the shipped sample."
+    "What really happened in the shipped sample. FileNotFoundError where that is missing."
     return json.loads(sample_path().with_name("sample_truth.json").read_text(encoding="utf-8"))
