@@ -262,11 +262,13 @@ def free_share(
     return free / whole
 
 
-def tried_first(free: float | None, room: float, most: float = 0.95) -> float:
-    """The share of first attempts that goes to places that fail at once.
-
-    None while the others have twice the `room` free. `most` once they have no more than `room`:
-    the others are always tried too.
+def tried_first(
+    free: float | None,  # share of the others' room that is free, 0..1; None: nobody knows
+    room: float,  # share from which on they count as full, 0..1
+    most: float = 0.95,  # at most this share, so that the others are always tried too
+) -> float:  # 0..1
+    """The share of first attempts that goes to places that fail at once: nothing while the others
+    have twice the `room` free, `most` once they have no more than `room`.
     """
     if free is None or free >= 2.0 * room:
         return 0.0
