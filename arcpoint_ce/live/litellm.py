@@ -7,7 +7,6 @@ __all__ = ['ArcpointLogger']
 
 # %% ../../nbs/live/62_litellm.ipynb #22218075
 import logging
-import os
 import re
 import time
 from asyncio import CancelledError
@@ -24,6 +23,7 @@ from time import perf_counter
 from typing import Any
 
 from ..engine.engine import ContextEngine
+from ..engine.store import forks
 from ..routing.decisions import Decision, NoBackend
 from ..routing.limits import read_limits
 from ..routing.outcomes import displayed
@@ -59,9 +59,9 @@ def _request_of(
     tokens_out: object = None,  # at most so many are wanted; None: nobody said
 ) -> Request:  # without a model: LiteLLM has seen to that
     "What the engine is asked. ValueError on a wish that there is not."
-    wishes = metadata.get(_WISHES)
     tokens_in = (_characters(messages) + 3) // 4
     expected = tokens_out if isinstance(tokens_out, int) and tokens_out > 0 else 0
+    wishes = metadata.get(_WISHES)
     if wishes is None:
         return Request(tokens_in=tokens_in, tokens_out=expected)
     strange = sorted(set(wishes) - set(_FIELDS)) if isinstance(wishes, Mapping) else [wishes]
@@ -79,7 +79,7 @@ def _request_of(
 class _Call:
     "One decision on its way through LiteLLM, and the attempt that runs now."
 
-    __slots__ = ("decision", "group", "backend", "attempt", "started_s", "told_s", "failed")
+    __slots__ = ("decision", "group", "backend", "attempt", "started_s", "told_s", "failed", "left")
 
     def __init__(self, decision: Decision, group: str):
         self.decision, self.group = decision, group
@@ -87,6 +87,7 @@ class _Call:
         self.attempt = 0
         self.started_s = self.told_s = decision.at_s  # the attempt's start; last progress, s
         self.failed: str | None = None  # LiteLLM's id of the attempt that failed last
+        self.left = False  # it was taken back, and LiteLLM went its own way
 
     def again(self, backend: str, now: float):
         "A further attempt has begun."
@@ -100,30 +101,34 @@ class _Calls:
     def __init__(self, most: int):
         self.most = most  # calls that are kept
         self.secret = token_hex(8)
-        self.by_mark: dict[str, _Call] = {}
+        # a decision and its group stand for their call until somebody asks for it
+        self.by_mark: dict[str, _Call | tuple[Decision, str]] = {}
 
-    def add(self, call: _Call, metadata: dict):
+    def add(self, decision: Decision, group: str, metadata: dict):
         "A new call; the metadata of its request get its mark."
-        metadata[_MARK] = mark = f"{call.decision.id}.{self.secret}"
-        self.by_mark[mark] = call
-        while len(self.by_mark) > self.most:
-            del self.by_mark[next(iter(self.by_mark))]
+        metadata[_MARK] = mark = f"{decision.id}.{self.secret}"
+        calls = self.by_mark
+        calls[mark] = decision, group
+        if len(calls) > self.most:
+            del calls[next(iter(calls))]
 
     def of(self, metadata: Mapping) -> _Call | None:
         "The call that a request's metadata names."
         mark = metadata.get(_MARK)
-        return self.by_mark.get(mark) if isinstance(mark, str) else None
+        found = self.by_mark.get(mark) if isinstance(mark, str) else None
+        if isinstance(found, tuple):
+            found = self.by_mark[mark] = _Call(*found)
+        return found
 
 
 def _metadata_of(request: Mapping | None) -> dict:  # an empty one where there is none
     "The metadata that LiteLLM shares between the hooks of one request."
-    for name in ("litellm_metadata", "metadata"):
-        found = request.get(name) if request else None
-        if isinstance(found, dict) and (_MARK in found or "model_group" in found):
-            return found
     if request is None:
         return {}
-    found = request.get("metadata")
+    for name in ("litellm_metadata", "metadata"):
+        found = request.get(name)
+        if isinstance(found, dict) and ("model_group" in found or _MARK in found):
+            return found
     if not isinstance(found, dict):
         found = {}
         if isinstance(request, dict):
@@ -211,7 +216,7 @@ class _Chooser:
             decision = self.engine.claim(request, self.draw(request, group, now), now)
         else:
             decision = self.engine.decide(request, now)
-        self.calls.add(_Call(decision, model), metadata)
+        self.calls.add(decision, model, metadata)
         return decision.backend
 
     def _again(self, call: _Call, model: str, group: _Group, now: float) -> str | None:
@@ -228,7 +233,7 @@ class _Chooser:
         call = self.calls.of(metadata)
         if call is not None:
             self.engine.cancel(call.decision, now)
-            call.backend = None
+            call.backend, call.left = None, True
             del metadata[_MARK]
 
 # %% ../../nbs/live/62_litellm.ipynb #d929570a
@@ -243,6 +248,8 @@ class _Doubts:
         self.stale_s, self.aside_s = stale_s, aside_s
         self.began_s: float | None = None  # the first time that it was asked, s
         self.aside_until_s = -inf
+        # from then until then there are none, s
+        self.clear_from_s, self.clear_until_s = inf, -inf
 
     def why(self, now: float) -> str | None:  # None: there are none
         "Why the engine is not to be asked now."
@@ -250,12 +257,15 @@ class _Doubts:
             self.began_s = now
         if self.aside_until_s - self.aside_s <= now < self.aside_until_s:
             return "aside"
-        since_s = now - self.stale_s
-        fresh = self.engine.slow.ticked_s >= since_s or self.began_s >= since_s
-        return None if fresh else "stale"
+        heard_s = max(self.engine.slow.ticked_s, self.began_s)
+        if now - heard_s > self.stale_s:
+            return "stale"
+        self.clear_from_s, self.clear_until_s = now, heard_s + self.stale_s
+        return None
 
     def took_long(self, ms: float, now: float):
         "An answer of the engine took longer than its budget."
+        self.clear_until_s = -inf
         self.aside_until_s = now + self.aside_s
         _LOG.warning("the engine took %.1f ms and is left alone for %g s", ms, self.aside_s)
 
@@ -276,11 +286,12 @@ class _Adviser:
         metadata: dict,
     ) -> str | None:  # None: leave the list as it is
         "Where the request should go."
-        now = self.clock()
-        why = self.doubts.why(now)
-        if why is not None:
-            self.counts[why] += 1
-            return None
+        now, doubts = self.clock(), self.doubts
+        if not doubts.clear_from_s <= now < doubts.clear_until_s:
+            why = doubts.why(now)
+            if why is not None:
+                self.counts[why] += 1
+                return None
         began_s = perf_counter()
         try:
             backend = taker.take(model, request, group, metadata, now)
@@ -290,9 +301,9 @@ class _Adviser:
             _LOG.exception("the engine failed to decide")
             return self._failed("raised", f"{type(e).__name__}: {e}")
         took_ms = (perf_counter() - began_s) * 1000.0
-        if took_ms > self.doubts.budget_ms:
+        if took_ms > doubts.budget_ms:
             self.counts["over_budget"] += 1
-            self.doubts.took_long(took_ms, now)
+            doubts.took_long(took_ms, now)
             taker.forget(metadata, self.clock())
             return None
         return backend
@@ -376,6 +387,8 @@ class _Reporter:
         call = self.calls.of(metadata)
         if backend not in self.chooser.known or (call is None and _MARK in metadata):
             return False
+        if call is not None and call.left:  # a copy of the metadata still has the mark
+            call.left, call = False, None
         if call is not None and call.backend != backend:
             return False
         if told.cached:
@@ -489,7 +502,7 @@ class _Shadow:
             decision = self.chooser.engine.claim(request, theirs, now, anyway=True)
         except NoBackend:
             return
-        self.chooser.calls.add(_Call(decision, group), metadata)
+        self.chooser.calls.add(decision, group, metadata)
 
 # %% ../../nbs/live/62_litellm.ipynb #73f8d9e8
 @cache
@@ -539,6 +552,27 @@ def _engine_of(fleet, store, settings: Mapping[str, Any]) -> ContextEngine:
         fleet = load_fleet(fleet)
     return ContextEngine(fleet, store, **settings)
 
+
+class _Worker:
+    "The worker of an engine that is ours: it starts with the first request of a process."
+
+    def __init__(self, engine: ContextEngine, owned: bool):
+        self.engine, self.owned = engine, owned
+        self.missing = owned
+        forks.add(self)
+
+    def start(self, clock: Callable[[], float]):
+        "One for this process."
+        self.missing = False
+        self.engine.start(clock)
+
+    def locks(self) -> list:
+        return []  # that must be free when the process forks
+
+    def forked(self):
+        "The child of a fork has no worker."
+        self.missing = self.owned
+
 # %% ../../nbs/live/62_litellm.ipynb #d296294b
 @displayed
 class ArcpointLogger:
@@ -575,8 +609,7 @@ class ArcpointLogger:
         self.engine = _engine_of(fleet, store, settings)
         self.shadow, self.clock = shadow, clock
         self.counts = dict.fromkeys(self.COUNTED, 0)
-        self._owns = not isinstance(fleet, ContextEngine)
-        self._pid: int | None = None  # the process in which the worker was started
+        self._worker = _Worker(self.engine, owned=not isinstance(fleet, ContextEngine))
         self._chooser = _Chooser(self.engine, _Calls(self.KEPT))
         self._doubts = _Doubts(self.engine, budget_ms, stale_s, aside_s)
         self._adviser = _Adviser(self._doubts, self.counts, clock)
@@ -603,9 +636,8 @@ class ArcpointLogger:
                 if not allowed:
                     return allowed
                 group = self._chooser.group(allowed)
-        if self._owns and self._pid != os.getpid():  # a fork has no worker
-            self._pid = os.getpid()
-            self.engine.start(self.clock)
+        if self._worker.missing:
+            self._worker.start(self.clock)
         taker = self._shadow if self.shadow else self._chooser
         backend = self._adviser.ask(taker, model, request, group, metadata)
         if backend is None or self.shadow:
@@ -701,5 +733,5 @@ class ArcpointLogger:
 
     def close(self):
         "Stop the engine's worker and close its store, where they are ours."
-        if self._owns:
+        if self._worker.owned:
             self.engine.close(self.clock())
