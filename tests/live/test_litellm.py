@@ -175,6 +175,18 @@ def test_a_caller_cannot_name_the_decision_of_another(logger):
     assert len(first["arcpoint_decision"]) > 16
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads and forks: what is tested
+def test_the_child_of_a_fork_gets_a_worker_of_its_own(logger):
+    filtered(logger)
+    pid = os.fork()
+    if pid == 0:
+        before = logger.engine.status(0.0)["worker"]["runs"]
+        filtered(logger)
+        os._exit(10 * before + logger.engine.status(0.0)["worker"]["runs"])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
 def test_a_wish_that_there_is_not_raises(logger):
     with pytest.raises(ValueError, match="regoins"):
         filtered(logger, metadata={"arcpoint": {"regoins": ["eu"]}})
