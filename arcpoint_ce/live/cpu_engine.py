@@ -115,7 +115,7 @@ def _normal(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6)
 
 # %% ../../nbs/live/60e_cpu_engine.ipynb #e7a3b0e9
-_PIECE_TOK = 64  # of a prompt, read between two steps
+_PIECE_TOK = 64  # so much of a prompt is read in one step
 
 
 class _Seated:
@@ -129,7 +129,7 @@ class _Seated:
 
 
 class _EngineBatch:
-    "A transformer that serves, with the face of a `_Batch`."
+    "A transformer that serves, with the methods that a server expects of a `_Batch`."
 
     def __init__(self, sim: SimBackend, model: _Transformer, kv_tok: float = inf, seed: int = 0):
         self.loop = asyncio.get_running_loop()
@@ -137,7 +137,7 @@ class _EngineBatch:
         self.waiting: deque[Job] = deque()
         self.seated: dict[Job, _Seated] = {}
         self.free = list(range(model.seats))
-        self.whole: dict[Job, asyncio.Event] = {}
+        self.whole: dict[Job, asyncio.Event] = {}  # job -> is its answer whole
         self.random, self.prompts = Random(seed).random, np.random.default_rng(seed)
         self.number = self.taken = 0
         self.held_tok = 0.0
@@ -145,7 +145,7 @@ class _EngineBatch:
         self.pool = ThreadPoolExecutor(1, "engine")
         self.running: asyncio.Task | None = None
 
-    def enter(self, tokens_in: int, tokens_out: int) -> Job | str:  # what it stumbled over
+    def enter(self, tokens_in: int, tokens_out: int) -> Job | str:  # or what refused it
         "A request comes in."
         now = self.loop.time()
         most = self.model.context_tok

@@ -47,7 +47,7 @@ def _protos() -> Any:
 def _asked_of(headers: Mapping[str, str], body: bytes) -> Request:
     """What a request asks for, as far as its head and its body tell.
 
-    A body that is no JSON tells its length.
+    Of a body that is not JSON only the length counts.
     """
     model, tokens_out = headers.get("x-gateway-model-name", ""), 0
     length = headers.get("content-length", "")
@@ -82,8 +82,8 @@ class _Passage:
     "One request on its way through Envoy."
 
     def __init__(self, picker: "EndpointPicker"):
-        self.picker, self.p = picker, _protos()
-        self.mode = self.p.mode.ProcessingMode
+        self.picker, self.protos = picker, _protos()
+        self.mode = self.protos.mode.ProcessingMode
         self.headers: dict[str, str] = {}
         self.offered: list[str] = []  # addresses that the gateway allows; empty: all
         self.request_mode = self.response_mode = self.mode.NONE
@@ -131,7 +131,9 @@ class _Passage:
         return answer + self._sent_back("request_body", self.body, told.end_of_stream)
 
     def _request_trailers(self, asked: Any, told: Any) -> list:
-        return [self.p.pb.ProcessingResponse(request_trailers=self.p.pb.TrailersResponse())]
+        return [
+            self.protos.pb.ProcessingResponse(request_trailers=self.protos.pb.TrailersResponse())
+        ]
 
     def _picked(self, kind: str) -> list:
         "A decision, as the change of a head; or an answer to the caller."
@@ -142,8 +144,8 @@ class _Passage:
             self.refused = True
             return [self._refusal(e)]
         text = ",".join(where)
-        header = self.p.header.HeaderValue(key=_DESTINATION, raw_value=text.encode())
-        option = self.p.header.HeaderValueOption(header=header, append_action=2)  # overwrite
+        header = self.protos.header.HeaderValue(key=_DESTINATION, raw_value=text.encode())
+        option = self.protos.header.HeaderValueOption(header=header, append_action=2)  # overwrite
         answer = self._goes_on(kind)
         response = getattr(answer, kind).response
         response.header_mutation.set_headers.append(option)
@@ -154,23 +156,23 @@ class _Passage:
     def _refusal(self, e: NoBackend) -> Any:
         "What the caller is told where nothing may serve it."
         later = 0 < e.retry_after_s < inf
-        answer = self.p.pb.ImmediateResponse(body=str(e).encode(), details="no endpoint")
+        answer = self.protos.pb.ImmediateResponse(body=str(e).encode(), details="no endpoint")
         answer.status.code = 429 if later else 503
         if later:
-            wait = self.p.header.HeaderValue(key="retry-after")
+            wait = self.protos.header.HeaderValue(key="retry-after")
             wait.raw_value = str(ceil(e.retry_after_s)).encode()
-            answer.headers.set_headers.append(self.p.header.HeaderValueOption(header=wait))
-        return self.p.pb.ProcessingResponse(immediate_response=answer)
+            answer.headers.set_headers.append(self.protos.header.HeaderValueOption(header=wait))
+        return self.protos.pb.ProcessingResponse(immediate_response=answer)
 
     def _goes_on(self, kind: str) -> Any:
         "Nothing is to be changed."
-        pb = self.p.pb
+        pb = self.protos.pb
         how = pb.HeadersResponse if kind.endswith("headers") else pb.BodyResponse
         return pb.ProcessingResponse(**{kind: how(response=pb.CommonResponse())})
 
     def _sent_back(self, kind: str, body: bytes, ends: bool) -> list:
         "A body, in pieces that a message may hold."
-        pb, answers = self.p.pb, []
+        pb, answers = self.protos.pb, []
         for at in range(0, len(body), _PIECE) or (0,):
             last = at + _PIECE >= len(body)
             piece = pb.StreamedBodyResponse(
@@ -206,7 +208,9 @@ class _Passage:
 
     def _response_trailers(self, asked: Any, told: Any) -> list:
         self._ended()
-        return [self.p.pb.ProcessingResponse(response_trailers=self.p.pb.TrailersResponse())]
+        return [
+            self.protos.pb.ProcessingResponse(response_trailers=self.protos.pb.TrailersResponse())
+        ]
 
     def _ended(self):
         if self.call is not None:

@@ -7,13 +7,15 @@ __all__ = ['ArcpointLogger']
 
 # %% ../../nbs/live/62_litellm.ipynb #22218075
 import logging
-import os
 import re
 import time
-from collections import Counter, deque
+from asyncio import CancelledError
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime
 from functools import cache
 from math import inf
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from secrets import token_hex
@@ -21,6 +23,7 @@ from time import perf_counter
 from typing import Any
 
 from ..engine.engine import ContextEngine
+from ..engine.store import forks
 from ..routing.decisions import Decision, NoBackend
 from ..routing.limits import read_limits
 from ..routing.outcomes import displayed
@@ -29,6 +32,7 @@ from ..telemetry.fleet_file import load_fleet
 
 # %% ../../nbs/live/62_litellm.ipynb #5d8acec3
 _MARK = "arcpoint_decision"  # in a request's metadata: names its decision
+_MEANT = "arcpoint_meant"  # in a request's metadata, in shadow mode: what the engine would take
 _WISHES = "arcpoint"  # in a request's metadata: what its caller wants
 _FIELDS = (
     *("task", "tier", "slo_ms", "max_cost_usd", "min_quality", "regions", "tags", "session"),
@@ -55,9 +59,9 @@ def _request_of(
     tokens_out: object = None,  # at most so many are wanted; None: nobody said
 ) -> Request:  # without a model: LiteLLM has seen to that
     "What the engine is asked. ValueError on a wish that there is not."
-    wishes = metadata.get(_WISHES)
     tokens_in = (_characters(messages) + 3) // 4
     expected = tokens_out if isinstance(tokens_out, int) and tokens_out > 0 else 0
+    wishes = metadata.get(_WISHES)
     if wishes is None:
         return Request(tokens_in=tokens_in, tokens_out=expected)
     strange = sorted(set(wishes) - set(_FIELDS)) if isinstance(wishes, Mapping) else [wishes]
@@ -75,7 +79,7 @@ def _request_of(
 class _Call:
     "One decision on its way through LiteLLM, and the attempt that runs now."
 
-    __slots__ = ("decision", "group", "backend", "attempt", "started_s", "told_s", "failed")
+    __slots__ = ("decision", "group", "backend", "attempt", "started_s", "told_s", "failed", "left")
 
     def __init__(self, decision: Decision, group: str):
         self.decision, self.group = decision, group
@@ -83,6 +87,7 @@ class _Call:
         self.attempt = 0
         self.started_s = self.told_s = decision.at_s  # the attempt's start; last progress, s
         self.failed: str | None = None  # LiteLLM's id of the attempt that failed last
+        self.left = False  # it was taken back, and LiteLLM went its own way
 
     def again(self, backend: str, now: float):
         "A further attempt has begun."
@@ -96,30 +101,34 @@ class _Calls:
     def __init__(self, most: int):
         self.most = most  # calls that are kept
         self.secret = token_hex(8)
-        self.by_mark: dict[str, _Call] = {}
+        # a decision and its group stand for their call until somebody asks for it
+        self.by_mark: dict[str, _Call | tuple[Decision, str]] = {}
 
-    def add(self, call: _Call, metadata: dict):
+    def add(self, decision: Decision, group: str, metadata: dict):
         "A new call; the metadata of its request get its mark."
-        metadata[_MARK] = mark = f"{call.decision.id}.{self.secret}"
-        self.by_mark[mark] = call
-        while len(self.by_mark) > self.most:
-            del self.by_mark[next(iter(self.by_mark))]
+        metadata[_MARK] = mark = f"{decision.id}.{self.secret}"
+        calls = self.by_mark
+        calls[mark] = decision, group
+        if len(calls) > self.most:
+            del calls[next(iter(calls))]
 
     def of(self, metadata: Mapping) -> _Call | None:
         "The call that a request's metadata names."
         mark = metadata.get(_MARK)
-        return self.by_mark.get(mark) if isinstance(mark, str) else None
+        found = self.by_mark.get(mark) if isinstance(mark, str) else None
+        if isinstance(found, tuple):
+            found = self.by_mark[mark] = _Call(*found)
+        return found
 
 
 def _metadata_of(request: Mapping | None) -> dict:  # an empty one where there is none
     "The metadata that LiteLLM shares between the hooks of one request."
-    for name in ("litellm_metadata", "metadata"):
-        found = request.get(name) if request else None
-        if isinstance(found, dict) and (_MARK in found or "model_group" in found):
-            return found
     if request is None:
         return {}
-    found = request.get("metadata")
+    for name in ("litellm_metadata", "metadata"):
+        found = request.get(name)
+        if isinstance(found, dict) and ("model_group" in found or _MARK in found):
+            return found
     if not isinstance(found, dict):
         found = {}
         if isinstance(request, dict):
@@ -127,6 +136,9 @@ def _metadata_of(request: Mapping | None) -> dict:  # an empty one where there i
     return found
 
 # %% ../../nbs/live/62_litellm.ipynb #cb4c4a96
+_model_info, _id = itemgetter("model_info"), itemgetter("id")
+
+
 class _Group:
     "One list of deployments as LiteLLM offers it: names in its order, and what the engine knows."
 
@@ -134,6 +146,14 @@ class _Group:
         self.place = {name: i for i, name in enumerate(names)}
         self.others = tuple(name for name in backends if name not in self.place)
         self.backends = tuple(backends[name] for name in names)
+
+    def allowed(self, deployments: list[dict], request: Request) -> list[dict]:
+        "Those of the list that break no rule of the request."
+        ruled = request.regions or request.tags or request.min_quality > 0
+        if not (ruled or request.max_cost_usd < inf or request.task or request.tier):
+            return deployments
+        fits = [serves(backend, request) is None for backend in self.backends]
+        return [deployment for deployment, fit in zip(deployments, fits) if fit]
 
 
 class _Chooser:
@@ -149,10 +169,11 @@ class _Chooser:
 
     def group(self, deployments: list[dict]) -> _Group:
         "What is known of a list of deployments; those that the fleet does not name join it."
-        names = tuple([deployment["model_info"]["id"] for deployment in deployments])
+        names = tuple(map(_id, map(_model_info, deployments)))
         group = self.groups.get(names)
-        if group is not None:
-            return group
+        return self._new_group(names, deployments) if group is None else group
+
+    def _new_group(self, names: tuple[str, ...], deployments: list[dict]) -> _Group:
         for deployment in deployments:
             self._join(deployment)
         if len(self.groups) >= self.MOST_GROUPS:
@@ -179,25 +200,41 @@ class _Chooser:
             raise NoBackend(tuple((name, "may not serve now") for name in group.place))
         return self.random.choices(ranked, weights)[0].backend
 
-    def first(
-        self, request: Request, name: str, group: _Group, metadata: dict, now: float
-    ) -> _Call:
-        "A decision among a list. NoBackend where none of it may serve."
+    def take(
+        self, model: str, request: Request, group: _Group, metadata: dict, now: float
+    ) -> str:  # where the request goes
+        """A further attempt of the decision that the metadata names, or a new decision.
+
+        NoBackend where none of the list may serve.
+        """
+        if _MARK in metadata:
+            call = self.calls.of(metadata)
+            backend = self._again(call, model, group, now) if call else None
+            if backend is not None:
+                return backend
         if group.others:
-            drawn = self.draw(request, group, now)
-            decision = self.engine.claim(request, drawn, now)
+            decision = self.engine.claim(request, self.draw(request, group, now), now)
         else:
             decision = self.engine.decide(request, now)
-        call = _Call(decision, name)
-        self.calls.add(call, metadata)
-        return call
+        self.calls.add(decision, model, metadata)
+        return decision.backend
 
-    def retry(self, call: _Call, group: _Group, now: float) -> bool:  # False: nowhere is left
-        "A further attempt of a decision, among a list."
+    def _again(self, call: _Call, model: str, group: _Group, now: float) -> str | None:
+        "Where a further attempt of a decision goes; None: nowhere is left."
+        if call.backend is not None or call.group != model:
+            return None
         backend = self.engine.retry(call.decision, now, group.others)
         if backend is not None:
             call.again(backend, now)
-        return backend is not None
+        return backend
+
+    def forget(self, metadata: dict, now: float):
+        "What was taken last is not followed."
+        call = self.calls.of(metadata)
+        if call is not None:
+            self.engine.cancel(call.decision, now)
+            call.backend, call.left = None, True
+            del metadata[_MARK]
 
 # %% ../../nbs/live/62_litellm.ipynb #d929570a
 _LOG = logging.getLogger("arcpoint_ce.live.litellm")
@@ -211,6 +248,8 @@ class _Doubts:
         self.stale_s, self.aside_s = stale_s, aside_s
         self.began_s: float | None = None  # the first time that it was asked, s
         self.aside_until_s = -inf
+        # from then until then there are none, s
+        self.clear_from_s, self.clear_until_s = inf, -inf
 
     def why(self, now: float) -> str | None:  # None: there are none
         "Why the engine is not to be asked now."
@@ -219,15 +258,59 @@ class _Doubts:
         if self.aside_until_s - self.aside_s <= now < self.aside_until_s:
             return "aside"
         heard_s = max(self.engine.slow.ticked_s, self.began_s)
-        return "stale" if now - heard_s > self.stale_s else None
+        if now - heard_s > self.stale_s:
+            return "stale"
+        self.clear_from_s, self.clear_until_s = now, heard_s + self.stale_s
+        return None
 
-    def took(self, ms: float, now: float) -> bool:  # True: too long
-        "How long an answer of the engine took."
-        if ms <= self.budget_ms:
-            return False
+    def took_long(self, ms: float, now: float):
+        "An answer of the engine took longer than its budget."
+        self.clear_until_s = -inf
         self.aside_until_s = now + self.aside_s
         _LOG.warning("the engine took %.1f ms and is left alone for %g s", ms, self.aside_s)
-        return True
+
+# %% ../../nbs/live/62_litellm.ipynb #3ff35e78
+class _Adviser:
+    "Asks the engine within its budget. What goes wrong is counted and logged, never raised."
+
+    def __init__(self, doubts: _Doubts, counts: dict[str, int], clock: Callable[[], float]):
+        self.doubts, self.counts, self.clock = doubts, counts, clock
+        self.last_error: str | None = None
+
+    def ask(
+        self,
+        taker: "_Chooser | _Shadow",  # who takes a backend, and forgets it where it came too late
+        model: str,
+        request: Request,
+        group: _Group,
+        metadata: dict,
+    ) -> str | None:  # None: leave the list as it is
+        "Where the request should go."
+        now, doubts = self.clock(), self.doubts
+        if not doubts.clear_from_s <= now < doubts.clear_until_s:
+            why = doubts.why(now)
+            if why is not None:
+                self.counts[why] += 1
+                return None
+        began_s = perf_counter()
+        try:
+            backend = taker.take(model, request, group, metadata, now)
+        except NoBackend as e:
+            return self._failed("refused", str(e))
+        except Exception as e:  # whatever fails in the engine, LiteLLM goes on without it
+            _LOG.exception("the engine failed to decide")
+            return self._failed("raised", f"{type(e).__name__}: {e}")
+        took_ms = (perf_counter() - began_s) * 1000.0
+        if took_ms > doubts.budget_ms:
+            self.counts["over_budget"] += 1
+            doubts.took_long(took_ms, now)
+            taker.forget(metadata, self.clock())
+            return None
+        return backend
+
+    def _failed(self, how: str, why: str) -> None:
+        self.counts[how] += 1
+        self.last_error = why
 
 # %% ../../nbs/live/62_litellm.ipynb #cea489fe
 _MOST_WAIT_S = 86_400.0  # a longer pause is no pause
@@ -275,6 +358,23 @@ class _Told:
             told.headers[str(name).removeprefix("llm_provider-")] = value
         return told
 
+    @classmethod
+    def logged(cls, kwargs: Mapping, response: object, start: datetime, end: datetime) -> "_Told":
+        "A success as LiteLLM logs it."
+        told = cls.answer(response, (end - start).total_seconds())
+        told.cached = told.cached or bool(kwargs.get("cache_hit"))
+        first = kwargs.get("completion_start_time")
+        if first is not None and kwargs.get("stream"):
+            told.ttft_ms = max((first - start).total_seconds(), 0.0) * 1000.0
+        return told
+
+    @classmethod
+    def failure(cls, kwargs: Mapping, start: datetime, end: datetime) -> "_Told":
+        "A failure as LiteLLM logs it."
+        error = kwargs.get("exception")
+        known = error if isinstance(error, BaseException) else RuntimeError("unknown")
+        return cls((end - start).total_seconds(), known)
+
 
 class _Reporter:
     "Tells the engine how attempts ended."
@@ -287,17 +387,20 @@ class _Reporter:
         call = self.calls.of(metadata)
         if backend not in self.chooser.known or (call is None and _MARK in metadata):
             return False
+        if call is not None and call.left:  # a copy of the metadata still has the mark
+            call.left, call = False, None
         if call is not None and call.backend != backend:
             return False
         if told.cached:
-            return self._unserved(call, now)
+            return self.unserved(call, now)
         self._hear_limits(backend, told.headers, now)
         outcome = self._outcome(call, backend, told, now)
         if call is not None:
             call.backend = None
         return self.engine.observe(outcome, now)
 
-    def _unserved(self, call: _Call | None, now: float) -> bool:
+    def unserved(self, call: _Call | None, now: float) -> bool:  # False: it teaches nothing
+        "The answer came from elsewhere, or nobody waits for it any more."
         if call is not None:
             call.backend = None
             self.engine.cancel(call.decision, now)
@@ -336,6 +439,71 @@ class _Reporter:
             call.told_s = now
             self.engine.progress(call.decision, tokens, now)
 
+# %% ../../nbs/live/62_litellm.ipynb #db91d033
+def _has_text(chunk: object) -> bool:
+    choices = getattr(chunk, "choices", None)
+    return bool(choices and getattr(getattr(choices[0], "delta", None), "content", None))
+
+
+class _Streams:
+    "Streams as they were, with word to the engine of how far they have come."
+
+    def __init__(self, reporter: _Reporter, clock: Callable[[], float]):
+        self.reporter, self.clock = reporter, clock
+
+    def running(self, metadata: Mapping) -> _Call | None:
+        "The call that a request's metadata names, where it has not ended."
+        call = self.reporter.calls.of(metadata)
+        return call if call is not None and call.backend is not None else None
+
+    async def watched(self, stream: AsyncIterator, metadata: Mapping) -> AsyncIterator:
+        "The same chunks."
+        tokens = 0
+        try:
+            async for chunk in stream:
+                call = self.running(metadata)
+                if call is not None and _has_text(chunk):
+                    tokens += 1
+                    self.reporter.progress(call, tokens, self.clock())
+                yield chunk
+        except (GeneratorExit, CancelledError):  # the caller has left
+            self.reporter.unserved(self.running(metadata), self.clock())
+            raise
+
+# %% ../../nbs/live/62_litellm.ipynb #f4172ddf
+class _Shadow:
+    "What the engine would have taken, beside what LiteLLM took."
+
+    def __init__(self, chooser: _Chooser, counts: dict[str, int]):
+        self.chooser, self.counts = chooser, counts
+        # (time, group, what we would have taken, what LiteLLM took)
+        self.seen: deque[tuple[float, str, str, str]] = deque(maxlen=10_000)
+
+    def take(
+        self, model: str, request: Request, group: _Group, metadata: dict, now: float
+    ) -> str:  # what would be taken
+        "Nothing is reserved. NoBackend where none of the list may serve."
+        metadata[_MEANT] = meant = self.chooser.draw(request, group, now)
+        return meant
+
+    def forget(self, metadata: dict, now: float):
+        "There is nothing to give back, and what was meant counts even when it came late."
+
+    def went(self, theirs: str | None, kwargs: Mapping, metadata: dict, now: float):
+        "LiteLLM has picked; the engine reserves there."
+        meant = metadata.pop(_MEANT, None)
+        if meant is None or theirs not in self.chooser.known:
+            return
+        group = str(metadata.get("model_group"))
+        self.counts["shadow_agreed" if meant == theirs else "shadow_differed"] += 1
+        self.seen.append((now, group, meant, theirs))
+        request = _request_of(kwargs.get("messages"), metadata, kwargs.get("max_tokens"))
+        try:
+            decision = self.chooser.engine.claim(request, theirs, now, anyway=True)
+        except NoBackend:
+            return
+        self.chooser.calls.add(decision, group, metadata)
+
 # %% ../../nbs/live/62_litellm.ipynb #73f8d9e8
 @cache
 def _as_callback(cls: type) -> type:
@@ -355,6 +523,26 @@ def _header(text: object) -> str:
     return re.sub(r"[^\x20-\x7e]", "?", str(text))[:200]
 
 
+def _headers_of(call: _Call) -> dict[str, str]:
+    "Who decided what, and why, as headers of an answer."
+    decision, tried = call.decision, call.decision.lanes[: call.attempt + 1]
+    *failed, serves_it = [lane.backend.name for lane in tried]
+    again = f"{serves_it}: attempt {len(tried)}, after {', '.join(failed)} failed; first "
+    return {
+        "x-arcpoint-backend": _header(serves_it),
+        "x-arcpoint-decision-id": str(decision.id),
+        "x-arcpoint-reason": _header((again if failed else "") + decision.reasons[0]),
+    }
+
+
+def _id_of(request: Mapping | None) -> str | None:
+    "The deployment that a request went to."
+    found = ((request or {}).get("model_info") or {}).get("id")
+    if found is None:
+        found = (_metadata_of(request).get("model_info") or {}).get("id")
+    return found
+
+
 def _engine_of(fleet, store, settings: Mapping[str, Any]) -> ContextEngine:
     if isinstance(fleet, ContextEngine):
         if store is not None or settings:
@@ -363,6 +551,27 @@ def _engine_of(fleet, store, settings: Mapping[str, Any]) -> ContextEngine:
     if isinstance(fleet, (str, Path)):
         fleet = load_fleet(fleet)
     return ContextEngine(fleet, store, **settings)
+
+
+class _Worker:
+    "The worker of an engine that is ours: it starts with the first request of a process."
+
+    def __init__(self, engine: ContextEngine, owned: bool):
+        self.engine, self.owned = engine, owned
+        self.missing = owned
+        forks.add(self)
+
+    def start(self, clock: Callable[[], float]):
+        "One for this process."
+        self.missing = False
+        self.engine.start(clock)
+
+    def locks(self) -> list:
+        return []  # that must be free when the process forks
+
+    def forked(self):
+        "The child of a fork has no worker."
+        self.missing = self.owned
 
 # %% ../../nbs/live/62_litellm.ipynb #d296294b
 @displayed
@@ -400,15 +609,14 @@ class ArcpointLogger:
         super().__init__()
         self.engine = _engine_of(fleet, store, settings)
         self.shadow, self.clock = shadow, clock
-        self.counts: Counter = Counter(dict.fromkeys(self.COUNTED, 0))
-        # in shadow mode: (time, group, what we would have taken, what LiteLLM took)
-        self.shadowed: deque[tuple[float, str, str, str]] = deque(maxlen=10_000)
-        self.last_error: str | None = None
-        self._owns = not isinstance(fleet, ContextEngine)
-        self._pid: int | None = None  # the process in which the worker was started
+        self.counts = dict.fromkeys(self.COUNTED, 0)
+        self._worker = _Worker(self.engine, owned=not isinstance(fleet, ContextEngine))
         self._chooser = _Chooser(self.engine, _Calls(self.KEPT))
-        self._reporter = _Reporter(self._chooser)
         self._doubts = _Doubts(self.engine, budget_ms, stale_s, aside_s)
+        self._adviser = _Adviser(self._doubts, self.counts, clock)
+        self._shadow = _Shadow(self._chooser, self.counts)
+        self._reporter = _Reporter(self._chooser)
+        self._streams = _Streams(self._reporter, clock)
 
     # Which deployment?
 
@@ -416,103 +624,34 @@ class ArcpointLogger:
         self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
     ):
         "The one that the engine chose; the list as it is where it may not be asked."
-        self.counts["asked"] += 1
+        counts, allowed = self.counts, healthy_deployments
+        counts["asked"] += 1
         asked = request_kwargs if request_kwargs is not None else {}
         metadata = _metadata_of(asked)
         request = _request_of(messages, metadata, asked.get("max_tokens"))
-        group = self._chooser.group(healthy_deployments)
-        allowed = self._allowed(healthy_deployments, group, request)
-        if len(allowed) < len(healthy_deployments):
-            self.counts["ruled_out"] += 1
-            if not allowed:
-                return allowed
-            group = self._chooser.group(allowed)
-        now = self.clock()
-        backend = self._choose(model, request, group, metadata, now)
-        self.counts["unchanged" if backend is None or self.shadow else "chosen"] += 1
+        group = self._chooser.group(allowed)
+        if _WISHES in metadata:
+            allowed = group.allowed(allowed, request)
+            if len(allowed) < len(healthy_deployments):
+                counts["ruled_out"] += 1
+                if not allowed:
+                    return allowed
+                group = self._chooser.group(allowed)
+        if self._worker.missing:
+            self._worker.start(self.clock)
+        taker = self._shadow if self.shadow else self._chooser
+        backend = self._adviser.ask(taker, model, request, group, metadata)
         if backend is None or self.shadow:
+            counts["unchanged"] += 1
             return allowed
+        counts["chosen"] += 1
         return [allowed[group.place[backend]]]
-
-    def _allowed(self, deployments: list, group: _Group, request: Request) -> list:
-        "The deployments that break no rule of the request."
-        ruled = request.regions or request.tags or request.min_quality > 0
-        if not (ruled or request.max_cost_usd < inf or request.task or request.tier):
-            return deployments
-        fits = [serves(backend, request) is None for backend in group.backends]
-        return [deployment for deployment, fit in zip(deployments, fits) if fit]
-
-    def _choose(
-        self, model: str, request: Request, group: _Group, metadata: dict, now: float
-    ) -> str | None:  # None: leave the list as it is
-        "Ask the engine, within its budget."
-        if self._owns and self._pid != os.getpid():  # a fork has no worker
-            self._pid = os.getpid()
-            self.engine.start(self.clock)
-        why = self._doubts.why(now)
-        if why is not None:
-            self.counts[why] += 1
-            return None
-        began = perf_counter()
-        try:
-            call = None
-            if self.shadow:
-                backend: str | None = self._chooser.draw(request, group, now)
-                metadata[_MARK + "_meant"] = backend
-            else:
-                call = self._call(model, request, group, metadata, now)
-                backend = call.backend
-        except NoBackend as e:
-            self.counts["refused"] += 1
-            self.last_error = str(e)
-            return None
-        except Exception as e:  # whatever fails in the engine, LiteLLM goes on without it
-            self.counts["raised"] += 1
-            self.last_error = f"{type(e).__name__}: {e}"
-            _LOG.exception("the engine failed to decide")
-            return None
-        if self._doubts.took((perf_counter() - began) * 1000.0, now):
-            self.counts["over_budget"] += 1
-            self._forget(call, metadata)
-            return None
-        return backend
-
-    def _call(
-        self, model: str, request: Request, group: _Group, metadata: dict, now: float
-    ) -> _Call:
-        "A further attempt of the decision that the request carries, or a new decision."
-        call = self._chooser.calls.of(metadata)
-        if call is not None and call.backend is None and call.group == model:
-            if self._chooser.retry(call, group, now):
-                return call
-        return self._chooser.first(request, model, group, metadata, now)
-
-    def _forget(self, call: _Call | None, metadata: dict):
-        "A decision that is not followed."
-        if call is not None:
-            self.engine.cancel(call.decision, self.clock())
-            call.backend = None
-            metadata.pop(_MARK, None)
 
     async def async_pre_call_deployment_hook(self, kwargs, call_type):
         "In shadow mode: where LiteLLM goes, the engine reserves."
         if self.shadow:
-            metadata, theirs = _metadata_of(kwargs), _id_of(kwargs)
-            meant = metadata.pop(_MARK + "_meant", None)
-            if meant is not None and theirs in self._chooser.known:
-                self._record(str(metadata.get("model_group")), meant, theirs, kwargs, metadata)
+            self._shadow.went(_id_of(kwargs), kwargs, _metadata_of(kwargs), self.clock())
         return None
-
-    def _record(self, group: str, meant: str, theirs: str, kwargs: Mapping, metadata: dict):
-        now = self.clock()
-        self.counts["shadow_agreed" if meant == theirs else "shadow_differed"] += 1
-        self.shadowed.append((now, group, meant, theirs))
-        request = _request_of(kwargs.get("messages"), metadata, kwargs.get("max_tokens"))
-        try:
-            decision = self.engine.claim(request, theirs, now, anyway=True)
-        except NoBackend:
-            return
-        self._chooser.calls.add(_Call(decision, group), metadata)
 
     # How did it end?
 
@@ -535,12 +674,8 @@ class ArcpointLogger:
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         "A stream is complete, or an answer that no other hook told of."
-        told = _Told.answer(response_obj, (end_time - start_time).total_seconds())
-        told.cached = told.cached or bool(kwargs.get("cache_hit"))
-        first = kwargs.get("completion_start_time")
-        if first is not None and kwargs.get("stream"):
-            told.ttft_ms = max((first - start_time).total_seconds(), 0.0) * 1000.0
         params = kwargs.get("litellm_params") or {}
+        told = _Told.logged(kwargs, response_obj, start_time, end_time)
         self._ended(_metadata_of(params), _id_of(params), told)
 
     async def async_log_failure_event(self, kwargs, response_obj, start_time, end_time):
@@ -548,12 +683,9 @@ class ArcpointLogger:
         params = kwargs.get("litellm_params") or {}
         metadata = _metadata_of(params)
         call = self._chooser.calls.of(metadata)
-        if call is not None and call.failed == kwargs.get("litellm_call_id"):
-            return
-        error = kwargs.get("exception")
-        told = _Told(error=error if isinstance(error, BaseException) else RuntimeError("unknown"))
-        told.took_s = (end_time - start_time).total_seconds()
-        self._ended(metadata, _id_of(params), told)
+        if call is None or call.failed != kwargs.get("litellm_call_id"):
+            told = _Told.failure(kwargs, start_time, end_time)
+            self._ended(metadata, _id_of(params), told)
 
     def _ended(self, metadata: Mapping, backend: str | None, told: _Told):
         try:
@@ -568,7 +700,7 @@ class ArcpointLogger:
         self, user_api_key_dict, response, request_data
     ):
         "The proxy's streams, with word of their progress."
-        async for chunk in self._watched(response, _metadata_of(request_data)):
+        async for chunk in self._streams.watched(response, _metadata_of(request_data)):
             yield chunk
 
     def watch(
@@ -577,22 +709,7 @@ class ArcpointLogger:
     ) -> AsyncIterator:  # the same chunks
         "A stream of LiteLLM's Python router, with word of its progress. The proxy needs no help."
         details = getattr(getattr(stream, "logging_obj", None), "model_call_details", None) or {}
-        return self._watched(stream, _metadata_of(details.get("litellm_params")))
-
-    async def _watched(self, stream: AsyncIterator, metadata: Mapping) -> AsyncIterator:
-        tokens = 0
-        try:
-            async for chunk in stream:
-                call = self._chooser.calls.of(metadata)
-                if call is not None and call.backend is not None and _has_text(chunk):
-                    tokens += 1
-                    self._reporter.progress(call, tokens, self.clock())
-                yield chunk
-        except GeneratorExit:  # the caller has left
-            call = self._chooser.calls.of(metadata)
-            if call is not None and call.backend is not None:
-                self._reporter._unserved(call, self.clock())
-            raise
+        return self._streams.watched(stream, _metadata_of(details.get("litellm_params")))
 
     # What can be seen
 
@@ -601,16 +718,15 @@ class ArcpointLogger:
     ):
         "The proxy's answer says who decided what, and why."
         call = self._chooser.calls.of(_metadata_of(data))
-        if call is None:
-            return None
-        decision, tried = call.decision, call.decision.lanes[: call.attempt + 1]
-        *failed, serves_it = [lane.backend.name for lane in tried]
-        again = f"{serves_it}: attempt {len(tried)}, after {', '.join(failed)} failed; first "
-        return {
-            "x-arcpoint-backend": _header(serves_it),
-            "x-arcpoint-decision-id": str(decision.id),
-            "x-arcpoint-reason": _header((again if failed else "") + decision.reasons[0]),
-        }
+        return None if call is None else _headers_of(call)
+
+    @property
+    def last_error(self) -> str | None:
+        return self._adviser.last_error  # why the engine was of no use last; None: it always was
+
+    @property
+    def shadowed(self) -> deque[tuple[float, str, str, str]]:
+        return self._shadow.seen  # (time, group, what we would have taken, what LiteLLM took)
 
     def status(self) -> dict:  # fit for JSON
         "What became of the questions, and what failed last."
@@ -618,18 +734,5 @@ class ArcpointLogger:
 
     def close(self):
         "Stop the engine's worker and close its store, where they are ours."
-        if self._owns:
+        if self._worker.owned:
             self.engine.close(self.clock())
-
-
-def _id_of(request: Mapping | None) -> str | None:
-    "The deployment that a request went to."
-    found = ((request or {}).get("model_info") or {}).get("id")
-    if found is None:
-        found = (_metadata_of(request).get("model_info") or {}).get("id")
-    return found
-
-
-def _has_text(chunk: object) -> bool:
-    choices = getattr(chunk, "choices", None)
-    return bool(choices and getattr(getattr(choices[0], "delta", None), "content", None))

@@ -60,7 +60,7 @@ class _Redis:
         return redis.Redis(unix_socket_path=path, **how)
 
     def start(self):
-        "Comes back when it answers. TimeoutError where it does not within half a minute."
+        "Start it and wait for its first answer. TimeoutError where none comes in half a minute."
         line = json.dumps(dict(folder=self.folder)).encode() + b"\n"
         self.pid = self.bed.guest("many_gateways", "_serve_redis", line)["pid"]
         trouble = optional("redis", "redis").RedisError
@@ -85,7 +85,7 @@ class _Redis:
             self._lock_out()
 
     def heal(self, trouble: str):
-        "It is over."
+        "That trouble ends."
         if trouble == "slow":
             os.kill(self.pid, signal.SIGCONT)
         elif trouble == "killed":

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from test_service import ENV, FLEET, call, free_port, start
+from waiting import until
 
 from arcpoint_ce.context.service import GuardedApp, Guards, make_app, make_service
 from arcpoint_ce.routing.records import Backend
@@ -46,14 +47,6 @@ class Serving:
     def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(20)
-
-
-def until(true, what: str, seconds: float = 60.0):
-    end = time.monotonic() + seconds
-    while not (got := true()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return got
 
 
 def service_of(tmp_path):

@@ -6,7 +6,8 @@ import time
 import httpx
 import numpy as np
 import pytest
-from test_testbed import SIMS, chat, until
+from test_testbed import SIMS, chat
+from waiting import until
 
 from arcpoint_ce.lab.fleet import ServiceCurve, SimBackend
 from arcpoint_ce.live.cpu_engine import _Transformer

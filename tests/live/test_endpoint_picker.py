@@ -1,84 +1,59 @@
 "The real Envoy asks our endpoint picker for every request."
 
 import asyncio
-import os
-import subprocess
 import threading
 import time
 
 import pytest
-from stub_provider import StubProvider, free_port
-from test_envoy import ENVOY, _ready, post, until
+from real_envoy import ENVOY, post, running_envoy
+from stub_provider import StubProvider
+from waiting import until
 
 from arcpoint_ce import Backend, ContextEngine
 from arcpoint_ce.live.endpoint_picker import EndpointPicker, _asked_of
 
 WITHOUT = "grpcio or Envoy's messages are not installed: pip install 'arcpoint_ce[envoy]'"
-CONFIG = """
-admin: {address: {socket_address: {address: 127.0.0.1, port_value: ADMIN}}}
-static_resources:
-  listeners:
-  - address: {socket_address: {address: 127.0.0.1, port_value: DOOR}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": TYPES.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: door
-          route_config:
-            virtual_hosts:
-            - {name: all, domains: ["*"], routes: [{match: {prefix: "/"}, route: {cluster: fleet}}]}
-          http_filters:
-          - name: envoy.filters.http.ext_proc
-            typed_config:
-              "@type": TYPES.filters.http.ext_proc.v3.ExternalProcessor
-              grpc_service: {envoy_grpc: {cluster_name: picker}, timeout: 20s}
-              failure_mode_allow: true
-              message_timeout: 20s
-              processing_mode:
-                request_header_mode: SEND
-                response_header_mode: SEND
-                request_body_mode: REQUEST_MODE
-                response_body_mode: RESPONSE_MODE
-                request_trailer_mode: TRAILERS
-                response_trailer_mode: TRAILERS
-              metadata_options: {forwarding_namespaces: {untyped: [envoy.lb, envoy.lb.subset_hint]}}
-          - name: envoy.filters.http.router
-            typed_config: {"@type": TYPES.filters.http.router.v3.Router}
-  clusters:
-  - name: picker
-    type: STATIC
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": TYPES.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {http2_protocol_options: {}}
-    load_assignment:
-      cluster_name: picker
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: PICKER}}}
-  - name: fleet
-    type: STATIC
-    connect_timeout: 1s
-    load_balancing_policy:
-      policies:
-      - typed_extension_config:
-          name: envoy.load_balancing_policies.override_host
-          typed_config:
-            "@type": TYPES.load_balancing_policies.override_host.v3.OverrideHost
-            override_host_sources: [{header: x-gateway-destination-endpoint}]
-            fallback_policy:
-              policies:
-              - typed_extension_config:
-                  name: envoy.load_balancing_policies.round_robin
-                  typed_config: {"@type": TYPES.load_balancing_policies.round_robin.v3.RoundRobin}
-    load_assignment:
-      cluster_name: fleet
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: FIRST}}}
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: SECOND}}}
+FILTERS = """
+- name: envoy.filters.http.ext_proc
+  typed_config:
+    "@type": TYPES.filters.http.ext_proc.v3.ExternalProcessor
+    grpc_service: {envoy_grpc: {cluster_name: picker}, timeout: 20s}
+    failure_mode_allow: true
+    message_timeout: 20s
+    processing_mode:
+      request_header_mode: SEND
+      response_header_mode: SEND
+      request_body_mode: REQUEST_MODE
+      response_body_mode: RESPONSE_MODE
+      request_trailer_mode: TRAILERS
+      response_trailer_mode: TRAILERS
+    metadata_options: {forwarding_namespaces: {untyped: [envoy.lb, envoy.lb.subset_hint]}}
+"""
+CLUSTERS = """
+- name: picker
+  type: STATIC
+  connect_timeout: 1s
+  typed_extension_protocol_options:
+    envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+      "@type": TYPES.upstreams.http.v3.HttpProtocolOptions
+      explicit_http_config: {http2_protocol_options: {}}
+  load_assignment:
+    cluster_name: picker
+    endpoints:
+    - lb_endpoints:
+      - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: PICKER}}}
+"""
+BALANCING = """
+- typed_extension_config:
+    name: envoy.load_balancing_policies.override_host
+    typed_config:
+      "@type": TYPES.load_balancing_policies.override_host.v3.OverrideHost
+      override_host_sources: [{header: x-gateway-destination-endpoint}]
+      fallback_policy:
+        policies:
+        - typed_extension_config:
+            name: envoy.load_balancing_policies.round_robin
+            typed_config: {"@type": TYPES.load_balancing_policies.round_robin.v3.RoundRobin}
 """
 
 
@@ -132,25 +107,13 @@ def envoy(request, engine, pair, tmp_path):
         pytest.skip("Envoy is not installed: pip install 'arcpoint_ce[envoy]'")
     picker = EndpointPicker(engine, dict(zip("ab", map(address, pair))), time.time)
     with Serving(picker) as serving:
-        door, admin = free_port(), free_port()
         asks, answers, trailers = request.param
+        filters = FILTERS.replace("REQUEST_MODE", asks).replace("RESPONSE_MODE", answers)
+        filters = filters.replace("TRAILERS", trailers)
+        clusters = CLUSTERS.replace("PICKER", str(serving.port))
         ports = [address(stub).rpartition(":")[2] for stub in pair]
-        told = dict(DOOR=door, ADMIN=admin, PICKER=serving.port, FIRST=ports[0], SECOND=ports[1])
-        told |= dict(REQUEST_MODE=asks, RESPONSE_MODE=answers, TRAILERS=trailers)
-        text = CONFIG.replace("TYPES", "type.googleapis.com/envoy.extensions")
-        for name, value in told.items():
-            text = text.replace(name, str(value))
-        (tmp_path / "envoy.yaml").write_text(text)
-        command = [ENVOY, "-c", tmp_path / "envoy.yaml", "--concurrency", "1"]
-        command += ["--base-id", str(os.getpid() % 30_000 + 3), "--log-level", "error"]
-        process = subprocess.Popen(command, stderr=(tmp_path / "log").open("w"))
-        try:
-            until(lambda: process.poll() is not None or _ready(admin))
-            assert process.poll() is None, (tmp_path / "log").read_text()
+        with running_envoy(tmp_path, ports, BALANCING, filters, clusters) as door:
             yield door
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 MODES = {

@@ -3,56 +3,26 @@
 import asyncio
 import http.client
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from real_envoy import ENVOY, post, running_envoy
 from stub_provider import StubProvider, free_port
+from waiting import until
 
 from arcpoint_ce import Backend, ContextEngine
 from arcpoint_ce.live.envoy import OrcaSidecar
 
-ENVOY = Path(sys.executable).parent / "envoy"
-CONFIG = """
-admin: {address: {socket_address: {address: 127.0.0.1, port_value: ADMIN}}}
-static_resources:
-  listeners:
-  - address: {socket_address: {address: 127.0.0.1, port_value: DOOR}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": TYPES.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: door
-          route_config:
-            virtual_hosts:
-            - {name: all, domains: ["*"], routes: [{match: {prefix: "/"}, route: {cluster: fleet}}]}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {"@type": TYPES.filters.http.router.v3.Router}
-  clusters:
-  - name: fleet
-    type: STATIC
-    connect_timeout: 1s
-    load_balancing_policy:
-      policies:
-      - typed_extension_config:
-          name: envoy.load_balancing_policies.POLICY
-          typed_config:
-            "@type": TYPES.load_balancing_policies.POLICY.v3.ClientSideWeightedRoundRobin
-            blackout_period: 0.1s
-            weight_expiration_period: 60s
-            weight_update_period: 0.2s
-    load_assignment:
-      cluster_name: fleet
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: FIRST}}}
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: SECOND}}}
+BALANCING = """
+- typed_extension_config:
+    name: envoy.load_balancing_policies.client_side_weighted_round_robin
+    typed_config:
+      "@type": TYPES.load_balancing_policies.client_side_weighted_round_robin.v3.\
+ClientSideWeightedRoundRobin
+      blackout_period: 0.1s
+      weight_expiration_period: 60s
+      weight_update_period: 0.2s
 """
 
 
@@ -86,22 +56,6 @@ class Sidecars:
         for server in self.servers:
             server.should_exit = server.force_exit = True
         self.thread.join(20)
-
-
-def until(true, limit_s=60.0):
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.02)
-
-
-def post(port, body=None):
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    line.request("POST", "/v1/chat/completions?x=1", json.dumps(body or {"model": "m"}))
-    got = line.getresponse()
-    text = got.read().decode()
-    line.close()
-    return got, text
 
 
 @pytest.fixture
@@ -160,26 +114,10 @@ def test_the_real_envoy_leaves_a_backend_that_fails(engine, tmp_path):
     with StubProvider() as a, StubProvider() as b:
         apps = [OrcaSidecar(engine, n, s.base[:-3], every_s=0.05) for n, s in (("a", a), ("b", b))]
         with Sidecars(apps) as s:
-            door, admin = free_port(), free_port()
-            text = CONFIG.replace("DOOR", str(door)).replace("ADMIN", str(admin))
-            text = text.replace("TYPES", "type.googleapis.com/envoy.extensions")
-            text = text.replace("POLICY", "client_side_weighted_round_robin")
-            text = text.replace("FIRST", str(s.ports[0])).replace("SECOND", str(s.ports[1]))
-            (tmp_path / "envoy.yaml").write_text(text)
-            command = [ENVOY, "-c", tmp_path / "envoy.yaml", "--concurrency", "1"]
-            command += ["--base-id", str(os.getpid() % 30_000 + 2), "--log-level", "error"]
-            envoy = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            try:
-                until(lambda: _ready(admin))
+            with running_envoy(tmp_path, s.ports, BALANCING) as door:
                 assert share_of(a, b, door, 80) > 0.3
                 a.status = 503  # from now on it fails
-                share_of(a, b, door, 80)
-                time.sleep(0.5)
-                left = share_of(a, b, door, 80)
-            finally:
-                envoy.terminate()
-                envoy.wait(20)
-    assert left <= 0.05, left
+                until(lambda: share_of(a, b, door, 80) <= 0.05, "Envoy leaves it")
 
 
 def share_of(a, b, port, n):
@@ -188,12 +126,3 @@ def share_of(a, b, port, n):
     for _ in range(n):
         post(port)
     return (a.hits - before[0]) / (a.hits + b.hits - sum(before))
-
-
-def _ready(admin):
-    try:
-        line = http.client.HTTPConnection("127.0.0.1", admin, timeout=5)
-        line.request("GET", "/ready")
-        return line.getresponse().status == 200
-    except OSError:
-        return False

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from importlib.util import find_spec
 
 import pytest
 from stub_provider import StubProvider, free_port
+from waiting import until
 
 from arcpoint_ce.live.litellm import ArcpointLogger
 from arcpoint_ce.routing.records import Backend
@@ -48,13 +50,6 @@ def logger():
     with_two = made([Backend("a"), Backend("b")])
     yield with_two
     with_two.close()
-
-
-def until(true, limit_s=30.0):
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.01)
 
 
 async def asyncio_until(true, limit_s=30.0):
@@ -137,6 +132,21 @@ def test_a_decision_over_the_budget_reserves_nothing(logger):
     assert not any(logger.engine.router.in_flight().values())
 
 
+def test_a_retry_that_was_taken_back_teaches_by_the_mark_in_an_older_copy(logger):
+    metadata = {"model_group": "m"}
+    [first] = filtered(logger, metadata=metadata)
+    older = dict(metadata)
+    failed = dict(metadata=metadata, model_info=dict(id=first))
+    RUNNER.run(logger.async_post_call_failure_deployment_hook(failed, OSError("broken"), None))
+    logger._doubts.budget_ms = 0.0
+    assert filtered(logger, metadata=metadata) == ["a", "b"]
+    began = datetime.now()
+    log = dict(litellm_params=dict(metadata=older, model_info=dict(id="b")))
+    for _ in range(2):  # told again, it teaches nothing more
+        RUNNER.run(logger.async_log_success_event(log, None, began, began))
+    assert told(logger) == 2 and not any(logger.engine.router.in_flight().values())
+
+
 @pytest.mark.parametrize("engine", ["well", "stale"])
 def test_a_rule_about_places_holds_even_when_the_engine_is_silent(engine):
     fleet = [Backend("a", region="eu"), Backend("b", region="us"), Backend("c")]
@@ -163,6 +173,18 @@ def test_a_caller_cannot_name_the_decision_of_another(logger):
     RUNNER.run(logger.async_post_call_success_deployment_hook(served, None, None))
     assert sum(logger.engine.router.in_flight().values()) == 2
     assert len(first["arcpoint_decision"]) > 16
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads and forks: what is tested
+def test_the_child_of_a_fork_gets_a_worker_of_its_own(logger):
+    filtered(logger)
+    pid = os.fork()
+    if pid == 0:
+        before = logger.engine.status(0.0)["worker"]["runs"]
+        filtered(logger)
+        os._exit(10 * before + logger.engine.status(0.0)["worker"]["runs"])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def test_a_wish_that_there_is_not_raises(logger):
@@ -333,6 +355,33 @@ def test_a_caller_who_leaves_in_mid_stream_gives_the_place_back(logger):
     assert logger.engine.router.counts["cancelled"] == 1
 
 
+def test_a_caller_whose_task_is_cancelled_gives_the_place_back(logger):
+    async def silent():
+        yield None
+        await asyncio.sleep(600)
+
+    async def read():
+        metadata = {"model_group": "m"}
+        await logger.async_filter_deployments("m", offered("a"), None, {"metadata": metadata})
+        started = asyncio.Event()
+
+        async def reader():
+            data = {"metadata": metadata}
+            async for _ in logger.async_post_call_streaming_iterator_hook(None, silent(), data):
+                started.set()
+
+        task = asyncio.ensure_future(reader())
+        await started.wait()
+        before = logger.engine.router.in_flight()["a"]
+        await asyncio.sleep(0)  # it waits for the next chunk
+        task.cancel()
+        await asyncio.wait([task])
+        return before
+
+    assert RUNNER.run(read()) == 1
+    assert logger.engine.router.in_flight()["a"] == 0
+
+
 def test_in_shadow_mode_the_engine_reserves_where_litellm_went():
     logger = made([Backend("a"), Backend("b")], shadow=True)
     logger.engine.router.force("a", "open", logger.clock(), "tested")
@@ -386,7 +435,7 @@ MODEL = """  - model_name: m
 """
 CALLBACK = """from arcpoint_ce.live.litellm import ArcpointLogger
 from arcpoint_ce.routing.records import Backend
-arcpoint = ArcpointLogger([Backend("a"), Backend("b")], store="run.sqlite")
+arcpoint = ArcpointLogger([Backend("a"), Backend("b")], store="run.sqlite", budget_ms=2000.0)
 """
 NEEDED = ("orjson", "backoff", "apscheduler", "semver", "expression", "soundfile")
 
@@ -442,7 +491,7 @@ def test_the_real_proxy_takes_the_callback_from_its_yaml(tmp_path):
                     except httpx.TransportError:
                         return False
 
-                until(up, 240.0)
+                until(up, "the proxy answers", 240.0)
                 body = dict(model="m", messages=HELLO)
                 answers = [client.post("/v1/chat/completions", json=body) for _ in range(6)]
                 streamed = client.post("/v1/chat/completions", json=body | {"stream": True})
@@ -457,7 +506,7 @@ def test_the_real_proxy_takes_the_callback_from_its_yaml(tmp_path):
                     kept.close()
                     return n == 7
 
-                until(told, 60.0)
+                until(told, "every outcome is told", 60.0)
         finally:
             proxy.terminate()
             proxy.wait(30)

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import uvicorn
-from test_testbed import chat, until
+from test_testbed import chat
+from waiting import until
 
 from arcpoint_ce.context.guard import Guards
 from arcpoint_ce.engine.engine import ContextEngine

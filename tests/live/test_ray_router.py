@@ -4,7 +4,7 @@ import time
 from collections import Counter
 
 import pytest
-from test_testbed import until
+from waiting import until
 
 
 @pytest.fixture

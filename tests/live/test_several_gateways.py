@@ -1,7 +1,6 @@
 "Four gateways on one Redis: its death costs no request, and nothing that was learned."
 
 import asyncio
-import os
 import shutil
 import signal
 import subprocess
@@ -11,10 +10,10 @@ from contextlib import suppress
 
 import httpx
 import pytest
-from test_testbed import until
+from waiting import until
 
 from arcpoint_ce.engine.engine import ContextEngine, EngineConfig
-from arcpoint_ce.engine.storage import MemoryShelf
+from arcpoint_ce.engine.storage import MemoryShelf, _RedisShelf
 from arcpoint_ce.engine.store import FeedbackStore
 from arcpoint_ce.live import many_gateways, trials
 from arcpoint_ce.live.testbed import Testbed
@@ -52,26 +51,33 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def lock(self):
+        "Another password from now on, for those who are connected too."
+        self.client().config_set("requirepass", "another")
+        self.client(password="another").execute_command("CLIENT KILL TYPE normal")
+
+    def unlock(self):
+        self.client(password="another").config_set("requirepass", "")
+
     def hurt(self, trouble):
-        if trouble == "slow":
-            os.kill(self.process.pid, signal.SIGSTOP)
-        elif trouble == "killed":
-            self.kill()
-        elif trouble == "full":
-            self.client().config_set("maxmemory", 1)
-        else:
-            self.client().config_set("requirepass", "another")
-            self.client(password="another").execute_command("CLIENT KILL TYPE normal")
+        TROUBLES[trouble][0](self)
 
     def heal(self, trouble):
-        if trouble == "slow":
-            os.kill(self.process.pid, signal.SIGCONT)
-        elif trouble == "killed":
-            self.start()
-        elif trouble == "full":
-            self.client().config_set("maxmemory", 0)
-        else:
-            self.client(password="another").config_set("requirepass", "")
+        TROUBLES[trouble][1](self)
+
+
+TROUBLES = {  # what brings each about, and what ends it
+    "slow": (
+        lambda server: server.process.send_signal(signal.SIGSTOP),
+        lambda server: server.process.send_signal(signal.SIGCONT),
+    ),
+    "full": (
+        lambda server: server.client().config_set("maxmemory", 1),
+        lambda server: server.client().config_set("maxmemory", 0),
+    ),
+    "password": (Server.lock, Server.unlock),
+    "killed": (Server.kill, Server.start),
+}
 
 
 @pytest.fixture
@@ -124,13 +130,10 @@ def test_redis_dies_and_comes_back_under_load(redis):
         store.close()
 
 
-TROUBLES = ("slow", "full", "password", "killed")
-
-
-def engine(url, number, **backend):
+def engine(store, number, **backend):
     fleet = [Backend("east", **backend), Backend("west")]
     config = EngineConfig(gateway=number, flush_s=0.05, share_s=0.1, tick_s=0.5, memo_s=0.5)
-    return ContextEngine(fleet, url, forecaster="none", gateways=2, config=config)
+    return ContextEngine(fleet, store, forecaster="none", gateways=2, config=config)
 
 
 def serve(engines, seconds):
@@ -148,7 +151,8 @@ def serve(engines, seconds):
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_no_decision_waits_for_a_redis_in_trouble_and_nothing_is_lost(redis, trouble):
-    pair = [engine(redis.url, k).start(time.monotonic) for k in range(2)]
+    patient = [_RedisShelf(redis.url, timeout_s=3.0) for _ in range(2)]
+    pair = [engine(shelf, k).start(time.monotonic) for k, shelf in enumerate(patient)]
     took = serve(pair, 0.3)
     redis.hurt(trouble)
     try:
@@ -163,7 +167,7 @@ def test_no_decision_waits_for_a_redis_in_trouble_and_nothing_is_lost(redis, tro
         return all(not s["queued"] and not s["unwritten"] and not s["error"] for s in told)
 
     until(written, "everything is written down")
-    assert max(took) < 0.4  # far from the half second that one answer of a Redis may take
+    assert max(took) < 2.5  # whoever waited for the slow Redis waited for three seconds
     store = FeedbackStore(redis.url)
     assert len(store.rows("outcomes", fate="joined")) == len(took)
     assert all(e.store.lost == e.store.overflowed == e.failures == 0 for e in pair)
@@ -213,9 +217,9 @@ def test_a_limit_and_a_pause_hold_across_gateways_within_a_second(redis):
         return "held" in pair[1].router.claims(clock()).get("west", {})
 
     until(held, "the other holds it back as well")
-    assert time.monotonic() - began_s < 5.0  # a second, were the machine idle
-    sent = []
-    while time.monotonic() - began_s < 3.0:
+    assert time.monotonic() - began_s < 15.0  # a second, were the machine idle
+    sent, end_s = [], time.monotonic() + 2.0
+    while time.monotonic() < end_s:
         for one in pair:
             now = clock()
             with suppress(NoBackend):

@@ -14,6 +14,7 @@ from heapq import heappop
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import until
 
 from arcpoint_ce.lab.faults import KINDS, Fault, Scenario
 from arcpoint_ce.lab.fleet import FixedChoice, Fleet, Gauge, ServiceCurve, SimBackend
@@ -26,14 +27,6 @@ SIMS = [
     SimBackend(Backend("west", capacity=2.0, models=("small",)), CURVE, slots=2, queue=1),
     SimBackend(Backend("rationed", capacity=8.0, rpm=3.0, tpm=9000.0), CURVE),
 ]
-
-
-def until(true, what: str, seconds: float = 60.0):
-    end = time.monotonic() + seconds
-    while not (got := true()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return got
 
 
 def lives(pid: int) -> bool:
@@ -103,8 +96,9 @@ def timed(url: str, n: int, tokens: int):
 @pytest.mark.slow
 def test_it_takes_as_long_as_the_curve_says_alone_and_in_a_batch(east):
     timed(east, 1, 1)
-    alone, crowded = max(timed(east, 1, 100)), min(timed(east, 8, 100))
-    assert 0.9 * 0.4 < alone < 2 * 0.4 and 0.9 * 0.8 < crowded < 2 * 0.8
+    # a busy machine makes a request slower, never quicker: the quickest of three tells
+    alone, crowded = (min(min(timed(east, n, 100)) for _ in range(3)) for n in (1, 8))
+    assert 0.9 * 0.4 < alone < 0.9 * 0.8 < crowded < 5 * 0.8
 
 
 def test_two_seats_one_waits_and_the_rest_are_turned_away(bed):
@@ -158,9 +152,20 @@ def test_a_caller_who_hangs_up_frees_the_seat(bed, east):
 @pytest.mark.slow
 def test_memory_for_keys_and_values_is_a_limit_too():
     with Testbed(SIMS[:1], kv_tok=150) as bed:
-        # 101 tokens each: one at a time, though the batch has room for many
-        took = sorted(timed(bed.urls["east"] + "/v1/chat/completions", 3, 100))
-    assert took[1] > 1.6 * took[0] and took[2] > 2.4 * took[0]
+        url, seen = bed.urls["east"] + "/v1/chat/completions", []
+
+        async def three():
+            async with httpx.AsyncClient(timeout=60) as client:
+                posts = [asyncio.ensure_future(client.post(url, json=chat(100))) for _ in range(3)]
+                while not all(post.done() for post in posts):
+                    seen.append(await asyncio.to_thread(bed.state, "east"))
+                return [post.result().status_code for post in posts]
+
+        assert asyncio.run(three()) == [200] * 3
+    # 101 tokens each: one at a time, though the batch has room for many
+    told = [state for state in seen if state]
+    assert max(state["running"] for state in told) == 1
+    assert max(state["waiting"] for state in told) >= 1
 
 
 # ---- faults of the line

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_testbed import until
+from waiting import until
 
 from arcpoint_ce.apps.cli import run
 from arcpoint_ce.lab.fleet import ServiceCurve, SimBackend

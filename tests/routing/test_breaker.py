@@ -10,6 +10,7 @@ from unittest import mock
 
 import pybreaker
 import pytest
+from breakers import SMALL, opened, tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -34,16 +35,6 @@ from arcpoint_ce.routing.policies import OwnPace
 from arcpoint_ce.routing.records import Backend, Request
 from arcpoint_ce.routing.router import Router
 
-SMALL = BreakerConfig(
-    window=8,
-    min_calls=4,
-    consecutive=3,
-    open_s=10.0,
-    max_open_s=40.0,
-    probes=2,
-    probe_success=2,
-    max_half_open_s=15.0,
-)
 WEIRD = st.sampled_from([nan, inf, -inf])
 configs = st.builds(
     BreakerConfig,
@@ -484,20 +475,6 @@ def test_reactive_part_agrees_with_pybreaker(fail_max, reset, threshold, calls):
                 ours.record(ok, False, time.t, probe=ours.state == HALF_OPEN)
             assert allowed == bool(ran)
             assert ours.state == theirs.current_state.replace("-", "_")
-
-
-def opened(config=SMALL, at=100.0, seed=0):
-    b = Breaker("x", config, seed)
-    for _ in range(config.consecutive):
-        b.record(False, False, at)
-    assert b.state == OPEN
-    return b
-
-
-def tried(config=SMALL, **kw):
-    b = opened(config, **kw)
-    assert b.poll(b.until_s) and b.state == HALF_OPEN
-    return b
 
 
 def test_probe_that_never_returns_does_not_leave_it_stuck():

@@ -1,9 +1,10 @@
 "The parts of breaker and shedder by hand: bounds, counts, waits, trials, and who takes what."
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf, nan
 
 import pytest
+from breakers import opened
 
 from arcpoint_ce.routing.breaker import (
     CLOSED,
@@ -262,18 +263,12 @@ def test_a_trial_has_so_many_slots_and_ends_with_enough_verdicts():
     assert _Trial().verdict(True, True, BreakerConfig(slow_rate=1.0, probe_success=1))[0] == OPEN
 
 
-def opened(now: float = 100.0, **how) -> Breaker:
-    "A breaker that has just opened on five failures."
-    b = Breaker("a", BreakerConfig(jitter=0.0, **how))
-    b.poll(now)
-    for _ in range(5):
-        b.record(False, False, now)
-    assert b.state == OPEN
-    return b
+STEADY = BreakerConfig(jitter=0.0)
+UNTRIED = replace(STEADY, probes=0)
 
 
 def test_a_breaker_says_why_it_moved_and_with_what_evidence():
-    b = opened()
+    b = opened(STEADY)
     said = b.describe(104.0)
     told = [said[name] for name in ("state", "since_s", "until_s", "left_s")]
     assert told == [OPEN, 100.0, 110.0, 6.0]
@@ -292,7 +287,7 @@ def test_a_breaker_says_why_it_moved_and_with_what_evidence():
 
 
 def test_without_probes_it_closes_when_the_wait_is_over():
-    b = opened(probes=0)
+    b = opened(UNTRIED)
     assert not b.poll(109.9) and b.poll(110.0) and b.state == CLOSED
     assert b.reason == "waited 10.0 s; failures alone can open it again" and b.slots == 1
     assert b.window.n == 0 and b.transitions[-1].evidence["opens"] == 1
@@ -300,14 +295,14 @@ def test_without_probes_it_closes_when_the_wait_is_over():
 
 def test_trouble_soon_after_it_closed_is_the_same_trouble_unless_it_forgives():
     for forgiving, ok, waits in ((False, True, 20.0), (True, True, 10.0), (True, False, 20.0)):
-        b = opened(probes=0, forgiving=forgiving)
+        b = opened(replace(UNTRIED, forgiving=forgiving))
         b.poll(110.0)
         if ok:
             b.record(True, False, 111.0)
         for _ in range(5):
             b.record(False, False, 112.0)
         assert b.until_s - 112.0 == waits
-    b = opened(probes=0)
+    b = opened(UNTRIED)
     b.poll(110.0)
     for _ in range(5):
         b.record(False, False, 120.0)  # it was calm for as long as the last wait
@@ -348,7 +343,7 @@ def test_a_person_holds_a_breaker_and_hands_it_back():
 
 
 def test_a_memo_of_no_breaker_changes_nothing():
-    b = opened()
+    b = opened(STEADY)
     memo = b.memo()
     for bad in (memo | dict(state="ajar"), memo | dict(ring="zz"), {"state": OPEN}):
         with pytest.raises((ValueError, KeyError)):

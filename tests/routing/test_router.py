@@ -14,6 +14,7 @@ from threading import Thread
 from types import BuiltinMethodType, FunctionType
 
 import pytest
+from breakers import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -257,16 +258,6 @@ def test_rank_is_pure(name):
 
 # ---- the books
 
-SMALL = BreakerConfig(
-    window=8,
-    min_calls=4,
-    consecutive=3,
-    open_s=10.0,
-    max_open_s=40.0,
-    probes=2,
-    probe_success=2,
-    max_half_open_s=15.0,
-)
 medians = st.sampled_from([None, nan, inf, 40.0, 100.0, 310.0, 900.0])
 NAMES = [f"b{k}" for k in range(6)]
 
