@@ -296,10 +296,12 @@ class _Adviser:
         try:
             backend = taker.take(model, request, group, metadata, now)
         except NoBackend as e:
-            return self._failed("refused", str(e))
+            self._failed("refused", str(e))
+            return None
         except Exception as e:  # whatever fails in the engine, LiteLLM goes on without it
             _LOG.exception("the engine failed to decide")
-            return self._failed("raised", f"{type(e).__name__}: {e}")
+            self._failed("raised", f"{type(e).__name__}: {e}")
+            return None
         took_ms = (perf_counter() - began_s) * 1000.0
         if took_ms > doubts.budget_ms:
             self.counts["over_budget"] += 1
@@ -722,11 +724,13 @@ class ArcpointLogger:
 
     @property
     def last_error(self) -> str | None:
-        return self._adviser.last_error  # why the engine was of no use last; None: it always was
+        "Why the engine was of no use last; None: it always was."
+        return self._adviser.last_error
 
     @property
     def shadowed(self) -> deque[tuple[float, str, str, str]]:
-        return self._shadow.seen  # (time, group, what we would have taken, what LiteLLM took)
+        "When (s), for which group, what we would have taken, what LiteLLM took; oldest first."
+        return self._shadow.seen
 
     def status(self) -> dict:  # fit for JSON
         "What became of the questions, and what failed last."
