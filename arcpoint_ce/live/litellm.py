@@ -115,7 +115,9 @@ class _Calls:
     def of(self, metadata: Mapping) -> _Call | None:
         "The call that a request's metadata names."
         mark = metadata.get(_MARK)
-        found = self.by_mark.get(mark) if isinstance(mark, str) else None
+        if not isinstance(mark, str):
+            return None
+        found = self.by_mark.get(mark)
         if isinstance(found, tuple):
             found = self.by_mark[mark] = _Call(*found)
         return found
