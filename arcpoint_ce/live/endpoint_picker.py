@@ -57,7 +57,8 @@ def _asked_of(headers: Mapping[str, str], body: bytes) -> Request:
     except ValueError:
         told = {}
     if isinstance(told, dict):
-        named, most = told.get("model"), told.get("max_tokens")
+        named = told.get("model")
+        most = told.get("max_completion_tokens") or told.get("max_tokens")
         model = named if isinstance(named, str) else model
         tokens_out = most if isinstance(most, int) and 0 < most < 10**6 else 0
     return Request(model=model, tokens_in=size // 4, tokens_out=tokens_out)

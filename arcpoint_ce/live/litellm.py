@@ -53,6 +53,11 @@ def _characters(messages: object) -> int:
     return total
 
 
+def _most_tok(asked: Mapping) -> object:  # None: nobody said
+    "How many output tokens are wanted at most; chat calls have a newer name for it."
+    return asked.get("max_completion_tokens") or asked.get("max_tokens")
+
+
 def _request_of(
     messages: object,  # as LiteLLM holds them; None for calls without any
     metadata: Mapping,  # of the request
@@ -501,7 +506,7 @@ class _Shadow:
         group = str(metadata.get("model_group"))
         self.counts["shadow_agreed" if meant == theirs else "shadow_differed"] += 1
         self.seen.append((now, group, meant, theirs))
-        request = _request_of(kwargs.get("messages"), metadata, kwargs.get("max_tokens"))
+        request = _request_of(kwargs.get("messages"), metadata, _most_tok(kwargs))
         try:
             decision = self.chooser.engine.claim(request, theirs, now, anyway=True)
         except NoBackend:
@@ -632,7 +637,7 @@ class ArcpointLogger:
         counts["asked"] += 1
         asked = request_kwargs if request_kwargs is not None else {}
         metadata = _metadata_of(asked)
-        request = _request_of(messages, metadata, asked.get("max_tokens"))
+        request = _request_of(messages, metadata, _most_tok(asked))
         group = self._chooser.group(allowed)
         if _WISHES in metadata:
             allowed = group.allowed(allowed, request)

@@ -1,6 +1,7 @@
 "The real Envoy asks our endpoint picker for every request."
 
 import asyncio
+import json
 import threading
 import time
 
@@ -194,3 +195,9 @@ BODIES_OF_NO_USE = {
 def test_a_body_that_says_nothing_is_only_long(body):
     asked = _asked_of({"content-length": "x"}, body)
     assert (asked.model, asked.tokens_out) == ("", 0)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_wanted_length_counts_by_either_name(name):
+    body = json.dumps({"model": "m", name: 700}).encode()
+    assert _asked_of({}, body).tokens_out == 700

@@ -80,6 +80,14 @@ def test_a_list_is_narrowed_to_one_and_an_open_breaker_is_avoided(logger):
     assert {filtered(logger)[0] for _ in range(20)} == {"b"}
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_wanted_length_counts_by_either_name(logger, name):
+    asked = {"metadata": {"model_group": "m"}, name: 700}
+    RUNNER.run(logger.async_filter_deployments("m", offered("a", "b"), None, asked))
+    (decision,) = logger.engine.router._reservations.open.values()
+    assert decision.request.tokens_out == 700
+
+
 def test_only_what_is_offered_is_chosen(logger):
     assert {filtered(logger, ("a",))[0] for _ in range(5)} == {"a"}
     assert {filtered(logger, ("b", "new"))[0] for _ in range(60)} == {"b", "new"}
