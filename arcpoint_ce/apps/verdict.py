@@ -284,7 +284,12 @@ def _policies(m: Mapping[str, Any]) -> _Verdict:
     families = [m[f] for f in m["families"]]
     asked = sum(f["requests"]["ours"] for f in families)
     mine = sum(f["missed"]["ours"] for f in families)
-    theirs = sum(f["missed_best_rival"] for f in families)
+    theirs = [f["missed_best_rival"] for f in families]
+    best = "by the best rival of each family"
+    if None in theirs:
+        rivals = _Figure(best, "not known", "chosen on other worlds: two are needed")
+    else:
+        rivals = _of(best, sum(theirs), asked)
     figures = (
         _Figure(
             "families won, lost, undecided",
@@ -292,7 +297,7 @@ def _policies(m: Mapping[str, Any]) -> _Verdict:
             "lost: " + (", ".join(lost).replace("_", " ") or "none"),
         ),
         _of("limits missed by the engine", mine, asked),
-        _of("by the best rival of each family", theirs, asked),
+        rivals,
     )
     worlds = len(m["seeds"])
     if worlds < _LEAST_SEEDS:

@@ -62,14 +62,14 @@ def forecast_cases():
 
 
 def policies_cases():
-    for worlds, *spans in product((2, 12), *[(ABOVE, HOLDS, BELOW, (None, None))] * 3):
+    for worlds, *spans in product((1, 2, 12), *[(ABOVE, HOLDS, BELOW, (None, None))] * 3):
         names = ["a", "b", "c"]
         of = {
             f: dict(
                 ratio_lo=s[0],
                 ratio_hi=s[1],
                 missed=dict(ours=5),
-                missed_best_rival=7,
+                missed_best_rival=7 if worlds > 1 else None,  # it is chosen on other worlds
                 requests=dict(ours=100),
             )
             for f, s in zip(names, spans)
