@@ -187,8 +187,8 @@ _STORED = {
     "experiment_streams": (
         "policies",
         "wins scenario families and loses none",
-        "arcpoint experiment --seed-from 100 --seeds 50",
-        "d3d4c66594d0753f57b01bf45ee88294ec6f2b0adc2609e17fc567a6215fa3ad",
+        "arcpoint experiment --seed-from 100 --seeds 100",
+        "1987725f6bcf1eba74a3a32784c5581e9fc6faa98f3556b0877c8fda658fe99d",
     ),
     "drift": (
         "drift",
