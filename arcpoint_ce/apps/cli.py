@@ -1214,7 +1214,7 @@ def _record(
     ] = "",
     development: Annotated[
         Path | None,
-        _option("Development results, a runs.csv.  [default: data/results/development.csv]"),
+        _option("Development results, a runs.csv.  [default: data/results/experiment_streams.csv]"),
     ] = None,
     again: Annotated[
         bool,

@@ -32,7 +32,7 @@ class _RecordPlan:
 
 
 _FIXED = tuple(p for p in ("ours", "ours_none", SHARP, STREAMING) if p in CONTENDERS)
-DEVELOPMENT = Path(arcpoint_ce.__file__).parents[1] / "data" / "results" / "development.csv"
+DEVELOPMENT = Path(arcpoint_ce.__file__).parents[1] / "data" / "results" / "experiment_streams.csv"
 
 
 def _read_development(

@@ -157,3 +157,12 @@ def test_the_seeds_of_the_record_are_its_own():
     assert what.seeds == tuple(range(1000, 1100)) and what.requests == 20_000
     with pytest.raises(AttributeError):
         what.seeds = (0,)
+
+
+def test_the_development_results_that_ship_say_who_runs():
+    development = R._read_development()
+    families = development["family"].unique()
+    assert len(families) >= 8
+    for family in families:
+        names = R._record_contenders(development, family)
+        assert set(R._FIXED) < set(names) and len(names) == len(R._FIXED) + 3
