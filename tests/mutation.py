@@ -51,6 +51,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "routing.affinity": (),
     "routing.spending": (),
     "routing.decisions": (),
+    "routing.measured": (),
     "routing.router": (),
     "forecast.trust": (),
     "forecast.latency": (

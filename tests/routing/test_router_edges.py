@@ -130,3 +130,19 @@ def test_a_date_that_is_none_is_no_measurement(stamp_s):
     memo = r.memo()
     memo["measured"]["b0"]["stamp_s"] = stamp_s
     assert "these are no measurements" in r.restore(memo)[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 7])
+def test_books_of_a_limit_hold_three_or_six_numbers(count):
+    r = fleet(backends=[Backend("a", rpm=60)])
+    memo = r.memo()
+    memo["measured"]["a"]["minute"] = [0.0] * count
+    assert "these are no books of a rate limit" in r.restore(memo)[0]
+
+
+@pytest.mark.parametrize("count", [0, 3, 6])
+def test_older_books_of_a_limit_are_shorter(count):
+    r = fleet(backends=[Backend("a", rpm=60)])
+    memo = r.memo()
+    memo["measured"]["a"]["minute"] = [0.0] * count
+    assert r.restore(memo) == []
