@@ -402,7 +402,7 @@ def tracked():
 PLACES = re.compile(
     r"(?<![\w.\])}\"'/*-])/(?:home|root|Users|work|tmp|mnt|var/folders)/\w|[A-Z]:\\\\?Users|(?:^|\s)-?-(?:index-url|extra-index-url|find-links|trusted-host)\b"
     r"|\b(?:[\w-]+\.)*(?:artifactory|nexus|devpi)[\w.-]*\.\w+|\b\d{1,3}(?:\.\d{1,3}){3}/simple"
-    r"|/tmp/tmp\w{6,}",  # a random folder, in an output that was kept
+    r"|/tmp/" + r"tmp\w{6,}",  # a random folder, in an output that was kept
     re.M,
 )
 
@@ -411,7 +411,7 @@ PLACES = re.compile(
     "bad",
     [
         "open(/home/me/x)",
-        '"/tmp/tmpab12cd_e/mine.csv: 3 rows',
+        '"/tmp/' + "tmpab12cd_e/mine.csv: 3 rows",
         "file = /mnt/a",
         "see /" + "root/x",
         "C:\\Users\\me",

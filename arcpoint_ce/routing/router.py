@@ -36,11 +36,11 @@ from arcpoint_ce.routing.decisions import (
     NoBackend,
     Ranking,
     View,
-    free_share,
-    tried_first,
+    _free_share,
+    _tried_first,
 )
 from .limits import Budget, read_limits
-from .measured import measured_of, remeasure
+from .measured import _measured_of, _remeasure
 from .nowcast import Nowcast, others_pace_s, usual_pace_s
 from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
@@ -371,7 +371,7 @@ class _Admission:
         share = self.config.probe_share
         room = self.config.room_share
         roomy = free is not None and free > room
-        first = tried_first(free, room) if quick else 0.0
+        first = _tried_first(free, room) if quick else 0.0
         quick_now, due = [], []
         for lane in ready:
             name = lane.backend.name
@@ -432,7 +432,7 @@ class _Admission:
             return None
         beliefs = [self.belief(lane, table, now) for lane in well]
         in_flight = self.members.signals.in_flight
-        return free_share(well, beliefs, in_flight, self.config.gateways)
+        return _free_share(well, beliefs, in_flight, self.config.gateways)
 
 # %% ../../nbs/routing/06_router.ipynb #bb970117
 def _trusted(f: Forecast | None) -> Forecast | None:
@@ -1285,7 +1285,7 @@ class _Memory:
         return dict(
             turn=s.turn,
             breakers={name: lane.breaker.memo() for name, lane in lanes.items()},
-            measured={name: measured_of(lane, s) for name, lane in lanes.items()},
+            measured={name: _measured_of(lane, s) for name, lane in lanes.items()},
             spending=self.spending.memo(),
             usual=dict(
                 retried=s.retried,
@@ -1313,7 +1313,7 @@ class _Memory:
                 take(f"breaker {name!r} starts", breaker.restore, part)
         for name, part in memo.get("measured", {}).items():
             if name in lanes:
-                take_over = partial(remeasure, lanes[name], s)
+                take_over = partial(_remeasure, lanes[name], s)
                 take(f"measurements of {name!r} start", take_over, part)
         if "spending" in memo:
             take("what budgets have spent starts", self.spending.restore, memo["spending"])

@@ -9,7 +9,7 @@ import pytest
 from arcpoint_ce.routing.affinity import AtHome, Homes, ReservedFirst, Seat, _Newest
 from arcpoint_ce.routing.breaker import HALF_OPEN, OPEN, BreakerConfig
 from arcpoint_ce.routing.clock import Clock
-from arcpoint_ce.routing.decisions import NoBackend, _Coming, free_share, tried_first
+from arcpoint_ce.routing.decisions import NoBackend, _Coming, _free_share, _tried_first
 from arcpoint_ce.routing.nowcast import others_pace_s, usual_pace_s
 from arcpoint_ce.routing.policies import (
     OwnPace,
@@ -122,18 +122,18 @@ def lanes_with(*believed):
 
 def test_how_much_of_the_room_is_free():
     lanes, beliefs = lanes_with((3.0, 10.0), None, (None, 6.0))
-    assert free_share(lanes, beliefs, [1, 1, 0]) == pytest.approx((6.0 + 3.0 + 6.0) / 20.0)
-    assert free_share(lanes, beliefs, [1, 3, 0], gateways=2) == pytest.approx((5 + 0 + 6) / 20)
+    assert _free_share(lanes, beliefs, [1, 1, 0]) == pytest.approx((6.0 + 3.0 + 6.0) / 20.0)
+    assert _free_share(lanes, beliefs, [1, 3, 0], gateways=2) == pytest.approx((5 + 0 + 6) / 20)
     lanes, beliefs = lanes_with(None, None)
-    assert free_share(lanes, beliefs, [0, 0]) is None
-    assert free_share([], [], []) is None
+    assert _free_share(lanes, beliefs, [0, 0]) is None
+    assert _free_share([], [], []) is None
     lanes, beliefs = lanes_with((0.0, 0.0))
-    assert free_share(lanes, beliefs, [0]) is None
+    assert _free_share(lanes, beliefs, [0]) is None
 
 
 def test_first_attempts_go_where_it_fails_at_once_only_when_others_are_full():
-    assert [tried_first(free, 0.3) for free in (None, 0.6, 0.3, 0.0)] == [0.0, 0.0, 0.95, 0.95]
-    assert tried_first(0.45, 0.3) == pytest.approx(0.5)
+    assert [_tried_first(free, 0.3) for free in (None, 0.6, 0.3, 0.0)] == [0.0, 0.0, 0.95, 0.95]
+    assert _tried_first(0.45, 0.3) == pytest.approx(0.5)
 
 
 def test_the_usual_pace_is_the_upper_median_and_that_of_others_leaves_out_ones_own():
