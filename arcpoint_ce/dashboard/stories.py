@@ -9,6 +9,7 @@ __all__ = ['decisions_page', 'learning_page', 'why_page', 'chaos_page']
 import json
 import re
 from collections.abc import Mapping
+from time import monotonic
 
 import pandas as pd
 import streamlit as st
@@ -230,9 +231,24 @@ def _one_decision(page: Page, id: int):
     st.caption(plain(f"{_request_in_words(row)} {_forecast_in_words(row)} {decided}"))
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #404a077d
+_STANDS_S = 15.0  # s
+
+
+def _standing_list(page: Page, backend: str | None, tier: str | None) -> pd.DataFrame:
+    "The newest decisions. A list stands for a while: a click on one that has gone is lost."
+    wanted = (page.where, page.span_s, page.until, backend, tier)
+    kept = st.session_state.get("newest-decisions")
+    if kept is not None and kept[0] == wanted and monotonic() - kept[1] < _STANDS_S:
+        return kept[2]
+    t = page.ask(newest_decisions, page.look(), backend, tier)
+    if not t.empty:
+        st.session_state["newest-decisions"] = (wanted, monotonic(), t)
+    return t
+
+
 def _list_newest(page: Page, backend: str | None, tier: str | None):
     "The newest decisions, and below them the one that is open."
-    t = page.ask(newest_decisions, page.look(), backend, tier)
+    t = _standing_list(page, backend, tier)
     if t.empty:
         st.info("No decision in this window.", icon=":material/info:")
         return
@@ -261,7 +277,10 @@ def _list_newest(page: Page, backend: str | None, tier: str | None):
         selection_mode="single-row",
     )
     if chosen is None:
-        st.caption("Click at the left edge of a row to open the decision.")
+        st.caption(
+            "Click at the left edge of a row to open the decision. "
+            f"The list takes in newer ones every {_STANDS_S:.0f} s."
+        )
         return
     if st.button("Close the decision, and let the list go on", key="close-decision"):
         del st.query_params["decision"]

@@ -649,30 +649,38 @@ def test_every_page_can_be_read_and_used_on_a_phone(browser, tmp_path):
         w.context.close()
 
 
+def tick_first_row(page):
+    "Tick the newest decision; again if the list was just being drawn anew, as a person would."
+    from playwright.sync_api import TimeoutError as TooLate
+
+    table = page.locator("[data-testid=stDataFrame]").first
+    for _ in range(12):
+        table.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        box = table.bounding_box()
+        page.mouse.click(box["x"] + 18, box["y"] + 52 + 35)
+        try:
+            page.wait_for_function("location.search.includes('decision=')", timeout=10_000)
+            return
+        except TooLate:
+            continue
+    raise AssertionError("no click opened a decision")
+
+
 @pytest.mark.slow
 def test_a_decision_is_opened_and_the_address_keeps_everything(browser, live):
     w = Watched(browser, f"{live.url}/decisions?window=last+5+minutes&tier=premium", (1366, 1100))
     page = w.page
     w.errors.clear()  # Streamlit first looks for its own paths beside the page's
     page.wait_for_selector("[data-testid=stDataFrame] canvas")
-    page.wait_for_timeout(1500)
-    assert (
-        page.locator("[data-testid=stSelectbox]")
-        .filter(has_text="Tier")
-        .locator("input")
-        .input_value()
-        == "premium"
-    )
-    table = page.locator("[data-testid=stDataFrame]").first
-    table.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
-    box = table.bounding_box()
-    page.mouse.click(box["x"] + 18, box["y"] + 52 + 35)
-    page.get_by_text("Candidates", exact=True).wait_for(timeout=40_000)
-    assert "decision=" in page.url and "Runner-up" in w.text()
+    tier = page.locator("[data-testid=stSelectbox]").filter(has_text="Tier").locator("input")
+    until(lambda: tier.input_value() == "premium", "the tier of the address is chosen")
+    tick_first_row(page)
+    page.get_by_text("Candidates", exact=True).wait_for(timeout=60_000)
+    until(lambda: "Runner-up" in w.text(), "the runner-up is named")
     number = page.url.split("decision=")[1].split("&")[0]
     page.wait_for_timeout(3000)
-    assert f"Decision {number}" in w.text()  # it stays open while others come
+    until(lambda: f"Decision {number}" in w.text(), "it stays open while others come")
     w.go("Risk")
     assert "window=last" in page.url
     w.well()
