@@ -261,22 +261,14 @@ class EndpointPicker:
         now = self.clock()
         if offered:
             allowed = {self.names[address] for address in offered if address in self.names}
-            call = self.engine.claim(request, self._drawn(request, allowed, now), now)
+            drawn = self.engine.rank(request, now).draw(allowed, self.random)
+            call = self.engine.claim(request, drawn.backend, now)
             others = [name for name in call.fallbacks if name in allowed]
         else:
             call = self.engine.decide(request, now)
             others = call.fallbacks
         names = [call.backend, *others[: self.FURTHER]]
         return call, [self.addresses[name] for name in names]
-
-    def _drawn(self, request: Request, names: set[str], now: float) -> str:
-        ranked = [c for c in self.engine.rank(request, now) if c.backend in names]
-        weights = [c.probability for c in ranked]
-        if not any(weights):  # none of them would be drawn: any that may serve at all
-            weights = [float(c.score < inf) for c in ranked]
-        if not any(weights):
-            raise NoBackend(tuple((name, "may not serve now") for name in sorted(names)))
-        return self.random.choices(ranked, weights)[0].backend
 
     def served(self, call: Decision, address: str | None):  # None: the gateway does not say
         "Who served in the end."

@@ -199,13 +199,7 @@ class _Chooser:
 
     def draw(self, request: Request, group: _Group, now: float) -> str:
         "A name among those that are offered, by the odds of the engine. NoBackend where none may."
-        ranked = [c for c in self.engine.rank(request, now) if c.backend in group.place]
-        weights = [c.probability for c in ranked]
-        if not any(weights):  # none of them would be drawn: any that may serve at all
-            weights = [float(c.score < inf) for c in ranked]
-        if not any(weights):
-            raise NoBackend(tuple((name, "may not serve now") for name in group.place))
-        return self.random.choices(ranked, weights)[0].backend
+        return self.engine.rank(request, now).draw(group.place, self.random).backend
 
     def take(
         self, model: str, request: Request, group: _Group, metadata: dict, now: float

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from ..engine.engine import ContextEngine
-from ..routing.decisions import Candidate, Decision, NoBackend
+from ..routing.decisions import Decision, NoBackend
 from ..routing.outcomes import displayed
 from ..routing.records import Backend, Outcome, Request
 
@@ -59,20 +59,13 @@ class ArcpointRequestRouter(*_BASES):  # type: ignore[misc]
         now = time.monotonic()
         self._join(by_name.values(), now)
         try:
-            ranked = [c for c in self.engine.rank(Request(), now) if c.backend in by_name]
-        except NoBackend:
-            ranked = []
-        if not ranked:
+            ranking = self.engine.rank(Request(), now)
+            first = ranking.draw(by_name, self.draws).backend
+        except NoBackend:  # then Ray chooses
             return [list(candidate_replicas)]
-        first = self._drawn(ranked)
-        rest = [by_name[c.backend] for c in ranked if c is not first]
-        return [[by_name[first.backend]], rest] if rest else [[by_name[first.backend]]]
-
-    def _drawn(self, ranked: Sequence[Candidate]) -> Candidate:
-        weights = [c.probability for c in ranked]
-        if not any(weights):
-            weights = [float(c.score < inf) for c in ranked]
-        return self.draws.choices(ranked, weights)[0] if any(weights) else ranked[0]
+        names = [c.backend for c in ranking if c.backend in by_name and c.backend != first]
+        rest = [by_name[name] for name in names]
+        return [[by_name[first]], rest] if rest else [[by_name[first]]]
 
     def _join(self, replicas: Iterable[Any], now: float):
         "The fleet is what Ray offers."

@@ -6,10 +6,11 @@
 __all__ = ['Lane', 'View', 'Candidate', 'Ranking', 'Decision', 'NoBackend']
 
 # %% ../../nbs/routing/05_decisions.ipynb #d1c0be03
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from html import escape
 from math import inf
+from random import Random
 from typing import Any
 
 from .affinity import AtHome, ReservedFirst, Seat
@@ -421,6 +422,26 @@ class Ranking(list[Candidate]):
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "Ranking()"
+
+    def draw(
+        self,
+        offered: Collection[str],  # backends that may be drawn
+        random: Random,  # whose next number decides
+    ) -> Candidate:
+        """One of the offered backends, by the odds; any that may serve where all odds are 0.
+
+        NoBackend where none of them may serve.
+        """
+        those = [candidate for candidate in self if candidate.backend in offered]
+        odds = [candidate.probability for candidate in those]
+        if not any(odds):
+            odds = [float(candidate.score < inf) for candidate in those]
+        if not any(odds):
+            reasons = {candidate.backend: candidate.reason for candidate in those}
+            raise NoBackend(
+                tuple((name, reasons.get(name, "is not in the fleet")) for name in offered)
+            )
+        return random.choices(those, odds)[0]
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in self.COLUMNS)
