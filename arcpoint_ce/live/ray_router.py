@@ -6,6 +6,7 @@
 __all__ = ['ArcpointRequestRouter']
 
 # %% ../../nbs/live/65_ray_router.ipynb #36163724
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -36,6 +37,25 @@ def _name_of(replica_id: Any) -> str:
     return str(getattr(replica_id, "unique_id", replica_id))
 
 
+async def _whole_answer(result: Any) -> Any:
+    "What a replica answers, or the exception that it raised."
+    return await (await result.to_object_ref_async())
+
+
+def _tells_how_it_ended(metadata: Any) -> bool:
+    "Whether an answer can be awaited beside its caller: not a stream's, nor one over gRPC."
+    by_reference = getattr(metadata, "_by_reference", True)
+    return by_reference and not getattr(metadata, "is_streaming", False)
+
+
+def _error_of(answer: asyncio.Future) -> str | None:
+    "The name of the exception that an answer ended with; None where it went well."
+    if answer.cancelled():
+        return "CancelledError"
+    error = answer.exception()
+    return None if error is None else type(getattr(error, "cause", None) or error).__name__
+
+
 @displayed
 class ArcpointRequestRouter(*_BASES):  # type: ignore[misc]
     """A request router for Ray Serve: the engine ranks the replicas.
@@ -50,6 +70,7 @@ class ArcpointRequestRouter(*_BASES):  # type: ignore[misc]
         self.engine.start(time.monotonic)
         self.draws = Random(seed)
         self.calls: dict[str, Decision] = {}  # by Ray's id of the request
+        self.awaited: set[asyncio.Future] = set()  # asyncio itself holds tasks weakly
 
     async def choose_replicas(
         self, candidate_replicas: Sequence[Any], pending_request: Any = None
@@ -84,12 +105,23 @@ class ArcpointRequestRouter(*_BASES):  # type: ignore[misc]
             call = self.engine.claim(Request(), name, now, anyway=True)
         except (KeyError, NoBackend):  # it has left, or a person holds it open
             return
-        id = pending_request.metadata.internal_request_id
+        metadata = pending_request.metadata
+        id = metadata.internal_request_id
         self.calls[id] = call
-        result.add_done_callback(partial(self._answered, id))
+        if _tells_how_it_ended(metadata):
+            answer = asyncio.ensure_future(_whole_answer(result))
+            self.awaited.add(answer)
+            answer.add_done_callback(partial(self._answered, id))
+        else:
+            result.add_done_callback(partial(self._ended, id))
 
-    def _answered(self, id: str, answer: Any):
+    def _answered(self, id: str, answer: asyncio.Future):
         "The answer is there, or the exception that stands for it."
+        self.awaited.discard(answer)
+        self._end(id, _error_of(answer))
+
+    def _ended(self, id: str, answer: Any):
+        "A stream is over, or an answer over gRPC; an exception only where Ray itself met one."
         self._end(id, type(answer).__name__ if isinstance(answer, BaseException) else None)
 
     def _end(self, id: str, error: str | None):

@@ -67,6 +67,7 @@ class Signals:
     # pace now (see `Nowcast`) to the power that the policy asks for, > 0
     slow: list[float] = field(default_factory=list)
     retried: float = 0.5  # share of failed attempts that callers tried again, lately
+    habit: float = 0.5  # the same over a few hundred of them: what callers usually do
 
     def __post_init__(self) -> None:  # without reports of progress all own work is still to come
         places = len(self.in_flight)
@@ -74,6 +75,11 @@ class Signals:
             self.load = [float(n) for n in self.in_flight]
         if len(self.slow) < places:
             self.slow = [1.0] * places
+
+    @property
+    def fails_for_good(self) -> bool:
+        "Do callers seldom try again, so that what fails at once is lost all the same?"
+        return self.habit < 0.45
 
     def frozen(self, lean: bool = False) -> tuple[Any, ...]:
         """A copy that nobody changes; `Signals(*frozen)` reads like these did.
@@ -90,6 +96,7 @@ class Signals:
             tuple(self.load),
             tuple(self.slow),
             self.retried,
+            self.habit,
         )
 
 # %% ../../nbs/routing/04_policies.ipynb #416fdba1
@@ -840,7 +847,7 @@ def _scattered(seat: tuple[int, float, int]) -> int:
 
 
 class _OwnPacePlan:
-    """The least (work left + 1) / capacity · pace^gamma · (1 + c · error rate).
+    """The least (work left + 1) / capacity · pace^gamma · (1 + c · errors) / (1 - errors)^p.
 
     Of a large fleet only some are compared, others each time: the time of a decision must not grow
     with the fleet.
@@ -848,10 +855,13 @@ class _OwnPacePlan:
 
     COMPARED = 10  # of more backends than this only so many are compared
 
-    def __init__(self, slots: tuple[int, ...], per: list[float], errors: float) -> None:
+    def __init__(
+        self, slots: tuple[int, ...], per: list[float], errors: float, lost: float = 0.0
+    ) -> None:
         self.per = per  # 1 / capacity, times what is foreseen, by position
         self.slots = slots  # places in the signals
         self.errors = errors  # c: how much the error rate counts
+        self.lost = lost  # p: and how much more where nobody tries again
         self.seats = [(k, per[i], i) for i, k in enumerate(slots)]
         self.few = len(slots) <= self.COMPARED
         if not self.few:
@@ -868,7 +878,7 @@ class _OwnPacePlan:
         for k, per, position in seats:
             score = (load[k] + 1.0) * slow[k] * per
             if error[k]:
-                score *= 1.0 + self.errors * error[k]
+                score *= self.penalty(error[k])
             if score < least:
                 best, least = position, score
         return best
@@ -876,14 +886,19 @@ class _OwnPacePlan:
     def score(self, position: int, s: Signals, now: float) -> float:
         k = self.slots[position]
         paced = (s.load[k] + 1.0) * s.slow[k] * self.per[position]
-        return paced * (1.0 + self.errors * s.error[k])
+        return paced * self.penalty(s.error[k])
 
     def scores(self, s: Signals, now: float) -> list[float]:
         out = []
         for k, per in zip(self.slots, self.per):
             paced = (s.load[k] + 1.0) * s.slow[k] * per
-            out.append(paced * (1.0 + self.errors * s.error[k]))
+            out.append(paced * self.penalty(s.error[k]))
         return out
+
+    def penalty(self, error: float) -> float:
+        "The factor that an error rate puts on a score, 1 or more."
+        factor = 1.0 + self.errors * error
+        return factor / max(1.0 - error, 1e-3) ** self.lost if self.lost else factor
 
     def chance(self, position: int, s: Signals, now: float) -> float:
         "Only the draws that compare this position with others can choose it."
@@ -994,6 +1009,8 @@ class OwnPace:
         gamma: float = 6.0,  # power of the pace
         first: float = 1.0,  # how much errors count for a first attempt where callers try again
         again: float = 20.0,  # and for every attempt after which nobody tries again
+        # where callers seldom try again, a score is divided by the share of successes to this power
+        lost: float = 12.0,
         draws: int = 3,  # candidates, where there are several gateways
         # power of the score by which a backend is drawn, where something is foreseen
         sharpness: float = 8.0,
@@ -1001,7 +1018,7 @@ class OwnPace:
         gateways: int = 1,
     ) -> None:
         self.gamma = gamma
-        self.first, self.again = first, again
+        self.first, self.again, self.lost = first, again, lost
         self.draws, self.sharpness = draws, sharpness
         self.gateways = gateways
 
@@ -1012,7 +1029,8 @@ class OwnPace:
         errors = self.again
         if not scene.again:
             errors = self.again + (self.first - self.again) * s.retried
-        plan = _OwnPacePlan(scene.slots, per, errors)
+        lost = self.lost if s.fails_for_good else 0.0
+        plan = _OwnPacePlan(scene.slots, per, errors, lost)
         if self.gateways > 1:
             return _DrawnPacePlan(plan, s, self.draws)
         if scene.change:

@@ -878,11 +878,16 @@ class _Lessons:
         told = self._praise if ok else self._blame
         told(o, lane, long_ms, end_s)
         slow = counts and self.limits.missed(o, long_ms, lane, request)
-        changed = lane.breaker.record(ok, slow, end_s, probe, era, long_ms / 1000.0)
+        lasting_s = inf if self._lost_for_good() else long_ms / 1000.0
+        changed = lane.breaker.record(ok, slow, end_s, probe, era, lasting_s)
         recovered = changed and lane.breaker.state is CLOSED
         if lane.owner:
             self._average(o, lane, recovered, counted_ms, end_s, policy)
         return changed | (probe > 0) | (o.retry_after_s is not None)
+
+    def _lost_for_good(self) -> bool:
+        "Is a request that fails at once lost all the same, as nobody tries it again?"
+        return self.signals.fails_for_good and not self.config.callers_retry
 
     # how long it took, ms (inf: nobody knows), and when it ended, µs and s
     def _ended(self, o: Outcome, start_us: int) -> tuple[float, int, float]:
@@ -1068,6 +1073,7 @@ class _Reservations:
         if d.open == 1 << attempt:
             # nothing else of it runs: the caller tries again
             s.retried = min(s.retried + 0.1, 1.0)
+            s.habit = min(s.habit + 0.01, 1.0)
         slot = lane.slot
         s.in_flight[slot] += 1
         s.load[slot] += 1.0
@@ -1225,6 +1231,7 @@ class _Reservations:
         if not o.ok:
             if not d.open:
                 self.signals.retried *= 0.9  # so far nobody has tried again
+                self.signals.habit *= 0.99
             return
         newest = len(d.lanes) - 1
         rest_tok = o.tokens_out - d.seen
@@ -1289,6 +1296,7 @@ class _Memory:
             spending=self.spending.memo(),
             usual=dict(
                 retried=s.retried,
+                habit=s.habit,
                 length_tok=self.lessons.limits.usual_tok,
                 faded_s=faded_s if faded_s > -inf else None,
             ),
@@ -1325,12 +1333,14 @@ class _Memory:
     def _take_usual(self, usual: Mapping[str, Any]) -> None:
         "How often callers try again, how long answers are, when errors faded last."
         retried = float(usual["retried"])
+        habit = float(usual.get("habit", retried))  # older memos have none
         length_tok = float(usual["length_tok"])
-        if not (0 <= retried <= 1 and 0 < length_tok < inf):
+        if not (0 <= retried <= 1 and 0 <= habit <= 1 and 0 < length_tok < inf):
             raise ValueError(f"that is not usual: {dict(usual)!r}")
         lessons = self.lessons
         lessons.limits.usual_tok = length_tok
         self.members.signals.retried = retried
+        self.members.signals.habit = habit
         faded_s = usual["faded_s"]
         lessons.faded_s = -inf if faded_s is None else float(faded_s)
 

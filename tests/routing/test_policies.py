@@ -393,6 +393,7 @@ def test_signals_that_say_nothing_of_work_left_count_each_request_whole():
         (0.5, 0.25),
         (2.0, 3.0),
         0.5,
+        0.5,
     )
     assert full.frozen(lean=True)[2:4] == ((), ())
     assert Signals(*frozen).frozen() == frozen

@@ -2103,7 +2103,7 @@ def test_whether_callers_retry_is_learned():
                 r.observe(Outcome(d.lanes[1].backend.name, 1.0, 5.0, decision=d.id, attempt=1))
         return r._signals.retried
 
-    assert failing(False) < 0.01 < start < 0.99 < failing(True) <= 1.0 and failing(False) < 0.01
+    assert start < 0.99 < failing(True) <= 1.0 and failing(False) < 0.01
     ended = r._signals.retried
     d = r.decide(Request(), 2.0)
     r.retry(d, 2.0)
@@ -2115,6 +2115,66 @@ def test_whether_callers_retry_is_learned():
         r.retry(d, 4.0)
         r.cancel(d, 4.0)
     assert r._signals.retried <= 1.0
+
+
+def failing_quickly(callers_retry: bool, share: float, n=400, fleet=3, slower=4.0):
+    """How many requests were lost, and how often the fastest backend was asked, after it had begun
+    to fail a share of its requests at once.
+    """
+    r = Router([Backend(f"b{k}", capacity=8.0) for k in range(fleet)], config=RouterConfig())
+    rng, now, lost, asked = Random(1), 0.0, 0, 0
+
+    def end(name, start_s, took_s, ok, d, attempt=0):
+        error = None if ok else "HTTP 500"
+        o = Outcome(name, start_s, 1000.0 * took_s, ok, error, d.id, attempt)
+        r.observe(o, start_s + took_s)
+
+    for k in range(100 + n):
+        now += 0.5
+        d = r.decide(Request(), now)
+        bad = d.backend == "b0" and k >= 100
+        ok = not bad or rng.random() >= share
+        took_s = 0.02 if not ok else 0.1 if d.backend == "b0" else 0.1 * slower
+        end(d.backend, now, took_s, ok, d)
+        asked += bad
+        if not ok and callers_retry:
+            other = r.retry(d, now + 0.05)
+            ok = other != "b0"
+            if other is not None:
+                end(other, now + 0.05, 0.1 * slower, ok, d, 1)
+        lost += not ok
+    return lost, asked
+
+
+@pytest.mark.parametrize(
+    "share, slower, most", [(1.0, 1.0, 5), (1.0, 2.0, 40), (1.0, 10.0, 80), (0.5, 2.0, 40)]
+)
+def test_a_backend_that_fails_at_once_is_no_trap_where_nobody_tries_again(share, slower, most):
+    assert failing_quickly(False, share, slower=slower)[0] <= most
+    assert failing_quickly(True, share, slower=slower)[0] == 0
+
+
+def test_what_callers_usually_do_outlives_a_burst_of_failures():
+    r = busy(3)
+    s = r._signals
+    assert not s.fails_for_good
+    for k in range(60):
+        d = r.decide(Request(), float(k))
+        r.observe(Outcome(d.backend, float(k), 5.0, False, "error", d.id), float(k))
+        r.retry(d, k + 0.1)
+        r.cancel(d, k + 0.2)
+    habit = s.habit
+    for k in range(30):  # second attempts that are still to come
+        d = r.decide(Request(), 60.0)
+        r.observe(Outcome(d.backend, 60.0, 5.0, False, "error", d.id), 60.0)
+    assert s.retried < 0.1 and not s.fails_for_good and habit > 0.7
+    twin = busy(3)
+    twin.restore(r.memo())
+    assert twin._signals.habit == s.habit
+    for k in range(30):
+        d = r.decide(Request(), 61.0)
+        r.observe(Outcome(d.backend, 61.0, 5.0, False, "error", d.id), 61.0)
+    assert s.fails_for_good
 
 
 def test_errors_count_less_where_callers_retry_but_not_in_the_retry_itself():

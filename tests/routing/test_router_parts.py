@@ -294,15 +294,18 @@ def test_measurements_that_cannot_be_are_left_out_and_told(broken):
     assert r._lanes["b0"].hold.until_s == 9.0 and r._signals.error == [1.0]
 
 
-@pytest.mark.parametrize("broken", [dict(retried=1.1), dict(retried=-0.1), dict(length_tok=0)])
+@pytest.mark.parametrize(
+    "broken", [dict(retried=1.1), dict(retried=-0.1), dict(habit=1.1), dict(length_tok=0)]
+)
 def test_what_cannot_be_usual_is_left_out_and_told(broken):
     r, memo = fleet(1), fleet(1).memo()
     memo["usual"] |= broken
     assert r.restore(memo)[0].startswith("what is usual starts fresh: that is not usual")
-    memo["usual"] |= dict(retried=1, length_tok=10, faded_s=3.0)
-    assert r.restore(memo) == [] and r.memo()["usual"] == dict(
-        retried=1.0, length_tok=10.0, faded_s=3.0
-    )
+    fine = dict(retried=1.0, length_tok=10.0, faded_s=3.0)
+    memo["usual"] = fine | dict(habit=0.5)
+    assert r.restore(memo) == [] and r.memo()["usual"] == fine | dict(habit=0.5)
+    memo["usual"] = fine
+    assert r.restore(memo) == [] and r.memo()["usual"] == fine | dict(habit=1.0)  # an older memo
 
 
 # ---- the clock
