@@ -1120,6 +1120,10 @@ def _experiment(
             "[default: as the family has it, mostly 8]"
         ),
     ] = None,
+    retries: Annotated[
+        int | None,
+        _option("Further attempts of the callers; 0: what fails is lost.  [default: 2]"),
+    ] = None,
     load: Annotated[
         float | None,
         _option("Own traffic, share of what others leave.  [default: as tuned, or by the rule]"),
@@ -1178,6 +1182,7 @@ def _experiment(
       arcpoint experiment --family scheduled_surge --request-s 30 --forecast off --out off30
       arcpoint experiment --family gray_failure --streams 0 --forecasters all --out gray
       arcpoint experiment --family cold_capacity --scaler reactive --load 0.6 --out cold
+      arcpoint experiment --family fast_errors,flapping --retries 0 --out lost
       arcpoint experiment --quick --arrivals azure.csv --curves my-curves.csv --out mine
     """
     from arcpoint_ce.apps.experiment import run_experiment
@@ -1189,6 +1194,7 @@ def _experiment(
         staleness_s=staleness_s,
         streams=streams,
         physics=physics,
+        retries=retries,
     )
     world |= dict(jitter=jitter, arrivals=arrivals, curves=curves, scaler=scaler, load=load)
     asked: dict[str, Any] = dict(

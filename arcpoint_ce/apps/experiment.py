@@ -547,6 +547,7 @@ def run_experiment(
     until: float | None = None,
     physics: str = "ideal",  # of the servers: ideal, or engine
     jitter: float = 0.0,  # how far starts of recurring trouble stray, share of the cycle, 0..0.1
+    retries: int | None = None,  # further attempts of the callers; None: 2
     scaler: str | None = None,  # of every contender, where replicas can be added; None: predictive
     load: float | None = None,  # share of what other tenants leave; None: as tuned, or by the rule
     # further variants of ours: none, room, latency, both; all: every one
@@ -566,6 +567,7 @@ def run_experiment(
     _check_call(families, n, load, scaler, until)
     given: dict[str, Any] = dict(request_s=request_s, gateways=gateways, staleness_s=staleness_s)
     given |= dict(streams=_streamed(streams), physics=physics, jitter=jitter)
+    given |= dict(retries=retries)
     options = _world_options(families, files, scaler, **given)
     question = _Question(
         tuple(options.items()),

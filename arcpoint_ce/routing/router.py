@@ -878,16 +878,20 @@ class _Lessons:
         told = self._praise if ok else self._blame
         told(o, lane, long_ms, end_s)
         slow = counts and self.limits.missed(o, long_ms, lane, request)
-        lasting_s = inf if self._lost_for_good() else long_ms / 1000.0
-        changed = lane.breaker.record(ok, slow, end_s, probe, era, lasting_s)
+        changed = lane.breaker.record(ok, slow, end_s, probe, era, self._took_s(long_ms))
         recovered = changed and lane.breaker.state is CLOSED
         if lane.owner:
             self._average(o, lane, recovered, counted_ms, end_s, policy)
         return changed | (probe > 0) | (o.retry_after_s is not None)
 
-    def _lost_for_good(self) -> bool:
-        "Is a request that fails at once lost all the same, as nobody tries it again?"
-        return self.signals.fails_for_good and not self.config.callers_retry
+    def _took_s(self, long_ms: float) -> float:
+        """How long an attempt took as its breaker counts it, s.
+
+        inf where callers seldom try again: what fails at once is lost all the same.
+        """
+        if self.signals.fails_for_good and not self.config.callers_retry:
+            return inf
+        return long_ms / 1000.0
 
     # how long it took, ms (inf: nobody knows), and when it ended, µs and s
     def _ended(self, o: Outcome, start_us: int) -> tuple[float, int, float]:

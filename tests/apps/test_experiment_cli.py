@@ -17,7 +17,8 @@ import pytest
 
 from arcpoint_ce.apps import cli
 from arcpoint_ce.apps import experiment as E
-from arcpoint_ce.lab.experiment import read_results
+from arcpoint_ce.lab.contest import run_one
+from arcpoint_ce.lab.experiment import Task, read_results
 from arcpoint_ce.lab.study import judged
 from arcpoint_ce.lab.worlds import FAMILIES
 
@@ -420,6 +421,7 @@ def test_quick_is_small_and_more_policies_run(tmp_path):
         (("--gateways", "0"), "gateways must be positive"),
         (("--staleness-s", "-1"), "staleness_s"),
         (("--requests", "0"), "Setting.n must be positive"),
+        (("--retries", "-1"), "Setting.retries must be a whole number, 0 or more"),
         (("--streams", "1.5"), "share from 0 to 1"),
         (("--load", "0"), "load must be positive"),
         (("--scaler", "crone"), "reactive"),
@@ -432,6 +434,16 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, args, says):
     code, out, err = said(capsys, "experiment", "--out", "x", *args)
     assert code == 2 and says in err and err.count("\n") == 1 and "Traceback" not in err, err
     assert not (tmp_path / "x").exists()
+
+
+def test_callers_that_never_try_again_lose_what_fails():
+    def attempts(**more):
+        options = dict(n=600, load=0.7, **more)
+        return run_one(Task("fast_errors", "adaptive_least", 3, options))
+
+    lost, tried_again = attempts(retries=0), attempts()
+    assert lost["attempts"] == 600 < tried_again["attempts"]
+    assert lost["failed"] > tried_again["failed"]
 
 
 def test_all_families_by_name():
