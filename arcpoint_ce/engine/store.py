@@ -62,7 +62,7 @@ def _pace_of(
 ) -> list[float] | None:  # [ms per token, work left there, foreseen change]
     "What is known of one candidate's pace; None where no pace is known."
     lane, change = d.view.lanes[place], d.view.scene.change
-    pace_s = lane.nowcast.pace_s
+    pace_s = lane.nowcast.known_s
     if not pace_s:
         return None
     foreseen = change[place] if change else 1.0

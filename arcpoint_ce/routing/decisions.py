@@ -229,7 +229,7 @@ class Lane:
             limits=self.budget.status(now) if self.budget else {},
             weight=round(self.weight, 4),
             in_flight=s.in_flight[self.slot],
-            pace_ms=1000.0 * self.nowcast.pace_s or None,
+            pace_ms=1000.0 * self.nowcast.known_s or None,
             work_left=round(s.load[self.slot], 2),
             error_rate=round(s.error[self.slot], 4),
             features=self.features.read(now),
@@ -477,9 +477,10 @@ def _why_drawn(lane: Lane, scene: Scene, i: int) -> str:
     if most is not None:
         others = f"{scene.occupied[i]:.1f} requests of others"
         why = f"{others} where {most:.1f} in all meet the limit; {why}"
-    pace_s = lane.nowcast.pace_s
+    pace_s = lane.nowcast.known_s
     if pace_s:
-        why = f"{pace_s * 1000:.3g} ms per token now; {why}"
+        waits = "at least " if lane.nowcast.least_s >= pace_s else ""
+        why = f"{waits}{pace_s * 1000:.3g} ms per token now; {why}"
     change = scene.change[i] if scene.change else 1.0
     if abs(change - 1) > 0.01:
         why = f"{change:.2f} times that foreseen; {why}"

@@ -40,6 +40,7 @@ class Nowcast:
         "streamed_s",
         "heard_s",
         "hope_s",
+        "least_s",
     )
 
     IN_WEIGHT = _IN_WEIGHT
@@ -54,6 +55,8 @@ class Nowcast:
     # long
     MOST_LATE = 2.0
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
+    # so many open requests that have each waited for so many times the usual show a slower pace
+    PATIENCE = ((2, 8.0), (4, 5.0), (8, 3.0))
     MOST_S = 600.0  # one report speaks of no longer than this, s
 
     def __init__(self) -> None:
@@ -64,6 +67,13 @@ class Nowcast:
         self.heard_s = -inf  # when a stream or an answer was heard of last, s
         # the pace that one request may assume after a long silence, s per token; 0: no hope
         self.hope_s = 0.0
+        # the pace that requests without an answer show already, s per token; 0: they show nothing
+        self.least_s = 0.0
+
+    @property
+    def known_s(self) -> float:
+        "The pace that is known or shown, seconds per token; 0: nothing is known yet."
+        return max(self.pace_s, self.least_s)
 
     def stream(self, seconds: float, tokens: float) -> None:
         "A stream has brought so many `tokens` in so many seconds."
@@ -103,6 +113,20 @@ class Nowcast:
         # in silence too, or a new stream would be mixed with one of an hour ago
         keep = exp(-max(now - self.folded_s, 0.0) / self.FADE_S)
         return self.seconds * keep + self.new_s, self.tokens * keep + self.new_tok
+
+    def wait(self, ages_s: list[float], work: float, now: float) -> None:
+        """Take in how long its open requests have waited, s, the oldest first.
+
+        `work` is what an answer usually is, in tokens (0: not known yet). While streams tell, the
+        ages of requests say nothing more.
+        """
+        self.least_s = 0.0
+        if not self.pace_s or not work or now - self.streamed_s <= self.HOLD_S:
+            return
+        for count, patience in self.PATIENCE:
+            if len(ages_s) >= count:
+                shown_s = ages_s[count - 1] / (patience * work)
+                self.least_s = max(self.least_s, shown_s)
 
     def _hope(self, now: float, usual_s: float) -> None:
         "In a long silence, approach the usual pace from the one that is known."

@@ -588,16 +588,18 @@ class _Paces:
     def spread(self, now: float) -> None:
         "Renew every pace. A backend whose pace is unknown counts as usual."
         s = self.members.signals
-        nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
-        known = sorted(n.pace_s for n in nowcasts.values() if n.pace_s)
+        lanes = {lane.slot: lane for lane in self.members.lanes.values()}
+        known = sorted(lane.nowcast.pace_s for lane in lanes.values() if lane.nowcast.pace_s)
         usual_s = usual_pace_s(known)
         streamed_s = -inf
-        for slot, n in nowcasts.items():
+        for slot, lane in lanes.items():
+            n = lane.nowcast
             n.fold(now, others_pace_s(known, n.pace_s))
+            n.wait(lane.features.ages_s(now), self.usual_work, now)
             streamed_s = max(streamed_s, n.streamed_s)
             # hope is for the first request only
             pace_s = 0.0 if s.in_flight[slot] else n.hope_s
-            pace_s = pace_s or n.pace_s or usual_s or 1.0
+            pace_s = pace_s or n.known_s or usual_s or 1.0
             s.slow[slot] = self.powered(pace_s)
         self.streamed_s = streamed_s
 

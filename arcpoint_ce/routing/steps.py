@@ -8,6 +8,7 @@ __all__ = ['SHORT', 'LONG', 'FEATURES', 'History', 'slope', 'middle_sorted', 'mi
 # %% ../../nbs/routing/01_steps.ipynb #7e928a08
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from math import inf
 from statistics import fmean
 from typing import Any
@@ -237,6 +238,10 @@ class BackendFeatures:
     def drop(self, key: int) -> None:
         "An attempt was cancelled or forgotten."
         self.running.pop(key, None)
+
+    def ages_s(self, now: float, most: int = 8) -> list[float]:
+        "How long its oldest attempts have been running, s, the oldest first."
+        return [now - began_us / 1e6 for began_us in islice(self.running.values(), most)]
 
     def roll(self, now_us: int) -> None:
         """Close every step that ended by `now_us`; of a long silence only the last 100.

@@ -7,6 +7,7 @@ import gc
 import sys
 import tracemalloc
 from collections import Counter, defaultdict, deque
+from heapq import heappop, heappush
 from itertools import accumulate, count, product
 from math import inf, isfinite, log, nan, prod
 from random import Random
@@ -2152,6 +2153,47 @@ def failing_quickly(callers_retry: bool, share: float, n=400, fleet=3, slower=4.
 def test_a_backend_that_fails_at_once_is_no_trap_where_nobody_tries_again(share, slower, most):
     assert failing_quickly(False, share, slower=slower)[0] <= most
     assert failing_quickly(True, share, slower=slower)[0] == 0
+
+
+def hanging(fleet=4, quicker=3.0, gap_s=0.1, gives_up_s=30.0):
+    "How many requests a backend that stops answering holds for good, of those that come meanwhile."
+    r = Router([Backend(f"b{k}", capacity=8.0) for k in range(fleet)], config=RouterConfig())
+    coming, lost, now = [], 0, 0.0
+    for k in range(round(50 / gap_s)):
+        now += gap_s
+        while coming and coming[0][0] <= now:
+            end_s, _, o = heappop(coming)
+            r.observe(o, end_s)
+        d = r.decide(Request(), now)
+        hangs = d.backend == "b0" and now > 20.0
+        took_s = gives_up_s if hangs else 0.1 if d.backend == "b0" else 0.1 * quicker
+        o = Outcome(d.backend, now, 1000 * took_s, not hangs, "timeout" if hangs else None, d.id)
+        heappush(coming, (now + took_s, k, o))
+        lost += hangs
+    return lost
+
+
+@pytest.mark.parametrize("quicker", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("gap_s", [0.02, 0.1, 0.5])
+def test_a_backend_that_stops_answering_is_left_before_its_callers_give_up(quicker, gap_s):
+    "Thirty seconds pass until the first bad news; the ages of what waits there tell before."
+    assert hanging(quicker=quicker, gap_s=gap_s) <= max(0.12 * 30.0 / gap_s, 12)
+
+
+def test_open_requests_that_have_waited_are_said_in_the_reason():
+    r = Router([Backend(n, capacity=8.0) for n in "ab"])
+    for k in range(20):
+        for name in "ab":
+            r.observe(Outcome(name, float(k), 100.0), k + 0.1)
+    stuck = [r.decide(Request(), 30.0) for _ in range(12)]
+    assert {d.backend for d in stuck} == {"a", "b"}
+    r.cancel(r.decide(Request(), 36.0), 36.0)
+    why = {c.backend: c.reason for c in r.rank(Request(), 36.0)}
+    assert all("at least" in reason for reason in why.values())
+    for d in stuck:
+        r.observe(Outcome(d.backend, 30.0, 6000.0, decision=d.id), 36.5)
+    r.cancel(r.decide(Request(), 38.0), 38.0)
+    assert not any("at least" in c.reason for c in r.rank(Request(), 38.0))
 
 
 def test_what_callers_usually_do_outlives_a_burst_of_failures():
