@@ -669,6 +669,12 @@ class Decision:
         "What this gateway knew of its own at the first draw."
         return Signals(*self.known)
 
+    def beside(self, attempt: int) -> int:
+        "Own requests that ran at its backend when an attempt began."
+        known = self.again[attempt - 1][2] if attempt else self.known
+        running: int = known[0][self.lanes[attempt].slot]
+        return running
+
     def attempt_probability(self, attempt: int) -> float:  # 0 is the first try
         "The exact chance that this attempt went where it went. IndexError where there was none."
         first = (self.view, self.place, self.known, self.at_s)

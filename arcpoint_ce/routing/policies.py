@@ -68,6 +68,8 @@ class Signals:
     slow: list[float] = field(default_factory=list)
     retried: float = 0.5  # share of failed attempts that callers tried again, lately
     habit: float = 0.5  # the same over a few hundred of them: what callers usually do
+    # power by which own requests beyond a backend's capacity count; 0: not at all
+    crowding: float = 0.0
 
     def __post_init__(self) -> None:  # without reports of progress all own work is still to come
         places = len(self.in_flight)
@@ -97,6 +99,7 @@ class Signals:
             tuple(self.slow),
             self.retried,
             self.habit,
+            self.crowding,
         )
 
 # %% ../../nbs/routing/04_policies.ipynb #416fdba1
@@ -856,12 +859,20 @@ class _OwnPacePlan:
     COMPARED = 10  # of more backends than this only so many are compared
 
     def __init__(
-        self, slots: tuple[int, ...], per: list[float], errors: float, lost: float = 0.0
+        self,
+        slots: tuple[int, ...],
+        per: list[float],
+        errors: float,
+        lost: float = 0.0,
+        crowding: float = 0.0,
+        capacities: list[float] | None = None,
     ) -> None:
         self.per = per  # 1 / capacity, times what is foreseen, by position
         self.slots = slots  # places in the signals
         self.errors = errors  # c: how much the error rate counts
         self.lost = lost  # p: and how much more where nobody tries again
+        self.crowding = crowding  # power of what is too much for a capacity
+        self.capacities = capacities or []  # by position; read where there is crowding
         self.seats = [(k, per[i], i) for i, k in enumerate(slots)]
         self.few = len(slots) <= self.COMPARED
         if not self.few:
@@ -870,6 +881,7 @@ class _OwnPacePlan:
 
     def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         load, slow, error = s.load, s.slow, s.error
+        crowding = self.crowding
         seats = self.seats
         if not self.few:
             start = int(random() * len(self.slots))
@@ -879,6 +891,8 @@ class _OwnPacePlan:
             score = (load[k] + 1.0) * slow[k] * per
             if error[k]:
                 score *= self.penalty(error[k])
+            if crowding:
+                score *= self.crowded(position, s.in_flight[k])
             if score < least:
                 best, least = position, score
         return best
@@ -886,14 +900,20 @@ class _OwnPacePlan:
     def score(self, position: int, s: Signals, now: float) -> float:
         k = self.slots[position]
         paced = (s.load[k] + 1.0) * s.slow[k] * self.per[position]
-        return paced * self.penalty(s.error[k])
+        return paced * self.penalty(s.error[k]) * self.crowded(position, s.in_flight[k])
 
     def scores(self, s: Signals, now: float) -> list[float]:
         out = []
-        for k, per in zip(self.slots, self.per):
-            paced = (s.load[k] + 1.0) * s.slow[k] * per
-            out.append(paced * self.penalty(s.error[k]))
+        for position in range(len(self.slots)):
+            out.append(self.score(position, s, 0.0))
         return out
+
+    def crowded(self, position: int, in_flight: float) -> float:
+        "The factor that own requests beyond the capacity put on a score, 1 or more."
+        if not self.crowding:
+            return 1.0
+        fullness = (in_flight + 1.0) / self.capacities[position]
+        return max(fullness, 1.0) ** self.crowding
 
     def penalty(self, error: float) -> float:
         "The factor that an error rate puts on a score, 1 or more."
@@ -1023,14 +1043,15 @@ class OwnPace:
         self.gateways = gateways
 
     def plan(self, scene: Scene, s: Signals) -> Plan:
-        per = [1.0 / c for c in _capacities(scene)]
+        capacities = _capacities(scene)
+        per = [1.0 / c for c in capacities]
         if scene.change:
             per = [p * change**self.gamma for p, change in zip(per, scene.change)]
         errors = self.again
         if not scene.again:
             errors = self.again + (self.first - self.again) * s.retried
         lost = self.lost if s.fails_for_good else 0.0
-        plan = _OwnPacePlan(scene.slots, per, errors, lost)
+        plan = _OwnPacePlan(scene.slots, per, errors, lost, s.crowding, capacities)
         if self.gateways > 1:
             return _DrawnPacePlan(plan, s, self.draws)
         if scene.change:

@@ -41,7 +41,7 @@ from arcpoint_ce.routing.decisions import (
 )
 from .limits import Budget, read_limits
 from .measured import _measured_of, _remeasure
-from .nowcast import Nowcast, others_pace_s, usual_pace_s
+from .nowcast import Crowding, Nowcast, others_pace_s, usual_pace_s
 from .outcomes import displayed
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
@@ -528,7 +528,10 @@ _HEAR_S = 0.02  # reports of streams wait for the next request, and this long at
 class _Paces:
     "How fast every backend is now, in the signals: its pace to the power that the policy wants."
 
-    __slots__ = ("members", "gamma", "folded_s", "streamed_s", "usual_work", "told", "heard_s")
+    __slots__ = (
+        *("members", "gamma", "folded_s", "streamed_s", "usual_work", "told", "heard_s"),
+        "crowding",
+    )
 
     def __init__(self, members: _Members, gamma: float) -> None:
         self.members = members
@@ -538,6 +541,7 @@ class _Paces:
         self.heard_s = -inf  # when that was read last, s
         self.streamed_s = -inf  # when the last of them was heard, s
         self.usual_work = 0.0  # of one answer, in tokens; 0: not known yet
+        self.crowding = Crowding()  # what whole answers teach
 
     def admit(self, policy: Policy | None) -> None:
         "Make ready for another policy. ValueError where it wants another power of the pace."
@@ -602,6 +606,8 @@ class _Paces:
             pace_s = pace_s or n.known_s or usual_s or 1.0
             s.slow[slot] = self.powered(pace_s)
         self.streamed_s = streamed_s
+        if now - streamed_s <= Nowcast.HOLD_S:
+            s.crowding = 0.0
 
     def resume(self) -> None:
         "Enter the paces that a memo brought."
@@ -626,8 +632,11 @@ class _Paces:
         pace_s = max(nowcast.pace_s, nowcast.hope_s)
         self.members.signals.slow[lane.slot] = self.powered(pace_s)
 
-    def answer(self, lane: Lane, o: Outcome, end_s: float) -> None:
-        "A whole answer, or a time-out, tells the pace of a backend whose streams are silent."
+    def answer(self, lane: Lane, o: Outcome, end_s: float, beside: int | None) -> None:
+        """A whole answer, or a time-out, tells the pace of a backend whose streams are silent.
+
+        `beside`: own requests that were there when it began; None: nobody knows.
+        """
         work = o.tokens_out + o.tokens_in / Nowcast.IN_WEIGHT or 1.0
         usual_work = self.usual_work
         if o.ok:
@@ -636,7 +645,10 @@ class _Paces:
         elif work < usual_work:
             work = usual_work  # what a time-out would have brought is not known
         nowcast = lane.nowcast
-        nowcast.answer((o.latency_ms or 0.0) / 1000.0 / work, o.ok, end_s)
+        known_s, its_s = nowcast.pace_s, (o.latency_ms or 0.0) / 1000.0 / work
+        nowcast.answer(its_s, o.ok, end_s, self.crowding.weight)
+        if o.ok and beside is not None and its_s > 0.0:
+            self._compare(nowcast, beside, its_s, known_s, end_s)
 
         pace_s = nowcast.pace_s
         slow = self.members.signals.slow
@@ -646,6 +658,22 @@ class _Paces:
             slow[lane.slot] = pace_s**self.gamma
         elif pace_s:
             slow[lane.slot] = self.powered(pace_s)
+
+    def _compare(
+        self, nowcast: Nowcast, beside: int, its_s: float, known_s: float, end_s: float
+    ) -> None:
+        "An answer's pace and own requests beside it, against those that are usual there."
+        usual, before_s = nowcast.beside, nowcast.newest_s
+        nowcast.newest_s = its_s
+        if usual is None:
+            nowcast.beside = float(beside)
+            return
+        if known_s:
+            fuller = (beside + 1.0) / (usual + 1.0)
+            self.crowding.learn(its_s / known_s, fuller, its_s / before_s)
+        nowcast.beside = usual + Nowcast.LATE * (beside - usual)
+        if end_s - self.streamed_s > Nowcast.HOLD_S:
+            self.members.signals.crowding = self.gamma * self.crowding.share
 
 # %% ../../nbs/routing/06_router.ipynb #4110918f
 # where own streams have told of the present within this time no forecast acts on single requests, s
@@ -862,6 +890,7 @@ class _Lessons:
         era: int | None,  # the breaker's era when it started
         start_us: int,  # when it started, µs
         request: Request | None,  # what was asked; None: not an attempt of ours
+        beside: int | None,  # own requests there when it started; None: nobody knows
         policy: Policy,  # says how latencies are averaged
     ) -> bool:  # True: views hold no longer
         "One ended attempt: steps, breaker and averages of its backend."
@@ -883,7 +912,7 @@ class _Lessons:
         changed = lane.breaker.record(ok, slow, end_s, probe, era, self._took_s(long_ms))
         recovered = changed and lane.breaker.state is CLOSED
         if lane.owner:
-            self._average(o, lane, recovered, counted_ms, end_s, policy)
+            self._average(o, lane, recovered, counted_ms, end_s, beside, policy)
         return changed | (probe > 0) | (o.retry_after_s is not None)
 
     def _took_s(self, long_ms: float) -> float:
@@ -928,7 +957,7 @@ class _Lessons:
         if probe:
             lane.breaker.release(end_s, era)
         if lane.owner:
-            self._average(o, lane, False, None, end_s, policy)
+            self._average(o, lane, False, None, end_s, None, policy)
         lane.hold.throttle(end_s, o.retry_after_s)
         return True
 
@@ -960,6 +989,7 @@ class _Lessons:
         recovered: bool,  # has its breaker just closed
         took_ms: float | None,  # its latency, ms; None: it does not count
         end_s: float,
+        beside: int | None,
         policy: Policy,
     ) -> None:
         "Move the averages of a backend: errors, pace, latency."
@@ -980,7 +1010,7 @@ class _Lessons:
             silent_s = end_s - lane.nowcast.streamed_s
             # while streams tell, whole answers are old news
             if silent_s > Nowcast.HOLD_S:
-                self.paces.answer(lane, o, end_s)
+                self.paces.answer(lane, o, end_s, beside)
 
         old_ms = s.latency[slot]
         if policy.peak:
@@ -1303,6 +1333,7 @@ class _Memory:
             usual=dict(
                 retried=s.retried,
                 habit=s.habit,
+                crowding=self.lessons.paces.crowding.memo(),
                 length_tok=self.lessons.limits.usual_tok,
                 faded_s=faded_s if faded_s > -inf else None,
             ),
@@ -1337,7 +1368,7 @@ class _Memory:
         return lost
 
     def _take_usual(self, usual: Mapping[str, Any]) -> None:
-        "How often callers try again, how long answers are, when errors faded last."
+        "How often callers try again, how long answers are, what they teach, when errors faded."
         retried = float(usual["retried"])
         habit = float(usual.get("habit", retried))  # older memos have none
         length_tok = float(usual["length_tok"])
@@ -1347,6 +1378,8 @@ class _Memory:
         lessons.limits.usual_tok = length_tok
         self.members.signals.retried = retried
         self.members.signals.habit = habit
+        if "crowding" in usual:
+            lessons.paces.crowding.restore(usual["crowding"])
         faded_s = usual["faded_s"]
         lessons.faded_s = -inf if faded_s is None else float(faded_s)
 
@@ -1768,7 +1801,8 @@ class Router:
             self.counts["observed"] += 1
             key = d.id << 4 | k
             probe = held & d.probes
-            if self._lessons.learn(o, lane, key, probe, d.eras[k], ts_us, d.request, self.policy):
+            era, beside = d.eras[k], d.beside(k)
+            if self._lessons.learn(o, lane, key, probe, era, ts_us, d.request, beside, self.policy):
                 self._views.outdate()
             return True
         finally:
@@ -1828,7 +1862,7 @@ class Router:
             return  # it has left meanwhile
         o = self._corrected(o, -inf, now)
         ts_us = int(o.ts_s * 1e6 + 0.5)
-        if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, self.policy):
+        if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, None, self.policy):
             self._views.outdate()
 
     def hear_limits(self, backend: str, headers: Mapping[str, Any], now: float) -> None:

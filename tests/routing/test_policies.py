@@ -394,6 +394,7 @@ def test_signals_that_say_nothing_of_work_left_count_each_request_whole():
         (2.0, 3.0),
         0.5,
         0.5,
+        0.0,
     )
     assert full.frozen(lean=True)[2:4] == ((), ())
     assert Signals(*frozen).frozen() == frozen

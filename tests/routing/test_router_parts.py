@@ -302,10 +302,21 @@ def test_what_cannot_be_usual_is_left_out_and_told(broken):
     memo["usual"] |= broken
     assert r.restore(memo)[0].startswith("what is usual starts fresh: that is not usual")
     fine = dict(retried=1.0, length_tok=10.0, faded_s=3.0)
-    memo["usual"] = fine | dict(habit=0.5)
-    assert r.restore(memo) == [] and r.memo()["usual"] == fine | dict(habit=0.5)
+    fine |= dict(habit=0.5, crowding=dict(noise=0.1, along=2.0, spread=3.0))
     memo["usual"] = fine
-    assert r.restore(memo) == [] and r.memo()["usual"] == fine | dict(habit=1.0)  # an older memo
+    assert r.restore(memo) == [] and r.memo()["usual"] == fine
+    del memo["usual"]["habit"], memo["usual"]["crowding"]  # as an older version wrote it
+    assert r.restore(memo) == [] and r.memo()["usual"]["habit"] == 1.0
+
+
+@pytest.mark.parametrize("broken", [dict(noise=-1.0), dict(along=nan), dict(spread=-0.1)])
+def test_what_no_answers_can_have_taught_is_left_out_and_told(broken):
+    r, memo = fleet(1), fleet(1).memo()
+    before = dict(memo["usual"]["crowding"])
+    memo["usual"]["crowding"] = before | broken
+    [lost] = r.restore(memo)
+    assert "no answers can have taught this" in lost
+    assert r.memo()["usual"]["crowding"] == before
 
 
 # ---- the clock
