@@ -257,8 +257,9 @@ def _would_help(
     home, hour = np.array(s.backends), (s.ts_s % 86_400 // 3600).astype(int)
     rows = pd.DataFrame(dict(home=home[s.home], hour=hour, n=s.weight))[s.late]
     moves = moves.assign(hour=(moves.ts_s % 86_400 // 3600).astype(int), home=home[moves.home])
-    by = [_by(rows.assign(key=rows[k]), moves.assign(key=moves[k])) for k in ("home", "hour")]
-    return _Help(*_verdict(shares, len(moves), blind), late, shares["low"], shares["high"], *by)
+    by = {k: _by(rows.assign(key=rows[k]), moves.assign(key=moves[k])) for k in ("home", "hour")}
+    why, bounds = _verdict(shares, len(moves), blind), (shares["low"], shares["high"])
+    return _Help(*why, late, *bounds, by["home"], by["hour"])
 
 
 def _verdict(
@@ -359,7 +360,8 @@ class _Door:
         self.tokens = _known(rows, "tokens_out")
         self.streams = (_known(rows, "ttft_ms") > 0) & (self.tokens > 0)
         took_ms = np.maximum(np.nan_to_num(s.latency_ms * self.scale), 1.0)
-        against_ms = np.where(s.ok, took_ms / self.scale, inf)
+        answered = s.ok & np.isfinite(s.latency_ms)
+        against_ms = np.where(answered, took_ms / self.scale, inf)
         self.place = np.zeros(len(s.home), int)  # of a request among those of its backend
         self.seen = {}
         for b in np.unique(s.home).tolist():
@@ -373,12 +375,11 @@ class _Door:
         self.ends: list[tuple[float, int, Outcome]] = []  # still to come
         self.open: dict[int, tuple[Decision, float]] = {}  # streams: decision, ms for all tokens
         self.pause_s = max(1.0, float(np.median(took_ms)) / 8000.0)  # between reports of streams
-        self.report_s = self.tick_s = inf
+        self.report_s, self.tick_s = inf, -inf  # when these are due
 
     def late(self) -> np.ndarray:  # per request
         "Which requests miss their limit when the engine decides."
         late = np.zeros(len(self.place), bool)
-        self.tick_s = -inf
         for i, now in enumerate(self.s.ts_s.tolist()):
             self._until(now)
             late[i] = self._serve(i, now)
