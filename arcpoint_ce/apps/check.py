@@ -7,9 +7,11 @@ __all__ = ['check_log', 'check_page']
 
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00002
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from math import inf
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,8 @@ from ..engine.engine import ContextEngine
 from ..engine.store import NullStore
 from arcpoint_ce.proof.counterfactual import (
     Stage,
+    _clairvoyant_moves,
+    _judge_moves,
     _outcome_of,
     cell_step,
     late_share,
@@ -25,7 +29,9 @@ from arcpoint_ce.proof.counterfactual import (
     pseudo_requests,
     stretched,
 )
-from ..routing.router import RouterConfig
+from ..routing.decisions import Decision
+from ..routing.records import Backend, Outcome
+from ..routing.router import NoBackend, RouterConfig
 from ..telemetry.fleet_file import Fleet, infer_fleet, load_fleet, seen_capacity
 from ..telemetry.limits import Limit, infer_limit_ms
 from ..telemetry.requests import RequestLog
@@ -36,7 +42,7 @@ _MOST_ROWS = 24_000  # requests that are decided again
 _STRETCHES = 24  # stretches of time that a sample consists of
 _COLUMNS = (
     *("ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier"),
-    *("tokens_in", "tokens_out"),
+    *("tokens_in", "tokens_out", "ttft_ms"),
 )
 
 
@@ -64,9 +70,10 @@ def _sampled(
 def _against_limit(
     rows: pd.DataFrame,
     limit: Limit,
-) -> pd.DataFrame:  # latencies as if every request had the limit `limit.ms`
+) -> pd.DataFrame:  # latencies as if every request had the limit `limit.ms`; limit_ms: its own
     "Latencies relative to each request's own limit."
-    return rows.assign(latency_ms=rows.latency_ms * limit.ms / limit.of(rows))
+    own_ms = limit.of(rows)
+    return rows.assign(latency_ms=rows.latency_ms * limit.ms / own_ms, limit_ms=own_ms)
 
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00009
 _MUCH_WORSE = 2.0**6  # factor between two scores: the policy takes the pace to the sixth power
@@ -189,24 +196,24 @@ class _Help:
     high: tuple[float, float, float] | None = None
     by_backend: dict | None = None  # backend -> late, avoided (lower and upper bound)
     by_hour: dict | None = None  # hour of the day, UTC -> the same
+    # share of them that the whole engine at the door would have avoided, lowest and highest
+    whole: tuple[float, float] | None = None
 
 
-def _shares(
+def _share(
     s: Stage,
-    moves: pd.DataFrame,
+    ts_s: np.ndarray,  # (n,) when something was avoided
+    avoided: np.ndarray,  # (n,) requests
     seed: int,  # of the draws
-) -> dict[str, tuple[float, float, float]]:  # low and high: share avoided, and its 95 % interval
+) -> tuple[float, float, float]:  # of the late requests, and its 95 % interval
     "What share of the late requests is avoided; whole blocks of time are drawn again."
     edges = np.linspace(s.ts_s[0], s.ts_s[-1] + 1e-6, _BLOCKS + 1)
     late = np.histogram(s.ts_s, edges, weights=s.weight * s.late)[0]
+    less = np.histogram(ts_s, edges, weights=avoided)[0]
     drawn = np.random.default_rng(seed).integers(0, _BLOCKS, (2000, _BLOCKS))
-    out = {}
-    for bound in ("low", "high"):
-        avoided = np.histogram(moves.ts_s, edges, weights=moves[bound])[0]
-        ratios = avoided[drawn].sum(axis=1) / np.maximum(late[drawn].sum(axis=1), 1.0)
-        interval = np.quantile(ratios, [0.025, 0.975]).tolist()
-        out[bound] = (float(avoided.sum() / late.sum()), *interval)
-    return out
+    ratios = less[drawn].sum(axis=1) / np.maximum(late[drawn].sum(axis=1), 1.0)
+    low, high = np.quantile(ratios, [0.025, 0.975]).tolist()
+    return float(less.sum() / late.sum()), low, high
 
 
 def _by(
@@ -245,13 +252,14 @@ def _would_help(
     engine = ContextEngine(fleet, NullStore(), router=config)
     moves = _moves(s, _redecide(s, engine))
     late = float((s.weight * s.late).sum())
-    shares = _shares(s, moves, seed)
+    shares = {bound: _share(s, moves.ts_s, moves[bound], seed) for bound in ("low", "high")}
     blind = 1 - (moves.n * moves.known).sum() / moves.n.sum() if len(moves) else 0.0
     home, hour = np.array(s.backends), (s.ts_s % 86_400 // 3600).astype(int)
     rows = pd.DataFrame(dict(home=home[s.home], hour=hour, n=s.weight))[s.late]
     moves = moves.assign(hour=(moves.ts_s % 86_400 // 3600).astype(int), home=home[moves.home])
-    by = [_by(rows.assign(key=rows[k]), moves.assign(key=moves[k])) for k in ("home", "hour")]
-    return _Help(*_verdict(shares, len(moves), blind), late, shares["low"], shares["high"], *by)
+    by = {k: _by(rows.assign(key=rows[k]), moves.assign(key=moves[k])) for k in ("home", "hour")}
+    why, bounds = _verdict(shares, len(moves), blind), (shares["low"], shares["high"])
+    return _Help(*why, late, *bounds, by["home"], by["hour"])
 
 
 def _verdict(
@@ -301,6 +309,152 @@ def _kept_capacity(
         out[str(backend)] = int(good.max()) if len(good) else 1
     return out
 
+# %% ../../nbs/apps/80a_check.ipynb #b008e9f5
+_NEAR = 6  # requests about a moment, one of which tells what another one would have met
+_TICK_S = 5.0  # between ticks of the engine
+_NONE_SEEN = 3.0  # what none in a sample still allows for (Hanley and Lippman-Hand, 1983)
+
+
+class _SeenBackend:
+    "A backend as the log shows it: what its requests met, and how many ran there now."
+
+    def __init__(
+        self,
+        begin_s: np.ndarray,  # (n,) starts of its requests, in order
+        took_ms: np.ndarray,  # (n,) how long they took
+        against_ms: np.ndarray,  # (n,) the same against the common limit; inf: failed
+    ):
+        self.begin_s, self.took_ms, self.against_ms = begin_s, took_ms, against_ms
+        self.busy = _at_once(begin_s, begin_s + took_ms / 1000.0)
+        well = np.isfinite(against_ms)
+        self.curve = _SeenCurve(self.busy[well], against_ms[well]) if well.any() else None
+        self.running = 0  # requests that the replay has there
+
+    def near(self, now: float, draw: float) -> int:  # position
+        "One of its requests that began about now; `draw` (0..1) says which."
+        near = min(_NEAR, len(self.begin_s))
+        first = int(np.searchsorted(self.begin_s, now)) - near // 2
+        return min(max(first, 0), len(self.begin_s) - near) + int(draw * near)
+
+    def met(self, i: int) -> float:  # ms, against the common limit
+        "What request `i` would meet if it came now: at least what it met, longer under more load."
+        if self.curve is None or self.running <= self.busy[i]:
+            return float(self.against_ms[i])
+        slower = self.curve.at(self.running) / self.curve.at(self.busy[i])
+        return float(self.against_ms[i] * slower)
+
+
+class _Door:
+    "An engine at the door of a fleet that behaves as a log shows."
+
+    def __init__(
+        self,
+        s: Stage,
+        rows: pd.DataFrame,  # of the stage: limit_ms; perhaps tokens_out, ttft_ms
+        fleet: Iterable[Backend],
+        limit: Limit,
+        seed: int,  # of the draws
+    ):
+        self.s, self.draw = s, Random(seed).random
+        self.scale = rows.limit_ms.to_numpy(float) / limit.ms
+        self.tokens = _known(rows, "tokens_out")
+        self.streams = (_known(rows, "ttft_ms") > 0) & (self.tokens > 0)
+        took_ms = np.maximum(np.nan_to_num(s.latency_ms * self.scale), 1.0)
+        answered = s.ok & np.isfinite(s.latency_ms)
+        against_ms = np.where(answered, took_ms / self.scale, inf)
+        self.place = np.zeros(len(s.home), int)  # of a request among those of its backend
+        self.seen = {}
+        for b in np.unique(s.home).tolist():
+            mine = s.home == b
+            self.place[mine] = np.arange(mine.sum())
+            seen = _SeenBackend(s.ts_s[mine], took_ms[mine], against_ms[mine])
+            self.seen[s.backends[b]] = seen
+        config = RouterConfig(slo_ms=limit.ms, slo_tok_ms=limit.tok_ms, seed=seed, step_s=s.step_s)
+        fleet = [backend for backend in fleet if backend.name in self.seen]
+        self.engine = ContextEngine(fleet, NullStore(), router=config)
+        self.ends: list[tuple[float, int, Outcome]] = []  # still to come
+        self.open: dict[int, tuple[Decision, float]] = {}  # streams: decision, ms for all tokens
+        self.pause_s = max(1.0, float(np.median(took_ms)) / 8000.0)  # between reports of streams
+        self.report_s, self.tick_s = inf, -inf  # when these are due
+
+    def late(self) -> np.ndarray:  # per request
+        "Which requests miss their limit when the engine decides."
+        late = np.zeros(len(self.place), bool)
+        for i, now in enumerate(self.s.ts_s.tolist()):
+            self._until(now)
+            late[i] = self._serve(i, now)
+        return late
+
+    def _until(self, now: float):
+        "Answers end and streams report, in order of time."
+        while True:
+            end_s = self.ends[0][0] if self.ends else inf
+            if min(end_s, self.report_s) > now:
+                break
+            if end_s <= self.report_s:
+                _, i, outcome = heappop(self.ends)
+                self.open.pop(i, None)
+                self.seen[outcome.backend].running -= 1
+                self.engine.observe(outcome)
+            else:
+                self._report(self.report_s)
+        if now >= self.tick_s:
+            self.engine.tick(now)
+            self.tick_s = now + _TICK_S
+
+    def _report(self, now: float):
+        "Every open stream tells how many tokens it has brought."
+        for i, (decision, ms) in self.open.items():
+            share = (now - self.s.ts_s[i]) * 1000.0 / ms
+            self.engine.progress(decision, int(share * self.tokens[i]), now)
+        self.report_s = now + self.pause_s if self.open else inf
+
+    def _serve(self, i: int, now: float) -> bool:
+        "Decide a request and let it run. Is it late?"
+        s = self.s
+        try:
+            decision = self.engine.decide(s.kinds[s.kind[i]], now)
+        except NoBackend:
+            return True
+        name = decision.backend
+        seen = self.seen[name]
+        seen.running += 1
+        stays = name == s.backends[s.home[i]]
+        at = self.place[i] if stays else seen.near(now, self.draw())
+        met_ms = seen.met(at)
+        ok = met_ms < inf
+        ms = met_ms * self.scale[i] if ok else seen.took_ms[at]
+        if self.streams[i]:
+            self.open[i] = decision, ms if ok else inf
+            self.report_s = min(self.report_s, now + self.pause_s)
+        tokens = int(self.tokens[i]) if ok else 0
+        error = None if ok else "failed"
+        outcome = Outcome(name, now, float(ms), ok, error, decision.id, tokens_out=tokens)
+        heappush(self.ends, (now + ms / 1000.0, i, outcome))
+        return not met_ms <= s.slo_ms[s.backends.index(name)]
+
+
+def _known(rows: pd.DataFrame, column: str) -> np.ndarray:  # 0 where unknown
+    "A column of numbers that may be missing."
+    if column not in rows:
+        return np.zeros(len(rows))
+    return np.nan_to_num(rows[column].to_numpy(float, na_value=np.nan))
+
+
+def _whole(
+    s: Stage,
+    rows: pd.DataFrame,  # of the stage, with limit_ms
+    fleet: Iterable[Backend],
+    limit: Limit,
+    seed: int,  # of the draws
+) -> tuple[float, float]:  # of the late requests, lowest and highest share
+    "What the engine at the door would have avoided."
+    late = _Door(s, rows, fleet, limit, seed).late()
+    _, low, high = _share(s, s.ts_s, s.late.astype(float) - late, seed)
+    n_late = float(s.late.sum())
+    most = _judge_moves("at most", s, _clairvoyant_moves(s)).avoided_high / n_late
+    return min(low, 1.0 - _NONE_SEEN / n_late), max(high, float(most))
+
 # %% ../../nbs/apps/80a_check.ipynb #c4ec00011
 _PER_STEP = 30  # requests that a step should have of each backend
 _GOOD_FOR = {
@@ -329,11 +483,26 @@ def _step_s(rows: pd.DataFrame) -> int:  # 1 to 60 s
     return int(np.clip(span_s * _PER_STEP * rows.backend.nunique() / len(rows), 1, 60))
 
 
+def _limit_of(
+    rows: pd.DataFrame,  # requests
+    fleet: Fleet,
+    slo_ms: float | None,  # as given, ms
+) -> Limit:
+    "The limit given, else that of the fleet file, else what the log suggests."
+    if slo_ms:
+        return Limit(slo_ms, 0.0, "given")
+    told, tok_ms = fleet.limits.get("slo_ms"), fleet.limits.get("slo_tok_ms", 0.0)
+    if told and (not tok_ms or _known(rows, "tokens_out").any()):
+        return Limit(told, tok_ms, "as the fleet file says")
+    return infer_limit_ms(rows)
+
+
 def _helps(
     source: StepSource,
     rows: pd.DataFrame,  # every request, in order of time
     part: pd.DataFrame,  # those that are decided again, against their limit
     fleet: Fleet,
+    capacity: Mapping[str, float],  # what the log shows, where no fleet file says it
     limit: Limit,
     seed: int,
 ) -> _Help:
@@ -348,7 +517,11 @@ def _helps(
     stage = make_stage(part, fleet, limit.ms, step_s)
     if stage.may.sum(axis=1).max() < 2:
         return _Help("no", "every model has one backend; a fleet file can say which others do")
-    return _would_help(stage, fleet, seed)
+    found = _would_help(stage, fleet, seed)
+    if source.kind != "requests":
+        return found
+    told = [replace(b, capacity=capacity.get(b.name, b.capacity)) for b in fleet]
+    return replace(found, whole=_whole(stage, part, told, limit, seed))
 
 
 def check_log(
@@ -363,13 +536,14 @@ def check_log(
     source = load_steps(data, preset, columns=columns or None)
     rows = _requests_of(source)
     known = load_fleet(fleet) if fleet else infer_fleet(source.loaded)
-    limit = Limit(slo_ms, 0.0, "given") if slo_ms else infer_limit_ms(rows)
+    limit = _limit_of(rows, known, slo_ms)
     sample = _sampled(rows)
     part = _against_limit(sample, limit)
     single = source.kind == "requests"
     capacity = (
         _kept_capacity(sample, limit) if single else seen_capacity(source.steps, source.step_s)
     )
+    shown = {} if fleet else capacity
     have = set(getattr(source.loaded, "columns", ()))
     return dict(
         data=str(data),
@@ -386,7 +560,7 @@ def check_log(
         requests=len(rows),
         judged=len(part),
         missing={k: v for k, v in _GOOD_FOR.items() if k not in have},
-        help=dict(vars(_helps(source, rows, part, known, limit, seed))),
+        help=dict(vars(_helps(source, rows, part, known, shown, limit, seed))),
         notes=list(source.notes),
     )
 
@@ -399,13 +573,17 @@ def _span(share: tuple[float, float, float]) -> str:
 def _helped(found: dict) -> list[str]:
     "The lines about help."
     help_ = found["help"]
-    out = [f"does it help?  {help_['answer']}: {help_['reason']}"]
     if help_["low"] is None:
-        return out
-    out.append(
-        f"  of {help_['late']:,.0f} late or failed requests, timing alone avoids at least "
-        f"{_span(help_['low'])},"
-    )
+        return [f"does it help?  {help_['answer']}: {help_['reason']}"]
+    out = [f"does it help?  {help_['answer']} by timing alone: {help_['reason']}"]
+    lead = f"  of {help_['late']:,.0f} late or failed requests, "
+    if help_["whole"]:
+        low, high = help_["whole"]
+        span = f"{low:.0%} to {high:.0%}"
+        out.append(f"{lead}the default engine at the door would have avoided {span}")
+        out.append("  (it also weighs backends and spreads load; below 0: more would be late);")
+        lead = "  "
+    out.append(f"{lead}timing alone avoids at least {_span(help_['low'])},")
     out.append(f"  at most {_span(help_['high'])}; 95 % intervals over blocks of time")
     for title, by in (("backend", help_["by_backend"]), ("hour, UTC", help_["by_hour"])):
         worst = sorted(by.items(), key=lambda kv: -kv[1]["late"])[:6]

@@ -710,7 +710,7 @@ def check(
     columns: _Columns = "",
     fleet: Annotated[Path | None, _option("A fleet file; left out: inferred from the log.")] = None,
     slo_ms: Annotated[
-        float | None, _option("Latency limit, ms; left out: inferred from the log.")
+        float | None, _option("Latency limit, ms; left out: the fleet file's, else inferred.")
     ] = None,
     json: Annotated[Path | None, _option("Write the findings to this file as well.")] = None,
 ):
