@@ -194,17 +194,20 @@ class Crowding:
         uneven: float,  # its pace over that of the answer before it there, > 0
     ) -> None:
         "One more answer."
-        y = min(max(log(slower), -self.FAR), self.FAR)
-        x = log(fuller)
+        y, x, jump = log(slower), log(fuller), log(uneven)
+        far, keep = self.FAR, self.KEEP
+        if not -far < y < far:
+            y = far if y > 0 else -far
         # a backend that becomes slow is uneven once, one whose answers vary always
-        jump = min(log(uneven) ** 2, self.FAR**2) / 2
-        self.noise += self.NOISE_WEIGHT * (jump - self.noise)
-        self.along = self.KEEP * self.along + x * y
-        self.spread = self.KEEP * self.spread + x * x
+        if not -far < jump < far:
+            jump = far
+        self.noise += self.NOISE_WEIGHT * (jump * jump / 2 - self.noise)
+        self.along = keep * self.along + x * y
+        self.spread = keep * self.spread + x * x
 
     @property
-    def weight(self) -> float:
-        "What the newest answer counts in a pace, 0 to 1."
+    def weight(self) -> float:  # 0 to 1
+        "What the newest answer counts in a pace."
         even = min(self.EVEN / self.noise, 1.0) if self.noise else 1.0
         return max(Nowcast.LATE * even, self.LEAST_WEIGHT)
 
@@ -219,12 +222,15 @@ class Crowding:
         share = (self.elasticity - self.LITTLE) / (self.MUCH - self.LITTLE)
         return min(max(share, 0.0), 1.0)
 
-    def memo(self) -> dict[str, float]:
+    def memo(self) -> dict[str, float]:  # without a unit, by name
         "What was learned, fit for JSON."
         return dict(noise=self.noise, along=self.along, spread=self.spread)
 
-    def restore(self, memo: Mapping[str, float]) -> None:
-        "Take up a memo. ValueError on one that nothing can have taught."
+    def restore(
+        self,
+        memo: Mapping[str, float],  # as from `memo`, numbers without a unit
+    ) -> None:
+        "Take up a memo. ValueError on one that nothing can have taught, KeyError where one lacks."
         noise, along, spread = (float(memo[name]) for name in self.__slots__)
         if not (0 <= noise < inf and -inf < along < inf and 0 <= spread < inf):
             raise ValueError(f"no answers can have taught this: {dict(memo)!r}")

@@ -872,7 +872,8 @@ class _OwnPacePlan:
         self.errors = errors  # c: how much the error rate counts
         self.lost = lost  # p: and how much more where nobody tries again
         self.crowding = crowding  # power of what is too much for a capacity
-        self.capacities = capacities or []  # by position; read where there is crowding
+        rooms = [c - 1.0 for c in capacities or ()] if crowding else [inf] * len(slots)
+        self.rooms = rooms  # by position: own requests beside which one more is not too much
         self.seats = [(k, per[i], i) for i, k in enumerate(slots)]
         self.few = len(slots) <= self.COMPARED
         if not self.few:
@@ -881,7 +882,7 @@ class _OwnPacePlan:
 
     def choose(self, random: Callable[[], float], s: Signals, now: float) -> int:
         load, slow, error = s.load, s.slow, s.error
-        crowding = self.crowding
+        crowding, rooms, in_flight = self.crowding, self.rooms, s.in_flight
         seats = self.seats
         if not self.few:
             start = int(random() * len(self.slots))
@@ -891,8 +892,8 @@ class _OwnPacePlan:
             score = (load[k] + 1.0) * slow[k] * per
             if error[k]:
                 score *= self.penalty(error[k])
-            if crowding:
-                score *= self.crowded(position, s.in_flight[k])
+            if crowding and in_flight[k] > rooms[position]:
+                score *= self.crowded(position, in_flight[k])
             if score < least:
                 best, least = position, score
         return best
@@ -903,17 +904,15 @@ class _OwnPacePlan:
         return paced * self.penalty(s.error[k]) * self.crowded(position, s.in_flight[k])
 
     def scores(self, s: Signals, now: float) -> list[float]:
-        out = []
-        for position in range(len(self.slots)):
-            out.append(self.score(position, s, 0.0))
-        return out
+        return [self.score(position, s, now) for position in range(len(self.slots))]
 
     def crowded(self, position: int, in_flight: float) -> float:
         "The factor that own requests beyond the capacity put on a score, 1 or more."
-        if not self.crowding:
+        room = self.rooms[position]
+        if in_flight <= room:
             return 1.0
-        fullness = (in_flight + 1.0) / self.capacities[position]
-        return max(fullness, 1.0) ** self.crowding
+        factor: float = ((in_flight + 1.0) / (room + 1.0)) ** self.crowding
+        return factor
 
     def penalty(self, error: float) -> float:
         "The factor that an error rate puts on a score, 1 or more."

@@ -41,8 +41,9 @@ from arcpoint_ce.routing.decisions import (
 )
 from .limits import Budget, read_limits
 from .measured import _measured_of, _remeasure
-from .nowcast import Crowding, Nowcast, others_pace_s, usual_pace_s
+from .nowcast import Nowcast
 from .outcomes import displayed
+from .paces import _Paces
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
     DEFAULT_SLO_MS,
@@ -520,160 +521,6 @@ def _make_scene(
         again=again,
         **_foretold(forecasts, tuple(limits_ms)),
     )
-
-# %% ../../nbs/routing/06_router.ipynb #a1c0be34
-_HEAR_S = 0.02  # reports of streams wait for the next request, and this long at most, s
-
-
-class _Paces:
-    "How fast every backend is now, in the signals: its pace to the power that the policy wants."
-
-    __slots__ = (
-        *("members", "gamma", "folded_s", "streamed_s", "usual_work", "told", "heard_s"),
-        "crowding",
-    )
-
-    def __init__(self, members: _Members, gamma: float) -> None:
-        self.members = members
-        self.gamma = gamma  # power of the pace that the policy wants; 0: it wants none
-        self.folded_s = -inf  # when all paces were renewed last, s
-        self.told: dict[Lane, None] = {}  # whose streams have told something that nobody has read
-        self.heard_s = -inf  # when that was read last, s
-        self.streamed_s = -inf  # when the last of them was heard, s
-        self.usual_work = 0.0  # of one answer, in tokens; 0: not known yet
-        self.crowding = Crowding()  # what whole answers teach
-
-    def admit(self, policy: Policy | None) -> None:
-        "Make ready for another policy. ValueError where it wants another power of the pace."
-        gamma = getattr(policy, "gamma", 0.0)
-        if gamma and self.gamma and gamma != self.gamma:
-            raise ValueError(
-                f"the candidate takes the pace to the power of {gamma:g}, the live policy "
-                f"to that of {self.gamma:g}: give both the same gamma"
-            )
-        self.gamma = self.gamma or gamma
-
-    def fold(self, now: float) -> None:
-        "Renew every pace once a second, so that silence counts too."
-        if not self.gamma or abs(now - self.folded_s) < 1.0 or not -inf < now < inf:
-            return
-        self.folded_s = now
-        self.spread(now)
-
-    def hear(self, now: float) -> None:
-        "Take in what streams have told, for the next request already."
-        if not self._heeds(now):
-            return
-        self.heard_s = now
-        slow = self.members.signals.slow
-        for lane in self.told:
-            lane.nowcast.fold(now, 0.0)
-            if lane.nowcast.pace_s and lane.owner:
-                slow[lane.slot] = self.powered(lane.nowcast.pace_s)
-        self.told.clear()
-
-    def heard(self, now: float) -> Signals:
-        "The signals as they would be after `hear`, which this does not do."
-        signals = self.members.signals
-        if not self._heeds(now):
-            return signals
-        slow = signals.slow.copy()
-        for lane in self.told:
-            pace_s = lane.nowcast.pace_at(now)
-            if pace_s and lane.owner:
-                slow[lane.slot] = self.powered(pace_s)
-        return replace(signals, slow=slow)
-
-    def _heeds(self, now: float) -> bool:
-        "Does anybody want to know what streams have told, and is it time?"
-        waited = abs(now - self.heard_s) >= _HEAR_S and -inf < now < inf
-        return waited and bool(self.told and self.gamma)
-
-    def spread(self, now: float) -> None:
-        "Renew every pace. A backend whose pace is unknown counts as usual."
-        s = self.members.signals
-        lanes = {lane.slot: lane for lane in self.members.lanes.values()}
-        known = sorted(lane.nowcast.pace_s for lane in lanes.values() if lane.nowcast.pace_s)
-        usual_s = usual_pace_s(known)
-        streamed_s = -inf
-        for slot, lane in lanes.items():
-            n = lane.nowcast
-            n.fold(now, others_pace_s(known, n.pace_s))
-            n.wait(lane.features.ages_s(now), self.usual_work, now)
-            streamed_s = max(streamed_s, n.streamed_s)
-            # hope is for the first request only
-            pace_s = 0.0 if s.in_flight[slot] else n.hope_s
-            pace_s = pace_s or n.known_s or usual_s or 1.0
-            s.slow[slot] = self.powered(pace_s)
-        self.streamed_s = streamed_s
-        if now - streamed_s <= Nowcast.HOLD_S:
-            s.crowding = 0.0
-
-    def resume(self) -> None:
-        "Enter the paces that a memo brought."
-        if not self.gamma:
-            return
-        slow = self.members.signals.slow
-        nowcasts = {lane.slot: lane.nowcast for lane in self.members.lanes.values()}
-        usual_s = usual_pace_s([n.pace_s for n in nowcasts.values()])
-        for slot, n in nowcasts.items():
-            slow[slot] = self.powered(n.pace_s or usual_s or 1.0)
-
-    def powered(self, pace_s: float) -> float:
-        powered: float = min(max(pace_s, 1e-6), 1e6) ** self.gamma
-        return powered
-
-    def one_is_enough(self, lane: Lane) -> None:
-        """A request was sent to a silent backend in hope.
-
-        Until it has told, the next one goes by the worse of hope and what was known before.
-        """
-        nowcast = lane.nowcast
-        pace_s = max(nowcast.pace_s, nowcast.hope_s)
-        self.members.signals.slow[lane.slot] = self.powered(pace_s)
-
-    def answer(self, lane: Lane, o: Outcome, end_s: float, beside: int | None) -> None:
-        """A whole answer, or a time-out, tells the pace of a backend whose streams are silent.
-
-        `beside`: own requests that were there when it began; None: nobody knows.
-        """
-        work = o.tokens_out + o.tokens_in / Nowcast.IN_WEIGHT or 1.0
-        usual_work = self.usual_work
-        if o.ok:
-            weight = 0.01 if usual_work else 1.0
-            self.usual_work = usual_work + weight * (work - usual_work)
-        elif work < usual_work:
-            work = usual_work  # what a time-out would have brought is not known
-        nowcast = lane.nowcast
-        known_s, its_s = nowcast.pace_s, (o.latency_ms or 0.0) / 1000.0 / work
-        nowcast.answer(its_s, o.ok, end_s, self.crowding.weight)
-        if o.ok and beside is not None and its_s > 0.0:
-            self._compare(nowcast, beside, its_s, known_s, end_s)
-
-        pace_s = nowcast.pace_s
-        slow = self.members.signals.slow
-        if slow[lane.slot] == 1.0:
-            self.spread(max(end_s, self.folded_s))  # the first that is known of it
-        elif 1e-6 < pace_s < 1e6:
-            slow[lane.slot] = pace_s**self.gamma
-        elif pace_s:
-            slow[lane.slot] = self.powered(pace_s)
-
-    def _compare(
-        self, nowcast: Nowcast, beside: int, its_s: float, known_s: float, end_s: float
-    ) -> None:
-        "An answer's pace and own requests beside it, against those that are usual there."
-        usual, before_s = nowcast.beside, nowcast.newest_s
-        nowcast.newest_s = its_s
-        if usual is None:
-            nowcast.beside = float(beside)
-            return
-        if known_s:
-            fuller = (beside + 1.0) / (usual + 1.0)
-            self.crowding.learn(its_s / known_s, fuller, its_s / before_s)
-        nowcast.beside = usual + Nowcast.LATE * (beside - usual)
-        if end_s - self.streamed_s > Nowcast.HOLD_S:
-            self.members.signals.crowding = self.gamma * self.crowding.share
 
 # %% ../../nbs/routing/06_router.ipynb #4110918f
 # where own streams have told of the present within this time no forecast acts on single requests, s
@@ -1475,7 +1322,7 @@ class Router:
         self._signals = members.signals
         self._limits = limits
         self._admission = _Admission(members, limits, config)
-        self._paces = _Paces(members, gamma)
+        self._paces = _Paces(members.signals, members.lanes, gamma)
         self._lessons = _Lessons(members.signals, self._paces, limits, self.counts)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views, config)
@@ -1801,7 +1648,9 @@ class Router:
             self.counts["observed"] += 1
             key = d.id << 4 | k
             probe = held & d.probes
-            era, beside = d.eras[k], d.beside(k)
+            era = d.eras[k]
+            # one answer in four is enough to learn from
+            beside = None if d.id & 3 else d.beside(k)
             if self._lessons.learn(o, lane, key, probe, era, ts_us, d.request, beside, self.policy):
                 self._views.outdate()
             return True
