@@ -58,6 +58,7 @@ class Nowcast:
     # long
     MOST_LATE = 2.0
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
+    STALLED_S = 5.0  # open streams that have all been silent for so long stand still, s
     # so many open requests that have each waited for so many times the usual show a slower pace
     PATIENCE = ((2, 8.0), (4, 5.0), (8, 3.0))
     MOST_S = 600.0  # one report speaks of no longer than this, s
@@ -120,13 +121,14 @@ class Nowcast:
         keep = exp(-max(now - self.folded_s, 0.0) / self.FADE_S)
         return self.seconds * keep + self.new_s, self.tokens * keep + self.new_tok
 
-    def wait(self, ages_s: list[float], work: float, now: float) -> None:
+    def wait(self, ages_s: list[float], work: float, now: float, silent_s: float = 0.0) -> None:
         """Take in how long its open requests have waited, s, the oldest first.
 
-        `work` is what an answer usually is, in tokens (0: not known yet). While streams tell, the
-        ages of requests say nothing more.
+        `work` is what an answer usually is, in tokens (0: not known yet). `silent_s` is for how
+        long all its open streams have said nothing (0: there is none). While streams tell, the ages
+        of requests say nothing more.
         """
-        self.least_s = 0.0
+        self.least_s = silent_s if silent_s > self.STALLED_S else 0.0
         if not self.pace_s or not work or now - self.streamed_s <= self.HOLD_S:
             return
         for count, patience in self.PATIENCE:

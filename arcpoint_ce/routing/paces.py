@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
-from .decisions import Lane
+from .decisions import Decision, Lane
 from .nowcast import Crowding, Nowcast, others_pace_s, usual_pace_s
 from .policies import Policy, Signals
 from .records import Outcome
@@ -24,7 +24,7 @@ class _Paces:
 
     __slots__ = (
         *("signals", "lanes", "gamma", "folded_s", "streamed_s", "usual_work", "told", "heard_s"),
-        *("crowding", "weight"),
+        *("crowding", "weight", "open", "usual_tok"),
     )
 
     def __init__(self, signals: Signals, lanes: Mapping[str, Lane], gamma: float) -> None:
@@ -38,6 +38,8 @@ class _Paces:
         self.usual_work = 0.0  # of one answer, in tokens; 0: not known yet
         self.crowding = Crowding()  # what whole answers teach
         self.weight = Nowcast.LATE  # of the newest whole answer in a pace
+        self.open: dict[int | None, Decision] = {}  # decisions that are under way, by id
+        self.usual_tok = 0.0  # usual length of an answer, tokens; 0: not known yet
 
     def admit(self, policy: Policy | None) -> None:
         "Make ready for another policy. ValueError where it wants another power of the pace."
@@ -92,10 +94,12 @@ class _Paces:
         known = sorted(lane.nowcast.pace_s for lane in lanes.values() if lane.nowcast.pace_s)
         usual_s = usual_pace_s(known)
         streamed_s = -inf
+        heard = self._last_heard(now)
+        work = self.usual_work or self.usual_tok
         for slot, lane in lanes.items():
             n = lane.nowcast
             n.fold(now, others_pace_s(known, n.pace_s))
-            n.wait(lane.features.ages_s(now), self.usual_work, now)
+            n.wait(lane.features.ages_s(now), work, now, now - heard.get(lane, now))
             streamed_s = max(streamed_s, n.streamed_s)
             # hope is for the first request only
             pace_s = 0.0 if s.in_flight[slot] else n.hope_s
@@ -103,6 +107,18 @@ class _Paces:
             s.slow[slot] = self.powered(pace_s)
         self.streamed_s = streamed_s
         self._crowd(now - streamed_s <= Nowcast.HOLD_S)
+
+    def _last_heard(self, now: float) -> dict[Lane, float]:  # s
+        "When the open streams of each backend were heard of last, where some have been silent."
+        heard: dict[Lane, float] = {}
+        paces = [lane.nowcast for lane in self.lanes.values()]
+        if not any(n.HOLD_S < now - n.streamed_s < inf and not n.new_s for n in paces):
+            return heard
+        for d in self.open.values():
+            if d.seen:
+                lane = d.lanes[-1]
+                heard[lane] = max(heard.get(lane, -inf), d.seen_s)
+        return heard
 
     def _crowd(self, streams: bool) -> None:
         "How far own requests count, and what a whole answer counts. Streams tell of both."

@@ -786,6 +786,7 @@ class _Lessons:
         if o.tokens_out:
             limits = self.limits
             limits.usual_tok += 0.01 * (o.tokens_out - limits.usual_tok)
+            self.paces.usual_tok = limits.usual_tok
         if lane.hold.refusals:
             lane.hold.succeed()
 
@@ -904,7 +905,7 @@ class _Reservations:
         self.lessons = lessons
         self.views = views
         self.lease_s = config.lease_s
-        self.open: dict[int | None, Decision] = {}  # by id; the first to end comes first
+        self.open = self.paces.open  # by id; the first to end comes first
         # by id, those whose lease is over; oldest first
         self.lapsed: dict[int | None, Decision] = {}
         self.due_s = inf  # when the first of the open ones ends, s

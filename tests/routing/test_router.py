@@ -2180,6 +2180,33 @@ def test_a_backend_that_stops_answering_is_left_before_its_callers_give_up(quick
     assert hanging(quicker=quicker, gap_s=gap_s) <= max(0.12 * 30.0 / gap_s, 12)
 
 
+def test_streams_that_all_stand_still_are_noticed_without_a_report():
+    "A gateway that passes chunks on reports nothing while none come."
+    r = Router([Backend(n, capacity=16.0) for n in "ab"])
+    streams = []
+    for k in range(40):
+        now = 0.25 * k
+        if k % 4 == 0:
+            streams.append(r.decide(Request(), now))
+        for d in streams:
+            quicker = 5 if d.backend == "a" else 2
+            r.progress(d, int(quicker * 4 * (now - d.at_s)), now)
+    went = [r.decide(Request(), 10.0 + 0.01 * k) for k in range(4)]
+    assert {d.backend for d in went} == {"a"}
+    for k in range(40):  # of those at `b` one hears
+        now = 10.0 + 0.25 * k
+        for d in streams:
+            if d.backend == "b":
+                r.progress(d, int(8 * (now - d.at_s)), now)
+    assert any(d.backend == "b" for d in streams)
+    assert r.decide(Request(), 20.0).backend == "b"
+    assert r.paces(20.0)["a"][0] < 1.0  # what it was, when it was heard of
+    for d in streams:
+        if d.backend == "a":
+            r.progress(d, int(20 * (20.0 - d.at_s)), 20.25)
+    assert r.decide(Request(), 20.5).backend == "a"
+
+
 def test_open_requests_that_have_waited_are_said_in_the_reason():
     r = Router([Backend(n, capacity=8.0) for n in "ab"])
     for k in range(20):
