@@ -27,6 +27,10 @@ class _Paces:
         *("crowding", "weight", "open", "usual_tok"),
     )
 
+    # where only whole answers tell, one that has never answered is a little better than usual: of
+    # two that are as good as each other it is tried, or the first one would keep all requests
+    UNTRIED = 0.99
+
     def __init__(self, signals: Signals, lanes: Mapping[str, Lane], gamma: float) -> None:
         self.signals = signals
         self.lanes = lanes  # by name
@@ -96,17 +100,20 @@ class _Paces:
         streamed_s = -inf
         heard = self._last_heard(now)
         work = self.usual_work or self.usual_tok
-        for slot, lane in lanes.items():
+        for lane in lanes.values():
             n = lane.nowcast
             n.fold(now, others_pace_s(known, n.pace_s))
             n.wait(lane.features.ages_s(now), work, now, now - heard.get(lane, now))
             streamed_s = max(streamed_s, n.streamed_s)
-            # hope is for the first request only
-            pace_s = 0.0 if s.in_flight[slot] else n.hope_s
-            pace_s = pace_s or n.known_s or usual_s or 1.0
-            s.slow[slot] = self.powered(pace_s)
         self.streamed_s = streamed_s
-        self._crowd(now - streamed_s <= Nowcast.HOLD_S)
+        streams = now - streamed_s <= Nowcast.HOLD_S
+        self._crowd(streams)
+        untried_s = usual_s if streams else self.UNTRIED * usual_s
+        for slot, lane in lanes.items():
+            # hope is for the first request only
+            pace_s = 0.0 if s.in_flight[slot] else lane.nowcast.hope_s
+            pace_s = pace_s or lane.nowcast.known_s or untried_s or 1.0
+            s.slow[slot] = self.powered(pace_s)
 
     def _last_heard(self, now: float) -> dict[Lane, float]:  # s
         "When the open streams of each backend were heard of last, where some have been silent."

@@ -81,6 +81,26 @@ def test_answers_of_unknown_length_count_for_less(load):
     assert queued("own_pace", load, 0.6, tokens=False) <= plain + 0.12
 
 
+def one_by_one(**takes_s: float) -> list[str]:
+    "Where 40 requests went, one at a time, to backends whose answers always take as long."
+    router = Router([Backend(name, capacity=8.0) for name in takes_s])
+    went, now = [], 0.0
+    for _ in range(40):
+        d = router.decide(Request(), now)
+        now += takes_s[d.backend]
+        router.observe(Outcome(d.backend, d.at_s, 1000 * takes_s[d.backend], decision=d.id), now)
+        went.append(d.backend)
+        now += 0.5
+    return went
+
+
+def test_the_first_backend_does_not_keep_all_requests_because_nobody_else_was_tried():
+    assert one_by_one(a=1.6, b=0.1)[1:] == ["b"] * 39
+    assert "a" not in one_by_one(a=1.6, b=0.1, c=0.1)[1:]
+    assert set(one_by_one(a=0.1, b=0.1, c=0.1)) == {"a", "b", "c"}
+    assert one_by_one(a=0.05, b=0.1, c=0.1).count("a") >= 37  # the others were tried once
+
+
 def test_what_own_requests_do_is_learned():
     random, queue, others = Random(0), Crowding(), Crowding()
     for _ in range(300):
