@@ -147,9 +147,14 @@ def test_the_interval_of_the_whole_engine_holds_a_known_benefit(tmp_path, world,
 def test_a_healthy_log_gives_no_promise(tmp_path):
     never = check_log(saved(tmp_path, drawn(lambda *at: False)))
     assert never["help"]["whole"] is None and "would have avoided" not in check_page(never)
-    alike = check_log(saved(tmp_path, drawn(at_random_everywhere, seed=1)), slo_ms=LIMIT_MS)
-    assert alike["help"]["answer"] == "no" and alike["help"]["whole"][0] <= 0
-    assert "below 0: more would be late" in check_page(alike)
+    alike = [
+        check_log(saved(tmp_path, drawn(at_random_everywhere, seed=seed)), slo_ms=LIMIT_MS)
+        for seed in range(6)
+    ]
+    assert {found["help"]["answer"] for found in alike} == {"no"}
+    lows = [found["help"]["whole"][0] for found in alike]
+    assert max(lows) <= 0.1 and sum(low <= 0 for low in lows) >= 4, lows
+    assert "below 0: more would be late" in check_page(alike[0])
 
 
 def test_answers_that_stream_tell_their_pace(tmp_path, monkeypatch):
