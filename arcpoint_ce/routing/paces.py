@@ -93,7 +93,6 @@ class _Paces:
 
     def spread(self, now: float) -> None:
         "Renew every pace. A backend whose pace is unknown counts as usual."
-        s = self.signals
         lanes = {lane.slot: lane for lane in self.lanes.values()}
         known = sorted(lane.nowcast.pace_s for lane in lanes.values() if lane.nowcast.pace_s)
         usual_s = usual_pace_s(known)
@@ -108,7 +107,11 @@ class _Paces:
         self.streamed_s = streamed_s
         streams = now - streamed_s <= Nowcast.HOLD_S
         self._crowd(streams)
-        untried_s = usual_s if streams else self.UNTRIED * usual_s
+        self._write(lanes, usual_s if streams else self.UNTRIED * usual_s)
+
+    def _write(self, lanes: Mapping[int, Lane], untried_s: float) -> None:
+        "Every pace into the signals; `untried_s` for those of whom nothing is known."
+        s = self.signals
         for slot, lane in lanes.items():
             # hope is for the first request only
             pace_s = 0.0 if s.in_flight[slot] else lane.nowcast.hope_s
