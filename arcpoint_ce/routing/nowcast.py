@@ -59,6 +59,9 @@ class Nowcast:
     MOST_LATE = 2.0
     FAR = 16.0  # that ratio counts as no more than this, or its inverse
     STALLED_S = 5.0  # open streams that have all been silent for so long stand still, s
+    # a request that waits for longer than this, and than so many times the usual, was forgotten by
+    # its caller, s
+    FORGOTTEN_S, FORGOTTEN_TIMES = 60.0, 20.0
     # so many open requests that have each waited for so many times the usual show a slower pace
     PATIENCE = ((2, 8.0), (4, 5.0), (8, 3.0))
     MOST_S = 600.0  # one report speaks of no longer than this, s
@@ -128,11 +131,12 @@ class Nowcast:
         long all its open streams have said nothing (0: there is none). While streams tell, the ages
         of requests say nothing more.
         """
-        self.least_s = silent_s if silent_s > self.STALLED_S else 0.0
+        forgotten_s = max(self.FORGOTTEN_S, self.FORGOTTEN_TIMES * self.pace_s * work)
+        self.least_s = silent_s if self.STALLED_S < silent_s < forgotten_s else 0.0
         if not self.pace_s or not work or now - self.streamed_s <= self.HOLD_S:
             return
         for count, patience in self.PATIENCE:
-            if len(ages_s) >= count:
+            if len(ages_s) >= count and ages_s[0] < forgotten_s:
                 shown_s = ages_s[count - 1] / (patience * work)
                 self.least_s = max(self.least_s, shown_s)
 
