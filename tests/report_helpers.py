@@ -85,3 +85,14 @@ def leaving(page: Path) -> list[tuple[str, str, str]]:
         for t, k, v in reader.found
         if not v.strip("'\" ").startswith(("#", "data:"))
     ]
+
+
+def warnings_in(path: Path) -> list[str]:
+    "What a run notebook printed on stderr: a reader takes a warning for a fault of the report."
+    cells = nbformat.read(path, as_version=4).cells
+    return [
+        out.text
+        for cell in cells
+        for out in cell.get("outputs", ())
+        if out.output_type == "stream" and out.name == "stderr"
+    ]

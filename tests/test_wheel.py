@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from report_helpers import leaving
+from report_helpers import leaving, warnings_in
 
 from arcpoint_ce.apps.report import list_reports
 
@@ -156,7 +156,11 @@ RELIED_ON = {
     "policies": ("scheduled_surge", "worst_ratio", "worst_ratio_hi", "n_seeds"),
 }  # names that other programs read
 SMALL = {
-    "policies": ("-p", "seeds", "1", "-p", "n", "500", "-p", "sweep_n", "300"),
+    "agent": ("-p", "per_kind", "2"),
+    "policies": (
+        *("-p", "families", "scheduled_surge", "-p", "seeds", "1"),
+        *("-p", "n", "500", "-p", "sweep_n", "300"),
+    ),
     "chaos": ("-p", "requests", "1500"),
     "forecast": ("-p", "trees", "60"),
 }  # that a report runs is seen here; its own tests look at what it says
@@ -180,6 +184,7 @@ def test_every_report_runs(home, tmp_path, name):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert len(metrics) > 3 and not set(RELIED_ON.get(name, ())) - metrics.keys()
     assert leaving(folder / "report.html") == []
+    assert warnings_in(folder / "report.ipynb") == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["reports"]
 
 

@@ -285,13 +285,13 @@ _SWEEPS: dict[str, tuple[Callable[[Task], dict], Callable[..., list[Task]]]] = d
     mixes=(_mixed, _mix_tasks),
     punctuality=(run_one, _punctuality_tasks),
 )
-# for a first look: one family, three loads, two corners
+# for a first look: one family, two loads, two corners, two clocks
 _FEW: dict[str, dict[str, Any]] = dict(
     watched=dict(families=SEEN[:1]),
-    loads=dict(factors=_FACTORS[::3]),
+    loads=dict(factors=_FACTORS[::4]),
     corners=dict(corners=(_CORNERS[0], _CORNERS[-1])),
     mixes={},
-    punctuality=dict(streams=(0.0,)) | ({} if _CAN_STRAY else dict(jitters=(0.0,))),
+    punctuality=dict(streams=(0.0,), jitters=_JITTERS[::3] if _CAN_STRAY else _JITTERS[:1]),
 )
 
 

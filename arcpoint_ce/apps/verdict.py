@@ -133,7 +133,7 @@ def _too_few(
     figures: tuple[_Figure, ...],
 ) -> _Verdict:
     "The verdict where there is too little."
-    said = f"Too few to tell: {_n(n)} {what}, and at least {_n(least)} are needed."
+    said = f"Too few to tell: at least {_n(least)} {what} are needed, this run has {_n(n)}."
     return _Verdict(question, "too few to tell", said, figures, f"Bring more {what}.")
 
 # %% ../../nbs/apps/80b_verdict.ipynb #7bc8286d
@@ -206,7 +206,10 @@ _ROUTED = {
 def _forecast(m: Mapping[str, Any]) -> _Verdict:
     question = "Is latency foreseen better than by supposing that it stays as it is?"
     span = m["mae_ratio_geomean_low"], m["mae_ratio_geomean_high"]
-    mine, (best, theirs) = m["mae_ratio_geomean"], _best_rule(m["ratios"])
+    mine = m["mae_ratio_geomean"]
+    ours_there = m.get("ours_on_its_rows") or {}
+    best, theirs = _best_rule(m["ratios"], ours_there, mine)
+    beside = ours_there.get(best) or mine
     rule = _RULES.get(best, best.replace("_", " "))
     onsets, recall = m["onsets"] or 0, m["onset_recall"] or 0.0
     figures = (
@@ -216,21 +219,32 @@ def _forecast(m: Mapping[str, Any]) -> _Verdict:
         _Figure(
             f"the same, simple rule that was best in hindsight ({rule})",
             _ratio(theirs),
-            _to(m["intervals"].get(best), _ratio),
+            f"{_to(m['intervals'].get(best), _ratio)}; ours on the same rows {_ratio(beside)}",
         ),
         _of("onsets foreseen", round(onsets * recall), onsets),
     )
     if m["n"] < _LEAST_TESTED:
         return _too_few(question, m["n"], "forecasts checked against what came", 200, figures)
     side = _side(span, 1.0)
-    answer, said, then = _FORESEEN[side, theirs < mine]
+    answer, said, then = _FORESEEN[side, theirs < beside]
     return _Verdict(question, answer, said.format(rule=rule), figures, then.format(rule=rule))
 
 
-def _best_rule(ratios: Mapping[str, float | None]) -> tuple[str, float]:  # name, error ratio
-    "The best of the simple rules; persistence itself where no other was tried."
+def _best_rule(
+    ratios: Mapping[str, float | None],  # errors over persistence's, by rule
+    ours_there: Mapping[str, float | None],  # those of ours, on the rows where the rule speaks
+    mine: float,  # that of ours on all rows
+) -> tuple[str, float]:  # name, error ratio
+    """The simple rule that does best beside ours, on the rows where it speaks.
+
+    Persistence itself where no other was tried.
+    """
     found = {k: x for k, x in ratios.items() if k != "ours" and x is not None}
-    return min(found.items(), key=lambda kv: kv[1], default=("persistence", 1.0))
+    return min(
+        found.items(),
+        key=lambda kv: kv[1] / (ours_there.get(kv[0]) or mine),
+        default=("persistence", 1.0),
+    )
 
 
 _RULES = {
@@ -380,22 +394,27 @@ _SURVIVED = {
 # %% ../../nbs/apps/80b_verdict.ipynb #9eadf664
 def _anomaly(m: Mapping[str, Any]) -> _Verdict:
     question = "Does the detector find labelled trouble better than simple detectors?"
-    span, rival = m["interval"]["standard"], m["best_simple"]
+    rival, lead = m["best_simple"], m["lead_interval"]["standard"]
     theirs = m["beside"][rival]["standard"]
-    beside = (m.get("beside_interval") or {}).get(rival, {}).get("standard")
     figures = (
-        _Figure("score, 100 is perfect", f"{m['nab_standard']:.1f}", _to(span)),
-        _Figure(f"best simple detector ({rival})", f"{theirs:.1f}", _to(beside)),
+        _Figure(
+            "score, 100 is perfect", f"{m['nab_standard']:.1f}", _to(m["interval"]["standard"])
+        ),
+        _Figure(
+            f"points more than the best simple detector ({rival})",
+            f"{m['nab_standard'] - theirs:+.1f}",
+            _to(lead, lambda x: f"{x:+.0f}"),
+        ),
         _of("labelled windows found", m["windows_found"], m["windows"]),
     )
     if m["windows"] < 20:
         return _too_few(question, m["windows"], "labelled windows", 20, figures)
-    side = _side(span, theirs)
+    side = _side(lead, 0.0)
     answer, said, then = {
         1: ("yes", "Yes: its score lies above the best simple detector's.", "Use it as it comes."),
         0: (
             "cannot tell",
-            "Cannot tell: the best simple detector's score lies inside the interval.",
+            "Cannot tell: the interval of its lead over the best simple detector holds 0.",
             "Label more incidents of your own, and repeat this.",
         ),
         -1: ("no", "No: the best simple detector scores more.", "Use the simple detector."),

@@ -117,8 +117,8 @@ class _LeftOut:
         "The benchmark's score. 0: as good as no alarm at all."
         return normalised(float(self.totals[profile].sum()), self.series, profile)
 
-    def interval(self, profile: str, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-        "95 % interval of the score, series drawn again with replacement."
+    def _drawn(self, profile: str, draws: int, seed: int) -> np.ndarray:
+        "Scores of series drawn again with replacement."
         hit, miss, _ = PROFILES[profile]
         windows = np.array([len(s.judged) for s in self.series])
         n_series = len(windows)
@@ -126,8 +126,28 @@ class _LeftOut:
         n_windows = windows[drawn].sum(1)
         totals = self.totals[profile][drawn].sum(1)
         some = n_windows > 0
-        scores = 100 * (totals[some] + miss * n_windows[some]) / ((hit + miss) * n_windows[some])
-        low, high = np.quantile(scores, [0.025, 0.975])
+        return 100 * (totals[some] + miss * n_windows[some]) / ((hit + miss) * n_windows[some])
+
+    def interval(self, profile: str, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+        "95 % interval of the score, series drawn again with replacement."
+        low, high = np.quantile(self._drawn(profile, draws, seed), [0.025, 0.975])
+        return float(low), float(high)
+
+    def lead_over(
+        self,
+        other: "_LeftOut",  # judged on the same series
+        profile: str,
+        draws: int = 2000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """95 % interval of this score minus another one, both on the same drawn series.
+
+        ValueError where the other one was judged on other series.
+        """
+        if [s.name for s in self.series] != [s.name for s in other.series]:
+            raise ValueError("a lead needs the same series on both sides, in the same order")
+        leads = self._drawn(profile, draws, seed) - other._drawn(profile, draws, seed)
+        low, high = np.quantile(leads, [0.025, 0.975])
         return float(low), float(high)
 
 

@@ -200,9 +200,11 @@ def _mae_by(rows: pd.DataFrame, rule: str) -> pd.DataFrame:  # by backend: mae, 
 
 
 def _rule_scores(rows: pd.DataFrame, rule: str) -> dict:  # one row of the skill table
-    "Scores of one rule, persistence on the same rows beside it."
+    "Scores of one rule, persistence and ours on the same rows beside it."
     t = _mae_by(rows, rule)
     t = t[t.persistence > 0]
+    ours = _mae_by(rows[rows[rule].notna()], "ours") if "ours" in rows else t.iloc[:0]
+    ours = ours.loc[ours.index.intersection(t.index)]
     w = t.n / max(t.n.sum(), 1)
     mae, base = float((w * t.mae).sum()), float((w * t.persistence).sum())
     return dict(
@@ -212,6 +214,7 @@ def _rule_scores(rows: pd.DataFrame, rule: str) -> dict:  # one row of the skill
         skill=1 - mae / base if base else np.nan,
         r2=float(t.r2.mean()),
         ratio_geomean=_geomean(t.mae / t.persistence),
+        ours_on_its_rows=_geomean(ours.mae / ours.persistence),
         n=int(t.n.sum()),
         n_series=len(t),
     )

@@ -63,14 +63,15 @@ def test_what_an_onset_is_stands_in_both_reports(forecast, routing):
 
 
 def test_the_best_simple_rule_is_named(forecast):
-    skill = forecast.names["skill"].set_index("rule").ratio_geomean
-    best = skill.drop(["ours", "best_naive"]).idxmin()
+    table = forecast.names["skill"].set_index("rule")
+    skill, there = table.ratio_geomean, table.ours_on_its_rows
+    best = (skill / there).drop(["ours", "best_naive"]).idxmin()
     named = re.search(
         r"In hindsight the best simple rule[^*]*\*\*(.+?)\*\* with ([\d.]+)", forecast.said
     )
     assert named[1] == forecast.names["LABEL"].get(best, best)
     assert float(named[2]) == pytest.approx(skill[best], abs=5e-4)
-    assert ("**better than ours**" in forecast.said) == (skill[best] < skill["ours"])
+    assert ("**better than ours**" in forecast.said) == (skill[best] < there[best])
 
 
 def test_who_is_left_out_is_named_with_what_brings_him_in(forecast):
