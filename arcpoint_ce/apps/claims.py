@@ -170,7 +170,7 @@ _STORED = {
         "forecast",
         "foresees the shipped sample better than persistence and every simple rule",
         "arcpoint report forecast",
-        "ab49672b160e1f624a8765d1d2ca453007ea3857aa6eeeb42d92b05da2e3075a",
+        "72367d9b63617d189796a1895746f176bc3be458d758f8c518b608411c218339",
     ),
     "forecast_petshop": (
         "forecast",
@@ -200,7 +200,7 @@ _STORED = {
         "anomaly",
         "finds labelled anomalies better than simple detectors",
         "arcpoint report anomaly",
-        "4eb4e13fe4f171ddb39b4b29cd91683715d0d60f1c0012dd2441ff2de5dd08b2",
+        "f7f2ab3705159705973e726255498603aafab932f70e05ddb5a367cb43ee0d70",
     ),
     "rollout": (
         "rollout",
