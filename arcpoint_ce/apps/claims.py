@@ -190,6 +190,12 @@ _STORED = {
         "arcpoint experiment --seed-from 100 --seeds 100",
         "1987725f6bcf1eba74a3a32784c5581e9fc6faa98f3556b0877c8fda658fe99d",
     ),
+    "record": (
+        "policies",
+        "wins families on worlds that nobody had looked at, and loses none",
+        "arcpoint record",
+        "1791d70bf0b79a71bab34902025e51b278c0396c790a6cda9a87075303ba6410",
+    ),
     "drift": (
         "drift",
         "adapts soon, rarely alarms in vain, and the loop pays",

@@ -200,8 +200,11 @@ def _finished(out: Path) -> list[Path]:
     return [f for f in folders if ".attempt" not in f.name]
 
 
-def _write_record(out: str | Path) -> dict:  # as in record.json
-    "Judge the parts that are finished. ValueError if there is none."
+def _write_record(
+    out: str | Path,  # folder of the record
+    planned: Sequence[str] = (),  # families of the whole record
+) -> dict:  # as in record.json
+    "Judge the parts that are finished, and name the others. ValueError if there is none."
     out = Path(out)
     folders = _finished(out)
     if not folders:
@@ -213,7 +216,15 @@ def _write_record(out: str | Path) -> dict:  # as in record.json
         rows += _part_rows(folder)
     table = pd.DataFrame(rows)
     found = judged(table, {family: part["load"] for family, part in parts.items()})
-    found = as_metrics(found | dict(parts=parts, simulated=True))
+    found |= dict(
+        families=list(parts),
+        not_run=[family for family in planned if family not in parts],
+        seeds=sorted(int(seed) for seed in table["seed"].unique()),
+        n=int(table["requests"].max()),
+        parts=parts,
+        simulated=True,
+    )
+    found = as_metrics(found)
     runs_of(table).to_csv(out / "runs.csv", index=False)
     write_json(out / "record.json", found)
     return found
@@ -245,5 +256,5 @@ def run_record(
         return outlook
     for part in parts:
         _run_part(part, out, again, n_jobs, progress, run)
-        _write_record(out)
+        _write_record(out, tuple(dict.fromkeys(known["family"])))
     return outlook

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -166,3 +167,18 @@ def test_the_development_results_that_ship_say_who_runs():
     for family in families:
         names = R._record_contenders(development, family)
         assert set(R._FIXED) < set(names) and len(names) == len(R._FIXED) + 3
+
+
+def test_the_published_record_follows_from_its_counts():
+    "Whole families alone, every world of the plan, and sums that anybody can add up."
+    results = Path(__file__).parents[2] / "data" / "results"
+    record = json.loads((results / "record.json").read_text())
+    runs = pd.read_csv(results / "record.csv")
+    assert list(dict.fromkeys(runs.family)) == sorted(record["families"])
+    assert not set(record["families"]) & set(record["not_run"])
+    for family, of_family in runs.groupby("family"):
+        assert set(of_family.groupby("contender").seed.nunique()) == {len(R._RecordPlan().seeds)}
+        assert set(of_family.requests) == {R._RecordPlan().requests}
+        missed = of_family.groupby("contender").missed.sum().to_dict()
+        assert missed == record[family]["missed"]
+        assert not record["parts"][family]["earlier_versions"], "the record is run once"
