@@ -42,7 +42,7 @@ _MOST_ROWS = 24_000  # requests that are decided again
 _STRETCHES = 24  # stretches of time that a sample consists of
 _COLUMNS = (
     *("ts", "backend", "latency_ms", "ok", "error", "model", "task", "tier"),
-    *("tokens_in", "tokens_out", "ttft_ms"),
+    *("tokens_in", "tokens_out", "ttft_ms", "kind"),
 )
 
 
@@ -470,10 +470,13 @@ _GOOD_FOR = {
 
 
 def _classes(rows: pd.DataFrame) -> dict[str, int]:  # commonest first
-    "What became of the requests."
+    "What became of the requests: the error that is named, else how they ended."
+    ended = rows.ok.map({True: "ok", False: "failed"})
+    if "kind" in rows:  # a mistake of the caller, or a hang-up: neither ok nor failed
+        ended = ended.where(ended.notna(), rows.kind.astype(object))
     if "error" not in rows:
-        return {"ok": int(rows.ok.sum()), "failed": int((~rows.ok.astype(bool)).sum())}
-    named = rows.error.where(rows.error.notna(), np.where(rows.ok.astype(bool), "ok", "failed"))
+        return {word: int((ended == word).sum()) for word in ("ok", "failed")}
+    named = rows.error.where(rows.error.notna(), ended)
     return {str(k): int(n) for k, n in named.value_counts().head(8).items()}
 
 
@@ -537,7 +540,8 @@ def check_log(
     rows = _requests_of(source)
     known = load_fleet(fleet) if fleet else infer_fleet(source.loaded)
     limit = _limit_of(rows, known, slo_ms)
-    sample = _sampled(rows)
+    counted = rows[rows.ok.notna()]  # what counts neither way is not decided again
+    sample = _sampled(counted)
     part = _against_limit(sample, limit)
     single = source.kind == "requests"
     capacity = (
@@ -557,7 +561,7 @@ def check_log(
         limit=limit._asdict(),
         capacity=capacity,
         outcomes=_classes(rows),
-        requests=len(rows),
+        requests=len(counted),
         judged=len(part),
         missing={k: v for k, v in _GOOD_FOR.items() if k not in have},
         help=dict(vars(_helps(source, rows, part, known, shown, limit, seed))),

@@ -75,7 +75,7 @@ def infer_limit_ms(
     rows: pd.DataFrame,  # requests: backend, latency_ms, ok; perhaps tokens_out
 ) -> Limit:
     "The limit that a log's own latencies suggest. ValueError where too few answers succeeded."
-    good = rows[rows["ok"].astype(bool) & rows["latency_ms"].notna()]
+    good = rows[rows["ok"].eq(True).fillna(False) & rows["latency_ms"].notna()]
     sizes = good.groupby("backend").size()
     heard = sizes[sizes >= min(_ENOUGH, sizes.max())] if len(sizes) else sizes
     if sizes.sum() < _ENOUGH:
