@@ -58,10 +58,12 @@ from arcpoint_ce.telemetry.layouts import (
     _recognised,
     _Source,
     _split_unit,
+    _unit_in_name,
     quoted,
 )
 from arcpoint_ce.telemetry.values import (
     _DAY_OR_MONTH,
+    _UNKNOWN,
     _connect,
     _faults,
     _Field,
@@ -174,6 +176,8 @@ def _own_text(
     if name is None or f.name[0] == "_":
         return None
     name, unit = _split_unit(name, src.names.__contains__)
+    if f.kind == "duration" and f.name in columns:
+        unit = unit or _unit_in_name(name)
     known = src.has(name)
     if not known and not src.open_names:
         if f.name in columns:
@@ -182,6 +186,69 @@ def _own_text(
     if not known and f.required:
         return None  # a later line may hold it; but a required field must be among the names
     return _converted_sql(get(name), unit, f.kind == "time")
+
+# %% ../../nbs/telemetry/10f_intake.ipynb #8a04750a
+_OUTCOMES = {  # canonical field -> everyday names of such a column, without case and separators
+    "status": (
+        *("status", "statuscode", "httpstatus", "httpstatuscode", "httpcode", "responsecode"),
+        *("responsestatus", "responsestatuscode", "respcode", "resultcode", "requeststatus"),
+        *("outcome", "result"),
+    ),
+    "ok": ("ok", "success", "succeeded", "successful", "issuccess", "issuccessful", "isok"),
+    "error": (
+        *("error", "errors", "err", "failed", "failure", "isfailed", "iserror", "haserror"),
+        *("errortype", "errorcode", "errormessage", "errormsg", "errorclass", "errorname"),
+        *("errorreason", "exception", "exceptiontype", "exceptionclass", "exceptionmessage"),
+    ),
+}
+
+
+def _names_inside(src: _Source) -> list[str]:
+    "Names of a file's columns, and those of JSON one level down, in order of appearance."
+    names = dict.fromkeys([*src.names, *(key for row in src.samples for key in row)])
+    for row in src.samples:
+        for key, value in row.items():
+            if isinstance(value, dict):
+                names |= dict.fromkeys(f"{key}.{inner}" for inner in value)
+    return list(names)
+
+
+def _unread_outcomes(src: _Source, columns: dict) -> dict[str, str]:  # column -> canonical field
+    "Columns that seem to say who failed and that nobody reads, where the caller said nothing."
+    if _OUTCOMES.keys() & columns.keys():
+        return {}
+    found = {}
+    for name in _names_inside(src):
+        plain = re.sub(r"[\W_]", "", name.rpartition(".")[2]).lower()
+        field = next((f for f, names in _OUTCOMES.items() if plain in names), None)
+        if field and name not in _OUTCOMES and name not in columns.values():
+            found[name] = field
+    return found
+
+
+def _note_names(intake: "_Intake", src: _Source, columns: dict):
+    "Notes of what the names of columns told, and of what might have been read and was not."
+    intake.unread |= _unread_outcomes(src, columns)
+    for f in intake.fields:
+        name = columns.get(f.name) if f.kind == "duration" else None
+        if name and not _split_unit(name, src.names.__contains__)[1] and _unit_in_name(name):
+            unit = _unit_in_name(name)
+            intake.note(
+                f"{f.name}: column {name!r} was read in {unit}, as its name says; if it holds "
+                f"milliseconds, say so: columns={{'{f.name}': '{name}[ms]'}}"
+            )
+
+
+def _no_outcome(unread: dict[str, str]) -> str:  # a sentence
+    "What to say where every request counts as a success and columns might tell otherwise."
+    *some, last = unread
+    listed = f"{', '.join(some)} and {last}" if some else last
+    best = min(unread, key=lambda name: list(_OUTCOMES).index(unread[name]))
+    were, them = ("were", "them") if some else ("was", "it")
+    return (
+        f"no column says who failed, so every request counts as a success; {listed} {were} not "
+        f"read: map {them}, for example columns={{'{unread[best]}': {best!r}}}"
+    )
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #daa3683b
 # all others: DOUBLE
@@ -280,7 +347,8 @@ def _kept_sql(f: _Field, texts: _Texts) -> str:
     if f.optional:
         return f"CASE WHEN {_in_range_sql(f, v)} THEN {v} END"
     if f.kind in ("duration", "amount"):
-        return f"CASE WHEN isnan({v}) THEN NULL ELSE {v} END"
+        unknown = f" OR trim(x_{f.name}) IN {_UNKNOWN}" if f.kind == "duration" else ""
+        return f"CASE WHEN isnan({v}){unknown} THEN NULL ELSE {v} END"
     return v
 
 
@@ -317,7 +385,8 @@ def _lost_sql(fields: tuple[_Field, ...], texts: _Texts) -> str:
     bits = []
     for i, f in enumerate(f for f in fields if f.optional):
         if f.name in texts.fields:
-            unknown = f" AND trim(x_{f.name}) NOT IN ('-1', '-1.0')" if f.kind == "count" else ""
+            may_lack = f.kind in ("count", "duration")
+            unknown = f" AND trim(x_{f.name}) NOT IN {_UNKNOWN}" if may_lack else ""
             lost = f"CASE WHEN {f.name} IS NULL THEN said(x_{f.name}) IS NOT NULL{unknown} END"
             bits.append(f"coalesce({lost}, false)::INTEGER * {1 << i}")
     return f"nullif({' + '.join(bits)}, 0)" if bits else "NULL"
@@ -401,6 +470,8 @@ class _Intake:
     lost: Counter = field(default_factory=Counter)  # column -> values that were dropped
     layouts: dict[str, int] = field(default_factory=dict)  # layout -> files of it
     notes: list[str] = field(default_factory=list)  # what was assumed
+    # columns that seem to say who failed and were not read -> canonical field
+    unread: dict[str, str] = field(default_factory=dict)
     rows_in: int = 0  # rows judged
     dates: bool = False  # are times written as dates, as far as the first rows show
     present: set[str] = field(default_factory=set)  # canonical columns that some file has
@@ -422,6 +493,11 @@ class _Intake:
     def skipped(self) -> int:
         "Rows that were set apart."
         return sum(self.apart.values())
+
+    def note(self, said: str):
+        "Say something once, whatever the number of files."
+        if said not in self.notes:
+            self.notes.append(said)
 
     def scratch(self, name: str) -> Path:
         "A file of this load's own."
@@ -787,6 +863,7 @@ def _laid_out(intake: _Intake, src: _Source, columns: dict, preset) -> _Layout |
     preset = preset or _recognise(src, columns, intake)
     if preset is None and any(f.name == "ok" for f in intake.fields):
         _refuse_if_other(intake.files[-1], src, columns)
+        _note_names(intake, src, columns)
     _note_layout(intake, next((n for n, known in PRESETS.items() if known is preset), "columns"))
     return preset
 
@@ -849,7 +926,7 @@ def _date_order(intake: _Intake, src: _Source, texts: _Texts) -> str | None:
             "no day above 12 tells which; write the year first (2026-03-02), or map another column"
         )
     what = "month" if order.startswith(r"-") else "day"
-    intake.notes.append(f"ts: dates such as {some[0][0]!r} were read with the {what} first")
+    intake.note(f"ts: dates such as {some[0][0]!r} were read with the {what} first")
     return order
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import duckdb
 
 from .containers import _MAX_LINE, _lines_of, _packing, _parsed
-from .values import _UNITS
+from .values import _UNITS, _UNKNOWN
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #9a39ed84
 @dataclass(slots=True)
@@ -302,6 +302,11 @@ _UNIT_NAMES = {
     **dict.fromkeys(("nanos", "nanoseconds"), "ns"),
 }
 _WITH_UNIT = re.compile(rf"(.+)\[(ns|us|µs|ms|s|min|{'|'.join(_UNIT_NAMES)})\]")
+_ENDS = ("s", "ms", "us", "µs", "ns", *_UNIT_NAMES)  # units that a name may end in
+_NAMED_UNIT = re.compile(  # latency_s, latency (s), durationMs
+    rf"(?:^|[_\-. (])((?i:{'|'.join(_ENDS)}))\)?$"
+    rf"|(?<=[a-z0-9])({'|'.join(form for w in _ENDS for form in (w.capitalize(), w.upper()))})$"
+)
 
 
 def _split_unit(
@@ -313,6 +318,16 @@ def _split_unit(
     if not told:
         return name, ""
     return (name if has(name) else told[1].rstrip()), _UNIT_NAMES.get(told[2], told[2])
+
+
+def _unit_in_name(name: str) -> str:  # s, us or ns; empty: ms, or none that is clear
+    "The unit in which a column's own name ends, where it is another one than ours."
+    found = _NAMED_UNIT.search(name)
+    if not found:
+        return ""
+    word = (found[1] or found[2]).lower()
+    unit = _UNIT_NAMES.get(word, word)
+    return "" if unit == "ms" else unit
 
 
 def _converted_sql(
@@ -327,7 +342,8 @@ def _converted_sql(
         us = f"(try_cast({text} AS DECIMAL(38, 9)) / {_UNITS[unit] / 1e3!r})::DECIMAL(38, 3)"
         at = f"make_timestamp(floor({us})::BIGINT)"
         return f"coalesce(strftime({at}, '%Y-%m-%dT%H:%M:%S.%fZ'), {text})"
-    return f"coalesce(as_ms({text}, {_UNITS[unit]!r})::VARCHAR, {text})"
+    known = f"CASE WHEN trim({text}) NOT IN {_UNKNOWN} THEN as_ms({text}, {_UNITS[unit]!r}) END"
+    return f"coalesce({known}::VARCHAR, {text})"
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #e0bdcd5e
 _APART = (  # reasons why a row is set apart; a row keeps the place of its reason in this list

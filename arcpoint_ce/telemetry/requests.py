@@ -21,6 +21,7 @@ from arcpoint_ce.telemetry.intake import (
     PRESETS,
     _check_options,
     _Intake,
+    _no_outcome,
     _read_files,
     _settle,
 )
@@ -230,6 +231,8 @@ def _doubts(log) -> list[str]:  # sentences
     "Signs that a log was not meant as it was read. ValueError on times that cannot be meant."
     _check_times(log)
     out = list(log._intake.notes)
+    if log._intake.unread and not {"ok", "status", "error"} & set(log.columns):
+        out.append(_no_outcome(log._intake.unread))
     median, n_ok, n_failed = log.con.execute("""SELECT
         approx_quantile(latency_ms, 0.5) FILTER (ok), count(*) FILTER (ok), count(*) FILTER (NOT ok)
         FROM log""").fetchall()[0]
@@ -356,7 +359,7 @@ class RequestLog:
 
     `rows_in == rows + quarantined`, always. Beside them, `skipped` rows were set apart, for the
     reasons in `set_apart`; `lost` counts the values of optional columns that could not be read.
-    `layout` says which layout was recognised or asked for.
+    `layout` says which layout was recognised or asked for, `notes` what was assumed.
     """
 
     def __init__(
@@ -381,6 +384,7 @@ class RequestLog:
         self.rows, self.start_s, self.end_s = self.con.execute(
             f"SELECT count(*), min(ts) / 1e6, max(ended) / 1e6 FROM ({_EVENTS_SQL})"
         ).fetchall()[0]
+        self.notes: tuple[str, ...] = ()
         self.span_s = self.end_s - self.start_s if self.rows else 0.0
         names = self.con.execute("SELECT DISTINCT backend FROM log ORDER BY 1").fetchall()
         self.backends = [name for (name,) in names]
@@ -472,7 +476,8 @@ def load_requests(
         if not log.rows and log.skipped and not n_bad:
             why = ", ".join(f"{n} {reason}" for reason, n in log.set_apart.items())
             raise ValueError(f"{files[0]}: no request is left; set apart were {why}")
-        for doubt in _doubts(log):
+        log.notes = tuple(_doubts(log))
+        for doubt in log.notes:
             warnings.warn(f"{files[0]}: {doubt}", stacklevel=2)
         return log
     except BaseException:

@@ -300,6 +300,10 @@ def _outcome_kind(
     return "backend" if failed and kind == "success" else kind
 
 # %% ../../nbs/telemetry/10b_values.ipynb #742c5f03
+_BLANKS = "' ' || chr(9) || chr(160)"  # SQL: what a name may have around it
+_UNKNOWN = "('-1', '-1.0')"  # SQL: how counts and durations say that they are not known
+
+
 def _value_sql(
     f: _Field,  # which field
     x: str,  # SQL of its text; NULL where empty
@@ -307,7 +311,7 @@ def _value_sql(
     "SQL that turns text into a value of the field's kind."
     macros = {
         "time": _time_sql(x),
-        "text": x,
+        "text": f"trim({x}, {_BLANKS})",
         "error": f"as_error({x})",
         "bool": f"as_ok({x})",
         "status": f"status_word({x})",
@@ -326,7 +330,7 @@ def _faults(
     "Every way in which a value of this kind can cost its row."
     out = []
     if f.value:
-        blank = f" OR trim({x}) = ''" if f.kind == "text" else ""
+        blank = f" OR trim({x}, {_BLANKS}) = ''" if f.kind == "text" else ""
         out.append(("is missing", f"{x} IS NULL{blank}"))
     unreadable = f"{x} IS NOT NULL AND {v} IS NULL"
     if f.kind == "time":
@@ -340,6 +344,8 @@ def _faults(
         out.append(("is not a status (an HTTP status, or a word such as ok)", unreadable))
     elif f.kind not in ("text", "error") and not f.optional:
         told = f"{x} IS NOT NULL" if f.value else f"said({x}) IS NOT NULL"
+        if f.kind == "duration":
+            told += f" AND trim({x}) NOT IN {_UNKNOWN}"
         out.append(("", f"CASE WHEN {_in_range_sql(f, v)} THEN false ELSE {told} END"))
     return out
 

@@ -268,3 +268,12 @@ def test_it_proposes_the_capacity_of_every_backend(tmp_path):
     assert found["capacity"] == {"large": 6, "small": 3}
     assert "capacity       large 6, small 3 requests at once kept it" in check_page(found)
     json.dumps(found)
+
+
+def test_mistakes_of_callers_and_hang_ups_are_counted_and_not_decided_again(tmp_path):
+    log = drawn(spells, n=900).assign(status=200)
+    log.loc[::30, "status"], log.loc[7::90, "status"] = 400, 499
+    found = check_log(saved(tmp_path, log), slo_ms=LIMIT_MS)
+    assert found["rows"] == 900 and found["requests"] == found["judged"] == 900 - 30 - 10
+    assert found["outcomes"] == {"ok": 860, "caller": 30, "cancelled": 10}
+    assert "caller 30, cancelled 10" in check_page(found)
