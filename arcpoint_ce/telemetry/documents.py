@@ -686,7 +686,7 @@ def _line_row(
         return None
     found = m.groupdict()
     row = {"ts": found["ts"], "status": found["status"], "backend": found.get("backend") or server}
-    if kind == "nginx_text":
+    if kind == "nginx_text":  # its time is that of the end
         seconds, upstream = _nginx_tail(found["rest"])
         row["latency_ms"] = None if seconds is None else f"{seconds} s"
         row["backend"] = upstream or server

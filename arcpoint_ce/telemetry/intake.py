@@ -49,6 +49,7 @@ from arcpoint_ce.telemetry.layouts import (
     _APART,
     _NONE,
     _TABLES,
+    _began_sql,
     _Columns,
     _converted_sql,
     _csv_source,
@@ -103,7 +104,7 @@ class _BadRows(ValueError):
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #7a378433
 PRESETS = dict(_TABLES) | {"otel": _Layout(None)} | {name: _Layout(None) for name in _DOCUMENTS}
-_HELPERS = ("_ended", "_first", "_deployment", "_asked", "_provider", "_unplaced")
+_HELPERS = ("_ended", "_first", "_deployment", "_asked", "_provider", "_unplaced", "_part")
 _CANONICAL = {  # what the rows of documents are made of
     **{name: name for name in _HELPERS},
 }
@@ -815,16 +816,22 @@ def _helpers(get: _Columns) -> dict[str, str]:
     return {name: get(name) for name in ("_ended", "_first", "latency_ms", "ttft_ms")}
 
 
+def _ended_rows(get: _Columns) -> dict[str, str]:
+    "The same for rows whose `ts` is the time at which the request ended."
+    return _helpers(get) | {"ts": _began_sql(get("ts"), get("latency_ms"))}
+
+
 def _take_rows(intake: _Intake, number: int, columns: dict, layout: str, rows):
     "Rows with canonical names go in by way of a scratch file."
     copy = intake.scratch("rows")
     n_rows = _write_rows(rows, copy)
-    _note_layout(intake, layout)
+    _note_layout(intake, layout, {})
     if not n_rows:
         return
     src = _json_source(intake.files[number], copy)
     src.names = [f.name for f in intake.fields]
-    _take(intake, src, number, {}, _Layout(_helpers), n_rows, False)
+    make = _ended_rows if layout in _AT_THE_END else _helpers
+    _take(intake, src, number, {}, _Layout(make), n_rows, False)
 
 
 def _take(
@@ -864,7 +871,8 @@ def _laid_out(intake: _Intake, src: _Source, columns: dict, preset) -> _Layout |
     if preset is None and any(f.name == "ok" for f in intake.fields):
         _refuse_if_other(intake.files[-1], src, columns)
         _note_names(intake, src, columns)
-    _note_layout(intake, next((n for n, known in PRESETS.items() if known is preset), "columns"))
+    name = next((n for n, known in PRESETS.items() if known is preset), "columns")
+    _note_layout(intake, name, columns)
     return preset
 
 
@@ -877,9 +885,17 @@ def _refuse_if_other(path: Path, src: _Source, columns: dict):
         _refuse_other_kinds({*src.names, *(key for row in src.samples for key in row)})
 
 
-def _note_layout(intake: _Intake, name: str):
+_AT_THE_END = ("nginx", "nginx_text")  # layouts whose times are those of the end
+
+
+def _note_layout(intake: _Intake, name: str, columns: dict):
     "One more file of a layout."
     intake.layouts[name] = intake.layouts.get(name, 0) + 1
+    if name in _AT_THE_END and "ts" not in columns:
+        intake.note(
+            f"ts: {name.split('_')[0]} writes the time at which a request ended; the time that it "
+            "took was subtracted, so that ts is its beginning"
+        )
 
 
 def _set_malformed_aside(intake: _Intake, src: _Source, copy: Path, number: int) -> int:

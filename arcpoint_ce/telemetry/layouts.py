@@ -19,7 +19,7 @@ from typing import NamedTuple
 import duckdb
 
 from .containers import _MAX_LINE, _lines_of, _packing, _parsed
-from .values import _UNITS, _UNKNOWN
+from .values import _DAY_MS, _END_US, _UNITS, _UNKNOWN
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #9a39ed84
 @dataclass(slots=True)
@@ -417,6 +417,18 @@ def _first_there(get: _Columns, *columns: str) -> str:
     return _first_sql(get, next((c for c in columns if get.has(c)), ()), "")
 
 
+def _began_sql(
+    ended: str,  # SQL of the text of a time
+    took: str,  # SQL of the text of a duration, ms if it names no unit
+) -> str:  # SQL of a text: the time at which it began; the end as it is, where it cannot be told
+    "Logs that are written when a request ends say when that was; we want its beginning."
+    known = f"p.t BETWEEN 0 AND {_END_US} AND p.ms BETWEEN 0 AND {_DAY_MS}"
+    began = "make_timestamp(p.t - (p.ms * 1e3)::BIGINT)"
+    text = f"CASE WHEN {known} THEN strftime({began}, '%Y-%m-%dT%H:%M:%S.%fZ') END"
+    both = f"{{'t': as_time({ended}), 'ms': as_ms({took}, 1)}}"
+    return f"coalesce(list_transform([{both}], lambda p: {text})[1], {ended})"
+
+
 def _error_sql(
     failed: str,  # SQL that is true where the request failed, never NULL
     kind: str,  # SQL of the error's name
@@ -538,7 +550,7 @@ def _envoy(get: _Columns) -> dict[str, str]:
 
 
 def _nginx(get: _Columns) -> dict[str, str]:
-    "nginx's access log with the names of its variables."
+    "nginx's access log with the names of its variables; all its times are those of the end."
     out = _table(
         ts=("time_iso8601", "msec", "time_local", "time", "timestamp", "@timestamp", "ts"),
         latency_ms=("request_time[s]", "upstream_response_time[s]"),
@@ -546,6 +558,7 @@ def _nginx(get: _Columns) -> dict[str, str]:
         status=("status", "upstream_status"),
         model=("model",),
     )(get)
+    out["ts"] = _began_sql(out["ts"], out["latency_ms"])
     upstream = _first_there(get, "upstream_addr", "upstream")
     if upstream == _NONE:
         return out | {"backend": quoted("nginx")}  # one server, which its log does not name
@@ -596,6 +609,7 @@ _traefik = _table(
 )
 
 
+_APIM_URL = ("BackendUrl", "backendUrl_s", "properties.backendUrl")
 _APIM_BACKEND = (
     *("BackendId", "BackendUrl", "backendId_s", "backendUrl_s"),
     *("properties.backendId", "properties.backendUrl", "properties.modelDeploymentName"),
@@ -606,7 +620,8 @@ def _azure_apim(get: _Columns) -> dict[str, str]:
     """GatewayLogs of Azure API management, and RequestResponse records of Azure OpenAI.
 
     Exported rows (an older table puts the type behind each name), or diagnostic records with
-    `properties`.
+    `properties`. A deployment is one of its account, and the part of an address that tells two
+    backends of one host apart.
     """
     out = _table(
         ts=("TimeGenerated", "TimeGenerated [UTC]", "time", "timestamp"),
@@ -624,8 +639,12 @@ def _azure_apim(get: _Columns) -> dict[str, str]:
     )(get)
     named = any(map(get.has, _APIM_BACKEND))
     backend = _first_sql(get, _APIM_BACKEND if named else ("ApiId", "apiId_s"), "")
-    host = f"regexp_extract({backend}, '^[a-z]+://([^/?]+)', 1)"
-    return out | {"backend": f"coalesce(nullif({host}, ''), {backend})"}
+    host = f"nullif(regexp_extract({backend}, '^[a-z]+://([^/?]+)', 1), '')"
+    resource = _first_sql(get, ("resourceId", "ResourceId", "_ResourceId"), "")
+    account = f"regexp_extract(lower({resource}), 'cognitiveservices/accounts/([^/]+)', 1)"
+    placed = f"nullif(concat_ws('/', nullif({account}, ''), {backend}), {account})"
+    part = f"regexp_extract({_first_sql(get, _APIM_URL, '')}, '/deployments/([^/?]+)', 1)"
+    return out | {"backend": f"coalesce({host}, {placed})", "_part": f"nullif({part}, '')"}
 
 # %% ../../nbs/telemetry/10d_layouts.ipynb #4f643ffa
 _METRICS = "amazon-bedrock-invocationMetrics"
@@ -707,7 +726,7 @@ def _langfuse(get: _Columns) -> dict[str, str]:
 
 
 def _helicone(get: _Columns) -> dict[str, str]:
-    "Requests of Helicone. Below 0 its status is one of its own."
+    "Requests of Helicone. Below 0 its status is one of its own; a cached answer names another."
     out = _table(
         ts=("request_created_at", "createdAt", "created_at"),
         backend=("provider", "target_url"),
@@ -722,8 +741,9 @@ def _helicone(get: _Columns) -> dict[str, str]:
     )(get)
     status = out["status"]
     own = "WHEN '-1' THEN '504' WHEN '-3' THEN '499' WHEN '-4' THEN '400'"
-    waiting = _apart_sql((f"{status} = '-2'", "not answered yet"))
-    return out | {"status": f"CASE {status} {own} ELSE {status} END", "apart": waiting}
+    cached = f"replace({_first_sql(get, 'cache_reference_id', '')}, '0', '') NOT IN ('', '----')"
+    apart = _apart_sql((f"{status} = '-2'", "not answered yet"), (cached, "answered from a cache"))
+    return out | {"status": f"CASE {status} {own} ELSE {status} END", "apart": apart}
 
 
 def _with_model(make: Callable) -> Callable:

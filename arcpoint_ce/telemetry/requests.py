@@ -51,8 +51,10 @@ def _judge_kinds(intake: _Intake):
     con.execute(f"CREATE OR REPLACE VIEW log AS SELECT * REPLACE ({ok} AS ok) FROM ({rows})")
 
 # %% ../../nbs/telemetry/11_requests.ipynb #a817bab1
-# what LiteLLM's rows need to be attributed; not part of the log
-_ATTRIBUTION = tuple(_Field(n, "text") for n in ("_deployment", "_asked", "_provider", "_unplaced"))
+# what rows of LiteLLM and Azure need to be attributed; not part of the log
+_ATTRIBUTION = tuple(
+    _Field(n, "text") for n in ("_deployment", "_asked", "_provider", "_unplaced", "_part")
+)
 
 
 class _Deployment(NamedTuple):
@@ -89,7 +91,7 @@ def _owner(
 
 
 def _attribute(intake: _Intake):
-    "Give rows without an address to their deployment, and tell deployments behind one apart."
+    "Give rows without an address to their deployment."
     con = intake.con
     if "_unplaced" not in intake.present:
         return
@@ -108,14 +110,22 @@ def _attribute(intake: _Intake):
         else:
             own = [owner.backend, owner.id, *row]
             con.execute(f"UPDATE rows SET backend = ?, _deployment = ? WHERE {same}", own)
-    several = con.execute("""SELECT backend FROM rows WHERE bad IS NULL
-        GROUP BY backend HAVING count(DISTINCT _deployment) > 1""").fetchall()
-    for (backend,) in several:
-        con.execute(
-            "UPDATE rows SET backend = backend || '#' || _deployment "
-            "WHERE backend = ? AND _deployment IS NOT NULL",
-            [backend],
-        )
+
+
+def _tell_apart(intake: _Intake):
+    "Backends behind which several deployments answer become as many backends."
+    con = intake.con
+    for column, mark in (("_deployment", "#"), ("_part", "/")):
+        if column not in intake.present:
+            continue
+        several = con.execute(f"""SELECT backend FROM rows WHERE bad IS NULL
+            GROUP BY backend HAVING count(DISTINCT {column}) > 1""").fetchall()
+        for (backend,) in several:
+            con.execute(
+                f"UPDATE rows SET backend = backend || '{mark}' || {column} "
+                f"WHERE backend = ? AND {column} IS NOT NULL",
+                [backend],
+            )
 
 # %% ../../nbs/telemetry/11_requests.ipynb #4b1a7639
 _EVENTS_SQL = """SELECT backend, ts, ok, tokens_in, tokens_out, ts + coalesce(us, 0) AS ended,
@@ -472,6 +482,7 @@ def load_requests(
     try:
         n_bad, where = _settle(intake, ("ts", "backend", "request_id"), max_bad, quarantine, sha)
         _attribute(intake)
+        _tell_apart(intake)
         log = RequestLog(intake, n_bad, where, sha)
         if not log.rows and log.skipped and not n_bad:
             why = ", ".join(f"{n} {reason}" for reason, n in log.set_apart.items())

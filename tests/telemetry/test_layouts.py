@@ -152,7 +152,8 @@ LAYOUTS["envoy_istio_text.log"] = Layout(
     Right("envoy_text", ["127.0.0.1:80"], "sb", 400.0, None, 1),
 )
 
-# nginx, "combined" with $request_time and $upstream_response_time behind it: nginx.org,
+# nginx writes a line, and its time, when a request has ended, so the first to end began third;
+# "combined" with $request_time and $upstream_response_time behind it: nginx.org,
 # ngx_http_log_module; the two forms that tutorials give most often
 NGINX = [
     (200, "1.500", "10.0.0.1:80"),
@@ -165,14 +166,14 @@ LAYOUTS["nginx_pairs.log"] = Layout(
         f'uct="0.000" uht="0.100" urt="{s}" ua="{host}"\n'
         for i, (code, s, host) in enumerate(NGINX)
     ),
-    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbx", 1500.0),
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sxb", 1500.0),
 )
 LAYOUTS["nginx_bare.log"] = Layout(
     "".join(
         f'192.0.2.7 - - [{clf(i)}] "POST /v1 HTTP/1.1" {code} 612 "-" "py" "-" {s} {s} {host}\n'
         for i, (code, s, host) in enumerate(NGINX)
     ),
-    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbx", 1500.0),
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sxb", 1500.0),
 )
 # ingress-nginx's log-format-upstream: kubernetes.github.io/ingress-nginx, "Log format"; a retried
 # request names every upstream that was tried
@@ -182,7 +183,7 @@ LAYOUTS["nginx_ingress.log"] = Layout(
         f"[default-llm-80] [] {host} 612 {s} {code} 0f3a{i}\n"
         for i, (code, s, host) in enumerate([*NGINX, (200, "0.500", "10.0.0.3:80, 10.0.0.2:80")])
     ),
-    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sbxs", 1000.0),
+    Right("nginx_text", ["10.0.0.1:80", "10.0.0.2:80"], "sxbs", 1000.0),
 )
 # the same server, only one upstream, which its log does not name
 LAYOUTS["nginx_time_only.log"] = Layout(
@@ -190,7 +191,7 @@ LAYOUTS["nginx_time_only.log"] = Layout(
         f'192.0.2.7 - - [{clf(i)}] "POST /v1/chat HTTP/1.1" {code} 612 "-" "py" {s}\n'
         for i, (code, s, _) in enumerate(NGINX)
     ),
-    Right("nginx_text", ["nginx"], "sbx", 1500.0),
+    Right("nginx_text", ["nginx"], "sxb", 1500.0),
 )
 # nginx with escape=json: developer.konghq.com, "Configuring Kong Gateway to output logs as JSON"
 LAYOUTS["nginx_json.log"] = Layout(
@@ -208,7 +209,7 @@ LAYOUTS["nginx_json.log"] = Layout(
         }
         for i, (code, s, host) in enumerate([*NGINX, (200, "0.500", "10.0.0.3:80, 10.0.0.2:80")])
     ),
-    Right("nginx", ["10.0.0.1:80", "10.0.0.2:80"], "sbxs", 1000.0),
+    Right("nginx", ["10.0.0.1:80", "10.0.0.2:80"], "sxbs", 1000.0),
 )
 LAYOUTS["nginx_json_one.log"] = Layout(
     lines(
@@ -223,7 +224,7 @@ LAYOUTS["nginx_json_one.log"] = Layout(
         }
         for i, (code, s, _) in enumerate(NGINX)
     ),
-    Right("nginx", ["nginx"], "sbx", 1500.0),
+    Right("nginx", ["nginx"], "sxb", 1500.0),
 )
 
 
@@ -477,6 +478,23 @@ APIM = [
 APIM_RIGHT = Right("azure_apim", ["a.openai.example", "b.openai.example"], "sts", 153.0, None, 1)
 LAYOUTS["apim.json"] = Layout(lines(APIM), APIM_RIGHT)
 LAYOUTS["apim_records.json"] = Layout(json.dumps({"records": APIM}), APIM_RIGHT)
+# several deployments behind one host: the path of the address tells them apart
+LAYOUTS["apim_deployments.json"] = Layout(
+    lines(
+        row
+        | {
+            "properties": row["properties"]
+            | {"backendUrl": f"https://{host}.openai.example/openai/deployments/{name}/chat?v=1"}
+        }
+        for row, host, name in zip(APIM, "aaab", ("large", "mini", "large", "large"))
+    ),
+    Right(
+        "azure_apim",
+        ["a.openai.example/large", "a.openai.example/mini", "b.openai.example"],
+        "stsc",
+        153.0,
+    ),
+)
 # the same as a table of Log Analytics (learn.microsoft.com, ApiManagementGatewayLogs), exported
 LAYOUTS["apim_export.csv"] = Layout(
     '"TimeGenerated [UTC]",OperationName,CorrelationId,ApiId,BackendUrl,BackendTime,TotalTime,'
@@ -520,6 +538,17 @@ LAYOUTS["azure_openai.json"] = Layout(
         for i, code in enumerate([200, 429, 500])
     ),
     Right("azure_apim", ["dep"], "stb", 700.0),
+)
+# two accounts may give their deployments the same name; the resource names the account
+LAYOUTS["azure_openai_accounts.json"] = Layout(
+    lines(
+        json.loads(line)
+        | {"resourceId": f"/SUBSCRIPTIONS/0/PROVIDERS/MICROSOFT.COGNITIVESERVICES/ACCOUNTS/{name}"}
+        for line, name in zip(
+            LAYOUTS["azure_openai.json"].text.splitlines(), ("LLM-EU", "LLM-US", "LLM-EU")
+        )
+    ),
+    Right("azure_apim", ["llm-eu/dep", "llm-us/dep"], "stb", 700.0),
 )
 
 
@@ -643,6 +672,21 @@ LAYOUTS["helicone.csv"] = Layout(
         for r in HELICONE
     ),
     LAYOUTS["helicone.jsonl"].right,
+)
+
+# an answer from its cache names the request that was answered first: docs.helicone.ai, "Caching"
+LAYOUTS["helicone_cached.jsonl"] = Layout(
+    lines(
+        helicone(i, cache_reference_id=ref)
+        for i, ref in enumerate(
+            [
+                "00000000-0000-0000-0000-000000000000",
+                "2f1b0c1e-5a55-4b52-9d3f-0d1ffb6f0a11",
+                None,
+            ]
+        )
+    ),
+    LAYOUTS["helicone.jsonl"].right._replace(kinds="ss", tokens=60, apart=1),
 )
 
 # OpenRouter: the CSV of its activity page (columns as in readers of it on GitHub), and
@@ -1309,6 +1353,33 @@ def test_a_layout_is_read_as_it_is_documented(tmp_path, name):
             assert int(df.tokens_in.sum() + df.tokens_out.sum()) == right.tokens
         if right.ttft_ms is not None:
             assert df.ttft_ms[df.kind == "success"].mean() == pytest.approx(right.ttft_ms)
+
+
+ENDED = iso(10, 0)
+NGINX_TIMES = {  # the same end, as each of nginx's variables writes it; it took a second and a half
+    "text": f'192.0.2.7 - - [{clf(10)}] "POST /v1 HTTP/1.1" 200 612 "-" "py" rt=1.500\n' * 2,
+    "time_local": lines([{"time_local": clf(10), "status": "200", "request_time": "1.500"}] * 2),
+    "time_iso8601": lines([{"time_iso8601": ENDED, "status": 200, "request_time": 1.5}] * 2),
+    "msec": lines([{"msec": f"{T0 + 10}.000", "status": "200", "request_time": "1.500"}] * 2),
+}
+
+
+@pytest.mark.parametrize("name", NGINX_TIMES)
+def test_a_request_begins_before_nginx_writes_it_down(tmp_path, name):
+    text = NGINX_TIMES[name].replace('"status"', '"remote_addr": "192.0.2.7", "status"')
+    (tmp_path / "x.log").write_text(text)
+    with pytest.warns(UserWarning, match="nginx writes the time at which a request ended") as said:
+        log = load_requests(tmp_path / "x.log")
+    assert sum("nginx writes" in str(w.message) for w in said) == 1
+    with log:
+        assert (log.start_s, log.end_s) == (T0 + 8.5, T0 + 10)
+
+
+def test_a_time_that_the_caller_names_is_left_as_it_is(tmp_path):
+    text = NGINX_TIMES["time_iso8601"].replace('"status"', '"remote_addr": "192.0.2.7", "status"')
+    (tmp_path / "x.log").write_text(text)
+    with loaded(tmp_path / "x.log", columns={"ts": "time_iso8601"}) as log:
+        assert log.start_s == T0 + 10 and not any("nginx writes" in note for note in log.notes)
 
 
 # ---- files that look like a log and are none
