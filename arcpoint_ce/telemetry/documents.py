@@ -570,6 +570,74 @@ def _refuse_other_kinds(names: Iterable[str]):  # columns of a file
     _refuse_totals(names)
 
 
+_K6 = (  # names of k6's samples -> how to keep those that are requests, and how to map them
+    (
+        ("metric_name", "metric_value"),
+        "grep -E '^(metric_name|http_req_duration),' k6.csv > requests.csv",
+        {"ts": "timestamp", "backend": "url", "latency_ms": "metric_value", "status": "status"},
+    ),
+    (
+        ("metric", "type", "data"),
+        'jq -c \'select(.metric == "http_req_duration" and .type == "Point")\' k6.json '
+        "> requests.jsonl",
+        {
+            "ts": "data.time",
+            "backend": "data.tags.url",
+            "latency_ms": "data.value",
+            "status": "data.tags.status",
+        },
+    ),
+)
+
+
+def _refuse_k6(
+    names: Iterable[str],  # columns of a file
+    metrics: set[str],  # what its first rows measure
+    columns: dict,  # canonical -> source column
+):
+    "ValueError on k6's samples, one row a measurement; those of whole requests can be mapped."
+    for marks, keep, mapped in _K6:
+        whole = metrics <= {"http_req_duration"} and mapped.keys() - {"status"} <= columns.keys()
+        if set(marks) <= set(names) and not whole:
+            raise ValueError(
+                f"samples of k6, several rows a request: keep those of http_req_duration, {keep}, "
+                f"and read them with columns={mapped}"
+            )
+
+
+def _is_table(value: dict, of: type) -> bool:
+    "Whether all members of an object, two or more, are lists or objects of one size, and flat."
+    members = [v for v in value.values() if isinstance(v, dict | list) and isinstance(v, of)]
+    if len(members) < 2 or len(members) < len(value) or len(set(map(len, members))) > 1:
+        return False
+    cells = [c for v in members for c in (v.values() if isinstance(v, dict) else v)]
+    return bool(cells) and not any(isinstance(c, dict | list) for c in cells)
+
+
+def _arranged(value: dict) -> tuple[str, str] | None:  # what it is, how to export rows
+    "How a table stands in a single object, where it is no list of rows."
+    rows, keys = value.get("data"), [list(v) for v in value.values() if isinstance(v, dict)]
+    pandas = "write rows: df.to_json(path, orient='records', lines=True)"
+    if isinstance(rows, list) and rows and isinstance(rows[0], list):
+        if isinstance(value.get("meta"), list):
+            return "names and rows apart (ClickHouse's JSONCompact)", "use FORMAT JSONEachRow"
+        return "names and rows apart (pandas' orient='split')", pandas
+    if _is_table(value, list):
+        return f"one list a column ({', '.join(list(value)[:5])})", pandas
+    if _is_table(value, dict) and all(k == keys[0] for k in keys):
+        if all(str(k).isdigit() for k in keys[0]):
+            return f"one object a column ({', '.join(list(value)[:5])})", pandas
+        return f"rows by their keys ({', '.join(list(value)[:3])}, …)", f"{pandas}; jq -c '.[]'"
+    return None
+
+
+def _refuse_columnwise(value):  # the only value of a file
+    "ValueError on a table that stands in one object, and not as a list of rows."
+    found = _arranged(value) if isinstance(value, dict) else None
+    if found:
+        raise ValueError(f"JSON with {found[0]}, not a list of rows; {found[1]}")
+
+
 def _document_kind(
     value,  # a JSON value, the first of a file
 ) -> str | None:  # otel, a name in `_DOCUMENTS`, or None: rows that tables read

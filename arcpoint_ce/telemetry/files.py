@@ -55,10 +55,14 @@ def _matches(
 def find_files(
     path: str | Path | list,  # a file, a pattern, or a list of those
 ) -> list[Path]:  # the files, each once, sorted within each pattern
-    "The files that a path names. FileNotFoundError where a name matches nothing."
+    "The files that a path names. FileNotFoundError where a name matches nothing, or is a folder."
     out: dict[tuple[int, int], Path] = {}
     for name in path if isinstance(path, (list, tuple)) else [path]:
         found = [Path(name)] if Path(name).is_file() else sorted(_matches(str(name)))
+        if not found and Path(name).is_dir():
+            raise FileNotFoundError(
+                f"{name}: a folder, not a file; name the files in it, as in {Path(name) / '*.csv'}"
+            )
         if not found:
             raise FileNotFoundError(f"{name}: no such file, and no file matches it as a pattern")
         for p in found:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,12 @@ from arcpoint_ce.telemetry.containers import (
 )
 from arcpoint_ce.telemetry.documents import (
     _DOCUMENTS,
+    _LINES,
     _document_kind,
     _line_kind,
     _line_row,
+    _refuse_columnwise,
+    _refuse_k6,
     _refuse_other_kinds,
     _server_of,
     _SpanRows,
@@ -60,6 +64,7 @@ from arcpoint_ce.telemetry.layouts import (
     _Source,
     _split_unit,
     _unit_in_name,
+    _values_among,
     quoted,
 )
 from arcpoint_ce.telemetry.values import (
@@ -137,10 +142,10 @@ def _field_texts(
     given = {*columns, "_ended"} if "latency_ms" in columns else columns
     texts = {name: text for name, text in texts.items() if name not in given}
     for f in fields:
-        text = texts.get(f.name) or _own_text(src, f, columns, get)
-        if f.required and text is None:
-            raise src.lacks(f.name, columns.get(f.name) or f.name)
-        texts[f.name] = text
+        texts[f.name] = texts.get(f.name) or _own_text(src, f, columns, get)
+    missing = [f.name for f in fields if f.required and texts[f.name] is None]
+    if missing:
+        raise src.lacks(missing[0], columns.get(missing[0]) or missing[0], tuple(missing[1:]))
     return _Texts(_known(texts), get.short)
 
 
@@ -569,12 +574,24 @@ def _read_file(
         plain = _plain(path, intake.scratch("plain"))
         kind = _content(_head(plain), path.name)
     intake.files.append(path)
-    if kind == "parquet":
-        _read_parquet(intake, path, number, columns, preset)
-    elif kind in ("lines", "document"):
-        _read_json(intake, plain, number, columns, preset, kind)
-    else:
-        _read_table(intake, plain, number, columns, preset)
+    with _renamed_in_errors(plain, path):
+        if kind == "parquet":
+            _read_parquet(intake, path, number, columns, preset)
+        elif kind in ("lines", "document"):
+            _read_json(intake, plain, number, columns, preset, kind)
+        else:
+            _read_table(intake, plain, number, columns, preset)
+
+
+@contextmanager
+def _renamed_in_errors(copy: Path, path: Path):
+    "A ValueError about a copy names the file that it is a copy of."
+    try:
+        yield
+    except ValueError as e:
+        if str(copy) == str(path) or str(copy) not in str(e):
+            raise
+        raise ValueError(str(e).replace(str(copy), str(path))) from None
 
 
 def _text_of(head: bytes) -> bytes:
@@ -600,11 +617,45 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
     src = _csv_source(path)
     if n_records <= src.header and not odd:
         return
+    with _named_in_errors(intake.files[number]):
+        _refuse_no_names(intake, src, columns, lines[:1])
+        _refuse_k6(src.names, _first_cells(lines, src), columns)
     if preset is None and not columns and _shipping(src.names):
         _read_values(intake, path, number, columns, preset, _shipped_rows(path, src))
         return
     preset = _laid_out(intake, src, columns, preset)
     _take(intake, src, number, columns, preset, n_records - src.header, odd)
+
+
+def _first_cells(lines: list[str], src: _Source) -> set[str]:
+    "What stands in the first column of the first rows, but for its own name and cut lines."
+    return {line.split(src.sep)[0] for line in lines[1:] if line.count(src.sep)}
+
+
+def _refuse_no_names(intake: _Intake, src: _Source, columns: dict, first: list[str]):
+    "ValueError where the first line of a table holds values, or is no line of a table at all."
+    required = [f.name for f in intake.fields if f.required]
+    values = _values_among(src.names)
+    if len(values) > 1:
+        raise ValueError(
+            f"the first line holds values, not names ({', '.join(values[:3])}): put a line of "
+            f"names in front, such as {src.sep.join(required)}{src.sep}..."
+        )
+    wanted = {str(columns.get(name, name)).partition("[")[0] for name in required}
+    known = wanted & set(src.names) or _shipping(src.names) or _recognised(set(src.names), _TABLES)
+    alone = len(src.names) == 1 and " " in src.names[0]
+    if not known and (alone or any(map(_is_prose, src.names))):
+        example = json.dumps(dict.fromkeys(required, "…"), ensure_ascii=False)
+        raise ValueError(
+            f"text of a form that is not known ({first[0][:80]!r} …). Text that is read as it is: "
+            f"{', '.join(_LINES)}. Write anything else as CSV with a line of names, or as JSON "
+            f"lines such as {example}"
+        )
+
+
+def _is_prose(cell: str) -> bool:
+    "Whether a cell is no name: it holds a clock time, a pair, or a piece of JSON."
+    return bool(re.search(r"\d:\d\d|\w=|[{}]", cell))
 
 
 def _shipping(names: list[str]) -> str | None:  # a column
@@ -645,6 +696,10 @@ def _read_json(intake: _Intake, path: Path, number: int, columns: dict, preset, 
     src = _json_source(path)
     named = _named(preset, intake.files[number], "json")
     first = src.samples[0] if src.samples else None
+    with _named_in_errors(intake.files[number]):
+        _refuse_k6(first or (), {str(row.get("metric")) for row in src.samples}, columns)
+        if len(src.samples) == 1:
+            _refuse_columnwise(first)
     if kind == "document" or _is_envelope(first):
         _read_document(intake, path, number, columns, preset)
         return
@@ -720,7 +775,6 @@ def _read_values(
     values: Iterator[tuple[int, object]],  # rows by their lines; `_Broken` where one is damaged
 ):
     "Rows that somebody has taken out of their arrangement."
-    seen: list[tuple[int, object]] = []
 
     def whole_rows():
         for n, row in values:
@@ -731,10 +785,9 @@ def _read_values(
                 yield n, row
 
     stream = whole_rows()
-    for pair in stream:
-        seen.append(pair)
-        if len(seen) == 20:
-            break
+    seen = list(islice(stream, 20))
+    with _named_in_errors(intake.files[number]):
+        _refuse_columnwise(seen[0][1] if len(seen) == 1 else None)
     layout = _named(preset, intake.files[number], "json")
     if preset is None:
         kinds = (_kind_of(intake.files[number])(v) for _, v in seen)

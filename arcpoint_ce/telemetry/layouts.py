@@ -48,13 +48,15 @@ class _Source:
         known = any(_heads(name) & {n} for n in self.names)
         return known or (self.open_names and not self.names)
 
-    def lacks(self, what: str, name: str) -> ValueError:
-        "The error for a missing column: what is there, and how to map it."
+    def lacks(self, what: str, name: str, more: tuple[str, ...] = ()) -> ValueError:
+        "The error for missing columns, `more` beside the first: what is there, how to map them."
         there = ", ".join(map(repr, self.names[:40])) or "none"
-        more = f" and {len(self.names) - 40} more" if len(self.names) > 40 else ""
+        there += f" and {len(self.names) - 40} more" if len(self.names) > 40 else ""
+        lacking = f" Missing as well: {', '.join(more)}." if more else ""
+        places = ", ".join(f"'{field}': '<its name>'" for field in (what, *more))
         return ValueError(
-            f"{self.path}: {what} needs column {name!r}, which is not there. "
-            f"Columns: {there}{more}. Map it with columns={{'{what}': '<its name>'}} "
+            f"{self.path}: {what} needs column {name!r}, which is not there.{lacking} "
+            f"Columns: {there}. Map {'them' if more else 'it'} with columns={{{places}}} "
             "(nested: 'outer.inner'; in seconds: 'name[s]')."
         )
 
@@ -93,18 +95,51 @@ def _read_csv(
         null_padding=false, strict_mode=true, allow_quoted_nulls=true, max_line_size={_MAX_LINE})"""
 
 
+_VALUE = re.compile(  # a number, or a time that begins with the year
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\[?\d{4}-\d\d-\d\d([T ]\d\d:\d\d[^,;|]*)?"
+)
+
+
+def _values_among(names: list[str]) -> list[str]:
+    "Cells of a header that are values and no names; numbers that count the columns are names."
+    return [c for k, c in enumerate(names) if _VALUE.fullmatch(c) and c != str(k)]
+
+
+def _cells(line: bytes, sep: str = "") -> tuple[list[str], str]:  # cells; their delimiter
+    "The cells of a line, without blanks; the delimiter is the one that occurs most often."
+    text = line.decode("utf-8", "replace")
+    sep = sep or max(",;\t|", key=text.count)
+    return [c.strip() for c in next(csv.reader([text], delimiter=sep), [])], sep
+
+
+def _header_line(path: Path) -> tuple[int, bytes, str]:  # its number; the line; delimiter if told
+    "The line of names: the first, or the one below `sep=` or comments; it may be a comment itself."
+    told, comment = "", (0, b"")
+    for n, line in _lines_of(path):
+        found = re.fullmatch(rb'"?sep=(.)"?', line) if n == 1 else None
+        if found:
+            told = found[1].decode()
+        elif line.startswith(b"#"):
+            comment = (n, line)
+        else:
+            break
+    else:
+        return *comment, told
+    names, sep = _cells(line, told)
+    above = _cells(comment[1].lstrip(b"# "), sep)[0] if comment[0] else []
+    if len(names) < 2 and comment[0]:
+        return *comment, told  # not a table below a comment
+    if len(above) == len(names) and len(_values_among(names)) > 1:
+        return comment[0], comment[1].lstrip(b"# ") if above[0] else comment[1], sep
+    return n, line, told
+
+
 def _csv_header(
     path: Path,  # a CSV file with a header line
 ) -> tuple[str, list[str], int]:  # delimiter (, ; tab |); column names; lines up to the header
-    "Delimiter and names from the first line, or the second below `sep=`."
-    lines = _lines_of(path)
-    n, head = next(lines, (1, b""))
-    told = re.fullmatch(rb'"?sep=(.)"?', head)
-    if told:
-        n, head = next(lines, (2, b""))
-    text = head.decode("utf-8", "replace")
-    sep = told[1].decode() if told else max(",;\t|", key=text.count)
-    names = [c.strip() for c in next(csv.reader([text], delimiter=sep), [])]
+    "Delimiter and names from the first line that is no comment and no `sep=`."
+    n, head, told = _header_line(path)
+    names, sep = _cells(head, told)
     if len(names) > _MOST_COLUMNS or len(head) > _MAX_LINE:
         raise ValueError(
             f"{path}: {len(names)} columns; at most {_MOST_COLUMNS} are read. Is this a log, one "

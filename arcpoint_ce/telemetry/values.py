@@ -376,5 +376,6 @@ def _number_fault(
     if v < 0 and f.kind != "number":
         return "is negative"
     if v > f.hi:
-        return f"is above {f.hi:g}"
+        day = " (a day; if it counts µs or ns, name the unit: name[us], name[ns])"
+        return f"is above {f.hi:g}{day if f.hi == _DAY_MS else ''}"
     return "is not a whole number" if f.kind == "count" and v != int(v) else "is not a number"
