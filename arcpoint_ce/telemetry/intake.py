@@ -53,7 +53,9 @@ from arcpoint_ce.telemetry.layouts import (
     _APART,
     _NONE,
     _TABLES,
+    _bare,
     _began_sql,
+    _between_sql,
     _Columns,
     _converted_sql,
     _csv_source,
@@ -132,6 +134,7 @@ def _field_texts(
     fields: tuple[_Field, ...],  # canonical fields
     columns: dict[str, str | None],  # canonical -> source column; None: leave out
     preset: _Layout | None,
+    order: str | None = None,  # as from `_date_order`
 ) -> _Texts:
     """Decide where each field comes from.
 
@@ -142,11 +145,11 @@ def _field_texts(
     given = {*columns, "_ended"} if "latency_ms" in columns else columns
     texts = {name: text for name, text in texts.items() if name not in given}
     for f in fields:
-        texts[f.name] = texts.get(f.name) or _own_text(src, f, columns, get)
+        texts[f.name] = texts.get(f.name) or _own_text(src, f, columns, get, order)
     missing = [f.name for f in fields if f.required and texts[f.name] is None]
     if missing:
         raise src.lacks(missing[0], columns.get(missing[0]) or missing[0], tuple(missing[1:]))
-    return _Texts(_known(texts), get.short)
+    return _Texts(_known(texts) | {"ts": _dated_sql(texts["ts"] or _NONE, order)}, get.short)
 
 
 def _preset_texts(
@@ -176,11 +179,14 @@ def _own_text(
     f: _Field,  # a field that no preset provides
     columns: dict[str, str | None],  # canonical -> source column; None: leave out
     get: _Columns,
+    order: str | None,  # as from `_date_order`
 ) -> str | None:  # SQL of its text; None: the file does not have it
     "The column that the caller named for a field, else the column of the field's own name."
     name = columns.get(f.name, f.name)
     if name is None or f.name[0] == "_":
         return None
+    if f.kind == "duration" and _is_difference(src, name):
+        return _difference_sql(src, f.name, name, get, order)
     name, unit = _split_unit(name, src.names.__contains__)
     if f.kind == "duration" and f.name in columns:
         unit = unit or _unit_in_name(name)
@@ -192,6 +198,33 @@ def _own_text(
     if not known and f.required:
         return None  # a later line may hold it; but a required field must be among the names
     return _converted_sql(get(name), unit, f.kind == "time")
+
+
+def _is_difference(src: _Source, name: str) -> bool:
+    "Whether a mapped name is `end - start`, two columns, and not a column of its own."
+    return " - " in name and name not in src.names
+
+
+def _difference_sql(
+    src: _Source,  # the file
+    field: str,  # a duration
+    name: str,  # "end - start"
+    get: _Columns,
+    order: str | None,  # as from `_date_order`
+) -> str:  # SQL of the text of a duration, ms
+    "The time between two columns. ValueError where one of them is not there."
+    moments = []
+    for part in name.split(" - ", 1):
+        column, unit = _split_unit(part.strip(), src.names.__contains__)
+        if not src.has(column):
+            raise src.lacks(field, column)
+        moments.append(_dated_sql(_converted_sql(get(column), unit, True), order))
+    return _between_sql(*moments)
+
+
+def _dated_sql(text: str, order: str | None) -> str:
+    "SQL of the text of a time, with the year of each date put first."
+    return f"regexp_replace({text}, '{_DAY_OR_MONTH}', '{order}')" if order else text
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #8a04750a
 _OUTCOMES = {  # canonical field -> everyday names of such a column, without case and separators
@@ -225,8 +258,7 @@ def _unread_outcomes(src: _Source, columns: dict) -> dict[str, str]:  # column -
         return {}
     found = {}
     for name in _names_inside(src):
-        plain = re.sub(r"[\W_]", "", name.rpartition(".")[2]).lower()
-        field = next((f for f, names in _OUTCOMES.items() if plain in names), None)
+        field = next((f for f, names in _OUTCOMES.items() if _bare(name) in names), None)
         if field and name not in _OUTCOMES and name not in columns.values():
             found[name] = field
     return found
@@ -237,7 +269,9 @@ def _note_names(intake: "_Intake", src: _Source, columns: dict):
     intake.unread |= _unread_outcomes(src, columns)
     for f in intake.fields:
         name = columns.get(f.name) if f.kind == "duration" else None
-        if name and not _split_unit(name, src.names.__contains__)[1] and _unit_in_name(name):
+        if not name or _is_difference(src, name):
+            continue
+        if not _split_unit(name, src.names.__contains__)[1] and _unit_in_name(name):
             unit = _unit_in_name(name)
             intake.note(
                 f"{f.name}: column {name!r} was read in {unit}, as its name says; if it holds "
@@ -615,11 +649,11 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
         return
     n_records, odd = _scan_lines(path)
     src = _csv_source(path)
-    if n_records <= src.header and not odd:
-        return
     with _named_in_errors(intake.files[number]):
         _refuse_no_names(intake, src, columns, lines[:1])
         _refuse_k6(src.names, _first_cells(lines, src), columns)
+    if n_records <= src.header and not odd:
+        return
     if preset is None and not columns and _shipping(src.names):
         _read_values(intake, path, number, columns, preset, _shipped_rows(path, src))
         return
@@ -647,9 +681,9 @@ def _refuse_no_names(intake: _Intake, src: _Source, columns: dict, first: list[s
     if not known and (alone or any(map(_is_prose, src.names))):
         example = json.dumps(dict.fromkeys(required, "…"), ensure_ascii=False)
         raise ValueError(
-            f"text of a form that is not known ({first[0][:80]!r} …). Text that is read as it is: "
-            f"{', '.join(_LINES)}. Write anything else as CSV with a line of names, or as JSON "
-            f"lines such as {example}"
+            f"text of a form that is not known ({first[0][:80]!r} …). Read as they are: access "
+            f"logs of {', '.join(kind.removesuffix('_text') for kind in _LINES)}. Write others as "
+            f"CSV with a line of names, or as JSON lines such as {example}"
         )
 
 
@@ -899,7 +933,8 @@ def _take(
     "The fast way if rows and records agree, else the repaired copy of the file."
     texts = _field_texts(src, intake.fields, columns, preset)
     order = _date_order(intake, src, texts)
-    if not odd and _insert(intake, src, number, _reordered(texts, order), wanted):
+    texts = _field_texts(src, intake.fields, columns, preset, order) if order else texts
+    if not odd and _insert(intake, src, number, texts, wanted):
         return
     if src.kind == "json" and not src.checked:
         src.checked = True
@@ -911,8 +946,8 @@ def _take(
     good = _set_malformed_aside(intake, src, copy, number)
     again = _csv_source(src.path, copy) if src.kind == "csv" else _json_source(src.path, copy)
     again.names, again.checked = again.names or src.names, True
-    texts = _field_texts(again, intake.fields, columns, preset)
-    if good and not _insert(intake, again, number, _reordered(texts, order), good):
+    texts = _field_texts(again, intake.fields, columns, preset, order)
+    if good and not _insert(intake, again, number, texts, good):
         raise RuntimeError(
             f"{src.path}: the reader lost rows of a repaired file; please report this with the file"
         )
@@ -924,9 +959,31 @@ def _laid_out(intake: _Intake, src: _Source, columns: dict, preset) -> _Layout |
     if preset is None and any(f.name == "ok" for f in intake.fields):
         _refuse_if_other(intake.files[-1], src, columns)
         _note_names(intake, src, columns)
+    _note_thousands(intake, src, columns)
     name = next((n for n, known in PRESETS.items() if known is preset), "columns")
     _note_layout(intake, name, columns)
     return preset
+
+
+def _note_thousands(intake: _Intake, src: _Source, columns: dict):
+    "A note where the latencies of a spreadsheet seem to have dots between thousands."
+    name, _ = _split_unit(columns.get("latency_ms") or "latency_ms", src.names.__contains__)
+    text = src.get(name) if src.sep == ";" else _NONE
+    if text == _NONE:
+        return
+    dotted, whole = (f"regexp_full_match(x, '{p}')" for p in (r"\d{1,3}\.\d{3}", r"\d+"))
+    counts = f"min(x) FILTER ({dotted}), count(*) FILTER ({dotted}), count(*) FILTER ({whole})"
+    rows = f"SELECT {counts}, count(*) FROM (SELECT trim(said({text})) AS x FROM {src.sql()})"
+    try:
+        found = intake.con.execute(f"{rows} WHERE x IS NOT NULL").fetchall()[0]
+    except duckdb.Error:
+        return  # a damaged file is judged line by line
+    example, n_dotted, n_whole, n = found
+    if n_dotted and n_whole and n_dotted + n_whole == n:
+        intake.note(
+            f"latency_ms: {n_dotted} values such as {example!r} were read as decimals, and all "
+            "others are whole: if the dots separate thousands, write the column without them"
+        )
 
 
 def _refuse_if_other(path: Path, src: _Source, columns: dict):
@@ -997,14 +1054,6 @@ def _date_order(intake: _Intake, src: _Source, texts: _Texts) -> str | None:
     what = "month" if order.startswith(r"-") else "day"
     intake.note(f"ts: dates such as {some[0][0]!r} were read with the {what} first")
     return order
-
-
-def _reordered(texts: _Texts, order: str | None) -> _Texts:
-    "The same, with the year of each date put first."
-    if order is None:
-        return texts
-    ts = f"regexp_replace({texts.fields['ts']}, '{_DAY_OR_MONTH}', '{order}')"
-    return _Texts(texts.fields | {"ts": ts}, texts.stage)
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #8ade1c6d
 _MANY_BAD = 20_000  # lines of more bad rows than this are not looked up

@@ -54,11 +54,31 @@ class _Source:
         there += f" and {len(self.names) - 40} more" if len(self.names) > 40 else ""
         lacking = f" Missing as well: {', '.join(more)}." if more else ""
         places = ", ".join(f"'{field}': '<its name>'" for field in (what, *more))
+        ends = _ends_among(self.names) if "latency_ms" in (what, *more) else ""
+        took = f" From its start and end: columns={{'latency_ms': {ends!r}}}." if ends else ""
         return ValueError(
             f"{self.path}: {what} needs column {name!r}, which is not there.{lacking} "
             f"Columns: {there}. Map {'them' if more else 'it'} with columns={{{places}}} "
-            "(nested: 'outer.inner'; in seconds: 'name[s]')."
+            f"(nested: 'outer.inner'; in seconds: 'name[s]').{took}"
         )
+
+
+_BEGUN = "start started starttime startedat startts starttimestamp begin began begintime".split()
+_ENDED = (
+    "end ended endtime endedat endts endtimestamp finish finished finishtime finishedat".split()
+)
+_ENDED += ["completed", "completedat", "stop", "stopped", "stoptime"]
+
+
+def _bare(name: str) -> str:
+    "The last part of a dotted name, in small letters and without what separates its words."
+    return re.sub(r"[\W_]", "", name.rpartition(".")[2]).lower()
+
+
+def _ends_among(names: list[str]) -> str:  # "end - start"; empty: there are no such names
+    "How a duration can be mapped where the names of a start and an end are there."
+    start, end = (next((n for n in names if _bare(n) in known), "") for known in (_BEGUN, _ENDED))
+    return f"{end} - {start}" if start and end else ""
 
 
 def _heads(name: str) -> set[str]:
@@ -450,6 +470,11 @@ def _first_sql(get: _Columns, columns: str | tuple, field: str) -> str:
 def _first_there(get: _Columns, *columns: str) -> str:
     "SQL of the first column that the file has, whether or not a row fills it."
     return _first_sql(get, next((c for c in columns if get.has(c)), ()), "")
+
+
+def _between_sql(end: str, start: str) -> str:  # SQL of the text of a duration, ms
+    "SQL of the time between two texts of times."
+    return f"((as_time({end})::DOUBLE - as_time({start})::DOUBLE) / 1e3)::VARCHAR"
 
 
 def _began_sql(

@@ -458,7 +458,8 @@ def load_requests(
     # CSV, JSON, Parquet or an access log, packed or not; a name, a glob or a list of those
     path: str | Path | list,
     preset: str | None = None,  # a name in `PRESETS`; None: the layout is recognised
-    # canonical -> source column; nested: "outer.inner"; in seconds: "name[s]"; None: leave it out
+    # canonical -> source column; nested: "outer.inner"; in seconds: "name[s]"; the time between two:
+    # "end - start"; None: leave it out
     columns: dict[str, str | None] | None = None,
     *,
     # the present, s since the epoch: later rows are bad; None: no such check
