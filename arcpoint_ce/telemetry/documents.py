@@ -605,30 +605,38 @@ def _refuse_k6(
             )
 
 
+def _is_flat(inner: dict | list) -> bool:
+    "Whether a list or an object holds something, and nothing that holds more."
+    cells = inner.values() if isinstance(inner, dict) else inner
+    return bool(inner) and not any(isinstance(c, dict | list) for c in cells)
+
+
 def _is_table(value: dict, of: type) -> bool:
     "Whether all members of an object, two or more, are lists or objects of one size, and flat."
-    members = [v for v in value.values() if isinstance(v, dict | list) and isinstance(v, of)]
-    if len(members) < 2 or len(members) < len(value) or len(set(map(len, members))) > 1:
+    members: list = [v for v in value.values() if isinstance(v, of)]
+    if len(members) < 2 or len(members) < len(value):
         return False
-    cells = [c for v in members for c in (v.values() if isinstance(v, dict) else v)]
-    return bool(cells) and not any(isinstance(c, dict | list) for c in cells)
+    return len(set(map(len, members))) == 1 and all(map(_is_flat, members))
+
+
+_BY_ROWS = "write rows: df.to_json(path, orient='records', lines=True)"
 
 
 def _arranged(value: dict) -> tuple[str, str] | None:  # what it is, how to export rows
     "How a table stands in a single object, where it is no list of rows."
-    rows, keys = value.get("data"), [list(v) for v in value.values() if isinstance(v, dict)]
-    pandas = "write rows: df.to_json(path, orient='records', lines=True)"
+    rows, some = value.get("data"), ", ".join(map(str, list(value)[:5]))
     if isinstance(rows, list) and rows and isinstance(rows[0], list):
         if isinstance(value.get("meta"), list):
             return "names and rows apart (ClickHouse's JSONCompact)", "use FORMAT JSONEachRow"
-        return "names and rows apart (pandas' orient='split')", pandas
+        return "names and rows apart (pandas' orient='split')", _BY_ROWS
     if _is_table(value, list):
-        return f"one list a column ({', '.join(list(value)[:5])})", pandas
-    if _is_table(value, dict) and all(k == keys[0] for k in keys):
-        if all(str(k).isdigit() for k in keys[0]):
-            return f"one object a column ({', '.join(list(value)[:5])})", pandas
-        return f"rows by their keys ({', '.join(list(value)[:3])}, …)", f"{pandas}; jq -c '.[]'"
-    return None
+        return f"one list a column ({some})", _BY_ROWS
+    keys = {tuple(inner) for inner in value.values()} if _is_table(value, dict) else set()
+    if len(keys) != 1:
+        return None
+    if "".join(*keys).isdigit():
+        return f"one object a column ({some})", _BY_ROWS
+    return f"rows by their keys ({some}, …)", f"{_BY_ROWS}; or jq -c '.[]'"
 
 
 def _refuse_columnwise(value):  # the only value of a file

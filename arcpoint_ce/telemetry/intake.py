@@ -146,10 +146,15 @@ def _field_texts(
     texts = {name: text for name, text in texts.items() if name not in given}
     for f in fields:
         texts[f.name] = texts.get(f.name) or _own_text(src, f, columns, get, order)
-    missing = [f.name for f in fields if f.required and texts[f.name] is None]
-    if missing:
-        raise src.lacks(missing[0], columns.get(missing[0]) or missing[0], tuple(missing[1:]))
+    _refuse_if_lacking(src, columns, [f.name for f in fields if f.required and not texts[f.name]])
     return _Texts(_known(texts) | {"ts": _dated_sql(texts["ts"] or _NONE, order)}, get.short)
+
+
+def _refuse_if_lacking(src: _Source, columns: dict, missing: list[str]):
+    "ValueError that names every required field without a column."
+    if missing:
+        name, _ = _split_unit(columns.get(missing[0]) or missing[0], src.names.__contains__)
+        raise src.lacks(missing[0], name, tuple(missing[1:]))
 
 
 def _preset_texts(
@@ -190,14 +195,20 @@ def _own_text(
     name, unit = _split_unit(name, src.names.__contains__)
     if f.kind == "duration" and f.name in columns:
         unit = unit or _unit_in_name(name)
-    known = src.has(name)
-    if not known and not src.open_names:
-        if f.name in columns:
-            raise src.lacks(f.name, name)
+    if not _may_have(src, f, name, f.name in columns):
         return None
-    if not known and f.required:
-        return None  # a later line may hold it; but a required field must be among the names
     return _converted_sql(get(name), unit, f.kind == "time")
+
+
+def _may_have(src: _Source, f: _Field, name: str, mapped: bool) -> bool:
+    """Whether the file may have a field's column: one that is required must be among the names.
+
+    ValueError where the caller has mapped another field to a column that is not there.
+    """
+    known = src.has(name)
+    if not known and not src.open_names and mapped and not f.required:
+        raise src.lacks(f.name, name)
+    return known or (src.open_names and not f.required)
 
 
 def _is_difference(src: _Source, name: str) -> bool:
@@ -650,8 +661,7 @@ def _read_table(intake: _Intake, path: Path, number: int, columns: dict, preset)
     n_records, odd = _scan_lines(path)
     src = _csv_source(path)
     with _named_in_errors(intake.files[number]):
-        _refuse_no_names(intake, src, columns, lines[:1])
-        _refuse_k6(src.names, _first_cells(lines, src), columns)
+        _refuse_other_tables(intake, src, columns, lines)
     if n_records <= src.header and not odd:
         return
     if preset is None and not columns and _shipping(src.names):
@@ -666,19 +676,31 @@ def _first_cells(lines: list[str], src: _Source) -> set[str]:
     return {line.split(src.sep)[0] for line in lines[1:] if line.count(src.sep)}
 
 
-def _refuse_no_names(intake: _Intake, src: _Source, columns: dict, first: list[str]):
-    "ValueError where the first line of a table holds values, or is no line of a table at all."
+def _refuse_other_tables(intake: _Intake, src: _Source, columns: dict, lines: list[str]):
+    "ValueError where a text is no table with names, or one of several rows a request."
     required = [f.name for f in intake.fields if f.required]
+    _refuse_no_names(src, required)
+    _refuse_prose(src, required, columns, lines[:1])
+    _refuse_k6(src.names, _first_cells(lines, src), columns)
+
+
+def _refuse_no_names(src: _Source, required: list[str]):
+    "ValueError where the first line of a table holds values."
     values = _values_among(src.names)
     if len(values) > 1:
         raise ValueError(
             f"the first line holds values, not names ({', '.join(values[:3])}): put a line of "
             f"names in front, such as {src.sep.join(required)}{src.sep}..."
         )
+
+
+def _refuse_prose(src: _Source, required: list[str], columns: dict, first: list[str]):
+    "ValueError where nothing that is needed is there and the first line is no line of a table."
     wanted = {str(columns.get(name, name)).partition("[")[0] for name in required}
-    known = wanted & set(src.names) or _shipping(src.names) or _recognised(set(src.names), _TABLES)
+    if wanted & set(src.names) or _shipping(src.names) or _recognised(set(src.names), _TABLES):
+        return
     alone = len(src.names) == 1 and " " in src.names[0]
-    if not known and (alone or any(map(_is_prose, src.names))):
+    if alone or any(map(_is_prose, src.names)):
         example = json.dumps(dict.fromkeys(required, "…"), ensure_ascii=False)
         raise ValueError(
             f"text of a form that is not known ({first[0][:80]!r} …). Read as they are: access "
@@ -731,24 +753,32 @@ def _read_json(intake: _Intake, path: Path, number: int, columns: dict, preset, 
     named = _named(preset, intake.files[number], "json")
     first = src.samples[0] if src.samples else None
     with _named_in_errors(intake.files[number]):
-        _refuse_k6(first or (), {str(row.get("metric")) for row in src.samples}, columns)
-        if len(src.samples) == 1:
-            _refuse_columnwise(first)
+        _refuse_other_json(src.samples, columns)
     if kind == "document" or _is_envelope(first):
         _read_document(intake, path, number, columns, preset)
         return
     layout = named if named in _DOCUMENTS or named == "otel" else None
-    if layout is None and preset is None:
-        layout = next(filter(None, map(_kind_of(path), src.samples[:20])), None)
+    if preset is None:
+        layout = _first_kind(path, src.samples[:20])
     if layout:
         values = _parsed_lines(intake, number, path)
-        _take_rows(
-            intake, number, columns, layout, _document_rows(intake, path, layout, columns, values)
-        )
+        rows = _document_rows(intake, path, layout, columns, values)
+        _take_rows(intake, number, columns, layout, rows)
         return
     n_lines, odd = _scan_lines(path, quotes=False)
     preset = _laid_out(intake, src, columns, preset)
     _take(intake, src, number, columns, preset, n_lines, odd)
+
+
+def _refuse_other_json(some: list[dict], columns: dict):
+    "ValueError where objects are no rows, as far as the first of them show."
+    _refuse_k6(some[0] if some else (), {str(row.get("metric")) for row in some}, columns)
+    _refuse_columnwise(some[0] if len(some) == 1 else None)
+
+
+def _first_kind(path: Path, values: list) -> str | None:
+    "What the first document among some values is; None: they are rows."
+    return next(filter(None, map(_kind_of(path), values)), None)
 
 
 def _kind_of(path: Path):
@@ -824,8 +854,7 @@ def _read_values(
         _refuse_columnwise(seen[0][1] if len(seen) == 1 else None)
     layout = _named(preset, intake.files[number], "json")
     if preset is None:
-        kinds = (_kind_of(intake.files[number])(v) for _, v in seen)
-        layout = next(filter(None, kinds), None)
+        layout = _first_kind(intake.files[number], [value for _, value in seen])
 
     def whole():
         yield from seen
@@ -931,9 +960,8 @@ def _take(
     odd: bool,  # whether that number is doubtful
 ):
     "The fast way if rows and records agree, else the repaired copy of the file."
-    texts = _field_texts(src, intake.fields, columns, preset)
-    order = _date_order(intake, src, texts)
-    texts = _field_texts(src, intake.fields, columns, preset, order) if order else texts
+    order = _date_order(intake, src, _field_texts(src, intake.fields, columns, preset))
+    texts = _field_texts(src, intake.fields, columns, preset, order)
     if not odd and _insert(intake, src, number, texts, wanted):
         return
     if src.kind == "json" and not src.checked:

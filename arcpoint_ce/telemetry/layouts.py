@@ -132,8 +132,8 @@ def _cells(line: bytes, sep: str = "") -> tuple[list[str], str]:  # cells; their
     return [c.strip() for c in next(csv.reader([text], delimiter=sep), [])], sep
 
 
-def _header_line(path: Path) -> tuple[int, bytes, str]:  # its number; the line; delimiter if told
-    "The line of names: the first, or the one below `sep=` or comments; it may be a comment itself."
+def _top(path: Path) -> tuple[tuple[int, bytes], tuple[int, bytes], str]:
+    "The last comment at the top of a file and the line below, with their numbers; the delimiter."
     told, comment = "", (0, b"")
     for n, line in _lines_of(path):
         found = re.fullmatch(rb'"?sep=(.)"?', line) if n == 1 else None
@@ -142,16 +142,23 @@ def _header_line(path: Path) -> tuple[int, bytes, str]:  # its number; the line;
         elif line.startswith(b"#"):
             comment = (n, line)
         else:
-            break
-    else:
-        return *comment, told
-    names, sep = _cells(line, told)
-    above = _cells(comment[1].lstrip(b"# "), sep)[0] if comment[0] else []
-    if len(names) < 2 and comment[0]:
+            return comment, (n, line), told
+    return comment, (0, b""), told
+
+
+def _header_line(path: Path) -> tuple[int, bytes, str]:  # its number; the line; delimiter if told
+    "The line of names: the first, or the one below `sep=` or comments; it may be a comment itself."
+    comment, below, told = _top(path)
+    if not comment[0]:
+        return *below, told
+    names, sep = _cells(below[1], told)
+    if len(names) < 2:
         return *comment, told  # not a table below a comment
+    bare = comment[1].lstrip(b"# ")
+    above = _cells(bare, sep)[0]
     if len(above) == len(names) and len(_values_among(names)) > 1:
-        return comment[0], comment[1].lstrip(b"# ") if above[0] else comment[1], sep
-    return n, line, told
+        return comment[0], bare if above[0] else comment[1], sep
+    return *below, told
 
 
 def _csv_header(

@@ -240,9 +240,7 @@ _FEW_MS = 20.0  # a lower median is probably in seconds, ms
 def _doubts(log) -> list[str]:  # sentences
     "Signs that a log was not meant as it was read. ValueError on times that cannot be meant."
     _check_times(log)
-    out = list(log._intake.notes)
-    if log._intake.unread and not {"ok", "status", "error"} & set(log.columns):
-        out.append(_no_outcome(log._intake.unread))
+    out = [*log._intake.notes, *_unread(log)]
     median, n_ok, n_failed = log.con.execute("""SELECT
         approx_quantile(latency_ms, 0.5) FILTER (ok), count(*) FILTER (ok), count(*) FILTER (NOT ok)
         FROM log""").fetchall()[0]
@@ -264,6 +262,12 @@ def _doubts(log) -> list[str]:  # sentences
             "(ok, status, error), and map another one or None"
         )
     return out + _unanswerable(log) + _sparse(log)
+
+
+def _unread(log) -> list[str]:
+    "That nothing says who failed, where columns that were not read might."
+    known = {"ok", "status", "error"} & set(log.columns)
+    return [_no_outcome(log._intake.unread)] if log._intake.unread and not known else []
 
 
 def _unanswerable(log) -> list[str]:
@@ -458,8 +462,8 @@ def load_requests(
     # CSV, JSON, Parquet or an access log, packed or not; a name, a glob or a list of those
     path: str | Path | list,
     preset: str | None = None,  # a name in `PRESETS`; None: the layout is recognised
-    # canonical -> source column; nested: "outer.inner"; in seconds: "name[s]"; the time between two:
-    # "end - start"; None: leave it out
+    # canonical -> source column; nested: "outer.inner"; in seconds: "name[s]"; the time between
+    # two columns: "end - start"; None: leave it out
     columns: dict[str, str | None] | None = None,
     *,
     # the present, s since the epoch: later rows are bad; None: no such check

@@ -343,11 +343,17 @@ def _faults(
     elif f.kind == "status":
         out.append(("is not a status (an HTTP status, or a word such as ok)", unreadable))
     elif f.kind not in ("text", "error") and not f.optional:
-        told = f"{x} IS NOT NULL" if f.value else f"said({x}) IS NOT NULL"
-        if f.kind == "duration":
-            told += f" AND trim({x}) NOT IN {_UNKNOWN}"
-        out.append(("", f"CASE WHEN {_in_range_sql(f, v)} THEN false ELSE {told} END"))
+        out.append(("", f"CASE WHEN {_in_range_sql(f, v)} THEN false ELSE {_told_sql(f, x)} END"))
     return out
+
+
+def _told_sql(
+    f: _Field,  # a field of numbers
+    x: str,  # SQL of its text
+) -> str:  # SQL that is true where the text means to be a number
+    "SQL that tells a bad number from one that is not there."
+    told = f"{x} IS NOT NULL" if f.value else f"said({x}) IS NOT NULL"
+    return f"{told} AND trim({x}) NOT IN {_UNKNOWN}" if f.kind == "duration" else told
 
 
 def _in_range_sql(
