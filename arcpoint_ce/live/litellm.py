@@ -316,9 +316,6 @@ class _Adviser:
         self.last_error = why
 
 # %% ../../nbs/live/62_litellm.ipynb #cea489fe
-_MOST_WAIT_S = 86_400.0  # a longer pause is no pause
-
-
 class _Told:
     "How one attempt ended, as LiteLLM tells it."
 
@@ -426,7 +423,7 @@ class _Reporter:
             ttft_ms=told.ttft_ms,
             cost_usd=told.cost_usd,
             status=told.status,
-            retry_after_s=wait_s if wait_s is None else min(wait_s, _MOST_WAIT_S),
+            retry_after_s=wait_s,
         )
 
     def _hear_limits(self, backend: str, headers: Mapping[str, str], now: float):

@@ -800,6 +800,10 @@ class NoBackend(RuntimeError):
         self.excluded = excluded
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[type, tuple[tuple[tuple[str, str], ...], float]]:
+        "What makes it again in another process."
+        return type(self), (self.excluded, self.retry_after_s)
+
 
 def _refusal(view: View, backend: str) -> tuple[tuple[str, str], ...]:
     "Why a backend may not serve, in the form that `NoBackend` takes."

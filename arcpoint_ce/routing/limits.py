@@ -6,8 +6,11 @@
 __all__ = ['Budget', 'read_limits', 'Holdback']
 
 # %% ../../nbs/routing/04a_limits.ipynb #5257cd59
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from math import inf, isfinite
 from typing import Any
 
@@ -107,7 +110,7 @@ class Budget:
 
     def _today_s(self, now: float) -> float:
         "From when on the requests of the day allow another one, s."
-        fits = self.used_day + self._each <= max(self.rpd, 1.0)
+        fits = self.used_day + self._each <= self.rpd
         if fits or not 0.0 <= now - self.day_s < _DAY_S:
             return now
         return self.day_s + _DAY_S
@@ -115,7 +118,7 @@ class Budget:
     def _full(self, tokens: float, tokens_in: int) -> bool:
         "Does one more request of that size break a limit of this minute?"
         n = self._each
-        if self.used + n > max(self.rpm, 1.0):
+        if self.used + n > self.rpm:
             return True
         full_tok = self.used_tok + n * tokens > self.tpm
         return full_tok or self.used_in_tok + n * tokens_in > self.tpm_in
@@ -159,8 +162,8 @@ class Budget:
             self.promised_tok = 0.0
             return True
         share = (now - self.minute_s + _LEAD_S) / 60.0  # of the minute that may be spent by now
-        left_today = max(self.rpd, 1.0) - self.used_day
-        most = min(max(self.rpm, 1.0), self.used + left_today) - self._each
+        left_today = self.rpd - self.used_day
+        most = min(self.rpm, self.used + left_today) - self._each
         self.calm = min(share * self.rpm, most)
         self.calm_tok = min(share * self.tpm, self.tpm - self.promised_tok)
         self.calm_in_tok = share * self.tpm_in
@@ -319,19 +322,43 @@ class _LimitsLeft:
     requests: float | None = None  # requests left in the present window
     tokens: float | None = None  # tokens left in it
     tokens_in: float | None = None  # input tokens left in it
-    wait_s: float | None = None  # send nothing for so long, s
+    # send nothing for so long, s; or until this moment, s since 1970
+    wait_s: float | None = None
+    spent: bool = False  # nothing is left of a limit
+    reset_s: float | None = None  # when it is full again, as `wait_s`; None: nobody says
 
 
 _LEFT_HEADERS = dict(
     requests=(
         "x-ratelimit-remaining-requests",
         "anthropic-ratelimit-requests-remaining",
+        "x-ratelimit-remaining-req-minute",
         "x-ratelimit-remaining",
         "ratelimit-remaining",
     ),
-    tokens=("x-ratelimit-remaining-tokens", "anthropic-ratelimit-tokens-remaining"),
+    tokens=(
+        "x-ratelimit-remaining-tokens",
+        "anthropic-ratelimit-tokens-remaining",
+        "x-ratelimit-remaining-tokens-minute",
+    ),
     tokens_in=("anthropic-ratelimit-input-tokens-remaining",),
 )
+_RESET_HEADERS = dict(
+    requests=(
+        "x-ratelimit-reset-requests",
+        "anthropic-ratelimit-requests-reset",
+        "x-ratelimit-reset",
+        "ratelimit-reset",
+    ),
+    tokens=("x-ratelimit-reset-tokens", "anthropic-ratelimit-tokens-reset"),
+    tokens_in=("anthropic-ratelimit-input-tokens-reset",),
+)
+_DURATION = re.compile(
+    r"(?:(?P<d>[\d.]+)d)?(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m(?!s))?"
+    r"(?:(?P<s>[\d.]+)s)?(?:(?P<ms>[\d.]+)ms)?"
+)
+_ANY_WINDOW = ("x-ratelimit-remaining", "ratelimit-remaining")  # of a second, a minute, a day?
+_UNITS_S = dict(d=86_400.0, h=3600.0, m=60.0, s=1.0, ms=0.001)
 
 
 def _amount(text: object) -> float | None:
@@ -343,12 +370,37 @@ def _amount(text: object) -> float | None:
     return value if isfinite(value) and value >= 0 else None
 
 
+def _moment(text: str) -> float | None:  # s since 1970; None: it is no date
+    "A date as HTTP (RFC 9110) or ISO 8601 has it; without a zone it is UTC."
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            at = read(text)
+        except ValueError:
+            continue
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return None
+
+
+def _until(text: object) -> float | None:
+    "A wait, s, or a moment, s since 1970, in any of the forms that headers have; None: no form."
+    told = str(text).strip()
+    amount = _amount(told)
+    if amount is not None:
+        return amount
+    parts = _DURATION.fullmatch(told)
+    if told and parts:
+        amounts = {unit: _amount(value) for unit, value in parts.groupdict().items() if value}
+        return sum((amount or 0.0) * _UNITS_S[unit] for unit, amount in amounts.items())
+    return _moment(told)
+
+
 def _wait_of(said: Mapping[str, str]) -> float | None:  # s
     "How long to wait, by the headers of an answer."
-    wait_ms = _amount(said.get("retry-after-ms"))
-    if wait_ms is not None:
-        return wait_ms / 1000.0
-    wait_s = _amount(said.get("retry-after"))
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        wait_ms = _amount(said.get(name))
+        if wait_ms is not None:
+            return wait_ms / 1000.0
+    wait_s = _until(said["retry-after"]) if "retry-after" in said else None
     if wait_s is not None:
         return wait_s
     full_percent = _amount(said.get("azure-openai-deployment-utilization"))
@@ -359,16 +411,42 @@ def read_limits(
     headers: Mapping[str, Any],  # of one HTTP answer; names in any case
 ) -> _LimitsLeft:  # what they say is left
     "Rate-limit headers of the usual providers. What is no number is passed over."
-    said = {str(name).lower(): value for name, value in headers.items()}
+    said = {_text(name).lower(): _text(value) for name, value in headers.items()}
     left: dict[str, float | None] = {}
+    spent, reset_s = False, None
     for field_name, names in _LEFT_HEADERS.items():
-        amounts = (_amount(said[name]) for name in names if name in said)
-        left[field_name] = next((amount for amount in amounts if amount is not None), None)
-    return _LimitsLeft(**left, wait_s=_wait_of(said))
+        told = {name: _amount(said[name]) for name in names if name in said}
+        left[field_name] = next((x for x in told.values() if x is not None), None)
+        if left[field_name] != 0:
+            continue
+        resets = (_until(said[name]) for name in _RESET_HEADERS[field_name] if name in said)
+        again_s = next((x for x in resets if x is not None), None)
+        if again_s is not None:
+            reset_s = max(again_s, reset_s or 0.0)
+        spent |= again_s is not None or any(name not in _ANY_WINDOW for name in told)
+    return _LimitsLeft(**left, wait_s=_wait_of(said), spent=spent, reset_s=reset_s)
+
+
+def _text(value: object) -> str:
+    "Names and values of headers are bytes in some libraries."
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 # %% ../../nbs/routing/04a_limits.ipynb #c1dc4b7e
 _IN_A_ROW, _IN_A_ROW_UNNAMED = 5, 10  # refusals that condemn a key; with and without tenants
 _KEY_RETRY_S = 60.0  # one request in this time tries a key that was refused, s
+
+
+_LEAST_MOMENT_S = 1e9  # 2001; a number of that size is a moment, not a wait
+_LEAST_MOMENT_MS = 1e11
+
+
+def _possible_wait_s(wait_s: float, now: float) -> float | None:
+    "How long to wait, s; None where a moment is named that is not of this day, by our clock."
+    if wait_s < _LEAST_MOMENT_S:
+        return min(wait_s, _DAY_S)
+    moment_s = wait_s / 1000.0 if wait_s >= _LEAST_MOMENT_MS else wait_s
+    wait_s = max(moment_s - now, 0.0)
+    return wait_s if wait_s <= _DAY_S else None
 
 
 @displayed
@@ -385,7 +463,13 @@ class Holdback:
     tenants: set[str] = field(default_factory=set)  # who was refused, where that is known
 
     def throttle(self, now: float, wait_s: float | None) -> None:  # None: nobody said how long
-        "The backend has had enough: until `wait_s` from now, else until the minute is over."
+        """The backend has had enough: until `wait_s` from now, else until the minute is over.
+
+        Some name the moment, s since 1970, and not how long it is until then. A wait of more than
+        a day is taken as a day.
+        """
+        if wait_s is not None:
+            wait_s = _possible_wait_s(wait_s, now)
         minute_left_s = 60.0 - now % 60.0
         until_s = now + (minute_left_s if wait_s is None else wait_s)
         if until_s >= self.until_s:

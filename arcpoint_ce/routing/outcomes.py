@@ -93,61 +93,68 @@ _REFUSED = (
     r"authenti|unauthori[sz]|not_authori[sz]|permission|forbidden|access_(?:is_)?denied"
     r"|(?:invalid|incorrect|bad|missing|expired|wrong|revoked|disabled)_(?:x_)?(?:api_)?"
     r"(?:key|token|credential|signature)|unrecognized_client"
-    r"|(?:account|key|project)_(?:is_|was_|has_|been_)*"
+    r"|(?:account|key|project|organi[sz]ation)_(?:is_|was_|has_|been_)*"
     r"(?:disabled|deactivated|suspended|revoked|expired|not_valid|invalid)"
 )
 _CONTENT = (
     r"content_(?:filter|polic|management|block|moderat|violat)|moderation|safety|guardrail"
-    r"|responsible_ai|recitation|prohibited|jailbreak|blocked"
+    r"|responsible_ai|recitation|prohibited|jailbreak|blocklist|(?<![a-z])spii(?![a-z])"
 )
+_BLOCKED = r"blocked"
 _SIZE = (
     r"context_?(?:length|window|limit|size)|(?:token|length|size|context)_limit"
     r"|max(?:imum)?_(?:context|token|length|input|prompt|model_len)"
-    r"|too_(?:long|large|many_tokens|big)|above_max"
+    r"|too_(?:long|large|many_tokens|big)|above_(?:the_)?max|payload_size|token_count"
+    r"|exceeds_(?:the_)?max|reduce_(?:the_|your_)*(?:length|size|prompt|input|message)"
 )
 _REQUEST = (
-    r"bad_request|invalid_(?!response)|validation|unprocessable|unsupported|not_supported"
-    r"|not_found|not_exist|no_such|failed_precondition|out_of_range|already_exist"
+    r"bad_request|invalid_(?!response|status|chunk|header|ca_cert)|(?<!response_)validation"
+    r"|unprocessable|unsupported(?!_certificate)|not_supported"
+    r"|not_found|not_exist|no_such_(?!host)|failed_precondition|out_of_range|already_exist"
     r"|malformed_(?!response)|missing_(?:param|field|required|argument)|method_not_allowed"
     r"|not_acceptable|budget_exceeded|4xx|unknown_(?:model|param|argument|field)"
 )
 _CANCELLED = (
-    r"cancel|client_(?:has_)?(?:close|disconnect|went|hung|gone|abort|left|hang)"
+    r"cancel|client_(?:has_|prematurely_)*(?:close|disconnect|went|hung|gone|abort|left|hang)"
     r"|(?:closed|aborted|disconnected|terminated|dropped)_by_(?:the_)?(?:client|user|caller)"
-    r"|(?:user|caller|request)_(?:abort|cancel|disconnect)|abort_error|downstream|generator_exit"
+    r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|downstream|generator_exit"
 )
 _THROTTLED = (
     r"rate_?limit|too_many_(?:requests|concurrent|calls)|throttl|quota|resource_?exhausted"
     r"|slow_?down(?!_load)|(?:request|token|call|query|queries)s?_per_(?:sec|min|hour|day)"
     r"|(?:request|usage|bandwidth|concurrency|throughput|spend\w*|rpm|tpm|daily|hard)_limit"
     r"|(?:throughput|request_limit|rate)_exceeded|insufficient_(?:credit|balance|fund)"
-    r"|billing|payment_required|out_of_credit"
+    r"|billing|payment_required|out_of_credit|credit_balance|wait_before_trying"
 )
 _TROUBLE = (
-    r"connect|refused|reset|unreachable|unavailable|overload|busy|gateway|protocol|eof"
+    r"connect|refused|reset|unreachable|unavailable|overload|busy|bad_gateway|protocol|eof"
     r"|truncat|incomplete|broken|disconnect|ssl|tls|certificate|dns|name_resolution|getaddrinfo"
-    r"|enotfound|host_not_found|econn|network|out_of_memory|oom|cuda|premature|peer_closed|closed"
-    r"|socket|internal|server_error|crash|upstream|stream|api_error|http_error|5xx|not_ready"
-    r"|no_healthy|down|capacity|data_loss|aborted|invalid_response|malformed_response|bad_response"
-    r"|model_error|unimplemented|read_error|write_error|decod|partial|fail|unknown"
-    r"|nxdomain|no_route"
-    r"|name_or_service|dead|killed|out_of_service|queue_full|lost"
+    r"|enotfound|host_not_found|no_such_host|econn|network|out_of_memory|oom|cuda|premature"
+    r"|peer_closed|closed|socket|internal|server_error|crash|5xx|not_ready|no_healthy|capacity"
+    r"|data_loss|aborted|invalid_(?:response|status|chunk|header)|malformed_response|bad_response"
+    r"|response_validation|transfer_encoding|model_error|unimplemented|read_error|write_error"
+    r"|decod|nxdomain|no_route|name_or_service|dead|killed|out_of_service|queue_full|lost"
 )
+_VAGUE = r"upstream|stream|gateway|api_error|http_error|fail|unknown|partial|down"
 
-_BY_WORD = re.compile(
-    "|".join(
-        f"(?P<{name}>{words})"
-        for name, words in dict(
-            cancelled=_CANCELLED,
-            time=_TIME,
-            refused=_REFUSED,
-            content=_CONTENT,
-            size=_SIZE,
-            request=_REQUEST,
-            trouble=_TROUBLE,
-        ).items()
-    )
+
+def _one_of(**groups: str) -> re.Pattern[str]:
+    "A pattern that tells which of several groups of words it found."
+    return re.compile("|".join(f"(?P<{name}>{words})" for name, words in groups.items()))
+
+
+# what is the cause wherever it stands
+_CAUSES = _one_of(cancelled=_CANCELLED, time=_TIME, content=_CONTENT, size=_SIZE)
+_FIRST_WORD = _one_of(
+    cancelled=_CANCELLED,
+    time=_TIME,
+    refused=_REFUSED,
+    content=_CONTENT,
+    size=_SIZE,
+    request=f"{_REQUEST}|{_BLOCKED}",
+    trouble=_TROUBLE,
 )
+_ANY_TROUBLE = re.compile(f"{_TROUBLE}|{_VAGUE}")
 _LIMITS = re.compile(_THROTTLED)
 _LATE_LIMITS = re.compile(r"limit_(?:exceeded|reached)|exceeded_(?:your|the)_\w*limit")
 _STATUS = r"(4[0-3][0-9]|451|499|50[0-9]|51[01]|52[0-9]|598)(?![0-9])"
@@ -171,7 +178,7 @@ _BY_GROUP = {
     "size": Verdict("caller"),
     "request": Verdict("caller"),
 }
-_NOTHING = frozenset(("", "none", "null", "nil", "na", "nan", "false", "ok", "success", "0"))
+_NOTHING = frozenset(("", "none", "null", "nil", "na", "nan", "false", "ok", "success", "0", "200"))
 
 
 def _spelt(text: str) -> str:
@@ -180,10 +187,21 @@ def _spelt(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
-def _number_in(text: str, trouble_at: int) -> int | None:
+def _number_in(text: str) -> int | None:
     "A status that the text names, or any that stands before the first word of trouble."
-    number = _NAMED_STATUS.search(text) or _ANY_STATUS.search(text[:trouble_at])
+    trouble = _ANY_TROUBLE.search(text)
+    before = text[: trouble.start()] if trouble else text
+    number = _NAMED_STATUS.search(text) or _ANY_STATUS.search(before)
     return int(number[1]) if number else None
+
+
+def _group_of(text: str) -> str | None:
+    "The group of words that decides; None where there is no such word."
+    first = _FIRST_WORD.search(text)
+    if first is None or first.lastgroup != "trouble":
+        return first.lastgroup if first else None
+    cause = _CAUSES.search(text)
+    return cause.lastgroup if cause else "trouble"
 
 
 def _by_text(text: str) -> Verdict:
@@ -192,14 +210,13 @@ def _by_text(text: str) -> Verdict:
         return _CODES[text]
     if _LIMITS.search(text):
         return Verdict("throttled")
-    found = _BY_WORD.search(text)
-    if found is not None and found.lastgroup != "trouble":
-        return _BY_GROUP[found.lastgroup or ""]
-    trouble_at = len(text) if found is None else found.start()
-    number = _number_in(text, trouble_at)
+    group = _group_of(text)
+    if group in _BY_GROUP:
+        return _BY_GROUP[group]
+    number = _number_in(text)
     if number:
         return _by_status(number)
-    if found is not None:
+    if group or _ANY_TROUBLE.search(text):
         return Verdict("backend")
     if _LATE_LIMITS.search(text):
         return Verdict("throttled")
@@ -219,7 +236,7 @@ def _by_status(status: int) -> Verdict:
         return Verdict("throttled")
     if status in _TIMES_OUT:
         return Verdict("backend", timed_out=True)
-    if status >= 500 or status in (424, 425):
+    if status >= 500 or status in (424, 425, 498):
         return Verdict("backend")
     return Verdict("caller", key_refused=status in (401, 403, 407))
 
@@ -239,7 +256,7 @@ def classify(
     if text in _NOTHING:
         return Verdict("success") if status is None else _by_status(status)
     by_text = _by_text(text)
-    if status is None or by_text.kind in ("throttled", "cancelled"):
+    if not status or by_text.kind in ("throttled", "cancelled"):
         return by_text
     by_status = _by_status(status)
     return by_text if by_status.kind == "success" else _joined(by_status, by_text, text)
@@ -247,6 +264,6 @@ def classify(
 
 def _joined(by_status: Verdict, by_text: Verdict, text: str) -> Verdict:
     "The status decides; the text adds to it."
-    if by_status.key_refused and re.search(_CONTENT, text):
+    if by_status.key_refused and re.search(f"{_CONTENT}|{_BLOCKED}", text):
         return Verdict("caller")
     return by_status._replace(timed_out=by_status.timed_out or by_text.timed_out)

@@ -11,15 +11,42 @@ __all__ = ['DEFAULT_SLO_MS', 'STEP_S', 'LEVELS', 'Backend', 'Request', 'serves',
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from html import escape
 from math import exp, inf, isfinite, log
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 from .outcomes import Verdict, classify, displayed
 
+# %% ../../nbs/routing/00a_records.ipynb #cf2daaa3
+_MOST_TOK = 1e9  # no text is that long: a report of so many tokens is a mistake
+
+
+def _check_number(owner: str, value: Any) -> None:
+    "TypeError where a value is no number; `owner` names it."
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{owner} must be a number, got {value!r}")
+
+
+def _check_amount(owner: str, value: Any, most: float = inf) -> None:
+    "TypeError or ValueError where a value is no amount: a number from 0 to below `most`."
+    _check_number(owner, value)
+    if not 0 <= value < most:
+        wanted = "finite and 0 or more" if most == inf else f"from 0 to below {most:g}"
+        raise ValueError(f"{owner} must be {wanted}, got {value!r}")
+
+
+def _check_names(owner: str, value: Any) -> None:
+    "TypeError where names are not given as a tuple. A text would match by its letters."
+    if isinstance(value, str):
+        raise TypeError(f"{owner} holds names: write ({value!r},) for a single one")
+    if not isinstance(value, tuple):
+        raise TypeError(f"{owner} must be a tuple of names, got {value!r}")
+
 # %% ../../nbs/routing/00a_records.ipynb #c0f5f99d
-_AMOUNTS = ("capacity", "slo_ms", "context_tok", "rpm", "tpm", "tpm_in", "rpd", "most_at_once")
+_AMOUNTS = ("slo_ms", "context_tok", "rpm", "tpm", "tpm_in", "rpd", "most_at_once")
 
 
 @displayed
@@ -57,20 +84,42 @@ class Backend:
     price_in_cached: float | None = None
 
     def __post_init__(self) -> None:
-        "ValueError on an empty name and on capacities, prices or limits that are no amounts."
+        """ValueError on an empty name and on capacities, prices or limits that are no amounts.
+
+        TypeError where a number or a tuple of names is something else.
+        """
+        if not isinstance(self.name, str):
+            raise TypeError(f"Backend.name must be a text, got {self.name!r}")
         if not self.name:
             raise ValueError("Backend.name must not be empty")
+        for field_name in ("models", "tasks", "tiers", "tags"):
+            _check_names(f"Backend {self.name!r}: {field_name}", getattr(self, field_name))
+        _check_number(f"Backend {self.name!r}: capacity", self.capacity)
+        self._check(isfinite(self.capacity) and self.capacity > 0, "capacity", "positive")
         for field_name in _AMOUNTS:
-            value = getattr(self, field_name)
-            if value is not None:
-                possible = isfinite(value) and value > 0
-                self._check(possible, field_name, "positive")
-        if self.quality is not None:
-            self._check(0 <= self.quality <= 1, "quality", "within 0..1")
+            value = self._number(field_name)
+            self._check(value is None or (isfinite(value) and value > 0), field_name, "positive")
+        self._check_limits()
+        quality = self._number("quality")
+        self._check(quality is None or 0 <= quality <= 1, "quality", "within 0..1")
         for field_name in ("price_in", "price_out", "price_in_cached"):
-            value = getattr(self, field_name)
-            possible = value is None or (isfinite(value) and value >= 0)
-            self._check(possible, field_name, "0 or more")
+            value = self._number(field_name)
+            self._check(value is None or (isfinite(value) and value >= 0), field_name, "0 or more")
+
+    def _check_limits(self) -> None:
+        "Limits below one request are none that can be kept."
+        slower = "1 or more (a slower limit is one of requests per day, rpd)"
+        self._check(self.rpm is None or self.rpm >= 1, "rpm", slower)
+        self._check(self.rpd is None or self.rpd >= 1, "rpd", "1 or more")
+        at_once = self.most_at_once
+        self._check(at_once is None or at_once == int(at_once), "most_at_once", "a whole number")
+
+    def _number(self, field_name: str) -> float | None:
+        "The value of a field. TypeError where it is neither a number nor None."
+        value: float | None = getattr(self, field_name)
+        if value is not None:
+            _check_number(f"Backend {self.name!r}: {field_name}", value)
+        return value
 
     def _check(self, possible: bool, field_name: str, wanted: str) -> None:
         if possible:
@@ -111,6 +160,28 @@ class Request(NamedTuple):
         if cached and backend.price_in_cached is not None:
             price_in = backend.price_in_cached
         return (self.tokens_in * price_in + self.tokens_out * backend.price_out) / 1e6
+
+
+def _check_request(request: Any) -> None:
+    """TypeError on what is no request, ValueError on amounts that are none.
+
+    Rules and budgets that such a value is compared with would let everything pass.
+    """
+    if not isinstance(request, Request):
+        raise TypeError(f"a Request is needed, got {type(request).__name__}: {request!r:.80}")
+    for name in ("tokens_in", "tokens_out"):
+        _check_amount(f"Request.{name}", getattr(request, name), _MOST_TOK)
+    for name in ("slo_ms", "ttft_limit_ms"):
+        value = getattr(request, name)
+        if value is not None:
+            _check_amount(f"Request.{name}", value)
+    for name in ("max_cost_usd", "min_quality"):
+        value = getattr(request, name)
+        _check_number(f"Request.{name}", value)
+        if value != value:
+            raise ValueError(f"Request.{name} must be a number, got {value!r}")
+    for name in ("regions", "tags"):
+        _check_names(f"Request.{name}", getattr(request, name))
 
 # %% ../../nbs/routing/00a_records.ipynb #a3feb6c0
 def _lacks(
@@ -223,33 +294,79 @@ class Outcome:
     verdict: Verdict = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """ValueError on a latency that is no duration, a quality that is no number, a status that
-        is none.
+        """ValueError on amounts and times that are none, and on a status that is none.
 
-        They would poison every statistic behind them.
+        They would poison every statistic and every budget behind them. TypeError on a value of
+        another kind. An exception as `error` is taken by its name and text.
         """
         if self.error is None and self.status is None:
             self.verdict = _WELL if self.ok else _BAD
         else:
             self._judge()
-        if self.quality is not None or self.retry_after_s is not None:
+        if not self._is_sound():
+            self._check_amounts()
+        if self.latency_ms is None and self.ok:
+            raise ValueError("a successful outcome needs latency_ms")
+        if (
+            self.cost_usd is not None
+            or self.quality is not None
+            or self.retry_after_s is not None
+            or self.decision.__class__ is not int
+        ):
             self._check_extras()
-        latency_ms = self.latency_ms
-        if latency_ms is None:
-            if self.ok:
-                raise ValueError("a successful outcome needs latency_ms")
-        elif not 0.0 <= latency_ms < inf:
-            raise ValueError(f"latency_ms must be finite and 0 or more, got {latency_ms!r}")
+
+    def _is_sound(self) -> bool:
+        "Whether all amounts are plain numbers that make sense."
+        try:
+            return (
+                -inf < self.ts_s < inf
+                and 0 <= self.tokens_in < _MOST_TOK
+                and 0 <= self.tokens_out < _MOST_TOK
+                and (self.ok is True or self.ok is False)
+                and (self.latency_ms is None or 0.0 <= self.latency_ms < inf)
+            )
+        except TypeError:
+            return False
+
+    def _check_amounts(self) -> None:
+        "Say which value makes no sense; numbers of other libraries pass."
+        for name in ("tokens_in", "tokens_out"):
+            _check_amount(name, getattr(self, name), _MOST_TOK)
+        if self.latency_ms is not None:
+            _check_amount("latency_ms", self.latency_ms)
+        _check_number("ts_s", self.ts_s)
+        if not isfinite(self.ts_s):
+            raise ValueError(f"ts_s must be finite, got {self.ts_s!r}")
+        if isinstance(self.ok, (str, bytes)):
+            raise TypeError(f"ok must be True or False, got {self.ok!r}")
+        self.ok = bool(self.ok)
 
     def _check_extras(self) -> None:
-        quality, wait_s = self.quality, self.retry_after_s
-        if quality is not None and not -inf < quality < inf:
-            raise ValueError(f"quality must be finite, got {quality!r}")
-        if wait_s is not None and not 0.0 <= wait_s < inf:
-            raise ValueError(f"retry_after_s must be finite and 0 or more, got {wait_s!r}")
+        "Look at what most outcomes do not have."
+        if isinstance(self.cost_usd, Decimal):
+            self.cost_usd = float(self.cost_usd)
+        for name in ("cost_usd", "retry_after_s"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_amount(name, value)
+        if self.quality is not None:
+            _check_number("quality", self.quality)
+            if not isfinite(self.quality):
+                raise ValueError(f"quality must be finite, got {self.quality!r}")
+        if self.decision is not None and not isinstance(self.decision, Integral):
+            raise TypeError(
+                f"decision must be the id of a decision (`decision.id`), got {self.decision!r:.80}"
+            )
 
     def _judge(self) -> None:
-        verdict = classify(self.status, self.error)
+        if isinstance(self.error, BaseException):
+            self.error = f"{type(self.error).__name__}: {self.error}"
+        status, error = self.status, self.error
+        if status is not None and not isinstance(status, Integral):
+            raise TypeError(f"status must be a whole number, got {status!r}")
+        if error is not None and not isinstance(error, str):
+            raise TypeError(f"error must be a text or an exception, got {error!r:.80}")
+        verdict = classify(status, error)
         if verdict is _WELL or verdict.kind == "success":
             verdict = _WELL if self.ok else _BAD
         else:

@@ -46,6 +46,7 @@ from .outcomes import displayed
 from .paces import _Paces
 from .policies import OwnPace, Policy, Scene, Signals, WeightedPlan
 from arcpoint_ce.routing.records import (
+    _MOST_TOK,
     DEFAULT_SLO_MS,
     STEP_S,
     Backend,
@@ -54,6 +55,9 @@ from arcpoint_ce.routing.records import (
     Outcome,
     Request,
     Tier,
+    _check_amount,
+    _check_number,
+    _check_request,
     foreseen_change,
     serves,
 )
@@ -94,11 +98,13 @@ class RouterConfig:
     seed: int = 0  # for draws and breaker jitter
 
     def __post_init__(self) -> None:
-        "ValueError on values that make no sense."
-        if not 0 <= self.slo_tok_ms < inf:
-            raise ValueError(f"RouterConfig.slo_tok_ms must be 0 or more, got {self.slo_tok_ms!r}")
+        "ValueError on values that make no sense, TypeError on what is no number."
+        for name in ("slo_tok_ms", "act_s", "slow_start_s"):
+            _check_amount(f"RouterConfig.{name}", getattr(self, name))
         for name in ("slo_ms", "ttft_limit_ms", "lease_s", "refresh_s", "forget_s", "step_s"):
             value = getattr(self, name)
+            if value is not None:
+                _check_number(f"RouterConfig.{name}", value)
             if value is not None and not value > 0:
                 raise ValueError(f"RouterConfig.{name} must be positive, got {value!r}")
         shares = ["probe_share", "panic_share", "room_share", "smoothing"]
@@ -106,10 +112,14 @@ class RouterConfig:
             shares.append("explore")
         for name in shares:
             value = getattr(self, name)
+            _check_number(f"RouterConfig.{name}", value)
             if not 0 <= value <= 1:
                 raise ValueError(f"RouterConfig.{name} must be between 0 and 1, got {value!r}")
         if not self.gateways >= 1:
             raise ValueError(f"RouterConfig.gateways must be 1 or more, got {self.gateways!r}")
+
+
+_DAY_S = 86_400.0
 
 
 class _Limits:
@@ -119,6 +129,14 @@ class _Limits:
         self.config = config
         self.tiers = tiers
         self.usual_tok = 256.0  # usual length of an answer, tokens
+        self.lease_s = config.lease_s  # a reservation nobody ends is released after this, s
+        for limit_ms in (config.slo_ms, *(tier.slo_ms for tier in tiers.values())):
+            self.cover(limit_ms)
+
+    def cover(self, limit_ms: float | None) -> None:
+        "A request may take as long as its limit: no lease is shorter, a day at the most."
+        if limit_ms is not None and limit_ms > 1000.0 * self.lease_s:
+            self.lease_s = min(limit_ms / 1000.0, _DAY_S)
 
     def size_tok(self, request: Request) -> int:
         "Input and output; the usual length where the caller names none."
@@ -775,7 +793,7 @@ class _Lessons:
     def _ended(self, o: Outcome, start_us: int) -> tuple[float, int, float]:
         "A duration beyond every lease is a mistake and counts as unknown."
         took_ms = o.latency_ms
-        if took_ms is None or took_ms > 1000.0 * self.config.lease_s:
+        if took_ms is None or took_ms > 1000.0 * self.limits.lease_s:
             return inf, start_us, o.ts_s
         return took_ms, start_us + int(took_ms * 1000.0 + 0.5), o.ts_s + took_ms / 1000.0
 
@@ -888,7 +906,6 @@ class _Reservations:
         "paces",
         "lessons",
         "views",
-        "lease_s",
         "open",
         "lapsed",
         "due_s",
@@ -897,14 +914,11 @@ class _Reservations:
 
     MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
 
-    def __init__(
-        self, members: _Members, lessons: _Lessons, views: _Views, config: RouterConfig
-    ) -> None:
+    def __init__(self, members: _Members, lessons: _Lessons, views: _Views) -> None:
         self.signals = members.signals
         self.paces = lessons.paces
         self.lessons = lessons
         self.views = views
-        self.lease_s = config.lease_s
         self.open = self.paces.open  # by id; the first to end comes first
         # by id, those whose lease is over; oldest first
         self.lapsed: dict[int | None, Decision] = {}
@@ -923,11 +937,12 @@ class _Reservations:
         "A new decision, and all that its first attempt holds."
         # an infinite time raises here, with nothing reserved
         now_us = int(now * 1e6 + 0.5)
-        until_s = now + self.lease_s
+        limits = self.lessons.limits
+        until_s = now + limits.lease_s
         s = self.signals
         id = s.turn + 1
         known = s.frozen(view.lean)
-        usual_tok = self.lessons.limits.usual_tok
+        usual_tok = limits.usual_tok
         d = Decision(id, request, lane, now, until_s, view, place, known, usual_tok)
         s.turn = id
 
@@ -974,7 +989,7 @@ class _Reservations:
         # the newest lease is the last to end
         self.open.pop(id, None)
         self.lapsed.pop(id, None)
-        until_s = now + self.lease_s
+        until_s = now + self.lessons.limits.lease_s
         d.until_s = until_s
         self.open[id] = d
         self.due_s = min(self.due_s, until_s)
@@ -1128,10 +1143,11 @@ class _Reservations:
 
     def set_back(self, now: float) -> None:
         "The clock ran ahead, and it is `now`: leases keep their length and begin now."
+        latest_s = now + self.lessons.limits.lease_s
         for d in self.open.values():
-            d.until_s = min(d.until_s, now + self.lease_s)
+            d.until_s = min(d.until_s, latest_s)
             d.seen_s = min(d.seen_s, now)
-        self.due_s = min(self.due_s, now + self.lease_s)
+        self.due_s = min(self.due_s, latest_s)
 
     def expire(self, now: float) -> int:
         "End the leases that are over, and say how many. OverflowError on an infinite time."
@@ -1237,7 +1253,6 @@ class _Memory:
 _KIND = ("model", "task", "tier", "slo_ms", "min_quality", "regions", "tags", "max_cost_usd")
 _kind_of = itemgetter(*(Request._fields.index(name) for name in _KIND))
 _NO_CACHE = (None, None)  # neither session nor prefix
-_MOST_TOK = 1e9  # no answer is that long: a report of so many tokens is a mistake
 _NO_DECISION: Any = SimpleNamespace(open=0)  # what an outcome belongs to that nobody waits for
 _MOST_ATTEMPTS = 16  # of one decision; outcomes name the attempt in four bits of a key
 
@@ -1274,6 +1289,16 @@ def _strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
     )
 
 
+def _by_name(tiers: Iterable[Tier]) -> dict[str, Tier]:
+    "Tiers by name. ValueError where two share one."
+    out: dict[str, Tier] = {}
+    for tier in tiers:
+        if tier.name in out:
+            raise ValueError(f"two tiers are called {tier.name!r}; a request names one of them")
+        out[tier.name] = tier
+    return out
+
+
 @displayed
 class Router:
     """Chooses backends for requests and learns from the outcomes.
@@ -1298,11 +1323,16 @@ class Router:
         shed: ShedConfig = ShedConfig(),
     ) -> None:
         policy = policy or OwnPace(gateways=config.gateways)
+        if not hasattr(policy, "plan"):
+            raise TypeError(
+                f"policy must have a method `plan`, got {policy!r:.80}; one of those that ship: "
+                "make_policy('adaptive_least') of arcpoint_ce.routing.policies"
+            )
         self.policy = policy
         self.config = config
         usual: BreakerConfig = getattr(policy, "breaker", BreakerConfig())
         self.breaker_config = breaker or usual
-        self.tiers = {t.name: t for t in tiers}
+        self.tiers = _by_name(tiers)
         self.shedder = Shedder(shed)
         self.table = ForecastTable()
         self._clock = Clock()
@@ -1326,7 +1356,7 @@ class Router:
         self._paces = _Paces(members.signals, members.lanes, gamma)
         self._lessons = _Lessons(members.signals, self._paces, limits, self.counts)
         self._views = _Views(self._admission, self._paces, self.explore)
-        self._reservations = _Reservations(members, self._lessons, self._views, config)
+        self._reservations = _Reservations(members, self._lessons, self._views)
         spending = self._admission.spending
         self._memory = _Memory(members, self._lessons, spending)
         self._kind_of = _kind_with(spending) if spending.tenants else _kind_of
@@ -1343,6 +1373,7 @@ class Router:
         "A backend joins. One added while running starts slowly. ValueError if the name is taken."
         with self._lock:
             self._members.add(backend, self.breaker_config, now)
+            self._limits.cover(backend.slo_ms)
             self._views.outdate()
 
     def remove(self, name: str) -> None:
@@ -1381,7 +1412,9 @@ class Router:
     def rank(self, request: Request, now: float, policy: Policy | None = None) -> Ranking:
         """What `decide` would draw from, with scores, odds and reasons; by another policy, where
         one is given (see `admit`). Changes nothing. NoBackend if nothing may serve the request.
+        TypeError or ValueError where the request holds what makes no sense.
         """
+        _check_request(request)
         with self._lock:
             policy = policy or self.policy
             view = self._views.make(request, now, self.table, policy, resort=True)
@@ -1395,7 +1428,8 @@ class Router:
         """Choose and reserve.
 
         Never blocks. NoBackend if nothing may serve the request. `policy`: another one than the
-        router's, for this request (see `admit`).
+        router's, for this request (see `admit`). TypeError or ValueError where the request holds
+        what makes no sense; nothing is reserved then.
         """
         # half the price of `with`; only where every request pays it
         self._lock.acquire()
@@ -1406,10 +1440,11 @@ class Router:
             key = policy, self._kind_of(request)
             views = self._views
             view = views.kept.get(key, _NO_VIEW)
+            tokens_in = request.tokens_in
             if (
                 view.stamp != views.stamp
                 or not view.since_s <= now < view.until_s
-                or request.tokens_in + request.tokens_out >= view.sure_tok
+                or not 0 <= tokens_in <= tokens_in + request.tokens_out < view.sure_tok
                 and self._is_large(request, view)
             ):
                 view = self._fresh_view(key, request, now, policy)
@@ -1426,11 +1461,15 @@ class Router:
             d = reservations.book(request, view, place, lane, now)
             self.counts["decided"] = d.id
             return d
+        except (TypeError, LookupError, AttributeError):
+            _check_request(request)  # says what is wrong with it
+            raise
         finally:
             self._lock.release()
 
     def _is_large(self, request: Request, view: View) -> bool:
         "Is it larger than what the view lets pass unasked?"
+        _check_request(request)
         tokens_in, tokens_out = request.tokens_in, request.tokens_out
         if tokens_in > view.context_tok:
             return True
@@ -1440,6 +1479,8 @@ class Router:
         self, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
     ) -> View:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
+        _check_request(request)
+        self._limits.cover(request.slo_ms)
         self._tell(now)
         self._lessons.fade(now)
         self._paces.fold(now)
@@ -1532,7 +1573,10 @@ class Router:
         """Draw and reserve a further attempt (retry or hedge) among those not tried yet.
 
         Returns where it goes, None if there is nowhere left; its number is `attempts - 1`.
+        TypeError where `without` is a text: it would be taken letter by letter.
         """
+        if isinstance(without, str):
+            raise TypeError(f"without holds names: write [{without!r}] for a single one")
         with self._lock:
             if len(d.lanes) >= _MOST_ATTEMPTS:
                 return None
@@ -1548,8 +1592,10 @@ class Router:
 
     def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
         """Reserve on a given backend; `anyway`: over its rate limits and through its breaker,
-        unless a person holds that open. NoBackend where it may not serve the request.
+        unless a person holds that open. NoBackend where it may not serve the request. TypeError or
+        ValueError where the request holds what makes no sense.
         """
+        _check_request(request)
         with self._lock:
             forced = backend if anyway else None
             view = self._views.make(request, now, self.table, self.policy, anyway=forced)
@@ -1728,6 +1774,8 @@ class Router:
                 lane.budget.told(left, now)
             if left.wait_s is not None:
                 lane.hold.throttle(now, left.wait_s)
+            elif left.spent:
+                lane.hold.throttle(now, left.reset_s)
             self._views.outdate()
 
     def claims(self, now: float) -> dict[str, dict[str, Any]]:  # by backend, fit for JSON

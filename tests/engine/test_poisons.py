@@ -130,8 +130,10 @@ def test_an_outcome_that_cannot_be_kept_is_lost_alone_and_may_be_told_again(shel
     made = [router.decide(Request(), float(k)) for k in range(4)]
     for d in made:
         store.decided(d)
-    how = dict(ts_s=1.0, latency_ms=50.0, ok=True, decision=made[1].id) | bad
-    store.ended(Outcome(made[1].backend, **how))
+    outcome = Outcome(made[1].backend, 1.0, 50.0, decision=made[1].id)
+    for name, value in bad.items():
+        setattr(outcome, name, value)  # an outcome itself takes no such value
+    store.ended(outcome)
     for d in made:
         store.ended(Outcome(d.backend, d.at_s, 50.0, True, None, d.id))
     store.flush(10.0)

@@ -37,8 +37,8 @@ def test_counts_concern_their_minute_and_a_clock_that_was_set_back_by_less_than_
 
 def test_a_minute_that_is_full_lasts_to_its_end():
     assert spent(120.0, 121.0, rpm=2).ready_s(179.5) == 180.0
-    assert spent(120.0, rpm=0.5).ready_s(179.5) == 180.0  # at least one request fits a minute
-    assert spent(tokens=0, rpm=0.5).ready_s(130.0) == 130.0
+    assert spent(120.0, rpm=1).ready_s(179.5) == 180.0
+    assert spent(tokens=0, rpm=1).ready_s(130.0) == 130.0
     by_tokens = spent(120.0, tokens=60, tpm=100)
     assert (by_tokens.ready_s(150.0, 40), by_tokens.ready_s(150.0, 41)) == (154.0, 180.0)
     assert (by_tokens.ready_s(130.0, 100), by_tokens.ready_s(130.0, 101)) == (180.0, inf)
@@ -53,7 +53,7 @@ def test_requests_of_the_day_count_until_midnight_utc():
     assert budget.ready_s(DAY_S) == DAY_S and budget.ready_s(DAY_S - 1.0) == DAY_S
     budget.spend(0, DAY_S + 5.0)
     assert budget.used_day == 1 and budget.ready_s(DAY_S + 100.0) == DAY_S + 100.0
-    assert spent(10.0, rpd=0.5).ready_s(100.0) == DAY_S  # at least one fits a day
+    assert spent(10.0, rpd=1).ready_s(100.0) == DAY_S
     assert spent(10.0, rpd=2).ready_s(100.0) == 100.0
 
 

@@ -33,7 +33,13 @@ def test_an_amount_of_a_backend_is_positive(name):
     for value in (0, -1, inf, nan):
         with pytest.raises(ValueError, match=f"'a': {name} must be positive, got"):
             Backend("a", **{name: value})
-    assert getattr(Backend("a", **{name: 0.5}), name) == 0.5
+    if name in ("rpm", "rpd", "most_at_once"):  # half a request cannot be kept to
+        with pytest.raises(ValueError, match=name):
+            Backend("a", **{name: 0.5})
+    else:
+        assert getattr(Backend("a", **{name: 0.5}), name) == 0.5
+    with pytest.raises(TypeError, match=f"'a': {name} must be a number, got '4'"):
+        Backend("a", **{name: "4"})
 
 
 @pytest.mark.parametrize("name", PRICES)
