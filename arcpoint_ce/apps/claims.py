@@ -194,7 +194,7 @@ _STORED = {
         "policies",
         "wins families on worlds that nobody had looked at, and loses none",
         "arcpoint record",
-        "1791d70bf0b79a71bab34902025e51b278c0396c790a6cda9a87075303ba6410",
+        "ad34e2bab035faf053740397ed00d5ebd08126c824a9e8e443cfb10c26a8a45d",
     ),
     "drift": (
         "drift",
