@@ -117,7 +117,8 @@ _REQUEST = (
 _CANCELLED = (
     r"cancel|client_(?:has_|prematurely_)*(?:close|disconnect|went|hung|gone|abort|left|hang)"
     r"|(?:closed|aborted|disconnected|terminated|dropped)_by_(?:the_)?(?:client|user|caller)"
-    r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|downstream|generator_exit"
+    r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|downstream"
+    r"|generator_exit"
 )
 _THROTTLED = (
     r"rate_?limit|too_many_(?:requests|concurrent|calls)|throttl|quota|resource_?exhausted"

@@ -1303,7 +1303,8 @@ def _by_name(tiers: Iterable[Tier]) -> dict[str, Tier]:
 class Router:
     """Chooses backends for requests and learns from the outcomes.
 
-    Usable from threads and from asyncio.
+    Usable from threads and from asyncio. ValueError where two tiers or two backends share a name,
+    TypeError where the policy is none.
     """
 
     COUNTED = (

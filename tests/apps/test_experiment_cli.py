@@ -37,6 +37,7 @@ NAMES = {
     *(f"{name}{end}" for name in ("ratio", "ratio_sharp", "on_off") for end in ("", "_lo", "_hi")),
     *("median_ratio", "median_ratio_sharp", "cost_ratio", "lead_s_median"),
 }
+pytestmark = pytest.mark.xdist_group("experiment")  # one worker makes the run that most look at
 SMALL = ("--requests", 600, "--seeds", 2, "--jobs", 1, "--no-progress")
 
 

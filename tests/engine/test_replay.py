@@ -194,6 +194,7 @@ def test_a_logs_tenants_spend_their_budgets(tmp_path):
     assert told["usd_left_this_day"] == pytest.approx(5.0 - 20 * 0.1)
 
 
+@pytest.mark.slow
 def test_retraining_promotes_once_and_then_keeps(tmp_path):
     given = dict(data="exercise", registry=str(tmp_path / "registry"), quick=True)
     first, second = (

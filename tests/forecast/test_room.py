@@ -42,11 +42,13 @@ def missed():
     )
 
 
+@pytest.mark.slow
 def test_a_program_gets_what_was_measured(missed):
     assert missed["adaptive_least"] > 30
     assert missed["program"] <= missed["ours"] + 25, missed
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_what_pays(missed):
     assert missed["program"] < 0.4 * missed["untaught"], missed
 
