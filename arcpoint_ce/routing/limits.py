@@ -7,7 +7,7 @@ __all__ = ['Budget', 'read_limits', 'Holdback']
 
 # %% ../../nbs/routing/04a_limits.ipynb #5257cd59
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -413,18 +413,28 @@ def read_limits(
     "Rate-limit headers of the usual providers. What is no number is passed over."
     said = {_text(name).lower(): _text(value) for name, value in headers.items()}
     left: dict[str, float | None] = {}
-    spent, reset_s = False, None
-    for field_name, names in _LEFT_HEADERS.items():
-        told = {name: _amount(said[name]) for name in names if name in said}
-        left[field_name] = next((x for x in told.values() if x is not None), None)
-        if left[field_name] != 0:
-            continue
-        resets = (_until(said[name]) for name in _RESET_HEADERS[field_name] if name in said)
-        again_s = next((x for x in resets if x is not None), None)
-        if again_s is not None:
-            reset_s = max(again_s, reset_s or 0.0)
-        spent |= again_s is not None or any(name not in _ANY_WINDOW for name in told)
-    return _LimitsLeft(**left, wait_s=_wait_of(said), spent=spent, reset_s=reset_s)
+    resets: list[float | None] = []  # of limits that are spent
+    for kind, names in _LEFT_HEADERS.items():
+        left[kind] = _first(_amount, said, names)
+        if left[kind] == 0:
+            again_s = _first(_until, said, _RESET_HEADERS[kind])
+            if again_s is not None or any(n in said and n not in _ANY_WINDOW for n in names):
+                resets.append(again_s)
+    known = [x for x in resets if x is not None]
+    return _LimitsLeft(
+        **left,
+        wait_s=_wait_of(said),
+        spent=bool(resets),
+        reset_s=max(known, default=None),
+    )
+
+
+def _first(
+    read: Callable[[object], float | None], said: Mapping[str, str], names: Iterable[str]
+) -> float | None:
+    "The first of some headers that can be read; None where there is none."
+    values = (read(said[name]) for name in names if name in said)
+    return next((value for value in values if value is not None), None)
 
 
 def _text(value: object) -> str:

@@ -89,12 +89,7 @@ class Backend:
 
         TypeError where a number or a tuple of names is something else.
         """
-        if not isinstance(self.name, str):
-            raise TypeError(f"Backend.name must be a text, got {self.name!r}")
-        if not self.name:
-            raise ValueError("Backend.name must not be empty")
-        for field_name in ("models", "tasks", "tiers", "tags"):
-            _check_names(f"Backend {self.name!r}: {field_name}", getattr(self, field_name))
+        self._check_texts()
         _check_number(f"Backend {self.name!r}: capacity", self.capacity)
         self._check(isfinite(self.capacity) and self.capacity > 0, "capacity", "positive")
         for field_name in _AMOUNTS:
@@ -106,6 +101,15 @@ class Backend:
         for field_name in ("price_in", "price_out", "price_in_cached"):
             value = self._number(field_name)
             self._check(value is None or (isfinite(value) and value >= 0), field_name, "0 or more")
+
+    def _check_texts(self) -> None:
+        "A name, and tuples of names."
+        if not isinstance(self.name, str):
+            raise TypeError(f"Backend.name must be a text, got {self.name!r}")
+        if not self.name:
+            raise ValueError("Backend.name must not be empty")
+        for field_name in ("models", "tasks", "tiers", "tags"):
+            _check_names(f"Backend {self.name!r}: {field_name}", getattr(self, field_name))
 
     def _check_limits(self) -> None:
         "Limits below one request are none that can be kept."
@@ -306,8 +310,6 @@ class Outcome:
             self._judge()
         if not self._is_sound():
             self._check_amounts()
-        if self.latency_ms is None and self.ok:
-            raise ValueError("a successful outcome needs latency_ms")
         if (
             self.cost_usd is not None
             or self.quality is not None
@@ -324,7 +326,7 @@ class Outcome:
                 and 0 <= self.tokens_in < _MOST_TOK
                 and 0 <= self.tokens_out < _MOST_TOK
                 and (self.ok is True or self.ok is False)
-                and (self.latency_ms is None or 0.0 <= self.latency_ms < inf)
+                and (not self.ok if self.latency_ms is None else 0.0 <= self.latency_ms < inf)
             )
         except TypeError:
             return False
@@ -341,6 +343,8 @@ class Outcome:
         if isinstance(self.ok, (str, bytes)):
             raise TypeError(f"ok must be True or False, got {self.ok!r}")
         self.ok = bool(self.ok)
+        if self.latency_ms is None and self.ok:
+            raise ValueError("a successful outcome needs latency_ms")
 
     def _check_extras(self) -> None:
         "Look at what most outcomes do not have."

@@ -1442,13 +1442,11 @@ class Router:
             views = self._views
             view = views.kept.get(key, _NO_VIEW)
             tokens_in = request.tokens_in
-            if (
-                view.stamp != views.stamp
-                or not view.since_s <= now < view.until_s
-                or not 0 <= tokens_in <= tokens_in + request.tokens_out < view.sure_tok
-                and self._is_large(request, view)
+            if view.stamp != views.stamp or not (
+                view.since_s <= now < view.until_s
+                and 0 <= tokens_in <= tokens_in + request.tokens_out < view.sure_tok
             ):
-                view = self._fresh_view(key, request, now, policy)
+                view = self._looked_again(view, key, request, now, policy)
 
             paces = self._paces
             if paces.told:
@@ -1467,6 +1465,15 @@ class Router:
             raise
         finally:
             self._lock.release()
+
+    def _looked_again(
+        self, view: View, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
+    ) -> View:
+        "The same view where it holds and the request is not too large for it, else a fresh one."
+        holds = view.stamp == self._views.stamp and view.since_s <= now < view.until_s
+        if holds and not self._is_large(request, view):
+            return view
+        return self._fresh_view(key, request, now, policy)
 
     def _is_large(self, request: Request, view: View) -> bool:
         "Is it larger than what the view lets pass unasked?"
