@@ -98,27 +98,36 @@ _REFUSED = (
 )
 _CONTENT = (
     r"content_(?:filter|polic|management|block|moderat|violat)|moderation|safety|guardrail"
+    r"|data_inspection|(?:inappropriate|sensitive|unsafe|harmful)_content"
     r"|responsible_ai|recitation|prohibited|jailbreak|blocklist|(?<![a-z])spii(?![a-z])"
 )
 _BLOCKED = r"blocked"
 _SIZE = (
     r"context_?(?:length|window|limit|size)|(?:token|length|size|context)_limit"
     r"|max(?:imum)?_(?:context|token|length|input|prompt|model_len)"
-    r"|too_(?:long|large|many_tokens|big)|above_(?:the_)?max|payload_size|token_count"
-    r"|exceeds_(?:the_)?max|reduce_(?:the_|your_)*(?:length|size|prompt|input|message)"
+    r"|too_(?:long|large|many_tokens|big)(?!_header)|above_(?:the_)?max|payload_size|token_count"
+    r"|exceeds_(?:the_)?max(?!imum_queue|_queue)|message_larger_than"
+    r"|reduce_(?:the_|your_)*(?:length|size|prompt|input|message)"
 )
 _REQUEST = (
-    r"bad_request|invalid_(?!response|status|chunk|header|ca_cert)|(?<!response_)validation"
-    r"|unprocessable|unsupported(?!_certificate)|not_supported"
-    r"|not_found|not_exist|no_such_(?!host)|failed_precondition|out_of_range|already_exist"
+    r"bad_request|bad_input|invalid_(?!response|status|chunk|header|ca_cert|json_received)"
+    r"|(?<!response_)validation"
+    r"|unprocessable|unsupported(?!_certificate)|not_supported|isn_t_supported|not_support"
+    r"|unrecognized_(?:request|arg|param|field)|(?:identifier|argument)_is_invalid|_must_be_"
+    r"|could_not_parse_the|image_parse|tool_use_id|tool_result|template_error|successive_user"
+    r"|roles?_(?:should_be_|should_|must_)?alternat|decommissioned|have_access_to"
+    r"|unable_to_access_model|on_demand_throughput|must_be_a_member"
+    r"|grpc_status_(?:3|5|6|9|11)(?![0-9])"
+    r"|(?<!file_)not_found|not_exist|no_such_(?!host|file)"
+    r"|failed_precondition|out_of_range|already_exist"
     r"|malformed_(?!response)|missing_(?:param|field|required|argument)|method_not_allowed"
     r"|not_acceptable|budget_exceeded|4xx|unknown_(?:model|param|argument|field)"
 )
 _CANCELLED = (
     r"cancel|client_(?:has_|prematurely_)*(?:close|disconnect|went|hung|gone|abort|left|hang)"
     r"|(?:closed|aborted|disconnected|terminated|dropped)_by_(?:the_)?(?:client|user|caller)"
-    r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|downstream"
-    r"|generator_exit"
+    r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|generator_exit"
+    r"|downstream_(?:remote_|local_)?(?:disconnect|connection|reset|cancel|close|abort|termin)"
 )
 _THROTTLED = (
     r"rate_?limit|too_many_(?:requests|concurrent|calls)|throttl|quota|resource_?exhausted"
@@ -126,6 +135,15 @@ _THROTTLED = (
     r"|(?:request|usage|bandwidth|concurrency|throughput|spend\w*|rpm|tpm|daily|hard)_limit"
     r"|(?:throughput|request_limit|rate)_exceeded|insufficient_(?:credit|balance|fund)"
     r"|billing|payment_required|out_of_credit|credit_balance|wait_before_trying"
+    r"|(?:organization|max|maximum)_concurrency|number_of_concurrent|limited_to_[0-9]+"
+    r"|reach(?:ed)?_limit|error_code_1015|included_credits|free_allocation|over_budget"
+    r"|exceeded_budget|grpc_status_8(?![0-9])"
+)
+# a service behind the backend is what failed, whatever it is there for
+_OUTAGE = (
+    r"cuda|out_of_memory|crash|shutting_down|500_internal|service_(?:is_)?(?:error|timed_out)"
+    r"|service_is_unavailable|worker_failed|endpoint_timed_out|json_received_from"
+    r"|validation_error_for_chat_completion_(?!request)"
 )
 _TROUBLE = (
     r"connect|refused|reset|unreachable|unavailable|overload|busy|bad_gateway|protocol|eof"
@@ -136,7 +154,7 @@ _TROUBLE = (
     r"|response_validation|transfer_encoding|model_error|unimplemented|read_error|write_error"
     r"|decod|nxdomain|no_route|name_or_service|dead|killed|out_of_service|queue_full|lost"
 )
-_VAGUE = r"upstream|stream|gateway|api_error|http_error|fail|unknown|partial|down"
+_VAGUE = r"upstream|stream|gateway|api_error|http_error|fail|unknown|partial|down|queue|returned_5"
 
 
 def _one_of(**groups: str) -> re.Pattern[str]:
@@ -156,6 +174,14 @@ _FIRST_WORD = _one_of(
     trouble=_TROUBLE,
 )
 _ANY_TROUBLE = re.compile(f"{_TROUBLE}|{_VAGUE}")
+_LEFT = re.compile(
+    r"client_(?:has_|prematurely_)*(?:close|disconnect|went|hung|gone)|by_(?:the_)?client"
+)
+# the commonest words of providers that answer in Chinese; other spellings know no such letters
+_CHINESE = (
+    ("throttled", re.compile("并发|频率|速率|限流|额度|余额|配额")),
+    ("caller", re.compile("敏感|不安全|违规|参数|不存在")),
+)
 _LIMITS = re.compile(_THROTTLED)
 _LATE_LIMITS = re.compile(r"limit_(?:exceeded|reached)|exceeded_(?:your|the)_\w*limit")
 _STATUS = r"(4[0-3][0-9]|451|499|50[0-9]|51[01]|52[0-9]|598)(?![0-9])"
@@ -199,21 +225,30 @@ def _number_in(text: str) -> int | None:
 def _group_of(text: str) -> str | None:
     "The group of words that decides; None where there is no such word."
     first = _FIRST_WORD.search(text)
-    if first is None or first.lastgroup != "trouble":
-        return first.lastgroup if first else None
-    cause = _CAUSES.search(text)
-    return cause.lastgroup if cause else "trouble"
+    if first is None:
+        return None
+    group = first.lastgroup
+    if group == "trouble":
+        cause = _CAUSES.search(text)
+        group = cause.lastgroup if cause else group
+    late = group in ("cancelled", "refused", "content") and re.search(_TIME, text)
+    return "time" if late and not _LEFT.search(text) else group
 
 
 def _by_text(text: str) -> Verdict:
     "What the text of a failure says."
     if text in _CODES:
         return _CODES[text]
+    if re.search(_OUTAGE, text):
+        return Verdict("backend", timed_out=re.search(_TIME, text) is not None)
     if _LIMITS.search(text):
         return Verdict("throttled")
     group = _group_of(text)
-    if group in _BY_GROUP:
-        return _BY_GROUP[group]
+    return _BY_GROUP[group] if group in _BY_GROUP else _by_number(text, group)
+
+
+def _by_number(text: str, group: str | None) -> Verdict:
+    "What a number in the text says, else that some trouble is told, or that nothing is known."
     number = _number_in(text)
     if number:
         return _by_status(number)
@@ -222,6 +257,14 @@ def _by_text(text: str) -> Verdict:
     if _LATE_LIMITS.search(text):
         return Verdict("throttled")
     return Verdict("backend", known=False)
+
+
+def _told_by(error: str, text: str) -> Verdict | None:
+    "What an error says, and the same in one spelling; None where it says nothing."
+    for kind, words in () if error.isascii() else _CHINESE:
+        if words.search(error):
+            return Verdict(kind)
+    return None if text in _NOTHING else _by_text(text)
 
 # %% ../../nbs/routing/00_outcomes.ipynb #7c17f94a
 _TIMES_OUT = frozenset((408, 504, 522, 524, 598))
@@ -254,9 +297,9 @@ def classify(
     if status and not 100 <= status <= 599:
         raise ValueError(f"status must be an HTTP status (100 to 599, or 0), got {status!r}")
     text = _spelt(error or "")
-    if text in _NOTHING:
+    by_text = _told_by(error or "", text)
+    if by_text is None:
         return Verdict("success") if status is None else _by_status(status)
-    by_text = _by_text(text)
     if not status or by_text.kind in ("throttled", "cancelled"):
         return by_text
     by_status = _by_status(status)
