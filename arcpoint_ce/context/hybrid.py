@@ -7,7 +7,7 @@ __all__ = ['Conflict', 'conflict_of', 'Gate', 'HybridRouter']
 
 # %% ../../nbs/context/58_hybrid.ipynb #a14be2bd
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -696,16 +696,21 @@ class HybridRouter:
         """
         return self.router.progress(decision, tokens, now)
 
-    def observe(self, outcome: Outcome) -> bool:
+    def observe(self, outcome: Outcome, now: float | None = None) -> bool:
         """Take in how an attempt ended. False: nobody waited for it.
 
-        ValueError where it cannot have run on the backend that it names.
+        `now`: when it came in, s; None: not known. ValueError where it cannot have run on the
+        backend that it names.
         """
-        return self.router.observe(outcome)
+        return self.router.observe(outcome, now)
 
-    def retry(self, d: Decision, now: float) -> str | None:
+    def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
         "Reserve a further attempt, without the agent, and say where; None: there is nowhere left."
-        return self.router.retry(d, now)
+        return self.router.retry(d, now, without)
+
+    def hear_limits(self, backend: str, headers: Mapping[str, Any], now: float):
+        "As `Router.hear_limits`: what an answer's headers say of rate limits. KeyError as there."
+        self.router.hear_limits(backend, headers, now)
 
     def cancel(self, d: Decision, now: float) -> bool:
         "The caller gave up: release what is reserved. False: nothing was."

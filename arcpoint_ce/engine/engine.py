@@ -1140,6 +1140,10 @@ class ContextEngine:
             self.store.ended(Outcome(backend, d.at_s, took_ms, False, "cancelled", d.id, k))
         return True
 
+    def hear_limits(self, backend: str, headers: Mapping[str, Any], now: float):
+        "As `Router.hear_limits`: what an answer's headers say of rate limits. KeyError as there."
+        self.router.hear_limits(backend, headers, now)
+
     def claim(self, request: Request, backend: str, now: float, anyway: bool = False) -> Decision:
         "As `Router.claim`, and written down."
         d = self.router.claim(request, backend, now, anyway)

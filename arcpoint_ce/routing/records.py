@@ -253,7 +253,9 @@ class Tier:
     ttft_limit_ms: float | None = None  # limit of the time to first token, ms; None: no own one
 
     def __post_init__(self) -> None:
-        "ValueError on a limit or a probability that is none."
+        "ValueError on a limit or a probability that is none, TypeError on what is no number."
+        for name in ("slo_ms", "confidence"):
+            _check_number(f"Tier {self.name!r}: {name}", getattr(self, name))
         if not (isfinite(self.slo_ms) and self.slo_ms > 0):
             raise ValueError(f"Tier {self.name!r}: slo_ms must be positive, got {self.slo_ms!r}")
         first_ms = self.ttft_limit_ms

@@ -117,6 +117,15 @@ class RouterConfig:
                 raise ValueError(f"RouterConfig.{name} must be between 0 and 1, got {value!r}")
         if not self.gateways >= 1:
             raise ValueError(f"RouterConfig.gateways must be 1 or more, got {self.gateways!r}")
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        "TypeError where a text stands for yes or no, or a single budget for several."
+        for name in ("callers_retry", "last_resort"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"RouterConfig.{name} must be True or False")
+        if not isinstance(self.budgets, tuple):
+            raise TypeError(f"RouterConfig.budgets must be a tuple, got {self.budgets!r:.80}")
 
 
 _DAY_S = 86_400.0
@@ -1290,9 +1299,11 @@ def _strict(c: BreakerConfig) -> BreakerConfig:  # a config that opens sooner
 
 
 def _by_name(tiers: Iterable[Tier]) -> dict[str, Tier]:
-    "Tiers by name. ValueError where two share one."
+    "Tiers by name. ValueError where two share one, TypeError on what is no tier."
     out: dict[str, Tier] = {}
     for tier in tiers:
+        if not isinstance(tier, Tier):
+            raise TypeError(f"tiers must be of the class Tier, got {tier!r:.80}")
         if tier.name in out:
             raise ValueError(f"two tiers are called {tier.name!r}; a request names one of them")
         out[tier.name] = tier
@@ -1323,6 +1334,8 @@ class Router:
         breaker: BreakerConfig | None = None,  # None: the one that goes with the policy
         shed: ShedConfig = ShedConfig(),
     ) -> None:
+        if not isinstance(config, RouterConfig):
+            raise TypeError(f"config must be a RouterConfig, got {config!r:.80}")
         policy = policy or OwnPace(gateways=config.gateways)
         if not hasattr(policy, "plan"):
             raise TypeError(
@@ -1371,7 +1384,11 @@ class Router:
         return [lane.backend for lane in self._lanes.values()]
 
     def add(self, backend: Backend, now: float) -> None:
-        "A backend joins. One added while running starts slowly. ValueError if the name is taken."
+        """A backend joins. One added while running starts slowly. ValueError if the name is taken,
+        TypeError on what is no backend.
+        """
+        if not isinstance(backend, Backend):
+            raise TypeError(f"a Backend is needed, got {backend!r:.80}")
         with self._lock:
             self._members.add(backend, self.breaker_config, now)
             self._limits.cover(backend.slo_ms)
@@ -1609,7 +1626,10 @@ class Router:
             view = self._views.make(request, now, self.table, self.policy, anyway=forced)
             names = [lane.backend.name for lane in view.lanes]
             if backend not in names:
-                raise NoBackend(view.refusal(backend))
+                others = tuple(name for name in self._lanes if name != backend)
+                alone = self._views.make(request, now, self.table, self.policy, others)
+                wait_s = max(alone.back_s - alone.since_s, 0.0)
+                raise NoBackend(view.refusal(backend), wait_s)
             place = names.index(backend)
             weights = [0.0] * len(names)
             weights[place] = 1.0

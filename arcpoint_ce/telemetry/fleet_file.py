@@ -147,10 +147,10 @@ class _BackendEntry(_Entry):
     price_in_cached: float | None = Field(None, ge=0, allow_inf_nan=False)  # of cached input
     slo_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     context_tok: int | None = Field(None, gt=0)
-    rpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per minute
+    rpm: float | None = Field(None, ge=1, allow_inf_nan=False)  # requests per minute
     tpm: float | None = Field(None, gt=0, allow_inf_nan=False)  # tokens per minute
     tpm_in: float | None = Field(None, gt=0, allow_inf_nan=False)  # of these, input
-    rpd: float | None = Field(None, gt=0, allow_inf_nan=False)  # requests per day (UTC)
+    rpd: float | None = Field(None, ge=1, allow_inf_nan=False)  # requests per day (UTC)
     most_at_once: int | None = Field(None, gt=0)  # requests, more are refused
     tags: list[_Word] = []  # what else it can do or is
     spill_order: int | None = Field(None, ge=0)  # 0 is used up first; left out: not reserved

@@ -149,7 +149,9 @@ class Straight:
         share = max(len(mine) / rpm, tok / tpm, in_tok / tpm_in)
         if len(mine) == 1 or tpm - tok < promised or minute + 60.0 * share - 2.0 > now:
             return True
-        return len(mine) + 1 > max(rpm, 1.0) or sum(x[0] >= day for x in self.sent) + 1 > rpd
+        if tok > tpm or in_tok > tpm_in:
+            return True
+        return len(mine) + 1 > rpm or sum(x[0] >= day for x in self.sent) + 1 > rpd
 
 
 @settings(max_examples=150, deadline=None)

@@ -101,8 +101,18 @@ def test_settings_that_make_no_sense_are_named(bad):
         RouterConfig(**bad)
     with pytest.raises(ValueError, match="two tiers are called 'gold'"):
         Router([Backend("a")], tiers=[Tier("gold"), Tier("gold", 50.0)])
-    with pytest.raises(TypeError, match="policy must have"):
-        Router([Backend("a")], policy="p2c")
+    for wrong, why in (
+        (dict(policy="p2c"), "policy must have"),
+        (dict(tiers=["gold"]), "of the class Tier"),
+        (dict(config=dict(slo_ms=3.0)), "must be a RouterConfig"),
+    ):
+        with pytest.raises(TypeError, match=why):
+            Router([Backend("a")], **wrong)
+    for wrong, why in ((dict(last_resort="no"), "last_resort"), (dict(callers_retry=1), "callers")):
+        with pytest.raises(TypeError, match=why):
+            RouterConfig(**wrong)
+    with pytest.raises(TypeError, match="a Backend is needed, got 'east'"):
+        Router(["east"])
 
 
 MASKED = dict(
@@ -218,6 +228,18 @@ def held_s(headers):
 )
 def test_a_backend_is_left_alone_for_as_long_as_headers_say_in_any_form(headers, wait_s):
     assert held_s(headers) == pytest.approx(wait_s, abs=0.01)
+
+
+def test_a_claim_that_is_refused_says_when_to_come_back_as_a_decision_does():
+    router = Router([Backend("a", rpm=1.0), Backend("b")])
+    router.claim(Request(), "a", 1.0)
+    with pytest.raises(NoBackend) as refused:
+        router.claim(Request(), "a", 1.0)
+    assert refused.value.retry_after_s == pytest.approx(59.0)
+    router.hear_limits("b", {"retry-after": "30"}, 2.0)
+    with pytest.raises(NoBackend) as refused:
+        router.claim(Request(), "b", 2.0)
+    assert refused.value.retry_after_s == pytest.approx(30.0)
 
 
 def test_a_moment_of_another_clock_holds_nobody_for_years():
