@@ -138,7 +138,7 @@ def nginx(c, file, r):
     host = f"10.1.{c.where}.1:80"
     tried = r.choice(["", "10.9.9.9:80, "])
     row = {
-        "time_iso8601": iso(c.at_ms, r),
+        "time_iso8601": iso(c.at_ms + c.took_ms, r),  # written when the request has ended
         "request": "POST /v1 HTTP/1.1",
         "status": str(c.code),
         "request_time": f"{c.took_ms / 1000:.3f}",
@@ -344,7 +344,7 @@ def envoy_text(c, file, r):
 
 
 def nginx_text(c, file, r):
-    host, at = f"10.4.{c.where}.1:80", pd.Timestamp(c.at_ms // 1000 * 10**9)
+    host, at = f"10.4.{c.where}.1:80", pd.Timestamp((c.at_ms + c.took_ms) // 1000 * 10**9)
     s = f"{c.took_ms / 1000:.3f}"
     tail = r.choice([f'rt={s} urt="{s}" ua="{host}"', f'"-" {s} {s} {host}', f"{s} {host}"])
     return (
@@ -360,7 +360,7 @@ class Maker(NamedTuple):
     arranged: str  # letters of the ways in which its files may be arranged
     apart: object = None  # a record that is set apart, from one that is not
     wrap: object = None  # around each record
-    exact: bool = True  # are times exact to the ms
+    exact: bool = True  # are times exact to the ms, and not to the second in which a call ended
 
 
 MAKERS = {
@@ -422,7 +422,9 @@ def make_file(r, layout, name):
     for i in range(r.randrange(2, 9)):
         call = call_of(r, name, i)
         record, backend, has_tokens = maker.record(call, name, r)
-        at_ms = call.at_ms if maker.exact else call.at_ms // 1000 * 1000
+        at_ms = call.at_ms
+        if not maker.exact:
+            at_ms = (call.at_ms + call.took_ms) // 1000 * 1000 - call.took_ms
         tokens = (call.tokens_in, call.tokens_out) if has_tokens else None
         took = call.took_ms if call.kind == "success" else None
         truth.append((call.kind, at_ms, backend, took, tokens if took else None))
