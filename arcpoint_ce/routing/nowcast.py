@@ -51,7 +51,7 @@ class Nowcast:
     HOLD_S = 2.0  # whole answers count again when no stream has said anything for this long, s
     LATE = 0.3  # weight of the newest whole answer where answers are even
     # of silence before there is hope, where streams tell and where only whole answers do, s
-    WAIT_S, WAIT_WHOLE_S = 2.0, 300.0
+    WAIT_S, WAIT_WHOLE_S = 2.0, 1800.0
     # the logarithm of the hoped pace's ratio to the usual falls to 1/e in this time, s
     HOPE_GROWS_S = 60.0
     # a time-out speaks of no more than this times the known pace: its request may just have been

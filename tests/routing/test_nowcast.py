@@ -65,17 +65,17 @@ def test_in_a_silence_hope_approaches_the_usual_pace(pace_s, ratio):
     assert n.hope_s == 0.0
 
 
-def test_where_only_whole_answers_tell_silence_lasts_five_minutes():
+def test_where_only_whole_answers_tell_silence_lasts_half_an_hour():
     n = Nowcast()
     n.fold(5_000.0, 0.05)
     assert n.hope_s == 0.0  # nothing is known of it at all
     n.answer(0.1, True, 100.0)
-    n.fold(400.0, 0.05)
+    n.fold(1_900.0, 0.05)
     assert (n.hope_s, n.heard_s) == (0.0, 100.0)
-    n.fold(460.0, 0.05)
+    n.fold(1_960.0, 0.05)
     assert n.hope_s == pytest.approx(0.05 * 2.0 ** exp(-1))
-    n.answer(0.4, True, 461.0)
-    assert (n.pace_s, n.hope_s, n.heard_s) == (0.4, 0.0, 461.0)
+    n.answer(0.4, True, 1_961.0)
+    assert (n.pace_s, n.hope_s, n.heard_s) == (0.4, 0.0, 1_961.0)
 
 
 def test_whole_answers_move_the_pace_by_three_tenths():

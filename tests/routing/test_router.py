@@ -2329,10 +2329,10 @@ def test_after_a_long_silence_one_request_at_a_time_finds_out():
 
     took_ms = dict(quick=2000.0, slow=20_000.0)
     answered(sent(0.0, 8), took_ms, 0.0)
-    for now in (30.0, 150.0, 300.0):
+    for now in (30.0, 900.0, 1700.0):
         batch = sent(now, 2)
         assert {d.backend for d in batch} == {"quick"}, "known to be slow"
         answered(batch, took_ms, now)
-    tried = [d.backend for d in sent(620.0, 1) + sent(622.0, 4)]
+    tried = [d.backend for d in sent(2120.0, 1) + sent(2122.0, 4)]
     assert tried.count("slow") == 1, tried
-    assert "slow" not in [d.backend for d in sent(629.0, 4)], "it has not told anything yet"
+    assert "slow" not in [d.backend for d in sent(2129.0, 4)], "it has not told anything yet"
