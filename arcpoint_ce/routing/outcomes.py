@@ -112,7 +112,7 @@ _SIZE = (
 _REQUEST = (
     r"bad_request|bad_input|invalid_(?!response|status|chunk|header|ca_cert|json_received)"
     r"|(?<!response_)validation"
-    r"|unprocessable|unsupported(?!_certificate)|not_supported|isn_t_supported|not_support"
+    r"|unprocessable|unsupported(?!_certificate)|not_support|isn_t_supported"
     r"|unrecognized_(?:request|arg|param|field)|(?:identifier|argument)_is_invalid|_must_be_"
     r"|could_not_parse_the|image_parse|tool_use_id|tool_result|template_error|successive_user"
     r"|roles?_(?:should_be_|should_|must_)?alternat|decommissioned|have_access_to"
