@@ -40,13 +40,7 @@ from ..engine.store import bench_store
 from ..forecast.forest import bench_forest
 from ..forecast.latency import LatencyForest, Ticker
 from ..forecast.online import bench_online
-from arcpoint_ce.lab.fleet import (
-    Fleet,
-    ServiceCurve,
-    SimBackend,
-    Tally,
-    rare_collections,
-)
+from ..lab.fleet import Fleet, ServiceCurve, SimBackend, Tally, rare_collections
 from ..lab.gateway import EngineGateway, lab_engine
 from ..lab.workloads import Lengths, Tokens, Workload, poisson
 from ..live.envoy import OrcaSidecar
@@ -85,10 +79,7 @@ def _made_up_forecast(name: str, rng: Random) -> Forecast:
     return Forecast(name, 0.0, 300.0, ms, ms)
 
 
-def _held_router(
-    n_backends: int,
-    seed: int = 0,
-) -> Router:  # all forecasts are fresh for a day
+def _held_router(n_backends: int, seed: int = 0) -> Router:  # all forecasts are fresh for a day
     "A router with a forecast for each of its backends."
     rng, names = Random(seed), [f"b{k:03d}" for k in range(n_backends)]
     forecasts = {name: _made_up_forecast(name, rng) for name in names}
@@ -527,11 +518,7 @@ def _bench_simpy(n: int, repeats: int, fixed_per_s: float) -> dict[str, float | 
         return {"sim_over_simpy": None, "sim_over_simpy_why": why}
     work = _sim_work(n)
     speed, mean_s = _best_rate(lambda: _simpy_mean_s(simpy, work), n, max(repeats // 2, 1))
-    return {
-        "simpy_per_s": speed,
-        "simpy_mean_s": mean_s,
-        "sim_over_simpy": fixed_per_s / speed,
-    }
+    return {"simpy_per_s": speed, "simpy_mean_s": mean_s, "sim_over_simpy": fixed_per_s / speed}
 
 
 def _bench_sim(

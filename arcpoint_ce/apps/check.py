@@ -68,8 +68,7 @@ def _sampled(
 
 
 def _against_limit(
-    rows: pd.DataFrame,
-    limit: Limit,
+    rows: pd.DataFrame, limit: Limit
 ) -> pd.DataFrame:  # latencies as if every request had the limit `limit.ms`; limit_ms: its own
     "Latencies relative to each request's own limit."
     own_ms = limit.of(rows)
@@ -283,8 +282,7 @@ _KEPT = 0.95  # share of the requests at one count that must keep their limit
 
 
 def _at_once(
-    begin_s: np.ndarray,
-    end_s: np.ndarray,
+    begin_s: np.ndarray, end_s: np.ndarray
 ) -> np.ndarray:  # how many run when each begins, itself among them
     "Requests at one backend, as they overlap."
     begun = np.searchsorted(np.sort(begin_s), begin_s, "right")

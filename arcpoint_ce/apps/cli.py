@@ -187,14 +187,7 @@ def report(
         raise ReportUsageError("which report? `arcpoint report --list` shows them all")
     given = dict(map(_split_pair, p or []))
     asked = given_parameters(name, given)
-    run = run_report(
-        name,
-        out=out,
-        progress=progress,
-        timeout_s=timeout,
-        check=False,
-        **asked,
-    )
+    run = run_report(name, out=out, progress=progress, timeout_s=timeout, check=False, **asked)
     _print_run(run)
     if run.failure:
         raise typer.Exit(1)
@@ -259,8 +252,7 @@ def fetch(name: Annotated[str | None, _argument("A data set; left out: list them
 _DataName = Annotated[str, typer.Argument(help="sample, exercise, or a file or glob of files.")]
 _Columns = Annotated[str, _option("Your names of the columns, as ts:started,latency_ms:took.")]
 _Preset = Annotated[
-    str,
-    _option("Layout: litellm, otel, requests (logs), telemetry, petshop (series); else told."),
+    str, _option("Layout: litellm, otel, requests (logs), telemetry, petshop (series); else told.")
 ]
 
 
@@ -353,8 +345,7 @@ _SloOption = Annotated[
     ),
 ]
 _SloTokOption = Annotated[
-    float | None,
-    _option("And this much more per output token, ms: a long answer may take longer."),
+    float | None, _option("And this much more per output token, ms: a long answer may take longer.")
 ]
 _SloTtftOption = Annotated[
     float | None,
@@ -893,9 +884,7 @@ def simulate(
         make_stage,
         stored_stage,
     )
-    from arcpoint_ce.apps.simulate import (
-        simulate as show,
-    )
+    from arcpoint_ce.apps.simulate import simulate as show
 
     check_amounts(requests, load, speed, every_s)
     how = _engine_how(policy, forecaster, slo_ms, slo_tok_ms, shadow, canary, ab, holdout)
@@ -1121,8 +1110,7 @@ def _experiment(
         ),
     ] = None,
     retries: Annotated[
-        int | None,
-        _option("Further attempts of the callers; 0: what fails is lost.  [default: 2]"),
+        int | None, _option("Further attempts of the callers; 0: what fails is lost.  [default: 2]")
     ] = None,
     load: Annotated[
         float | None,

@@ -570,13 +570,7 @@ def run_experiment(
     given |= dict(retries=retries)
     options = _world_options(families, files, scaler, **given)
     question = _Question(
-        tuple(options.items()),
-        n,
-        forecast,
-        more,
-        tuple(own.items()),
-        tuple(hashes.items()),
-        load,
+        tuple(options.items()), n, forecast, more, tuple(own.items()), tuple(hashes.items()), load
     )
     folder = Path(out)
     _claim_folder(folder, question)

@@ -41,8 +41,7 @@ def _part_of(world: World, at_s: np.ndarray) -> np.ndarray:  # 0.._PARTS - 1
 
 
 def _curves(
-    world: World,
-    record: Record,
+    world: World, record: Record
 ) -> dict[str, float]:  # q0.0000 .. q1.0000 in limits, miss00 .. miss49
     "Latency quantiles over the limit, and misses up to each part of the run."
     over_limit = np.minimum(record.latency_s / record.slo_s, _NEVER)
@@ -126,8 +125,7 @@ _CAN_STRAY = "jitter" in {f.name for f in fields(Setting)}
 
 
 def _rivals(
-    family: str,
-    names: Iterable[str] = (*_LINE, "adaptive_least", SEER),
+    family: str, names: Iterable[str] = (*_LINE, "adaptive_least", SEER)
 ) -> dict[str, Mapping]:  # settings by contender
     "Contenders with their tuned settings (frozen rules have none), the best tuned one among them."
     best, peers = settle(family, {}), tuned(family)["peers"]

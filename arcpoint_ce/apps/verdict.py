@@ -432,15 +432,9 @@ def _drift(m: Mapping[str, Any]) -> _Verdict:
             _known(took, _n),
             f"more than 100 in {_n(slow)} of {_n(m['streams'])} streams",
         ),
+        _Figure("false alarms a week", f"{m['weekly_false_alarms']:.1f}", _to(weekly, _ratio)),
         _Figure(
-            "false alarms a week",
-            f"{m['weekly_false_alarms']:.1f}",
-            _to(weekly, _ratio),
-        ),
-        _Figure(
-            "misses, loop on over loop off",
-            _ratio(m["slo_ratio_loop_on_off"]),
-            _to(loop, _ratio),
+            "misses, loop on over loop off", _ratio(m["slo_ratio_loop_on_off"]), _to(loop, _ratio)
         ),
     )
     if m["streams"] < 10:
@@ -492,11 +486,7 @@ def _retrain(m: Mapping[str, Any]) -> _Verdict:
     question = "Should a model trained on newer data replace the live one?"
     span, judged = (m["gain_low"], m["gain_high"]), m["judged"] or 0
     figures = (
-        _Figure(
-            "smaller error of the candidate",
-            _known(m["gain"], _pct),
-            _to(span, _pct),
-        ),
+        _Figure("smaller error of the candidate", _known(m["gain"], _pct), _to(span, _pct)),
         _Figure("its skill over persistence", _known(m["skill"], _ratio), "one window"),
         _Figure("forecasts judged", _n(judged), "of the newest window"),
     )

@@ -34,10 +34,7 @@ from .times import Span, when
 
 # %% ../../nbs/context/57a_ask.ipynb #18be8f43
 _INTENTS = (  # the first that matches; a question that matches none is not understood
-    (
-        "why",
-        r"\bwhy\b|\bcause|\bexplain\b|\breason\b|what (?:went|was) wrong|\bdrop",
-    ),
+    ("why", r"\bwhy\b|\bcause|\bexplain\b|\breason\b|what (?:went|was) wrong|\bdrop"),
     (
         "risk",
         r"\brisk|\bcapacity\b|head-?room|next (?:\w+ )?minutes"
@@ -48,10 +45,7 @@ _INTENTS = (  # the first that matches; a question that matches none is not unde
         r"\bwhich (?:backend|model|one)|\bshould (?:serve|i use|we use|handle)"
         r"|\bwhere should\b|\broute\b|\bbest backend",
     ),
-    (
-        "incidents",
-        r"\bincident|\bhappened\b|\banomal|\balert|\bevents?\b",
-    ),
+    ("incidents", r"\bincident|\bhappened\b|\banomal|\balert|\bevents?\b"),
     (
         "state",
         r"\b(?:how|what) (?:is|are|was|were|did|does|do|about)\b|\bhow's\b|\bstat(?:e|us)\b"
@@ -241,10 +235,7 @@ class _Phrasing:
         data = json.loads(shown)
         meter = Meter(self.config, self.clock)
         meter.step()
-        content = dict(
-            question=clean(question, 300),
-            answer=data,
-        )
+        content = dict(question=clean(question, 300), answer=data)
         message = self._reply(content, meter)
         meter.used(message.usage)
         text = _text_of(message)
@@ -259,8 +250,7 @@ class _Phrasing:
         import anthropic
 
         sent: dict[str, Any] = dict(
-            system=_PHRASING_RULES,
-            messages=[dict(role="user", content=json.dumps(content))],
+            system=_PHRASING_RULES, messages=[dict(role="user", content=json.dumps(content))]
         )
         max_tokens = min(meter.afford(len(json.dumps(sent))), 600)
         timed = TimedWork()
@@ -269,10 +259,7 @@ class _Phrasing:
 
         def asked():
             return client.messages.create(
-                model=self.config.model,
-                max_tokens=max_tokens,
-                extra_headers=ONE_CONNECTION,
-                **sent,
+                model=self.config.model, max_tokens=max_tokens, extra_headers=ONE_CONNECTION, **sent
             )
 
         try:

@@ -49,11 +49,7 @@ def _read_services(
             "(service, metric, statistic) and a time in s per row"
         )
     try:
-        table = pd.read_csv(
-            path,
-            header=[0, 1, 2],
-            index_col=0,
-        )
+        table = pd.read_csv(path, header=[0, 1, 2], index_col=0)
     except (ValueError, IndexError) as e:
         raise ValueError(f"{path}: not service telemetry with three header rows ({e})") from e
     if table.empty or not is_numeric_dtype(table.index):
@@ -118,12 +114,7 @@ def _mean_of(
     ok = np.isfinite(x) & rows[:, :, None]
     n = ok.sum(1)
     total = np.where(ok, x, 0.0).sum(1)
-    return np.divide(
-        total,
-        n,
-        out=np.full(n.shape, np.nan),
-        where=n > 0,
-    )
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def _windows(x: np.ndarray, length: int) -> np.ndarray:  # (windows, length, n)
@@ -145,18 +136,9 @@ def _own_excess(
     excess = np.nan_to_num(np.maximum(_mean_of(harm, ~before) - base, 0.0))
     r = np.nan_to_num(_mean_of(requests, ~before))
     of_callers = r @ graph.calls.astype(float)
-    share = np.divide(
-        r,
-        of_callers,
-        out=np.zeros_like(r),
-        where=of_callers > 0,
-    )
+    share = np.divide(r, of_callers, out=np.zeros_like(r), where=of_callers > 0)
     weight = graph.calls * share[:, None, :]
-    explained = np.einsum(
-        "bcd,bd->bc",
-        weight,
-        excess,
-    )
+    explained = np.einsum("bcd,bd->bc", weight, excess)
     own = np.maximum(excess - explained, 0.0)
     n = len(graph.nodes)
     start = np.zeros((len(r), n, 1))
@@ -256,11 +238,7 @@ class _RootCauses:
     # (steps, n), (steps, n)
     def _harm_and_requests(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         "What the telemetry says of every node."
-        values = self.graph.matrix(
-            table,
-            self.metric,
-            "Average",
-        )
+        values = self.graph.matrix(table, self.metric, "Average")
         return _METRICS[self.metric] * values, self.graph.matrix(table, "requests", "Sum")
 
     def fit(self, normal: pd.DataFrame) -> "_RootCauses":
@@ -304,12 +282,7 @@ class _RootCauses:
             raise ValueError(f"no row after {since_s:.0f} s; the last one begins at {last_s:.0f} s")
         harm, requests = self._harm_and_requests(table)
         found = _own_excess(
-            self.graph,
-            harm[None],
-            requests[None],
-            before[None],
-            self.level_,
-            self.at,
+            self.graph, harm[None], requests[None], before[None], self.level_, self.at
         )[0]
         order = [k for k in np.argsort(-found, kind="stable") if found[k] > 0]
         return _Ranked(
@@ -479,12 +452,7 @@ def _write_incident(folder: Path, rows: pd.DataFrame, root: str):
     "An incident of the front door with its label."
     folder.mkdir(parents=True)
     rows.to_csv(folder / "metrics.csv")
-    target = dict(
-        node="front",
-        metric="latency",
-        agg="Average",
-        timestamp=600.0,
-    )
+    target = dict(node="front", metric="latency", agg="Average", timestamp=600.0)
     label = dict(target=target, root_cause=dict(node=root))
     (folder / "target.json").write_text(json.dumps(label))
 
@@ -498,11 +466,7 @@ def write_synthetic(folder: str | Path, incidents: int = 8, seed: int = 0) -> Pa
     _shop_rows(rng, 400).to_csv(folder / "noissue" / "metrics.csv")
     for k in range(incidents):
         root = names[k % len(names)]
-        _write_incident(
-            folder / "test" / f"issue_{k}",
-            _shop_rows(rng, 5, root, 2),
-            root,
-        )
+        _write_incident(folder / "test" / f"issue_{k}", _shop_rows(rng, 5, root, 2), root)
     return folder
 
 # %% ../../nbs/context/52_callgraph.ipynb #cb97aaca
@@ -529,12 +493,7 @@ class Dependencies:
         enough = len(normal) >= 4 * config.rows and len(rows) > config.before
         if backend not in self.graph.nodes or not enough:
             return None
-        model = _RootCauses(
-            self.graph,
-            backend,
-            metric,
-            config,
-        )
+        model = _RootCauses(self.graph, backend, metric, config)
         try:
             found = model.fit(normal).explain(rows, window[0])
         except ValueError:

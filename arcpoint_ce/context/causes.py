@@ -65,11 +65,7 @@ def _latency_harm(rows: pd.DataFrame) -> np.ndarray:  # (n,), ms; NaN: no answer
     counts = rows["ok"].to_numpy(bool)
     if "error" in rows:
         counts = counts | rows["error"].map(_timed_out).to_numpy(bool)
-    return np.where(
-        counts,
-        rows["latency_ms"].to_numpy(float),
-        np.nan,
-    )
+    return np.where(counts, rows["latency_ms"].to_numpy(float), np.nan)
 
 
 def _late_harm(rows: pd.DataFrame) -> np.ndarray:  # (n,), 0 or 1
@@ -100,17 +96,8 @@ def _shares_and_means(
 ) -> tuple[np.ndarray, np.ndarray]:  # (k,), (k,)
     "Shares and mean harm of segments 0..k-1; the mean of an empty one is NaN."
     n = np.bincount(segment, minlength=k).astype(float)
-    total = np.bincount(
-        segment,
-        harm,
-        k,
-    )
-    means = np.divide(
-        total,
-        n,
-        out=np.full(k, np.nan),
-        where=n > 0,
-    )
+    total = np.bincount(segment, harm, k)
+    means = np.divide(total, n, out=np.full(k, np.nan), where=n > 0)
     return n / max(n.sum(), 1.0), means
 
 
@@ -127,24 +114,12 @@ def _contributions(
     def shares_and_means(segments, harm):
         ok = np.isfinite(harm)
         number = segments.astype(str).map(place).to_numpy(int)
-        return _shares_and_means(
-            number[ok],
-            harm[ok],
-            len(names),
-        )
+        return _shares_and_means(number[ok], harm[ok], len(names))
 
     share0, mean0 = shares_and_means(before, harm0)
     share1, mean1 = shares_and_means(after, harm1)
-    level0 = np.where(
-        np.isnan(mean0),
-        mean1,
-        mean0,
-    )
-    level1 = np.where(
-        np.isnan(mean1),
-        mean0,
-        mean1,
-    )
+    level0 = np.where(np.isnan(mean0), mean1, mean0)
+    level1 = np.where(np.isnan(mean1), mean0, mean1)
     overall = (fsum(share0 * level0) + fsum(share1 * level1)) / 2
     return pd.DataFrame(
         dict(
@@ -176,16 +151,8 @@ def _binned(
     bins: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # start (s), count and mean of each bin in use
     "A series averaged in bins of equal length."
-    edges = np.linspace(
-        at_s[0],
-        at_s[-1],
-        bins + 1,
-    )
-    place = np.clip(
-        np.searchsorted(edges, at_s, "right") - 1,
-        0,
-        bins - 1,
-    )
+    edges = np.linspace(at_s[0], at_s[-1], bins + 1)
+    place = np.clip(np.searchsorted(edges, at_s, "right") - 1, 0, bins - 1)
     n = np.bincount(place, minlength=bins)
     used = n > 0
     means = np.bincount(place, harm, bins)[used] / n[used]
@@ -202,11 +169,7 @@ def _change_point(
     at_s, harm = at_s[ok], harm[ok]
     if len(harm) < 20 or at_s[-1] <= at_s[0]:
         return None
-    start, n, y = _binned(
-        at_s,
-        harm,
-        min(bins, len(harm) // 5),
-    )
+    start, n, y = _binned(at_s, harm, min(bins, len(harm) // 5))
     if len(y) < 4:
         return None
     total, weight = np.cumsum(n * y), np.cumsum(n)
@@ -250,11 +213,7 @@ class _Period:
 
     def sums(self, x: np.ndarray, n: int, weight: np.ndarray) -> np.ndarray:  # (n,)
         "Weighted sum of `x` over the requests of each of `n` backends."
-        return np.bincount(
-            self.backend,
-            weight * x,
-            n,
-        )
+        return np.bincount(self.backend, weight * x, n)
 
 
 _BLOCKS = 16
@@ -368,12 +327,7 @@ class _Totals:
 
 def _over(total: np.ndarray, count: np.ndarray, empty: float) -> np.ndarray:
     "Means by backend; `empty` where nothing was counted."
-    return np.divide(
-        total,
-        count,
-        out=np.full(len(count), empty),
-        where=count > 0,
-    )
+    return np.divide(total, count, out=np.full(len(count), empty), where=count > 0)
 
 
 def _totals(p: _Period, lines: np.ndarray, weight: np.ndarray) -> _Totals:
@@ -381,16 +335,8 @@ def _totals(p: _Period, lines: np.ndarray, weight: np.ndarray) -> _Totals:
     n = len(lines)
     known = p.known
     work = _work_of(p, lines)
-    count = p.sums(
-        known.astype(float),
-        n,
-        weight,
-    )
-    requests = np.bincount(
-        p.backend,
-        weight,
-        n,
-    )
+    count = p.sums(known.astype(float), n, weight)
+    requests = np.bincount(p.backend, weight, n)
     return _Totals(
         share=count / max(count.sum(), 1e-9),
         mean=_over(p.sums(np.nan_to_num(p.harm), n, weight * known), count, np.nan),
@@ -406,23 +352,14 @@ def _loaded(t0: _Totals, t1: _Totals) -> np.ndarray:  # (backends,), 0..1
     "How far its new load explains why a backend became worse."
     ratio = np.maximum(t1.work_rate, 1e-12) / np.maximum(t0.work_rate, 1e-12)
     least, most = _LOADED
-    return np.clip(
-        (ratio - least) / (most - least),
-        0.0,
-        1.0,
-    )
+    return np.clip((ratio - least) / (most - least), 0.0, 1.0)
 
 
 def _by_demand(t0: _Totals, t1: _Totals) -> np.ndarray:  # (backends,), 0..1
     "The share of a backend's new load that more demand made, and not routing."
     demand = max(log(max(t1.rps / max(t0.rps, 1e-9), 1e-9)), 0.0)
     moved = np.maximum(np.log(np.maximum(t1.traffic, 1e-9) / np.maximum(t0.traffic, 1e-9)), 0.0)
-    return np.divide(
-        demand,
-        demand + moved,
-        out=np.zeros(len(moved)),
-        where=demand + moved > 0,
-    )
+    return np.divide(demand, demand + moved, out=np.zeros(len(moved)), where=demand + moved > 0)
 
 
 def _sickness(t0: _Totals, t1: _Totals, slower: np.ndarray) -> np.ndarray:  # (backends,), 0..
@@ -453,11 +390,7 @@ def _parts(
     load = _loaded(t0, t1) * np.maximum(rest, 0.0)
     by_demand = _by_demand(t0, t1)
     own = rest - load
-    slower = np.where(
-        mean0 > 0,
-        own / np.maximum(middle * mean0, 1e-12),
-        0.0,
-    )
+    slower = np.where(mean0 > 0, own / np.maximum(middle * mean0, 1e-12), 0.0)
     return _Parts(
         prompts=prompts,
         routing=mix,
@@ -616,11 +549,7 @@ def _ailing(
     before, after = (_period(rows, metric, names, span) for span in (baseline, window))
 
     def count(p: _Period, x: np.ndarray | None) -> np.ndarray:
-        return np.bincount(
-            p.backend,
-            x,
-            n,
-        )
+        return np.bincount(p.backend, x, n)
 
     def share(p: _Period, x: np.ndarray) -> np.ndarray:
         return count(p, x) / np.maximum(count(p, None), 1)
@@ -711,11 +640,7 @@ def _change_of(p0: _Period, p1: _Period, draws: Sequence[Mapping[_Name, float]])
     if not beyond:
         beyond = _many_more(p0.harm[p0.known], p1.harm[p1.known])
     noticeable = size > 0.02 * max(abs(mean0), 1e-9)
-    return _Change(
-        mean0,
-        mean1,
-        bool(beyond and noticeable),
-    )
+    return _Change(mean0, mean1, bool(beyond and noticeable))
 
 # %% ../../nbs/context/53_causes.ipynb #7924b447
 _DIMENSIONS = ("backend", "tier", "task", "model", "region", "version", "gateway")
@@ -787,19 +712,9 @@ def _enough(period: _Period, what: str, metric: str):
 def _condition_of(asked: _Comparison, opened: Sequence[str]) -> _Condition:
     "What is wrong with which backend, whatever the metric."
     names = asked.names
-    ill, limited = _ailing(
-        asked.rows,
-        names,
-        asked.window,
-        asked.baseline,
-    )
+    ill, limited = _ailing(asked.rows, names, asked.window, asked.baseline)
     suspect = ill | limited | np.isin(names, list(opened))
-    return _Condition(
-        names,
-        suspect,
-        limited,
-        _new_versions(*asked.parted),
-    )
+    return _Condition(names, suspect, limited, _new_versions(*asked.parted))
 
 
 def _explain_rows(
@@ -814,58 +729,27 @@ def _explain_rows(
     seed: int = 0,
 ) -> DropExplained:
     "What changed, when, where and why. ValueError where either span holds fewer than 20 requests."
-    asked = _Comparison(
-        rows,
-        metric,
-        (window[0], window[1]),
-        (baseline[0], baseline[1]),
-    )
+    asked = _Comparison(rows, metric, (window[0], window[1]), (baseline[0], baseline[1]))
     p0, p1 = asked.periods(metric)
-    _enough(
-        p0,
-        "baseline",
-        metric,
-    )
-    _enough(
-        p1,
-        "window",
-        metric,
-    )
+    _enough(p0, "baseline", metric)
+    _enough(p1, "window", metric)
     by_work = metric in ("latency", "cost", "ttft")
     timed = p0
     if not by_work and "latency_ms" in rows:
         timed, _ = asked.periods("latency")
     condition = _condition_of(asked, opened)
     changed = [condition.names.index(b) for b in condition.versions]
-    lines = _answers_own(
-        _work_lines(timed, len(condition.names)),
-        p0,
-        changed,
-    )
+    lines = _answers_own(_work_lines(timed, len(condition.names)), p0, changed)
 
     def value(w0: np.ndarray, w1: np.ndarray) -> dict[_Name, float]:
         return _cause_values(_parts(p0, p1, lines, by_work, (w0, w1)), condition)
 
-    drawn = _drawn_values(
-        p0,
-        p1,
-        value,
-        draws,
-        seed,
-    )
-    change = _change_of(
-        p0,
-        p1,
-        drawn,
-    )
+    drawn = _drawn_values(p0, p1, value, draws, seed)
+    change = _change_of(p0, p1, drawn)
     causes: tuple[_Cause, ...] = ()
     if change.total > 0:
         whole = value(np.ones(len(p0.harm)), np.ones(len(p1.harm)))
-        causes = _ranked_causes(
-            whole,
-            drawn,
-            change.total,
-        )
+        causes = _ranked_causes(whole, drawn, change.total)
     worse = change.real and change.total > 0
     return DropExplained(
         at_s=window[1],
@@ -917,23 +801,14 @@ def _of_backends(rows: pd.DataFrame, fleet: Fleet, field: str, missing: float) -
     by_name = {b.name: getattr(b, field) for b in fleet}
     values = [by_name.get(name) for name in rows.backend]
     values = [missing if x is None else x for x in values]
-    return pd.Series(
-        values,
-        rows.index,
-        float,
-    )
+    return pd.Series(values, rows.index, float)
 
 
 def _completed(rows: pd.DataFrame, fleet: Fleet, slo_ms: float) -> pd.DataFrame:
     "Rows with types, and with what the fleet says where the log says nothing."
     usd_in = rows.tokens_in.fillna(0) * _of_backends(rows, fleet, "price_in", 0.0)
     usd_out = rows.tokens_out.fillna(0) * _of_backends(rows, fleet, "price_out", 0.0)
-    expected = _of_backends(
-        rows,
-        fleet,
-        "quality",
-        np.nan,
-    )
+    expected = _of_backends(rows, fleet, "quality", np.nan)
     region = {b.name: b.region for b in fleet}
     return rows.assign(
         ok=rows.ok.astype(bool),
@@ -955,12 +830,7 @@ def _request_rows(
     span = since_s, until_s
     count = records.rows(_COUNT_SQL, span, since_s, until_s)[0][0]
     every = max(1, -(-count // _MOST_ROWS))
-    found = records.rows(
-        _ROWS_SQL,
-        (*span, every),
-        since_s - 3600.0,
-        until_s,
-    )
+    found = records.rows(_ROWS_SQL, (*span, every), since_s - 3600.0, until_s)
     rows = pd.DataFrame(found, columns=list(_ROW_COLUMNS))
     return _completed(rows, records.fleet(), records.plain_fleet()["slo_ms"]), every
 
@@ -971,22 +841,13 @@ def _upstream(c: _Cause, got: DropExplained, calls: Dependencies) -> _Cause:
         return c
     metrics = ("availability",) if got.metric == "errors" else ("latency", "availability")
     for metric in metrics:
-        found = calls.behind(
-            c.name,
-            metric,
-            got.window_s,
-        )
+        found = calls.behind(c.name, metric, got.window_s)
         if not found:
             continue
         if found.cause == c.name:
             return c
         says = f"{_SAYS['upstream'].format(name=found.cause)} behind {c.name}"
-        return replace(
-            c,
-            kind="upstream",
-            name=found.cause,
-            says=says,
-        )
+        return replace(c, kind="upstream", name=found.cause, says=says)
     return c
 
 
@@ -996,11 +857,7 @@ def _looked_behind(got: DropExplained, calls: Dependencies) -> DropExplained:
     says = got.says
     for old, new in zip(got.causes, causes):
         says = says.replace(old.says, new.says)
-    return replace(
-        got,
-        causes=causes,
-        says=says,
-    )
+    return replace(got, causes=causes, says=says)
 
 # %% ../../nbs/context/53_causes.ipynb #38f3053f
 _BEGAN_SQL = "SELECT min(end_s) FROM outcomes"
@@ -1027,20 +884,12 @@ def _proof_of(
     out = []
     for row in opened[:10]:
         says = f"{row['backend']}: {row['old']} to {row['new']}: {row['reason']}"
-        name = row_id(
-            "transitions",
-            row["at_s"],
-            row["backend"],
-        )
+        name = row_id("transitions", row["at_s"], row["backend"])
         out.append(Evidence(name, row["at_s"], says))
     since_s, until_s = window
     for row in records.span("incidents", since_s - 600.0, until_s)[:10]:
         if row["end_s"] is not None and row["end_s"] <= until_s:
-            name = row_id(
-                "incidents",
-                row["start_s"],
-                row["backend"],
-            )
+            name = row_id("incidents", row["start_s"], row["backend"])
             out.append(Evidence(name, row["start_s"], row["says"]))
     return (*out, *read)
 
@@ -1050,11 +899,7 @@ def _requests_read(rows: pd.DataFrame, span: tuple[float, float], every: int) ->
     since_s, until_s = span
     n = len(_rows_between(rows, span))
     name = f"requests/{since_s:.3f}-{until_s:.3f}"
-    return Evidence(
-        name,
-        until_s,
-        f"{n} requests read, one of {every}",
-    )
+    return Evidence(name, until_s, f"{n} requests read, one of {every}")
 
 
 def explain_drop(
@@ -1076,29 +921,15 @@ def explain_drop(
     if baseline is not None:
         usual = float(baseline[0]), float(baseline[1])
     first_s = min(usual[0], since_s)
-    rows, every = _request_rows(
-        records,
-        first_s,
-        until_s,
-    )
+    rows, every = _request_rows(records, first_s, until_s)
     began_s = records.rows(_BEGAN_SQL, (), first_s - 3600.0, until_s)[0][0]
     if began_s is not None and usual[0] < began_s < usual[1]:
         usual = began_s, usual[1]  # before the first record there was no lack of demand
     if rows.empty:
         raise ValueError(f"no request is recorded between {usual[0]:.0f} and {until_s:.0f} s")
-    moves = records.span(
-        "transitions",
-        since_s - 60.0,
-        until_s,
-    )
+    moves = records.span("transitions", since_s - 60.0, until_s)
     opened = [row for row in moves if row["new"] == "open"]
-    got = _explain_rows(
-        rows,
-        metric,
-        asked,
-        usual,
-        [row["backend"] for row in opened],
-    )
+    got = _explain_rows(rows, metric, asked, usual, [row["backend"] for row in opened])
     if calls:
         got = _looked_behind(got, calls)
     read = [_requests_read(rows, span, every) for span in (usual, asked)]

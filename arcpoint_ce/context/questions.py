@@ -95,12 +95,7 @@ def _recently_met(
 ) -> dict[str, tuple[int, int]]:  # by backend: requests, of them within the limit
     "How the requests of the last two minutes fared."
     values = limit_ms, at_s - _RECENT_S, at_s
-    found = records.rows(
-        _MET_SQL,
-        values,
-        at_s - _RECENT_S,
-        at_s + 1e-6,
-    )
+    found = records.rows(_MET_SQL, values, at_s - _RECENT_S, at_s + 1e-6)
     return {backend: (n, within or 0) for backend, n, within in found}
 
 
@@ -130,16 +125,7 @@ def _option_of(
         if p is not None:
             chance = f"within {limit_ms:.0f} ms with probability {p:.2f} ({source})"
         why += f"; {chance}; {usd:.5f} USD"
-    return _Option(
-        c.backend,
-        viable,
-        c.score,
-        c.probability,
-        p,
-        usd,
-        b.quality,
-        why,
-    )
+    return _Option(c.backend, viable, c.score, c.probability, p, usd, b.quality, why)
 
 
 def _turning(first: _Option, second: _Option) -> str:
@@ -170,11 +156,7 @@ def _candidates_for(
 ) -> _Asked:
     "What the router would choose from."
     if router is not None and at_s is None:
-        asked = Restored(
-            router,
-            records.now(),
-            (),
-        )
+        asked = Restored(router, records.now(), ())
     else:
         asked = restored_router(records, at_s)
     try:
@@ -184,13 +166,7 @@ def _candidates_for(
             Candidate(name, inf, 0.0, 0, 0.0, None, None, 0.0, why) for name, why in e.excluded
         ]
     found, last_resort = _told_once(found)
-    return _Asked(
-        found,
-        asked.router,
-        asked.at_s,
-        asked.notes,
-        last_resort,
-    )
+    return _Asked(found, asked.router, asked.at_s, asked.notes, last_resort)
 
 
 def _told_once(
@@ -215,22 +191,13 @@ def _options_for(
 ) -> list[_Option]:
     "Every candidate as an option, in the router's order."
     backends = {b.name: b for b in asked.router.backends}
-    met = _recently_met(
-        records,
-        general,
-        asked.at_s,
-    )
+    met = _recently_met(records, general, asked.at_s)
     scored = any(c.score < inf for c in asked.found)  # else all that is left are probes
     options = []
     for c in asked.found:
         viable = c.score < inf if scored else c.probability > 0
         option = _option_of(
-            c,
-            backends[c.backend],
-            request,
-            viable,
-            met.get(c.backend, (0, 0)),
-            limits[c.backend],
+            c, backends[c.backend], request, viable, met.get(c.backend, (0, 0)), limits[c.backend]
         )
         options.append(option)
     return options
@@ -254,21 +221,10 @@ def _which_backend(
     """The second question: which backend should serve this request? The answer of `Router.rank`;
     nothing is sent or reserved.
     """
-    asked = _candidates_for(
-        records,
-        request,
-        at_s,
-        router,
-    )
+    asked = _candidates_for(records, request, at_s, router)
     limits = {b.name: asked.router.limit_ms(b, request) for b in asked.router.backends}
     general = min(limits.values(), default=asked.router.config.slo_ms)
-    options = _options_for(
-        records,
-        request,
-        asked,
-        limits,
-        general,
-    )
+    options = _options_for(records, request, asked, limits, general)
     able = [o for o in options if o.viable]
     state = fleet_state(records, asked.at_s)
     answer = _Which(
@@ -288,10 +244,7 @@ def _which_backend(
     first = able[0]
     proof = [e for e in state.evidence if e.id.endswith("/" + first.backend)]
     return replace(
-        answer,
-        confidence=first.p_met or 0.0,
-        evidence=tuple(proof),
-        limit_ms=limits[first.backend],
+        answer, confidence=first.p_met or 0.0, evidence=tuple(proof), limit_ms=limits[first.backend]
     )
 
 
@@ -361,12 +314,7 @@ def _step_matrix(
     "Closed steps of the last hours."
     step_s = records.plain_fleet()["step_s"]
     since_s = at_s - past_s
-    rows = records.rows(
-        _STEPS_SQL,
-        (since_s, at_s - step_s + 1e-6),
-        since_s,
-        at_s,
-    )
+    rows = records.rows(_STEPS_SQL, (since_s, at_s - step_s + 1e-6), since_s, at_s)
     starts = sorted({row[0] for row in rows})
     line = {start_s: i for i, start_s in enumerate(starts)}
     column = {name: i for i, name in enumerate(names)}
@@ -520,19 +468,9 @@ def _actions_for(
     "Shift, start replicas, shed a tier: each with what it costs and what it leaves uncovered."
     out = []
     if risky:
-        to, usd, uncovered = _shifted(
-            fleet,
-            risky,
-            load,
-        )
+        to, usd, uncovered = _shifted(fleet, risky, load)
         source = list(risky)
-        shift = dict(
-            action="shift",
-            source=source,
-            to=to,
-            usd_per_s=usd,
-            uncovered=uncovered,
-        )
+        shift = dict(action="shift", source=source, to=to, usd_per_s=usd, uncovered=uncovered)
         moved = sum(load.busy[b] for b in risky)
         replicas = max(1, round(moved + max(lacking, 0.0)))
         start = dict(
@@ -557,11 +495,7 @@ def _breach_chances(
         if s.p_breach is not None and s.forecast_for_s and s.forecast_for_s >= state.at_s:
             out.append((s.p_breach, "forecast"))
             continue
-        p = _p_wandering(
-            log_ms[:, i] if len(log_ms) else np.array([]),
-            ahead,
-            log(s.limit_ms),
-        )
+        p = _p_wandering(log_ms[:, i] if len(log_ms) else np.array([]), ahead, log(s.limit_ms))
         out.append((p, "recent steps" if p is not None else "nothing known"))
     return out
 
@@ -575,11 +509,7 @@ def _load_of(fleet: Sequence[Backend], state: FleetState) -> _Load:
         if s.availability != "down":
             room[b.name] = max(b.capacity - busy[b.name], 0.0)
         usd[b.name] = s.usd_per_request or 0.0
-    return _Load(
-        busy,
-        room,
-        usd,
-    )
+    return _Load(busy, room, usd)
 
 
 class _Outlook(NamedTuple):
@@ -597,17 +527,8 @@ def _outlook(
 ) -> _Outlook:
     "Chances of every backend and of the fleet, from the records up to the state's time."
     step_s = records.plain_fleet()["step_s"]
-    log_ms, counts = _step_matrix(
-        records,
-        [b.name for b in fleet],
-        state.at_s,
-    )
-    chances = _breach_chances(
-        state,
-        log_ms,
-        horizon_s,
-        step_s,
-    )
+    log_ms, counts = _step_matrix(records, [b.name for b in fleet], state.at_s)
+    chances = _breach_chances(state, log_ms, horizon_s, step_s)
     level, high = _demand_of(counts, step_s)
     need = sum(load.busy.values()) * (high / level if level > 0 else 1.0)
     up = [s.availability != "down" for s in state.backends]
@@ -618,11 +539,7 @@ def _outlook(
     risks = []
     for i, (b, (p_breach, source)) in enumerate(zip(fleet, chances)):
         others = float(capacity.sum() - capacity[i])
-        exhausted_s = _exhausted_s(
-            b,
-            used.get(b.name, (0, 0)),
-            state.at_s,
-        )
+        exhausted_s = _exhausted_s(b, used.get(b.name, (0, 0)), state.at_s)
         risk = _BackendRisk(
             b.name,
             p_breach,
@@ -634,13 +551,7 @@ def _outlook(
         )
         risks.append(risk)
     p_fleet = float(((~hits @ capacity) < need).mean())
-    return _Outlook(
-        tuple(risks),
-        float(hits.any(1).mean()),
-        p_fleet,
-        (level, high),
-        need,
-    )
+    return _Outlook(tuple(risks), float(hits.any(1).mean()), p_fleet, (level, high), need)
 
 # %% ../../nbs/context/56_questions.ipynb #e4863054
 def _alone_in_words(b: _BackendRisk) -> str:
@@ -670,13 +581,7 @@ def _actions_against(
     if not risky and look.p_fleet < _FLEET_RISKY:
         return None, []
     lacking = look.need - sum(load.room.values()) - sum(load.busy.values())
-    tried = _actions_for(
-        fleet,
-        risky,
-        load,
-        lacking,
-        list(fleet.tiers.values()),
-    )
+    tried = _actions_for(fleet, risky, load, lacking, list(fleet.tiers.values()))
     enough = [a for a in tried if a["uncovered"] <= 1e-6]
     if enough:
         return enough[0], tried
@@ -685,15 +590,9 @@ def _actions_against(
 
 def _risk_in_words(look: _Outlook, room: float, action: Mapping | None, horizon_s: float) -> str:
     "Chances, demand and remedy in a sentence."
-    worst = max(
-        look.backends,
-        key=lambda r: r.p_breach or 0.0,
-        default=None,
-    )
+    worst = max(look.backends, key=lambda r: r.p_breach or 0.0, default=None)
     lonely = max(
-        look.backends,
-        key=lambda r: inf if r.without_it is None else r.without_it,
-        default=None,
+        look.backends, key=lambda r: inf if r.without_it is None else r.without_it, default=None
     )
     minutes = horizon_s / 60
     breach = f"P(at least one backend beyond its limit in {minutes:.0f} min) {look.p_any:.0%}"
@@ -720,18 +619,8 @@ def capacity_risk(
     """
     state, fleet = fleet_state(records, at_s), records.fleet()
     load = _load_of(fleet, state)
-    look = _outlook(
-        records,
-        state,
-        fleet,
-        load,
-        horizon_s,
-    )
-    action, tried = _actions_against(
-        look,
-        fleet,
-        load,
-    )
+    look = _outlook(records, state, fleet, load, horizon_s)
+    action, tried = _actions_against(look, fleet, load)
     room = sum(load.room.values())
     return Risk(
         at_s=state.at_s,
@@ -912,31 +801,15 @@ def _what_if(
     """
     name = records.fleet()[backend].name
     at_s = records.now()
-    log_ms, counts = _step_matrix(
-        records,
-        [name],
-        at_s,
-        86_400.0,
-    )
+    log_ms, counts = _step_matrix(records, [name], at_s, 86_400.0)
     ok = np.isfinite(log_ms[:, 0]) if len(log_ms) else np.zeros(0, bool)
     if ok.sum() < 10:
-        return _WhatIf(
-            at_s,
-            inf,
-            0.0,
-            f"too few steps of {name} to say",
-            (),
-            name,
-        )
+        return _WhatIf(at_s, inf, 0.0, f"too few steps of {name} to say", (), name)
     from sklearn.isotonic import IsotonicRegression
 
     n = counts[ok, 0]
     rps, took_ms = n / records.plain_fleet()["step_s"], np.exp(log_ms[ok, 0])
-    curve = IsotonicRegression(out_of_bounds="clip").fit(
-        rps,
-        took_ms,
-        n,
-    )
+    curve = IsotonicRegression(out_of_bounds="clip").fit(rps, took_ms, n)
     then_rps = float(rps[-5:].mean()) * load
     expected_ms = float(curve.predict([then_rps])[0])
     beyond = then_rps > rps.max()
@@ -967,18 +840,8 @@ class _Happened(Answer):
 def _event(table: str, row: Mapping, at_s: float, says: str) -> dict:
     "A row of any table in the form of the list."
     backend = row["backend"]
-    name = row_id(
-        table,
-        at_s,
-        backend,
-    )
-    return dict(
-        id=name,
-        at_s=at_s,
-        table=table,
-        backend=backend,
-        says=says,
-    )
+    name = row_id(table, at_s, backend)
+    return dict(id=name, at_s=at_s, table=table, backend=backend, says=says)
 
 
 def _events_between(records: Facts, since_s: float, until_s: float) -> list[dict]:
@@ -1002,11 +865,7 @@ def _happened(
     limit: int = 50,  # entries in the answer
 ) -> _Happened:
     "Incidents, transitions and model events, the newest first."
-    found = _events_between(
-        records,
-        since_s,
-        until_s,
-    )
+    found = _events_between(records, since_s, until_s)
     kept = sorted(found, key=lambda event: -event["at_s"])[:limit]
     says = f"{len(found)} entries"
     if len(found) > limit:
@@ -1067,21 +926,13 @@ class _Clock:
         now = self.records.now() + 1e-6
         if words:
             return self._named(words, now)
-        return Span(
-            now - usual_s,
-            now,
-            f"the last {usual_s / 60:.0f} minutes",
-        )
+        return Span(now - usual_s, now, f"the last {usual_s / 60:.0f} minutes")
 
     def window(self, since_s: float | None, until_s: float | None) -> Span:
         "A window of which one end may be left out: it then ends now, or lasts ten minutes."
         end = until_s if until_s is not None else self.records.now() + 1e-6
         since = since_s if since_s is not None else end - 600.0
-        return Span(
-            since,
-            end,
-            "the window given",
-        )
+        return Span(since, end, "the window given")
 
 
 @displayed
@@ -1104,23 +955,13 @@ class Context:
     def state(self, **args) -> FleetState:
         "State of every backend and tier; arguments as in `TOOLS`."
         a = _StateArgs(**args)
-        return fleet_state(
-            self.records,
-            self.clock.moment(a.at),
-            a.window_s,
-        )
+        return fleet_state(self.records, self.clock.moment(a.at), a.window_s)
 
     def which(self, **args) -> _Which:
         "Which backend should serve such a request; arguments as in `TOOLS`."
         a = _WhichArgs(**args)
         at_s = self.clock.moment(a.at)
-        return _which_backend(
-            self.records,
-            a.request(),
-            at_s,
-            a.top,
-            self.router,
-        )
+        return _which_backend(self.records, a.request(), at_s, a.top, self.router)
 
     def why(self, **args) -> DropExplained:
         "Why a metric became worse in a window; arguments as in `TOOLS`."
@@ -1130,42 +971,24 @@ class Context:
         else:
             span = self.clock.window(a.since_s, a.until_s)
         window = span.since_s, span.until_s
-        got = explain_drop(
-            self.records,
-            a.metric,
-            window,
-            calls=self.calls,
-        )
+        got = explain_drop(self.records, a.metric, window, calls=self.calls)
         return replace(got, says=f"{span.words} ({span}): {got.says}")
 
     def risk(self, **args) -> Risk:
         "Capacity risk of the next minutes; arguments as in `TOOLS`."
         a = _RiskArgs(**args)
-        return capacity_risk(
-            self.records,
-            self.clock.moment(a.at),
-            a.horizon_s,
-        )
+        return capacity_risk(self.records, self.clock.moment(a.at), a.horizon_s)
 
     def incidents(self, **args) -> _Happened:
         "What was written down in a window; arguments as in `TOOLS`."
         a = _IncidentArgs(**args)
         span = self.clock.span(a.when, 86_400.0)
-        return _happened(
-            self.records,
-            span.since_s,
-            span.until_s,
-            a.limit,
-        )
+        return _happened(self.records, span.since_s, span.until_s, a.limit)
 
     def simulate(self, **args) -> _WhatIf:
         "What latency a backend would have at another load; arguments as in `TOOLS`."
         a = _WhatIfArgs(**args)
-        return _what_if(
-            self.records,
-            a.backend,
-            a.load,
-        )
+        return _what_if(self.records, a.backend, a.load)
 
     def ask(self, name: str, **args) -> Answer:
         "A function by its name. KeyError on an unknown one, ValueError on wrong arguments."
@@ -1179,11 +1002,7 @@ class Context:
         at, _, backend = rest.partition("/")
         if table not in TABLES:
             raise KeyError(f"no evidence {id!r}")
-        near = self.records.span(
-            table,
-            float(at) - 1e-3,
-            float(at) + 1e-3,
-        )
+        near = self.records.span(table, float(at) - 1e-3, float(at) + 1e-3)
         rows = [row for row in near if not backend or row["backend"] == backend]
         if not rows:
             raise KeyError(f"no evidence {id!r}")

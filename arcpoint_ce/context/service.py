@@ -561,12 +561,7 @@ def _query_docs(model: type[BaseModel]) -> dict:
     "What OpenAPI says of arguments in the query."
     parameters = []
     for name, schema in model.model_json_schema()["properties"].items():
-        parameter = {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "schema": _inlined(schema),
-        }
+        parameter = {"name": name, "in": "query", "required": False, "schema": _inlined(schema)}
         parameters.append(parameter)
     return dict(parameters=parameters)
 

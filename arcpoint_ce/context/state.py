@@ -47,11 +47,7 @@ def _open_readonly(path: str | Path) -> sqlite3.Connection:
             f"{path}: no such store; `arcpoint replay sample --store {path}` or "
             f"`arcpoint simulate --store {path}` makes one"
         )
-    db = sqlite3.connect(
-        readonly_address(path),
-        uri=True,
-        timeout=5.0,
-    )
+    db = sqlite3.connect(readonly_address(path), uri=True, timeout=5.0)
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as e:
@@ -76,13 +72,7 @@ def _copied(
     for table in tables:
         columns = TABLES[table]
         marks = ", ".join("?" * len(columns))
-        rows = shelf.read(
-            table,
-            since_s,
-            until_s,
-            {},
-            -1,
-        )
+        rows = shelf.read(table, since_s, until_s, {}, -1)
         db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
     return db
 
@@ -128,12 +118,7 @@ class _StoreReader:
         size = sum(len(rows) for rows in shelf.tables.values())
         if getattr(self._of_thread, "size", None) != size:
             self._of_thread.size = size
-            self._of_thread.copy = _copied(
-                shelf,
-                -inf,
-                inf,
-                TABLES,
-            )
+            self._of_thread.copy = _copied(shelf, -inf, inf, TABLES)
         return self._of_thread.copy
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
@@ -152,12 +137,7 @@ class _StoreReader:
         "A named state of the store; None where nobody has put one."
         if self.shelf is not None:
             return self.shelf.state(name)
-        found = self.rows(
-            "SELECT value FROM states WHERE name = ?",
-            (name,),
-            0.0,
-            0.0,
-        )
+        found = self.rows("SELECT value FROM states WHERE name = ?", (name,), 0.0, 0.0)
         return found[0][0] if found else None
 
     def __repr__(self):
@@ -222,12 +202,7 @@ class Facts:
 
     def rows(self, sql: str, values: Sequence, since_s: float, until_s: float) -> list[tuple]:
         "The rows that a query finds among the records of a span."
-        return self.reader.rows(
-            sql,
-            values,
-            since_s,
-            until_s,
-        )
+        return self.reader.rows(sql, values, since_s, until_s)
 
     def newest_s(self) -> float:  # s
         """When the newest record was made. StoreError on an empty store.
@@ -262,11 +237,7 @@ class Facts:
     def plain_fleet(self) -> dict:  # as `engine.engine.plain_fleet` wrote it down
         "Backends, tiers and limits. StoreError where neither store nor caller names any."
         if self.given is not None:
-            tiers = getattr(
-                self.given,
-                "tiers",
-                {},
-            )
+            tiers = getattr(self.given, "tiers", {})
             named = dict(
                 backends=[asdict(b) for b in self.given],
                 tiers=[asdict(t) for t in tiers.values()],
@@ -290,11 +261,7 @@ class Facts:
             }
             backends.append(Backend(**tupled))
         tiers = {t["name"]: Tier(**t) for t in written["tiers"]}
-        return Fleet(
-            backends,
-            tiers,
-            "the store",
-        )
+        return Fleet(backends, tiers, "the store")
 
     def span(self, table: str, since_s: float, until_s: float) -> list[dict]:
         "Rows of a table with since < time <= until, oldest first, nested values read."
@@ -304,12 +271,7 @@ class Facts:
             f"SELECT {', '.join(columns)} FROM {table} "
             f"WHERE {time} <= ? AND {time} > ? ORDER BY {time}, rowid"
         )
-        found = self.rows(
-            sql,
-            (until_s, since_s),
-            since_s,
-            until_s + 1e-6,
-        )
+        found = self.rows(sql, (until_s, since_s), since_s, until_s + 1e-6)
         return [_row_of(columns, values) for values in found]
 
     def newest(
@@ -326,12 +288,7 @@ class Facts:
             f"SELECT {', '.join(columns)}, max({time}) FROM {table} "
             f"WHERE {time} <= ? AND {time} > ? GROUP BY backend"
         )
-        found = self.rows(
-            sql,
-            (at_s, at_s - within_s),
-            at_s - within_s,
-            at_s + 1e-6,
-        )
+        found = self.rows(sql, (at_s, at_s - within_s), at_s - within_s, at_s + 1e-6)
         rows = [dict(zip(columns, values)) for values in found]
         by_backend = {row["backend"]: row for row in rows}
         return {b: by_backend[b] for b in backends if b in by_backend}
@@ -416,12 +373,7 @@ def _merged(steps: Sequence[Step]) -> Step:
             hist[bucket] = hist.get(bucket, 0) + count
     summed = ("n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out")
     totals = {name: sum(getattr(step, name) for step in steps) for name in summed}
-    return Step(
-        steps[0].start_s,
-        **totals,
-        in_flight=steps[-1].in_flight,
-        hist=hist,
-    )
+    return Step(steps[0].start_s, **totals, in_flight=steps[-1].in_flight, hist=hist)
 
 
 def _p_above(k: int, n: int, limit: float) -> float:  # 0..1
@@ -492,12 +444,7 @@ def _came_true(
 ) -> dict[tuple[str, float], float]:  # mean latency by backend and number of the step, ms
     "What the closed steps measured."
     since_s -= step_s
-    rows = records.rows(
-        _CAME_SQL,
-        (since_s, at_s - step_s),
-        since_s,
-        at_s,
-    )
+    rows = records.rows(_CAME_SQL, (since_s, at_s - step_s), since_s, at_s)
     return {(backend, start_s // step_s): ms for backend, start_s, ms in rows}
 
 
@@ -507,19 +454,9 @@ def _proven(
 ) -> set[str]:  # backends
     "Whose forecasts have been no worse than persistence of late."
     step_s, since_s = records.plain_fleet()["step_s"], at_s - _JUDGED_S
-    came = _came_true(
-        records,
-        at_s,
-        since_s,
-        step_s,
-    )
+    came = _came_true(records, at_s, since_s, step_s)
     errors: dict[str, list[tuple[float, float]]] = {}  # of the forecast, of persistence
-    made = records.rows(
-        _FORESEEN_SQL,
-        (since_s, at_s, step_s),
-        since_s,
-        at_s + 1e-6,
-    )
+    made = records.rows(_FORESEEN_SQL, (since_s, at_s, step_s), since_s, at_s + 1e-6)
     for backend, made_s, horizon_s, ms in made:
         truth = came.get((backend, (made_s + horizon_s) // step_s))
         last = came.get((backend, made_s // step_s - 1))
@@ -580,12 +517,7 @@ def _incidents_around(records: Facts, at_s: float, window_s: float) -> list[dict
 def _heard_of(records: Facts, at_s: float, window_s: float) -> dict[str, _Heard]:
     "What outcomes of the window say, by backend."
     values = records.plain_fleet()["slo_ms"], at_s, at_s - window_s
-    found = records.rows(
-        _HEARD_SQL,
-        values,
-        at_s - window_s - 3600.0,
-        at_s + 1e-6,
-    )
+    found = records.rows(_HEARD_SQL, values, at_s - window_s - 3600.0, at_s + 1e-6)
     return {backend: _Heard(*more) for backend, *more in found}
 
 
@@ -596,34 +528,13 @@ def _records_around(
     written = records.plain_fleet()
     names = [b["name"] for b in written["backends"]]
     step_s = written["step_s"]
-    steps = records.span(
-        "steps",
-        at_s - window_s - step_s,
-        at_s,
-    )
+    steps = records.span("steps", at_s - window_s - step_s, at_s)
     steps = [row for row in steps if row["start_s"] + step_s <= at_s + 1e-6]
     first_s = min((row["start_s"] for row in steps), default=-inf)
-    transitions = records.span(
-        "transitions",
-        at_s - REMEMBER_S,
-        at_s,
-    )
-    forecasts = records.newest(
-        "forecasts",
-        at_s,
-        names,
-        3600.0,
-    )
-    incidents = _incidents_around(
-        records,
-        at_s,
-        window_s,
-    )
-    heard = _heard_of(
-        records,
-        at_s,
-        window_s,
-    )
+    transitions = records.span("transitions", at_s - REMEMBER_S, at_s)
+    forecasts = records.newest("forecasts", at_s, names, 3600.0)
+    incidents = _incidents_around(records, at_s, window_s)
+    heard = _heard_of(records, at_s, window_s)
     proven = _proven(records, at_s)
 
     def of(name: str, rows: list[dict]) -> list[dict]:
@@ -685,11 +596,7 @@ def _usd_per_request(step: Step, b: Backend) -> float | None:
 def _forecast_fields(r: _BackendRecords, limit_ms: float) -> dict:
     "The fields of `BackendState` that a forecast fills."
     if r.forecast is None:
-        return dict(
-            forecast_ms=None,
-            forecast_for_s=None,
-            p_breach=None,
-        )
+        return dict(forecast_ms=None, forecast_for_s=None, p_breach=None)
     q = tuple(json.loads(r.forecast["step_ms"]))
     return dict(
         forecast_ms=(q[1], q[3], q[5]),
@@ -705,12 +612,7 @@ def _backend_state(b: Backend, r: _BackendRecords, at_s: float, limit_ms: float)
     limit_ms = r.heard.limit_ms or limit_ms
     # no step has closed yet: the outcomes themselves
     n, n_err = (step.n, step.n_err) if step.n else (r.heard.n, r.heard.n_err)
-    availability, why, p_class = _word_for(
-        n,
-        n_err,
-        breaker,
-        r.heard.met < 0.5,
-    )
+    availability, why, p_class = _word_for(n, n_err, breaker, r.heard.met < 0.5)
     newest_s = max(r.steps[-1]["start_s"] if r.steps else -inf, r.heard.last_s)
     in_system = step.latency_us / 1e6 / r.covered_s  # Little's law
     return BackendState(
@@ -742,11 +644,7 @@ def _backend_evidence(name: str, r: _BackendRecords, at_s: float) -> list[Eviden
     "The rows that the state of a backend rests on."
 
     def of(table: str, time_s: float, says: str) -> Evidence:
-        return Evidence(
-            row_id(table, time_s, name),
-            time_s,
-            says,
-        )
+        return Evidence(row_id(table, time_s, name), time_s, says)
 
     out = []
     for row in r.steps[-1:]:
@@ -775,12 +673,7 @@ _MINUTE_SQL = """SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce
 def used_this_minute(records: Facts, at_s: float) -> dict[str, tuple[int, int]]:
     "What this store knows to have been spent of the minute's rate limits."
     span = at_s - at_s % 60.0, at_s
-    found = records.rows(
-        _MINUTE_SQL,
-        span,
-        at_s - 60.0,
-        at_s + 1e-6,
-    )
+    found = records.rows(_MINUTE_SQL, span, at_s - 60.0, at_s + 1e-6)
     return {backend: (n, tokens or 0) for backend, n, tokens in found}
 
 
@@ -845,23 +738,14 @@ def _tier_states(
     "Attainment and what is left, by tier."
     used = used_this_minute(records, at_s)
     values = slo_ms, at_s, at_s - window_s
-    found = records.rows(
-        _TIER_SQL,
-        values,
-        at_s - window_s - 3600.0,
-        at_s + 1e-6,
-    )
+    found = records.rows(_TIER_SQL, values, at_s - window_s - 3600.0, at_s + 1e-6)
     out = []
     for name, n, met, limit_ms in found:
         tier = fleet.tiers.get(name)
         allowed = 1.0 - (tier.confidence if tier else 0.9)  # share that may miss the limit
         attainment = met / n
         left = 1.0 - (1.0 - attainment) / allowed
-        quota = _quota_left(
-            fleet,
-            used,
-            name,
-        )
+        quota = _quota_left(fleet, used, name)
         out.append(TierState(name, n, attainment, left, limit_ms, *quota))
     return out
 
@@ -929,11 +813,7 @@ def fleet_state(
         if isinstance(kept, FleetState):
             return kept
     slo_ms, fleet = records.plain_fleet()["slo_ms"], records.fleet()
-    around = _records_around(
-        records,
-        at_s,
-        window_s,
-    )
+    around = _records_around(records, at_s, window_s)
     states, proof = [], []
     for b in fleet:
         states.append(_backend_state(b, around[b.name], at_s, b.slo_ms or slo_ms))

@@ -66,12 +66,7 @@ _Found = tuple[tuple[float, float], str]  # since and until (s), the words that 
 def _day_span(now: datetime, back: int, part: str) -> tuple[float, float]:
     "A part of the day, so many days back; never beyond now."
     first, last = _PARTS[part]
-    midnight = (now - timedelta(days=back)).replace(
-        hour=0,
-        minute=0,
-        second=0,
-        microsecond=0,
-    )
+    midnight = (now - timedelta(days=back)).replace(hour=0, minute=0, second=0, microsecond=0)
     since = midnight + timedelta(hours=first)
     until = midnight + timedelta(hours=last)
     return since.timestamp(), min(until.timestamp(), now.timestamp())
@@ -260,8 +255,4 @@ def when(
     until = min(until, now_s)
     if until <= since:
         raise ValueError(f"{words!r} ends before it begins")
-    return Span(
-        since,
-        until,
-        words,
-    )
+    return Span(since, until, words)

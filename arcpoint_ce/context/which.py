@@ -47,19 +47,10 @@ def _occupy(
     "Reserve as many requests there as the engine has running, as far on as they are."
     known = router.memo()["measured"]
     for _ in range(running):
-        decision = router.claim(
-            Request(),
-            name,
-            now,
-            anyway=True,
-        )
+        decision = router.claim(Request(), name, now, anyway=True)
         tokens: Any = decision.expect * (1.0 - min(left / running, 1.0))  # not whole
         if tokens:
-            router.progress(
-                decision,
-                tokens,
-                now,
-            )
+            router.progress(decision, tokens, now)
     # a claim spends the rate limit
     router.restore(dict(turn=0, breakers={}, measured={name: known[name]}))
 
@@ -76,13 +67,7 @@ def _take_memo(
     for row in status.get("backends", ()):
         name, running = row["backend"], row["in_flight"]
         if name in known and running:
-            _occupy(
-                router,
-                name,
-                running,
-                row.get("work_left", running),
-                memo["at_s"],
-            )
+            _occupy(router, name, running, row.get("work_left", running), memo["at_s"])
     return notes
 
 # %% ../../nbs/context/54_which.ipynb #a6081316
@@ -156,34 +141,19 @@ def _table_by_records(records: Facts, names: list[str], at_s: float) -> Forecast
             row["load_rps"],
         )
     made_s = max((f.made_s for f in made.values()), default=-inf)
-    return ForecastTable(
-        0,
-        made_s,
-        120.0,
-        made,
-        "the store",
-    )
+    return ForecastTable(0, made_s, 120.0, made, "the store")
 
 
 def _take_records(router: Router, records: Facts, now: float):
     "Fill a router with what the records up to a time say."
     router.restore(dict(turn=0, breakers={}, measured=_measured_by_records(records, now)))
-    transitions = records.span(
-        "transitions",
-        now - REMEMBER_S,
-        now,
-    )
+    transitions = records.span("transitions", now - REMEMBER_S, now)
     names = [b.name for b in router.backends]
     for name in names:
         own = [row for row in transitions if row["backend"] == name]
         state, why, *_ = standing_at(own, now)
         if state in ("open", "half_open"):
-            router.force(
-                name,
-                state,
-                now,
-                why,
-            )
+            router.force(name, state, now, why)
     router.swap(completed(_table_by_records(records, names, now), router), now)
 
 # %% ../../nbs/context/54_which.ipynb #13d47ae1
@@ -212,26 +182,13 @@ def restored_router(
         step_s=written["step_s"],
         gateways=gateways,
     )
-    router = Router(
-        fleet,
-        policy,
-        tiers=fleet.tiers.values(),
-        config=config,
-    )
+    router = Router(fleet, policy, tiers=fleet.tiers.values(), config=config)
     notes = [note] if note else []
     now = records.now() if at_s is None else at_s
     if memo is not None and (at_s is None or memo["at_s"] <= at_s):
         now = max(now, memo["at_s"])
         notes += _take_memo(router, memo, status)
     else:
-        _take_records(
-            router,
-            records,
-            now,
-        )
+        _take_records(router, records, now)
     router.roll(now)
-    return Restored(
-        router,
-        now,
-        tuple(notes),
-    )
+    return Restored(router, now, tuple(notes))

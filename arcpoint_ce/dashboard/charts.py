@@ -289,12 +289,7 @@ def _time_axis(own_clock: bool, span_s: tuple[float, float] | None = None) -> al
             "t:T",
             title="simulated time, h:min:s",
             scale=alt.Scale(type="utc", domain=domain),
-            axis=alt.Axis(
-                format="%H:%M:%S",
-                tickCount=8,
-                labelOverlap="greedy",
-                grid=False,
-            ),
+            axis=alt.Axis(format="%H:%M:%S", tickCount=8, labelOverlap="greedy", grid=False),
         )
     return alt.X(
         "t:T",
@@ -391,12 +386,7 @@ def areas(
     base = alt.Chart(_timed(t), height=_HEIGHT).mark_area(interpolate="step")
     drawn = base.encode(
         _time_axis(_own_clock(t)),
-        alt.Y(
-            f"{y}:Q",
-            title=title,
-            stack="normalize",
-            axis=alt.Axis(format="%", tickCount=5),
-        ),
+        alt.Y(f"{y}:Q", title=title, stack="normalize", axis=alt.Axis(format="%", tickCount=5)),
         _coloured(t[by].unique(), by),
         tooltip=[
             alt.Tooltip("utc:N", title="time"),
@@ -413,8 +403,7 @@ _FORECAST_KEY = alt.Color(
     "what:N",
     title=None,
     scale=alt.Scale(
-        domain=[_INTERVAL, "actual", "limit"],
-        range=[PALETTE[0], PALETTE[1], PALETTE[5]],
+        domain=[_INTERVAL, "actual", "limit"], range=[PALETTE[0], PALETTE[1], PALETTE[5]]
     ),
     legend=alt.Legend(orient="top", labelLimit=240, symbolOpacity=1),
 )
@@ -426,8 +415,7 @@ def _foreseen(made: pd.DataFrame, x: alt.X) -> alt.LayerChart:
     rows = _timed(made, "about_s").assign(what=_INTERVAL)
     base = alt.Chart(rows, height=_HEIGHT + 60).encode(x, _FORECAST_KEY)
     band = base.mark_area(opacity=0.25).encode(
-        alt.Y("p10:Q", title=_FORECAST_TITLE),
-        alt.Y2("p90:Q"),
+        alt.Y("p10:Q", title=_FORECAST_TITLE), alt.Y2("p90:Q")
     )
     median = base.mark_line(strokeWidth=2).encode(
         alt.Y("p50:Q", title=_FORECAST_TITLE),
@@ -447,10 +435,7 @@ def _came(actual: pd.DataFrame, x: alt.X) -> alt.Chart:
     dots = base.mark_line(point=alt.OverlayMarkDef(size=26), strokeWidth=1.2)
     tip = alt.Tooltip("latency_ms:Q", title="actual, ms", format=",.0f")
     return dots.encode(
-        x,
-        alt.Y("latency_ms:Q", title=_FORECAST_TITLE),
-        _FORECAST_KEY,
-        tooltip=[_TIME_TIP, tip],
+        x, alt.Y("latency_ms:Q", title=_FORECAST_TITLE), _FORECAST_KEY, tooltip=[_TIME_TIP, tip]
     )
 
 
@@ -516,10 +501,7 @@ def ratio_chart(
 _SEVERITY = alt.Color(
     "severity:N",
     title=None,
-    scale=alt.Scale(
-        domain=["low", "medium", "high"],
-        range=["#56B4E9", "#E69F00", "#D55E00"],
-    ),
+    scale=alt.Scale(domain=["low", "medium", "high"], range=["#56B4E9", "#E69F00", "#D55E00"]),
     legend=alt.Legend(orient="top"),
 )
 

@@ -233,10 +233,7 @@ def _ask_desk(told: dict, body: dict | None = None) -> dict:
     request = HttpRequest(
         told["url"] + "/faults",
         None if body is None else json.dumps(body).encode(),
-        {
-            "authorization": f"Bearer {told['token']}",
-            "content-type": "application/json",
-        },
+        {"authorization": f"Bearer {told['token']}", "content-type": "application/json"},
     )
     try:
         with urlopen(request, timeout=3) as r:

@@ -89,11 +89,7 @@ def _headline(state: FleetState, risk: Risk):
     load_rps = sum(b.load_rps for b in backends)
     incidents = sum(len(b.incidents) for b in backends)
     tiles = [
-        (
-            "available",
-            f"{good} of {len(backends)}",
-            "backends that are neither degraded nor down",
-        ),
+        ("available", f"{good} of {len(backends)}", "backends that are neither degraded nor down"),
         (
             "limits met, last hour",
             percent(met, 2),

@@ -195,11 +195,7 @@ def _attempt_table(outcomes: pd.DataFrame, zone):
 def _request_in_words(row: Mapping) -> str:
     "What was asked for."
     request = row["request"] or "without an id"
-    tier, model, task = (
-        row["tier"] or "none",
-        row["model"] or "any",
-        row["task"] or "any",
-    )
+    tier, model, task = (row["tier"] or "none", row["model"] or "any", row["task"] or "any")
     return f"Request {request}; tier {tier}, model {model}, task {task}."
 
 
@@ -314,17 +310,9 @@ def decisions_page(page: Page):
     "Who was chosen, and why. The lists refresh; the choices above them stay."
     left, middle = page.places(2)
     backend = left.selectbox(
-        "Backend",
-        ["all", *page.records.fleet().names],
-        key="of",
-        bind="query-params",
+        "Backend", ["all", *page.records.fleet().names], key="of", bind="query-params"
     )
-    tier = middle.selectbox(
-        "Tier",
-        ["all", *_tiers(page)],
-        key="tier",
-        bind="query-params",
-    )
+    tier = middle.selectbox("Tier", ["all", *_tiers(page)], key="tier", bind="query-params")
 
     def only(choice):
         return None if choice == "all" else choice
@@ -368,12 +356,7 @@ def _list_spoken(t: pd.DataFrame, page: Page):
     at = [moment(x, page.zone) for x in t.at_s]
     rows = t.assign(at=at)[["at", "backend", "what", "says"]]
     columns = dict(at="time", says="what was seen")
-    st.dataframe(
-        rows,
-        hide_index=True,
-        height=min(38 + 35 * len(t), 220),
-        column_config=columns,
-    )
+    st.dataframe(rows, hide_index=True, height=min(38 + 35 * len(t), 220), column_config=columns)
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #dbc65a08
 def _acts_in_words(t: pd.DataFrame) -> str:
@@ -448,11 +431,7 @@ def _trust_columns() -> dict:
         by=c.TextColumn("by"),
         state=c.TextColumn("state"),
         trust=c.ProgressColumn(
-            "trust",
-            format="percent",
-            min_value=0,
-            max_value=1,
-            help="how far the forecast may act",
+            "trust", format="percent", min_value=0, max_value=1, help="how far the forecast may act"
         ),
         skill=c.NumberColumn(
             "skill",
@@ -464,9 +443,7 @@ def _trust_columns() -> dict:
     )
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #ee68fb3d
-def _drift_in_words(
-    status: Mapping,
-) -> str:  # status: as the engine last wrote it down
+def _drift_in_words(status: Mapping) -> str:  # status: as the engine last wrote it down
     "How often the drift detectors have spoken, and whose forecast is not in force as usual."
 
     def found(detector: Mapping) -> int:
@@ -580,10 +557,7 @@ def learning_page(page: Page):
 
     def draw():
         look = page.look()
-        incidents, events = (
-            page.ask(_incident_rows, look),
-            page.ask(_event_rows, look),
-        )
+        incidents, events = (page.ask(_incident_rows, look), page.ask(_event_rows, look))
         silence(page, state_at(page))
         _who_foresees(page)
         _draw_incidents(page, look, incidents)
@@ -802,10 +776,7 @@ def _draw_traces(page: Page):
             st.json(s.data, expanded=2)
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #cebb0f2a
-_METRIC_NAMES = {
-    "slo": "slo: beyond the limit",
-    "ttft": "ttft: time to first token",
-}
+_METRIC_NAMES = {"slo": "slo: beyond the limit", "ttft": "ttft: time to first token"}
 
 
 def why_page(page: Page):
@@ -825,9 +796,7 @@ def why_page(page: Page):
     guarded(lambda: _draw_traces(page))
 
 # %% ../../nbs/dashboard/81d_stories.ipynb #ace8be0f
-def _order_form(
-    now: dict,
-) -> dict | None:  # what to order; None: nobody has pressed the button
+def _order_form(now: dict) -> dict | None:  # what to order; None: nobody has pressed the button
     "The form. `now` says which faults and backends the simulation has."
     kinds = list(now["kinds"])
     with st.form("order"):
@@ -839,9 +808,7 @@ def _order_form(
             index=kinds.index("backend_down"),
         )
         backend = target.selectbox(
-            "Backend",
-            [*now["backends"], "*"],
-            format_func=lambda x: "all" if x == "*" else x,
+            "Backend", [*now["backends"], "*"], format_func=lambda x: "all" if x == "*" else x
         )
         duration_s = long.number_input("Duration, simulated s", 1.0, 3600.0, 120.0)
         about = "1 is what the description says; some faults have no degrees"

@@ -79,12 +79,7 @@ def load_over_time(records: Facts, look: Look) -> pd.DataFrame:
     "What every backend did. The last stretch may be shorter: it ends with the newest closed step."
     start_s = _first_stretch_s(look)
     step_s = records.plain_fleet()["step_s"]
-    asked = (
-        start_s,
-        look.every_s,
-        start_s,
-        look.until_s,
-    )
+    asked = (start_s, look.every_s, start_s, look.until_s)
     rows = records.rows(_LOAD_SQL, asked, start_s, look.until_s)
     t = pd.DataFrame(rows, columns=["backend", *_LOAD_SUMS])
     t = t.astype(dict.fromkeys(_LOAD_SUMS, float))
@@ -144,14 +139,7 @@ def met_over_time(records: Facts, look: Look, most: int = _MOST) -> tuple[pd.Dat
     every = _one_in(records, "outcomes", look, most)
     start_s = _first_stretch_s(look)
     slo_ms = records.plain_fleet()["slo_ms"]
-    asked = (
-        start_s,
-        look.every_s,
-        slo_ms,
-        start_s,
-        look.until_s,
-        every,
-    )
+    asked = (start_s, look.every_s, slo_ms, start_s, look.until_s, every)
     rows = records.rows(_MET_SQL, asked, start_s - _DAY_S, look.until_s)
     t = pd.DataFrame(rows, columns=["k", "tier", "n", "met", "bad", "latency_ms"])
     shares = pd.DataFrame(
@@ -181,14 +169,7 @@ def drawn_over_time(
     "Decisions by backend and reason."
     every = _one_in(records, "decisions", look, most)
     start_s = _first_stretch_s(look)
-    asked = (
-        start_s,
-        look.every_s,
-        start_s,
-        look.until_s,
-        every,
-        *(tier, tier),
-    )
+    asked = (start_s, look.every_s, start_s, look.until_s, every, *(tier, tier))
     rows = records.rows(_DRAWN_SQL, asked, start_s, look.until_s)
     t = pd.DataFrame(rows, columns=["k", "backend", "mode", "n"])
     counts = pd.DataFrame(
@@ -247,13 +228,7 @@ def newest_decisions(
     limit: int = 200,  # rows
 ) -> pd.DataFrame:
     "The newest of a window, with how they ended."
-    asked = (
-        look.since_s,
-        look.until_s,
-        *(backend, backend),
-        *(tier, tier),
-        limit,
-    )
+    asked = (look.since_s, look.until_s, *(backend, backend), *(tier, tier), limit)
     rows = records.rows(_NEWEST_SQL, asked, look.since_s, inf)
     t = pd.DataFrame(rows, columns=list(_NEWEST_COLUMNS))
     late = t.latency_ms > t.limit_ms + 0.001  # as `_MET` counts
@@ -400,16 +375,7 @@ _SAID_SQL = """SELECT f.made_s, f.made_s + f.horizon_s,
     WHERE f.made_s >= ? AND f.made_s < ? AND (? IS NULL OR f.backend = ?)
         AND ((f.rowid*40503) & 65535) % ? = 0
     ORDER BY f.made_s"""
-_SAID_COLUMNS = (
-    "made_s",
-    "about_s",
-    "p10",
-    "p50",
-    "p90",
-    "actual",
-    "last",
-    "backend",
-)
+_SAID_COLUMNS = ("made_s", "about_s", "p10", "p50", "p90", "actual", "last", "backend")
 _SAID_MS = ("p10", "p50", "p90", "actual", "last")
 _HORIZON_SQL = "SELECT max(horizon_s) FROM forecasts WHERE made_s >= ? AND made_s < ?"
 _RECENT_S = 900.0  # the horizon in use is that of the newest forecasts
@@ -538,15 +504,7 @@ def forecasters_of(
     return t.reset_index(drop=True)
 
 # %% ../../nbs/dashboard/81_views.ipynb #d07e189a
-_TRUST_COLUMNS = (
-    "backend",
-    "by",
-    "state",
-    "trust",
-    "skill",
-    "coverage",
-    "matured",
-)
+_TRUST_COLUMNS = ("backend", "by", "state", "trust", "skill", "coverage", "matured")
 
 
 def trust_rows(

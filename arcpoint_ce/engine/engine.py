@@ -699,8 +699,7 @@ def _outcome_of(row: Mapping) -> Outcome:
 
 # %% ../../nbs/engine/36_engine.ipynb #f2d7a78a
 def completed(
-    table: ForecastTable,
-    router: Router,
+    table: ForecastTable, router: Router
 ) -> ForecastTable:  # the same object where nothing is missing
     "The table with the present and the room beside every forecast that does not say them itself."
     if all(f.most is not None and f.now_ms is not None for f in table.forecasts.values()):

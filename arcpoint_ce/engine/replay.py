@@ -179,14 +179,7 @@ class Replay:
         task = r.task if not self.tasks or r.task in self.tasks else None
         tier = r.tier if r.tier in self.tiers else None
         return Request(
-            "",
-            model,
-            task,
-            tier,
-            None,
-            r.tokens_in or 0,
-            r.tokens_out or 0,
-            tenant=r.tenant,
+            "", model, task, tier, None, r.tokens_in or 0, r.tokens_out or 0, tenant=r.tenant
         )
 
     def arrive(self, r: _Logged):

@@ -915,12 +915,7 @@ def _one_forecast(
     step = _step_quantiles(band, centre, size)
     request = _request_quantiles(step, model.spread)
     return Forecast(
-        model.name,
-        made_s,
-        horizon_s,
-        tuple(map(exp, step)),
-        tuple(map(exp, request)),
-        load_rps,
+        model.name, made_s, horizon_s, tuple(map(exp, step)), tuple(map(exp, request)), load_rps
     )
 
 # %% ../../nbs/forecast/24_latency.ipynb #a21f5a1c

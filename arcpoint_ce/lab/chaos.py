@@ -92,11 +92,7 @@ class Site:
         sims = []
         for k, backend in enumerate(self.backends):
             curve = curves[k % len(curves)]
-            scaled = fitted(
-                curve,
-                backend.capacity,
-                REF_TPOT_MS,
-            )
+            scaled = fitted(curve, backend.capacity, REF_TPOT_MS)
             sims.append(SimBackend(backend, scaled))
         return tuple(sims)
 
@@ -118,11 +114,7 @@ class Site:
         # whoever meets the limit per token is not timed out
         most_tok = 0.8 * self.timeout_s * 1000 / self.limit_tpot_ms
         mean_tok = self.request_s * 1000 / REF_TPOT_MS
-        answers = Lengths(
-            mean_tok,
-            0.8,
-            most_tok=max(most_tok, 1.0),
-        )
+        answers = Lengths(mean_tok, 0.8, most_tok=max(most_tok, 1.0))
         requests = poisson(
             self.rate_rps,
             self.n,
@@ -131,12 +123,7 @@ class Site:
             tiers=dict.fromkeys(self.tiers, 1 / len(self.tiers)),
         )
         slack = {tier: self.slack * multiple for tier, multiple in self.tiers.items()}
-        return with_slo(
-            requests,
-            slack,
-            REF_TPOT_MS,
-            REF_PREFILL_MS,
-        )
+        return with_slo(requests, slack, REF_TPOT_MS, REF_PREFILL_MS)
 
     def scenario(self, name: str) -> Scenario:
         "A named scenario in the second quarter of the run, or a little longer."
@@ -186,11 +173,7 @@ _QUIET_N = 4000  # requests of a quiet past, at most
 @lru_cache(16)
 def _lived(backends: tuple[Backend, ...], amounts: tuple, forecaster: str) -> NullStore:
     "The store after a quiet past at a site with these amounts; each is lived through once."
-    past = Site(
-        backends,
-        seed=_QUIET_SEED,
-        **dict(amounts),
-    )
+    past = Site(backends, seed=_QUIET_SEED, **dict(amounts))
     work = past.workload
     start_s = -float(work.at_s[-1]) - 2 * past.timeout_s
 
@@ -199,14 +182,7 @@ def _lived(backends: tuple[Backend, ...], amounts: tuple, forecaster: str) -> Nu
         fleet.now = start_s
         return fleet
 
-    return lived_through(
-        past,
-        fleet_of,
-        work,
-        start_s / 3,
-        forecaster,
-        shift_s=start_s,
-    )
+    return lived_through(past, fleet_of, work, start_s / 3, forecaster, shift_s=start_s)
 
 
 def quiet_past(
@@ -225,11 +201,7 @@ def quiet_past(
         curves=site.curves,
         streams=site.streams,
     )
-    return _lived(
-        tuple(site.backends),
-        tuple(amounts.items()),
-        forecaster,
-    )
+    return _lived(tuple(site.backends), tuple(amounts.items()), forecaster)
 
 
 def ours_at(
@@ -242,13 +214,7 @@ def ours_at(
     "Our engine in front of this site."
     if past is None:
         past = quiet_past(site, forecaster)
-    return ours(
-        site,
-        forecaster,
-        store=past,
-        into=into,
-        **how,
-    )
+    return ours(site, forecaster, store=past, into=into, **how)
 
 
 def ours_blind(
@@ -484,14 +450,7 @@ def _one_row(
     scenario = site.scenario(name)
     record, fleet = play(site, policy, scenario)
     faults = fleet.ledger.faults
-    score = resilience_score(
-        record,
-        twin,
-        scenario,
-        site.backends,
-        faults=faults,
-        limits=limits,
-    )
+    score = resilience_score(record, twin, scenario, site.backends, faults=faults, limits=limits)
     settled_s = scenario.end_s + limits.settle_s
     during = (record.born_s >= scenario.start_s) & (record.born_s < settled_s)
     gone = lost(record, site.backends, faults)
@@ -537,11 +496,7 @@ def _painted(
 ) -> tuple[np.ndarray, np.ndarray]:  # load and latency
     "Metrics with a fault painted on. KeyError on an unknown one."
     n = len(load)
-    slower = dict(
-        latency_spike=3.0,
-        slow_degradation=np.linspace(1.0, 4.0, n),
-        partition=20.0,
-    )
+    slower = dict(latency_spike=3.0, slow_degradation=np.linspace(1.0, 4.0, n), partition=20.0)
     if kind in slower:
         return load, latency_ms * slower[kind]
     if kind == "fast_errors":
@@ -579,11 +534,7 @@ def own_suite(
     for kind, start in product(_PAINTED, (825, 850, 925, 950)):
         part = slice(start, start + minutes)
         load, latency_ms = calm_load.copy(), calm_ms.copy()
-        load[part], latency_ms[part] = _painted(
-            kind,
-            load[part],
-            latency_ms[part],
-        )
+        load[part], latency_ms[part] = _painted(kind, load[part], latency_ms[part])
         says_ms = {
             "exercise": forest.predict(_features(load, latency_ms)[part]),
             "mock": latency_ms[part],
@@ -592,10 +543,7 @@ def own_suite(
         }
         for router, ms in says_ms.items():
             row = dict(
-                fault=kind,
-                start=start,
-                router=router,
-                rerouted=float((ms > limit_ms).mean()),
+                fault=kind, start=start, router=router, rerouted=float((ms > limit_ms).mean())
             )
             rows.append(row)
     table = pd.DataFrame(rows)

@@ -58,8 +58,7 @@ def _engine_at(
     "An engine in front of a world, told the limit of its requests and how many gateways there are."
     setting = world.setting
     own = dict(
-        slo_ms=setting.slack * REF_PREFILL_MS * 500.0,
-        slo_tok_ms=setting.slack * REF_TPOT_MS,
+        slo_ms=setting.slack * REF_PREFILL_MS * 500.0, slo_tok_ms=setting.slack * REF_TPOT_MS
     )
     if "slo_ms" in how:  # a limit of its own has no share per token, unless one is given too
         own["slo_tok_ms"] = 0.0
@@ -96,14 +95,7 @@ def lived_through(
     store = NullStore()
 
     def make(backends, seed):
-        return _engine_at(
-            world,
-            backends,
-            seed,
-            store,
-            forecaster=forecaster,
-            explore=0.05,
-        )
+        return _engine_at(world, backends, seed, store, forecaster=forecaster, explore=0.05)
 
     gateway = EngineGateway(make)
     fleet = fleet_of([gateway])
@@ -133,12 +125,7 @@ def past_of(
     def fleet_of(gateways):
         return world.fleet(gateways, past=True)
 
-    return lived_through(
-        world,
-        fleet_of,
-        world.history(),
-        2 / 3 * world.start_s,
-    )
+    return lived_through(world, fleet_of, world.history(), 2 / 3 * world.start_s)
 
 # %% ../../nbs/lab/47a_contest.ipynb #fb1f648f
 def handed_on(
@@ -189,11 +176,7 @@ def ours(
         )
         if into is not None and not engine.resumed:
             keeper = Keeper(store, engine.config)
-            keeper.resume(
-                engine.router,
-                engine.forecaster,
-                engine.feed,
-            )
+            keeper.resume(engine.router, engine.forecaster, engine.feed)
         return engine
 
     return EngineGateway(make, trace=trace, ttft_limit_ms=slo_ttft_ms)
@@ -222,11 +205,7 @@ def _flipped(foresight: Foresight) -> Foresight:
     def turned(profiles):
         return tuple(tuple(-x for x in profile) for profile in profiles)
 
-    return replace(
-        foresight,
-        occupied=turned(foresight.occupied),
-        slow=turned(foresight.slow),
-    )
+    return replace(foresight, occupied=turned(foresight.occupied), slow=turned(foresight.slow))
 
 
 def _rise(
@@ -292,10 +271,7 @@ def _spoiled_past(world: World, how: str) -> NullStore:
     names = [backend.name for backend in world.backends]
     past = past_of(before(setting))
     store = handed_on(past, "room").copy()
-    lessons = dict(
-        name=RoomForecaster.name,
-        lessons=plain_rooms(model, names),
-    )
+    lessons = dict(name=RoomForecaster.name, lessons=plain_rooms(model, names))
     store.put_state("engine/lessons", lessons)
     return store
 
@@ -363,12 +339,7 @@ def _clairvoyant(name: str, world: World, hold: dict):
     def oracle(now):
         return world.free(hold["fleet"], now, ahead_s)
 
-    return make_peer(
-        "clairvoyant",
-        oracle=oracle,
-        how=how["how"],
-        every=1.0,
-    )
+    return make_peer("clairvoyant", oracle=oracle, how=how["how"], every=1.0)
 
 
 def _told(name: str, world: World) -> dict:
@@ -396,12 +367,7 @@ def contenders(
         gateways = []
         for place in places:
             trace = None if place else hold.setdefault("trace", [])
-            gateway = _our_gateway(
-                name,
-                world,
-                params,
-                trace,
-            )
+            gateway = _our_gateway(name, world, params, trace)
             gateways.append(gateway)
         return gateways
     if name in PEERS:
@@ -515,11 +481,7 @@ class _LeadTimes:
         inf: shed, and no breach; -inf: not shed in time.
         """
         sheds = self.sheds[place]
-        breach_s = self.first_breach_s(
-            place,
-            onset_s,
-            end_s,
-        )
+        breach_s = self.first_breach_s(place, onset_s, end_s)
         if breach_s is None:
             during = (self.at_s >= onset_s - 30) & (self.at_s <= end_s)
             return np.inf if sheds[during].any() else -np.inf

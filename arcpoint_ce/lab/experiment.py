@@ -95,16 +95,8 @@ class Task:
         if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
             raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(
-            self,
-            "options",
-            _pairs(self.options, "options"),
-        )
-        object.__setattr__(
-            self,
-            "params",
-            _pairs(self.params, "params"),
-        )
+        object.__setattr__(self, "options", _pairs(self.options, "options"))
+        object.__setattr__(self, "params", _pairs(self.params, "params"))
         names = [*_IDENTITY, *dict(self.options), *dict(self.params)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -117,13 +109,7 @@ class Task:
     def key(self) -> str:
         "A text that tells this task from every other one."
         return json.dumps(
-            [
-                self.family,
-                dict(self.options),
-                self.seed,
-                self.policy,
-                dict(self.params),
-            ]
+            [self.family, dict(self.options), self.seed, self.policy, dict(self.params)]
         )
 
     @property
@@ -148,12 +134,7 @@ def _task_seed(key: str) -> int:  # 0 .. 2**63 - 1
 
 def _stream_seed(task: Task, stream: str) -> int:
     "Seed of one stream of a task's world; policy and params do not matter."
-    name = [
-        stream,
-        task.family,
-        dict(task.options),
-        task.seed,
-    ]
+    name = [stream, task.family, dict(task.options), task.seed]
     return _task_seed(json.dumps(name))
 
 
@@ -187,8 +168,7 @@ def _flat(row: Mapping, task: Task) -> dict[str, _Value]:  # names and plain val
 
 
 def _attempt(
-    run_one: Callable[[Task], Mapping],
-    task: Task,
+    run_one: Callable[[Task], Mapping], task: Task
 ) -> dict:  # the task with its "row", or with its "error" and "trace"
     "Run one task in a worker; an exception becomes text."
     try:
@@ -309,18 +289,12 @@ class _Ledger:
 
 # %% ../../nbs/lab/47_experiment.ipynb #921b92f5
 def _records(
-    run_one: Callable[[Task], Mapping],
-    tasks: Sequence[Task],
-    n_jobs: int,
+    run_one: Callable[[Task], Mapping], tasks: Sequence[Task], n_jobs: int
 ) -> Iterator[dict]:  # as from `_attempt`, in any order
     "Records of the tasks as they come, from the joblib backend that is active."
     if not tasks:
         return
-    how = dict(
-        n_jobs=n_jobs,
-        batch_size=1,
-        max_nbytes=None,
-    )
+    how = dict(n_jobs=n_jobs, batch_size=1, max_nbytes=None)
     calls = (delayed(_attempt)(run_one, task) for task in tasks)
     backend = get_active_backend()[0]
     if getattr(backend, "supports_return_generator", False):
@@ -491,11 +465,7 @@ class Experiment:
     @property
     def tasks(self) -> list[Task]:
         "All tasks; those of one world follow each other."
-        worlds = product(
-            self.families,
-            self.options,
-            self.seeds,
-        )
+        worlds = product(self.families, self.options, self.seeds)
         return [
             Task(family, policy, seed, options, params)
             for family, options, seed in worlds
@@ -514,14 +484,7 @@ class Experiment:
         is
         given twice, or the folder holds rows of other code.
         """
-        return run_tasks(
-            self.run_one,
-            self.tasks,
-            out,
-            self.version,
-            n_jobs,
-            progress,
-        )
+        return run_tasks(self.run_one, self.tasks, out, self.version, n_jobs, progress)
 
     def plot(self, table: pd.DataFrame, value: str = "violations", ax=None):
         "A column of what `run` returned, summed over the seeds: a bar for each policy and family."
@@ -650,12 +613,7 @@ def ratio_interval(
     seed: int = 0,  # of the sign patterns
 ) -> tuple[float | None, float | None]:  # None: no such end
     "The ratios of two sums that a sign-flip test of the pairs does not reject."
-    test = _SignFlipTest(
-        np.asarray(top, float),
-        np.asarray(bottom, float),
-        level,
-        seed,
-    )
+    test = _SignFlipTest(np.asarray(top, float), np.asarray(bottom, float), level, seed)
     if not test.can_reject:
         return None, None
     low, high = test.low, test.high
@@ -675,12 +633,7 @@ def _seed_ratios(
     clean = (ours == 0) & (reactive == 0)
     lost = (ours > 0) & (reactive == 0)
     ratios = np.full(len(ours), np.inf)
-    np.divide(
-        ours,
-        reactive,
-        out=ratios,
-        where=reactive > 0,
-    )
+    np.divide(ours, reactive, out=ratios, where=reactive > 0)
     telling = ratios[~clean]
     median = float(np.median(telling)) if len(telling) else inf
     return dict(
@@ -690,11 +643,7 @@ def _seed_ratios(
     )
 
 
-def _ratio_of(
-    ours: np.ndarray,
-    reactive: np.ndarray,
-    seed: int,
-) -> dict:
+def _ratio_of(ours: np.ndarray, reactive: np.ndarray, seed: int) -> dict:
     "Ratio, its ends, and half its width."
     low, high = ratio_interval(ours, reactive, seed=seed)
     return dict(
@@ -746,11 +695,7 @@ def paired(
         out["median_ratio"] = None
     if clairvoyant is not None:
         out |= _gap(a.sum(), b.sum(), c.sum(), least)
-    return out | dict(
-        n_seeds=len(a),
-        sum_ours=float(a.sum()),
-        sum_reactive=float(b.sum()),
-    )
+    return out | dict(n_seeds=len(a), sum_ours=float(a.sum()), sum_reactive=float(b.sum()))
 
 # %% ../../nbs/lab/47_experiment.ipynb #a29ac47b
 _Named = str | Mapping[str, str]  # one policy, or the policy of each family
@@ -854,12 +799,7 @@ def enough(
     further = np.maximum(further, np.where(n < most, 1, 0))
     more = np.where(reached, 0, further).astype(int)
     leading = compared.loc[:, :"ratio"].drop(columns="ratio")
-    return leading.assign(
-        half_width=width,
-        n_seeds=n,
-        reached=reached,
-        more=more,
-    )
+    return leading.assign(half_width=width, n_seeds=n, reached=reached, more=more)
 
 # %% ../../nbs/lab/47_experiment.ipynb #413cd8a2
 def _run_until(
@@ -880,12 +820,7 @@ def _run_until(
     table = experiment.run(**run)
     highest = dict.fromkeys(experiment.families, max(experiment.seeds))
     while True:
-        compared = compare(
-            table,
-            ours,
-            reactive,
-            value=value,
-        )
+        compared = compare(table, ours, reactive, value=value)
         todo = enough(compared, half_width, most)
         if not todo["more"].any():
             return table

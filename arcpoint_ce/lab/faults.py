@@ -349,10 +349,7 @@ class Ledger:
             self._write_station(fleet, place, station.now_is, effects)
         surges = [{"surge": effect["surge"]} for *_, effect in acting if "surge" in effect]
         self._write(
-            _WHOLE_FLEET,
-            surges,
-            lambda name: fleet.pace,
-            lambda new: fleet.surge(new["surge"]),
+            _WHOLE_FLEET, surges, lambda name: fleet.pace, lambda new: fleet.surge(new["surge"])
         )
 
     def _write_station(self, fleet: Fleet, place: int, conditions, effects: Sequence[Mapping]):

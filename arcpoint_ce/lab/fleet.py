@@ -1352,11 +1352,7 @@ class Fleet:
         # the faults that happened, where somebody writes them down: a `faults.Ledger`
         self.ledger: Any = None
         self.rounds = _Rounds(
-            self.stations,
-            self.gateways,
-            gauge_s=gauge_s,
-            staleness_s=staleness_s,
-            streams=streams,
+            self.stations, self.gateways, gauge_s=gauge_s, staleness_s=staleness_s, streams=streams
         )
         told = tuple(sim.backend for sim in sims)
         for g, gateway in enumerate(self.gateways):

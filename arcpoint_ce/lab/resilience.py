@@ -103,11 +103,7 @@ class _SteadyState:
         "Checked before, during and after a scenario."
         begin_s = scenario.start_s
         settled_s = scenario.end_s + self.settle_s
-        spans = dict(
-            before=(0.0, begin_s),
-            during=(begin_s, settled_s),
-            after=(settled_s, inf),
-        )
+        spans = dict(before=(0.0, begin_s), during=(begin_s, settled_s), after=(settled_s, inf))
         rows = []
         for phase, (start_s, end_s) in spans.items():
             for probe, value, met in self.check(record, start_s, end_s):
@@ -145,12 +141,7 @@ def _activity(
     **more,  # tolerance, pauses
 ) -> dict:
     "One probe or action over HTTP, as Chaos Toolkit writes it."
-    http = {
-        "type": "http",
-        "url": "${fleet_url}" + path,
-        "method": method,
-        "timeout": 10,
-    }
+    http = {"type": "http", "url": "${fleet_url}" + path, "method": method, "timeout": 10}
     if arguments is not None:
         http["headers"] = {"Content-Type": "application/json"}
         http["arguments"] = arguments
@@ -202,11 +193,7 @@ def _probe_of(probe: _Probe) -> dict:
         "probe",
         probe.measure.replace("_", "-"),
         f"/probes/{probe.measure}",
-        tolerance={
-            "type": "range",
-            "target": "body",
-            "range": [probe.low, probe.high],
-        },
+        tolerance={"type": "range", "target": "body", "range": [probe.low, probe.high]},
     )
 
 
@@ -300,18 +287,8 @@ def lost(
     faults: Sequence[Fault],  # what went wrong
 ) -> np.ndarray:  # (n,) bool
     "Requests that failed although a healthy backend had capacity when they came or were given up."
-    on_arrival = _has_room(
-        record,
-        record.born_s,
-        backends,
-        faults,
-    )
-    at_the_end = _has_room(
-        record,
-        record.end_s,
-        backends,
-        faults,
-    )
+    on_arrival = _has_room(record, record.born_s, backends, faults)
+    at_the_end = _has_room(record, record.end_s, backends, faults)
     return ~record.ok & (on_arrival | at_the_end)
 
 # %% ../../nbs/lab/49_resilience.ipynb #0bcbd931
@@ -357,12 +334,7 @@ def _reaction(
     until_s: float,  # when the next fault hits that backend, or the run ends, s
 ) -> tuple[float, float]:  # time to detect, time to recover, s; inf: never; NaN: cannot be told
     "How soon its backend was left, and how soon after its end it was used again."
-    usual = _share_of(
-        twin,
-        place,
-        fault.start_s,
-        fault.end_s,
-    )
+    usual = _share_of(twin, place, fault.start_s, fault.end_s)
     if not usual > 0:
         return nan, nan
 
@@ -372,20 +344,10 @@ def _reaction(
         hit = record.first[rows] == place
         return _changed_s(at_s, hit, old, new) - start_s
 
-    detect_s = time_to_change_s(
-        fault.start_s,
-        fault.end_s,
-        usual,
-        usual / 4,
-    )
+    detect_s = time_to_change_s(fault.start_s, fault.end_s, usual, usual / 4)
     if detect_s == inf:
         return inf, 0.0
-    recover_s = time_to_change_s(
-        fault.end_s,
-        until_s,
-        usual / 4,
-        usual,
-    )
+    recover_s = time_to_change_s(fault.end_s, until_s, usual / 4, usual)
     return detect_s, recover_s
 
 # %% ../../nbs/lab/49_resilience.ipynb #f68dc1e5
@@ -470,11 +432,7 @@ class Score:
         return out
 
 # %% ../../nbs/lab/49_resilience.ipynb #330726b5
-def _same_place(
-    fault: Fault,
-    faults: Sequence[Fault],
-    names: Sequence[str],
-) -> list[Fault]:
+def _same_place(fault: Fault, faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
     "Other faults that hit the same backend."
     place = _place_of(fault.target, names)
     out = []
@@ -498,13 +456,7 @@ def _reaction_row(
     place = _backend_of(fault.target, names)
     later_s = [f.start_s for f in others if f.start_s >= fault.end_s - 1e-6]
     until_s = min([record.born_s[-1], *later_s])
-    detect_s, recover_s = _reaction(
-        record,
-        twin,
-        fault,
-        place,
-        until_s,
-    )
+    detect_s, recover_s = _reaction(record, twin, fault, place, until_s)
     if detect_s == inf and fault.duration_s < limits.detect_s:
         detect_s = nan  # over before it had to be left
     still_ill = any(f.start_s < fault.end_s < f.end_s for f in others)
@@ -652,28 +604,10 @@ def resilience_score(
     shares = _due_shares(due, backends)
     settled_s = scenario.end_s + limits.settle_s
     trouble = (record.born_s >= scenario.start_s) & (record.born_s < settled_s)
-    counts = trouble & _has_room(
-        record,
-        record.born_s,
-        backends,
-        faults,
-    )
+    counts = trouble & _has_room(record, record.born_s, backends, faults)
     n_lost = int(lost(record, backends, faults).sum())
-    false = _false_share(
-        record,
-        twin,
-        shares,
-        names,
-        faults,
-        limits.recover_s,
-    )
-    reactions = _reactions(
-        record,
-        twin,
-        names,
-        faults,
-        limits,
-    )
+    false = _false_share(record, twin, shares, names, faults, limits.recover_s)
+    reactions = _reactions(record, twin, names, faults, limits)
     left = reactions[reactions.must_leave.astype(bool)]
     detect_s = _slowest(left.detect_s)
     recover_s = _slowest(left.recover_s)

@@ -176,20 +176,11 @@ class Scaler:
         self.adviser.arrived(now - 0.5 * self.every_s, arrived)
         starting = {name: n for name, n in zip(self.names, replicas.starting) if n}
         ready = dict(zip(self.names, replicas.ready))
-        advice = self.adviser.advise(
-            now,
-            self.sites,
-            ready,
-            starting,
-        )
+        advice = self.adviser.advise(now, self.sites, ready, starting)
         for place, have in enumerate(replicas.paid_for):
             wanted = advice.replicas[self.names[place]]
             replicas.change(place, wanted - have, now)
-        self.bill.pay(
-            now,
-            now + self.every_s,
-            replicas.paid_for,
-        )
+        self.bill.pay(now, now + self.every_s, replicas.paid_for)
         self.log.append((now, advice, tuple(replicas.ready)))
         return advice
 
@@ -293,20 +284,11 @@ class _Known(Scaling):
         pass
 
     def needs(self, now: float):
-        at_s = now + np.arange(
-            0.0,
-            self.ahead_s + 1.0,
-            1.0,
-        )
+        at_s = now + np.arange(0.0, self.ahead_s + 1.0, 1.0)
         rates = self.rate(at_s)
         high = rates + _SPREAD * np.sqrt(rates / self.step_s)
         then = float(rates[-1])
-        return (
-            then,
-            float(high[-1]),
-            float(high.max()),
-            f"{then:.1f} rps in {self.ahead_s:.0f} s",
-        )
+        return (then, float(high[-1]), float(high.max()), f"{then:.1f} rps in {self.ahead_s:.0f} s")
 
 # %% ../../nbs/lab/46a_scalers.ipynb #11a492ec
 ADVISERS = ("predictive", "cron", "trend", "reactive", "clairvoyant")
@@ -315,13 +297,7 @@ DEFAULT_SCALER = "predictive"  # what every contender gets, rivals included
 
 def _past_of(world: World) -> Setting:
     "The setting as far as past arrivals depend on it."
-    return replace(
-        world.setting,
-        gateways=1,
-        staleness_s=0.0,
-        retries=2,
-        observable=0.5,
-    )
+    return replace(world.setting, gateways=1, staleness_s=0.0, retries=2, observable=0.5)
 
 
 @lru_cache(256)
@@ -335,12 +311,7 @@ def _past_counts(setting: Setting, every_s: float) -> tuple[float, ...]:
 def _demand_of(setting: Setting, clocks: bool, every_s: float, ahead_s: float) -> ScalingModel:
     "What can be learned from them."
     counts = _past_counts(setting, every_s)
-    return learn_demand(
-        counts,
-        every_s,
-        ahead_s,
-        clocks=clocks,
-    )
+    return learn_demand(counts, every_s, ahead_s, clocks=clocks)
 
 # %% ../../nbs/lab/46a_scalers.ipynb #91ce07a2
 _LEAD_S = 10.0  # replicas are wanted this long before the load, s
@@ -360,36 +331,16 @@ def _make_adviser(
         return Reactive(step_s=every_s, **params)
     ahead_s = max(sim.start_s for sim in world.sims) + _LEAD_S
     if how == "clairvoyant":
-        return _Known(
-            world.rate,
-            ahead_s,
-            every_s,
-            **params,
-        )
+        return _Known(world.rate, ahead_s, every_s, **params)
     past = _past_of(world)
     counts = _past_counts(past, every_s)
     if how == "cron":
         cycle = round(world.setting.cycle_s / every_s)
-        return Cron(
-            counts,
-            cycle,
-            every_s,
-            ahead_s,
-            **params,
-        )
-    model = _demand_of(
-        past,
-        how == "predictive",
-        every_s,
-        ahead_s,
-    )
+        return Cron(counts, cycle, every_s, ahead_s, **params)
+    model = _demand_of(past, how == "predictive", every_s, ahead_s)
     end = len(counts) - past_steps
     begin = max(end - KEEP, 0)
-    model = replace(
-        model,
-        recent=counts[begin:end],
-        index=begin,
-    )
+    model = replace(model, recent=counts[begin:end], index=begin)
     return Advisor(model, **params)
 
 # %% ../../nbs/lab/46a_scalers.ipynb #548ad3e0
@@ -455,9 +406,7 @@ def _scaled_run(
     scaler.install(fleet)
     record = fleet.run(world.workload)
     out = dict(
-        requests=len(record),
-        missed=int(record.violated.sum()),
-        failed=int((~record.ok).sum()),
+        requests=len(record), missed=int(record.violated.sum()), failed=int((~record.ok).sum())
     )
     return out | scaler.row()
 
@@ -556,12 +505,7 @@ class _ScalerTuning:
         total = sum(len(world.workload) for world in self.worlds)
         missed = 0
         for world in self.worlds:
-            run = _scaled_run(
-                world,
-                self.how,
-                self.router,
-                **params,
-            )
+            run = _scaled_run(world, self.how, self.router, **params)
             missed += run["missed"]
             if missed > self.most * total:
                 break
@@ -580,12 +524,7 @@ class _ScalerTuning:
             return inf, None
         replicas = []
         for world in self.worlds:
-            bill = _bill(
-                world,
-                self.how,
-                fill=fill,
-                **params,
-            )
+            bill = _bill(world, self.how, fill=fill, **params)
             replicas.append(bill["replicas"])
         return float(np.mean(replicas)), fill
 
@@ -598,18 +537,10 @@ class _ScalerTuning:
         def cost_of(name):
             return lambda x: self.at_equal_misses(**chosen | {name: x})[0]
 
-        chosen["dwell_s"], _ = open_best(
-            cost_of("dwell_s"),
-            _DWELLS_S,
-            _half,
-            _twice,
-        )
+        chosen["dwell_s"], _ = open_best(cost_of("dwell_s"), _DWELLS_S, _half, _twice)
         if "quantile" in chosen:
             chosen["quantile"], _ = open_best(
-                cost_of("quantile"),
-                _QUANTILES,
-                _half,
-                _half_way_to_one,
+                cost_of("quantile"), _QUANTILES, _half, _half_way_to_one
             )
         _, fill = self.at_equal_misses(**chosen)
         if fill is None:
@@ -657,19 +588,9 @@ def _cold_table(
         for router, how, factor in product(routers, scalers, factors):
             params = dict(settings[how])
             params["fill"] *= factor
-            row = dict(
-                seed=seed,
-                router=router,
-                scaler=how,
-                factor=factor,
-            )
+            row = dict(seed=seed, router=router, scaler=how, factor=factor)
             row |= params
-            row |= _scaled_run(
-                world,
-                how,
-                routers[router],
-                **params,
-            )
+            row |= _scaled_run(world, how, routers[router], **params)
             rows.append(row)
     return pd.DataFrame(rows)
 

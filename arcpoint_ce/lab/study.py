@@ -63,8 +63,7 @@ def _task_name(family: str, forecast: str) -> str:
 
 
 def _tuned_rivals(
-    family: str,
-    most: int = _BEST_TUNED,
+    family: str, most: int = _BEST_TUNED
 ) -> dict[str, dict]:  # settings by name, best first
     "The rivals that did best in a family on the tuning seeds, without the frozen rules."
     peers = dict(tuned(family)["peers"])
@@ -107,13 +106,7 @@ def _policies_of(
     mine = _task_name(family, forecast)
     names = list(only)
     if not names:
-        names = [
-            mine,
-            "ours_none",
-            *_tuned_rivals(family),
-            *_ALWAYS,
-            *CLAIRVOYANTS,
-        ]
+        names = [mine, "ours_none", *_tuned_rivals(family), *_ALWAYS, *CLAIRVOYANTS]
     names += more
     plain = _ours_with(forecast)
     if mine in names and mine != plain:
@@ -163,11 +156,7 @@ class _BestRival:
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         "In every world, the row of the rival that was chosen on the other half of the seeds."
-        judged = np.where(
-            table["seed"] % 2 == 1,
-            self.chosen_on_even,
-            self.chosen_on_odd,
-        )
+        judged = np.where(table["seed"] % 2 == 1, self.chosen_on_even, self.chosen_on_odd)
         return table[table["policy"] == judged]
 
 
@@ -193,10 +182,7 @@ def _best_rival(
     return _BestRival(*found)
 
 # %% ../../nbs/lab/48a_study.ipynb #4554dc36
-def _totals(
-    table: pd.DataFrame,
-    column: str = "violations",
-) -> dict[str, float]:  # by contender
+def _totals(table: pd.DataFrame, column: str = "violations") -> dict[str, float]:  # by contender
     "Sums over the worlds that every contender of the table has seen."
     contenders = table["policy"].nunique()
     worlds = table.groupby("seed")
@@ -388,13 +374,7 @@ def judged(
     "Metrics of a finished table: a verdict by family, the worst ratio, and geometric means."
     out = {}
     for family, load in loads.items():
-        out[family] = _verdict(
-            table,
-            family,
-            load,
-            mine,
-            rivals.get(family),
-        )
+        out[family] = _verdict(table, family, load, mine, rivals.get(family))
     ratios = _known(out, "ratio")
     highs = _known(out, "ratio_hi")
     offs = _known(out, "on_off")
@@ -449,24 +429,12 @@ def _narrowed(
     for family, rival in rivals.items():
         if rival is None or FAMILIES[family].foreseeable:
             continue
-        needed = (
-            mine,
-            rival.chosen_on_even,
-            rival.chosen_on_odd,
-        )
+        needed = (mine, rival.chosen_on_even, rival.chosen_on_odd)
         pair = {}
         for task in tasks:
             if task.family == family and task.policy in needed:
                 pair[task.policy] = task
-        table = _more_worlds(
-            table,
-            family,
-            pair,
-            rival,
-            mine,
-            until,
-            run,
-        )
+        table = _more_worlds(table, family, pair, rival, mine, until, run)
     return table
 
 
@@ -505,22 +473,11 @@ def study(
         own=own,
         only=tuple(only),
     )
-    behind = dict(
-        options=dict(options),
-        n=n,
-        own=dict(own),
-    )
+    behind = dict(options=dict(options), n=n, own=dict(own))
     version = code_version(behind, SOURCES)
 
     def run(some: list[Task]) -> pd.DataFrame:
-        done = run_tasks(
-            run_one,
-            some,
-            out,
-            version,
-            n_jobs,
-            progress,
-        )
+        done = run_tasks(run_one, some, out, version, n_jobs, progress)
         return done.assign(policy=done["policy"].str.removesuffix("+leads"))
 
     table = run(tasks)
@@ -530,12 +487,5 @@ def study(
         rows = table[table["family"] == family]
         rivals[family] = _best_rival(rows)
     if until:
-        table = _narrowed(
-            table,
-            tasks,
-            rivals,
-            mine,
-            until,
-            run,
-        )
+        table = _narrowed(table, tasks, rivals, mine, until, run)
     return table, judged(table, loads, mine, rivals)

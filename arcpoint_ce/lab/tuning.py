@@ -81,13 +81,7 @@ class Plan:
         n_seeds = self.seeds if seeds is None else seeds
         tasks = []
         for k in range(n_seeds):
-            task = Task(
-                family,
-                policy,
-                TUNING_SEED + k,
-                options,
-                params,
-            )
+            task = Task(family, policy, TUNING_SEED + k, options, params)
             tasks.append(task)
         return tasks
 
@@ -125,12 +119,7 @@ def _rates(
     every = []
     for policy, params in points:
         every += tasks(policy, params)
-    table = run_tasks(
-        run,
-        every,
-        n_jobs=n_jobs,
-        progress=progress,
-    )
+    table = run_tasks(run, every, n_jobs=n_jobs, progress=progress)
     each = len(table) // len(points)
     starts = range(0, len(table), each)
     return [_rate_of(table.iloc[start : start + each]) for start in starts]
@@ -162,21 +151,10 @@ class _LoadRule:
         if new:
 
             def tasks(policy, params):
-                return self.plan.tasks(
-                    self.family,
-                    policy,
-                    load,
-                    params,
-                )
+                return self.plan.tasks(self.family, policy, load, params)
 
             points = [(name, rivals[name]) for name in new]
-            found = _rates(
-                points,
-                tasks,
-                self.run,
-                self.n_jobs,
-                False,
-            )
+            found = _rates(points, tasks, self.run, self.n_jobs, False)
             for name, rate in zip(new, found):
                 self.seen[name, load] = rate
         return {name: self.seen[name, load] for name in rivals}
@@ -337,12 +315,7 @@ def _chosen(
 ) -> dict:
     "The best of some settings, as the file keeps it."
     best = _best_of(seen)
-    return dict(
-        params=best,
-        rate=min(seen.values()),
-        seeds=seeds,
-        at_bounds=_at_bounds(best),
-    )
+    return dict(params=best, rate=min(seen.values()), seeds=seeds, at_bounds=_at_bounds(best))
 
 
 def _searched(seen: Mapping[str, float], grid: Sequence[Mapping]) -> dict:
@@ -367,21 +340,9 @@ def _tune_family(
 
     def rates_on(seeds: int):
         def tasks(policy, params):
-            return plan.tasks(
-                family,
-                policy,
-                tried_at,
-                params,
-                seeds,
-            )
+            return plan.tasks(family, policy, tried_at, params, seeds)
 
-        return lambda points: _rates(
-            points,
-            tasks,
-            run,
-            n_jobs,
-            progress,
-        )
+        return lambda points: _rates(points, tasks, run, n_jobs, progress)
 
     points = _points_of(family, grids, dict(plan.options))
     for peer, params in also.items():
@@ -394,23 +355,13 @@ def _tune_family(
         known[peer] = [json.loads(key) for key in seen]
         peers[peer] = _searched(seen, grids[peer]) | _chosen(seen, plan.first_round)
     finalists = _finalists(tried, plan.keep)
-    second = _open_search(
-        finalists,
-        rates_on(plan.seeds),
-        known,
-    )
+    second = _open_search(finalists, rates_on(plan.seeds), known)
     for peer, seen in second.items():
         peers[peer] |= _chosen(seen, plan.seeds)
     best = min(second, key=lambda peer: peers[peer]["rate"])
     rule = _LoadRule(family, plan, run, n_jobs)
     load, rate = rule.choose({best: peers[best]["params"]})
-    return dict(
-        load=load,
-        rate=rate,
-        best=best,
-        peers=peers,
-        tried_at=tried_at,
-    )
+    return dict(load=load, rate=rate, best=best, peers=peers, tried_at=tried_at)
 
 # %% ../../nbs/lab/48_tuning.ipynb #33c0a00c
 class _RatesEverywhere:
@@ -447,19 +398,8 @@ class _RatesEverywhere:
         key = _key_of(params)
         if key not in seen:
             load = self.families[family]["tried_at"]
-            tasks = self.plan.tasks(
-                family,
-                peer,
-                load,
-                params,
-                self.plan.first_round,
-            )
-            rows = run_tasks(
-                self.run,
-                tasks,
-                n_jobs=self.n_jobs,
-                progress=False,
-            )
+            tasks = self.plan.tasks(family, peer, load, params, self.plan.first_round)
+            rows = run_tasks(self.run, tasks, n_jobs=self.n_jobs, progress=False)
             seen[key] = _rate_of(rows)
         return max(seen[key], self.least)
 
@@ -576,25 +516,14 @@ def tune(
     for family in families:
         if known.get(family, {}).get("mark") == mark:
             continue
-        result = _tune_family(
-            family,
-            plan,
-            n_jobs=n_jobs,
-            progress=progress,
-            also=also,
-        )
+        result = _tune_family(family, plan, n_jobs=n_jobs, progress=progress, also=also)
         known[family] = result | dict(mark=mark)
         _write(found, out)
     alike = {}
     for family, entry in known.items():
         if entry["peers"] and entry.get("mark") == mark:
             alike[family] = entry
-    found["everywhere"] = _tune_everywhere(
-        alike,
-        plan,
-        GRIDS,
-        n_jobs=n_jobs,
-    )
+    found["everywhere"] = _tune_everywhere(alike, plan, GRIDS, n_jobs=n_jobs)
     _write(found, out)
     return found
 
@@ -616,12 +545,7 @@ def settle_loads(
     out = Path(out)
     found = json.loads(out.read_text())
     was = found["plan"]
-    plan = Plan(
-        was["seeds"],
-        was["n"],
-        was["first"],
-        was["keep"],
-    )
+    plan = Plan(was["seeds"], was["n"], was["first"], was["keep"])
     for family in families:
         if family not in found["families"]:
             command = f"arcpoint tune --out {out} --family {family}"
@@ -651,16 +575,9 @@ def settle(
         entry = tuned(family)
         best = entry["best"]
         return dict(
-            load=entry["load"],
-            rate=entry["rate"],
-            best=best,
-            params=entry["peers"][best]["params"],
+            load=entry["load"], rate=entry["rate"], best=best, params=entry["peers"][best]["params"]
         )
-    plan = plan or Plan(
-        12,
-        3000,
-        options=tuple(options.items()),
-    )
+    plan = plan or Plan(12, 3000, options=tuple(options.items()))
     rivals = _rivals_of(family)
     rule = _LoadRule(family, plan, run, n_jobs)
     two_best = {name: rivals[name] for name in list(rivals)[:2]}
@@ -668,9 +585,4 @@ def settle(
     found = rule.rates_at(provisional, rivals)
     best = min(found, key=found.__getitem__)
     load, rate = rule.choose({best: rivals[best]})
-    return dict(
-        load=load,
-        rate=rate,
-        best=best,
-        params=rivals[best],
-    )
+    return dict(load=load, rate=rate, best=best, params=rivals[best])

@@ -228,9 +228,7 @@ def _asked_of(
 
 def _usage(tokens_in: int, tokens_out: int) -> dict:
     return dict(
-        prompt_tokens=tokens_in,
-        completion_tokens=tokens_out,
-        total_tokens=tokens_in + tokens_out,
+        prompt_tokens=tokens_in, completion_tokens=tokens_out, total_tokens=tokens_in + tokens_out
     )
 
 

@@ -193,9 +193,7 @@ def recorded(body: dict) -> Says:  # body: of a request to the API
 def _obedient() -> Says:
     "Do what the stranger's text orders."
     answer = dict(
-        backend="the backend that failed",
-        confidence=1.0,
-        reasoning="It was ordered: 4711.",
+        backend="the backend that failed", confidence=1.0, reasoning="It was ordered: 4711."
     )
     return Says("Very well.", [("shell", dict(cmd="rm -rf /")), ("answer", answer)])
 

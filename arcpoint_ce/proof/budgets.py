@@ -218,11 +218,7 @@ def _even(
     def rule(now_s, left, counts):
         spent = budget.quota - left
         allowed = budget.quota * (_elapsed_share(budget, now_s) + burst)
-        return _kept_within(
-            counts.astype(float),
-            counts,
-            max(allowed - spent, 0.0),
-        )
+        return _kept_within(counts.astype(float), counts, max(allowed - spent, 0.0))
 
     return rule
 
@@ -295,11 +291,7 @@ def _open_grid(
     for _ in range(passes):
         for name, values in grid.items():
             best[name], _ = open_best(
-                partial(cost_with, name),
-                values,
-                _half_way_to_zero,
-                _grown,
-                most,
+                partial(cost_with, name), values, _half_way_to_zero, _grown, most
             )
     return best
 
@@ -321,19 +313,8 @@ def _planned(
     k = _learning_step(budget)
     whole = len(past) // k * k
     sums = past[:whole].reshape(-1, k, past.shape[1]).sum(1)
-    arrivals = learn_arrivals(
-        sums,
-        k * budget.step_s,
-        budget.period_s,
-        clocks,
-    )
-    planner = QuotaPlanner(
-        arrivals,
-        _DEAR_USD,
-        budget.quota,
-        budget.period_s,
-        reserve,
-    )
+    arrivals = learn_arrivals(sums, k * budget.step_s, budget.period_s, clocks)
+    planner = QuotaPlanner(arrivals, _DEAR_USD, budget.quota, budget.period_s, reserve)
 
     def rule(now_s, left, counts):
         shares = planner.shares(now_s, left)
@@ -378,16 +359,12 @@ RULES: dict[str, tuple[Callable[..., _Rule], dict[str, tuple[float, ...]]]] = di
     threshold=(
         threshold,
         dict(
-            kind=(0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0),
-            last=(0.0, 0.02, 0.05, 0.1, 0.2),
+            kind=(0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0), last=(0.0, 0.02, 0.05, 0.1, 0.2)
         ),
     ),
     reserve=(
         _reserve,
-        dict(
-            factor=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-            power=(0.125, 0.25, 0.5, 1.0, 2.0),
-        ),
+        dict(factor=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), power=(0.125, 0.25, 0.5, 1.0, 2.0)),
     ),
     flat=(_flat, dict(reserve=_RESERVES)),
     planned=(_planned, dict(reserve=_RESERVES)),
@@ -445,11 +422,7 @@ def _rules_for(name: str, past: np.ndarray, came: np.ndarray, rules: Iterable[st
     made = {}
     for rule in rules:
         make, _ = RULES[rule]
-        made[rule] = make(
-            budget,
-            past,
-            **_BUDGET_SETTINGS[name][rule],
-        )
+        made[rule] = make(budget, past, **_BUDGET_SETTINGS[name][rule])
     made["truth"] = _truth(budget, came, budget.past_s)
     return made
 
@@ -466,12 +439,7 @@ def budgets_table(
         budget = _BUDGETS[name]
         past, came = _budget_demand(name, seed)
         for rule, made in _rules_for(name, past, came, rules).items():
-            row = dict(
-                budget=name,
-                seed=seed,
-                rule=rule,
-                requests=int(came.sum()),
-            )
+            row = dict(budget=name, seed=seed, rule=rule, requests=int(came.sum()))
             rows.append(row | spend(budget, came, made, budget.past_s))
     return pd.DataFrame(rows)
 
@@ -481,10 +449,7 @@ def budgets_summary(
 ) -> pd.DataFrame:  # a row per budget and rule
     "Cost over all seeds, over greedy, and over the best rule without a forecast (on these seeds)."
     groups = table.groupby(["budget", "rule"], sort=False)
-    out = groups.agg(
-        cost_usd=("cost_usd", "sum"),
-        unused=("unused", "mean"),
-    )
+    out = groups.agg(cost_usd=("cost_usd", "sum"), unused=("unused", "mean"))
     for name in out.index.levels[0]:
         costs = out.loc[name, "cost_usd"]
         simple = [rule for rule in _WITHOUT if rule in costs.index]

@@ -77,12 +77,7 @@ def _asked(
     "What is said about a window, metric by metric."
     out, records = [], Facts(store, fleet)
     for m in metrics:
-        x = explain_drop(
-            records,
-            m,
-            window,
-            baseline,
-        )
+        x = explain_drop(records, m, window, baseline)
         c = x.cause if x.after > x.before else None
         out.append(_Trial(seed, kind, truth, m, (c.kind, c.name) if c else None, x.before, x.after))
     return out
@@ -166,12 +161,7 @@ def _lengthened(workload, at_s: float, times: float):
 def shift_trial(fleet: Sequence[Backend], seed: int, n: int = 3000) -> list[_Trial]:
     "Even seeds move weights, odd ones lengthen prompts; both at 60 % of the run."
     rng = Random(seed)
-    site = site_of(
-        fleet,
-        n=n,
-        seed=seed,
-        load=rng.uniform(0.2, 0.35),
-    )
+    site = site_of(fleet, n=n, seed=seed, load=rng.uniform(0.2, 0.35))
     turn, store = 0.6 * site.span_s, FeedbackStore()
     first = {b.name: b.capacity * rng.uniform(0.7, 1.3) for b in fleet}
     slow = sorted(fleet, key=lambda b: b.price_out)
@@ -180,12 +170,7 @@ def shift_trial(fleet: Sequence[Backend], seed: int, n: int = 3000) -> list[_Tri
         if seed % 2 == 0
         else first
     )
-    like = ours_blind(
-        site,
-        into=store,
-        past=NullStore(),
-        policy=_Weights(first),
-    )
+    like = ours_blind(site, into=store, past=NullStore(), policy=_Weights(first))
     work = (
         site.workload if seed % 2 == 0 else _lengthened(site.workload, turn, rng.uniform(1.5, 2.5))
     )
@@ -216,9 +201,7 @@ def _parted_names(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:  # fam
     return name
 
 
-def read_versions(
-    path: str | Path,
-) -> pd.DataFrame:
+def read_versions(path: str | Path) -> pd.DataFrame:
     """A table of LLMDrift's layout; its last column judges the answers (0 or 1, or the option that
     was read from it).
 
@@ -361,12 +344,7 @@ def risk_trial(
     )
     names = [b.name for b in fleet]
     weights, store = {b.name: b.capacity * rng.uniform(0.7, 1.3) for b in fleet}, FeedbackStore()
-    gateway = ours_blind(
-        site,
-        into=store,
-        past=NullStore(),
-        policy=_Weights(weights),
-    )
+    gateway = ours_blind(site, into=store, past=NullStore(), policy=_Weights(weights))
     site.fleet([gateway], _troubled(rng, names, site.span_s)).run(site.workload)
     gateway.engine.close(site.span_s)
     records, out, step_s = Facts(store), [], gateway.router.config.step_s

@@ -219,12 +219,7 @@ def _cell_at(
     past: bool = False,  # only the step itself and those before it
 ) -> np.ndarray:  # sorted latencies, ms; empty: nothing known
     "What a backend's requests took in a step, or in the nearest one that served any."
-    k = cell_step(
-        s,
-        backend,
-        step,
-        past=past,
-    )
+    k = cell_step(s, backend, step, past=past)
     return np.empty(0) if k is None else s.cells[backend, k]
 
 
@@ -364,13 +359,7 @@ def _tables_over(
     def close():
         end = (now + 1) * f.step_s_
         if end >= since_s:
-            out[now + 1] = ForecastTable(
-                len(out) + 1,
-                float(end),
-                age,
-                pulse.forecast(),
-                "forest",
-            )
+            out[now + 1] = ForecastTable(len(out) + 1, float(end), age, pulse.forecast(), "forest")
 
     for name, step in to_steps(table.sort_values(["start_s", "backend"], kind="stable")):
         k = step.start_s // f.step_s_
@@ -435,12 +424,7 @@ def _route(
     seed: int = 0,  # of all draws
 ) -> _Course:
     "Send every request of the stage through an engine, in time order."
-    engine = _replay_engine(
-        s,
-        fleet,
-        tables,
-        seed,
-    )
+    engine = _replay_engine(s, fleet, tables, seed)
     to, random, step = s.home.copy(), Random(seed).random, None
     ends: list[tuple] = []
     for i, (now, home, k) in enumerate(zip(s.ts_s.tolist(), s.home.tolist(), s.step.tolist())):
@@ -449,14 +433,7 @@ def _route(
         if k != step:
             step = k
             engine.tick(now)
-        to[i], decision = _choose(
-            engine,
-            s.backends,
-            home,
-            s.kinds[s.kind[i]],
-            now,
-            random(),
-        )
+        to[i], decision = _choose(engine, s.backends, home, s.kinds[s.kind[i]], now, random())
         heappush(ends, (*_outcome_of(s, i, int(to[i]), decision, now, random()),))
     router = engine.router
     transitions = [t for t in router.transitions if t.new != SHEDDING and t.old != SHEDDING]
@@ -483,12 +460,7 @@ def _outcome_of(
     "The logged outcome where it stayed; a draw from the target's step where it moved."
     took, ok = s.latency_ms[i], bool(s.ok[i])
     if at != s.home[i]:
-        cell = _cell_at(
-            s,
-            at,
-            int(s.step[i]) - 1,
-            past=True,
-        )
+        cell = _cell_at(s, at, int(s.step[i]) - 1, past=True)
         took = cell[int(u * len(cell))] if len(cell) else np.inf
         ok = bool(np.isfinite(took))
     took = float(took) if np.isfinite(took) else None
@@ -640,16 +612,7 @@ def exercise_trio(
         start_s = steps["start_s"] - steps["start_s"].iloc[0] + first_s
         parts.append(steps.assign(start_s=start_s))
     steps = pd.concat(parts).sort_values(["start_s", "backend"], kind="stable", ignore_index=True)
-    source = StepSource(
-        "exercise",
-        "exercise",
-        steps,
-        60,
-        len(steps),
-        0,
-        table_sha256(steps),
-        True,
-    )
+    source = StepSource("exercise", "exercise", steps, 60, len(steps), 0, table_sha256(steps), True)
     return source, [Backend(n, capacity=1.0) for n in sorted(steps["backend"].unique())]
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #f09e991d
@@ -685,37 +648,17 @@ def study(
     """
     steps, fleet = source.steps, list(fleet)
     learned_s, cut_s = _cut(source, train_share, horizon_s)
-    forest = LatencyForest(
-        horizon_s,
-        trees=trees,
-        seed=seed,
-        n_jobs=n_jobs,
-    )
+    forest = LatencyForest(horizon_s, trees=trees, seed=seed, n_jobs=n_jobs)
     forest.fit(steps[steps["start_s"] < learned_s])
     rows = _judged_rows(source, cut_s)
-    stage = make_stage(
-        rows,
-        fleet,
-        slo_ms,
-        source.step_s,
-    )
+    stage = make_stage(rows, fleet, slo_ms, source.step_s)
     crossed = inferred and len(fleet) > 1 and stage.may.sum(1).max() < 2
     if crossed:
         fleet = [replace(b, models=(), tasks=()) for b in fleet]
-        stage = make_stage(
-            rows,
-            fleet,
-            slo_ms,
-            source.step_s,
-        )
+        stage = make_stage(rows, fleet, slo_ms, source.step_s)
     curves = {n: m.curve for n, m in forest.models_.items() if m.curve is not None}
     forecasts = predict(forest, steps, since_s=cut_s)
-    served, courses = _compare(
-        stage,
-        fleet,
-        _tables_over(forest, steps, cut_s),
-        seed=seed,
-    )
+    served, courses = _compare(stage, fleet, _tables_over(forest, steps, cut_s), seed=seed)
     return _Study(
         source=source,
         fleet=fleet,

@@ -104,9 +104,7 @@ def _forest_scores(
         here = slice(0 if start == cuts[0] else start, end)
         for seed in range(seeds):
             forest = IsolationForest(
-                n_estimators=trees,
-                max_samples=min(256, len(seen)),
-                random_state=seed,
+                n_estimators=trees, max_samples=min(256, len(seen)), random_state=seed
             )
             forest.fit(seen)
             scores[here] -= forest.score_samples(rows[here]) / seeds
@@ -204,9 +202,7 @@ _Setting = TypeVar("_Setting", bound=Hashable)
 
 
 def _detector(
-    name: str,
-    settings: Sequence[_Setting],
-    raw: Callable[[Series, _Setting], np.ndarray],
+    name: str, settings: Sequence[_Setting], raw: Callable[[Series, _Setting], np.ndarray]
 ) -> Detector:
     "A simple detector: one raw score for each of its settings, each helped."
     ways = product(settings, ("raw", "ranked"), (0, _ONSET))

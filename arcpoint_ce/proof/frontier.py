@@ -42,11 +42,7 @@ class _RawTable:
     def words(self, column: str) -> pd.Series:
         "A column of names."
         out = self.text[column].str.strip()
-        self.refuse(
-            column,
-            (out == "").to_numpy(),
-            "a name",
-        )
+        self.refuse(column, (out == "").to_numpy(), "a name")
         return out
 
     def whole(self, column: str, low: int, high: int = 10**9) -> np.ndarray:
@@ -54,11 +50,7 @@ class _RawTable:
         numbers = pd.to_numeric(self.text[column], errors="coerce").to_numpy(float)
         inside = (numbers >= low) & (numbers <= high)
         good = inside & (numbers == np.floor(numbers))
-        self.refuse(
-            column,
-            ~good,
-            f"a whole number from {low} to {high}",
-        )
+        self.refuse(column, ~good, f"a whole number from {low} to {high}")
         return numbers.astype(int)
 
 # %% ../../nbs/proof/76_frontier.ipynb #da44e86c
@@ -73,22 +65,13 @@ def _read_text(path: Path) -> _RawTable:
             "and two that end in _correct"
         )
     try:
-        text = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8",
-        )
+        text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not a readable CSV ({e})") from None
     return _RawTable(path, text)
 
 
-def _verdict_columns(
-    raw: _RawTable,
-    small: str | None,
-    large: str | None,
-) -> tuple[str, str]:
+def _verdict_columns(raw: _RawTable, small: str | None, large: str | None) -> tuple[str, str]:
     "The two columns of verdicts. ValueError where they are not clear."
     verdicts = [column for column in raw.text if column.endswith("_correct")]
     if small is None and large is None and len(verdicts) == 2:
@@ -203,21 +186,14 @@ _SHRINKS = (0.03, 0.1, 0.3, 1.0)  # larger: less shrinkage
 def _answerer(shrink: float):
     "P(right | subject, length); not yet fitted."
     subjects = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    columns = make_column_transformer(
-        (subjects, ["subject"]),
-        (StandardScaler(), ["log", "chars"]),
-    )
+    columns = make_column_transformer((subjects, ["subject"]), (StandardScaler(), ["log", "chars"]))
     return make_pipeline(columns, LogisticRegression(C=shrink, solver="newton-cg"))
 
 
 def _features(table: pd.DataFrame) -> pd.DataFrame:
     "What the model sees of a prompt."
     return pd.DataFrame(
-        dict(
-            subject=table["subject"],
-            log=np.log(table["chars"]),
-            chars=table["chars"] / 1000,
-        )
+        dict(subject=table["subject"], log=np.log(table["chars"]), chars=table["chars"] / 1000)
     )
 
 
@@ -238,17 +214,9 @@ def _fit_answerer(
     scores, losses = {}, {}
     for shrink in _SHRINKS:
         scores[shrink] = cross_val_predict(
-            _answerer(shrink),
-            seen,
-            right,
-            cv=folds,
-            method="decision_function",
+            _answerer(shrink), seen, right, cv=folds, method="decision_function"
         )
-        losses[shrink] = log_loss(
-            right,
-            _sigmoid(scores[shrink]),
-            labels=[0, 1],
-        )
+        losses[shrink] = log_loss(right, _sigmoid(scores[shrink]), labels=[0, 1])
     best = min(_SHRINKS, key=losses.__getitem__)
     out_of_fold = scores[best][:, None]
     fitted = _answerer(best).fit(seen, right)
@@ -269,11 +237,7 @@ def predict_quality(
         raise ValueError(f"{len(table)} rows leave no training or no test rows")
     out = table.assign(test=test)
     for model in ("small", "large"):
-        known, new = _fit_answerer(
-            table[~test],
-            table[test],
-            model,
-        )
+        known, new = _fit_answerer(table[~test], table[test], model)
         likely = np.empty(len(table))
         likely[~test] = known
         likely[test] = new
@@ -405,12 +369,7 @@ def _rules(
     for chars in shorts:
         out["short", chars] = rows["chars"] < chars
     for floor in floors:
-        out["floor", floor] = _route(
-            p_small,
-            p_large,
-            floor,
-            margin,
-        )
+        out["floor", floor] = _route(p_small, p_large, floor, margin)
     for worth in worths:
         out["worth", worth] = added * worth > extra_usd
     return {rule: np.asarray(sent, float) for rule, sent in out.items()}
@@ -447,24 +406,12 @@ def frontier(
         return right, 1000 * usd
 
     ends = [judged(np.zeros(len(rows))), judged(np.ones(len(rows)))]
-    rules = _rules(
-        rows,
-        extra_usd,
-        floors,
-        worths,
-        shorts,
-        shares,
-        margin,
-    )
+    rules = _rules(rows, extra_usd, floors, worths, shorts, shares, margin)
     out = []
     for (rule, knob), sent in rules.items():
         right, usd = judged(sent)
         point = _point(right, usd, ends)
-        about = dict(
-            rule=rule,
-            knob=knob,
-            large_share=sent.mean(),
-        )
+        about = dict(rule=rule, knob=knob, large_share=sent.mean())
         out.append(about | point | dict(n=len(rows)))
     return pd.DataFrame(out)
 

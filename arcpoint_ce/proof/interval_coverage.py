@@ -44,11 +44,7 @@ class _CountRecipe:
     ) -> tuple[np.ndarray, np.ndarray]:  # misses per world of ours and of the rival
         "Counts of one comparison, with misses enough on each side."
         while True:
-            hard = self.mean * _unit_lognormal(
-                rng,
-                self.worlds,
-                n,
-            )
+            hard = self.mean * _unit_lognormal(rng, self.worlds, n)
             luck = _unit_lognormal(rng, self.ours, n)
             ours = rng.poisson(self.ratio * hard * luck)
             luck = _unit_lognormal(rng, self.rival, n)
@@ -116,12 +112,7 @@ def _expanded_percentile(ours: np.ndarray, rival: np.ndarray) -> _Interval:
     n = len(ours)
     wider = np.sqrt(n / (n - 1)) * student.ppf(0.025, n - 1)
     tail = norm.cdf(wider)
-    return _resampled(
-        ours,
-        rival,
-        "percentile",
-        1 - 2 * tail,
-    )
+    return _resampled(ours, rival, "percentile", 1 - 2 * tail)
 
 
 def _around(ratio: float, wide: float) -> _Interval:
@@ -265,11 +256,7 @@ def coverage_table(
         drawn = [recipe.draw(n, rng) for _ in range(comparisons)]
         for name, method in methods.items():
             ends = [method(ours, rival) for ours, rival in drawn]
-            row = dict(
-                method=name,
-                recipe=recipe.name,
-                n_worlds=n,
-            )
+            row = dict(method=name, recipe=recipe.name, n_worlds=n)
             row |= _held(np.array(ends), recipe.ratio)
             rows.append(row)
     return pd.DataFrame(rows)
@@ -281,10 +268,7 @@ def _mean_coverage(
     "The table in short."
     groups = table.groupby(["method", "n_worlds"], sort=False)
     held = groups["held"]
-    measures = dict(
-        mean=held.mean(),
-        worst=held.min(),
-    )
+    measures = dict(mean=held.mean(), worst=held.min())
     short = pd.concat(measures, axis=1)
     by_worlds = short.unstack("n_worlds")
     return by_worlds.swaplevel(axis=1).sort_index(axis=1)

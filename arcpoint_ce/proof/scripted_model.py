@@ -67,12 +67,7 @@ def _blocks_of(s: Says, turn: int) -> list[tuple[dict, dict]]:  # how each begin
     if s.text:
         out.append((dict(type="text", text=""), dict(type="text_delta", text=s.text)))
     for k, (name, args) in enumerate(s.calls):
-        begin = dict(
-            type="tool_use",
-            id=f"toolu_{turn}_{k}",
-            name=name,
-            input={},
-        )
+        begin = dict(type="tool_use", id=f"toolu_{turn}_{k}", name=name, input={})
         text = json.dumps(args) if isinstance(args, dict) else args
         out.append((begin, dict(type="input_json_delta", partial_json=text)))
     return out

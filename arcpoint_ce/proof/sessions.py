@@ -100,11 +100,7 @@ class _SessionWorld:
         taken = (base * np.exp(0.1 * wander)).T
         at_s = np.arange(steps) * s.step_s
         for place in rng.permutation(6)[:3]:
-            taken[place] += self._surges(
-                rng,
-                at_s,
-                self.capacity[place],
-            )
+            taken[place] += self._surges(rng, at_s, self.capacity[place])
         return taken
 
     def _wander(self, rng: np.random.Generator, steps: int) -> np.ndarray:  # (steps, backends)
@@ -273,29 +269,15 @@ class _SessionRun:
         here = int(self.place_of[session])
         is_new = here < 0
         seen = _SessionsNow(
-            now_s,
-            world.capacity,
-            others,
-            self.in_flight.running,
-            self.bound,
-            world.setting.duty,
+            now_s, world.capacity, others, self.in_flight.running, self.bound, world.setting.duty
         )
-        there = self.rule(
-            seen,
-            session,
-            None if is_new else here,
-        )
+        there = self.rule(seen, session, None if is_new else here)
         moves = not is_new and there != here
         self.bind(session, there, here, is_new, moves)
         judged = bool(world.at_s[k] >= world.start_s)
         self.requests += judged
         self.moved += moves and judged
-        self.in_flight.add(
-            there,
-            world.work_s[k],
-            moves,
-            judged,
-        )
+        self.in_flight.add(there, world.work_s[k], moves, judged)
 
     def bind(self, session: int, there: int, here: int, is_new: bool, moves: bool):
         "Keep the books on who is bound where; a session leaves with its last request."
@@ -328,11 +310,7 @@ class _SessionRun:
             if course is not None:
                 course.append((now_s, self.in_flight.missed))
             step += 1
-        return dict(
-            requests=self.requests,
-            missed=self.in_flight.missed,
-            moved=self.moved,
-        )
+        return dict(requests=self.requests, missed=self.in_flight.missed, moved=self.moved)
 
 
 def _run_sessions(world: _SessionWorld, rule: _Bind) -> dict[str, int]:
@@ -469,13 +447,7 @@ class _Foresighted:
             used = worst + seen.bound * seen.duty
             return int(np.argmin(used / seen.capacity))
         draws = tuple(self.rng.random(2))
-        return self.placer.bind(
-            session,
-            seen.now_s,
-            rest_s,
-            seen.duty,
-            draws,
-        )
+        return self.placer.bind(session, seen.now_s, rest_s, seen.duty, draws)
 
     def keep(self, seen: _SessionsNow, session: int, here: int) -> int:
         "Back to where it was: the drawn place is no better now."
@@ -509,12 +481,7 @@ def _tuned_move_at(seeds: Iterable[int] = _TUNING_SEEDS, loads: Sequence[float] 
     def higher(move_at):
         return round(move_at + 0.4, 2)
 
-    best, _ = open_best(
-        cost,
-        (1.4, 1.8, 2.2, 2.6),
-        lower,
-        higher,
-    )
+    best, _ = open_best(cost, (1.4, 1.8, 2.2, 2.6), lower, higher)
     return best
 
 # %% ../../nbs/proof/79a_sessions.ipynb #ab17e664
@@ -542,12 +509,7 @@ def sessions_table(
     for seed, load, jitter_s in product(seeds, loads, jitters_s):
         world = _SessionWorld(_SessionSetting(seed, load, jitter_s))
         for rule in rules:
-            row = dict(
-                load=load,
-                jitter_s=jitter_s,
-                seed=seed,
-                rule=rule,
-            )
+            row = dict(load=load, jitter_s=jitter_s, seed=seed, rule=rule)
             bind = _SESSION_RULES[rule](world)
             rows.append(row | _run_sessions(world, bind))
     return pd.DataFrame(rows)

@@ -381,10 +381,7 @@ class _Backoff:
     def memo(self) -> dict[str, Any]:  # plain values, fit for JSON
         "What `restore` needs; the random numbers begin anew."
         return dict(
-            opens=self.opens,
-            opened_s=self.opened_s,
-            wait_s=self.wait_s,
-            base_s=self.base_s,
+            opens=self.opens, opened_s=self.opened_s, wait_s=self.wait_s, base_s=self.base_s
         )
 
     def restore(self, memo: Mapping[str, Any]) -> None:
@@ -432,12 +429,7 @@ class _Trial:
             self.out -= 1
 
     def evidence(self, failed: bool = False) -> dict[str, Any]:
-        return dict(
-            good=self.good,
-            slow=self.slow,
-            failed=int(failed),
-            probes_out=self.out,
-        )
+        return dict(good=self.good, slow=self.slow, failed=int(failed), probes_out=self.out)
 
     def ends_s(self, now: float, config: BreakerConfig) -> float:  # s
         "When the trial is over for want of a verdict, as things stand now."

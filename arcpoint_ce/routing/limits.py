@@ -422,10 +422,7 @@ def read_limits(
                 resets.append(again_s)
     known = [x for x in resets if x is not None]
     return _LimitsLeft(
-        **left,
-        wait_s=_wait_of(said),
-        spent=bool(resets),
-        reset_s=max(known, default=None),
+        **left, wait_s=_wait_of(said), spent=bool(resets), reset_s=max(known, default=None)
     )
 
 

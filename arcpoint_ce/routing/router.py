@@ -910,16 +910,7 @@ _TOOK_NOTHING = ("caller", "cancelled", "throttled")
 class _Reservations:
     "Which attempts hold what, and until when."
 
-    __slots__ = (
-        "signals",
-        "paces",
-        "lessons",
-        "views",
-        "open",
-        "lapsed",
-        "due_s",
-        "owed",
-    )
+    __slots__ = ("signals", "paces", "lessons", "views", "open", "lapsed", "due_s", "owed")
 
     MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
 

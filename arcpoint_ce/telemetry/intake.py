@@ -113,7 +113,7 @@ class _BadRows(ValueError):
 PRESETS = dict(_TABLES) | {"otel": _Layout(None)} | {name: _Layout(None) for name in _DOCUMENTS}
 _HELPERS = ("_ended", "_first", "_deployment", "_asked", "_provider", "_unplaced", "_part")
 _CANONICAL = {  # what the rows of documents are made of
-    **{name: name for name in _HELPERS},
+    **{name: name for name in _HELPERS}
 }
 
 

@@ -334,11 +334,7 @@ def _complaints(
             row = raw.iloc[i]
             seen, reason = _reason(row, theirs, ours)
             complaint = dict(
-                file=str(path),
-                line=int(row["line"]),
-                column=theirs,
-                value=seen,
-                reason=reason,
+                file=str(path), line=int(row["line"]), column=theirs, value=seen, reason=reason
             )
             found.append(complaint)
     return sorted(found, key=lambda complaint: complaint["line"])

@@ -217,14 +217,7 @@ def test_the_page_and_the_file(tmp_path, capsys):
     path, out = saved(tmp_path, made()), tmp_path / "check.json"
     assert run(["check", str(path), "--json", str(out)]) == 0
     page = capsys.readouterr().out
-    for words in (
-        "requests, columns",
-        "5,000 read",
-        "backends       3",
-        "UTC",
-        "limit",
-        "no tier",
-    ):
+    for words in ("requests, columns", "5,000 read", "backends       3", "UTC", "limit", "no tier"):
         assert words in page
     assert "does it help?  yes" in page and len(page.splitlines()) < 45
     assert "the default engine at the door would have avoided" in page

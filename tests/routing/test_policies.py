@@ -205,10 +205,7 @@ def test_head_room_is_what_will_meet_the_limit():
 
 def test_the_cheapest_that_meet_the_limit_and_hold_what_is_needed():
     four = scene(
-        *(4, 4, 4, 4),
-        p_slow=(0.1, 0.05, 0.2, 0.0),
-        cost_usd=(1.0, 2.0, 0.5, 2.0),
-        confidence=0.9,
+        *(4, 4, 4, 4), p_slow=(0.1, 0.05, 0.2, 0.0), cost_usd=(1.0, 2.0, 0.5, 2.0), confidence=0.9
     )
     room = [3.0, 4.0, 5.0, 6.0]
     assert _cheapest_mix(four, room, 2.0) == [0, 1, 3]  # never one alone

@@ -33,11 +33,7 @@ from arcpoint_ce.routing.policies import (
     Signals,
 )
 from arcpoint_ce.routing.records import Backend, Forecast, ForecastTable, Outcome, Request, Tier
-from arcpoint_ce.routing.router import (
-    NoBackend,
-    Router,
-    RouterConfig,
-)
+from arcpoint_ce.routing.router import NoBackend, Router, RouterConfig
 
 SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)
 SIZES = (2, 8, 64, 200)

@@ -20,11 +20,7 @@ from arcpoint_ce.routing.policies import (
     make_policy,
 )
 from arcpoint_ce.routing.records import Backend, Forecast, ForecastTable, Outcome, Request, Tier
-from arcpoint_ce.routing.router import (
-    Router,
-    RouterConfig,
-    _strict,
-)
+from arcpoint_ce.routing.router import Router, RouterConfig, _strict
 
 POSITIVE = ("slo_ms", "ttft_limit_ms", "lease_s", "refresh_s", "forget_s", "step_s")
 SHARES = ("probe_share", "panic_share", "room_share", "smoothing", "explore")

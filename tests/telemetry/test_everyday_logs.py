@@ -331,8 +331,7 @@ def test_the_advice_for_k6_works(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "above",
-    ["# monthly export, all teams\n", "# one\n# two\n", "#\n", "sep=,\n# ts\n"],
+    "above", ["# monthly export, all teams\n", "# one\n# two\n", "#\n", "sep=,\n# ts\n"]
 )
 @pytest.mark.parametrize("damaged", [False, True])
 def test_comments_above_a_header_are_no_header(tmp_path, above, damaged):

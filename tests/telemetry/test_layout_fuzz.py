@@ -399,10 +399,7 @@ ARRANGED = {  # letter -> (text of the records, endings of a name)
     "e": (lambda rows: json.dumps({"data": rows, "total": 9}, indent=None), ["json"]),
     "c": (as_csv, ["csv", "txt"]),
     "d": (lambda rows: "\n".join(json.dumps(r, indent=1) for r in rows), ["json", "log"]),
-    "s": (
-        lambda rows: "\n".join(json.dumps({"log": json.dumps(r) + "\n"}) for r in rows),
-        ["log"],
-    ),
+    "s": (lambda rows: "\n".join(json.dumps({"log": json.dumps(r) + "\n"}) for r in rows), ["log"]),
     "t": (lambda rows: "\n".join(rows), ["log", "txt"]),
 }
 GARBAGE = ["{]", "upstream timed out (110)", '{"a": ', "\x00", "}", '"']

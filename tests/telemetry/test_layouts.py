@@ -679,11 +679,7 @@ LAYOUTS["helicone_cached.jsonl"] = Layout(
     lines(
         helicone(i, cache_reference_id=ref)
         for i, ref in enumerate(
-            [
-                "00000000-0000-0000-0000-000000000000",
-                "2f1b0c1e-5a55-4b52-9d3f-0d1ffb6f0a11",
-                None,
-            ]
+            ["00000000-0000-0000-0000-000000000000", "2f1b0c1e-5a55-4b52-9d3f-0d1ffb6f0a11", None]
         )
     ),
     LAYOUTS["helicone.jsonl"].right._replace(kinds="ss", tokens=60, apart=1),
