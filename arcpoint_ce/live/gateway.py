@@ -205,8 +205,14 @@ class _Call:
         self.sent_tok = 0  # tokens that the caller has seen
         self.text = ""  # of them, where a stream may be continued
 
-# %% ../../nbs/live/61_gateway.ipynb #d2c2a5fe
-_log = getLogger("arcpoint_ce.live")
+# %% ../../nbs/live/61_gateway.ipynb #e39b0763
+_PLAIN = {"retries": 0, "hedges": 0, "queued": 0, "broken": 0, "continued": 0, "refused": 0}
+
+
+def _fit_for_header(text: str) -> str:
+    "A text as the value of a header."
+    kept = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in kept)[:500]
 
 
 class _HedgeBudget:
@@ -226,11 +232,128 @@ class _HedgeBudget:
         return True
 
 
+class _Dispatch:
+    "Asks the engine where requests go, and tells it how their attempts ended."
+
+    def __init__(
+        self,
+        engine: ContextEngine,
+        upstreams: Upstreams,
+        clock: Callable[[], float],
+        config: GatewayConfig,
+    ):
+        self.engine, self.upstreams, self.clock, self.config = engine, upstreams, clock, config
+        self.line, self.hedges = _Line(), _HedgeBudget(config.hedge_share)
+        self.usual_tok = 256.0  # of an answer, mean of the last ones
+        self.counts = dict(requests=0, **_PLAIN)
+        self.decide_max_ms = 0.0  # the longest that the engine has taken to decide, ms
+        self.decisions: deque[Decision] = deque(maxlen=1000)
+
+    def decide(self, call: _Call) -> Decision:
+        "A decision at once. NoBackend where nobody may serve now."
+        began_s = perf_counter()
+        decision = self.engine.decide(call.request, self.clock())
+        self.decide_max_ms = max(self.decide_max_ms, 1000.0 * (perf_counter() - began_s))
+        call.decision = decision
+        self.decisions.append(decision)
+        return decision
+
+    def hopeless(self, request: Request) -> bool:
+        "Is there no backend that could ever serve it?"
+        return all(serves(backend, request) for backend in self.upstreams.fleet)
+
+    def ended(
+        self,
+        decision: Decision,
+        k: int,  # number of the attempt
+        began: float,  # when it started, on the engine's clock, s
+        *,
+        answer=None,  # of a success
+        first_ms: float | None = None,  # time to its first token, ms
+        failure: Failed | None = None,
+        cancelled: bool = False,
+    ):
+        "An attempt has ended: report it."
+        now = self.clock()
+        backend = decision.lanes[k].backend.name
+        took_ms = max(now - began, 0.0) * 1000.0
+        if answer is not None:
+            tokens = answer.events.tokens
+            self.usual_tok += 0.02 * (tokens - self.usual_tok)
+            outcome = Outcome(backend, began, took_ms, True, None, decision.id, k)
+            outcome.tokens_in, outcome.tokens_out = decision.request.tokens_in, tokens
+            outcome.ttft_ms = first_ms
+            limits = self.upstreams.limits_in(answer)
+            if limits:
+                self.engine.router.hear_limits(backend, limits, now)
+        elif cancelled or failure is None:
+            outcome = Outcome(backend, began, took_ms, False, "cancelled", decision.id, k)
+        else:
+            outcome = Outcome(backend, began, took_ms, False, failure.error, decision.id, k)
+            outcome = _with_status(outcome, failure)
+        self.engine.observe(outcome, now)
+        self.line.call()
+
+    def caller_left(self, call: _Call):
+        "Nobody waits for this answer any more: give back what the decision holds."
+        if call.decision is not None and call.decision.held:
+            self.engine.cancel(call.decision, self.clock())
+        self.line.call()
+
+    def says(self, call: _Call, backend: str) -> dict[str, str]:
+        "What a decision tells the caller, in headers."
+        d = call.decision
+        if d is None:
+            return {}
+        why = "; ".join([d.mode, *([d.kept] if d.kept else []), *call.story])
+        return {
+            "x-arcpoint-backend": _fit_for_header(backend),
+            "x-arcpoint-reason": _fit_for_header(why),
+            "x-arcpoint-decision-id": str(d.id),
+        }
+
+    def reasons(self, id: str) -> dict | None:
+        "Why one of the last decisions fell as it did; None where it is not known any more."
+        for d in reversed(self.decisions):
+            if str(d.id) == id:
+                return dict(id=d.id, backend=d.backend, attempts=d.attempts, reasons=d.reasons)
+        return None
+
+    def status(self) -> dict:
+        told = self.engine.status(self.clock())
+        own = dict(self.counts, waiting=len(self.line), decide_max_ms=self.decide_max_ms)
+        return told | dict(gateway=own)
+
+    def metrics(self) -> bytes:
+        client = optional("prometheus_client")
+        registry = client.CollectorRegistry()
+        registry.register(EngineCollector(self.engine, self.clock))
+        return client.generate_latest(registry)
+
+
+def _with_status(o: Outcome, failure: Failed) -> Outcome:
+    "The same outcome with what HTTP said."
+    return Outcome(
+        o.backend,
+        o.ts_s,
+        o.latency_ms,
+        False,
+        o.error,
+        o.decision,
+        o.attempt,
+        status=failure.status,
+        retry_after_s=failure.retry_after_s,
+    )
+
+# %% ../../nbs/live/61_gateway.ipynb #d2c2a5fe
+_log = getLogger("arcpoint_ce.live")
+
+
 class _Race:
     "The attempts of one decision, until one has brought its first token."
 
-    def __init__(self, gate: "_Gateway", call: _Call, decision: Decision, end_s: float):
-        self.gate, self.call, self.decision = gate, call, decision
+    def __init__(self, dispatch: _Dispatch, call: _Call, decision: Decision, end_s: float):
+        self.dispatch, self.call, self.decision = dispatch, call, decision
         self.end_s = end_s  # on the clock of the event loop, s
         self.running: dict[asyncio.Task, int] = {}  # task -> number of its attempt
         self.begun: list[float] = []  # by attempt: when, on the engine's clock, s
@@ -262,11 +385,11 @@ class _Race:
             self._drop("cancelled")
 
     def _start(self, k: int):
-        gate, call = self.gate, self.call
-        self.begun.append(gate.clock())
+        dispatch, call = self.dispatch, self.call
+        self.begun.append(dispatch.clock())
         self.begun_s.append(self.loop.time())
-        keeps = gate.config.midstream == "continue"
-        sending = gate.upstreams.send(
+        keeps = dispatch.config.midstream == "continue"
+        sending = dispatch.upstreams.send(
             self.name(k), call.exchange.path, call.body, call.stream, keeps
         )
         self.running[asyncio.ensure_future(sending)] = k
@@ -290,27 +413,27 @@ class _Race:
         self.failure = failure
         self.all_full = self.all_full and failure.full
         self.call.story.append(f"{self.name(k)}: {failure.error}")
-        self.gate.ended(self.decision, k, self.begun[k], failure=failure)
+        self.dispatch.ended(self.decision, k, self.begun[k], failure=failure)
 
     def _again(self) -> bool:
         "Another attempt, where there is somewhere to go and time for it."
-        gate = self.gate
-        if len(self.begun) > gate.config.retries or self.loop.time() >= self.end_s:
+        dispatch = self.dispatch
+        if len(self.begun) > dispatch.config.retries or self.loop.time() >= self.end_s:
             return False
-        if gate.engine.retry(self.decision, gate.clock()) is None:
+        if dispatch.engine.retry(self.decision, dispatch.clock()) is None:
             return False
-        gate.counts["retries"] += 1
+        dispatch.counts["retries"] += 1
         self._start(len(self.begun))
         return True
 
     def _late_s(self) -> float:
         "When the newest attempt is late."
-        config = self.gate.config
+        config = self.dispatch.config
         limit_s = config.first_token_s if self.call.stream else config.answer_s
         return self.begun_s[-1] + limit_s
 
     def _hedge_at_s(self) -> float:
-        hedge_s = self.gate.config.hedge_s
+        hedge_s = self.dispatch.config.hedge_s
         if hedge_s is None or self.hedged or len(self.begun) > 1:
             return inf
         return self.begun_s[0] + hedge_s
@@ -333,8 +456,8 @@ class _Race:
                 self.begun_s[-1] = now_s  # nowhere else to go: it may go on
             return
         self.hedged = True
-        if self.gate.hedges.spend() and self._again():
-            self.gate.counts["hedges"] += 1
+        if self.dispatch.hedges.spend() and self._again():
+            self.dispatch.counts["hedges"] += 1
 
     def _drop(self, why: str, tasks: Mapping[asyncio.Task, int] | None = None):
         "End attempts that run."
@@ -342,7 +465,7 @@ class _Race:
             del self.running[task]
             task.cancel()
             if why == "cancelled":
-                self.gate.ended(self.decision, k, self.begun[k], cancelled=True)
+                self.dispatch.ended(self.decision, k, self.begun[k], cancelled=True)
             else:
                 self._failed(k, Failed(why))
             task.add_done_callback(_forget)
@@ -354,27 +477,145 @@ def _forget(task: asyncio.Task):
         closing = asyncio.ensure_future(task.result().close())
         closing.add_done_callback(lambda done: done.exception())
 
-# %% ../../nbs/live/61_gateway.ipynb #f796d675
-_COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
-_PLAIN = {"retries": 0, "hedges": 0, "queued": 0, "broken": 0, "continued": 0, "refused": 0}
+# %% ../../nbs/live/61_gateway.ipynb #46ab653e
+class _Opening:
+    "Brings a request to its first token: decisions, attempts, and waits between them."
 
+    def __init__(self, dispatch: _Dispatch):
+        self.dispatch = dispatch
 
-def _fit_for_header(text: str) -> str:
-    "A text as the value of a header."
-    kept = text.encode("ascii", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else " " for c in kept)[:500]
+    async def first_token(self, call: _Call, end_s: float) -> tuple[Any, int, _Race]:
+        "The first token. Failed or NoBackend where it is not to be had in time."
+        loop, rounds = asyncio.get_running_loop(), 0
+        while True:
+            decision = await self._decide(call, end_s)
+            race = _Race(self.dispatch, call, decision, end_s)
+            try:
+                answer, k = await race.run()
+                return answer, k, race
+            except Failed as e:
+                rounds += not race.all_full
+                left_s = end_s - loop.time()
+                if not e.elsewhere or rounds >= self.dispatch.config.rounds or left_s <= 0:
+                    raise
+                pause_s = min(0.05 * 2 ** min(rounds, 5), left_s)
+                await self._wait(call, pause_s if rounds else min(_LOOK_S, left_s))
 
+    async def _wait(self, call: _Call, seconds: float):
+        "Others may be served meanwhile."
+        place = self.dispatch.line.join(call.request.priority)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.dispatch.line.leave(place)
 
+    async def _decide(self, call: _Call, end_s: float) -> Decision:
+        "A decision, at once or after a wait in line. NoBackend where the time is up."
+        line, loop = self.dispatch.line, asyncio.get_running_loop()
+        priority = call.request.priority
+        if not line.before(priority):
+            try:
+                return self.dispatch.decide(call)
+            except NoBackend:
+                full = len(line) >= self.dispatch.config.queue_most
+                if full or self.dispatch.hopeless(call.request):
+                    raise
+        self.dispatch.counts["queued"] += 1
+        place = line.join(priority)
+        try:
+            while await line.turn(place, end_s - loop.time()):
+                with suppress(NoBackend):
+                    return self.dispatch.decide(call)
+        finally:
+            line.leave(place)
+        return self.dispatch.decide(call)  # once more, for the reason
+
+# %% ../../nbs/live/61_gateway.ipynb #4c84c44d
 def _error_event(says: str) -> bytes:
     told = dict(error=dict(message=says, type="upstream_error", code="stream_broken"))
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 
+class _Relay:
+    "Hands an answer on, from its first token to its end."
+
+    def __init__(self, dispatch: _Dispatch, opening: _Opening):
+        self.dispatch, self.opening = dispatch, opening
+
+    async def run(self, x: Exchange, call: _Call, answer, k: int, race: _Race) -> str | None:
+        "To the caller, until the end. Returns what went wrong."
+        first_ms = 1000.0 * (self.dispatch.clock() - race.begun[k])
+        extra = self.dispatch.says(call, race.name(k))
+        if not call.stream:
+            call.sent_tok = answer.events.tokens
+            self.dispatch.ended(race.decision, k, race.begun[k], answer=answer)
+            await x.whole(200, answer.first, extra=extra)
+            await answer.close()
+            return None
+        await x.start(200, "text/event-stream", extra | {"cache-control": "no-cache"})
+        while True:
+            try:
+                await self._pass_on(x, call, answer, race.decision)
+                self.dispatch.ended(
+                    race.decision, k, race.begun[k], answer=answer, first_ms=first_ms
+                )
+                await x.part(b"", more=False)
+                return None
+            except Failed as e:
+                self.dispatch.counts["broken"] += 1
+                self.dispatch.ended(race.decision, k, race.begun[k], failure=e)
+                call.story.append(f"{race.name(k)}: {e.error}")
+                found = await self._continued(call, answer, race)
+                if found is None:
+                    await x.part(_error_event(f"{race.name(k)}: {e.error}"), more=False)
+                    return e.error
+                answer, k, race = found
+                first_ms = 1000.0 * (self.dispatch.clock() - race.begun[k])
+            finally:
+                await answer.close()
+
+    async def _pass_on(self, x: Exchange, call: _Call, answer, decision: Decision):
+        "Events as they come; now and then the engine hears how many there were."
+        loop, dispatch = asyncio.get_running_loop(), self.dispatch
+        before_tok, told_s = call.sent_tok, loop.time()
+        events = answer.first
+        dispatch.engine.progress(decision, answer.events.tokens, dispatch.clock())
+        while events:
+            await x.part(events)
+            call.sent_tok = before_tok + answer.events.tokens
+            if loop.time() - told_s >= dispatch.config.progress_s:
+                told_s = loop.time()
+                dispatch.engine.progress(decision, answer.events.tokens, dispatch.clock())
+            events = await answer.more(dispatch.config.stall_s)
+
+    async def _continued(self, call: _Call, answer, race: _Race):
+        "The rest of a broken stream from elsewhere; None where it should end, or nobody can go on."
+        messages = call.told.get("messages")
+        call.text += answer.events.text
+        if self.dispatch.config.midstream != "continue" or not messages or not call.text:
+            return None
+        told = dict(call.told, messages=[*messages, dict(role="assistant", content=call.text)])
+        told |= dict(continue_final_message=True, add_generation_prompt=False)
+        for name in ("max_tokens", "max_completion_tokens"):
+            if told.get(name):
+                told[name] = max(told[name] - call.sent_tok, 1)
+        call.body = json.dumps(told).encode()
+        self.dispatch.counts["continued"] += 1
+        end_s = asyncio.get_running_loop().time() + call.limit_s
+        try:
+            return await self.opening.first_token(call, end_s)
+        except (Failed, NoBackend):
+            return None
+
+# %% ../../nbs/live/61_gateway.ipynb #f796d675
+_COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+
+
 class _Door:
     "Who may come in, and what is asked beside completions."
 
-    def __init__(self, gate: "_Gateway", guards):
-        self.gate, self.guards = gate, guards
+    def __init__(self, dispatch: _Dispatch, guards):
+        self.dispatch, self.guards = dispatch, guards
 
     def refusal(self, x: Exchange, headers: list) -> tuple[int, str] | None:  # None: come in
         "Status and reason for who may not come in."
@@ -392,20 +633,20 @@ class _Door:
 
     async def tell(self, x: Exchange):
         "Answer what is no completion."
-        gate = self.gate
+        dispatch = self.dispatch
         kind = "application/json"
         if x.path == "/health":
             told: Any = dict(status="ok")
         elif x.path == "/v1/models":
-            names = sorted({m for b in gate.fleet for m in b.models})
+            names = sorted({m for b in dispatch.upstreams.fleet for m in b.models})
             told = dict(object="list", data=[dict(id=name, object="model") for name in names])
         elif x.path == "/status":
-            told = gate.status()
+            told = dispatch.status()
         elif x.path == "/metrics":
-            await x.whole(200, gate.metrics(), "text/plain; version=0.0.4")
+            await x.whole(200, dispatch.metrics(), "text/plain; version=0.0.4")
             return
         elif x.path.startswith("/decision/"):
-            told = gate.reasons(x.path.rpartition("/")[2])
+            told = dispatch.reasons(x.path.rpartition("/")[2])
         else:
             told = None
         if told is None:
@@ -459,12 +700,10 @@ class _Gateway:
     ):
         self.engine, self.upstreams, self.clock, self.config = engine, upstreams, clock, config
         self.fleet = upstreams.fleet
-        self.door, self.spans = _Door(self, guards), _Spans()
-        self.line, self.hedges = _Line(), _HedgeBudget(config.hedge_share)
-        self.usual_tok = 256.0  # of an answer, mean of the last ones
-        self.counts = dict(requests=0, **_PLAIN)
-        self.decide_max_ms = 0.0  # the longest that the engine has taken to decide, ms
-        self.decisions: deque[Decision] = deque(maxlen=1000)
+        self.dispatch = _Dispatch(engine, upstreams, clock, config)
+        self.door, self.spans = _Door(self.dispatch, guards), _Spans()
+        self.opening = _Opening(self.dispatch)
+        self.relay = _Relay(self.dispatch, self.opening)
         self.scraper = Scraper({name: up.url for name, up in self.fleet.upstreams.items()})
 
     async def __call__(self, scope, receive, send):
@@ -519,15 +758,15 @@ class _Gateway:
             most = config.body_bytes
             return await x.error(413, "too_large", f"the body is longer than {most} bytes")
         try:
-            call = _Call(x, body, self.usual_tok, self.config)
+            call = _Call(x, body, self.dispatch.usual_tok, self.config)
         except ValueError as e:
             return await x.error(400, "invalid_request_error", str(e))
         await self._watch(x, call)
 
     async def _watch(self, x: Exchange, call: _Call):
         "Serve, unless the caller hangs up."
-        self.counts["requests"] += 1
-        self.hedges.earn()
+        self.dispatch.counts["requests"] += 1
+        self.dispatch.hedges.earn()
         serving = asyncio.ensure_future(self._serve(x, call))
         gone = asyncio.ensure_future(x.gone())
         try:
@@ -538,24 +777,22 @@ class _Gateway:
                 await serving
         finally:
             gone.cancel()
-            if call.decision is not None and call.decision.held:
-                self.engine.cancel(call.decision, self.clock())
-            self.line.call()
+            self.dispatch.caller_left(call)
 
     async def _serve(self, x: Exchange, call: _Call):
         span, backend, error, first_s = self.spans.begin(call), None, None, None
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
-            answer, k, race = await self._open(call, began_s + call.limit_s)
+            answer, k, race = await self.opening.first_token(call, began_s + call.limit_s)
             first_s, backend = loop.time() - began_s, race.name(k)
-            error = await self._relay(x, call, answer, k, race)
+            error = await self.relay.run(x, call, answer, k, race)
         except Failed as e:
             error = e.error
             await self._refuse(x, call, e)
         except NoBackend as e:
             error = "no backend"
-            self.counts["refused"] += 1
+            self.dispatch.counts["refused"] += 1
             wait = {"retry-after": str(ceil(e.retry_after_s))} if e.retry_after_s < inf else {}
             await x.error(503, "no_backend", str(e), wait)
         finally:
@@ -563,8 +800,8 @@ class _Gateway:
 
     async def _refuse(self, x: Exchange, call: _Call, e: Failed):
         "Tell a caller what was wrong: its own fault as the backend said it, else our story."
-        self.counts["refused"] += 1
-        said = self._says(call, "failed")
+        self.dispatch.counts["refused"] += 1
+        said = self.dispatch.says(call, "failed")
         if not e.elsewhere and e.status:
             await x.whole(e.status, e.body, extra=said)
             return
@@ -572,209 +809,6 @@ class _Gateway:
         wait = {"retry-after": str(ceil(e.retry_after_s))} if e.retry_after_s else {}
         story = "; ".join(call.story) or e.error
         await x.error(status, "upstream_error", f"no backend answered: {story}", said | wait)
-
-    # Until the first token.
-
-    async def _open(self, call: _Call, end_s: float) -> tuple[Any, int, _Race]:
-        "The first token. Failed or NoBackend where it is not to be had in time."
-        loop, rounds = asyncio.get_running_loop(), 0
-        while True:
-            decision = await self._decide(call, end_s)
-            race = _Race(self, call, decision, end_s)
-            try:
-                answer, k = await race.run()
-                return answer, k, race
-            except Failed as e:
-                rounds += not race.all_full
-                left_s = end_s - loop.time()
-                if not e.elsewhere or rounds >= self.config.rounds or left_s <= 0:
-                    raise
-                pause_s = min(0.05 * 2 ** min(rounds, 5), left_s)
-                await self._wait(call, pause_s if rounds else min(_LOOK_S, left_s))
-
-    async def _wait(self, call: _Call, seconds: float):
-        "Others may be served meanwhile."
-        place = self.line.join(call.request.priority)
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            self.line.leave(place)
-
-    async def _decide(self, call: _Call, end_s: float) -> Decision:
-        "A decision, at once or after a wait in line. NoBackend where the time is up."
-        line, loop = self.line, asyncio.get_running_loop()
-        priority = call.request.priority
-        if not line.before(priority):
-            try:
-                return self._decided(call)
-            except NoBackend:
-                if self._hopeless(call.request) or len(line) >= self.config.queue_most:
-                    raise
-        self.counts["queued"] += 1
-        place = line.join(priority)
-        try:
-            while await line.turn(place, end_s - loop.time()):
-                with suppress(NoBackend):
-                    return self._decided(call)
-        finally:
-            line.leave(place)
-        return self._decided(call)  # once more, for the reason
-
-    def _decided(self, call: _Call) -> Decision:
-        began_s = perf_counter()
-        decision = self.engine.decide(call.request, self.clock())
-        self.decide_max_ms = max(self.decide_max_ms, 1000.0 * (perf_counter() - began_s))
-        call.decision = decision
-        self.decisions.append(decision)
-        return decision
-
-    def _hopeless(self, request: Request) -> bool:
-        "Is there no backend that could ever serve it?"
-        return all(serves(backend, request) for backend in self.fleet)
-
-    # From the first token on.
-
-    async def _relay(self, x: Exchange, call: _Call, answer, k: int, race: _Race) -> str | None:
-        "To the caller, until the end. Returns what went wrong."
-        first_ms = 1000.0 * (self.clock() - race.begun[k])
-        extra = self._says(call, race.name(k))
-        if not call.stream:
-            call.sent_tok = answer.events.tokens
-            self.ended(race.decision, k, race.begun[k], answer=answer)
-            await x.whole(200, answer.first, extra=extra)
-            await answer.close()
-            return None
-        await x.start(200, "text/event-stream", extra | {"cache-control": "no-cache"})
-        while True:
-            try:
-                await self._pass_on(x, call, answer, race.decision)
-                self.ended(race.decision, k, race.begun[k], answer=answer, first_ms=first_ms)
-                await x.part(b"", more=False)
-                return None
-            except Failed as e:
-                self.counts["broken"] += 1
-                self.ended(race.decision, k, race.begun[k], failure=e)
-                call.story.append(f"{race.name(k)}: {e.error}")
-                found = await self._continued(call, answer, race)
-                if found is None:
-                    await x.part(_error_event(f"{race.name(k)}: {e.error}"), more=False)
-                    return e.error
-                answer, k, race = found
-                first_ms = 1000.0 * (self.clock() - race.begun[k])
-            finally:
-                await answer.close()
-
-    async def _pass_on(self, x: Exchange, call: _Call, answer, decision: Decision):
-        "Events as they come; now and then the engine hears how many there were."
-        loop, config, engine = asyncio.get_running_loop(), self.config, self.engine
-        before_tok, told_s = call.sent_tok, loop.time()
-        events = answer.first
-        engine.progress(decision, answer.events.tokens, self.clock())
-        while events:
-            await x.part(events)
-            call.sent_tok = before_tok + answer.events.tokens
-            if loop.time() - told_s >= config.progress_s:
-                told_s = loop.time()
-                engine.progress(decision, answer.events.tokens, self.clock())
-            events = await answer.more(config.stall_s)
-
-    async def _continued(self, call: _Call, answer, race: _Race):
-        "The rest of a broken stream from elsewhere; None where it should end, or nobody can go on."
-        messages = call.told.get("messages")
-        call.text += answer.events.text
-        if self.config.midstream != "continue" or not messages or not call.text:
-            return None
-        told = dict(call.told, messages=[*messages, dict(role="assistant", content=call.text)])
-        told |= dict(continue_final_message=True, add_generation_prompt=False)
-        for name in ("max_tokens", "max_completion_tokens"):
-            if told.get(name):
-                told[name] = max(told[name] - call.sent_tok, 1)
-        call.body = json.dumps(told).encode()
-        self.counts["continued"] += 1
-        end_s = asyncio.get_running_loop().time() + call.limit_s
-        try:
-            return await self._open(call, end_s)
-        except (Failed, NoBackend):
-            return None
-
-    # What the engine hears, and what others may ask.
-
-    def ended(
-        self,
-        decision: Decision,
-        k: int,  # number of the attempt
-        began: float,  # when it started, on the engine's clock, s
-        *,
-        answer=None,  # of a success
-        first_ms: float | None = None,  # time to its first token, ms
-        failure: Failed | None = None,
-        cancelled: bool = False,
-    ):
-        "An attempt has ended: report it."
-        now = self.clock()
-        backend = decision.lanes[k].backend.name
-        took_ms = max(now - began, 0.0) * 1000.0
-        if answer is not None:
-            tokens = answer.events.tokens
-            self.usual_tok += 0.02 * (tokens - self.usual_tok)
-            outcome = Outcome(backend, began, took_ms, True, None, decision.id, k)
-            outcome.tokens_in, outcome.tokens_out = decision.request.tokens_in, tokens
-            outcome.ttft_ms = first_ms
-            limits = self.upstreams.limits_in(answer)
-            if limits:
-                self.engine.router.hear_limits(backend, limits, now)
-        elif cancelled or failure is None:
-            outcome = Outcome(backend, began, took_ms, False, "cancelled", decision.id, k)
-        else:
-            outcome = Outcome(backend, began, took_ms, False, failure.error, decision.id, k)
-            outcome = _with_status(outcome, failure)
-        self.engine.observe(outcome, now)
-        self.line.call()
-
-    def _says(self, call: _Call, backend: str) -> dict[str, str]:
-        "What a decision tells the caller, in headers."
-        d = call.decision
-        if d is None:
-            return {}
-        why = "; ".join([d.mode, *([d.kept] if d.kept else []), *call.story])
-        return {
-            "x-arcpoint-backend": _fit_for_header(backend),
-            "x-arcpoint-reason": _fit_for_header(why),
-            "x-arcpoint-decision-id": str(d.id),
-        }
-
-    def reasons(self, id: str) -> dict | None:
-        "Why one of the last decisions fell as it did; None where it is not known any more."
-        for d in reversed(self.decisions):
-            if str(d.id) == id:
-                return dict(id=d.id, backend=d.backend, attempts=d.attempts, reasons=d.reasons)
-        return None
-
-    def status(self) -> dict:
-        told = self.engine.status(self.clock())
-        own = dict(self.counts, waiting=len(self.line), decide_max_ms=self.decide_max_ms)
-        return told | dict(gateway=own)
-
-    def metrics(self) -> bytes:
-        client = optional("prometheus_client")
-        registry = client.CollectorRegistry()
-        registry.register(EngineCollector(self.engine, self.clock))
-        return client.generate_latest(registry)
-
-
-def _with_status(o: Outcome, failure: Failed) -> Outcome:
-    "The same outcome with what HTTP said."
-    return Outcome(
-        o.backend,
-        o.ts_s,
-        o.latency_ms,
-        False,
-        o.error,
-        o.decision,
-        o.attempt,
-        status=failure.status,
-        retry_after_s=failure.retry_after_s,
-    )
 
 # %% ../../nbs/live/61_gateway.ipynb #d6842d15
 def make_gateway(

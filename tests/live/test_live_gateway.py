@@ -161,9 +161,9 @@ def test_no_error_reaches_the_caller_while_a_healthy_backend_exists(bed, trouble
         assert all(map(whole, answers)) or not stream
         if trouble != "full":
             assert {a.headers["x-arcpoint-backend"] for a in answers} == {"west"}
-        assert gate.counts["retries"] > 0 and gate.counts["broken"] == 0
+        assert gate.dispatch.counts["retries"] > 0 and gate.dispatch.counts["broken"] == 0
         retried = [a for a in answers if "east" in a.headers["x-arcpoint-reason"]]
-        assert len(retried) == gate.counts["retries"]
+        assert len(retried) == gate.dispatch.counts["retries"]
 
 
 def test_failures_are_heard_with_status_and_what_was_asked_for(bed):
@@ -186,7 +186,7 @@ def test_what_is_the_callers_own_fault_is_told_as_the_backend_said_it(bed):
         body = {"messages": "x", "max_tokens": 3}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body)
         assert answer.status_code == 400 and "not a chat completion" in answer.text
-        assert gate.counts["retries"] == 0
+        assert gate.dispatch.counts["retries"] == 0
         odd = post(url, headers={"x-arcpoint-slo-ms": "fast"})
         assert odd.status_code == 400 and "x-arcpoint-slo-ms" in odd.text
         for body in (b"{", b"[]", b'{"max_tokens": "x"}'):
@@ -198,7 +198,7 @@ def test_when_all_have_failed_the_caller_gets_one_error_with_the_story(bed):
         bed.set(name, error_rate=1.0)
     with gateway(bed.fleet(), rounds=2) as (url, gate):
         answer = post(url)
-        assert answer.status_code == 502 and gate.counts["refused"] == 1
+        assert answer.status_code == 502 and gate.dispatch.counts["refused"] == 1
         said = answer.json()["error"]["message"]
         assert said.count("east: http 500") == 2 and said.count("west: http 500") == 2
 
@@ -227,7 +227,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event(bed):
             last = json.loads(events[-1].removeprefix("data: "))
             assert last["error"]["code"] == "stream_broken"
             assert all(json.loads(x.removeprefix("data: ")) for x in events)  # no half event
-        assert gate.counts["broken"] == 3 and gate.counts["retries"] == 0
+        assert gate.dispatch.counts["broken"] == 3 and gate.dispatch.counts["retries"] == 0
 
 
 def test_a_stream_that_falls_silent_ends_too(bed):
@@ -235,15 +235,17 @@ def test_a_stream_that_falls_silent_ends_too(bed):
         bed.wire(name, cut="stall", cut_after=2000)
     with gateway(bed.fleet(), stall_s=0.3) as (url, gate):
         answer = post(url, 60)
-        assert "silent for 0.3 s" in answer.text and gate.counts["broken"] == 1
+        assert "silent for 0.3 s" in answer.text and gate.dispatch.counts["broken"] == 1
 
 
 def test_a_broken_stream_goes_on_elsewhere_where_that_is_wanted(bed):
     bed.wire("east", cut="reset", cut_after=3000)
     with gateway(bed.fleet(), midstream="continue") as (url, gate):
         answers = []
-        until(lambda: answers.append(post(url, 60)) or gate.counts["continued"], "east broke")
-        assert all(map(whole, answers)) and gate.counts["broken"] >= 1
+        until(
+            lambda: answers.append(post(url, 60)) or gate.dispatch.counts["continued"], "east broke"
+        )
+        assert all(map(whole, answers)) and gate.dispatch.counts["broken"] >= 1
         assert [a.text.count('"content": "tok "') for a in answers] == [60] * len(answers)
 
 
@@ -255,10 +257,10 @@ def test_a_silent_attempt_is_hedged_within_the_budget(bed):
     bed.wire("east", down="hang")
     with gateway(bed.fleet(), hedge_s=0.1, hedge_share=1.0, first_token_s=20) as (url, gate):
         answers = [post(url) for _ in range(6)]
-        assert all(map(whole, answers)) and 0 < gate.counts["hedges"] <= 6
+        assert all(map(whole, answers)) and 0 < gate.dispatch.counts["hedges"] <= 6
         assert {a.headers["x-arcpoint-backend"] for a in answers} == {"west"}
     with gateway(bed.fleet(), hedge_s=0.1, hedge_share=0.0, first_token_s=0.4) as (url, gate):
-        assert whole(post(url)) and gate.counts["hedges"] == 0
+        assert whole(post(url)) and gate.dispatch.counts["hedges"] == 0
 
 
 @pytest.mark.slow
@@ -274,18 +276,18 @@ def test_what_finds_no_room_waits_and_the_urgent_goes_first():
     async def rush(url, gate):
         async with httpx.AsyncClient(timeout=30) as client:
             asked = [asyncio.ensure_future(one(client, url, "first", 0))]
-            while not gate.decisions:
+            while not gate.dispatch.decisions:
                 await asyncio.sleep(0.01)
             for name, priority in (("batch", -5), ("usual", 0), ("urgent", 9)):
                 asked.append(asyncio.ensure_future(one(client, url, name, priority)))
-                while len(gate.line) < len(asked) - 1:
+                while len(gate.dispatch.line) < len(asked) - 1:
                     await asyncio.sleep(0.005)
             await asyncio.gather(*asked)
 
     with Testbed([SimBackend(backend, CURVE)]) as own, gateway(own.fleet()) as (url, gate):
         asyncio.run(rush(url, gate))
         assert done == [(name, 200) for name in ("first", "urgent", "usual", "batch")]
-        assert gate.counts["queued"] == 3 and not len(gate.line)
+        assert gate.dispatch.counts["queued"] == 3 and not len(gate.dispatch.line)
 
 
 def test_full_servers_are_waited_for(bed):
@@ -307,7 +309,7 @@ def test_what_nobody_can_ever_serve_does_not_wait(bed):
         body = chat(3) | {"model": "huge"}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body)
         assert answer.status_code == 503 and "does not serve model huge" in answer.text
-        assert gate.counts["queued"] == 0
+        assert gate.dispatch.counts["queued"] == 0
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
