@@ -34,6 +34,20 @@ def _counter(name: str, says: str, values: dict, *labels: str) -> Metric:
 _STATES = ("closed", "half_open", "open")
 
 
+_OF_BACKENDS = {  # gauge -> what it says; the name is also the key in a backend's status
+    "in_flight": "Own requests running.",
+    "work_left": "Work left in them, 1 for one that has just begun.",
+    "pace_ms": "Time per output token now, ms.",
+    "error_rate": "Fading share of failed attempts.",
+    "weight": "Share of its weight that shedding leaves to a backend.",
+}
+_OF_FORECASTS = {  # gauge -> key in a backend's forecast, what it says
+    "forecast_skill": ("skill", "1 - MAE/MAE of persistence, over the newest matured forecasts."),
+    "interval_coverage": ("coverage", "Share of truths inside of the 80 % interval."),
+    "forecast_trust": ("trust", "How far a forecast may act, as its skill has earned it, 0 to 1."),
+}
+
+
 def _backend_families(
     s: dict,  # an engine's status
 ) -> Iterator[Metric]:
@@ -41,48 +55,15 @@ def _backend_families(
     backends = {x["backend"]: x for x in s["backends"]}
     forecasts = s["forecast"]["backends"]
 
-    def of(rows: dict, key: str) -> dict:
-        return {(n,): x.get(key) for n, x in rows.items()}
-
     states = {(n, k): float(x["state"] == k) for n, x in backends.items() for k in _STATES}
-    yield _gauge(
-        "breaker_state", "1 for the state that a breaker is in.", states, "backend", "state"
-    )
-    yield _gauge("in_flight", "Own requests running.", of(backends, "in_flight"), "backend")
-    yield _gauge(
-        "work_left",
-        "Work left in them, 1 for one that has just begun.",
-        of(backends, "work_left"),
-        "backend",
-    )
-    yield _gauge("pace_ms", "Time per output token now, ms.", of(backends, "pace_ms"), "backend")
-    yield _gauge(
-        "error_rate", "Fading share of failed attempts.", of(backends, "error_rate"), "backend"
-    )
-    yield _gauge(
-        "weight",
-        "Share of its weight that shedding leaves to a backend.",
-        of(backends, "weight"),
-        "backend",
-    )
-    yield _gauge(
-        "forecast_skill",
-        "1 - MAE/MAE of persistence, over the newest matured forecasts.",
-        of(forecasts, "skill"),
-        "backend",
-    )
-    yield _gauge(
-        "interval_coverage",
-        "Share of truths inside of the 80 % interval.",
-        of(forecasts, "coverage"),
-        "backend",
-    )
-    yield _gauge(
-        "forecast_trust",
-        "How far a forecast may act, as its skill has earned it, 0 to 1.",
-        of(forecasts, "trust"),
-        "backend",
-    )
+    says = "1 for the state that a breaker is in."
+    yield _gauge("breaker_state", says, states, "backend", "state")
+    for key, says in _OF_BACKENDS.items():
+        values = {(n,): x.get(key) for n, x in backends.items()}
+        yield _gauge(key, says, values, "backend")
+    for name, (key, says) in _OF_FORECASTS.items():
+        values = {(n,): x.get(key) for n, x in forecasts.items()}
+        yield _gauge(name, says, values, "backend")
 
 # %% ../../nbs/engine/37_metrics.ipynb #f3266905
 def _acting(

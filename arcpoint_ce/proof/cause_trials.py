@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'fault_trial', 'shift_trial', 'read_versions', 'version_tr
            'risk_trial']
 
 # %% ../../nbs/proof/73_cause_trials.ipynb #f6248f87
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -228,53 +228,54 @@ def read_versions(path: str | Path) -> pd.DataFrame:
     )
 
 # %% ../../nbs/proof/73_cause_trials.ipynb #8c10284e
+def _served(
+    rows: pd.DataFrame,  # answers of one family
+    ends_s: np.ndarray,  # when each of them ends, s
+    version: str | None,  # that they are called by; None: their own
+) -> Iterator[Outcome]:
+    "Recorded answers as outcomes of a backend."
+    for end_s, row in zip(ends_s, rows.itertuples()):
+        yield Outcome(
+            backend=row.family,
+            ts_s=float(end_s - row.latency_ms / 1000.0),
+            latency_ms=row.latency_ms,
+            ok=True,
+            tokens_in=row.tokens_in,
+            tokens_out=row.tokens_out,
+            cost_usd=row.cost_usd,
+            version=version or row.version,
+            quality=row.quality,
+        )
+
+
 def version_trial(
     table: pd.DataFrame, family: str, back: bool = False, renamed: bool = False, seed: int = 0
 ) -> list[_Trial]:  # a trial per metric
     """`family` goes from its first version to its last (`back`: the other way); the others stay as
     they were, `renamed`: under a new name.
     """
-    rng, store, families = (
-        np.random.default_rng(seed),
-        FeedbackStore(),
-        sorted(table.family.unique()),
-    )
-    metrics = ("quality", "latency", "cost")
-    for f, part in product(families, (0, 1)):
-        known = sorted(table.version[table.family == f].unique(), reverse=back)
-        rows = table[
-            (table.family == f) & (table.version == known[-1 if f == family and part else 0])
-        ]
-        ends = 1000.0 * (part + np.sort(rng.random(len(rows))))
-        called = f"{known[0]}{'-next' if renamed and part else ''}" if f != family else None
-        for end, r in zip(ends, rows.iloc[rng.permutation(len(rows))].itertuples()):
-            store.ended(
-                Outcome(
-                    f,
-                    float(end - r.latency_ms / 1000.0),
-                    r.latency_ms,
-                    True,
-                    None,
-                    None,
-                    0,
-                    r.tokens_in,
-                    r.tokens_out,
-                    None,
-                    r.cost_usd,
-                    called or r.version,
-                    r.quality,
-                )
-            )
+    rng, store = np.random.default_rng(seed), FeedbackStore()
+    families = sorted(table.family.unique())
+    for name, part in product(families, (0, 1)):
+        known = sorted(table.version[table.family == name].unique(), reverse=back)
+        moved = name == family
+        served = known[-1 if moved and part else 0]
+        rows = table[(table.family == name) & (table.version == served)]
+        ends_s = 1000.0 * (part + np.sort(rng.random(len(rows))))
+        rows = rows.iloc[rng.permutation(len(rows))]
+        called = None if moved else f"{known[0]}{'-next' if renamed and part else ''}"
+        for outcome in _served(rows, ends_s, called):
+            store.ended(outcome)
     store.flush()
     return _asked(
         store,
         seed,
         "version",
         ("version", family),
-        metrics,
+        ("quality", "latency", "cost"),
         (1000.0, 2000.0),
         (0.0, 1000.0),
-        [Backend(f) for f in families],
+        [Backend(name) for name in families],
     )
 
 # %% ../../nbs/proof/73_cause_trials.ipynb #4bc03e87

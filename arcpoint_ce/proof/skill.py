@@ -6,7 +6,7 @@
 __all__ = ['ONSET_MEANING', 'onset_steps', 'evaluate', 'by_horizon', 'importances', 'worst_misses', 'evaluate_exercise']
 
 # %% ../../nbs/proof/70_skill.ipynb #40171de4
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -662,6 +662,64 @@ _GROUPS = {
 }
 
 # %% ../../nbs/proof/70_skill.ipynb #4f12f99f
+class _HeldOut:
+    "Forecasts that a forest made on held-out rows, what came true, and the error between them."
+
+    def __init__(
+        self,
+        forest: LatencyForest,  # fitted
+        table: pd.DataFrame,  # a step table, training rows included
+        since_s: float,  # only forecasts made from here on, s
+        most: int,  # rows at most, drawn at random
+        seed: int,
+    ):
+        known = table[table["backend"].isin(forest.models_)]
+        courses, windows, rows = replayed(forest, known, since_s)
+        truth = {
+            (course.name, course.index + k): ms
+            for course in courses
+            for k, ms in enumerate(course.latency_ms)
+        }
+        names, index = np.array(rows.backend), np.array(rows.index)
+        due = zip(names, index + forest.ahead_)
+        came_ms = np.array([truth.get(step, np.nan) for step in due])
+        use = np.flatnonzero(np.isfinite(came_ms))
+        if len(use) > most:
+            use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
+        self.forest, self.models = forest.forest_, windows.models
+        self.names, self.came_ms = names[use], came_ms[use]
+        self.X = np.vstack(rows.rows)[use]
+        self.plan, self.offset = np.array(rows.plan)[use], np.array(rows.offset)[use]
+        scales = [self.models[b].scale.unit * self.models[b].trust for b in self.names]
+        self.scale = np.array(scales)
+
+    def log_error(self, X: np.ndarray, offset: np.ndarray) -> float:
+        "Logarithm of the geometric mean, over backends, of their mean absolute errors."
+        forecast_ms = np.exp(offset + self.scale * self.forest.predict(X))
+        by_backend = pd.Series(np.abs(forecast_ms - self.came_ms)).groupby(self.names).mean()
+        return np.log(np.maximum(by_backend, 1e-12)).mean()
+
+    def curve(self, load: np.ndarray) -> np.ndarray:
+        "Logarithm of the latency that each backend's load curve expects; 0 where it has none."
+        curves = [self.models[b].scale.curve for b in self.names]
+        expected = [
+            0.0 if curve is None else np.log(max(curve.at(x), 1e-9))
+            for curve, x in zip(curves, load)
+        ]
+        return np.array(expected)
+
+    def log_error_without(self, columns: Iterable[str], rng: np.random.Generator) -> float:
+        "The same error where these columns are exchanged among the rows of each backend."
+        order = _shuffled_within(self.names, rng)
+        places = [ROW.index(c) for c in columns]
+        X = self.X.copy()
+        X[:, places] = self.X[order][:, places]
+        offset = self.offset
+        if "plan" in columns:
+            offset = offset - self.curve(self.plan) + self.curve(self.plan[order])
+        return self.log_error(X, offset)
+
+
 def importances(
     f: LatencyForest,  # fitted
     table: pd.DataFrame,  # a step table, training rows included
@@ -672,56 +730,16 @@ def importances(
     # group, and by how much the geometric mean of MAE grows without it (0.1: 10 %), mean and spread
 ) -> pd.DataFrame:
     "Permutation importances of feature groups on held-out rows (Breiman, 2001)."
-    cs, w, r = replayed(f, table[table["backend"].isin(f.models_)], since_s)
-    truth = {(c.name, c.index + k): x for c in cs for k, x in enumerate(c.latency_ms)}
-    names, k, X = np.array(r.backend), np.array(r.index), np.vstack(r.rows)
-    came = np.array([truth.get((b, i + f.ahead_), np.nan) for b, i in zip(names, k)])
-    use = np.flatnonzero(np.isfinite(came))
-    if len(use) > most:
-        use = np.sort(np.random.default_rng(seed).choice(use, most, replace=False))
-    names, X, came, plan, offset = (
-        names[use],
-        X[use],
-        came[use],
-        np.array(r.plan)[use],
-        np.array(r.offset)[use],
-    )
-
-    def curve(load):
-        return np.array(
-            [
-                0.0 if (c := w.models[b].scale.curve) is None else np.log(max(c.at(x), 1e-9))
-                for b, x in zip(names, load)
-            ]
-        )
-
-    scale = np.array([w.models[b].scale.unit * w.models[b].trust for b in names])
-
-    def error(X, offset):
-        e = (
-            pd.Series(np.abs(np.exp(offset + scale * f.forest_.predict(X)) - came))
-            .groupby(names)
-            .mean()
-        )
-        return np.log(np.maximum(e, 1e-12)).mean()
-
-    rng, plain, planned, out = np.random.default_rng(seed), error(X, offset), curve(plan), []
+    held_out = _HeldOut(f, table, since_s, most, seed)
+    rng = np.random.default_rng(seed)
+    plain = held_out.log_error(held_out.X, held_out.offset)
+    found = []
     for group, columns in _GROUPS.items():
-        at, grown = [ROW.index(c) for c in columns], []
-        for _ in range(repeats):
-            order = _shuffled_within(names, rng)
-            Y = X.copy()
-            Y[:, at] = X[order][:, at]
-            grown.append(
-                np.expm1(
-                    error(Y, offset - planned + curve(plan[order]) if "plan" in columns else offset)
-                    - plain
-                )
-            )
-        out.append((group, float(np.mean(grown)), float(np.std(grown))))
-    return pd.DataFrame(out, columns=["group", "importance", "spread"]).sort_values(
-        "importance", ascending=False, ignore_index=True
-    )
+        without = [held_out.log_error_without(columns, rng) for _ in range(repeats)]
+        grown = np.expm1(np.array(without) - plain)
+        found.append((group, float(grown.mean()), float(grown.std())))
+    told = pd.DataFrame(found, columns=["group", "importance", "spread"])
+    return told.sort_values("importance", ascending=False, ignore_index=True)
 
 # %% ../../nbs/proof/70_skill.ipynb #810d6ae8
 def _shuffled_within(names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
