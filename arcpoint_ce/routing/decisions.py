@@ -6,7 +6,7 @@
 __all__ = ['Lane', 'View', 'Candidate', 'Ranking', 'Decision', 'NoBackend']
 
 # %% ../../nbs/routing/05_decisions.ipynb #d1c0be03
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from html import escape
 from math import inf
@@ -315,6 +315,21 @@ class View:
         "The k-th probing lane is not on trial, and holds as many of ours as it could serve."
         lane = self.probing[k]
         return self.shut[k] and s.in_flight[lane.slot] >= lane.backend.capacity
+
+    def draw(
+        self,
+        random: Callable[[], float],  # draws from 0..1
+        s: Signals,
+        now: float,
+    ) -> tuple[int, "Lane"]:
+        "A place, as in `odds`, and the lane there; places after those of `lanes` are probes."
+        if self.probing and (not self.lanes or random() < self.probe_share):
+            k = int(random() * len(self.probing))
+            if not self.lanes or not self.swallowed(k, s):
+                return len(self.lanes) + k, self.probing[k]
+        plan = self.plain if random() < self.explore else self.plan
+        place = plan.choose(random, s, now)
+        return place, self.lanes[place]
 
     def check_anyone(self) -> None:
         "NoBackend if nothing may serve the request."

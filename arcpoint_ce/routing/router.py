@@ -602,6 +602,39 @@ class _Views:
             prices += lane.backend.price_in, lane.backend.price_out
         return max(prices) / 1e6
 
+    def holds(self, view: View, request: Request, now: float) -> bool:
+        "Is a view still good, and this request not too large for it?"
+        if view.stamp != self.stamp or not view.since_s <= now < view.until_s:
+            return False
+        if request.tokens_in > view.context_tok:
+            return False
+        tokens_out = request.tokens_out or int(self.admission.limits.usual_tok)
+        return request.tokens_in + tokens_out <= view.spare_tok
+
+    def only(
+        self,
+        backend: str,
+        request: Request,
+        now: float,
+        table: ForecastTable,
+        policy: Policy,
+        anyway: bool,  # over its rate limits and through its breaker
+    ) -> tuple[View, int]:  # and the place of the backend in it
+        "A view that leaves no choice. NoBackend where this backend may not serve the request."
+        forced = backend if anyway else None
+        view = self.make(request, now, table, policy, anyway=forced)
+        names = [lane.backend.name for lane in view.lanes]
+        if backend not in names:
+            others = tuple(name for name in self.admission.members.lanes if name != backend)
+            alone = self.make(request, now, table, policy, others)
+            wait_s = max(alone.back_s - alone.since_s, 0.0)
+            raise NoBackend(view.refusal(backend), wait_s)
+        place = names.index(backend)
+        weights = [0.0] * len(names)
+        weights[place] = 1.0
+        view = view.unprobed(plan=WeightedPlan(weights), explore=0.0, probe_share=0.0)
+        return view, place
+
     def make(
         self,
         request: Request,
@@ -907,115 +940,17 @@ class _Lessons:
 _TOOK_NOTHING = ("caller", "cancelled", "throttled")
 
 
-class _Reservations:
-    "Which attempts hold what, and until when."
+class _Bills:
+    "What attempts owe to the budgets of tenants and tiers: an estimate first, then what they cost."
 
-    __slots__ = ("signals", "paces", "lessons", "views", "open", "lapsed", "due_s", "owed")
+    __slots__ = ("views", "owed")
 
-    MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
-
-    def __init__(self, members: _Members, lessons: _Lessons, views: _Views) -> None:
-        self.signals = members.signals
-        self.paces = lessons.paces
-        self.lessons = lessons
+    def __init__(self, views: _Views) -> None:
         self.views = views
-        self.open = self.paces.open  # by id; the first to end comes first
-        # by id, those whose lease is over; oldest first
-        self.lapsed: dict[int | None, Decision] = {}
-        self.due_s = inf  # when the first of the open ones ends, s
         # what budgets hold, USD and tokens, by decision and attempt
         self.owed: dict[tuple[int, int], tuple[float, int]] = {}
 
-    def book(
-        self,
-        request: Request,
-        view: View,
-        place: int,  # in the view, as in `odds`
-        lane: Lane,  # the lane there
-        now: float,
-    ) -> Decision:
-        "A new decision, and all that its first attempt holds."
-        # an infinite time raises here, with nothing reserved
-        now_us = int(now * 1e6 + 0.5)
-        limits = self.lessons.limits
-        until_s = now + limits.lease_s
-        s = self.signals
-        id = s.turn + 1
-        known = s.frozen(view.lean)
-        usual_tok = limits.usual_tok
-        d = Decision(id, request, lane, now, until_s, view, place, known, usual_tok)
-        s.turn = id
-
-        slot = lane.slot
-        s.in_flight[slot] += 1
-        s.load[slot] += 1.0
-        lane.features.begin(id << 4, now_us)
-        if lane.nowcast.hope_s:
-            self.paces.one_is_enough(lane)
-        if lane.breaker.state is not CLOSED:
-            self._probe(d, 0, now)
-        if lane.rationed:
-            self._ration(d, lane, now)
-        if view.purses:
-            self._charge(d, view, place, lane, now)
-        self.open[id] = d
-        if until_s < self.due_s:
-            self.due_s = until_s
-        return d
-
-    def book_again(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
-        "A further attempt. The lease of its decision begins anew, even if it has ended."
-        now_us = int(now * 1e6 + 0.5)
-        id, attempt = d.id, len(d.lanes)
-        s = self.signals
-        d.try_again(view, place, lane, s.frozen(), now)
-        if d.open == 1 << attempt:
-            # nothing else of it runs: the caller tries again
-            s.retried = min(s.retried + 0.1, 1.0)
-            s.habit = min(s.habit + 0.01, 1.0)
-        slot = lane.slot
-        s.in_flight[slot] += 1
-        s.load[slot] += 1.0
-        lane.features.begin(id << 4 | attempt, now_us)
-        if lane.nowcast.hope_s:
-            self.paces.one_is_enough(lane)
-        if lane.breaker.state is not CLOSED:
-            self._probe(d, attempt, now)
-        if lane.rationed:
-            self._ration(d, lane, now)
-        if view.purses:
-            self._charge(d, view, place, lane, now)
-
-        # the newest lease is the last to end
-        self.open.pop(id, None)
-        self.lapsed.pop(id, None)
-        until_s = now + self.lessons.limits.lease_s
-        d.until_s = until_s
-        self.open[id] = d
-        self.due_s = min(self.due_s, until_s)
-
-    def _probe(self, d: Decision, attempt: int, now: float) -> None:
-        "Reserve a probe slot where an attempt goes, if one is free."
-        lane = d.lanes[attempt]
-        breaker = lane.breaker
-        if breaker.acquire(now, self._patience_s(d, lane)):
-            d.probes |= 1 << attempt
-            if breaker.out >= breaker.slots:
-                self.views.outdate()
-
-    def _ration(self, d: Decision, lane: Lane, now: float) -> None:
-        "Reserve a piece of the rate limits where an attempt goes."
-        void = self.signals.in_flight[lane.slot] >= lane.most_at_once
-        if lane.budget:
-            tokens_in = d.request.tokens_in
-            void |= lane.budget.spend(tokens_in + int(d.expect), now, tokens_in)
-        if lane.hold.key_dead:
-            lane.hold.try_later(now)
-            void = True
-        if void:
-            self.views.outdate()
-
-    def _charge(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
+    def charge(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
         "Reserve an estimate in the budgets that a request counts against."
         request = d.request._replace(tokens_out=int(d.expect))
         usd = request.cost_usd(lane.backend, cached=place == view.home)
@@ -1024,6 +959,21 @@ class _Reservations:
         for purse in view.purses:
             if purse.spend(usd, tok, now):
                 self.views.outdate()
+
+    def settle(self, d: Decision, lane: Lane, o: Outcome) -> None:
+        "An attempt has ended: its budgets learn what it cost."
+        if (d.id, o.attempt) in self.owed:
+            self._pay(d, o.attempt, *self._billed(d, lane, o))
+
+    def refund(self, d: Decision, attempt: int) -> None:
+        "An attempt was given up: it has cost nothing."
+        if (d.id, attempt) in self.owed:
+            self._pay(d, attempt, 0.0, 0)
+
+    def forget(self, d: Decision) -> None:
+        "No outcome is awaited any more: what was reserved stands."
+        for attempt in range(len(d.lanes)):
+            self.owed.pop((d.id, attempt), None)
 
     def _pay(self, d: Decision, attempt: int, usd: float | None, tok: int | None) -> None:
         "Settle what an attempt cost; None: nobody said, and the reservation stands."
@@ -1047,6 +997,110 @@ class _Reservations:
     def _at_home(d: Decision, attempt: int) -> bool:
         "Did an attempt run where the cache of its request is?"
         return not attempt and d.place == d.view.home
+
+
+class _Reservations:
+    "Which attempts hold what, and until when."
+
+    __slots__ = ("signals", "paces", "lessons", "views", "open", "lapsed", "due_s", "bills")
+
+    MOST_LAPSED = 1000  # decisions whose outcomes may still come and teach
+
+    def __init__(self, members: _Members, lessons: _Lessons, views: _Views) -> None:
+        self.signals = members.signals
+        self.paces = lessons.paces
+        self.lessons = lessons
+        self.views = views
+        self.open = self.paces.open  # by id; the first to end comes first
+        # by id, those whose lease is over; oldest first
+        self.lapsed: dict[int | None, Decision] = {}
+        self.due_s = inf  # when the first of the open ones ends, s
+        self.bills = _Bills(views)
+
+    def book(
+        self,
+        request: Request,
+        view: View,
+        place: int,  # in the view, as in `odds`
+        lane: Lane,  # the lane there
+        now: float,
+    ) -> Decision:
+        "A new decision, and all that its first attempt holds."
+        # an infinite time raises here, with nothing reserved
+        now_us = int(now * 1e6 + 0.5)
+        limits = self.lessons.limits
+        until_s = now + limits.lease_s
+        s = self.signals
+        id = s.turn + 1
+        known = s.frozen(view.lean)
+        usual_tok = limits.usual_tok
+        d = Decision(id, request, lane, now, until_s, view, place, known, usual_tok)
+        s.turn = id
+
+        self._hold(d, 0, view, place, now, now_us)
+        self.open[id] = d
+        if until_s < self.due_s:
+            self.due_s = until_s
+        return d
+
+    def book_again(self, d: Decision, view: View, place: int, lane: Lane, now: float) -> None:
+        "A further attempt. The lease of its decision begins anew, even if it has ended."
+        now_us = int(now * 1e6 + 0.5)
+        id, attempt = d.id, len(d.lanes)
+        s = self.signals
+        d.try_again(view, place, lane, s.frozen(), now)
+        if d.open == 1 << attempt:
+            # nothing else of it runs: the caller tries again
+            s.retried = min(s.retried + 0.1, 1.0)
+            s.habit = min(s.habit + 0.01, 1.0)
+        self._hold(d, attempt, view, place, now, now_us)
+
+        # the newest lease is the last to end
+        self.open.pop(id, None)
+        self.lapsed.pop(id, None)
+        until_s = now + self.lessons.limits.lease_s
+        d.until_s = until_s
+        self.open[id] = d
+        self.due_s = min(self.due_s, until_s)
+
+    def _hold(
+        self, d: Decision, attempt: int, view: View, place: int, now: float, now_us: int
+    ) -> None:
+        "Reserve what an attempt needs: its place in flight, a probe, a piece of every limit."
+        lane = d.lanes[attempt]
+        s, slot = self.signals, lane.slot
+        s.in_flight[slot] += 1
+        s.load[slot] += 1.0
+        lane.features.begin(d.id << 4 | attempt, now_us)
+        if lane.nowcast.hope_s:
+            self.paces.one_is_enough(lane)
+        if lane.breaker.state is not CLOSED:
+            self._probe(d, attempt, now)
+        if lane.rationed:
+            self._ration(d, lane, now)
+        if view.purses:
+            self.bills.charge(d, view, place, lane, now)
+
+    def _probe(self, d: Decision, attempt: int, now: float) -> None:
+        "Reserve a probe slot where an attempt goes, if one is free."
+        lane = d.lanes[attempt]
+        breaker = lane.breaker
+        if breaker.acquire(now, self._patience_s(d, lane)):
+            d.probes |= 1 << attempt
+            if breaker.out >= breaker.slots:
+                self.views.outdate()
+
+    def _ration(self, d: Decision, lane: Lane, now: float) -> None:
+        "Reserve a piece of the rate limits where an attempt goes."
+        void = self.signals.in_flight[lane.slot] >= lane.most_at_once
+        if lane.budget:
+            tokens_in = d.request.tokens_in
+            void |= lane.budget.spend(tokens_in + int(d.expect), now, tokens_in)
+        if lane.hold.key_dead:
+            lane.hold.try_later(now)
+            void = True
+        if void:
+            self.views.outdate()
 
     def _patience_s(self, d: Decision, lane: Lane) -> float:
         "How long a probe may well take: its limit, or three times what answers take there."
@@ -1075,8 +1129,7 @@ class _Reservations:
             if lane.budget and d.open >> k & 1:
                 tokens_in = d.request.tokens_in
                 lane.budget.settle(d.started_s(k), -d.reserved_tok, -tokens_in, requests=-1)
-            if (d.id, k) in self.owed:
-                self._pay(d, k, 0.0, 0)
+            self.bills.refund(d, k)
         self._release(d, now)
         d.open = 0
         return True
@@ -1118,8 +1171,8 @@ class _Reservations:
                 self.told(d, lane, o)
         if lane.budget:
             self.settle(d, k, lane.budget, o)
-        if self.owed and (d.id, k) in self.owed:
-            self._pay(d, k, *self._billed(d, lane, o))
+        if self.bills.owed:
+            self.bills.settle(d, lane, o)
         if not d.open:
             self.open.pop(d.id, None)
             self.lapsed.pop(d.id, None)
@@ -1164,14 +1217,129 @@ class _Reservations:
             self._release(d, now)
             self.lapsed[d.id] = d
         while len(self.lapsed) > self.MOST_LAPSED:
-            oldest = self.lapsed.pop(next(iter(self.lapsed)))
-            for attempt in range(len(oldest.lanes)):
-                self.owed.pop((oldest.id, attempt), None)
+            self.bills.forget(self.lapsed.pop(next(iter(self.lapsed))))
         self.due_s = inf
         for first in self.open.values():
             self.due_s = first.until_s
             break
         return len(over)
+
+# %% ../../nbs/routing/06_router.ipynb #91c946fa
+class _Strays:
+    "Outcomes that belong to no decision of this router, and dates that are not possible."
+
+    MOST_EARLY = 1000  # outcomes that wait until the clock reaches their date
+
+    def __init__(self, members: _Members, clock: Clock, lessons: _Lessons, views: _Views) -> None:
+        self.lanes = members.lanes
+        self.clock = clock
+        self.lessons = lessons
+        self.views = views
+        self.counts = lessons.counts
+        self.early: list[Outcome] = []  # dated later than the clock
+
+    def possible(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
+        "The same outcome with dates that are possible; itself where they are in order."
+        clock = self.clock
+        started_s = clock.started_s(o.ts_s, decided_s, received_s)
+        took_ms = o.latency_ms
+        if took_ms is not None:
+            took_ms = clock.took_ms(took_ms, decided_s, received_s)
+        if started_s == o.ts_s and took_ms == o.latency_ms:
+            return o
+        return replace(o, ts_s=started_s, latency_ms=took_ms)
+
+    def corrected(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
+        "The same outcome with possible dates; a difference that matters is counted."
+        possible = self.possible(o, decided_s, received_s)
+        if possible is not o:
+            moved_s = abs(possible.ts_s - o.ts_s)
+            cut_ms = (o.latency_ms or 0.0) - (possible.latency_ms or 0.0)
+            self.counts["corrected"] += moved_s > 1e-3 or cut_ms > 1.0
+        return possible
+
+    def take(self, o: Outcome, now: float | None, policy: Policy) -> bool:
+        "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
+        if o.decision is not None:
+            self.counts["ignored"] += 1
+            return False
+        if o.backend not in self.lanes:
+            raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
+        self.counts["observed"] += 1
+        if now is None and self.clock.ahead(o.ts_s) and len(self.early) < self.MOST_EARLY:
+            self.early.append(o)
+            self.views.outdate()
+        else:
+            self._learn(o, now, policy)
+        return True
+
+    def take_early(self, policy: Policy) -> None:
+        "Learn from the outcomes that waited for the clock, in the order of their dates."
+        if not self.early:
+            return
+        early, self.early = self.early, []
+        latest_s = self.clock.now_s if self.clock.now_s > -inf else inf
+        for o in sorted(early, key=lambda o: min(o.ts_s, latest_s)):
+            self._learn(o, None, policy)
+
+    def _learn(self, o: Outcome, now: float | None, policy: Policy) -> None:
+        "Learn from an outcome that belongs to no decision of ours."
+        lane = self.lanes.get(o.backend)
+        if lane is None:
+            return  # it has left meanwhile
+        o = self.corrected(o, -inf, now)
+        ts_us = int(o.ts_s * 1e6 + 0.5)
+        if self.lessons.learn(o, lane, -1, 0, None, ts_us, None, None, policy):
+            self.views.outdate()
+
+# %% ../../nbs/routing/06_router.ipynb #7730f694
+class _SharedLimits:
+    "Rate limits that others spend as well: what providers say is left, and what gateways claim."
+
+    def __init__(self, lanes: Mapping[str, Lane]) -> None:
+        self.lanes = lanes
+
+    def hear(self, backend: str, headers: Mapping[str, Any], now: float) -> None:
+        "What a provider says is left of its limits. KeyError on an unknown backend."
+        lane, left = self.lanes[backend], read_limits(headers)
+        if lane.budget:
+            lane.budget.told(left, now)
+        if left.wait_s is not None:
+            lane.hold.throttle(now, left.wait_s)
+        elif left.spent:
+            lane.hold.throttle(now, left.reset_s)
+
+    def claims(self, now: float) -> dict[str, dict[str, Any]]:  # by backend, fit for JSON
+        "What was taken and is claimed of every limit, and which backends are held back."
+        told: dict[str, dict[str, Any]] = {}
+        for name, lane in self.lanes.items():
+            hold = lane.hold
+            if lane.budget:
+                told[name] = dict(limits=lane.budget.claims(now))
+            if hold.until_s > now:
+                held = [hold.until_s, hold.why, hold.named]
+                told.setdefault(name, {})["held"] = held
+        return told
+
+    def share(
+        self,
+        others: Sequence[Mapping[str, Mapping[str, Any]]],  # `claims` of other gateways
+        count: int,  # gateways in all, this one included
+        turn: bool,  # may this one take what is too little to be divided
+        now: float,
+        own: Mapping[str, Mapping[str, Any]],  # `claims` of this one before it was restarted
+    ) -> None:
+        "Leave to others what they claim, and hold back what they hold back."
+        for name, lane in self.lanes.items():
+            for told in others:
+                until_s, why, named = told.get(name, {}).get("held", (-inf, "", False))
+                lane.hold.follow(until_s, why, named, now)
+            if not lane.budget:
+                continue
+            said = [told.get(name, {}).get("limits") for told in others]
+            if "limits" in own.get(name, {}):
+                lane.budget.adopt(own[name]["limits"], now)
+            lane.budget.share([limits for limits in said if limits], count, turn, now)
 
 # %% ../../nbs/routing/06_router.ipynb #95a983a2
 _ID_GAP = 1_000_000  # decision ids left out after a restart; more than are made between two memos
@@ -1313,7 +1481,6 @@ class Router:
         *("decided", "observed", "cancelled", "expired", "late", "ignored", "progress_ignored"),
         *("corrected", "unclassified"),
     )
-    MOST_EARLY = 1000  # outcomes from elsewhere that wait until the clock reaches their date
 
     def __init__(
         self,
@@ -1341,7 +1508,6 @@ class Router:
         self.shedder = Shedder(shed)
         self.table = ForecastTable()
         self._clock = Clock()
-        self._early: list[Outcome] = []  # from elsewhere, dated later than the clock
         self.counts = dict.fromkeys(self.COUNTED, 0)
 
         members = _Members(config)
@@ -1362,6 +1528,8 @@ class Router:
         self._lessons = _Lessons(members.signals, self._paces, limits, self.counts)
         self._views = _Views(self._admission, self._paces, self.explore)
         self._reservations = _Reservations(members, self._lessons, self._views)
+        self._shared = _SharedLimits(members.lanes)
+        self._strays = _Strays(members, self._clock, self._lessons, self._views)
         spending = self._admission.spending
         self._memory = _Memory(members, self._lessons, spending)
         self._kind_of = _kind_with(spending) if spending.tenants else _kind_of
@@ -1454,7 +1622,9 @@ class Router:
                 view.since_s <= now < view.until_s
                 and 0 <= tokens_in <= tokens_in + request.tokens_out < view.sure_tok
             ):
-                view = self._looked_again(view, key, request, now, policy)
+                _check_request(request)
+                if not self._views.holds(view, request, now):
+                    view = self._fresh_view(key, request, now, policy)
 
             paces = self._paces
             if paces.told:
@@ -1474,28 +1644,10 @@ class Router:
         finally:
             self._lock.release()
 
-    def _looked_again(
-        self, view: View, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
-    ) -> View:
-        "The same view where it holds and the request is not too large for it, else a fresh one."
-        holds = view.stamp == self._views.stamp and view.since_s <= now < view.until_s
-        if holds and not self._is_large(request, view):
-            return view
-        return self._fresh_view(key, request, now, policy)
-
-    def _is_large(self, request: Request, view: View) -> bool:
-        "Is it larger than what the view lets pass unasked?"
-        _check_request(request)
-        tokens_in, tokens_out = request.tokens_in, request.tokens_out
-        if tokens_in > view.context_tok:
-            return True
-        return tokens_in + (tokens_out or int(self._limits.usual_tok)) > view.spare_tok
-
     def _fresh_view(
         self, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
     ) -> View:
         "A view of this moment, kept for further requests of the kind. NoBackend if it is empty."
-        _check_request(request)
         self._limits.cover(request.slo_ms)
         self._tell(now)
         self._lessons.fade(now)
@@ -1535,13 +1687,8 @@ class Router:
             self._take_early()
 
     def _take_early(self) -> None:
-        "Learn from the outcomes that waited for the clock, in the order of their dates."
-        if not self._early:
-            return
-        early, self._early = self._early, []
-        latest_s = self._clock.now_s if self._clock.now_s > -inf else inf
-        for o in sorted(early, key=lambda o: min(o.ts_s, latest_s)):
-            self._stray(o, None)
+        "Learn from the outcomes that waited for the clock."
+        self._strays.take_early(self.policy)
 
     def _set_back(self, now: float) -> None:
         "The clock of whoever asks ran ahead, and it is `now`."
@@ -1559,7 +1706,7 @@ class Router:
         if home:
             view = view.homed.get(home) or view.at_home(home)
         if view.probing or view.explore:
-            place, lane = self._draw(view, now)
+            place, lane = view.draw(self._random, self._signals, now)
         else:
             place = view.plan.choose(self._random, self._signals, now)
             lane = view.lanes[place]
@@ -1569,20 +1716,6 @@ class Router:
             self._homes.note(request, lane.backend.name)
         self.counts["decided"] = d.id
         return d
-
-    def _draw(self, view: View, now: float) -> tuple[int, Lane]:
-        "A place in the view, as in `odds`, and the lane there."
-        random, s = self._random, self._signals
-        lanes, probing = view.lanes, view.probing
-        if probing and (not lanes or random() < view.probe_share):
-            k = int(random() * len(probing))
-            if not lanes or not view.swallowed(k, s):
-                place = len(lanes) + k
-                return place, probing[k]
-        explores = random() < view.explore
-        plan = view.plain if explores else view.plan
-        place = plan.choose(random, s, now)
-        return place, lanes[place]
 
     # `without`: backends that the caller knows to be out of the question
     def retry(self, d: Decision, now: float, without: Iterable[str] = ()) -> str | None:
@@ -1602,7 +1735,7 @@ class Router:
             if not view.lanes:
                 return None
             self._paces.hear(now)
-            place, lane = self._draw(view, now)
+            place, lane = view.draw(self._random, self._signals, now)
             self._reservations.book_again(d, view, place, lane, now)
             return lane.backend.name
 
@@ -1613,19 +1746,7 @@ class Router:
         """
         _check_request(request)
         with self._lock:
-            forced = backend if anyway else None
-            view = self._views.make(request, now, self.table, self.policy, anyway=forced)
-            names = [lane.backend.name for lane in view.lanes]
-            if backend not in names:
-                others = tuple(name for name in self._lanes if name != backend)
-                alone = self._views.make(request, now, self.table, self.policy, others)
-                wait_s = max(alone.back_s - alone.since_s, 0.0)
-                raise NoBackend(view.refusal(backend), wait_s)
-            place = names.index(backend)
-            weights = [0.0] * len(names)
-            weights[place] = 1.0
-            sure = WeightedPlan(weights)
-            view = view.unprobed(plan=sure, explore=0.0, probe_share=0.0)
+            view, place = self._views.only(backend, request, now, self.table, self.policy, anyway)
             lane = view.lanes[place]
             d = self._reservations.book(request, view, place, lane, now)
             self.counts["decided"] = d.id
@@ -1700,13 +1821,13 @@ class Router:
             lapsed = self._reservations.lapsed
             d = open_.get(id, lapsed.get(id, _NO_DECISION))
             if k < 0 or not d.open >> k & 1:
-                return self._unawaited(o, now)
+                return self._strays.take(o, now, self.policy)
             lane = d.lanes[k]
             if lane.backend.name != o.backend:
                 raise ValueError(_elsewhere(o, lane))
             decided_s = d.at_s if not k else d.started_s(k)
             if now is not None or not decided_s <= o.ts_s <= self._clock.latest_s:
-                o = self._corrected(o, decided_s, now)
+                o = self._strays.corrected(o, decided_s, now)
                 ts_us = int(o.ts_s * 1e6 + 0.5)
             held = self._reservations.end(d, lane, o)
             if not held:
@@ -1734,51 +1855,7 @@ class Router:
             decided_s = -inf
             if d is not None and 0 <= o.attempt < len(d.lanes):
                 decided_s = d.started_s(o.attempt)
-            return self._possible(o, decided_s, now)
-
-    def _possible(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
-        clock = self._clock
-        started_s = clock.started_s(o.ts_s, decided_s, received_s)
-        took_ms = o.latency_ms
-        if took_ms is not None:
-            took_ms = clock.took_ms(took_ms, decided_s, received_s)
-        if started_s == o.ts_s and took_ms == o.latency_ms:
-            return o
-        return replace(o, ts_s=started_s, latency_ms=took_ms)
-
-    def _corrected(self, o: Outcome, decided_s: float, received_s: float | None) -> Outcome:
-        "The same outcome with possible dates; a difference that matters is counted."
-        possible = self._possible(o, decided_s, received_s)
-        if possible is not o:
-            moved_s = abs(possible.ts_s - o.ts_s)
-            cut_ms = (o.latency_ms or 0.0) - (possible.latency_ms or 0.0)
-            self.counts["corrected"] += moved_s > 1e-3 or cut_ms > 1.0
-        return possible
-
-    def _unawaited(self, o: Outcome, now: float | None) -> bool:
-        "An outcome that ends no open attempt: from elsewhere, a duplicate, or unknown."
-        if o.decision is not None:
-            self.counts["ignored"] += 1
-            return False
-        if o.backend not in self._lanes:
-            raise ValueError(f"outcome names backend {o.backend!r}, which is not in the fleet")
-        self.counts["observed"] += 1
-        if now is None and self._clock.ahead(o.ts_s) and len(self._early) < self.MOST_EARLY:
-            self._early.append(o)
-            self._views.outdate()
-        else:
-            self._stray(o, now)
-        return True
-
-    def _stray(self, o: Outcome, now: float | None) -> None:
-        "Learn from an outcome that belongs to no decision of ours."
-        lane = self._lanes.get(o.backend)
-        if lane is None:
-            return  # it has left meanwhile
-        o = self._corrected(o, -inf, now)
-        ts_us = int(o.ts_s * 1e6 + 0.5)
-        if self._lessons.learn(o, lane, -1, 0, None, ts_us, None, None, self.policy):
-            self._views.outdate()
+            return self._strays.possible(o, decided_s, now)
 
     def hear_limits(self, backend: str, headers: Mapping[str, Any], now: float) -> None:
         """Take in what the headers of an answer say about rate limits.
@@ -1786,31 +1863,16 @@ class Router:
         Others may spend the same limit, so what the provider says is left counts. KeyError on an
         unknown backend.
         """
-        left = read_limits(headers)
         with self._lock:
-            lane = self._lanes[backend]
-            if lane.budget:
-                lane.budget.told(left, now)
-            if left.wait_s is not None:
-                lane.hold.throttle(now, left.wait_s)
-            elif left.spent:
-                lane.hold.throttle(now, left.reset_s)
+            self._shared.hear(backend, headers, now)
             self._views.outdate()
 
     def claims(self, now: float) -> dict[str, dict[str, Any]]:  # by backend, fit for JSON
         """What other gateways must know of limits that all share: what was taken and is claimed of
         each, and which backends are held back.
         """
-        told: dict[str, dict[str, Any]] = {}
         with self._lock:
-            for name, lane in self._lanes.items():
-                hold = lane.hold
-                if lane.budget:
-                    told[name] = dict(limits=lane.budget.claims(now))
-                if hold.until_s > now:
-                    held = [hold.until_s, hold.why, hold.named]
-                    told.setdefault(name, {})["held"] = held
-        return told
+            return self._shared.claims(now)
 
     def share(
         self,
@@ -1822,16 +1884,7 @@ class Router:
     ) -> None:
         "Leave to other gateways what they claim, and hold back what they hold back."
         with self._lock:
-            for name, lane in self._lanes.items():
-                for told in others:
-                    until_s, why, named = told.get(name, {}).get("held", (-inf, "", False))
-                    lane.hold.follow(until_s, why, named, now)
-                if not lane.budget:
-                    continue
-                said = [told.get(name, {}).get("limits") for told in others]
-                if "limits" in own.get(name, {}):
-                    lane.budget.adopt(own[name]["limits"], now)
-                lane.budget.share([limits for limits in said if limits], count, turn, now)
+            self._shared.share(others, count, turn, now, own)
             self._views.outdate()
 
     def swap(self, table: ForecastTable, now: float) -> None:

@@ -63,17 +63,17 @@ def outcome(r: Router, at_s: float, ok: bool = True) -> bool:
 def test_an_outcome_that_runs_ahead_of_the_clock_waits_for_it():
     r = fleet()
     r.decide(Request(), 0.0)
-    assert outcome(r, 20.0, ok=False) and len(r._early) == 1
+    assert outcome(r, 20.0, ok=False) and len(r._strays.early) == 1
     assert r._signals.error[0] == 0.0
     r.decide(Request(), 21.0)
-    assert not r._early and r._signals.error[0] > 0.0
+    assert not r._strays.early and r._signals.error[0] > 0.0
 
 
 def test_an_outcome_within_the_slack_of_the_clock_counts_at_once():
     r = fleet()
     r.decide(Request(), 0.0)
     outcome(r, 5.0, ok=False)
-    assert not r._early and r._signals.error[0] > 0.0
+    assert not r._strays.early and r._signals.error[0] > 0.0
 
 
 def test_outcomes_that_waited_are_learned_in_the_order_of_their_dates():
@@ -91,9 +91,9 @@ def test_outcomes_that_waited_are_learned_in_the_order_of_their_dates():
 def test_only_so_many_outcomes_wait_and_the_others_count_at_once():
     r = fleet()
     r.decide(Request(), 0.0)
-    for k in range(r.MOST_EARLY + 1):
+    for k in range(r._strays.MOST_EARLY + 1):
         outcome(r, 20.0 + k / 1e6, ok=False)
-    assert len(r._early) == r.MOST_EARLY and r._signals.error[0] > 0.0
+    assert len(r._strays.early) == r._strays.MOST_EARLY and r._signals.error[0] > 0.0
 
 
 def test_a_refused_key_is_tried_a_minute_after_the_refusal_came():

@@ -48,7 +48,7 @@ def test_a_budget_is_reserved_settled_and_refunded(limit):
     assert left(r, 5.0) == pytest.approx(0.6)
     r.cancel(third, 6.0)
     assert left(r, 6.0) == pytest.approx(0.7)
-    assert r._reservations.owed == {}
+    assert r._reservations.bills.owed == {}
 
 
 def test_others_are_not_charged():
