@@ -88,13 +88,17 @@ class Verdict(NamedTuple):
     known: bool = True  # False: the text is in no list, and the backend is blamed for want of more
 
 # %% ../../nbs/routing/00_outcomes.ipynb #7c26fbbe
-_TIME = r"time_?(?:d_)?out|deadline|took_too_long"
+_TIME = r"time_?(?:d_?)?out|deadline|took_too_long"
 _REFUSED = (
     r"authenti|unauthori[sz]|not_authori[sz]|permission|forbidden|access_(?:is_)?denied"
     r"|(?:invalid|incorrect|bad|missing|expired|wrong|revoked|disabled)_(?:x_)?(?:api_)?"
     r"(?:key|token|credential|signature)|unrecognized_client"
     r"|(?:account|key|project|organi[sz]ation)_(?:is_|was_|has_|been_)*"
     r"(?:disabled|deactivated|suspended|revoked|expired|not_valid|invalid)"
+    r"|api_key_(?:was_)?not_found|no_(?:valid_|auth_)?credential|locate_credentials|invalid_grant"
+    r"|(?:token|secret|key|credential)s?_(?:is_|are_|has_|have_|been_)*(?:expired|revoked)"
+    r"|aadsts[0-9]|signature_we_calculated|has_not_been_used_in_project"
+    r"|credentials_(?:error|provider|(?:were_)?not_found)|load_(?:the_|default_)*credentials"
 )
 _CONTENT = (
     r"content_(?:filter|polic|management|block|moderat|violat)|moderation|safety|guardrail"
@@ -104,7 +108,7 @@ _CONTENT = (
 _BLOCKED = r"blocked"
 _SIZE = (
     r"context_?(?:length|window|limit|size)|(?:token|length|size|context)_limit"
-    r"|max(?:imum)?_(?:context|token|length|input|prompt|model_len)"
+    r"|max(?:imum)?_(?:context|token|length|input|output|prompt|model_len)"
     r"|too_(?:long|large|many_tokens|big)(?!_header)|above_(?:the_)?max|payload_size|token_count"
     r"|exceeds_(?:the_)?max(?!imum_queue|_queue)|message_larger_than"
     r"|reduce_(?:the_|your_)*(?:length|size|prompt|input|message)"
@@ -115,6 +119,10 @@ _REQUEST = (
     r"|unprocessable|unsupported(?!_certificate)|not_support|isn_t_supported"
     r"|unrecognized_(?:request|arg|param|field)|(?:identifier|argument)_is_invalid|_must_be_"
     r"|could_not_parse_the|image_parse|tool_use_id|tool_result|template_error|successive_user"
+    r"|no_tool_(?:call|output)_found|tool_call_id|illegal_header"
+    r"|local_protocol_error_(?:illegal|too_)|(?:download|process|fetch)_(?:input_)?image"
+    r"|expected_last_role|allowed_providers|guided_decoding|truncate_must|may_be_provided"
+    r"|streaming_is_strongly|public_network_access|agreement_to_this_model|unicode_encode"
     r"|roles?_(?:should_be_|should_|must_)?alternat|decommissioned|have_access_to"
     r"|unable_to_access_model|on_demand_throughput|must_be_a_member"
     r"|grpc_status_(?:3|5|6|9|11)(?![0-9])"
@@ -127,6 +135,7 @@ _CANCELLED = (
     r"cancel|client_(?:has_|prematurely_)*(?:close|disconnect|went|hung|gone|abort|left|hang)"
     r"|(?:closed|aborted|disconnected|terminated|dropped)_by_(?:the_)?(?:client|user|caller)"
     r"|(?:user|caller|request)_(?:was_)?(?:abort|cancel|disconnect)|abort_error|generator_exit"
+    r"|keyboard_interrupt|interrupted_exception"
     r"|downstream_(?:remote_|local_)?(?:disconnect|connection|reset|cancel|close|abort|termin)"
 )
 _THROTTLED = (
@@ -137,13 +146,17 @@ _THROTTLED = (
     r"|billing|payment_required|out_of_credit|credit_balance|wait_before_trying"
     r"|(?:organization|max|maximum)_concurrency|number_of_concurrent|limited_to_[0-9]+"
     r"|reach(?:ed)?_limit|error_code_1015|included_credits|free_allocation|over_budget"
-    r"|exceeded_budget|grpc_status_8(?![0-9])"
+    r"|exceeded_budget|bulkhead_full|grpc_status_8(?![0-9])"
 )
 # a service behind the backend is what failed, whatever it is there for
 _OUTAGE = (
     r"cuda|out_of_memory|crash|shutting_down|500_internal|service_(?:is_)?(?:error|timed_out)"
     r"|service_is_unavailable|worker_failed|endpoint_timed_out|json_received_from"
     r"|validation_error_for_chat_completion_(?!request)"
+    # what came was broken; aiohttp calls each of these a 400
+    r"|client_payload|transfer_encoding_error|content_(?:length|encoding)_error"
+    r"|bad_http_message|bad_status_line|line_too_long|not_enough_data_for"
+    r"|looking_for_beginning_of"
 )
 _TROUBLE = (
     r"connect|refused|reset|unreachable|unavailable|overload|busy|bad_gateway|protocol|eof"
@@ -153,6 +166,9 @@ _TROUBLE = (
     r"|data_loss|aborted|invalid_(?:response|status|chunk|header)|malformed_response|bad_response"
     r"|response_validation|transfer_encoding|model_error|unimplemented|read_error|write_error"
     r"|decod|nxdomain|no_route|name_or_service|dead|killed|out_of_service|queue_full|lost"
+    r"|memory_error|system_memory|too_many_open_files|eai_again|died|back_?pressure|circuit"
+    r"|generate_error|redirects|no_(?:deployments_)?available|unable_to_process_your|nccl"
+    r"|is_loading|epipe|enetunreach|self_signed|empty_reply"
 )
 _VAGUE = r"upstream|stream|gateway|api_error|http_error|fail|unknown|partial|down|queue|returned_5"
 
@@ -183,6 +199,7 @@ _CHINESE = (
     ("caller", re.compile("敏感|不安全|违规|参数|不存在")),
 )
 _LIMITS = re.compile(_THROTTLED)
+_TOO_LARGE = re.compile("larger_than_max")  # gRPC calls it an exhausted resource
 _LATE_LIMITS = re.compile(r"limit_(?:exceeded|reached)|exceeded_(?:your|the)_\w*limit")
 _STATUS = r"(4[0-3][0-9]|451|499|50[0-9]|51[01]|52[0-9]|598)(?![0-9])"
 _NAMED_STATUS = re.compile(r"(?:code|status|http|http_[12]_[01]|error)_" + _STATUS)
@@ -241,6 +258,8 @@ def _by_text(text: str) -> Verdict:
         return _CODES[text]
     if re.search(_OUTAGE, text):
         return Verdict("backend", timed_out=re.search(_TIME, text) is not None)
+    if _TOO_LARGE.search(text):
+        return Verdict("caller")
     if _LIMITS.search(text):
         return Verdict("throttled")
     group = _group_of(text)
@@ -307,7 +326,13 @@ def classify(
 
 
 def _joined(by_status: Verdict, by_text: Verdict, text: str) -> Verdict:
-    "The status decides; the text adds to it."
-    if by_status.key_refused and re.search(f"{_CONTENT}|{_BLOCKED}", text):
-        return Verdict("caller")
-    return by_status._replace(timed_out=by_status.timed_out or by_text.timed_out)
+    """The status decides; the text adds to it.
+
+    Some say with a 400 that a key is not valid.
+    """
+    refused = by_status.key_refused
+    if by_status.kind == "caller":
+        refused = refused or by_text.key_refused
+        refused = refused and not re.search(f"{_CONTENT}|{_BLOCKED}", text)
+    timed_out = by_status.timed_out or by_text.timed_out
+    return by_status._replace(timed_out=timed_out, key_refused=refused)
