@@ -7,7 +7,7 @@ __all__ = ['Budget', 'read_limits', 'Holdback']
 
 # %% ../../nbs/routing/04a_limits.ipynb #5257cd59
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -328,36 +328,15 @@ class _LimitsLeft:
     reset_s: float | None = None  # when it is full again, as `wait_s`; None: nobody says
 
 
-_LEFT_HEADERS = dict(
-    requests=(
-        "x-ratelimit-remaining-requests",
-        "anthropic-ratelimit-requests-remaining",
-        "x-ratelimit-remaining-req-minute",
-        "x-ratelimit-remaining",
-        "ratelimit-remaining",
-    ),
-    tokens=(
-        "x-ratelimit-remaining-tokens",
-        "anthropic-ratelimit-tokens-remaining",
-        "x-ratelimit-remaining-tokens-minute",
-    ),
-    tokens_in=("anthropic-ratelimit-input-tokens-remaining",),
-)
-_RESET_HEADERS = dict(
-    requests=(
-        "x-ratelimit-reset-requests",
-        "anthropic-ratelimit-requests-reset",
-        "x-ratelimit-reset",
-        "ratelimit-reset",
-    ),
-    tokens=("x-ratelimit-reset-tokens", "anthropic-ratelimit-tokens-reset"),
-    tokens_in=("anthropic-ratelimit-input-tokens-reset",),
-)
+_OTHER_WINDOW = re.compile(r"second|hour|day|week|month|output")  # no limit that is kept here
+_ANY_WINDOW = ("x-ratelimit-remaining", "ratelimit-remaining")  # of a second, a minute, a day?
+_UNKNOWN_LEFT = -1.0  # Azure says so where there is no such limit
+# the newer header of the IETF: "default";r=0;t=30, and as it was before: remaining=0, reset=30
+_ONE_LINE = re.compile(r"\b(?:r|remaining)\s*=\s*(\d+)\s*[;,]\s*(?:t|reset)\s*=\s*(\d+)")
 _DURATION = re.compile(
     r"(?:(?P<d>[\d.]+)d)?(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m(?!s))?"
     r"(?:(?P<s>[\d.]+)s)?(?:(?P<ms>[\d.]+)ms)?"
 )
-_ANY_WINDOW = ("x-ratelimit-remaining", "ratelimit-remaining")  # of a second, a minute, a day?
 _UNITS_S = dict(d=86_400.0, h=3600.0, m=60.0, s=1.0, ms=0.001)
 
 
@@ -391,7 +370,36 @@ def _until(text: object) -> float | None:
     if told and parts:
         amounts = {unit: _amount(value) for unit, value in parts.groupdict().items() if value}
         return sum((amount or 0.0) * _UNITS_S[unit] for unit, amount in amounts.items())
-    return _moment(told)
+    listed = [_amount(part) for part in told.split(",")]  # a proxy has joined two headers
+    waits = [wait for wait in listed if wait is not None]
+    return max(waits) if len(waits) == len(listed) else _moment(told)
+
+
+def _left_of(text: object) -> float | None:
+    "What is left of a limit; 0 where more was taken than there was. None: nobody knows."
+    try:
+        value = float(str(text).strip())
+    except ValueError:
+        return None
+    return max(value, 0.0) if isfinite(value) and value != _UNKNOWN_LEFT else None
+
+
+def _limit_of(name: str) -> str | None:
+    "Which limit of a minute a header speaks of, by the words in its name; None: another one."
+    if _OTHER_WINDOW.search(name):
+        return None
+    if "token" in name or "bysize" in name:
+        return "tokens_in" if "input" in name else "tokens"
+    return "requests"
+
+
+def _reset_of(name: str, said: Mapping[str, str]) -> float | None:
+    "When a spent limit is full again, by the header that goes with the one that says so."
+    for reset in (name.replace("remaining", "reset"), "ratelimit-reset"):
+        reset_s = _until(said[reset]) if reset in said else None
+        if reset_s is not None:
+            return reset_s
+    return None
 
 
 def _wait_of(said: Mapping[str, str]) -> float | None:  # s
@@ -412,26 +420,25 @@ def read_limits(
 ) -> _LimitsLeft:  # what they say is left
     "Rate-limit headers of the usual providers. What is no number is passed over."
     said = {_text(name).lower(): _text(value) for name, value in headers.items()}
-    left: dict[str, float | None] = {}
+    left: dict[str, float] = {}
     resets: list[float | None] = []  # of limits that are spent
-    for kind, names in _LEFT_HEADERS.items():
-        left[kind] = _first(_amount, said, names)
-        if left[kind] == 0:
-            again_s = _first(_until, said, _RESET_HEADERS[kind])
-            if again_s is not None or any(n in said and n not in _ANY_WINDOW for n in names):
-                resets.append(again_s)
+    for name, value in said.items():
+        rest = _left_of(value) if "ratelimit" in name and "remaining" in name else None
+        if rest is None:
+            continue
+        limit = _limit_of(name)
+        if limit:
+            left[limit] = min(rest, left.get(limit, inf))
+        again_s = _reset_of(name, said) if rest == 0 else None
+        if again_s is not None or (rest == 0 and name not in _ANY_WINDOW):
+            resets.append(again_s)
+    for rest_told, reset_told in _ONE_LINE.findall(said.get("ratelimit", "")):
+        if int(rest_told) == 0:
+            resets.append(float(reset_told))
     known = [x for x in resets if x is not None]
     return _LimitsLeft(
         **left, wait_s=_wait_of(said), spent=bool(resets), reset_s=max(known, default=None)
     )
-
-
-def _first(
-    read: Callable[[object], float | None], said: Mapping[str, str], names: Iterable[str]
-) -> float | None:
-    "The first of some headers that can be read; None where there is none."
-    values = (read(said[name]) for name in names if name in said)
-    return next((value for value in values if value is not None), None)
 
 
 def _text(value: object) -> str:
