@@ -525,6 +525,26 @@ class Holdback:
             self.key_dead = False
             self.until_s = -inf
 
+    def memo(self) -> dict[str, Any] | None:  # fit for JSON; None: there is nothing to keep
+        "What `restore` needs beside `until_s`."
+        if self.until_s == -inf and not self.refusals:
+            return None
+        return dict(
+            since_s=self.since_s if self.since_s > -inf else None,
+            why=self.why,
+            named=self.named,
+            key_dead=self.key_dead,
+            refusals=self.refusals,
+            tenants=sorted(self.tenants),
+        )
+
+    def restore(self, memo: Mapping[str, Any]) -> None:
+        "Take up what `memo` wrote down. KeyError, ValueError or TypeError on what is none."
+        since_s = -inf if memo["since_s"] is None else float(memo["since_s"])
+        refusals, tenants = int(memo["refusals"]), set(map(str, memo["tenants"]))
+        self.since_s, self.why, self.named = since_s, str(memo["why"]), bool(memo["named"])
+        self.key_dead, self.refusals, self.tenants = bool(memo["key_dead"]), refusals, tenants
+
     def set_back(self, now: float) -> None:
         "The clock was wrong: what was told later than `now` counts from `now`."
         if self.since_s > now:

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from .decisions import Lane
+from .limits import Holdback
 from .policies import Signals
 
 # %% ../../nbs/routing/05a_measured.ipynb #546d0527
@@ -30,6 +31,7 @@ def _measured_of(lane: Lane, s: Signals) -> dict[str, Any]:
         streamed_s=finite(nowcast.streamed_s),
         heard_s=finite(nowcast.heard_s),
         held_s=finite(lane.hold.until_s),
+        hold=lane.hold.memo(),
         minute=budget.memo() if budget is not None and spent else None,
     )
 
@@ -62,6 +64,9 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
     heard_s = time_s("heard_s")
     held_s = time_s("held_s")
     minute = _minute_of(m)
+    hold = Holdback(held_s)
+    if m.get("hold"):  # older memos know only until when
+        hold.restore(m["hold"])
 
     # all of it makes sense: from here on nothing raises
     slot = lane.slot
@@ -73,7 +78,8 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
     nowcast.streamed_s = streamed_s
     nowcast.folded_s = streamed_s
     nowcast.heard_s = heard_s
-    lane.hold.until_s = held_s
+    lane.hold = hold
+    lane.rationed = lane.rationed or hold.key_dead
     budget = lane.budget
     if budget is not None:
         budget.restore(minute)
