@@ -38,7 +38,7 @@ _OF_BACKENDS = {  # gauge -> what it says; the name is also the key in a backend
     "in_flight": "Own requests running.",
     "work_left": "Work left in them, 1 for one that has just begun.",
     "pace_ms": "Time per output token now, ms.",
-    "error_rate": "Fading share of failed attempts.",
+    "error_rate": "Share of failures among the newest attempts.",
     "weight": "Share of its weight that shedding leaves to a backend.",
 }
 _OF_FORECASTS = {  # gauge -> key in a backend's forecast, what it says

@@ -120,6 +120,7 @@ class Lane:
         "most_at_once",
         "rationed",
         "recovered_s",
+        "judged",
     )
 
     def __init__(
@@ -152,6 +153,7 @@ class Lane:
         self.failed_ms = inf, inf, inf  # how long its last failures took, ms; inf: not known
         self.failed_s = -inf  # when the last of them ended, s
         self.answered_s = -inf  # when its last success ended, s
+        self.judged = 0  # outcomes that counted for or against it
 
     def ready_s(self, now: float, tokens: float = 0, tokens_in: int = 0) -> float:
         "From when on a request of so many `tokens`, `tokens_in` of them input, fits its limits, s."
@@ -231,7 +233,7 @@ class Lane:
             in_flight=s.in_flight[self.slot],
             pace_ms=1000.0 * self.nowcast.known_s or None,
             work_left=round(s.load[self.slot], 2),
-            error_rate=round(s.error[self.slot], 4),
+            error_rate=round(s.failed[self.slot], 4),
             features=self.features.read(now),
         )
 
@@ -417,7 +419,7 @@ class Candidate:
     score: float  # the policy's score, lower is better; inf where it is not drawn by score
     probability: float  # exact chance that it is drawn, 0..1
     in_flight: int  # own requests running there
-    error_rate: float  # EWMA of failures, 0..1
+    error_rate: float  # share of failures among its newest outcomes, 0..1
     p_slow: float | None  # forecast P(latency > SLO); None: no usable forecast
     p50_ms: float | None  # forecast median of one request, ms
     cost_usd: float  # price of this request there, USD
@@ -529,7 +531,7 @@ def _candidate(
         score=score,
         probability=probability,
         in_flight=s.in_flight[lane.slot],
-        error_rate=s.error[lane.slot],
+        error_rate=s.failed[lane.slot],
         p_slow=p_slow,
         p50_ms=p50_ms,
         cost_usd=request.cost_usd(backend, cached),

@@ -15,6 +15,9 @@ from .limits import Holdback
 from .policies import Signals
 
 # %% ../../nbs/routing/05a_measured.ipynb #546d0527
+_MOST_JUDGED = 1000  # outcomes; more of them change nothing
+
+
 def _measured_of(lane: Lane, s: Signals) -> dict[str, Any]:
     "What the router has measured of one backend of late, as plain values."
 
@@ -25,6 +28,8 @@ def _measured_of(lane: Lane, s: Signals) -> dict[str, Any]:
     spent = budget is not None and budget.minute_s > -inf
     return dict(
         error=s.error[slot],
+        failed=s.failed[slot],
+        judged=min(lane.judged, _MOST_JUDGED),
         latency_ms=s.latency[slot],
         stamp_s=s.stamp[slot],
         pace_s=nowcast.pace_s,
@@ -54,11 +59,13 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
         return -inf if m[name] is None else float(m[name])
 
     error = float(m["error"])
+    failed = float(m.get("failed", error))  # older memos have no such share
+    judged = int(m.get("judged", _MOST_JUDGED))
     latency_ms = float(m["latency_ms"])
     stamp_s = float(m["stamp_s"])
     pace_s = float(m["pace_s"])
     amounts = 0 <= latency_ms < inf and 0 <= pace_s < inf
-    if not (0 <= error <= 1 and amounts and -inf < stamp_s < inf):
+    if not (0 <= error <= 1 and 0 <= failed <= 1 and amounts and -inf < stamp_s < inf):
         raise ValueError(f"these are no measurements: {dict(m)!r}")
     streamed_s = time_s("streamed_s")
     heard_s = time_s("heard_s")
@@ -71,6 +78,8 @@ def _remeasure(lane: Lane, s: Signals, m: Mapping[str, Any]) -> None:
     # all of it makes sense: from here on nothing raises
     slot = lane.slot
     s.error[slot] = error
+    s.tell_failed(slot, failed)
+    lane.judged = judged
     s.latency[slot] = latency_ms
     s.stamp[slot] = stamp_s
     nowcast = lane.nowcast

@@ -55,7 +55,8 @@ class Signals:
     "What this gateway knows of its own: never stale. One entry per slot."
 
     in_flight: list[int] = field(default_factory=list)  # own requests running there
-    error: list[float] = field(default_factory=list)  # EWMA of failures, 0..1
+    # EWMA of failures, 0..1; what nothing confirms fades
+    error: list[float] = field(default_factory=list)
     # EWMA of time to success, ms; 0 until the first
     latency: list[float] = field(default_factory=list)
     stamp: list[float] = field(default_factory=list)  # when that was last moved, s
@@ -70,6 +71,8 @@ class Signals:
     habit: float = 0.5  # the same over a few hundred of them: what callers usually do
     # power by which own requests beyond a backend's capacity count; 0: not at all
     crowding: float = 0.0
+    # share of failures among its newest outcomes, for people: no rule goes by it
+    failed: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:  # without reports of progress all own work is still to come
         places = len(self.in_flight)
@@ -77,6 +80,8 @@ class Signals:
             self.load = [float(n) for n in self.in_flight]
         if len(self.slow) < places:
             self.slow = [1.0] * places
+        if len(self.failed) < places:
+            self.failed = (0.0,) * places
 
     @property
     def fails_for_good(self) -> bool:
@@ -100,7 +105,12 @@ class Signals:
             self.retried,
             self.habit,
             self.crowding,
+            self.failed,
         )
+
+    def tell_failed(self, slot: int, share: float) -> None:
+        "Put down how large a share of the newest outcomes were failures."
+        self.failed = (*self.failed[:slot], share, *self.failed[slot + 1 :])
 
 # %% ../../nbs/routing/04_policies.ipynb #416fdba1
 class Plan(Protocol):

@@ -238,6 +238,7 @@ class _Members:
             lane.owner = False
             del self.retired[i]
             s.error[slot] = 0.0
+            s.tell_failed(slot, 0.0)
             s.latency[slot] = 0.0
             s.stamp[slot] = 0.0
             s.load[slot] = 0.0
@@ -246,6 +247,7 @@ class _Members:
         slot = len(s.in_flight)
         s.in_flight.append(0)
         s.error.append(0.0)
+        s.failed += (0.0,)
         s.latency.append(0.0)
         s.stamp.append(0.0)
         s.load.append(0.0)
@@ -904,13 +906,13 @@ class _Lessons:
         s = self.signals
         slot = lane.slot
         smoothing = self.config.smoothing
-        error = s.error[slot]
+        lane.judged += 1
         if recovered:
             s.error[slot] = 0.0  # on trial and well: what was before is over
+            s.tell_failed(slot, 0.0)
             lane.recovered_s = end_s
-        elif error or not o.ok:
-            now_error = not o.ok
-            s.error[slot] = error + smoothing * (now_error - error)
+        elif not o.ok or s.error[slot] or s.failed[slot]:
+            self._count_error(slot, not o.ok, lane.judged)
         if took_ms is None:
             return
 
@@ -927,6 +929,25 @@ class _Lessons:
         s.latency[slot] = old_ms + smoothing * (took_ms - old_ms) if old_ms else took_ms
         if end_s > s.stamp[slot]:
             s.stamp[slot] = end_s
+
+    def _count_error(
+        self,
+        slot: int,
+        failed: bool,  # did the newest attempt
+        judged: int,  # attempts so far, this one included
+    ) -> None:
+        """Move both averages of errors of a backend.
+
+        The one that rules go by fades with time. The one that people are told is the plain share
+        of the first few attempts, and then weights the newest like the other.
+        """
+        s = self.signals
+        smoothing = self.config.smoothing
+        error = s.error[slot]
+        s.error[slot] = error + smoothing * (failed - error)
+        share = s.failed[slot]
+        share += max(smoothing, 1.0 / judged) * (failed - share)
+        s.tell_failed(slot, share if share > 1e-4 else 0.0)
 
     @staticmethod
     def _peak_weight(took_ms: float, old_ms: float, gap_s: float, policy: Policy) -> float:
