@@ -310,13 +310,39 @@ class AnomalyDetector:
         }
 
 # %% ../../nbs/engine/32_anomalies.ipynb #35289594
+_NEEDED = ("n", "n_err", "n_lat", "latency_us", "tokens_in", "tokens_out")  # and whose, and when
+
+
+def _check_steps(steps: pd.DataFrame) -> None:
+    "ValueError where a step table lacks columns, or numbers in them; it names rows and remedy."
+    missing = [name for name in ("backend", "start_s", *_NEEDED) if name not in steps]
+    if missing:
+        there = ", ".join(map(str, steps.columns))
+        raise ValueError(
+            f"the step table lacks {', '.join(missing)}; it has {there}. "
+            "RequestLog.steps() and Telemetry.steps() make whole ones"
+        )
+    for name in ("start_s", *_NEEDED):
+        numbers = pd.to_numeric(steps[name], errors="coerce").to_numpy(float, na_value=np.nan)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            rows = ", ".join(str(steps.index[k]) for k in bad[:5])
+            more = ", …" if len(bad) > 5 else ""
+            raise ValueError(
+                f"column {name} of the step table holds no finite number in {len(bad)} of "
+                f"{len(steps)} rows (row {rows}{more}): drop these rows, or fill 0 where nothing "
+                "was counted"
+            )
+
+
 def learn_anomalies(
     steps: pd.DataFrame,  # a step table
     step_s: int = 60,  # length of a step, s
     follows: AnomalyDetector | None = None,  # whose flags are left out; None: a first fit's
     least: int = 2000,  # windows that are needed
 ) -> AnomalyDetector | None:  # None: there are fewer
-    "A detector fitted on past steps, without what was flagged."
+    "A detector fitted on past steps, without what was flagged. ValueError on a damaged table."
+    _check_steps(steps)
     past: dict[str, History] = {}
     windows: dict[str, list[list[float]]] = {}
     for name, step in to_steps(steps.sort_values("start_s")):
