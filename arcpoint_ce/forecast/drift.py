@@ -46,17 +46,17 @@ def _make_detector(
 @displayed
 @dataclass(frozen=True, slots=True)
 class DriftConfig:
-    "How drift is looked for, and what follows. ValueError on values that make no sense."
+    "How drift is detected, and what follows. ValueError on values that make no sense."
 
     kind: str = "page_hinkley"  # detector, one of DETECTORS
     setting: float | None = None  # its setting; None: the usual
     slack: float = _SLACK  # of page_hinkley: what an error may exceed the mean by, in usual sizes
-    warmup: int = 300  # samples that say what is usual
+    warmup: int = 300  # samples that define what is usual
     clip: float = 4.0  # scores are cut here, in usual sizes
     widen: float = 1.6  # factor on the interval after a first alarm
     judge: int = 30  # samples before the forecast is judged after an alarm
     calm: int = 120  # good samples after which a step is taken back
-    shadow: int = 60  # samples for which a candidate is watched
+    shadow: int = 60  # samples for which a candidate runs in shadow
     margin: float = 0.05  # a candidate must be better by this share
 
     def __post_init__(self):
@@ -82,7 +82,7 @@ class DriftConfig:
 # %% ../../nbs/forecast/27_drift.ipynb #9483d260
 @displayed
 class DriftEvent(NamedTuple):
-    "A change that was noticed."
+    "A detected change of one stream."
 
     at_s: float
     backend: str
@@ -100,7 +100,7 @@ class DriftEvent(NamedTuple):
 
 # %% ../../nbs/forecast/27_drift.ipynb #3450a56e
 _BIAS = 2.5  # a bias counts a third of what an error's size does: its sum wanders more
-_BIAS_SLACK = 0.4  # a bias has no hours of the day
+_BIAS_SLACK = 0.4  # a bias does not vary with the time of day
 
 
 def _higher(x: float) -> float:
@@ -120,7 +120,7 @@ class _Stream:
 
     def reset(self):
         "Begin again: what is usual must be learned anew."
-        self.warm = []  # the first values, as they came
+        self.warm = []  # the first values, in order of arrival
         self.n = 0  # values so far
         self.unit = None  # what is usual; None: not known yet
         self.recent = deque(maxlen=20)
@@ -134,9 +134,9 @@ class _Stream:
         return _make_detector(self.config.kind, self.config.setting, slack=slack)
 
     def update(self, x: float) -> tuple[str, float, int] | None:
-        """Take in one value; values that are not finite say nothing.
+        """Take in one value; values that are not finite are ignored.
 
-        What has drifted: direction, size in usual sizes, samples. None: nothing new.
+        The drift, if any: direction, size in usual sizes, samples. None: no drift.
         """
         if not isfinite(x):
             return None
@@ -157,7 +157,7 @@ class _Stream:
         return None
 
     def _start(self):
-        "The warm-up is over: it says what is usual, and what mean the detectors begin with."
+        "End the warm-up: set the usual size and the mean that the detectors begin with."
         self.unit = max(median(map(abs, self.warm)), 1e-9)
         for score, detector in self.watch.values():
             for x in sorted(self.warm, key=abs, reverse=True):
@@ -211,7 +211,7 @@ class DriftMonitor:
 
 # %% ../../nbs/forecast/27_drift.ipynb #436917ef
 class _DayBefore:
-    "Difference of a value to the mean around the same time of the day before."
+    "Difference between a value and the mean around the same time of the day before."
 
     def __init__(self, step_s: float, half: int = 15):  # length of a step, s; steps on either side
         self.width = 2 * half + 1
@@ -231,13 +231,13 @@ class _DayBefore:
         return x - usual
 
 # %% ../../nbs/forecast/27_drift.ipynb #4e1ee6e4
-# deafer than for errors: days differ
+# less sensitive than for errors: days differ
 _FEATURE_SETTINGS = {"page_hinkley": 60.0, "adwin": 1e-6, "kswin": 1e-9}
 
 
 def _feature_values(s: Step) -> dict[str, float]:  # NaN: nothing to say
-    """What is watched of a step: the root of a count, whose noise does not grow with it, and
-    logarithms.
+    """The watched values of a step: the square root of the count, whose noise does not grow with
+    it, and logarithms of latency and prompt length.
     """
     mean = s.mean_ms
     return dict(
@@ -256,7 +256,7 @@ class FeatureDrift:
             config,
             setting=_FEATURE_SETTINGS[config.kind],
             slack=_BIAS_SLACK,
-            warmup=round(86_400 / step_s),  # a whole day says what is usual
+            warmup=round(86_400 / step_s),  # a whole day defines what is usual
         )
         self.step_s = step_s
         self.monitor = DriftMonitor(deafer)
@@ -344,7 +344,7 @@ _NORMAL, _WIDENED, DEMOTED, SHADOW = "normal", "widened", "demoted", "shadow"
 
 @displayed
 class Action(NamedTuple):
-    "What is to be done."
+    "One thing that the owner of the forecast should do."
 
     at_s: float
     backend: str
@@ -380,7 +380,7 @@ class _Rung:
 # %% ../../nbs/forecast/27_drift.ipynb #4d2bc4f6
 @displayed
 class Ladder:
-    "Widen, demote, retrain, watch, promote: what drift leads to."
+    "What drift leads to, step by step: widen, demote, retrain, shadow, promote."
 
     def __init__(self, config: DriftConfig = DriftConfig(), keep: int = 256):
         self.config = config
@@ -410,7 +410,7 @@ class Ladder:
         at_s: float,
         ours: float,  # absolute error of the live model
         persistence: float,  # of persistence
-        candidate: float | None = None,  # of a candidate that watches
+        candidate: float | None = None,  # of a candidate in shadow
     ) -> list[Action]:
         "A forecast has matured."
         r = self.rung(backend)
@@ -424,7 +424,7 @@ class Ladder:
         return []
 
     def on_candidate(self, backend: str, at_s: float) -> list[Action]:
-        "A retrained model is there and watches from now on."
+        "A retrained model is ready and runs in shadow from now on."
         if self.state(backend) != DEMOTED:
             return []
         return self._move(backend, SHADOW, at_s, "a retrained candidate watches", "shadow")
@@ -463,7 +463,7 @@ class Ladder:
         return self._move(backend, DEMOTED, at_s, why, "drop")
 
     def _move(self, backend: str, state: str, at_s: float, why: str, *do: str) -> list[Action]:
-        "Change the state; every change comes with its actions."
+        "Change the state, and return the actions that go with it."
         r = self.rung(backend)
         r.state = state
         r.clear()

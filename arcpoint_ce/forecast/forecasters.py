@@ -50,7 +50,7 @@ class _Earned:
                 f"enough and half_life must be positive, got {enough!r} and {half_life!r}"
             )
         self.prior, self.enough = prior, enough
-        self.keep = 0.5 ** (1.0 / half_life)  # share of the evidence that the next one leaves
+        self.keep = 0.5 ** (1.0 / half_life)  # factor on the evidence at every further forecast
         self.fleet = prior
         self.own: dict[str, float] = {}  # by backend
         self.changes = 0  # changes foreseen that have matured
@@ -77,7 +77,7 @@ class _Earned:
         self.right += gain > 0
 
     def _bounded(self, evidence: float) -> float:
-        "Neither credit nor debt is hoarded beyond twice what is enough."
+        "Evidence, cut at twice what is enough, for and against."
         most = 2 * self.enough
         return max(min(evidence, most), -most)
 
@@ -97,14 +97,14 @@ class _Earned:
 
 
 class _PaceJudge:
-    "Holds what was foreseen against the pace that came, and keeps what that has earned."
+    "Compares foreseen changes with the pace that came, and keeps the evidence."
 
     FRESH_S = 10.0  # a pace that is older than this does not count, s
 
     def __init__(
         self,
         router,
-        every_s: float,  # one forecast per backend and this time is judged, s
+        every_s: float,  # at most one forecast per backend is judged in this time, s
         prior: float = 0.0,  # evidence to begin with
     ):
         self.router, self.every_s, self.earned = router, every_s, _Earned(prior)
@@ -116,7 +116,7 @@ class _PaceJudge:
         return self.earned.fleet / self.earned.enough
 
     def _fresh_paces(self, now: float) -> dict[str, float]:
-        "Seconds per token by backend, where one was heard of lately."
+        "Seconds per token by backend, where there was an answer lately."
         fresh = {}
         for backend, (pace_s, age_s) in self.router.paces(now).items():
             if pace_s and age_s <= self.FRESH_S:
@@ -136,7 +136,7 @@ class _PaceJudge:
             waiting.append((about_s, log(change), log(paces[backend])))
 
     def settle(self, now: float):
-        "What has come true, or not, of that."
+        "Judge the kept changes whose time has come."
         paces = self._fresh_paces(now)
         for backend, waiting in self.open.items():
             while waiting and waiting[0][0] <= now:
@@ -150,9 +150,9 @@ def with_room(
     f: Forecast,
     capacity: float,  # requests at once
     limit_ms: float,  # of one request, ms
-) -> Forecast:  # the same object where it says its room itself
-    """The same forecast with the room that follows from its latency: what does not meet its limit
-    counts as taken.
+) -> Forecast:  # the same object where it already has its room
+    """The same forecast with the room that follows from its latency: the share of requests that
+    miss the limit counts as occupied.
     """
     if f.most is not None:
         return f
@@ -169,13 +169,13 @@ def _packed(model: LatencyForest) -> dict[str, str]:
 
 
 def _unpacked(files: Mapping[str, str]) -> LatencyForest:
-    """The inverse. ArtefactError where something is missing or was changed; names that leave the
-    folder are a ValueError.
+    """The inverse of `_packed`. ArtefactError on missing or changed files; ValueError on names that
+    leave the folder.
     """
     with TemporaryDirectory() as folder:
         for name, text in files.items():
             if Path(name).name != name:
-                raise ValueError(f"{name!r} is no file name of a forecaster")
+                raise ValueError(f"{name!r} is not a file name of a forecaster")
             (Path(folder) / name).write_bytes(b64decode(text))
         return load(folder)
 
@@ -276,8 +276,8 @@ class _LatencyForecaster(Forecaster):
         return with_room(trusted, backend.capacity, limit_ms)
 
     def _take_up(self, now: float):
-        """A lesson that has ended acts from now on; where drift has demoted the old model the new
-        one watches first.
+        """Adopt the result of a finished lesson; where drift has demoted the old model, the new one
+        runs in shadow first.
         """
         if self.fresh is None:
             return
@@ -381,7 +381,7 @@ class _Together(Forecaster):
         self.parts = tuple(check_forecaster(p) for p in parts)
         names = [p.name for p in self.parts]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"forecasters need names of their own, got {names}")
+            raise ValueError(f"forecasters need distinct names, got {names}")
 
     def start(self, router):
         for p in self.parts:
@@ -468,14 +468,14 @@ class _Together(Forecaster):
 
 # %% ../../nbs/forecast/28a_forecasters.ipynb #55d1a9b0
 class _AutoForecaster(Forecaster):
-    """Starts as none; lets that candidate act whose foreseen changes have proved worth the most.
+    """Starts as none; lets the candidate act whose foreseen changes have proved worth the most.
 
     It takes the candidate out again when they no longer do. A candidate must pass its own judge and
-    the one that holds its changes against the pace that came.
+    the one that compares its changes with the pace that came.
     """
 
     name = "auto"
-    # evidence to begin to act, to stop, and by which another must be ahead
+    # evidence to begin to act, to stop, and the lead that another one needs
     ENTER, LEAVE, LEAD = 0.67, 0.0, 0.3
 
     # None: room and latency, both without credit
@@ -570,7 +570,7 @@ class _AutoForecaster(Forecaster):
         if memo:
             acting = memo["acting"]
             if acting != "none" and acting not in self.judges:
-                raise ValueError(f"{acting!r} is none of the candidates")
+                raise ValueError(f"{acting!r} is not one of the candidates")
             self.acting = acting
             for name, earned in memo.get("judged", {}).items():
                 if name in self.judges:
@@ -585,7 +585,7 @@ class _AutoForecaster(Forecaster):
     def status(self):
         said = self.team.status()
         acting = next((p for p in self.team.parts if p.name == self.acting), None)
-        if acting is None:  # nobody acts, whatever trust the candidates would have
+        if acting is None:  # none acts, whatever trust the candidates would have
             mark, rows = dict(trust=0.0), said["backends"]
         else:
             mark, rows = dict(by=acting.name), acting.status()["backends"]
@@ -608,7 +608,7 @@ def make_forecaster(
 ) -> Forecaster:
     """A forecaster that has not been started.
 
-    ValueError on an unknown name, TypeError on what is no forecaster.
+    ValueError on an unknown name, TypeError on anything else.
     """
     if which is None:
         return _NoForecaster()

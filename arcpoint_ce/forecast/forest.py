@@ -72,7 +72,7 @@ def _flatten_tree(
 def _flatten_forest(
     forest,  # a fitted RandomForestRegressor, ExtraTreesRegressor or IsolationForest
 ) -> dict:  # root (n_trees + 1,) and the arrays of `_flatten_tree`, (n_nodes,)
-    "All trees behind one another; tree k occupies nodes root[k] to root[k + 1]."
+    "All trees, one after another; tree k occupies nodes root[k] to root[k + 1]."
     trees = [e.tree_ for e in forest.estimators_]
     root = np.cumsum([0] + [tree.node_count for tree in trees])
     if root[-1] >= 2**31:
@@ -224,7 +224,7 @@ def _leaf_medians(
     y: np.ndarray,  # target of each row, finite, (n_rows,)
     n_nodes: int,  # nodes in the forest
     samples=None,  # per tree the rows to use (repeats count); None: all rows
-) -> np.ndarray:  # median per node, float64 (n_nodes,); NaN where no row came by
+) -> np.ndarray:  # median per node, float64 (n_nodes,); NaN where no row reached it
     "Median target per leaf: the two middle rows, averaged."
     value = np.full(n_nodes, np.nan)
     for tree in range(leaves.shape[1]):
@@ -245,7 +245,7 @@ class ArtefactError(ValueError):
 def data_sha256(
     *arrays,  # arrays of numbers
 ) -> str:  # hex digest of dtypes, shapes and bytes
-    "Names the data that a model was trained on."
+    "A hash that identifies the data that a model was trained on."
     digest = sha256()
     for array in map(np.ascontiguousarray, arrays):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -265,7 +265,7 @@ def _write_whole(path: Path, blob: bytes):
 
 
 def _digest(manifest: dict) -> str:
-    "SHA-256 of a manifest without its own."
+    "SHA-256 of a manifest, its own `manifest_sha256` left out."
     rest = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -309,7 +309,7 @@ def _arrays_from(
     "The arrays of an npz, exactly as the schema wants them. ArtefactError says what differs."
     with zipfile.ZipFile(BytesIO(blob)) as z:
         if sum(i.file_size for i in z.infolist()) > len(blob):
-            raise ArtefactError("the npz unfolds to more than its size")
+            raise ArtefactError("the npz decompresses to more than its size")
     with np.load(BytesIO(blob), allow_pickle=False) as z:
         if sorted(z.files) != sorted(wanted):
             raise ArtefactError(f"arrays {sorted(z.files)}, expected {sorted(wanted)}")
@@ -324,9 +324,9 @@ def _arrays_from(
 
 
 def _check_manifest(manifest, schema: dict):
-    "ArtefactError unless the manifest is of this kind and sealed."
+    "ArtefactError unless format and version match the schema and the seal is intact."
     if not isinstance(manifest, dict):
-        raise ArtefactError("the manifest is no JSON object")
+        raise ArtefactError("the manifest is not a JSON object")
     for key in ("format", "version"):
         if manifest.get(key) != schema[key]:
             raise ArtefactError(f"{key} is {manifest.get(key)!r}, expected {schema[key]!r}")
@@ -409,7 +409,7 @@ def _check_forest(
     _check_trees(arrays["root"].astype(np.int64), left)
     leaf = left == np.arange(left.size)
     endless = (arrays["threshold"][leaf] == np.inf).all()
-    _must(endless and (arrays["feature"][leaf] == 1).all(), "a leaf that does not hold")
+    _must(endless and (arrays["feature"][leaf] == 1).all(), "a leaf that a walk can leave")
     numbers = np.isfinite(arrays["value"]).all() and not np.isnan(arrays["threshold"]).any()
     _must(numbers, "thresholds or values are NaN")
 
@@ -466,12 +466,12 @@ def _as_rows(
     X,  # array, DataFrame or nested lists (n, n_features); None or NaN for missing
     n_features: int,  # columns wanted
     names=None,  # their names, where known
-) -> np.ndarray:  # float64 (n, n_features) in C order; X itself where it is that already
-    "Rows as the kernel reads them. ValueError where the columns are not those of the training."
+) -> np.ndarray:  # float64 (n, n_features) in C order; X itself where it already is
+    "Rows as the kernel reads them. ValueError where the columns differ from the training columns."
     if type(X) is not np.ndarray or X.dtype != np.float64 or not X.flags.carray:
         given = [str(k) for k in getattr(X, "columns", ())]
         if given and names and given != names:
-            raise ValueError(f"columns {given} are not those of the training: {names}")
+            raise ValueError(f"columns {given} differ from the training columns: {names}")
         with np.errstate(over="ignore"):
             X = np.array(np.asarray(X, np.float32), np.float64, order="C")
     if X.ndim != 2 or X.shape[1] != n_features:
@@ -537,7 +537,7 @@ def _check_facts(n_features: int, leaf: str, feature_names):
 class CompiledForest:
     """A fitted forest of scikit-learn: bit-identical answers (to n_jobs=1) in microseconds.
 
-    It does not change afterwards, so threads may share it. Every question takes rows
+    It never changes, so threads may share it. Every query takes rows
     (n, n_features), and raises ValueError on infinite values and on other columns.
     """
 
@@ -574,7 +574,7 @@ class CompiledForest:
         y=None,  # for medians: their targets, (n,)
         samples=None,  # for medians: rows per tree, as forest.estimators_samples_; None: all
     ) -> "CompiledForest":
-        "ValueError on other models, unknown `leaf`, or training rows that do not fit."
+        "Compile a forest. ValueError on other models, unknown `leaf`, or rows that do not fit."
         arrays, facts = _read_forest(forest)
         if leaf in ("mean", facts["leaf"]):
             return cls(arrays, **facts)
@@ -627,7 +627,7 @@ class CompiledForest:
         return out if bad < 0 else _refuse_row(X, bad, self.feature_names)
 
     def predict(self, X) -> np.ndarray:  # float64 (n,)
-        'Mean over the trees of what stands in the leaves; for "path" the total path length.'
+        'Mean of the leaf values over the trees; for "path" the total path length.'
         X = _as_rows(X, self.n_features, self.feature_names)
         out = np.empty(len(X))
         bad = _sum_leaves(X, out, *self._sum)
@@ -640,7 +640,7 @@ class CompiledForest:
         return float(self.predict(np.array(row, np.float64, ndmin=2))[0])
 
     def score_samples(self, X) -> np.ndarray:  # float64 (n,), -1 (abnormal) .. 0
-        "As IsolationForest's. ValueError where the leaves hold no path lengths."
+        "As `IsolationForest.score_samples`. ValueError where the leaves hold no path lengths."
         if self.leaf != "path":
             raise ValueError(
                 f"score_samples needs an IsolationForest; these leaves hold a {self.leaf}"
@@ -659,7 +659,7 @@ class CompiledForest:
 
     @classmethod
     def load(cls, path) -> "CompiledForest":  # as given to `save`
-        "ArtefactError where the files are missing, changed, of another kind, or no forest."
+        "Load a stored forest. ArtefactError on missing, changed or unsafe files and other kinds."
         arrays, manifest = load_artefact(path, FOREST_SCHEMA)
         try:
             facts = [manifest[key] for key in ("n_features", "leaf", "norm", "feature_names")]

@@ -132,7 +132,7 @@ class _Pace:
         self.recent_ms = 0.0
 
     def count(self, now: float, own: int):
-        "So many of our own requests are in flight now."
+        "Note that `own` of our own requests are in flight now."
         if self.own:
             since, before = self.own[-1]
             dt = now - since
@@ -185,7 +185,7 @@ class _Pace:
         return 1000.0 * self.took / self.tokens * exp(self.gap(now))
 
     def about_s(self, now: float) -> float:  # s
-        """The moment that `tpot_ms` speaks of.
+        """The moment that `tpot_ms` describes.
 
         It is about the middle of the lives that have ended; where the correction counts, it is half
         a life ago.
@@ -206,7 +206,7 @@ class _Heartbeat:
         self.heard_s = -inf  # last sign of life, s
 
     def published(self, now: float, at_s: float):
-        "Gauges of `at_s` are to be seen now. Old ones are not a sign of life."
+        "Gauges measured at `at_s` are visible now. Old ones are not a sign of life."
         if at_s <= self.gauge_s:
             return
         if self.gauge_s > -inf:
@@ -221,7 +221,7 @@ class _Heartbeat:
     def silent(self, now: float) -> bool:
         """Whether it counts as gone.
 
-        It used to publish gauges, and of late there is neither a new one nor an answer.
+        It used to publish gauges, but lately there has been neither a new gauge nor an answer.
         """
         return self.gauge_s > -inf and now - self.heard_s > 4 * self.gap_s
 
@@ -251,16 +251,16 @@ class Sensor:
     def __init__(
         self,
         response: Response,
-        usual: float,  # requests of others that are normal there
+        usual: float,  # usual number of others' requests there
         capacity: float,  # nominal, requests
     ):
         self.response, self.usual, self.capacity = response, usual, capacity
         self.pace, self.heartbeat = _Pace(), _Heartbeat()
         self.occupied = usual  # requests of others, now
-        self.speed = 1.0  # beside the response curve
+        self.speed = 1.0  # relative to the response curve; above 1: faster
         self.tpot_ms = 0.0  # time per token by the gauges, ms; 0: never seen
-        self.at_s = -inf  # the moment that this speaks of, s
-        self.known = 0.0  # answers of ours that it rests on; inf: gauges
+        self.at_s = -inf  # the moment that this describes, s
+        self.known = 0.0  # how many of our answers it rests on; inf: gauges
         self.share = 1.0  # replicas ready over those it was learned with
 
     def answer(self, start_s: float, end_s: float, tokens: float):
@@ -272,7 +272,7 @@ class Sensor:
     def fresh(self, now: float, at_s: float) -> bool:
         """Whether gauges of `at_s` tell more than our own answers.
 
-        Those are half a life old, and come as they end.
+        Our answers describe the backend half a life ago, and come only when they end.
         """
         if not self.pace.took:
             return now - at_s < 45.0
@@ -297,7 +297,7 @@ class Sensor:
     def infer(self, now: float):
         """Without gauges: the batch that would explain the pace of our own answers, less ours.
 
-        In silence it returns to the usual.
+        Without answers it returns to the usual.
         """
         pace = self.pace
         if not pace.took:
@@ -313,7 +313,7 @@ class Sensor:
         self.at_s = max(pace.about_s(now), self.at_s)
 
     def doubt(self, now: float) -> float:  # 1 .. 50
-        """How many times slower our own answers are than the gauges would have it.
+        """How many times slower our own answers are than the gauges imply.
 
         1 within what prefill and noise explain.
         """
@@ -341,10 +341,10 @@ class Sensor:
     def usual_room(
         self, now: float, tpot_ms: float, change: tuple[float, float], trusted: float
     ) -> tuple[float, float]:  # requests of others, requests in all
-        """The same on top of the usual, for one gateway of many.
+        """The same for one gateway of many: `change` is added to the usual level.
 
         `change` and `trusted` are as in `room`. Both numbers are scaled by the square of our own
-        pace, over that of a backend well in use.
+        pace relative to that of a well-used backend.
         """
         occupied, slow = change
         _, most = self.room(now, tpot_ms, (0.0, slow), trusted)
@@ -362,14 +362,14 @@ _Profiles = tuple[tuple[float, ...], ...]  # one profile per period, a value per
 @displayed
 @dataclass(frozen=True, slots=True)
 class Foresight:
-    "The clocks of one backend: what others will occupy and how slow it will be, beside the level."
+    "The clocks of one backend: how others' requests and its slowness depart from the level."
 
     step_s: float  # length of a step, s
     occupied: _Profiles = ()  # requests of others
     slow: _Profiles = ()  # log slowness
 
     def at(self, profiles: _Profiles, t: float | None) -> float:
-        """The sum of all profiles at time `t` (s), linear between steps; None: of their medians.
+        """The sum of all profiles at time `t` (s), linear between steps; None: their medians.
 
         In the unit of the profiles: requests, or log slowness.
         """
@@ -381,7 +381,7 @@ class Foresight:
         return sum((1 - a) * p[k % len(p)] + a * p[(k + 1) % len(p)] for p in profiles)
 
     def change(self, since_s: float | None, t: float) -> tuple[float, float]:
-        """Requests and log slowness that have come on top by `t`, against the level at `since_s`.
+        """The change in requests and in log slowness from `since_s` to `t`.
 
         `since_s` None stands for the usual level.
         """
@@ -393,7 +393,7 @@ class Foresight:
         return occupied, slow
 
     def worst(self, since_s: float | None, now: float, ahead_s: float) -> tuple[float, float]:
-        """The most that comes on top within [now, now + ahead_s], each number by itself.
+        """The largest change within [now, now + ahead_s], each number by itself.
 
         Requests and log slowness, as `change` gives them.
         """
@@ -494,19 +494,19 @@ class RoomModel:
     "What is known of every backend before the first request."
 
     responses: tuple[Response, ...]
-    usual: tuple[float, ...]  # requests of others that are normal there
+    usual: tuple[float, ...]  # usual number of others' requests there
     foresight: tuple[Foresight | None, ...]  # None: nothing is foreseen
     # log of one answer's time over the expected one, at LEVELS
     spread: tuple[float, ...] = (-0.5, -0.35, -0.15, 0.0, 0.15, 0.35, 0.5)
 
 
-# supposed before anything is learned: share of capacity, slowness
+# assumed before anything is learned: share of capacity, slowness
 _SHAPE = Response((0.1, 0.5, 1.0), (1.0, 1.25, 1.7))
 
 
 def untaught(
     backends: Sequence[Backend],
-    tpot_ms: float = 25.0,  # supposed time per token of an idle backend, ms
+    tpot_ms: float = 25.0,  # assumed time per token of an idle backend, ms
 ) -> RoomModel:
     "The model before anything was learned: nominal capacities, one shape for all."
     return RoomModel(
@@ -564,7 +564,7 @@ def _learn_responses(
 
 # %% ../../nbs/forecast/25_head_room.ipynb #9f521cfe
 def _read(sensors: Sequence[Sensor], now: float, gauges: _Gauges, own: Sequence[int]):
-    "One look at the fleet. Gauges that are older than what our own answers tell do not count."
+    "Update every sensor once. Gauges are used only where they tell more than our own answers."
     for sensor, gauge, n in zip(sensors, gauges, own):
         sensor.pace.count(now, n)
         if gauge:
@@ -631,7 +631,7 @@ def _answer_spread(
 def learn_rooms(
     journal: Journal,
     backends: Sequence[Backend],
-    before: RoomModel | None = None,  # supposed where the journal says nothing; None: `untaught`
+    before: RoomModel | None = None,  # used where the journal says nothing; None: `untaught`
     step_s: float = 10.0,  # length of a step, s
     ahead_s: float = 30.0,  # how far ahead a clock must pay, s
 ) -> RoomModel:
@@ -671,9 +671,9 @@ class _Room(NamedTuple):
 
 def _bounded(
     rooms: Sequence[_Room],  # per backend, as foreseen
-    own: float,  # our own requests in flight: those must find a place
+    own: float,  # our own requests in flight: they must find a place
 ) -> list[_Room]:
-    "Foreseen losses, lessened until together they leave enough room."
+    "Foreseen losses, reduced until together they leave enough room."
     lost = sum(max(r.lost, 0.0) for r in rooms)
     if lost <= 0:
         return list(rooms)
@@ -697,7 +697,7 @@ class _Sheds:
         return iter(self.began)
 
     def note(self, now: float, name: str, room: _Room):
-        "A backend's room at one tick. It sheds above a fifth of what it can hold, until a tenth."
+        "A room at one tick. Shedding begins at a loss of a fifth of it and ends below a tenth."
         whole = max(room.most, 1e-9)
         plain = (room.most - room.occupied) / whole
         said = (room.most_then - room.occupied_then) / whole
@@ -713,7 +713,7 @@ _MAX_AGE_S = 15.0  # a table older than this is stale, s
 
 @displayed
 class Rooms:
-    "Belief about every backend as a forecast table. Call `tick` every second or so."
+    "The room of every backend, as a forecast table. Call `tick` every second or so."
 
     def __init__(
         self,
@@ -723,7 +723,7 @@ class Rooms:
         ahead_s: float,  # how far to look ahead: about twice the mean life of a request, s
         gate: Gate | None = None,  # None: the forecast is never judged
         trusted: float = _TRUSTED,  # nominal capacities that a backend is believed to hold at most
-        gateways: int = 1,  # that route into this fleet and share nothing, this one included
+        gateways: int = 1,  # how many route into this fleet and share nothing, this one included
     ):
         self.backends, self.model, self.tpot_ms, self.ahead_s = backends, model, tpot_ms, ahead_s
         self.gate, self.trusted, self.gateways = gate, trusted, gateways
@@ -775,7 +775,7 @@ class Rooms:
             return 0.0, 0.0
         since_s: float | None = self.sensors[place].at_s
         if self.gateways > 1:
-            since_s = None  # beside the usual
+            since_s = None  # from the usual level
         elif since_s == -inf:
             since_s = now
         trust = 1.0 if self.gate is None else self.gate.trust(self.backends[place].name)
@@ -783,7 +783,7 @@ class Rooms:
         return trust * occupied, trust * slow
 
     def foreseen(self, now: float, own: int) -> list[_Room]:  # per backend
-        "What is there and what is foreseen, with `own` requests of all gateways in flight."
+        "Each backend's room now and as foreseen; `own`: requests of all gateways in flight."
         rooms = []
         for place, sensor in enumerate(self.sensors):
             room = sensor.usual_room if self.gateways > 1 else sensor.room
@@ -793,7 +793,7 @@ class Rooms:
         return _bounded(rooms, own)
 
     def tick(self, now: float, gauges: _Gauges, own: Sequence[int]) -> ForecastTable:
-        "Read, foresee, judge, and say it as forecasts. `own`: requests in flight, by place."
+        "Read the sensors, foresee, judge, return forecasts. `own`: requests in flight, by place."
         _read(self.sensors, now, gauges, own)
         self.judge(now)
         self.version += 1
@@ -805,7 +805,7 @@ class Rooms:
         return ForecastTable(self.version, now, _MAX_AGE_S, out, "head-room")
 
     def forecast(self, place: int, now: float, own: int, room: _Room) -> Forecast:
-        "One backend's room as a forecast: for one request more than are there."
+        "One backend's room as a forecast: for one request more than it holds."
         present = self.typical_ms(place, now, room.occupied + own + 1, room.most)
         typical = self.typical_ms(place, now, room.occupied_then + own + 1, room.most_then)
         return Forecast(
@@ -825,7 +825,7 @@ class Rooms:
     def typical_ms(self, place: int, now: float, held: float, most: float) -> float:
         """Time of a request of the usual length, by how full its backend is, ms.
 
-        `held` requests are there; with `most` of them it just meets the limit.
+        The backend holds `held` requests; with `most` of them it just meets the limit.
         """
         sensor = self.sensors[place]
         full = sensor.response.most(self.tpot_ms)

@@ -55,7 +55,7 @@ class _BackendModel:
     curve: Curve | None  # response to load; None: nothing known
     scale: Scale  # base, unit, and the curve where load explains latency
     usual_load: float  # median requests per step
-    trust: float = 1.0  # share of the forest's word that is taken, 0..1
+    trust: float = 1.0  # share of the forest's correction that is applied, 0..1
     peers: tuple[str, ...] = ()  # backends whose course leads or follows this one's
     peer_weights: tuple[float, ...] = ()  # their correlations with what this one does next
     # one request's log latency around its step's, at LEVELS
@@ -82,7 +82,7 @@ class _FleetWindows:
     def __init__(
         self,
         models: Mapping[str, _BackendModel],  # what was learned, by backend
-        prior: _BackendModel,  # supposed of any other backend
+        prior: _BackendModel,  # the model of any other backend
         step_s: int,  # length of a step, s
     ):
         self.models, self.prior, self.step_s = dict(models), prior, step_s
@@ -91,7 +91,7 @@ class _FleetWindows:
         self.index: dict[str, int] = {}  # number of each backend's newest step
 
     def model(self, name: str) -> _BackendModel:
-        "What is known of a backend; an unknown one gets the fleet's prior."
+        "The model of a backend; an unknown one gets the fleet's prior."
         if name not in self.models:
             self.models[name] = replace(self.prior, name=name)
         return self.models[name]
@@ -222,7 +222,7 @@ def _adjusted(
 
 def _scale_with(
     course: Course,
-    curve: Curve | None,  # the response to load that is supposed
+    curve: Curve | None,  # the response to load that is tried
     plan: np.ndarray,  # expected load at each step's horizon
     ahead: int,  # steps
 ) -> tuple[float, Scale]:  # mean absolute error in log latency; the scale
@@ -243,7 +243,7 @@ def _scale_with(
 
 
 def _choose_scale(course: Course, curve: Curve | None, plan: np.ndarray, ahead: int) -> Scale:
-    "With the response curve or without: by the error of the composed forecast."
+    "The scale with or without the response curve, whichever forecasts with less error."
     error, scale = _scale_with(course, None, plan, ahead)
     if curve is None:
         return scale
@@ -298,7 +298,7 @@ def _learn_backend(
 
 # %% ../../nbs/forecast/24_latency.ipynb #8a7d246a
 def _offset_of(model: _BackendModel, window: LatencyWindow, plan: float) -> float:  # log ms
-    "Response to the planned load plus base: the forecast before the forest speaks."
+    "Response to the planned load plus base: the forecast without the forest's correction."
     if not model.scale.curve:
         return window.base
     return window.base + log(max(model.scale.curve.at(plan), 1e-9))
@@ -374,7 +374,7 @@ def _correlations_with_next(
     strays: np.ndarray,  # how far each backend strays, units, nan: unknown, (steps, backends)
     following: np.ndarray,  # what one backend did next, units, nan: unknown, (steps,)
 ) -> np.ndarray:  # (backends,); 0 where there is too little to tell
-    "How strongly each backend's straying leads the course of one."
+    "Correlation of each backend's distance from its base with what one backend did next."
     cut = np.clip(following, -3, 3)
     known = np.isfinite(cut)
     y = cut[known]
@@ -398,7 +398,7 @@ def _learn_peers(
     out = {}
     for place, name in enumerate(names):
         strength = _correlations_with_next(strays, target[:, place])
-        strength[place] = 0.0  # nobody is its own peer
+        strength[place] = 0.0  # no backend is its own peer
         order = np.argsort(-np.abs(strength), kind="stable")[:most]
         peers = [k for k in order if strength[k]]
         out[name] = tuple(names[k] for k in peers), tuple(float(strength[k]) for k in peers)
@@ -531,7 +531,7 @@ def _out_of_bag(
     *values: np.ndarray,  # per node, (n_nodes,)
     # per value: mean over the trees that did not draw the row, (n,); nan where all did
 ) -> list[np.ndarray]:
-    "What trees say about rows that they have not seen."
+    "Predictions for each row by the trees that have not seen it."
     n = len(leaves)
     count = np.zeros(n)
     sums = [np.zeros(n) for _ in values]
@@ -546,7 +546,7 @@ def _out_of_bag(
     return [np.where(judged, total / np.maximum(count, 1), nan) for total in sums]
 
 # %% ../../nbs/forecast/24_latency.ipynb #ea0e5057
-_TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the forest's word that are tried
+_TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the forest's correction that are tried
 
 
 def _interval_size(scatter: np.ndarray, power: float) -> np.ndarray:  # > 0
@@ -601,7 +601,7 @@ _CHUNK = 2048  # rows walked at a time
 
 def _walk(
     forest: CompiledForest,
-    leaf_values: Iterable[np.ndarray],  # what stands in each leaf, (n_nodes,) each
+    leaf_values: Iterable[np.ndarray],  # value of each leaf, (n_nodes,) each
     rows: np.ndarray,  # (n, n_features)
 ) -> list[np.ndarray]:  # per kind of value, (n,)
     "Mean over the trees of several values of the same leaves, from one walk."
@@ -618,7 +618,7 @@ def _steps_ahead(horizon_s: int, step_s: int) -> int:
     ahead, left = divmod(horizon_s, step_s)
     if left or not ahead:
         raise ValueError(
-            f"horizon_s={horizon_s} is no multiple of the step of {step_s} s; "
+            f"horizon_s={horizon_s} is not a multiple of the step of {step_s} s; "
             f"try {max(ahead, 1) * step_s}"
         )
     return ahead
@@ -633,14 +633,14 @@ def _learnable(past: list[Course], ahead: int) -> list[Course]:
             out.append(course)
     if not out:
         raise ValueError(
-            f"no backend has enough measured steps to learn from ({measured} and more, "
-            f"over {steps} steps); give a longer log"
+            f"no backend has enough measured steps to learn from (at least {measured} "
+            f"in more than {steps} steps); give a longer log"
         )
     return out
 
 
 def _fleet_prior(models: Iterable[_BackendModel], ahead: int) -> _BackendModel:
-    "What is supposed of a backend that training has not seen: the middle of the fleet."
+    "The model of a backend that training has not seen: the medians of the fleet."
     models = list(models)
     unit = float(np.median([m.scale.unit for m in models]))
     sigma = float(np.median([m.demand.sigma for m in models]))
@@ -669,8 +669,8 @@ def _pooled_errors(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The whole fleet's errors, in two forms.
 
-    As a grid of quantiles, to which each backend's own are shrunk (none for a single backend); and
-    twice as wide, for a backend that training has not seen.
+    First a grid of quantiles, towards which each backend's own are shrunk (empty for a single
+    backend). Then the errors doubled, for a backend that training has not seen.
     """
     pooled = np.concatenate([m.errors for m in models.values()])
     grid: tuple[float, ...] = ()
@@ -726,7 +726,7 @@ class LatencyForest:
     def fit(self, table: pd.DataFrame) -> "LatencyForest":
         """Learn from a step table that holds only rows that may be learned from.
 
-        ValueError where the horizon is no multiple of the step or nothing can be learned.
+        ValueError where the horizon is not a multiple of the step or nothing can be learned.
         """
         self.step_s_ = step_length_s(table)
         self.ahead_ = _steps_ahead(self.horizon_s, self.step_s_)
@@ -794,7 +794,7 @@ class LatencyForest:
         forest: CompiledForest,  # leaves hold medians
         parts: Mapping[str, CompiledForest],  # the other forests, by name
     ) -> "LatencyForest":
-        "Take up what was learned before."
+        "Restore what was learned before."
         self.step_s_, self.n_rows_ = int(manifest["step_s"]), int(manifest["rows"])
         self.ahead_ = self.horizon_s // self.step_s_
         self.data_sha256_, self.fleet_ = manifest["data_sha256"], _floats(manifest["fleet"])
@@ -817,7 +817,7 @@ class LatencyForest:
     def centres(
         self,
         names: list[str],  # backend of each row
-        offset: np.ndarray,  # log latency before the forest speaks, (n,)
+        offset: np.ndarray,  # log latency without the forest's correction, (n,)
         rows: np.ndarray,  # (n, len(ROW))
         models: Mapping[str, _BackendModel],
     ) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,)
@@ -831,14 +831,14 @@ class LatencyForest:
         table: pd.DataFrame,  # a step table, the rows before included
         since_s: float = -inf,  # forecasts made at the end of steps from here on, s
     ) -> pd.DataFrame:
-        """What would have been said at the end of every step, and what came; see `predict`.
+        """The forecast at the end of every step, and the truth; see the function `predict`.
 
         ValueError where nothing can be forecast yet.
         """
         return predict(self, table, since_s)
 
     def plot(self, table: pd.DataFrame, since_s: float = -inf, ax=None):
-        """What was said for every step with its 80 % interval, and what came; as in `predict`.
+        """Plot each step's forecast, its 80 % interval and the truth, as from `predict`.
 
         ValueError where nothing can be forecast yet.
         """
@@ -852,13 +852,13 @@ class LatencyForest:
 
 # %% ../../nbs/forecast/24_latency.ipynb #0b9bed46
 def _what_if(model: _BackendModel, expected: float, planned: float) -> float:
-    "How the log centre moves when another load is sent than expected, requests per step."
+    "How the log centre moves when `planned` requests per step are sent instead of `expected`."
     if model.curve is None:
         return 0.0
     return log(max(model.curve.at(planned), 1e-9)) - log(max(model.curve.at(expected), 1e-9))
 
 # %% ../../nbs/forecast/24_latency.ipynb #e0bfd3c4
-_APART = 1e-9  # an interval is never of no width, because log and exp round
+_APART = 1e-9  # least width between two levels, log; log and exp round
 
 
 def _step_quantiles(band: _Conformal, centre: float, size: float) -> list[float]:
@@ -927,7 +927,7 @@ class Pulse:
         self,
         f: LatencyForest,
         # an online learner: `adjust(backend, log centre, size, expected load, row, promise)` gives
-        # centre and size corrected, `promised(forecasts)` hears what was said; None: nobody does
+        # centre and size corrected, `promised(forecasts)` hears what was said; None: no learner
         learner=None,
     ):
         self.forecaster, self.windows, self.learner = f, f.windows(), learner
@@ -1059,7 +1059,7 @@ def predict(
     # backend, start_s, about_s, actual_ms, persistence_ms, p50_ms and the other LEVELS, planned
     # load
 ) -> pd.DataFrame:
-    """What the forecaster would have said at the end of every step, and what came.
+    """What the forecaster would have said at the end of every step, and the truth.
 
     ValueError where nothing can be forecast yet.
     """
@@ -1210,7 +1210,7 @@ def save(
 
 # %% ../../nbs/forecast/24_latency.ipynb #9a28b896
 def _check_parts(folder: Path, manifest: Mapping):
-    "ArtefactError where the manifest was made for other features, or a part was exchanged."
+    "ArtefactError where the manifest was made for other features, or a part was swapped."
     if (tuple(manifest["row"]), tuple(manifest["levels"])) != (ROW, LEVELS):
         raise ArtefactError("it was trained for other features or levels")
     for name, wanted in manifest["parts"].items():
@@ -1246,7 +1246,7 @@ class Ticker:
     def __init__(
         self,
         forecaster: LatencyForest,  # fitted
-        router,  # whose features are listened to, and who gets the tables
+        router,  # whose features it listens to, and which gets the tables
         max_age_s: float = 60.0,  # a table older than this is stale, s
     ):
         self.pulse, self.router, self.max_age_s = Pulse(forecaster), router, max_age_s
@@ -1286,7 +1286,7 @@ class Ticker:
         self.pulse.push(name, step)
 
     def table(self, now: float, most: int | None = None) -> ForecastTable:
-        "A new table, with at most so many new forecasts."
+        "A new table, with at most `most` new forecasts; None: all."
         self.version += 1
         forecasts = self.pulse.forecast(most=most)
         return ForecastTable(self.version, now, self.max_age_s, forecasts, "forest")

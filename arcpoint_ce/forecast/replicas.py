@@ -38,12 +38,12 @@ class ScalingModel:
 
 
 def _unit(expected: float | np.ndarray) -> float | np.ndarray:  # requests in a step
-    "What a miss is measured in: the root of the expected requests, at least 1."
+    "The unit of a miss: the square root of the expected requests, at least 1."
     return np.sqrt(np.maximum(expected, 1.0))
 
 
 def _trend_only(load: np.ndarray, index: int, ahead: int) -> tuple[Demand, np.ndarray]:
-    "Level and trend without any clock, and what they say at every step."
+    "Level and trend without any clock, and their forecast at every step."
     rule, _ = best_rule(load, ahead)
     change = float(np.median(np.abs(np.diff(load))))
     demand = Demand(Season(), rule, max(1.4826 * change, 1e-9), ahead)
@@ -103,7 +103,7 @@ class _Counter(ABC):
         self.open: int | None = None  # number of the step that is not closed yet
 
     def arrived(self, now: float, n: float = 1.0):
-        "So many requests, `n`, came at about `now`."
+        "Count `n` requests that arrived at about `now`."
         self.close(now)
         self.count += n
 
@@ -155,7 +155,7 @@ class Outlook(_Counter):
         self.promised[index + self.model.demand.ahead] = float(self.path()[-1])
 
     def level(self, ahead: int) -> float:
-        "Requests in a step so many steps ahead, without the clock."
+        "Requests in the step `ahead` steps from now, without the clock."
         demand = self.model.demand
         if demand.runs:
             return self.window.run_level()
@@ -183,14 +183,14 @@ class Outlook(_Counter):
 @displayed
 @dataclass(frozen=True, slots=True)
 class Site:
-    "One backend, as scaling sees it. ValueError on amounts that cannot be."
+    "One backend, as scaling sees it. ValueError on impossible amounts."
 
     name: str
     rps: float  # requests/s that one replica answers within the limit
     used_rps: float = 0.0  # what other tenants take of all its replicas, requests/s
     price: float = 1.0  # of one replica for a second, any currency
-    least: int = 1  # replicas that stay
-    most: int = 4  # replicas that can be had
+    least: int = 1  # fewest replicas to keep
+    most: int = 4  # most replicas that can run
 
     def __post_init__(self):
         if not (self.rps > 0 and self.used_rps >= 0 and self.price >= 0):
@@ -209,7 +209,7 @@ def _room_rps(
     replicas: Mapping[str, int],  # by site
     fill: float = 1.0,  # share of each that is used
 ) -> float:
-    "What these replicas can hold of ours, requests/s."
+    "The load of ours that these replicas can hold, requests/s."
     rooms = [fill * s.rps * replicas[s.name] - s.used_rps for s in sites]
     return sum(max(room, 0.0) for room in rooms)
 
@@ -225,7 +225,7 @@ def _with_more(
     need_rps: float,
     fill: float,
 ) -> dict[str, int]:
-    "Cheapest first, until the need is met or nothing more can be had."
+    "Add replicas, cheapest first, until the need is met or no site can take more."
     out = dict(have)
     for site in sorted(sites, key=_price_of_capacity):
         while out[site.name] < site.most and _room_rps(sites, out, fill) < need_rps:
@@ -240,9 +240,9 @@ def _with_fewer(
     need_rps: float,
     fill: float,
 ) -> dict[str, int]:
-    """Dearest first, as long as those that are ready still meet the need.
+    """Release replicas, most expensive first, as long as the ready ones still meet the need.
 
-    Where one is starting, none is released.
+    A site with a replica still starting releases none.
     """
     out = dict(ready)
     for site in sorted(sites, key=_price_of_capacity, reverse=True):
@@ -273,7 +273,7 @@ class Scaling(ABC):
         fill: float = 0.8,  # share of a replica that may be used
         dwell_s: float = 30.0,  # least time before a release, s
     ):
-        "ValueError on amounts that cannot be."
+        "ValueError on impossible amounts."
         if not fill > 0 or not dwell_s >= 0:
             raise ValueError(
                 f"fill must be positive and dwell_s 0 or more, got {fill!r} and {dwell_s!r}"
@@ -284,7 +284,7 @@ class Scaling(ABC):
 
     @abstractmethod
     def arrived(self, now: float, n: float = 1.0):
-        "So many requests, `n`, came at about `now`."
+        "Count `n` requests that arrived at about `now`."
 
     @abstractmethod
     def needs(self, now: float) -> tuple[float, float, float, str]:
@@ -379,7 +379,7 @@ class Reactive(_Counter, Scaling):
 # %% ../../nbs/forecast/29_replicas.ipynb #d45857cd
 @displayed
 class Cron(Scaling):
-    "A schedule from past cycles: what each time of the cycle asked for, whatever comes today."
+    "A schedule from past cycles: what each time of the cycle needed, whatever comes today."
 
     def __init__(
         self,
@@ -408,7 +408,7 @@ class Cron(Scaling):
         self.step_s, self.ahead_s = step_s, ahead_s
 
     def arrived(self, now: float, n: float = 1.0):
-        "A schedule does not listen."
+        "Arrivals do not change a schedule."
 
     def needs(self, now: float) -> tuple[float, float, float, str]:
         "The scheduled rate one start-up time ahead, and the highest until then."

@@ -190,9 +190,9 @@ def _foresight_from(plain: Mapping | None) -> Foresight | None:
 def rooms_from(
     plain: Mapping,  # as from `plain_rooms`
     fleet: Sequence[Backend],
-    blank: RoomModel,  # what is supposed of backends that it does not know
+    blank: RoomModel,  # the model of backends that `plain` does not know
 ) -> RoomModel:
-    "The inverse, for the fleet as it is now. KeyError or TypeError where it is not a model."
+    "The inverse, for the current fleet. KeyError or TypeError where `plain` is not a model."
     responses, usual, foresight = list(blank.responses), list(blank.usual), list(blank.foresight)
     for place, backend in enumerate(fleet):
         row = plain["backends"].get(backend.name)
@@ -206,7 +206,7 @@ def rooms_from(
 
 # %% ../../nbs/forecast/25a_room.ipynb #b983d2c3
 class _StepMisses:
-    "By how much the mean latency of steps has missed what was said about it, over all backends."
+    "By how much the mean latency of steps has missed its forecast, over all backends."
 
     LEAST, KEEP = 30, 400  # misses before the interval learns from them; newest ones that are kept
 
@@ -214,7 +214,7 @@ class _StepMisses:
         self.step_s = step_s
         # (time that it is about, s; log of the median), oldest first
         self.said: dict[str, deque[tuple[float, float]]] = {}
-        self.logs: deque[float] = deque(maxlen=self.KEEP)  # log of what came over what was said
+        self.logs: deque[float] = deque(maxlen=self.KEEP)  # log of the truth over the forecast
         # of the median at LEVELS; None: too few misses
         self.factors: tuple[float, ...] | None = None
 
@@ -250,18 +250,18 @@ class _StepMisses:
 
 # %% ../../nbs/forecast/25a_room.ipynb #5fd09aee
 class _AnswerLog:
-    "The journal that a lesson learns from, and what is usual of an answer."
+    "The journal that a lesson learns from, and the usual time and length of an answer."
 
-    PART = 0.02  # of the newest answer in what is usual
+    PART = 0.02  # weight of the newest answer in the usual values
 
     def __init__(self, keep: int):
         self.keep = keep  # newest ticks and answers
-        # outcomes since the last tick; nobody empties it, the oldest go
+        # outcomes since the last tick; if it fills up, the oldest are dropped
         self.inbox: deque[tuple[str, float, float, int]] = deque(maxlen=keep)
         self.journal = Journal()
         self.from_s: float | None = None  # times count from here, s
         self.life_s = 15.0  # usual time of a request, s
-        self.tokens = 0.0  # usual length of an answer; 0: none was heard of
+        self.tokens = 0.0  # usual length of an answer; 0: no answer yet
 
     def outcome(self, o: Outcome):
         "An outcome, from any thread."
@@ -299,7 +299,7 @@ class _AnswerLog:
         self.tokens += self.PART * (tokens - self.tokens) if self.tokens else tokens
 
     def move(self, was: Sequence[int | None]):
-        "The fleet has changed: `was` names for each place the place that it had, None: it is new."
+        "The fleet has changed: `was` holds each backend's old place, or None where it is new."
         here = {old: new for new, old in enumerate(was) if old is not None}
         ticks = []
         for t, gauges, own in self.journal.ticks:
@@ -338,8 +338,8 @@ class _RoomBelief:
 
     @property
     def limit_tok_ms(self) -> float:  # time per token that still meets the limit, ms
-        """As the router was told, with a little kept back for the prompt; else the limit of a
-        request over its usual length.
+        """The router's limit per token, a little of it kept back for the prompt; where it has none,
+        the limit of a request over its usual length.
         """
         config = self.router.config
         if config.slo_tok_ms:
@@ -389,7 +389,7 @@ class _RoomBelief:
         self.believe(replace(model, foresight=turned), self.fleet, {})
 
     def follow(self, given: Mapping):
-        "Whoever is in the fleet now; `given` are lessons from before a restart."
+        "Follow the fleet as it is now; `given` are lessons from before a restart."
         fleet = tuple(self.router.backends)
         if self.rooms and fleet == self.fleet:
             return
@@ -403,7 +403,7 @@ class _RoomBelief:
         self.believe(model, fleet, sensors)
 
     def _forget_leavers(self, fleet: tuple[Backend, ...]):
-        "What a backend had earned is not handed on to another one of its name."
+        "Forget leavers: a new backend of the same name must not inherit their evidence."
         for backend in self.fleet:
             if backend not in fleet:
                 self.gate.forget(backend.name)
@@ -419,12 +419,12 @@ class _RoomBelief:
         return plain_rooms(self.known().model, [b.name for b in self.fleet])
 
     def restore(self, plain: Mapping):
-        "Take up plain values, for the fleet as it is now."
+        "Restore the model from plain values, for the fleet as it is now."
         fleet = tuple(self.router.backends)
         self.believe(rooms_from(plain, fleet, untaught(fleet)), fleet, {})
 
     def tick(self, now: float, heard: _GaugeReader) -> ForecastTable:
-        "What the rooms say of this moment; the journal keeps what they were told."
+        "The forecasts of this moment; the journal keeps what they were made from."
         rooms, from_s = self.known(), self.log.zero_s()
         rooms.tpot_ms, rooms.ahead_s = self.limit_tok_ms, self.horizon_s
         gauges = heard.counted_from(from_s, self.places)
@@ -503,9 +503,9 @@ class RoomForecaster(Forecaster):
         return float(self.gate.evidence() / self.gate_config.enough)
 
     def _begin(self, from_s: float, now: float):
-        """The journal's clock begins.
+        """Start the journal's clock.
 
-        What was learned before a restart goes on with the old one, moved by whole steps.
+        After a restart it goes on from the old clock, moved by whole steps.
         """
         self.log.from_s, self.learned_s = from_s, now
         since_s, step_s = self.given.get("from_s"), self.belief.clock_step_s
@@ -530,7 +530,7 @@ class RoomForecaster(Forecaster):
         return replace(said, version=self.version, made_s=now, forecasts=forecasts, model=self.name)
 
     def _take_up(self):
-        "A lesson that has ended acts from now on, unless the fleet is another one."
+        "Adopt the result of a finished lesson, unless the fleet has changed since."
         if self.fresh is not None and self.fresh[1] == self.belief.fleet:
             self.belief.replace_model(self.fresh[0])
             self.lesson += 1

@@ -28,7 +28,7 @@ class Curve:
     latency_ms: tuple[float, ...]  # latency there, ms, > 0, not falling
 
     def at(self, load: float) -> float:  # latency, ms, > 0
-        "Expected latency at a `load` of so many requests per step."
+        "Expected latency at a `load` in requests per step."
         x = self.load
         y = self.latency_ms
         n = len(x)
@@ -49,7 +49,7 @@ class Curve:
 @displayed
 @dataclass(frozen=True, slots=True)
 class Season:
-    "What detected clocks add to the load. No profiles: no clock was found."
+    "What the detected clocks add to the load; without profiles, no clock was found."
 
     # one per period, as long as the period in steps; requests per step
     profiles: tuple[tuple[float, ...], ...] = ()
@@ -287,12 +287,12 @@ class LatencyWindow:
 
     @property
     def base(self) -> float:  # rolling median of the adjusted log latency
-        "The usual of late, the load taken out: log ms, or a log ratio where a response is known."
+        "Recent usual latency, adjusted for load: log ms, or a log ratio where a response is known."
         return self.window.median(self.scale.base_steps)
 
     @property
     def z(self) -> float:  # distance of the newest value from the base, units, cut at ±3
-        "How far the newest value lies from the base, in usual changes."
+        "How far the newest value lies from the base, in units of the usual change."
         above = self.window.values[-1] - self.base
         return max(min(above / self.scale.unit, 3.0), -3.0)
 
@@ -313,7 +313,7 @@ def _tails(w: LatencyWindow, unit: float) -> list[float]:
 
 
 def latency_vector(w: LatencyWindow) -> list[float]:  # in the order of LATENCY_FEATURES, units
-    "Lags, means, medians, quartiles and restlessness around the base."
+    "Lags, means, medians, quartiles and usual movement around the base."
     values = list(w.window.values)
     unit = w.scale.unit
     order = w.window.ordered

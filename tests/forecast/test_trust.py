@@ -560,7 +560,7 @@ def test_what_has_been_proved_survives_a_restart_and_the_running_episode_does_no
         dict(fleet=["lost", 0.0, 0.0, None, 0, 0], backends={}),
         dict(gate.memo(), backends={"a": ["lost", 0.0, 0.0, None, 0, 0]}),
     ):
-        with pytest.raises(ValueError, match="'lost' is no state of a forecast"):
+        with pytest.raises(ValueError, match="'lost' is not a state of a forecast"):
             Gate().restore(bad)
 
 
