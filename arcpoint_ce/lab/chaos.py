@@ -111,7 +111,7 @@ class Site:
     @property
     def workload(self) -> Workload:
         "The requests, with their limits."
-        # whoever meets the limit per token is not timed out
+        # a request that meets the limit per token is not timed out
         most_tok = 0.8 * self.timeout_s * 1000 / self.limit_tpot_ms
         mean_tok = self.request_s * 1000 / REF_TPOT_MS
         answers = Lengths(mean_tok, 0.8, most_tok=max(most_tok, 1.0))
@@ -172,7 +172,7 @@ _QUIET_N = 4000  # requests of a quiet past, at most
 
 @lru_cache(16)
 def _lived(backends: tuple[Backend, ...], amounts: tuple, forecaster: str) -> NullStore:
-    "The store after a quiet past at a site with these amounts; each is lived through once."
+    "The store after a quiet past at a site with these amounts; each past runs once."
     past = Site(backends, seed=_QUIET_SEED, **dict(amounts))
     work = past.workload
     start_s = -float(work.at_s[-1]) - 2 * past.timeout_s
@@ -226,7 +226,7 @@ def ours_blind(
 
 # %% ../../nbs/lab/49a_chaos.ipynb #164df0f5
 class _Unheard(EngineGateway):
-    "Our gateway, with an engine that goes on believing what it had learned before the run."
+    "Our gateway, with an engine that keeps believing what it learned before the run."
 
     def start(self, backends, seed):
         super().start(backends, seed)
@@ -235,7 +235,7 @@ class _Unheard(EngineGateway):
         self.usual_s = {name: pace_s for name, (pace_s, _) in paces.items()}
 
     def progress(self, job, tokens, now):
-        "Nobody hears it."
+        "Progress is not passed on."
 
     def tick(self, now, gauges):
         super().tick(now, (None,) * len(gauges))
@@ -265,7 +265,7 @@ def ours_unheard(
     site: Site,
     **how,  # as for `ours_at`
 ) -> _Unheard:
-    "The same engine, whose answers teach it nothing."
+    "The same engine, which learns nothing from its answers."
     return _Unheard(ours_at(site, **how).make)
 
 # %% ../../nbs/lab/49a_chaos.ipynb #3505fa2e
@@ -371,7 +371,7 @@ def _room_at(station, now: float) -> float:
 
 
 class _Knows(Policy):
-    "Least full of those with nothing wrong, by the simulation's own books."
+    "Takes the least full of the healthy backends, by the simulation's own state."
 
     def __init__(self, hold: dict):
         self.hold = hold  # the fleet under "fleet"
@@ -400,7 +400,7 @@ CAST = (
     "litellm",
     "p2c",
 )  # who is compared
-_STRAW = ("never", "always", "restless", "exercise")  # who must fail
+_STRAW = ("never", "always", "restless", "exercise")  # policies that must fail
 _POLICY_NAMES = (*CAST, *_STRAW, "clairvoyant")
 
 
@@ -430,7 +430,7 @@ def play(
 ) -> tuple[Record, Fleet]:
     """One run. ValueError on an unknown policy.
 
-    `fleet.ledger.faults` says what really happened, `fleet.gateways[0]` how it was taken.
+    `fleet.ledger.faults` says what really happened; `fleet.gateways[0]` is the one that decided.
     """
     hold: dict[str, Any] = {}
     gateway = _cast(policy, site, hold)

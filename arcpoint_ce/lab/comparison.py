@@ -78,7 +78,7 @@ def _remembered(past: World, forecaster) -> NullStore:
 
 # %% ../../nbs/lab/48b_comparison.ipynb #81797820
 class _OwnPlan:
-    "Asks a rule of somebody's own."
+    "A plan that asks the user's own rule."
 
     def __init__(self, rule: "_OwnRule", scene: Scene):
         self.rule = rule
@@ -131,7 +131,7 @@ class _OwnPlan:
 
 
 class _OwnRule:
-    "A rule of somebody's own as a policy of the engine."
+    "The user's own rule as a policy of the engine."
 
     peak, gamma, explore, sheds = False, 1.0, 0.0, False
     breaker = OwnPace.breaker
@@ -139,7 +139,7 @@ class _OwnRule:
     def __init__(self, name: str, ask: Callable[[Request, list[Candidate]], str]):
         self.name = name
         self.ask = ask
-        self.request = Request()  # that is asked about
+        self.request = Request()  # the one that is being decided
         self.router: Any = None  # whose forecasts are shown
 
     def plan(self, scene, s):
@@ -147,7 +147,7 @@ class _OwnRule:
 
 
 class _OwnGateway:
-    "A gateway that asks a rule of somebody's own, with the engine of ours around it."
+    "A gateway that asks the user's own rule, inside our engine."
 
     def __init__(self, world: World, name: str, own):
         ask = own.choose if hasattr(own, "choose") else own
@@ -156,7 +156,7 @@ class _OwnGateway:
         forecaster = getattr(own, "forecaster", "room")
         past = _lived(before(world.setting), forecaster)
         self.inner = ours(world, forecaster, store=past, policy=self.rule)
-        self.inner.samples = False  # or the rule would be asked twice
+        self.inner.samples = False  # sampling would ask the rule twice
         self.every_s = self.inner.every_s
 
     def start(self, backends, seed: int):
@@ -191,7 +191,7 @@ class _OwnGateway:
 
 # %% ../../nbs/lab/48b_comparison.ipynb #5958c249
 class _Contender(NamedTuple):
-    "Somebody who takes part."
+    "One that takes part in a comparison."
 
     name: str
     gateway: Callable[[World, Mapping, dict], list]  # (world, params, hold) -> its gateways
@@ -204,7 +204,7 @@ _REMEDY = (
 
 
 def _fresh(own):
-    "One that nobody has used: a class is instantiated, an object copied, a function stays."
+    "A fresh instance: a class is instantiated, an object copied, a function used as it is."
     if isclass(own):
         return own()
     return own if callable(own) and hasattr(own, "__code__") else copy.deepcopy(own)
@@ -219,7 +219,7 @@ def _name_of(own) -> str:
 
 
 def _check_class(own: type, name: str):
-    "TypeError where a class cannot be made without arguments."
+    "TypeError where a class needs arguments to be instantiated."
     needed = [
         p.name
         for p in signature(own).parameters.values()
@@ -245,7 +245,7 @@ def _check_choose(own, name: str):
 
 
 def _own_gateway(name: str, own, world: World, params: Mapping, hold: dict) -> list:
-    "The gateways of a policy of somebody's own."
+    "The gateways of the user's own policy."
     made = [_fresh(own) for _ in range(world.setting.gateways)]
     if hasattr(own, "plan"):
         return [ours(world, getattr(x, "forecaster", "auto"), policy=x) for x in made]
@@ -260,7 +260,7 @@ def _by_name(name: str, world: World, params: Mapping, hold: dict) -> list:
 
 
 def _check_policy(own, name: str):
-    "TypeError where something is no policy, or cannot be made."
+    "TypeError where something is not a policy, or cannot be instantiated."
     if isclass(own):
         _check_class(own, name)
     if hasattr(own, "plan") or hasattr(own, "send"):
@@ -307,7 +307,7 @@ _CONDITIONS = ("speed", "error_rate", "stuck_rate", "error_ms", "down", "rpm", "
 
 @dataclass(frozen=True)
 class _OwnFault:
-    "A fault of somebody's own, at one backend, for the ledger of a fleet."
+    "The user's own fault, at one backend, for the ledger of a fleet."
 
     says: Callable[[str, float], Mapping]  # (backend, s since the first request) -> conditions
     target: str
@@ -326,7 +326,7 @@ class _OwnFault:
 
 
 def _install_own(says: Callable, world: World, fleet: Fleet):
-    "Ask a fault of somebody's own every second until the requests are over."
+    "Ask the user's own fault every second until the requests are over."
     ledger = ledger_of(fleet)
     for name in fleet.names:
         ledger.faults.append(_OwnFault(says, name, world.start_s))  # type: ignore[arg-type]
@@ -340,12 +340,12 @@ def _install_own(says: Callable, world: World, fleet: Fleet):
 
 
 def _check_fault(fault):
-    "ValueError or TypeError where something is no fault."
+    "ValueError or TypeError where something is not a fault."
     if isinstance(fault, str) and fault not in SCENARIOS:
         raise ValueError(f"unknown scenario {fault!r}; known: {', '.join(SCENARIOS)}")
     if not isinstance(fault, (str, Fault, Scenario)) and not callable(fault):
         raise TypeError(
-            f"{fault!r} is no fault: give a Fault, a Scenario, a scenario's name, or a function "
+            f"{fault!r} is not a fault: give a Fault, a Scenario, a scenario's name, or a function "
             "fault(backend, since_s) -> conditions"
         )
 
@@ -490,20 +490,20 @@ def _listed(given, what: str, least: int = 1) -> list:
 
 
 def _field(policies, forecasters) -> list[_Contender]:
-    "Everybody who takes part. ValueError where that is nobody, or a name is given twice."
+    "All contenders. ValueError where there are none, or a name is given twice."
     field = _named(policies, _policy_contender) + _named(forecasters, _forecaster_contender)
     _named(field, lambda contender, _: contender)
     return _listed(field, "policies")
 
 
 def _against(field: Sequence[_Contender], asked: str | None) -> str:
-    "With whom everybody is compared. ValueError where nobody has that name."
+    "The contender that all others are compared with. ValueError on an unknown name."
     names = [contender.name for contender in field]
     if asked is None:
         rivals = [name for name in names if name in CONTENDERS]
         return rivals[0] if rivals else names[-1]
     if asked not in names:
-        raise ValueError(f"against: nobody is called {asked!r}; there are: {', '.join(names)}")
+        raise ValueError(f"against: no contender is named {asked!r}; there are: {', '.join(names)}")
     return asked
 
 
@@ -521,7 +521,7 @@ def compare(
     *,
     forecasters=(),  # each takes part behind our policy: names, classes, objects
     faults=(),  # on top of the family's own: a Fault, Scenario, scenario's name, or a function
-    against: str | None = None,  # who is compared with; None: the first that ships
+    against: str | None = None,  # the one to compare with; None: the first that ships
     load: float | None = None,  # None: the tuned one; found by a rule where `world` differs
     n_jobs: int = 1,  # processes; more pay where a run takes minutes
     **world,  # further settings of the worlds, as in `Setting`: physics, gateways, streams, ...

@@ -29,7 +29,7 @@ from ..routing.policies import HeadRoom
 
 # %% ../../nbs/lab/47a_contest.ipynb #8b3f5658
 class _Demands(Protocol):
-    "What is asked of a place."
+    "What an engine is told about the requests of a place."
 
     @property
     def slack(self) -> float: ...  # latency limit, in multiples of the work on the reference
@@ -60,7 +60,7 @@ def _engine_at(
     own = dict(
         slo_ms=setting.slack * REF_PREFILL_MS * 500.0, slo_tok_ms=setting.slack * REF_TPOT_MS
     )
-    if "slo_ms" in how:  # a limit of its own has no share per token, unless one is given too
+    if "slo_ms" in how:  # a limit given here has no part per token, unless that is given too
         own["slo_tok_ms"] = 0.0
     return lab_engine(
         backends,
@@ -73,11 +73,11 @@ def _engine_at(
 
 # %% ../../nbs/lab/47a_contest.ipynb #8db431f3
 def _learn(engine: ContextEngine, now: float):
-    "A lesson in a simulated past. The next tick takes it up."
+    "A lesson in a simulated past. The next tick adopts it."
     try:
         engine.forecaster.learn([], [], now)
     except ValueError:
-        return  # too little has happened: it goes on without
+        return  # too little has happened to learn from
 
 
 def lived_through(
@@ -381,7 +381,7 @@ def _herding(
     n: int,  # backends
     window_s: float = 1.0,
 ) -> float:
-    "Fano factor of dispatches over that of independent draws; 1: routing adds no lumps."
+    "Fano factor of dispatches over that of independent draws; 1: routing adds no clumps."
     since_s = record.born_s - record.born_s.min()
     window = (since_s // window_s).astype(int)
     place = np.maximum(record.first, 0)
@@ -446,7 +446,7 @@ _SHEDS = 1.25  # a foreseen change of this factor counts as shedding
 
 
 class _LeadTimes:
-    "How long before the first breach of the twin the engine went away from a backend."
+    "How long before the first breach of the twin the engine took weight off a backend."
 
     early_s = 120.0  # a shed earlier than this before the onset is not counted as longer
 

@@ -300,8 +300,8 @@ def _settle(
 # %% ../../nbs/lab/41_curves.ipynb #4e402a76
 def _assumptions(
     kept: pd.DataFrame,  # stages up to the knee
-    has_ttft: bool,  # does the file have a time to first token
-    full_seen: bool,  # was the full server measured
+    has_ttft: bool,  # whether the file has a time to first token
+    full_seen: bool,  # whether the full server was measured
 ) -> tuple[str, ...]:
     "What a fit had to assume, in words."
     notes = []
@@ -457,7 +457,7 @@ class _Curves(dict):
         self,
         fits: dict[str, _Fit],  # by name
         source: str,  # where they come from, in words
-        measured: bool,  # did anybody measure them
+        measured: bool,  # whether they were measured
     ):
         super().__init__({name: fit.curve for name, fit in fits.items()})
         self.fits = fits
@@ -563,7 +563,7 @@ def load_curves(
 
 # %% ../../nbs/lab/41_curves.ipynb #e1515db7
 class _SteadyLoad(SimpleNamespace):
-    "Equal requests; as much of a workload as a fleet asks for."
+    "Equal requests, with only those parts of a workload that a fleet uses."
 
     def __len__(self):
         return len(self.at_s)

@@ -81,7 +81,7 @@ _IDENTITY = ("family", "policy", "seed")  # columns that every row starts with
 class Task:
     """One run: a policy in one world of a family. Frozen, hashable, and plain enough for JSON.
 
-    ValueError on a seed that is no whole number, on a name that is used twice, and on NaN or
+    ValueError on a seed that is not a whole number, on a name that is used twice, and on NaN or
     infinity; TypeError on a value that JSON cannot hold.
     """
 
@@ -279,7 +279,7 @@ class _Ledger:
         return rows
 
     def add(self, record: dict):
-        "Append one line, in one write, and see it on the disk."
+        "Append one line, in one write, and sync it to disk."
         line = json.dumps(record, allow_nan=False) + "\n"
         self.file.write(line.encode())
         os.fsync(self.file.fileno())
@@ -672,7 +672,7 @@ def _gap(
 def paired(
     ours: Sequence[float],  # misses per seed
     reactive: Sequence[float],  # of the rival in the same seeds, in the same order
-    clairvoyant: Sequence[float] | None = None,  # likewise: how little is possible
+    clairvoyant: Sequence[float] | None = None,  # likewise: how few are possible
     least: float = FEWEST,  # misses that either side needs for a ratio
     seed: int = 0,  # of the sign patterns
 ) -> dict[str, float | int | None]:  # None: it does not exist

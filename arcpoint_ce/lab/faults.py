@@ -34,7 +34,7 @@ def _ramp_of(f) -> float:  # s
 
 
 def _rising(f, since_s: float) -> float:
-    "Up along a ramp, and then as it is."
+    "Rise along a ramp, then stay."
     ramp_s = _ramp_of(f)
     return min(since_s / ramp_s, 1.0) if ramp_s else 1.0
 
@@ -62,7 +62,7 @@ def _warm_of(f) -> float:  # s
 
 
 def _warming(f, since_s: float) -> float:
-    "Away at first (infinite), then ever less cold."
+    "Down at first (infinite), then less and less cold."
     left_s = f.duration_s - since_s
     away = round(left_s - _warm_of(f), 6) > 0
     return inf if away else left_s / _warm_of(f)
@@ -79,7 +79,7 @@ class _Kind:
 
     says: str  # one line, at intensity 1
     effect: Callable[[float], dict]  # level -> conditions of the backend
-    graded: bool = True  # are there degrees of it
+    graded: bool = True  # whether there are degrees of it
     shape: Callable = _rising  # (fault, seconds since its start) -> level
     edges: Callable = _rising_edges  # fault -> seconds after its start at which the level changes
     kills: bool = False  # running attempts are lost when it starts
@@ -90,7 +90,7 @@ def _slower(times: float) -> dict:
 
 
 def _away(level: float, how: str = "refuse") -> dict:
-    "Not there, and silent: its last gauges stay as they were."
+    "Down and silent: its last gauges stay as they were."
     return {"down": how, "gauge": "frozen"} if level else {}
 
 # %% ../../nbs/lab/43_faults.ipynb #bed51044
@@ -247,7 +247,7 @@ class Fault:
     target: str | int  # name or position of the backend; "*": every one
     start_s: float  # when, s of the simulation
     duration_s: float  # for how long, s
-    intensity: float = 1.0  # how strong; what 1 means stands in KINDS
+    intensity: float = 1.0  # how strong; KINDS says what 1 means
     # until it has its full strength, s; of a cold restart: the warm-up; 0: at once
     # (slow_degradation: all the time; cold_restart: two thirds)
     ramp_s: float = 0.0
@@ -369,7 +369,7 @@ class Ledger:
         return own
 
     def _write(self, place: int, effects: Sequence[Mapping], now_is: Callable, do: Callable):
-        "Write what differs from what is. What somebody else wrote since is the new base."
+        "Write the conditions that change. What something else has written since is the new base."
         base = self.base[place]
         self._notice(place, now_is)
         want = _combine(lambda name: base.setdefault(name, now_is(name)), effects)
@@ -381,7 +381,7 @@ class Ledger:
         self.wrote[place] = {name: value for name, value in want.items() if name in base}
 
     def _notice(self, place: int, now_is: Callable):
-        "Conditions that somebody else has changed are the new base."
+        "Take conditions that something else has changed as the new base."
         base, wrote = self.base[place], self.wrote[place]
         for name in [name for name in wrote if now_is(name) != wrote[name]]:
             base[name] = now_is(name)
@@ -466,7 +466,7 @@ _OVERLOAD, _MEMORY_S = 1.5, 10.0
 
 
 class _Cascade:
-    "Watches a fleet, and takes down who is overloaded."
+    "Watches a fleet, and takes down overloaded backends."
 
     def __init__(self, fault: Fault):
         self.fault = fault
@@ -486,7 +486,7 @@ class _Cascade:
             fleet.at(now + 1.0, self.look)
 
     def _overloaded(self, station) -> bool:
-        "Has it had more to do than its limit for a while? Moves its average."
+        "Update a backend's average load; whether it has been above the limit for a while."
         had = self.mean.get(station.place, 0.0)
         load = station.n + len(station.queue) + station.now_is.others
         mean = had + (load - had) / _MEMORY_S
@@ -756,7 +756,7 @@ def make_scenario(
 
 # %% ../../nbs/lab/43_faults.ipynb #8ddc1e5b
 def is_outage(fault: Fault) -> bool:
-    "Does it, at its strongest, turn away half of the attempts or more?"
+    "Whether a fault, at its strongest, turns away at least half of the attempts."
     strength = inf if fault.kind == "cold_restart" else fault.intensity
     effect = KINDS[fault.kind].effect(strength)
     lost = effect.get("error_rate", 0.0) + effect.get("stuck_rate", 0.0)

@@ -52,7 +52,7 @@ def _check_times(
     name: str,  # parameter of a curve
     times_ms: Sequence[float],  # its values, ms
     n: int,  # how many there must be
-    fits: Callable[[float], bool],  # is one of them right
+    fits: Callable[[float], bool],  # whether one of them is right
     what: str,  # what they must be, in words
 ):
     "ValueError where there are too few or too many times, or where one of them is wrong."
@@ -134,7 +134,7 @@ class SimBackend:
     queue: int | None = None  # longest queue; one more is refused at once; None: no limit
     replicas: int = 1
     start_s: float = 180.0  # how long a new replica takes to start, s
-    observable: bool = True  # does it publish gauges
+    observable: bool = True  # whether it publishes gauges
 
     def __post_init__(self):
         self._check("replicas", self.replicas >= 1, "1 or more")
@@ -152,7 +152,7 @@ class SimBackend:
 # %% ../../nbs/lab/40_fleet.ipynb #b10a3637
 @displayed
 class Gauge(NamedTuple):
-    "What a backend says of itself."
+    "What a backend reports about itself."
 
     at_s: float  # when, s
     running: float  # requests in its batches, other tenants' and other gateways' included
@@ -192,7 +192,7 @@ class Call:
         tokens_out: float,  # length of the answer, tokens
         tier: str,
         slo_s: float,  # latency limit, s
-        born_s: float,  # when it came, s
+        born_s: float,  # when it arrived, s
         gateway: int,  # which gateway got it
         session: int = -1,  # conversation that it belongs to; -1: none
         prefix: int = -1,  # beginning that its prompt shares with others; -1: none
@@ -211,8 +211,8 @@ class Call:
         self.ended = False
         self.cost_usd = 0.0  # billed so far
         self.memo: Any = None  # whatever its gateway wants to keep until the end
-        self.streams = True  # does its answer come token by token
-        self.first_late = False  # did its first token come too late
+        self.streams = True  # whether its answer comes token by token
+        self.first_late = False  # whether its first token came too late
         self.retried = 0  # pauses taken before another attempt
         self.jobs: Sequence[Job] = ()  # its attempts, where it may hedge
 
@@ -235,7 +235,7 @@ class Job:
         self.place = place
         self.start_s = start_s
         self.ttft_s: float | None = None  # time to first token once known, s
-        self.alive = True  # has it not ended yet
+        self.alive = True  # whether it is still running
         self.first_v = inf  # reading of its station's clock at the first token, tokens
         self.seated = 0  # 0: not yet in a batch, 1: in it, 2: served, its answer is on the way
 
@@ -397,8 +397,8 @@ class _Conditions:
         self.gauge = None
 
     def change(self, **new):
-        """Set some. ValueError on an unknown condition or a value that makes no sense, before
-        anything is changed.
+        """Set some conditions. ValueError on an unknown condition or a value that makes no sense,
+        before anything is changed.
         """
         for name, value in new.items():
             _check_condition(name, value)
@@ -406,14 +406,14 @@ class _Conditions:
             setattr(self, name, value)
 
     def plain(self) -> bool:
-        "Is there nothing that a new attempt could stumble over?"
+        "Whether none of the conditions can refuse, fail or hang a new attempt."
         if self.down is not None or self.error_rate or self.stuck_rate:
             return False
         return self.rpm is None and self.tpm is None and self.queue is None
 
     # "refused", "hang", "error" or None
     def strike(self, random: Callable[[], float]) -> str | None:
-        "What befalls a new attempt, by these conditions alone. `random` is uniform in [0, 1)."
+        "What happens to a new attempt by these conditions alone. `random` is uniform in [0, 1)."
         if self.down == "refuse":
             return "refused"
         if self.down == "hang" or (self.stuck_rate and random() < self.stuck_rate):
@@ -475,7 +475,7 @@ class _MinuteBudget:
         self.requests, self.tokens = 0, 0.0
 
     def accepts(self, tokens: float, conditions: _Conditions, now: float) -> bool:
-        "Is one more request of so many tokens within the limits? If so, it is counted."
+        "Whether one more request of `tokens` is within the limits. If so, it is counted."
         rpm, tpm = conditions.rpm, conditions.tpm
         if rpm is None and tpm is None:
             return True
@@ -540,7 +540,7 @@ class Station:
 
     # error, "hang", or None: may enter
     def trouble(self, job: Job, now: float, random: Callable[[], float]) -> str | None:
-        "What a new attempt stumbles over."
+        "What stops a new attempt from entering, if anything."
         error = self.now_is.strike(random)
         if error is not None:
             return error
@@ -563,7 +563,7 @@ class Station:
         return self.ends()
 
     def seat(self, job: Job, now: float, number: int):
-        "Into the batch. `number` breaks ties: first come, first to leave."
+        "Put a job into the batch. `number` breaks ties: first come, first to leave."
         v = self.v = self.v + (now - self.at_s) * self.rate
         self.at_s = now
         n = self.n = self.n + 1
@@ -592,7 +592,7 @@ class Station:
     def step(self, now: float) -> Job | None:
         """The time that `ends` gave has come.
 
-        Returns the job whose answer is whole, if there is one.
+        Returns the job whose answer is complete, if there is one.
         """
         job = heappop(self.heap)[2]
         job.seated = 2
@@ -610,19 +610,19 @@ class Station:
         self.rate = self.paces[n][0]
 
     def fill(self, now: float, number: int) -> int:  # the number of the newest event
-        "Free seats go to whoever waits, first come, first served."
+        "Give free seats to queued jobs, first come, first served."
         while self.queue and self.n < self.limit:
             number += 1
             self.seat(self.queue.popleft(), now, number)
         return number
 
     def unqueue(self, job: Job):
-        "It waits no longer, if it did."
+        "Take a job out of the queue, if it is there."
         if self.queue and job in self.queue:
             self.queue.remove(job)
 
     def jobs(self) -> list[Job]:
-        "Who is here: those in the batch in the order in which they would leave, then the queue."
+        "All jobs here: those in the batch in the order in which they would leave, then the queue."
         seated = [job for *_, job in sorted(self.heap)]
         return [*seated, *self.queue]
 
@@ -634,11 +634,11 @@ class Station:
         return min(max(came, 0), job.call.tokens_out)
 
     def pace(self, now: float) -> float:  # tokens/s
-        "What each request in the batch gets, or one would get that came now."
+        "The pace of each request in the batch, or of one that would arrive now."
         return self.paces[max(self.n, 1)][0]
 
     def publish(self, now: float):
-        "Read the gauges. They are shown later, as far as they are late."
+        "Read the gauges. They become visible after their delay."
         story = self.now_is.gauge
         if not self.sim.observable or story == "frozen":
             return
@@ -806,13 +806,13 @@ _Kept = TypeVar("_Kept", covariant=True)
 
 
 class _Sink(Protocol[_Kept]):
-    "Keeps what came of calls."
+    "Keeps the results of calls."
 
     def close(self, call: Call, job: Job | None, now: float, ok: bool, error: str | None):
         "A call is over; `job` is the attempt that decided it."
 
     def done(self) -> _Kept:
-        "No more calls will come: what was kept."
+        "No more calls will come: return what was kept."
 
 # %% ../../nbs/lab/40_fleet.ipynb #be34f999
 def _never(fleet: "Fleet", now: float):
@@ -869,7 +869,7 @@ class _Arrivals:
 
     def __init__(
         self,
-        gateways: int,  # among how many the calls are spread
+        gateways: int,  # how many the calls are spread over
         streams: float,  # share of calls whose answers come token by token, 0..1
     ):
         self.gateways, self.streams = gateways, streams
@@ -939,7 +939,7 @@ class _Patience:
         hedge_s: float,  # a second attempt is sent if there is no answer after this, s
     ):
         self.timeout_s, self.hedge_s = timeout_s, hedge_s
-        self.sweeping = False  # is a look at the oldest attempt scheduled
+        self.sweeping = False  # whether a look at the oldest attempt is scheduled
         self.hedging = hedge_s < inf
         self.first: deque[Job] = deque()  # first attempts that may be hedged
 
@@ -949,7 +949,7 @@ class _Patience:
         agenda.at(oldest.start_s + self.timeout_s, self.sweep)
 
     def sweep(self, fleet: "Fleet", now: float):
-        "End the attempts whose time is up; come again for the next."
+        "End the attempts whose time is up; schedule a look at the next."
         callers, running = fleet.callers, fleet.attempts.running
         late = list(takewhile(lambda job: job.start_s + self.timeout_s <= now, running))
         for job in late:
@@ -1069,7 +1069,7 @@ class _Callers:
         self.running = attempts.running
         self.retries, self.backoff_s = retries, backoff_s
         self.open = 0  # calls that have not ended
-        self.sink: _Sink = Record()  # keeps what came of them
+        self.sink: _Sink = Record()  # keeps their results
 
     def serve(self, call: Call, now: float, deadline_s: float):
         "A new call: its gateway is asked for a place. Its caller gives up after the deadline."
@@ -1172,7 +1172,7 @@ class _Answers:
         self.first_token = first_token
 
     def step(self, now: float):
-        "Something happens in a batch: a departure, or whatever else its station knows of."
+        "Handle the next event of a station: a departure, or whatever else its batch does."
         agenda = self.agenda
         agenda.now = now
         place = agenda.departures.index(now)
@@ -1193,7 +1193,7 @@ class _Answers:
             self.callers.ended(job, now, True, None)
 
     def _hear_first(self, job: Job, delay_s: float, first_token: FirstToken):
-        "Was the first token of a streamed answer there in time?"
+        "Check whether the first token of a streamed answer came in time."
         call = job.call
         if call.streams and job.ttft_s is not None:
             came_s = job.start_s + job.ttft_s + delay_s - call.born_s
@@ -1204,7 +1204,7 @@ class _Answers:
 def rare_collections(
     every: int = 100_000,  # new objects between two looks at the young ones
 ) -> Iterator[None]:
-    "Python's garbage collector, called rarely; whatever was set before is set again at the end."
+    "Run Python's garbage collector rarely; the old settings return at the end."
     before = gc.get_threshold()
     if before[0]:
         gc.set_threshold(max(every, before[0]), *before[1:])
@@ -1244,7 +1244,7 @@ class _Rounds:
                 agenda.at(now + first_s + 1e-6, self._ticking(gateway))
 
     def look(self, fleet: "Fleet", now: float):
-        "Read all gauges, now and again."
+        "Read all gauges now, and schedule the next reading."
         for station in self.stations:
             station.publish(now)
             station.exporter.shown(now, self.staleness_s)
@@ -1393,7 +1393,7 @@ class Fleet:
     def set(self, place: int | str, **conditions):
         """Change conditions of one backend from now on.
 
-        ValueError on what makes no sense, KeyError on a backend that there is not.
+        ValueError on what makes no sense, KeyError on an unknown backend.
         """
         station = self.stations[self.place_of(place)]
         station.now_is.change(**conditions)
@@ -1409,8 +1409,7 @@ class Fleet:
         """Change the number of replicas.
 
         More are ready after the backend's `start_s`, fewer are gone at once. ValueError on a
-        negative
-        number, KeyError on a backend that there is not.
+        negative number, KeyError on an unknown backend.
         """
         if replicas < 0:
             raise ValueError(f"replicas must be 0 or more, got {replicas!r}")
@@ -1427,7 +1426,7 @@ class Fleet:
                 self.set(station.place)
 
     def _start_ready(self, station: Station):
-        "Replicas whose time has come join the others."
+        "Replicas that have finished starting join the others."
         ready = bisect_right(station.starting, self.now)
         if ready:
             del station.starting[:ready]
@@ -1435,7 +1434,7 @@ class Fleet:
             self.set(station.place)
 
     def kill(self, place: int | str):
-        "Whatever runs or waits there is lost. KeyError on a backend that there is not."
+        "Lose whatever runs or waits at a backend. KeyError on an unknown backend."
         for job in self.stations[self.place_of(place)].jobs():
             if job.alive:
                 self.callers.fail(job, self.now, "lost")
@@ -1453,7 +1452,7 @@ class Fleet:
     def run(
         self,
         workload,  # a workload, or a stream of them
-        sink: _Sink | None = None,  # keeps what came of them; None: a new Record
+        sink: _Sink | None = None,  # keeps the results; None: a new Record
         until_s: float = inf,  # end here, even if requests still run, s
         # requests come this much later than the workload says, s; negative: earlier
         shift_s: float = 0.0,

@@ -26,8 +26,8 @@ class Policy(ABC):
     "A peer's policy behind the lab's `Gateway` protocol. Places are positions in the fleet."
 
     every_s = inf  # wants `tick` this often, s
-    health: Health | None = None  # who is left out after failures; None: nobody
-    pacing: Pacing | None = None  # keeps to told request limits; None: they are ignored
+    health: Health | None = None  # which places are left out after failures; None: none
+    pacing: Pacing | None = None  # keeps to stated request limits; None: they are ignored
 
     def start(
         self,
@@ -261,7 +261,7 @@ def late_s(
     before: float | None,  # the average so far, s per unit; None: none yet
     units: float = 1.0,  # of work
 ) -> float | None:  # s per unit; None: nothing
-    "What an average should take in. A time-out counts only where it says more than `before`."
+    "The latency that an average should take in. A time-out counts only where it exceeds `before`."
     took_s = (now - job.start_s) / units
     if ok:
         return took_s
@@ -312,7 +312,7 @@ class AdaptiveLeastRequest(Policy):
         self.factor[p] = late**self.gamma * distrust / (self.capacity[p] * self.speed[p])
 
     def _usual_late(self) -> float:
-        "What a place that nothing is known of is taken for."
+        "The lateness that is assumed for a place without any latency yet."
         known = [late for late in self.late if late is not None]
         return sum(known) / len(known) if known else 1.0
 
@@ -368,7 +368,7 @@ class _GaugeReader:
 # %% ../../nbs/lab/45a_load_rules.ipynb #cdd5fb60
 @displayed
 class Watching(Policy):
-    "A peer that reads gauges; own outcomes speak for the backends that say nothing."
+    "A peer that reads gauges; own outcomes stand in for the backends that publish nothing."
 
     every_s = 1.0
     in_weight = 200.0  # input tokens that are as much work as one output token
@@ -396,7 +396,7 @@ class Watching(Policy):
 # %% ../../nbs/lab/45a_load_rules.ipynb #6f1b710a
 @displayed
 class AdaptiveGauges(AdaptiveLeastRequest):
-    "Adaptive least-request that reads gauges: the pace of now, and others' load if asked."
+    "Adaptive least-request that reads gauges: the current pace, and others' load if asked."
 
     every_s = 1.0
 

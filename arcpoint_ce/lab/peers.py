@@ -271,7 +271,7 @@ class _LiteLLM(Policy):
 
     def __init__(
         self,
-        sliding: bool = True,  # do old samples leave
+        sliding: bool = True,  # whether old samples are dropped
         buffer: float = 0.0,  # share above the best mean that is as good
         size: int = 10,  # samples kept
     ):
@@ -305,7 +305,7 @@ def _litellm_as_shipped(buffer: float = 0.0, size: int = 10) -> _LiteLLM:
 
 # %% ../../nbs/lab/45b_peers.ipynb #c46dd90c
 class _Samples:
-    "What was seen lately at one group of backends, and the model of time that it teaches."
+    "Recent samples of one group of backends, and the model of times that is fitted to them."
 
     def __init__(self, window: int):  # samples kept for each bucket
         self.window = window
@@ -327,7 +327,7 @@ class _Samples:
         self.first.append((1.0, prompt, crowd, waiting, tokens, ttft_s))
 
     def refit(self):
-        "Table and plane anew; nothing where nothing was seen."
+        "Fit table and plane again; where there are no samples, there is no fit."
         if not self.first:
             return
         means = [np.mean(kept, axis=0) for _, kept in sorted(self.buckets.items())]
@@ -410,7 +410,7 @@ class _Headroom(Watching):
         self._leave(job)
 
     def _leave(self, job):
-        "Its tokens are in flight no more."
+        "Take its tokens out of those in flight."
         p, call = job.place, job.call
         self.tokens[p] = max(self.tokens[p] - call.tokens_in - call.tokens_out, 0.0)
 
@@ -550,7 +550,7 @@ class _AdaptiveLeastSharp(AdaptiveLeastRequest):
 
 
 class _AdaptiveLeastSharpPaced(AdaptiveLeastRequest):
-    "The same rule, which also spends told request limits evenly over the minute."
+    "The same rule, which also spends stated request limits evenly over the minute."
 
     def __init__(self):
         super().__init__(weight=0.3, gamma=6.0)
@@ -583,8 +583,8 @@ PEERS: dict[str, Callable[..., Policy]] = dict(  # parameters -> a fresh peer
 def peer_from(
     peers: Mapping[str, Callable[..., Policy]],  # by name
     name: str,  # one of them
-    params: Mapping,  # its own parameters; `paced` adds pacing by told limits
-    gateways: int = 1,  # that share the told limits
+    params: Mapping,  # its own parameters; `paced` adds pacing by stated limits
+    gateways: int = 1,  # how many share the stated limits
 ) -> Policy:  # a fresh one
     "A peer's policy by name. ValueError on an unknown name, TypeError on a wrong parameter."
     if name not in peers:
@@ -605,8 +605,8 @@ def peer_from(
 def make_peer(
     name: str,  # one of PEERS
     *,
-    gateways: int = 1,  # that share the told limits
-    **params,  # its own parameters; `paced` adds pacing by told limits
+    gateways: int = 1,  # how many share the stated limits
+    **params,  # its own parameters; `paced` adds pacing by stated limits
 ) -> Policy:  # a fresh one
     "A peer of this notebook. ValueError on an unknown name, TypeError on a wrong parameter."
     return peer_from(PEERS, name, params, gateways)

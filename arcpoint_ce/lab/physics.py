@@ -127,13 +127,13 @@ class _Seen:
 
 @displayed
 class Contexts:
-    "Where the contexts of conversations lie."
+    "Which backend holds the context of each conversation."
 
-    FORGET_S = 3600.0  # a conversation that was silent for so long is over
+    FORGET_S = 3600.0  # a conversation that has been silent for this long is over, s
 
     def __init__(
         self,
-        move_tok: float,  # a move is as much work as so many output tokens
+        move_tok: float,  # the work of a move, in output tokens
         # a context is kept this long after its last use, s (plausible guess)
         keep_s: float = 600.0,
     ):
@@ -143,7 +143,7 @@ class Contexts:
 
     # output tokens that it is worth
     def bring(self, session: int, place: int, now: float) -> float:
-        """The work of bringing a conversation's context to a backend; from now on it lies there.
+        """The work of bringing a conversation's context to a backend, which holds it from now on.
 
         `session` is -1 for a request that belongs to no conversation.
         """
@@ -169,7 +169,7 @@ class TalkStation(Station):
         self.contexts = contexts
 
     def seat(self, job: Job, now: float, number: int):
-        "Into the batch; a context that is not here is prefilled first."
+        "Put a job into the batch; a context that is not here is prefilled first."
         self.advance(now)
         self.n += 1
         self.rate, fill = self.paces[self.n]
@@ -182,7 +182,7 @@ class TalkStation(Station):
         heappush(self.heap, (job.first_v + call.tokens_out, number, job))
 
 # %% ../../nbs/lab/42a_physics.ipynb #f0e51022
-_EPSILON = 1e-6  # tokens or milliseconds; less work than this is none
+_EPSILON = 1e-6  # tokens or milliseconds; less work than this counts as none
 
 
 class _Prefill:
@@ -192,7 +192,7 @@ class _Prefill:
         curve = sim.curve
         lone_ms = curve.ttft_ms[0] if curve.ttft_ms else 0.0
         self.tok_ms = lone_ms * (1 - curve.fixed) / curve.prompt_tok  # what a prompt token costs
-        self.fixed_ms = lone_ms * curve.fixed  # and a prompt as such
+        self.fixed_ms = lone_ms * curve.fixed  # and what every prompt costs, whatever its length
         self.chunk_ms = None if engine.chunk_tok is None else engine.chunk_tok * self.tok_ms
         tenants = engine.tenant_in_tok * (1 - engine.prefix_share) / engine.tenant_out_tok
         self.tenant_ms = self.tok_ms * tenants  # their prompts, per token of one of their requests
@@ -200,7 +200,7 @@ class _Prefill:
         self.backlog_ms = 0.0
 
     def add(self, who, fresh_tok: float, more_ms: float) -> bool:  # is there anything to read
-        "A prompt with so many tokens that are not cached, and whatever else must be read."
+        "Queue a prompt: its tokens that are not cached, and whatever else must be read."
         work_ms = self.fixed_ms + fresh_tok * self.tok_ms + more_ms
         if work_ms <= _EPSILON:
             return False
@@ -221,13 +221,13 @@ class _Prefill:
         self.backlog_ms -= done_ms
 
     def pop(self):
-        "The first one is through: who."
+        "Remove the first prompt, which has been read; return whose it was."
         left_ms, who = self.queue.popleft()
         self.backlog_ms = max(self.backlog_ms - left_ms, 0.0) if self.queue else 0.0
         return who
 
     def drop(self, who):
-        "One is given up."
+        "Remove the prompt of a request that was given up."
         for item in self.queue:
             if item[1] is who:
                 self.queue.remove(item)
@@ -257,7 +257,7 @@ class _Memory:
         self.still_tok, self.growing = 0.0, 0
 
     def resize(self, replicas: int, others: float):
-        "Other tenants' requests take their part."
+        "Set the memory that is left beside other tenants' requests."
         self.limit_tok = replicas * self.engine.kv_tok - others * self.engine.tenant_kv_tok
 
     def room_tok(self, v: float) -> float:
@@ -272,7 +272,7 @@ class _Memory:
         self.still_tok -= v
 
     def give_back(self, held: _Held, v: float):
-        "All that a request holds."
+        "Free all that a request holds."
         self.still_tok -= held.kv_tok
         if held.first_v is not None:
             self.growing -= 1
@@ -281,7 +281,7 @@ class _Memory:
     def admits(self, tok: float, v: float) -> bool:
         """Is there room for a request and a little more?
 
-        Else who was put back would come back at once, without end.
+        Without that margin a request that was put back would return at once, without end.
         """
         return self.room_tok(v) >= tok + max(self.engine.spare * self.limit_tok, 1.0)
 
@@ -362,7 +362,7 @@ class _Batch:
         return room_tok / growth if growth else inf
 
     def add(self, job: Job, number: int, done_tok: float, fresh_tok: float, more_ms: float):
-        "A request whose prompt is read next; where there is nothing to read, it decodes at once."
+        "Add a request. Its prompt is read next; where there is none to read, it decodes at once."
         call = job.call
         slow = self.slow[call.k % len(self.slow)]
         held = _Held(number, call.tokens_in + done_tok, done_tok, slow)
@@ -383,7 +383,7 @@ class _Batch:
         self.set_rates()
 
     def remove(self, job: Job):
-        "Its seat and its memory are free."
+        "Remove a request, and free its seat and its memory."
         held = self.held.pop(job)
         self.memory.give_back(held, self.v)
         if held.first_v is None:
@@ -465,7 +465,7 @@ class EngineStation(Station):
         return number
 
     def seat(self, job: Job, now: float, number: int):
-        """Into the batch.
+        """Put a job into the batch.
 
         The beginning of its prompt may be cached; a moved context must be read too.
         """
@@ -479,7 +479,7 @@ class EngineStation(Station):
         job.seated = 1
         self.batch.add(job, number, done_tok, call.tokens_in * (1 - cached) + done_tok, more_ms)
 
-    def step(self, now: float) -> Job | None:  # whose answer is whole
+    def step(self, now: float) -> Job | None:  # the job whose answer is complete
         "The next thing happens: a first token, a departure, or memory is full."
         self.advance(now)
         batch = self.batch
@@ -498,8 +498,8 @@ class EngineStation(Station):
         return None
 
     def preempt(self):
-        """Memory is full: who was admitted last goes back to the front of the queue (vLLM's
-        recompute).
+        """Memory is full: the request that was admitted last goes back to the front of the queue
+        (vLLM's recompute).
         """
         job = next(reversed(self.batch.held))
         self.put_back[job] = self.batch.got_tok(job, self.batch.at_s)
@@ -509,7 +509,7 @@ class EngineStation(Station):
         self.queue.appendleft(job)
 
     def unseat(self, now: float, job: Job):
-        "It was given up."
+        "Remove a job that was given up."
         self.advance(now)
         self.batch.remove(job)
 

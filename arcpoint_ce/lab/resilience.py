@@ -83,7 +83,7 @@ class _SteadyState:
         _Probe("error_rate", 0.0, 0.001),
         _Probe("p99_of_slo", 0.0, 1.5),
     )
-    settle_s: float = 60.0  # "after" begins so long after the last fault, s
+    settle_s: float = 60.0  # "after" begins this long after the last fault, s
 
     def check(
         self,
@@ -201,7 +201,7 @@ def _to_chaostoolkit(
     scenario: Scenario,
     hypothesis: _SteadyState,
     url: str = "http://127.0.0.1:8900",  # used where FLEET_URL is not set
-    speed: float = 1.0,  # > 1: pauses so many times shorter
+    speed: float = 1.0,  # > 1: pauses shorter by this factor
 ) -> dict:  # ready for json.dump
     """A Chaos Toolkit experiment (chaostoolkit.org, "Experiment" reference).
 
@@ -225,19 +225,19 @@ def _to_chaostoolkit(
 
 # %% ../../nbs/lab/49_resilience.ipynb #e4b86296
 def _harms(fault: Fault) -> bool:
-    "Does it make the service of its target worse, or only what is said about it, or the load?"
+    "Whether it makes its target serve worse, and does not only change gauges or the load."
     effects = KINDS[fault.kind].effect(fault.intensity)
     harmless = {"gauge", "surge"}
     return bool(set(effects) - harmless)
 
 
 def _backend_of(target: str | int, names: Sequence[str]) -> int:
-    "Where a backend stands that is given by its name or its place."
+    "The place of a backend that is given by its name or its place."
     return names.index(target) if isinstance(target, str) else target
 
 
 def _place_of(target: str | int, names: Sequence[str]) -> int | slice:
-    "Where a fault's target stands among the backends; `*` is all of them."
+    "The place of a fault's target; `*` is all places."
     return slice(None) if target == "*" else _backend_of(target, names)
 
 
@@ -245,8 +245,8 @@ def _sick(
     faults: Sequence[Fault],
     names: Sequence[str],  # backends of the fleet
     at_s: np.ndarray,  # (m,) moments, s
-    grace_s: float = 0.0,  # so long after a fault its target still counts as sick, s
-    span_s: float = 0.0,  # each moment lasts so long, s
+    grace_s: float = 0.0,  # a target still counts as sick this long after its fault, s
+    span_s: float = 0.0,  # how long each moment lasts, s
 ) -> np.ndarray:  # (m, n) bool
     "Which backend had something wrong with it at each moment."
     out = np.zeros((len(at_s), len(names)), bool)
@@ -333,7 +333,7 @@ def _reaction(
     place: int,  # position of its target
     until_s: float,  # when the next fault hits that backend, or the run ends, s
 ) -> tuple[float, float]:  # time to detect, time to recover, s; inf: never; NaN: cannot be told
-    "How soon its backend was left, and how soon after its end it was used again."
+    "How soon a fault's backend was left, and how soon after the fault's end it was used again."
     usual = _share_of(twin, place, fault.start_s, fault.end_s)
     if not usual > 0:
         return nan, nan
@@ -359,7 +359,7 @@ def _moved(
     due: np.ndarray,  # (n,) share of dispatches that each backend should get when all are well
     ill: Callable,  # (moments (m,), how long each lasts) -> (m, n) bool: who was not well
 ) -> float:  # share of dispatches, 0..1
-    "Dispatches withheld from healthy backends; or attempts repeated with everybody well, if more."
+    "Dispatches withheld from healthy backends; or attempts repeated while all are well, if more."
     used = due > 0.01
     size = int(np.ceil(20 / due[used].min()))
     windows = max(len(record) // size, 1)
@@ -386,7 +386,7 @@ def _moved(
 @displayed
 @dataclass(frozen=True, slots=True)
 class Limits:
-    "What a resilience test asks for."
+    "What a resilience test requires."
 
     # of the requests with room for them, from the first fault until all is settled, this share must
     # meet its SLO
@@ -397,13 +397,13 @@ class Limits:
     # of all dispatches, at most this may be false reroutes (none is counted until `recover_s` after
     # a fault)
     false_share: float = 0.05
-    settle_s: float = 60.0  # the trouble counts as settled so long after the last fault, s
+    settle_s: float = 60.0  # the trouble counts as settled this long after the last fault, s
 
 # %% ../../nbs/lab/49_resilience.ipynb #1cbc8a7c
 @displayed
 @dataclass(frozen=True, slots=True)
 class Score:
-    "How a router stood a scenario."
+    "How a router coped with a scenario."
 
     slo: float  # share that met its SLO while there was room and trouble
     errors: float  # share of all requests that failed, room or not
@@ -519,14 +519,14 @@ def _mitigated_s(
 
 # %% ../../nbs/lab/49_resilience.ipynb #1c2b57a9
 def _verdict(
-    slo: float,  # as in `Score`; NaN is not held against anybody
+    slo: float,  # as in `Score`; NaN does not count against it
     lost_share: float,
     detect_s: float,
     recover_s: float,
     false_share: float,
     limits: Limits,
 ) -> tuple[str, ...]:
-    "Why a test was failed, in words; (): it was not."
+    "Why a test failed, in words; (): it passed."
     why = []
     if slo < limits.slo_share:
         asked = f"(asked: {limits.slo_share:.0%})"
@@ -566,7 +566,7 @@ def _false_share(
     due: np.ndarray,  # (n,) shares
     names: Sequence[str],
     faults: Sequence[Fault],
-    grace_s: float,  # so long after a fault nothing is false, s
+    grace_s: float,  # nothing counts as false this long after a fault, s
 ) -> float:
     "Share of false reroutes, in the run or in its twin, whichever is more."
 
@@ -596,7 +596,7 @@ def resilience_score(
     due: Sequence[float] | None = None,
     limits: Limits = Limits(),
 ) -> Score:
-    "How a policy stood a scenario. ValueError where run and twin are empty or `due` does not fit."
+    "How a policy coped with a scenario. ValueError where run and twin are empty or `due` misfits."
     faults = scenario.faults if faults is None else tuple(faults)
     names = [backend.name for backend in backends]
     if not len(record) or not len(twin):
@@ -632,7 +632,7 @@ def suite_passes(
     needed: float = 0.8,  # share of the scenarios that must be passed
     limits: Limits = Limits(),
 ) -> bool:
-    """Whether a router stands a suite.
+    """Whether a router passes a suite.
 
     ValueError on an empty one, and on one without any outage: that would let stubbornness pass.
     """

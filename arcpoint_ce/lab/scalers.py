@@ -38,7 +38,7 @@ def _sites_of(
     world: World,
     # learned with the replicas of the start; None: nominal capacities
     model: RoomModel | None = None,
-    most: int = 6,  # replicas that can be had of each backend
+    most: int = 6,  # most replicas of each backend
 ) -> tuple[Site, ...]:
     "The backends of a world as scaling sees them."
     model = model or untaught(world.backends)
@@ -189,7 +189,7 @@ class Scaler:
         counts: Sequence[float] | np.ndarray,  # own arrivals per look
         begin_s: float,  # of the first look's stretch, s
     ) -> "Scaler":
-        "Live through arrivals without a fleet."
+        "Replay arrivals without a fleet."
         for k, n in enumerate(counts):
             self.step(begin_s + (k + 1) * self.every_s, float(n))
         return self
@@ -273,7 +273,7 @@ class _Known(Scaling):
         ahead_s: float,  # how long a replica takes to start, s
         step_s: float = 10.0,  # counts are taken over this long, s
         fill: float = 0.8,  # share of a replica that is planned to be used
-        dwell_s: float = 30.0,  # so long it holds on to what it has, s
+        dwell_s: float = 30.0,  # how long it holds on to replicas, s
     ):
         super().__init__(fill, dwell_s)
         self.rate = rate
@@ -296,7 +296,7 @@ DEFAULT_SCALER = "predictive"  # what every contender gets, rivals included
 
 
 def _past_of(world: World) -> Setting:
-    "The setting as far as past arrivals depend on it."
+    "The part of the setting that past arrivals depend on."
     return replace(world.setting, gateways=1, staleness_s=0.0, retries=2, observable=0.5)
 
 
@@ -349,7 +349,7 @@ def scaler_for(
     how: str,  # one of ADVISERS
     model: RoomModel | None = None,  # what is known of the backends; None: nominal capacities
     every_s: float = 10.0,  # between two looks, s
-    most: int = 6,  # replicas that can be had of each backend
+    most: int = 6,  # most replicas of each backend
     **params,  # of the adviser
 ) -> Scaler:
     """A scaler in this world at the moment at which the judged requests begin.
@@ -416,8 +416,8 @@ def _fill_for(
     most: float,  # the share that is allowed
     halvings: int = 5,
 ) -> float | None:  # None: not even the lowest fill keeps within it
-    "The highest fill that keeps within the limit; misses hardly fall as the fill grows."
-    low, high = 0.5, 1.0  # where it looks first; both ends give way
+    "The highest fill that keeps within the limit. Misses should not fall as the fill grows."
+    low, high = 0.5, 1.0  # the first interval searched; both ends may move out
     while missed(high) <= most and high < 20:
         low, high = high, 2 * high
     while missed(low) > most:

@@ -274,7 +274,7 @@ def with_slo(
     slack: float | Mapping[str, float] = 2.5,
     ref_tpot_ms: float = 20.0,  # reference backend's time per output token, ms
     ref_prefill_ms_per_tok: float = 0.0,  # its time per prompt token, ms
-    # callers give up after so many of their limits; inf: deadlines stay as they are
+    # callers give up after this many times their limit; inf: deadlines stay as they are
     patience: float = inf,
 ) -> Workload:  # the same requests, slo_s and deadline_s set
     """Latency limits by the lab's rule: slack x work.
@@ -453,7 +453,7 @@ def _drawn(
     dice: _Dice,  # generators, read on
     about: str,  # where the arrivals come from
 ) -> Workload:  # without limits: slo_s is inf
-    "Arrivals dressed with lengths and tiers."
+    "Arrivals with lengths and tiers added."
     n = len(at_s)
     tokens_in, tokens_out = tokens.draw(n, dice.prompt, dice.answer)
     return Workload(
@@ -848,7 +848,7 @@ def _cells(
     span_s: float,  # length, s
     # window, begin (s from start_s), length (s) of each piece
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The windows met from `start_s` on, cut to the span, the file repeating."
+    "The windows covered from `start_s` on, cut to the span, the file repeating."
     n_windows = len(edges) - 1
     end_s = start_s + span_s
     turns = int(end_s // edges[-1]) + 1
@@ -867,7 +867,7 @@ def _servegen_times(
     span_s: float,  # file time covered, s
     rng: np.random.Generator,  # source of chance
 ) -> np.ndarray:  # (n,) arrivals in file time, s from start_s, sorted
-    "Arrivals of n requests over a span of the file. ValueError where nobody asks in it."
+    "Arrivals of n requests over a span of the file. ValueError where the span has no traffic."
     window, low, width = _cells(s.edges, start_s, span_s)
     weight = s.rates[window] * width[:, None]  # expected requests of each piece and stream
     if not weight.sum():
@@ -908,7 +908,7 @@ def _start(
     s: _Streams,  # the file
     rng: np.random.Generator,  # source of chance
 ) -> float:  # s from the first window, in a window with traffic
-    "Where a request drawn from the whole file would be."
+    "The time of a request drawn at random from the whole file."
     due = np.r_[0.0, np.cumsum(s.rates.sum(1) * np.diff(s.edges))]
     return float(np.interp(rng.random() * due[-1], due, s.edges))
 
@@ -926,7 +926,7 @@ def _from_servegen(
 ) -> Workload:  # n requests from time 0 on
     """Arrivals with measured rates and bursts (ServeGen layout).
 
-    Synthetic but for these. ValueError on bad files.
+    Everything else is synthetic. ValueError on bad files.
     """
     given = isinstance(trace, pd.DataFrame)
     rates = trace if given else load_rates(trace)
@@ -951,7 +951,7 @@ def _from_servegen(
 def _file(
     path: str | Path,  # a file, or the name of a data set
 ) -> tuple[Path, str]:  # the file; its layout
-    "Where it lies and how it is laid out. FileNotFoundError; ValueError on an unknown layout."
+    "A file and its layout. FileNotFoundError; ValueError on an unknown layout."
     if str(path) in REGISTRY:
         path = fetch(str(path))
     path = Path(path)

@@ -58,18 +58,18 @@ class Setting:
     # mean time to serve a request on an unloaded reference backend, s; None: as usual
     request_s: float = _AS_USUAL
     backends: int | None = None  # how many; None: 5 or 8, by seed
-    gateways: int = 1  # share nothing
+    gateways: int = 1  # how many; they share nothing
     staleness_s: float = 0.0  # gauges are seen this late, s
     retries: int = 2  # further attempts of the callers
     slack: float = 2.5  # latency limit, in multiples of the work on a reference backend
     observable: float = _AS_USUAL  # share of backends that publish gauges; None: as usual
     # share of the requests whose answers come token by token; None: as usual
     streams: float = _AS_USUAL
-    past: int = 6  # cycles that lie behind, to learn from
+    past: int = 6  # past cycles to learn from
     arrivals: str | None = None  # arrival file in place of synthetic traffic
     curves: str | None = None  # measured curves (a file or folder) in place of the synthetic ones
     physics: str = "ideal"  # how backends behave: "ideal", or "engine" (see `lab.physics`)
-    jitter: float = 0.0  # standard deviation of what recurs, from its time, in cycles, 0 to .1
+    jitter: float = 0.0  # how much recurring events stray from their time (std), in cycles, 0 to .1
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -242,11 +242,11 @@ class _Traffic:
         self.begins_s: float | None = None  # where in a cycle its clocked change begins, s
         self.gap_cv = 1.2  # of the times between own requests
         self.answers = Lengths(setting.request_s * 1000 / REF_TPOT_MS, 0.8)
-        self.talks = False  # do requests belong to conversations
+        self.talks = False  # whether requests belong to conversations
 
     @property
     def late(self) -> bool:
-        "Is there a clock that may run late?"
+        "Whether own traffic follows a clock that may run late."
         return bool(self.setting.jitter) and self.begins_s is not None
 
     def tokens(self) -> Tokens:
@@ -335,7 +335,7 @@ class _Hardware:
         return max(sim.curve.most(self.limit_tpot_ms), 1.0)
 
     def _limited(self, sim: SimBackend) -> SimBackend:
-        "With an end to its batch and its queue."
+        "The same backend with limits on its batch and its queue."
         slots = ceil(_SLOT_SHARE * self._most(sim))
         return replace(sim, slots=slots, queue=ceil(_QUEUE_SHARE * slots * sim.replicas))
 
@@ -358,7 +358,7 @@ class _Hardware:
         )
 
     def memory_room(self, place: int) -> float:  # requests, per replica
-        "How many requests the memory of a backend holds; inf where it has no end."
+        "How many requests the memory of a backend holds; inf: no limit."
         if self.setting.physics == "ideal":
             return np.inf
         engine = self.engines[place]
@@ -396,7 +396,7 @@ class _Hardware:
 
 # %% ../../nbs/lab/44_worlds.ipynb #b1570ce9
 class _Truth:
-    "What somebody who knew all of a world would say about its backends."
+    "The true head-room of a world's backends, from full knowledge of the world."
 
     def __init__(self, world: "World"):
         self.world = world
@@ -479,7 +479,7 @@ def _wandering(
     n: int,  # backends
     m: int,  # points of the grid
 ) -> np.ndarray:  # (m, n), mean 0, deviation 1
-    "Noise that forgets within half a minute."
+    "Noise whose memory is half a minute."
     a = np.exp(-GRID_S / 30.0)
     noise = r.normal(0.0, (1 - a * a) ** 0.5, (m, n))
     x = np.zeros((m, n))
@@ -512,7 +512,7 @@ class World:
         self.others = (self.capacity * self.base * np.exp(0.15 * wandering)).T
         self.speed = np.ones((n, len(self.grid)))  # factor, (backends, grid)
         self.faults: list[Fault] = []
-        self.scalable = False  # can replicas be added
+        self.scalable = False  # whether replicas can be added
         self.traffic = _Traffic(s, self.rate_rps, self.grid[-1])
         FAMILIES[s.family].build(self, _dice(s, "trouble"))
         self.hardware = _Hardware(self)
@@ -614,7 +614,7 @@ class _Family:
 
     name: str
     says: str  # one line
-    foreseeable: bool  # could past cycles tell
+    foreseeable: bool  # whether past cycles can tell
     build: Callable[["World", np.random.Generator], None]
 
 
