@@ -101,8 +101,8 @@ class _Result:
     kind: str
     passed: bool
     router_passed: bool = False  # the fast choice, on the same scenario
-    accepted: bool = False  # did an answer of the agent stand
-    grounded: bool = False  # and without repair: every number of the first one had been told
+    accepted: bool = False  # whether an answer of the agent was accepted
+    grounded: bool = False  # and at the first try: every number in it came from the tools
     usd: float = 0.0
     seconds: float = 0.0
     why: str = ""
@@ -110,16 +110,16 @@ class _Result:
 # %% ../../nbs/proof/74a_agent_suite.ipynb #5e0fc54e
 @dataclass(frozen=True)
 class _Choices:
-    "Who may serve the request of a case."
+    "Which backends may serve the request of a case."
 
     context: Context
     viable: list[str]
     fast: str  # what the fast rule takes; "" where nothing is viable
-    right: list[str]  # what somebody takes who knows the fault
+    right: list[str]  # what is right, given the fault
 
 
 def _choices(case: _Case) -> _Choices:
-    "Who may serve, whom the fast rule takes, and who is right."
+    "Which backends may serve, which one the fast rule takes, and which are right."
     context = Context(case.store)
     request = case.request
     limits = dict(tokens_in=request.tokens_in, tokens_out=request.tokens_out, slo_ms=request.slo_ms)
@@ -232,7 +232,7 @@ def run_suite(
 def summary(
     results: Sequence[Sequence[_Result]],  # as `run_suite` gives them, at least one case
 ) -> dict:
-    "Pass rates: in the first try, in any of k; the fast rule's; how often an answer stood; cost."
+    "Pass rates: in the first try, in any of k; the fast rule's; share of answers accepted; cost."
     firsts = [tries[0] for tries in results]
     every = [r for tries in results for r in tries]
     first_chosen = _not_past(firsts)

@@ -63,7 +63,7 @@ class Stage:
 
     @property
     def late(self) -> np.ndarray:  # per request: was it a breach where the log sent it
-        "The requests that the log failed, or answered too late."
+        "The requests that failed or were answered too late in the log."
         return ~self.ok | ~(self.latency_ms <= self.slo_ms[self.home])
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #372ce1c8
@@ -72,7 +72,7 @@ def _wishes(
     fleet: list[Backend],
     home: np.ndarray,  # where the log served each, position
 ) -> tuple[np.ndarray, list[Request], np.ndarray]:  # kind per row, kinds, (kinds, backends) of 0, 1
-    "Distinct wishes of the log and who may serve them; whoever did serve a wish in the log may."
+    "Distinct wishes, and which backends may serve them. Those that did in the log may."
     names = [c for c in ("model", "task", "tier") if c in rows]
     if not names:
         return np.zeros(len(rows), int), [Request()], np.ones((1, len(fleet)))
@@ -202,7 +202,7 @@ def cell_step(
     step: int,
     reach: int = 3,  # steps that may be looked at on either side
     past: bool = False,  # only the step itself and those before it
-) -> int | None:  # None: it served nobody near
+) -> int | None:  # None: it served nothing near that step
     "The step, or the nearest one around it, in which a backend served any requests."
     for distance in range(reach + 1):
         if (backend, step - distance) in s.cells:
@@ -382,7 +382,7 @@ class _Course:
 
 # %% ../../nbs/proof/71_counterfactual.ipynb #d7517ba1
 class _ToldTables(Forecaster):
-    "A forecaster that says what was worked out before."
+    "A forecaster that returns tables which were made beforehand."
 
     name = "told"
 
@@ -552,7 +552,7 @@ class _Study:
     served: list[np.ndarray]  # by rule: where each request was served, position
     verdicts: list[_Verdict]  # in the same order
     courses: dict[str, _Course]  # of the two routed rules
-    crossed: bool  # models ignored: nobody else served any request's model
+    crossed: bool  # models ignored: no other backend served any request's model
     # backend, onset_s, lead_s (nan: not foreseen), reactive_s (breaker after the onset, nan: never)
     onsets: pd.DataFrame
 
@@ -618,7 +618,7 @@ def exercise_trio(
 # %% ../../nbs/proof/71_counterfactual.ipynb #f09e991d
 # end of the steps to learn from, start of the judged part, s
 def _cut(source: StepSource, train_share: float, horizon_s: int) -> tuple[float, float]:
-    "Where a source is parted. ValueError where it is too short."
+    "Where a source is split. ValueError where it is too short."
     times = np.unique(source.steps["start_s"])
     gap = -(-horizon_s // source.step_s)
     split = int(train_share * len(times))

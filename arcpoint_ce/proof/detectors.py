@@ -26,13 +26,13 @@ _PAST = 6400  # rows, at most, that count as the past
 
 
 def _finite(odd: np.ndarray) -> np.ndarray:
-    "0 where nothing can be said yet, and nothing beyond a million."
+    "0 where there is no answer yet; all values cut at a million."
     return np.minimum(np.nan_to_num(odd, nan=0.0), 1e6)
 
 
 def _units(
     x: np.ndarray,  # (n,) values
-    past: int = _PAST,  # rows that say what is usual
+    past: int = _PAST,  # rows that define what is usual
 ) -> np.ndarray:  # (n,) >= 0; 0 where nothing can be said yet
     "Distance from the mean of the past in its standard deviations (the *windowed Gaussian*)."
     before = pd.Series(x).shift(1).rolling(past, min_periods=20)
@@ -140,7 +140,7 @@ class Detector(NamedTuple):
     scores: Callable[[Series], dict[Hashable, np.ndarray]]  # setting -> (n,); -inf: never an alarm
 
 # %% ../../nbs/proof/72a_detectors.ipynb #b7656902
-_ONSET = 200  # rows: a score counts only where it exceeds all of so many before it
+_ONSET = 200  # a score counts only where it exceeds those of this many rows before it
 _QUESTIONS = ("value", "step", "season", "rough", "beyond", "forest")
 
 

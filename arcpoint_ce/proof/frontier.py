@@ -431,7 +431,7 @@ def _served(
     big: np.ndarray,  # the large model serves, (n,)
     bar: float,  # the floor and its margin
 ) -> dict[str, np.ndarray]:  # rows by line of the table, bool, (n,)
-    "Who was served by whom, and why."
+    "Which model served which rows, and why."
     reached = said >= bar
     return dict(
         all=np.full(len(said), True),

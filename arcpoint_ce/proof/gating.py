@@ -35,7 +35,7 @@ class _Place:
 
 
 def _places(rng: Random, n: int = 10) -> list[_Place]:
-    "Backends whose prices, qualities and latencies have nothing to do with each other."
+    "Backends whose prices, qualities and latencies are independent of each other."
     prices = [0.1 * 1.5**k for k in range(n)]
     qualities = [0.5 + 0.45 * k / (n - 1) for k in range(n)]
     latencies_ms = [60.0 * 1.35**k for k in range(n)]
@@ -62,7 +62,7 @@ class _Built:
 
     request: Request
     kind: str  # how it was built
-    conflict: bool  # can no backend fulfil all it wishes
+    conflict: bool  # whether no backend can fulfil all it wishes
 
 
 _FIELDS = {"cost": "max_cost_usd", "quality": "min_quality", "limit": "slo_ms"}
@@ -94,7 +94,7 @@ def _easy(rng: Random, request: Request, target: _Place) -> _Built:
 
 
 def _hopeless(rng: Random, places: Sequence[_Place], request: Request) -> _Built:
-    "A limit that nobody meets, or an ability that nobody has: there is nothing to choose."
+    "A limit that no backend meets, or an ability that none has: there is no choice to make."
     if rng.random() < 0.5:
         return _Built(request._replace(tags=("unheard of",)), "no such ability", False)
     fastest_ms = min(place.true_ms for place in places)
@@ -140,7 +140,7 @@ def _torn(
 
 
 def _dear_or_late(rng: Random, places: Sequence[_Place], request: Request) -> _Built | None:
-    "A large request of which a cheap backend is often late, and a dear one is not."
+    "A large request for which a cheap backend is often late, and an expensive one is not."
     k = rng.randrange(len(places) // 2)
     cheap, dear = sorted(places[2 * k : 2 * k + 2], key=lambda p: p.backend.price_in)
     request = request._replace(tokens_in=20_000, tags=(f"pair{k}",))
@@ -151,7 +151,7 @@ def _dear_or_late(rng: Random, places: Sequence[_Place], request: Request) -> _B
 
 # %% ../../nbs/proof/75_gating.ipynb #6d7f0164
 class _Notes:
-    "In the agent's place: notes which requests it is asked about, and takes the first choice."
+    "Stands in for the agent: notes the requests it is asked about, takes the first choice."
 
     def __init__(self):
         self.asked: set[str] = set()
@@ -171,7 +171,7 @@ _SPREAD = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.8)  # quantiles of one request over 
 
 
 def _table(places: Sequence[_Place], now: float, rng: Random, error: float) -> ForecastTable:
-    "Forecasts that err by about so much."
+    "Forecasts with a relative error of about `error`."
     forecasts = {}
     for place in places:
         name = place.backend.name
@@ -206,7 +206,7 @@ class _Traffic:
         self.hybrid = HybridRouter(self.router, agent, Gate(), 30.0, 0.0, _as_priority)
 
     def run(self, n: int, gap_s: float = 0.05) -> "_Traffic":
-        "Send so many requests."
+        "Send `n` requests."
         told_s = -inf
         for k in range(n):
             now = gap_s * k

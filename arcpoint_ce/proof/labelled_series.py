@@ -30,7 +30,7 @@ class Series(NamedTuple):
 
     @property
     def probation(self) -> int:
-        "How many rows at its beginning are not judged."
+        "How many rows at the beginning of the series are not judged."
         return probation(len(self.value))
 
     @property

@@ -118,7 +118,7 @@ class _LeftOut:
         return normalised(float(self.totals[profile].sum()), self.series, profile)
 
     def _drawn(self, profile: str, draws: int, seed: int) -> np.ndarray:
-        "Scores of series drawn again with replacement."
+        "Scores of series resampled with replacement."
         hit, miss, _ = PROFILES[profile]
         windows = np.array([len(s.judged) for s in self.series])
         n_series = len(windows)
@@ -129,7 +129,7 @@ class _LeftOut:
         return 100 * (totals[some] + miss * n_windows[some]) / ((hit + miss) * n_windows[some])
 
     def interval(self, profile: str, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-        "95 % interval of the score, series drawn again with replacement."
+        "95 % interval of the score, series resampled with replacement."
         low, high = np.quantile(self._drawn(profile, draws, seed), [0.025, 0.975])
         return float(low), float(high)
 
@@ -152,7 +152,7 @@ class _LeftOut:
 
 
 def _check_groups(groups: Sequence[str], series: Sequence[Series]):
-    "Leaving one out needs windows in what is left."
+    "ValueError where too few groups hold labelled windows to leave one out."
     labelled = {group for group, s in zip(groups, series, strict=True) if s.judged}
     if len(labelled) < 2:
         raise ValueError(

@@ -71,7 +71,7 @@ def _rest_error(arrivals: _Arrivals, total: np.ndarray, span: int) -> float:
 
 
 def _checked_table(counts: np.ndarray, step_s: float, period_s: float) -> np.ndarray:
-    "Counts as an array, steps by kinds. ValueError on what cannot be learned from."
+    "Counts as an array, steps by kinds. ValueError where nothing can be learned from them."
     table = np.asarray(counts, float)
     if table.ndim != 2 or not (np.isfinite(table) & (table >= 0)).all():
         raise ValueError("learn_arrivals: counts must be steps by kinds, numbers of 0 or more")
@@ -104,7 +104,7 @@ def learn_arrivals(
 
 # %% ../../nbs/proof/78_quota.ipynb #035b9ccf
 class _Level:
-    "How busy it is, over what was expected: the last steps only."
+    "Requests in the last steps over the requests that were expected in them."
 
     def __init__(self, arrivals: _Arrivals):
         self.arrivals = arrivals
@@ -114,7 +114,7 @@ class _Level:
         self.count = 0.0  # requests in it
 
     def heard(self, now_s: float, n: float):
-        "So many requests came at about `now_s`."
+        "Count `n` requests that came at about `now_s`."
         self.close(now_s)
         self.count += n
 
@@ -152,7 +152,7 @@ class QuotaPlanner:
         saves: Sequence[float],  # what a request of each kind saves, rising, any currency
         quota: float,  # units per period; each request takes one
         period_s: float,  # the quota is renewed at whole multiples of this, s
-        reserve: float = 0.1,  # set aside for dearer kinds beyond what is expected, share
+        reserve: float = 0.1,  # extra share set aside for the kinds that save more
     ):
         "ValueError where savings do not rise by kind, or amounts are negative."
         kinds = len(arrivals.mean[0])
@@ -173,7 +173,7 @@ class QuotaPlanner:
             self.period, self.left, self.owed[:] = period, self.quota, 0.0
 
     def shares(self, now_s: float, left: float | None = None) -> np.ndarray:  # 0..1 by kind
-        """The share of each kind that shall use the quota from now on.
+        """The share of each kind that may use the quota from now on.
 
         `left` stands in for its own count of units.
         """
@@ -185,7 +185,7 @@ class QuotaPlanner:
         return np.clip(free / np.maximum(coming, 1e-9), 0.0, 1.0)
 
     def allow(self, now_s: float, kind: int) -> bool:
-        "Shall this request use the quota? If so, one unit is spent."
+        "Whether this request may use the quota. If so, one unit is spent."
         self.renew(now_s)
         self.level.heard(now_s, 1.0)
         self.owed[kind] += self.shares(now_s)[kind]

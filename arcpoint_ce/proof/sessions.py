@@ -34,7 +34,7 @@ class _SessionSetting:
     requests: int = 20  # of a session
     work_s: float = 8.0  # mean work of a request, s on an idle backend
     sigma: float = 0.6  # of its logarithm
-    usual: float = 1.5  # slowdown at which loads are reckoned
+    usual: float = 1.5  # slowdown that is assumed when loads are computed
     slack: float = 2.5  # limit, in multiples of the work
     move_s: float = 4.0  # work added to a request by a move, s
     timeout_s: float = 60.0  # a request that takes longer is given up, s
@@ -160,7 +160,7 @@ class _SessionWorld:
         self.n_sessions = n
 
     def gauges(self, until_s: float, every_s: float = 10.0) -> np.ndarray:  # (samples, backends)
-        "What others took in the past, as gauges would have told."
+        "What others took in the past, as gauges would have shown it."
         at_s = np.arange(0, until_s, every_s)
         steps = (at_s / self.setting.step_s).astype(int)
         taken = self.others[:, steps]
@@ -220,7 +220,7 @@ class _InFlight:
         self.fresh = []
 
     def advance(self, others: np.ndarray):  # (backends,) requests of other tenants
-        "One step: everybody works, and those that are done or given up leave."
+        "One step: all requests advance, and those that are done or given up leave."
         self._take_fresh()
         s = self.setting
         used = others + self.running
@@ -280,7 +280,7 @@ class _SessionRun:
         self.in_flight.add(there, world.work_s[k], moves, judged)
 
     def bind(self, session: int, there: int, here: int, is_new: bool, moves: bool):
-        "Keep the books on who is bound where; a session leaves with its last request."
+        "Record which session is bound where; a session leaves with its last request."
         if moves:
             self.bound[here] -= 1
         if is_new or moves:
@@ -346,7 +346,7 @@ def _present_bound(seen: _SessionsNow, session: int, here: int | None) -> int:
 
 
 def _present_moves(move_at: float) -> _Bind:
-    "Bound by the present, and moved by it once its backend is that slow and another would do."
+    "Bind by the present; move by it once the backend is that slow and another is far better."
 
     def rule(seen, session, here):
         best = _least_used(seen)
@@ -430,7 +430,7 @@ class _Foresighted:
             del self.ends_s[session]
 
     def moved(self, seen: _SessionsNow, session: int, here: int) -> int:
-        "Where a session goes on: somewhere else, where it is slow here and much better there."
+        "Where a session continues: elsewhere if it is slow here and much better there."
         slow = _slow_now(seen)
         if slow[here] <= self.move_at or not _far_better(slow.min(), slow[here]):
             return here
@@ -440,7 +440,7 @@ class _Foresighted:
         return self.keep(seen, session, here)
 
     def bind(self, seen: _SessionsNow, session: int) -> int:
-        "Where the rest of its life has room."
+        "The place that has room for the rest of a session's life."
         rest_s = max(self.ends_s[session] - seen.now_s, 10.0)
         if self.how == "worst":
             worst = self.placer.others(seen.now_s, rest_s).max(1)
@@ -450,7 +450,7 @@ class _Foresighted:
         return self.placer.bind(session, seen.now_s, rest_s, seen.duty, draws)
 
     def keep(self, seen: _SessionsNow, session: int, here: int) -> int:
-        "Back to where it was: the drawn place is no better now."
+        "Keep a session where it was, because the drawn place is no better now."
         self.placer.bound[session] = (here, self.ends_s[session], seen.duty)
         return here
 
@@ -521,7 +521,7 @@ def sessions_summary(
 ) -> pd.DataFrame:  # a row per load, jitter and rule
     """Misses over all seeds, and their ratio to those of the yardstick.
 
-    The median ratio of single seeds stands beside it.
+    The median ratio of single seeds is given beside it.
     """
     keys = ["load", "jitter_s"]
     by_world = table[table.rule == yardstick].set_index([*keys, "seed"])
