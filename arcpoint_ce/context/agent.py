@@ -81,7 +81,7 @@ class Trace:
         self.steps.append(step)
 
     def copy(self) -> "Trace":
-        "The same steps; what is added to either is no part of the other."
+        "An independent copy: steps added to one do not appear in the other."
         out = Trace(self.id, self.clock)
         out.began = self.began
         out.steps = list(self.steps)
@@ -200,7 +200,7 @@ def broken_traces(
     rows: Iterable[Mapping],  # of the table "traces": all, or the newest
     last: Mapping | None,  # the state "traces/last"; None: there is none
 ) -> list[str]:
-    "What was changed, dropped or put in afterwards, in sentences."
+    "What was changed, removed or inserted afterwards, in sentences."
     out = []
     placed: dict[tuple[str, int], Mapping] = {}
     for row in rows:
@@ -238,7 +238,7 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 .,:;%/_()+='!?-]")
 
 def clean(
     text: str,
-    most: int = 160,  # characters that stay
+    most: int = 160,  # characters to keep
 ) -> str:
     "The text in a plain alphabet and of bounded length."
     return _NOT_PLAIN.sub("", str(text))[:most]
@@ -310,7 +310,7 @@ def _stated(text: str) -> list[tuple[float, float]]:  # value and half of its la
 
 
 def _sayable(known: Sequence[float]) -> set[float]:
-    "In how many ways known numbers may be said: as percentages, complements and other units."
+    "The ways to state known numbers: as percentages, complements and in other units."
     out: set[float] = set()
     for number in known:
         if isfinite(number):
@@ -545,7 +545,7 @@ def _tokens_of(usage, field: str) -> int:
 
 # %% ../../nbs/context/57_agent.ipynb #25992c7e
 _OPENED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
-# a connection that is kept would be opened where nobody notes it
+# a connection that is kept alive is not opened again, so `watch` would not see it
 ONE_CONNECTION = {"connection": "close"}
 
 
@@ -584,7 +584,7 @@ class TimedWork:
                 _shut(opened)
 
     def end(self):
-        "Let nothing be read or written any more."
+        "Shut all sockets, so that nothing is read or written any more."
         with self.lock:
             self.over = True
             for opened in self.sockets:
@@ -630,9 +630,9 @@ def _shut(opened: socket.socket):
 # %% ../../nbs/context/57_agent.ipynb #8ccfc1f7
 @dataclass(frozen=True)
 class Verdict:
-    "What came of asking the agent."
+    "The result of asking the agent."
 
-    # who shall serve: the agent's choice, or the router's own; None: nobody, it is refused
+    # the backend to use, chosen by the agent or by the router; None: the request is refused
     backend: str | None
     fallback: str | None
     accepted: bool  # is it the agent's choice

@@ -66,7 +66,7 @@ class _CallGraph:
     calls: np.ndarray  # (n, n) of bool: row calls column
 
     def place(self, node: str) -> int:
-        "Its number. KeyError with the nodes there are."
+        "The node's row in the matrix. KeyError lists the known nodes."
         if node not in self.nodes:
             known = ", ".join(self.nodes[:8]) + (", …" if len(self.nodes) > 8 else "")
             raise KeyError(f"node {node!r} is not in the call graph; it has {known}")
@@ -156,7 +156,7 @@ class CauseConfig:
     rows: int = 5  # length of the normal windows, steps
     before: int = 2  # of them before the supposed incident
     quantile: float = 0.99  # of what a node explains in normal windows
-    least: float = 0.015  # smallest latency worth a word, share of the target's normal one
+    least: float = 0.015  # smallest effect worth naming, share of the target's normal latency
     least_points: float = 0.05  # the same for availability, points
     claim: float = 2.5  # times the normal that a cause must explain
 
@@ -242,7 +242,7 @@ class _RootCauses:
         return _METRICS[self.metric] * values, self.graph.matrix(table, "requests", "Sum")
 
     def fit(self, normal: pd.DataFrame) -> "_RootCauses":
-        "Learn levels, and what nodes explain where nothing is wrong. ValueError on too few rows."
+        "Learn normal levels, and how much nodes explain by chance. ValueError on too few rows."
         c = self.config
         if len(normal) < 4 * c.rows:
             raise ValueError(f"{len(normal)} normal rows are too few; give at least {4 * c.rows}")
@@ -304,7 +304,7 @@ class _Incident:
     target: str
     metric: str
     since_s: float
-    root: str | None  # the true root cause; None: not told
+    root: str | None  # the true root cause; None: unknown
 
 
 def _read_incident(folder: Path) -> _Incident:
@@ -473,7 +473,7 @@ def write_synthetic(folder: str | Path, incidents: int = 8, seed: int = 0) -> Pa
 @displayed
 @dataclass(frozen=True)
 class Dependencies:
-    "What stands behind the backends: a call graph that names them, and its telemetry."
+    "The services behind the backends: a call graph that names them, and its telemetry."
 
     graph: _CallGraph
     table: pd.DataFrame  # rows as of `read_services`

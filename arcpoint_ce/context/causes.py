@@ -253,7 +253,7 @@ def _period(
 
 # %% ../../nbs/context/53_causes.ipynb #db3f7eee
 def _work_line(tokens: np.ndarray, harm: np.ndarray) -> np.ndarray:  # (3,)
-    "Constant, per input token, per output token; never less for more tokens."
+    "Coefficients of a constant, input tokens and output tokens; none is negative."
     from scipy.optimize import nnls
 
     x = np.column_stack([np.ones(len(harm)), tokens])
@@ -265,7 +265,7 @@ def _work_line(tokens: np.ndarray, harm: np.ndarray) -> np.ndarray:  # (3,)
 
 
 def _work_lines(p: _Period, n: int) -> np.ndarray:  # (n, 3): as `_work_line`
-    "What a request takes on each of `n` backends, from requests that say it."
+    "What a request takes on each of `n` backends, from requests that ended well."
     out = np.zeros((n, 3))
     good = p.known & ~p.bad
     usual = p.harm[good].mean() if good.any() else 0.0
@@ -280,7 +280,7 @@ def _work_lines(p: _Period, n: int) -> np.ndarray:  # (n, 3): as `_work_line`
 
 
 def _answers_own(lines: np.ndarray, p: _Period, places: Sequence[int]) -> np.ndarray:
-    """Lines by which the length of the answers of these backends is their own doing: their expected
+    """Work lines that hold these backends responsible for the length of their answers: expected
     work depends on the prompt alone.
     """
     lines = lines.copy()
@@ -301,7 +301,7 @@ _LOADED = (1.05, 1.3)  # load ratios between which the blame moves from the back
 
 @dataclass(frozen=True)
 class _Parts:
-    "Contributions to the change of mean harm, per backend; together they are the change."
+    "Contributions to the change of mean harm, per backend; their sum is the change."
 
     prompts: np.ndarray
     routing: np.ndarray  # mix
@@ -316,8 +316,8 @@ class _Parts:
 class _Totals:
     "One period, summed up by backend; every array is (backends,)."
 
-    share: np.ndarray  # of the requests that tell about the metric
-    mean: np.ndarray  # harm; NaN: nobody tells
+    share: np.ndarray  # of the requests that have the metric
+    mean: np.ndarray  # harm; NaN: no request has the metric
     expected: np.ndarray  # mean harm by the work of its requests; NaN as above
     work_rate: np.ndarray  # work sent per second
     traffic: np.ndarray  # share of all requests
@@ -408,7 +408,7 @@ class _Cause:
 
     # "backend", "rate_limit", "version", "demand", "prompts", "routing", "upstream", "unknown"
     kind: str
-    name: str | None  # whose
+    name: str | None  # of the backend or dependency; None for the other kinds
     contribution: float  # to the change, in the metric's unit
     low: float  # 90 % interval of it
     high: float
@@ -420,7 +420,7 @@ _Name = tuple[str, str | None]  # kind and name of a cause
 
 @dataclass(frozen=True)
 class _Condition:
-    "What is known of the backends beside the metric. Arrays are (backends,) of bool."
+    "What is known about the backends besides the metric. Arrays are (backends,) of bool."
 
     names: Sequence[str]
     suspect: np.ndarray  # slow, failing, limited or with an open breaker
@@ -438,7 +438,7 @@ def _credit(
     p: _Parts,
     suspect: np.ndarray,  # (backends,) of bool
 ) -> tuple[np.ndarray, float]:  # moved to sick backends (backends,), left as routing
-    "What routing cost, put on the backends that were fled from because they are sick."
+    "The cost of routing, charged to the sick backends that requests were moved away from."
     cost = float(p.routing.sum() + p.routing_load.sum())
     blame = p.fled * ((p.sick > 0) | suspect)
     if blame.sum() <= 0.3 * max(p.fled.sum(), 1e-12):
@@ -569,7 +569,7 @@ def _ailing(
 
 # %% ../../nbs/context/53_causes.ipynb #88088a34
 def _sure_of(causes: Sequence[_Cause], draws: Sequence[Mapping[_Name, float]]) -> float:  # 0..1
-    "In which share of the draws the first cause came first."
+    "The share of draws in which the first cause came first."
     if not causes or not draws:
         return 0.0
     first = causes[0].kind, causes[0].name
@@ -578,8 +578,8 @@ def _sure_of(causes: Sequence[_Cause], draws: Sequence[Mapping[_Name, float]]) -
 
 
 def _many_more(before: np.ndarray, after: np.ndarray) -> bool:
-    """Yes/no harm that is far more frequent than before, even if three more had happened by then;
-    rare events come in too few blocks for the bootstrap.
+    """Whether yes/no harm is far more frequent than before, even with three more cases in the
+    baseline. Rare events fill too few blocks for the bootstrap.
     """
     from scipy.stats import poisson
 
@@ -824,8 +824,8 @@ def _completed(rows: pd.DataFrame, fleet: Fleet, slo_ms: float) -> pd.DataFrame:
 def _request_rows(
     records: Facts, since_s: float, until_s: float
 ) -> tuple[pd.DataFrame, int]:  # rows, and of how many one was taken
-    """Requests that ended in a span: what a fault does to those already running belongs to the
-    fault's time.
+    """Requests that ended in a span, so that those already running when a fault begins count
+    towards the fault.
     """
     span = since_s, until_s
     count = records.rows(_COUNT_SQL, span, since_s, until_s)[0][0]
@@ -924,7 +924,7 @@ def explain_drop(
     rows, every = _request_rows(records, first_s, until_s)
     began_s = records.rows(_BEGAN_SQL, (), first_s - 3600.0, until_s)[0][0]
     if began_s is not None and usual[0] < began_s < usual[1]:
-        usual = began_s, usual[1]  # before the first record there was no lack of demand
+        usual = began_s, usual[1]  # a lack of records is not a lack of demand
     if rows.empty:
         raise ValueError(f"no request is recorded between {usual[0]:.0f} and {until_s:.0f} s")
     moves = records.span("transitions", since_s - 60.0, until_s)

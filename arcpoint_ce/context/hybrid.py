@@ -98,9 +98,9 @@ def conflict_of(
     # expected latency by backend, where the ranking has none, ms; 0: unknown
     took_ms: Mapping[str, float] = MappingProxyType({}),
     holder: str | None = None,  # the backend that holds the session's or prefix's cache
-    least_usd: float = 0.01,  # a smaller difference in price is none, USD a request
-    least_risk: float = 0.2,  # a smaller difference in risk is none, 0..1
-) -> Conflict | None:  # None: nothing to be decided that the router cannot
+    least_usd: float = 0.01,  # smaller differences in price are ignored, USD a request
+    least_risk: float = 0.2,  # smaller differences in risk are ignored, 0..1
+) -> Conflict | None:  # None: the router can decide alone
     "The wishes that no backend fulfils together, found by rule. Changes nothing."
     ready = {c.backend: c for c in ranking if c.score < inf}
     late_ms = {b.name: _late_ms(ready, took_ms, b.name, limit_ms) for b in backends}
@@ -131,7 +131,7 @@ def _choices(
 
 
 def _clean(choices: Sequence[_Choice], ready: Mapping[str, Candidate]) -> list[Candidate]:
-    "Those that break nothing."
+    "The candidates that break no wish."
     return [ready[c.backend] for c in choices if c.allowed and not c.breaks]
 
 
@@ -318,7 +318,7 @@ class _Question(NamedTuple):
     request: Request
     viable: list[str]  # backends that it may propose
     own: str | None  # where the router would send it; None: nowhere, it would refuse
-    conflict: Conflict | None  # None: none, and yet the gate wants to know
+    conflict: Conflict | None  # None: no conflict, but the gate asks anyway
 
     @property
     def kind(self) -> tuple:
@@ -347,7 +347,7 @@ class _Inquiries:
         self.failed = failed
         self.kept: dict[tuple, tuple[float, Verdict]] = {}  # kind -> (when asked, accepted answer)
         self.running: dict[tuple, Future] = {}
-        self.at_work = 0  # threads that run, some of them perhaps for nobody any more
+        self.at_work = 0  # running threads, some of which may have no caller any more
         self.closed = False
         self.lock = Lock()
 
@@ -374,7 +374,7 @@ class _Inquiries:
 
     def _ask(self, answer: Future, q: _Question, now: float):
         "Put one question to the agent, in a thread of its own."
-        # an agent that is asked about no conflict need not know the word
+        # without a conflict, an agent need not accept that argument
         also = () if q.conflict is None else (q.conflict.plain,)
         try:
             answer.set_result(self.agent.choose(q.request, q.viable, q.own, now, *also))
@@ -410,7 +410,7 @@ class _Inquiries:
             self.failed(raised, now)
 
     def close(self):
-        "Ask nothing any more."
+        "Stop asking."
         with self.lock:
             self.closed = True
 
@@ -428,13 +428,13 @@ class _Lookout:
         self.lock = Lock()
 
     def conflict(self, request: Request, d: Decision | None, now: float) -> Conflict | None:
-        "None: the wishes of this request do not conflict."
+        "The conflict behind a decision. None: the wishes of this request do not conflict."
         router, backends = self.router, self.router.backends
         holder, limit_ms = self._holder(request), self._stated_ms(request)
         took_ms = router.latencies() if limit_ms else {}
         if d and self._costs_alike(backends, request):
             if _keeps_all(d, holder, limit_ms, took_ms):
-                return None  # by far the most, and this is quick
+                return None  # by far the most common case, and quick to check
         bounded = request.max_cost_usd < inf or request.min_quality > 0
         try:
             ranking = d.candidates if d and not bounded else router.rank(_lifted(request), now)
@@ -498,7 +498,7 @@ def _keeps_all(
 
 def _relaxed(
     request: Request,
-    backend: Backend,  # who shall serve it
+    backend: Backend,  # the backend that should serve it
     gives_way: Sequence[str],  # wishes that it breaks
 ) -> Request:
     "The request with those wishes lowered to what the backend offers, and no further."
@@ -690,14 +690,14 @@ class HybridRouter:
         return self.router.claim(request, backend, now, anyway)
 
     def progress(self, decision: Decision | int, tokens: int, now: float) -> bool:
-        """So many tokens of an answer have come. False: nobody waits for them.
+        """Report how many tokens of an answer have come. False: the report changed nothing.
 
         TypeError where `tokens` is no number.
         """
         return self.router.progress(decision, tokens, now)
 
     def observe(self, outcome: Outcome, now: float | None = None) -> bool:
-        """Take in how an attempt ended. False: nobody waited for it.
+        """Record how an attempt ended. False: no open decision was waiting for it.
 
         `now`: when it came in, s; None: not known. ValueError where it cannot have run on the
         backend that it names.

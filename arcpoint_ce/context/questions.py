@@ -45,7 +45,7 @@ class _Option:
 
     backend: str
     viable: bool  # may it serve the request now
-    score: float  # the policy's, lower is better; inf where it is not drawn by score
+    score: float  # the policy's, lower is better; inf if scores play no part in the choice
     probability: float  # chance that it would be drawn, 0..1
     p_met: float | None  # P(an answer within the limit); None: nothing is known
     usd: float  # price of this request
@@ -84,7 +84,7 @@ class _Which(Answer):
         return super()._repr_html_() + change + html_table(head, rows)
 
 # %% ../../nbs/context/56_questions.ipynb #e85390d9
-_RECENT_S = 120.0  # requests of this time say how a backend does now, s
+_RECENT_S = 120.0  # how far back requests count as recent, s
 _MET_SQL = """SELECT o.backend, count(*), sum(o.ok AND o.latency_ms <= ?) FROM outcomes o
     WHERE o.end_s > ? AND o.end_s <= ? AND coalesce(o.error, '') <> 'cancelled'
     GROUP BY o.backend"""
@@ -141,7 +141,7 @@ def _turning(first: _Option, second: _Option) -> str:
 class _Asked(NamedTuple):
     "What a router was asked, and what it said."
 
-    found: list[Candidate]  # in order; where nothing may serve: whom it excludes, and why
+    found: list[Candidate]  # in order; if nothing may serve: the excluded ones, with reasons
     router: Router
     at_s: float  # as of when
     notes: tuple[str, ...]  # what could not be restored
@@ -171,8 +171,10 @@ def _candidates_for(
 
 def _told_once(
     found: Sequence[Candidate],  # as the router ranks them
-) -> tuple[list[Candidate], bool]:  # each backend once; are all shut, and one is tried all the same
-    "A last resort stands twice in a ranking: as what is drawn, and with the reason it is shut."
+) -> tuple[
+    list[Candidate], bool
+]:  # each backend once; whether all are shut and one is tried anyway
+    "Merge the two entries of a last resort: one may be drawn, one says why it is shut."
     once: dict[str, Candidate] = {}
     for c in found:
         first = once.get(c.backend)
@@ -249,7 +251,7 @@ def _which_backend(
 
 
 def _asked_share(tiers: Mapping[str, Tier], name: str | None) -> float:  # 0..1
-    "Which share of its requests a tier wants within the limit."
+    "The share of its requests that a tier wants within the limit."
     tier = tiers.get(name or "")
     return tier.confidence if tier else 0.9
 
@@ -332,13 +334,13 @@ def _step_matrix(
 # %% ../../nbs/context/56_questions.ipynb #dc39db49
 @dataclass(frozen=True, slots=True)
 class _Wandering:
-    "How log latency is taken to move from step to step."
+    "How log latency is assumed to move from step to step."
 
     move: float = 0.5  # usual size over the horizon
-    move_steps: float = 20.0  # so many steps it counts for
+    move_steps: float = 20.0  # it weighs as much as so many steps
     seen: float = 0.4  # weight of how often the limit was exceeded
     rate: float = 0.1  # usual share of steps beyond it
-    rate_steps: float = 10.0  # so many steps it counts for
+    rate_steps: float = 10.0  # it weighs as much as so many steps
     freedom: float = 3.0  # of Student's t
 
 
@@ -641,7 +643,7 @@ def capacity_risk(
 
 # %% ../../nbs/context/56_questions.ipynb #3f8f5350
 _LONGEST_NAME = 200  # characters, of a model, task, tier or backend
-_PLAIN = r"^[^\x00-\x1f\x7f]*$"  # no line ends and other controls
+_PLAIN = r"^[^\x00-\x1f\x7f]*$"  # no line breaks or other control characters
 
 
 class Asked(BaseModel):
@@ -704,22 +706,25 @@ class RequestArgs(Asked):
         None,
         max_length=_LONGEST_NAME,
         pattern=_PLAIN,
-        description="of one conversation, whose backend may hold a cache of what was said",
+        description="id of a conversation, whose backend may hold its cache",
     )
     prefix: str | None = Field(
         None,
         max_length=_LONGEST_NAME,
         pattern=_PLAIN,
-        description="names a long beginning that it shares with other requests",
+        description="id of a long prompt prefix that it shares with other requests",
     )
     tenant: str | None = Field(
         None,
         max_length=_LONGEST_NAME,
         pattern=_PLAIN,
-        description="who asks, as far as keys and budgets go",
+        description="the tenant whose keys and budgets the request uses",
     )
     priority: int = Field(
-        0, ge=-(10**6), le=10**6, description="more is more urgent, where requests have to wait"
+        0,
+        ge=-(10**6),
+        le=10**6,
+        description="the higher, the more urgent, when requests have to wait",
     )
 
     def request(

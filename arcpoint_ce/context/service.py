@@ -41,7 +41,7 @@ _MOST_TOKENS = 10**9  # of one request
 
 
 class _DecideArgs(RequestArgs):
-    "A request that wants a backend. Reserves; end it with /observe."
+    "Reserves a backend for a request. Report how it ended with /observe."
 
     id: str = Field("", max_length=200, description="the caller's own")
     explain: bool = Field(False, description="add reasons and fallbacks")
@@ -89,7 +89,7 @@ class _ObserveArgs(Asked):
     )
 
     def pause_s(self) -> float | None:  # None: nobody named one
-        "How long the backend wants to be left alone; what is told counts before the headers."
+        "How long the backend wants to be left alone. The caller's figure wins over the headers."
         told_s = self.retry_after_s
         return read_limits(self.headers).wait_s if told_s is None and self.headers else told_s
 
@@ -118,7 +118,7 @@ class _ObserveArgs(Asked):
 
 
 def _one_line(text: str | None) -> str | None:
-    "A provider's message without line ends and other controls."
+    "A provider's message without line breaks and other control characters."
     if text is None:
         return None
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -156,7 +156,7 @@ class _ProgressArgs(Asked):
         return self
 
     def reports(self) -> list[tuple[int, int]]:  # (decision, tokens)
-        "What is told, one after the other."
+        "The reports, one pair for each decision."
         if self.decisions is not None:
             return [(p.decision, p.tokens) for p in self.decisions]
         if self.decision is None or self.tokens is None:
@@ -231,7 +231,7 @@ class _Service:
             self.engine.start(self.clock)
 
     def decide(self, args: _DecideArgs) -> dict:
-        "A backend is reserved. NoBackend where nothing may serve the request."
+        "Reserve a backend. NoBackend where nothing may serve the request."
         self._wake()
         now = self.clock()
         request = args.request(args.id)
@@ -260,7 +260,7 @@ class _Service:
             del self.open[oldest.id]
 
     def observe(self, args: _ObserveArgs) -> dict:
-        "ValueError where it names a backend that it cannot have run on."
+        "Record an outcome. ValueError where it names a backend that it cannot have run on."
         self._wake()
         now = self.clock()
         taken = self.engine.observe(args.outcome(now))
@@ -273,7 +273,7 @@ class _Service:
         return dict(taken=taken)
 
     def cancel(self, args: _CancelArgs) -> dict:
-        "Whether anything was still held. KeyError on a decision that nobody made here."
+        "Cancel a decision, and say whether it still held anything. KeyError on an unknown one."
         d = self.open.pop(args.decision, None)
         if d is not None:
             return dict(released=self.engine.cancel(d, self.clock()))
@@ -286,7 +286,7 @@ class _Service:
         self.cancel(_CancelArgs(decision=told["decision"]))
 
     def progress(self, args: _ProgressArgs) -> dict:
-        """Whether it was taken; of many: whether all were, and which.
+        """Report progress, and say whether it was accepted; of many: whether all were, and which.
 
         Nothing is written down, so nobody waits for a commit.
         """
@@ -332,7 +332,7 @@ def make_service(
     try:
         records.newest_s()
     except StoreError:
-        records.clock = clock  # nothing to look back on
+        records.clock = clock  # the store is empty: there is no past to ask about
     context = Context(records, calls=calls, router=made.router)
     return _Service(made, context, clock, slo_ttft_ms)
 
@@ -668,7 +668,7 @@ class _Act:
 
 
 async def _stays() -> bool:
-    "Whether a caller has hung up who cannot be asked."
+    "Stands in for callers whose connection cannot be watched: they never hang up."
     return False
 
 

@@ -114,7 +114,7 @@ class _StoreReader:
         return self._of_thread.db
 
     def _memory_copy(self, shelf: MemoryShelf) -> sqlite3.Connection:
-        "All rows of a store in memory; copied again once there are more."
+        "A copy of all rows of a store in memory, renewed once rows were added."
         size = sum(len(rows) for rows in shelf.tables.values())
         if getattr(self._of_thread, "size", None) != size:
             self._of_thread.size = size
@@ -134,7 +134,7 @@ class _StoreReader:
         return self.rows(sql, (), -inf, inf)[0][0]
 
     def state(self, name: str) -> str | None:  # JSON
-        "A named state of the store; None where nobody has put one."
+        "A named state of the store; None if it was never written."
         if self.shelf is not None:
             return self.shelf.state(name)
         found = self.rows("SELECT value FROM states WHERE name = ?", (name,), 0.0, 0.0)
@@ -144,7 +144,7 @@ class _StoreReader:
         return str(self.path or self.shelf.facts()["kind"])
 
 # %% ../../nbs/context/51_state.ipynb #c6ef8585
-_FRESH_S = 1.0  # an answer about now serves whoever asks within this time, s
+_FRESH_S = 1.0  # an answer about now is reused for this long, s
 
 
 class _LastAnswer:
@@ -178,7 +178,7 @@ def _row_of(columns: Sequence[str], values: Sequence) -> dict:
     return row
 
 
-_LEASE_S = 600.0  # outcomes are awaited for so long after their decision, s
+_LEASE_S = 600.0  # an outcome is expected within this time after its decision, s
 
 
 @displayed
@@ -190,7 +190,8 @@ class Facts:
         where: str | Path | Store,  # a file, the address of a Redis, or an open store
         # the backends, where the store does not name them; a `Fleet` brings its tiers along
         fleet: Iterable[Backend] | None = None,
-        clock: Callable[[], float] | None = None,  # of a live engine, s; None: there is none
+        clock: Callable[[], float]
+        | None = None,  # clock of a live engine, s; None: no engine is running
         # slo_ms and slo_tok_ms to judge by, in place of those that the store names, ms
         limits: Mapping[str, float] | None = None,
     ):
@@ -207,8 +208,8 @@ class Facts:
     def newest_s(self) -> float:  # s
         """When the newest record was made. StoreError on an empty store.
 
-        A decision that lies a lease ahead of everything that has come back was made by a clock that
-        was wrong: it is no record of the present.
+        A decision dated more than a lease after the newest outcome and step came from a wrong
+        clock, and is ignored.
         """
         told = [self.reader.newest_s(table) for table in ("outcomes", "steps", "decisions")]
         found = [at_s for at_s in told[:2] if at_s is not None]
@@ -230,7 +231,7 @@ class Facts:
         return self.clock() if self.clock else self.newest_s()
 
     def named(self, name: str) -> dict | None:
-        "A named state of the store; None where nobody has put one."
+        "A named state of the store; None if it was never written."
         text = self.reader.state(name)
         return None if text is None else json.loads(text)
 
@@ -277,9 +278,9 @@ class Facts:
     def newest(
         self,
         table: str,
-        at_s: float,  # nothing later counts, s
+        at_s: float,  # later rows are ignored, s
         backends: Iterable[str],
-        within_s: float,  # nothing older counts, s
+        within_s: float,  # how far back rows are looked for, s
     ) -> dict[str, dict]:  # by backend; nested values stay JSON
         "The newest row of each backend up to a time."
         columns = TABLES[table]
@@ -348,7 +349,7 @@ def html_table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
 class Answer:
     "The frame of every answer."
 
-    at_s: float  # the time it speaks about, s
+    at_s: float  # the time that the answer is about, s
     age_s: float  # of the newest record in it, s
     confidence: float  # probability that `says` is right, 0..1
     says: str  # the answer in a sentence or two
@@ -431,8 +432,8 @@ def standing_at(
     return "closed", breaker["reason"] if breaker else "no trouble seen", None, breaker
 
 # %% ../../nbs/context/51_state.ipynb #13a4d1c5
-_JUDGED_S = 1800.0  # forecasts of this time are judged, s
-_JUDGED_LEAST = 3  # so many must have come true, or not
+_JUDGED_S = 1800.0  # forecasts this far back are judged, s
+_JUDGED_LEAST = 3  # so many must have been checked against what came
 _CAME_SQL = """SELECT backend, start_s, sum(latency_us)/1000./sum(n_lat) FROM steps
     WHERE start_s > ? AND start_s <= ? AND n_lat > 0 GROUP BY backend, start_s"""
 _FORESEEN_SQL = """SELECT backend, max(made_s), horizon_s, json_extract(step_ms, '$[3]')
@@ -450,9 +451,9 @@ def _came_true(
 
 def _proven(
     records: Facts,
-    at_s: float,  # nothing that came later counts, s
+    at_s: float,  # later records are ignored, s
 ) -> set[str]:  # backends
-    "Whose forecasts have been no worse than persistence of late."
+    "Backends whose recent forecasts were no worse than persistence."
     step_s, since_s = records.plain_fleet()["step_s"], at_s - _JUDGED_S
     came = _came_true(records, at_s, since_s, step_s)
     errors: dict[str, list[tuple[float, float]]] = {}  # of the forecast, of persistence
@@ -500,8 +501,8 @@ class _BackendRecords(NamedTuple):
     forecast: Mapping | None  # the newest
     incidents: list[dict]  # open (no end), or ended in the window
     heard: _Heard
-    proven: bool  # its forecasts have come true
-    covered_s: float  # length of the window as far as there are steps, s
+    proven: bool  # its forecasts were no worse than persistence
+    covered_s: float  # length of the part of the window that has steps, s
 
 
 def _incidents_around(records: Facts, at_s: float, window_s: float) -> list[dict]:
@@ -560,7 +561,7 @@ class BackendState:
     "How one backend stood."
 
     backend: str
-    availability: str  # "available", "degraded", "down", or "unknown": nothing was heard
+    availability: str  # "available", "degraded", "down", or "unknown": no request ended
     why: str
     p_class: float  # probability that this is the right word, given the counts
     requests: int  # ended in the window
@@ -671,7 +672,7 @@ _MINUTE_SQL = """SELECT backend, count(*), sum(coalesce(tokens_in, 0) + coalesce
 
 # requests and tokens by backend
 def used_this_minute(records: Facts, at_s: float) -> dict[str, tuple[int, int]]:
-    "What this store knows to have been spent of the minute's rate limits."
+    "Requests and tokens spent in this minute, as far as this store knows."
     span = at_s - at_s % 60.0, at_s
     found = records.rows(_MINUTE_SQL, span, at_s - 60.0, at_s + 1e-6)
     return {backend: (n, tokens or 0) for backend, n, tokens in found}
@@ -715,7 +716,7 @@ class TierState:
 
 # One definition for every place that counts: a request has met its limit if an attempt ended well
 # and came back, retries included, within the limit of its decision. The ? is the limit of
-# requests that name none, ms; a thousandth of a millisecond is lost in seconds since 1970.
+# requests that name none, ms; 0.001 ms allows for the rounding of seconds since 1970.
 _MET = "(o.ok AND (o.end_s - d.at_s) * 1000.0 <= coalesce(d.limit_ms, ?) + 0.001)"
 _TIER_SQL = f"""SELECT tier, count(*), sum(met), avg(limit_ms)
     FROM (SELECT d.tier AS tier, d.limit_ms AS limit_ms,
@@ -799,7 +800,7 @@ def _in_words(states: Sequence[BackendState]) -> str:
 def fleet_state(
     records: Facts,
     at_s: float | None = None,  # the time in question, s; None: now
-    window_s: float = _WINDOW_S,  # how much before it is looked at, s
+    window_s: float = _WINDOW_S,  # how far back from it to look, s
 ) -> FleetState:
     """The first question: what is the state of the fleet? From what was recorded up to `at_s`
     alone.

@@ -223,7 +223,7 @@ _SAY = "say 'yesterday evening', 'last 30 minutes' or '2026-05-06 12:00 to 12:45
 
 
 def _read(low: str, now: datetime) -> _Found | None:
-    "The first reader that finds a time. ValueError where one stays behind unread."
+    "The time that the first reader finds. ValueError if another time expression is left over."
     found = next(filter(None, (read(low, now) for read in _READERS)), None)
     rest = low.replace(found[1], " ", 1) if found else low
     left = _LEFT.search(_AHEAD.sub(" ", rest))
@@ -234,7 +234,7 @@ def _read(low: str, now: datetime) -> _Found | None:
 
 def when(
     text: str,  # "Why did it drop yesterday evening?"
-    now_s: float,  # what now is, s
+    now_s: float,  # the current time, s
     zone: tzinfo = UTC,
 ) -> Span | None:  # None: it names no time
     """The span that a text names.
