@@ -621,7 +621,7 @@ async def _bench_filter(
 
 
 def _training_row(rng: Random) -> dict:
-    "What llm-d tells of one request."
+    "What llm-d reports about one request."
     tokens, running = rng.randrange(100, 8000), rng.randrange(32)
     ttft_ms = 20.0 + 0.04 * tokens * rng.lognormvariate(0.0, 0.2)
     return dict(
@@ -662,7 +662,7 @@ def _bench_predictor(calls: int) -> dict[str, float]:
 
 
 def _bench_sidecar(calls: int) -> dict[str, float]:  # sidecar_header_64_*
-    "The weight of one of 64 backends for Envoy, worked out anew each time."
+    "The weight of one of 64 backends for Envoy, computed anew each time."
     names = [f"b{k:03d}" for k in range(64)]
     sidecar = OrcaSidecar(ContextEngine(map(Backend, names)), names[0], "http://127.0.0.1:9")
     ns = []
@@ -675,7 +675,7 @@ def _bench_sidecar(calls: int) -> dict[str, float]:  # sidecar_header_64_*
 
 def _bench_live(picks: int = 2000) -> dict[str, float | str]:
     "What the gateways' adapters cost."
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no look at the internet
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to the internet
     try:
         import litellm
     except ModuleNotFoundError:

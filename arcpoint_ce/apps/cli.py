@@ -250,9 +250,10 @@ def fetch(name: Annotated[str | None, _argument("A data set; left out: list them
 
 # %% ../../nbs/apps/84_cli.ipynb #8ff67562
 _DataName = Annotated[str, typer.Argument(help="sample, exercise, or a file or glob of files.")]
-_Columns = Annotated[str, _option("Your names of the columns, as ts:started,latency_ms:took.")]
+_Columns = Annotated[str, _option("Your column names, as ts:started,latency_ms:took.")]
 _Preset = Annotated[
-    str, _option("Layout: litellm, otel, requests (logs), telemetry, petshop (series); else told.")
+    str,
+    _option("Layout: litellm, otel, requests (logs), telemetry, petshop (series); else detected."),
 ]
 
 
@@ -345,7 +346,7 @@ _SloOption = Annotated[
     ),
 ]
 _SloTokOption = Annotated[
-    float | None, _option("And this much more per output token, ms: a long answer may take longer.")
+    float | None, _option("Added to the limit per output token, ms: a long answer may take longer.")
 ]
 _SloTtftOption = Annotated[
     float | None,
@@ -354,7 +355,7 @@ _SloTtftOption = Annotated[
         "it ends."
     ),
 ]
-_ShadowOption = Annotated[str | None, _option("A rule that is watched: what would it have done?")]
+_ShadowOption = Annotated[str | None, _option("A rule to run in shadow: what would it have done?")]
 _CanaryOption = Annotated[
     str | None, _option("A rule on a twentieth of the requests, rolled back or promoted by a test.")
 ]
@@ -665,7 +666,7 @@ def decide(
     tokens_out: Annotated[int, typer.Option(help="Expected output tokens.")] = 0,
     policy: _PolicyOption = "auto",
     forecaster: _ForecasterOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ):
     """Say where one request would go at the end of a log, and why.
 
@@ -745,7 +746,7 @@ def _new_store(path: Path | None):  # -> FeedbackStore; None: none was asked for
 
 @contextmanager
 def _committed(written):  # a FeedbackStore, or None
-    "What a run that is broken off has told its store is written down all the same."
+    "Commit what a run has told its store, even if the run is interrupted."
     try:
         yield written
     except BaseException:
@@ -833,8 +834,10 @@ def simulate(
     speed: Annotated[
         float, typer.Option(help="Simulated seconds per second; 0: as fast as it goes.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the requests and of all chance.")] = 0,
-    requests: Annotated[int, typer.Option(help="How many; more of them last longer.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Seed of the requests and of all random draws.")] = 0,
+    requests: Annotated[
+        int, typer.Option(help="Number of requests; more make a longer run.")
+    ] = 6000,
     load: Annotated[
         float, typer.Option(help="Own traffic, share of what the fleet can take within the limit.")
     ] = 0.4,
@@ -860,7 +863,7 @@ def simulate(
     streams: Annotated[
         bool,
         typer.Option(
-            "--streams/--no-streams", help="Do answers come token by token, for ours to see?"
+            "--streams/--no-streams", help="Whether answers stream, so that ours sees their pace."
         ),
     ] = True,
     shadow: _ShadowOption = None,
@@ -1043,7 +1046,7 @@ def _names(text: str) -> list[str]:  # a,b -> ["a", "b"]
 
 
 def _families_of(text: str, usual: Iterable[str]) -> list[str]:
-    "Asked families, or the usual ones; `all` for every one there is."
+    "The families asked for, or the usual ones; `all` means every family."
     from arcpoint_ce.lab.worlds import FAMILIES
 
     return _names(text) or list(usual) if text != "all" else list(FAMILIES)
@@ -1076,7 +1079,7 @@ class _StreamsCommand(TyperCommand):
 # %% ../../nbs/apps/84_cli.ipynb #4669f857
 @_app.command("experiment", cls=_StreamsCommand)
 def _experiment(
-    out: Annotated[Path, _option("Folder of the result; a killed run goes on there.")],
+    out: Annotated[Path, _option("Folder of the result; a killed run resumes there.")],
     family: Annotated[
         str, _option("Families, as NAME,NAME; all: every one.  [default: the report's ten]")
     ] = "",
@@ -1090,7 +1093,9 @@ def _experiment(
     ] = False,
     physics: Annotated[
         str,
-        typer.Option(help="Of the servers: ideal, or engine (slots, queue, KV cache, prefill)."),
+        typer.Option(
+            help="Physics of the servers: ideal, or engine (slots, queue, KV cache, prefill)."
+        ),
     ] = "ideal",
     jitter: Annotated[
         float, typer.Option(help="How far recurring starts stray, share of the cycle, 0 to 0.1.")
@@ -1110,7 +1115,7 @@ def _experiment(
         ),
     ] = None,
     retries: Annotated[
-        int | None, _option("Further attempts of the callers; 0: what fails is lost.  [default: 2]")
+        int | None, _option("Retries of the callers; 0: what fails is lost.  [default: 2]")
     ] = None,
     load: Annotated[
         float | None,
@@ -1130,17 +1135,18 @@ def _experiment(
     scaler: Annotated[
         str | None,
         _option(
-            "Of every contender, where replicas can be added: reactive, trend, cron, predictive."
+            "Scaler of every contender, where replicas can be added: "
+            "reactive, trend, cron, predictive."
         ),
     ] = None,
     forecast: Annotated[
         str, typer.Option(help="on, off, or wrong on purpose: shuffled, frozen, inverted, missing.")
     ] = "on",
     forecaster: Annotated[
-        str, typer.Option(help="Of ours: auto, none, room, latency, both.")
+        str, typer.Option(help="Our forecaster: auto, none, room, latency, both.")
     ] = "auto",
     policy: Annotated[
-        str, typer.Option(help="Of ours: auto, or another one by its name.")
+        str, typer.Option(help="Our policy: auto, or another one by its name.")
     ] = "auto",
     policies: Annotated[
         str, _option("Contenders beyond those that always run, as NAME,NAME.")
@@ -1201,7 +1207,7 @@ def _experiment(
 @_app.command("record")
 def _record(
     out: Annotated[
-        Path, typer.Option(help="Folder of the record; a killed run goes on there.")
+        Path, typer.Option(help="Folder of the record; a killed run resumes there.")
     ] = Path("record"),
     part: Annotated[
         str, _option("Families, as NAME,NAME.  [default: every one of the development results]")
@@ -1360,7 +1366,7 @@ def ask(
             help="Let Claude phrase the _answer where ANTHROPIC_API_KEY is set.",
         ),
     ] = True,
-    name: Annotated[str, typer.Option(help="Model that phrases.")] = "claude-sonnet-5-5",
+    name: Annotated[str, typer.Option(help="Model that phrases the answer.")] = "claude-sonnet-5-5",
 ):
     """Ask a store in words: state, which backend, why it dropped, capacity risk, what happened.
 
@@ -1556,7 +1562,9 @@ def _dashboard(
 
 # %% ../../nbs/apps/84_cli.ipynb #54951840
 _testbed = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-_app.add_typer(_testbed, name="testbed", help="Real servers on this machine, with faults on order.")
+_app.add_typer(
+    _testbed, name="testbed", help="Real servers on this machine, with faults on demand."
+)
 
 _LiveFleetOption = Annotated[
     Path | None, _option("Fleet file; left out: the fleet of the shipped sample.")
@@ -1583,9 +1591,9 @@ def _testbed_up(
         Path | None, _option("Write the fleet file here, with the addresses of the servers.")
     ] = None,
     scenario: Annotated[
-        str | None, _option("Let this happen as soon as all is ready (`arcpoint simulate --list`).")
+        str | None, _option("A scenario to play once all is ready (`arcpoint simulate --list`).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of errors and stuck answers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of errors and stuck answers.")] = 0,
 ):
     """Start a server for each backend of a fleet, each behind a fault proxy, until Ctrl-C.
 
@@ -1635,9 +1643,9 @@ def _testbed_chaos(
     rate_rps: Annotated[float, typer.Option(min=0.1, max=20.0, help="Requests per second.")] = 5.0,
     policy: _PolicyOption = "auto",
     forecaster: _ForecasterOption = "none",
-    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the requests.")] = 0,
 ):
-    """Let something happen to real servers behind our gateway, and say what callers saw.
+    """Play a fault on real servers behind our gateway, and report what callers saw.
 
     \b
       arcpoint testbed chaos --scenario backend_down
@@ -1666,27 +1674,29 @@ def _gateway(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8600,
     store: Annotated[
-        str | None, _option("Where it remembers: a file or a Redis address; left out: memory.")
+        str | None, _option("Its store: a file or a Redis address; left out: memory only.")
     ] = None,
     number: Annotated[
         int | None, _option("Its own number, where several gateways share a store.", "--gateway")
     ] = None,
-    gateways: Annotated[int, typer.Option(min=1, help="How many route into this fleet.")] = 1,
+    gateways: Annotated[
+        int, typer.Option(min=1, help="How many gateways route into this fleet.")
+    ] = 1,
     policy: _PolicyOption = "auto",
     forecaster: _ForecasterOption = "auto",
     slo_ms: _SloOption = None,
     slo_tok_ms: _SloTokOption = None,
     deadline_s: Annotated[
-        float, typer.Option(help="Until the first token, whatever happens, s.")
+        float, typer.Option(help="Time limit until the first token, all attempts together, s.")
     ] = 60.0,
     first_token_s: Annotated[
-        float, typer.Option(help="Another backend is tried after this without a token, s.")
+        float, typer.Option(help="Try another backend after this long without a token, s.")
     ] = 10.0,
     stall_s: Annotated[
-        float, typer.Option(help="A stream that is silent for so long has failed, s.")
+        float, typer.Option(help="A stream that is silent for this long has failed, s.")
     ] = 10.0,
     hedge_s: Annotated[
-        float | None, _option("A second attempt starts beside a silent one after this, s.")
+        float | None, _option("Start a second attempt beside one that is silent for this long, s.")
     ] = None,
     hedge_share: Annotated[
         float, typer.Option(help="Share of the requests that may be hedged.")
@@ -1755,7 +1765,7 @@ def _predictor(
         ),
     ] = "127.0.0.1",
     quantile: Annotated[
-        float | None, _option("Tell this quantile of the time, 0..1; left out: its mean.")
+        float | None, _option("Predict this quantile of the time, 0..1; left out: its mean.")
     ] = None,
 ):
     """A latency predictor for llm-d: learns online, one model per pod label, with bounds.

@@ -123,11 +123,11 @@ class _Question:
 
 
 _SETTING_FIELDS = frozenset(f.name for f in fields(Setting))
-_NEUTRAL = dict(physics="ideal", jitter=0.0)  # values that ask for nothing
+_NEUTRAL = dict(physics="ideal", jitter=0.0)  # values that change nothing
 
 
 def _settings_given(given: Mapping) -> dict:  # fields of a Setting
-    "The settings that ask for something. ValueError if worlds of this version lack one."
+    "The settings that change something. ValueError if worlds of this version lack one."
     asked = {k: v for k, v in given.items() if v != _NEUTRAL.get(k)}
     lacking = sorted(asked.keys() - _SETTING_FIELDS)
     if lacking:

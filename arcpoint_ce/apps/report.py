@@ -112,7 +112,7 @@ def _assigned(source: str) -> list[str]:
 def _read_parameters(
     template: Path,  # a notebook with a cell tagged `parameters`
 ) -> dict[str, _Parameter]:  # by name
-    """What a template may be told.
+    """The parameters of a template.
 
     ReportUsageError where it has no tagged cell or one that cannot be read.
     """
@@ -309,7 +309,7 @@ def write_metrics(
 
 # %% ../../nbs/apps/80_report.ipynb #17e6a715
 def _own_folder(out: str | Path) -> Path:  # made, empty, absolute
-    "The caller's folder. ReportUsageError where it holds anything."
+    "The caller's folder. ReportUsageError if it is not empty."
     folder = Path(out).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ReportUsageError(
@@ -354,9 +354,9 @@ _ENDINGS = ("SIGTERM", "SIGHUP")
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Meanwhile SIGTERM and SIGHUP raise SystemExit.
+    """Inside the block, SIGTERM and SIGHUP raise SystemExit.
 
-    Only the main thread can set that up; others go without.
+    Only the main thread can set that up; in other threads the block changes nothing.
     """
     if current_thread() is not main_thread():
         yield
@@ -404,7 +404,7 @@ def _own_kernel(
 
 
 def _end_kernels(begun: Sequence[Any]):
-    "End what is left of kernels, with every process that they began."
+    "Stop kernels that still run, with every process that they started."
     for manager in begun:
         group = getattr(manager.provisioner, "pgid", None)
         if group and group != os.getpgid(0):
@@ -427,7 +427,7 @@ def _stopped_cell(nb) -> int | None:  # index; None: no cell had begun
 
 
 def _mark_stopped(nb, at: int, error: BaseException):
-    "Let the notebook say what happened: this cell failed, those after it never ran."
+    "Mark in the notebook that this cell failed and that those after it never ran."
     from nbformat.v4 import new_output
 
     cell = nb.cells[at]
@@ -590,7 +590,7 @@ def _title_of(nb, otherwise: str) -> str:
 
 
 def _folded(word: str, inner: str) -> str:  # HTML
-    "Something to open behind a word."
+    "Text that unfolds when its title is clicked."
     return f'<details class="code"><summary>{word}</summary>{inner}</details>'
 
 

@@ -164,7 +164,7 @@ class ArcpointServer:
         self,
         command: str,  # serve, dashboard
         *options: object,
-        # whether the server on this port answers; OSError counts as no
+        # tests whether the server on this port answers; OSError counts as no
         answers: Callable[[int], bool],
         within_s: float = 60.0,  # how long it may take to come up
     ):

@@ -46,7 +46,7 @@ class _Stage:
     fleet: Callable[[Sequence], Fleet]  # gateways -> a fleet with its faults, ready to run
     # makes our gateway; takes `into` (a store) and what else `ContextEngine` takes
     router: Callable[..., EngineGateway]
-    past: Callable[[], NullStore]  # what our engine has lived through while nothing was wrong
+    past: Callable[[], NullStore]  # what our engine has learned from while nothing was wrong
     ours: str  # how our engine is set up, in a few words
 
 
@@ -108,7 +108,7 @@ def _promised(
     slo_tok_ms: float | None = None,  # and this much more per output token, ms
     **rest,  # other settings, which promise nothing
 ) -> Workload:
-    "The requests with the limit that was asked for. ValueError on half a limit."
+    "The requests with the limit that was asked for. ValueError on --slo-tok-ms alone."
     if slo_ms is None and slo_tok_ms is not None:
         raise ValueError("--slo-tok-ms adds to --slo-ms: give both")
     if slo_ms is None:
@@ -541,7 +541,7 @@ def _quantile_s(took: list[float], q: float) -> float | None:
 
 
 def _summary(name: str, record: Record) -> tuple:  # a row under SUMMARY
-    "How one policy stood it."
+    "How one policy did, as a row of the comparison."
     took = sorted(record.latency_s[record.ok].tolist())
     return (
         name,
