@@ -53,7 +53,7 @@ def percent(x: float | None, digits: int = 1) -> str:
 
 
 def _simulated(at_s: float) -> bool:
-    "Whether a time is a simulation's own."
+    "Whether a time belongs to a simulation's clock."
     return at_s < _SIMULATED_S
 
 
@@ -273,7 +273,7 @@ def _timed(t: pd.DataFrame, column: str = "at_s") -> pd.DataFrame:
 
 
 def _drawable(times: pd.Series) -> pd.Series:
-    "Times in s as a chart takes them; those that no calendar has stand at its ends."
+    "Times in s as a chart takes them; those beyond the calendar are moved to its ends."
     return pd.to_datetime(times.clip(-_LAST_S, _LAST_S), unit="s", utc=True)
 
 

@@ -123,7 +123,7 @@ class Page:
 def guarded(
     draw: Callable[[], None],  # draws a part of a page
 ):
-    "Draw, or say why not. Errors that nobody foresaw pass through."
+    "Draw, or say why not. Unexpected errors pass through."
     try:
         draw()
     except StoreError as e:

@@ -55,7 +55,7 @@ _QUIET_S = 10.0  # without a new record for longer, a warning is shown, s
 
 
 def silence(page: Page, state: FleetState):
-    "As of when the page speaks; a warning where nothing new has come for a while."
+    "The time of the page's data; a warning where nothing new has come for a while."
     as_of = plain(moment(state.at_s, page.zone))
     if page.until:
         st.caption(f":material/history: as of {as_of}")
@@ -192,7 +192,7 @@ _WORST_LAST = ("available", "unknown", "degraded", "down")
 
 
 def _trouble(s: BackendState) -> tuple:
-    "What a list begins with: what is down, then what is ill, then what is about to be."
+    "Sort key of a list: what is down comes first, then what is degraded, then what is at risk."
     shut = s.breaker != "closed"
     signs = len(s.incidents), s.p_breach or 0.0, s.error_rate or 0.0, s.p95_ms or 0.0
     return (-_WORST_LAST.index(s.availability), -shut, *(-x for x in signs), s.backend)

@@ -24,7 +24,7 @@ from ..routing.outcomes import displayed
 @displayed
 @dataclass(frozen=True, slots=True)
 class Look:
-    "A window, and the stretches that it is cut into. ValueError where it holds no time."
+    "A window, and the stretches that it is cut into. ValueError where it is empty."
 
     since_s: float
     until_s: float
@@ -342,7 +342,7 @@ def open_decision(
     records: Facts,
     id: int,  # of the decision
 ) -> _Opened:
-    "One decision with all that is known of it. KeyError where there is none."
+    "One decision with all that is known about it. KeyError where there is none."
 
     def read(table: str, key: str) -> pd.DataFrame:
         columns = TABLES[table]
