@@ -22,7 +22,7 @@ from ..routing.records import Backend
 
 # %% ../../nbs/live/60e_cpu_engine.ipynb #4d88674d
 class _Transformer:
-    "A decoder with random weights, and the keys and values of whoever sits in its batch."
+    "A decoder with random weights, and the keys and values of the requests in its batch."
 
     VOCABULARY = 512
 
@@ -115,7 +115,7 @@ def _normal(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6)
 
 # %% ../../nbs/live/60e_cpu_engine.ipynb #e7a3b0e9
-_PIECE_TOK = 64  # so much of a prompt is read in one step
+_PIECE_TOK = 64  # tokens of a prompt that are read in one step
 
 
 class _Seated:
@@ -137,7 +137,7 @@ class _EngineBatch:
         self.waiting: deque[Job] = deque()
         self.seated: dict[Job, _Seated] = {}
         self.free = list(range(model.seats))
-        self.whole: dict[Job, asyncio.Event] = {}  # job -> is its answer whole
+        self.whole: dict[Job, asyncio.Event] = {}  # job -> set once its answer is complete
         self.random, self.prompts = Random(seed).random, np.random.default_rng(seed)
         self.number = self.taken = 0
         self.held_tok = 0.0
@@ -146,7 +146,7 @@ class _EngineBatch:
         self.running: asyncio.Task | None = None
 
     def enter(self, tokens_in: int, tokens_out: int) -> Job | str:  # or what refused it
-        "A request comes in."
+        "Take in a request. Returns its job, or the name of what refused it."
         now = self.loop.time()
         most = self.model.context_tok
         tokens_out = min(tokens_out, most // 2)
@@ -168,7 +168,7 @@ class _EngineBatch:
         return job
 
     def leave(self, job: Job):
-        "Its answer is whole, or its caller has gone."
+        "Remove a job: its answer is complete, or its caller has gone."
         self.whole.pop(job, None)
         if job in self.waiting:
             self.waiting.remove(job)
@@ -179,7 +179,7 @@ class _EngineBatch:
         self.station.n = len(self.seated)
 
     def change(self, **conditions):
-        "Conditions of a station, from now on. ValueError on what makes no sense."
+        "Set conditions of the station from now on. ValueError on invalid ones."
         self.station.now_is.change(**conditions)
         self.station.renew()
 
@@ -222,7 +222,7 @@ class _EngineBatch:
         return not one.unread and one.made < one.job.call.tokens_out
 
     def _admit(self):
-        "Whoever fits takes a seat."
+        "Requests that fit take a seat."
         while self.waiting and self.free:
             call = self.waiting[0].call
             size_tok = call.tokens_in + call.tokens_out
@@ -244,7 +244,7 @@ class _EngineBatch:
             self.model.decode([one.seat for one in speaks])
 
     def _count(self, reads: _Seated | None, speaks: list[_Seated]):
-        "What the step has brought."
+        "Count the tokens that the step has produced."
         if reads is not None:
             reads.unread -= min(reads.unread, _PIECE_TOK)
             reads.made += not reads.unread  # the prompt's end is the first token

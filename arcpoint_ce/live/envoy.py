@@ -36,7 +36,7 @@ class OrcaSidecar:
     def __init__(
         self,
         engine: ContextEngine,  # of the whole fleet; its worker runs already
-        backend: str,  # the name of the one behind
+        backend: str,  # name of the backend behind the sidecar
         url: str,  # where that is, http://host:port
         clock: Callable[[], float] = time.time,  # that of the engine's worker
         every_s: float = 0.25,  # the weight is worked out anew this often, s

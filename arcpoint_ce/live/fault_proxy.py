@@ -29,10 +29,10 @@ class Wire:
     "The state of a line. ValueError on values that make no sense."
 
     latency_ms: float = 0.0  # everything from the server comes this much later, ms
-    jitter_ms: float = 0.0  # and up to this much later still, evenly, ms
+    jitter_ms: float = 0.0  # plus up to this much more, drawn uniformly, ms
     bytes_per_s: float | None = None  # bandwidth from the server, bytes/s; None: no limit
     cut: str | None = None  # what happens in the middle of an answer: stall, reset, truncate
-    cut_after: int = 400  # bytes of it that pass before
+    cut_after: int = 400  # bytes of an answer that pass before the cut
     cut_share: float = 1.0  # share of the answers that are cut, 0..1
     error_share: float = 0.0  # share of the requests that the proxy answers with an error, 0..1
     error_status: int = 503  # HTTP status of those
@@ -67,7 +67,7 @@ def _reset(writer: asyncio.StreamWriter):
 
 
 def _refusal(status: int) -> bytes:
-    "An answer that no server sent."
+    "An error that the proxy answers in place of the server."
     body = json.dumps(dict(error=dict(message="injected", type="proxy_error"))).encode()
     head = f"HTTP/1.1 {status} Injected\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
@@ -82,11 +82,11 @@ class _Line:
         self.from_server, self.to_server = server
         self.passed = 0  # bytes of the present answer
         self.asking = False  # has a request begun that nobody has answered yet
-        self.cut: str | None = None  # what befalls the present answer
+        self.cut: str | None = None  # how the present answer is cut; None: not at all
         self.due: asyncio.Queue = asyncio.Queue(256)  # (when it may pass, s; bytes; empty: the end)
 
     async def run(self):
-        "Until either side has ended."
+        "Forward bytes until either side has ended."
         tasks = [asyncio.ensure_future(x) for x in (self._up(), self._read(), self._down())]
         try:
             await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
@@ -112,7 +112,7 @@ class _Line:
             await self.to_server.drain()
 
     async def _begin(self) -> bool:
-        "A request begins: its fate. False: the proxy has answered it."
+        "Draw the fate of a new request. False: the proxy has answered it."
         wire, random = self.door.wire, self.door.random
         self.cut = wire.cut if wire.cut and random() < wire.cut_share else None
         if wire.error_share and random() < wire.error_share:
@@ -124,7 +124,7 @@ class _Line:
         return True
 
     async def _read(self):
-        "What comes from the server, with the time at which it may pass."
+        "Read from the server, and queue the bytes with the time at which they may pass."
         loop, last_s = asyncio.get_running_loop(), 0.0
         while data := await self.from_server.read(16_384):
             wire = self.door.wire
@@ -193,7 +193,7 @@ class _Door:
         self.port = server.sockets[0].getsockname()[1]
 
     def set(self, wire: Wire):
-        "From now on, for connections that are open too."
+        "Apply these conditions from now on, to open connections too."
         self.wire = wire
         self.changed.set()
         self.changed = asyncio.Event()
@@ -202,7 +202,7 @@ class _Door:
                 line.abort()
 
     async def open_again(self):
-        "Wait as long as nothing passes."
+        "Wait until bytes may pass again."
         while self.wire.down == "hang":
             await self.changed.wait()
 

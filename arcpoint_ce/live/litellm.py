@@ -53,7 +53,7 @@ def _characters(messages: object) -> int:
     return total
 
 
-def _most_tok(asked: Mapping) -> object:  # None: nobody said
+def _most_tok(asked: Mapping) -> object:  # None: not given
     "How many output tokens are wanted at most; chat calls have a newer name for it."
     return asked.get("max_completion_tokens") or asked.get("max_tokens")
 
@@ -61,9 +61,9 @@ def _most_tok(asked: Mapping) -> object:  # None: nobody said
 def _request_of(
     messages: object,  # as LiteLLM holds them; None for calls without any
     metadata: Mapping,  # of the request
-    tokens_out: object = None,  # at most so many are wanted; None: nobody said
-) -> Request:  # without a model: LiteLLM has seen to that
-    "What the engine is asked. ValueError on a wish that there is not."
+    tokens_out: object = None,  # the most that are wanted; None: not given
+) -> Request:  # without a model: LiteLLM has already matched it
+    "The request for the engine. ValueError on an unknown wish."
     tokens_in = (_characters(messages) + 3) // 4
     expected = tokens_out if isinstance(tokens_out, int) and tokens_out > 0 else 0
     wishes = metadata.get(_WISHES)
@@ -175,7 +175,7 @@ class _Chooser:
         self.random = Random(seed)
 
     def group(self, deployments: list[dict]) -> _Group:
-        "What is known of a list of deployments; those that the fleet does not name join it."
+        "The group of a list of deployments; those that the fleet does not name join it."
         names = tuple(map(_id, map(_model_info, deployments)))
         group = self.groups.get(names)
         return self._new_group(names, deployments) if group is None else group
@@ -230,7 +230,7 @@ class _Chooser:
         return backend
 
     def forget(self, metadata: dict, now: float):
-        "What was taken last is not followed."
+        "Forget what was taken last: LiteLLM did not follow it."
         call = self.calls.of(metadata)
         if call is not None:
             self.engine.cancel(call.decision, now)
@@ -249,10 +249,10 @@ class _Doubts:
         self.stale_s, self.aside_s = stale_s, aside_s
         self.began_s: float | None = None  # the first time that it was asked, s
         self.aside_until_s = -inf
-        # from then until then there are none, s
+        # between these times there is no doubt, s
         self.clear_from_s, self.clear_until_s = inf, -inf
 
-    def why(self, now: float) -> str | None:  # None: there are none
+    def why(self, now: float) -> str | None:  # None: no doubt, it may be asked
         "Why the engine is not to be asked now."
         if self.began_s is None:
             self.began_s = now
@@ -317,7 +317,7 @@ class _Adviser:
 
 # %% ../../nbs/live/62_litellm.ipynb #cea489fe
 class _Told:
-    "How one attempt ended, as LiteLLM tells it."
+    "How one attempt ended, as LiteLLM reports it."
 
     def __init__(self, took_s: float | None = None, error: BaseException | None = None):
         self.took_s = took_s  # None: until now
@@ -383,7 +383,7 @@ class _Reporter:
         self.chooser, self.engine, self.calls = chooser, chooser.engine, chooser.calls
 
     def ended(self, metadata: Mapping, backend: str | None, told: _Told, now: float) -> bool:
-        "An attempt has ended. True if the engine learned from it; the first word counts."
+        "An attempt has ended. True if the engine learned from it; the first report counts."
         call = self.calls.of(metadata)
         if backend not in self.chooser.known or (call is None and _MARK in metadata):
             return False
@@ -434,7 +434,7 @@ class _Reporter:
             self.engine.router.hear_limits(backend, headers, now)
 
     def progress(self, call: _Call, tokens: int, now: float):
-        "A stream has come so far; the engine wants to know once a second."
+        "Report how far a stream has come, at its first token and then once a second."
         if tokens == 1 or now - call.told_s >= 1.0:
             call.told_s = now
             self.engine.progress(call.decision, tokens, now)
@@ -446,7 +446,7 @@ def _has_text(chunk: object) -> bool:
 
 
 class _Streams:
-    "Streams as they were, with word to the engine of how far they have come."
+    "Passes streams on unchanged, and reports to the engine how far they have come."
 
     def __init__(self, reporter: _Reporter, clock: Callable[[], float]):
         self.reporter, self.clock = reporter, clock
@@ -580,7 +580,7 @@ class ArcpointLogger:
 
     `litellm.callbacks = [ArcpointLogger("fleet.toml")]`. Backends are named as the deployments'
     `model_info.id`. ModuleNotFoundError without the extra `litellm`. ValueError where an engine is
-    given together with a store or settings, and for a request with a wish that there is not.
+    given together with a store or settings, and for a request with an unknown wish.
     """
 
     KEPT = 100_000  # calls whose ends are awaited, at most
@@ -658,7 +658,7 @@ class ArcpointLogger:
     async def async_post_call_success_deployment_hook(self, request_data, response, call_type):
         "An answer that did not stream."
         metadata = _metadata_of(request_data)
-        if _MARK in metadata:  # of the others, LiteLLM's log tells
+        if _MARK in metadata:  # LiteLLM's log reports the others
             self._ended(metadata, _id_of(request_data), _Told.answer(response))
         return None
 
@@ -668,7 +668,7 @@ class ArcpointLogger:
         "One attempt has failed; LiteLLM may try again."
         metadata = _metadata_of(request_data)
         call = self._chooser.calls.of(metadata)
-        if call is not None:  # of the others, LiteLLM's log tells
+        if call is not None:  # LiteLLM's log reports the others
             call.failed = request_data.get("litellm_call_id")
             self._ended(metadata, _id_of(request_data), _Told(error=exception))
 
@@ -699,7 +699,7 @@ class ArcpointLogger:
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict, response, request_data
     ):
-        "The proxy's streams, with word of their progress."
+        "The proxy's streams, with reports of their progress."
         async for chunk in self._streams.watched(response, _metadata_of(request_data)):
             yield chunk
 
@@ -707,7 +707,7 @@ class ArcpointLogger:
         self,
         stream: AsyncIterator,  # what `Router.acompletion(..., stream=True)` gave
     ) -> AsyncIterator:  # the same chunks
-        "A stream of LiteLLM's Python router, with word of its progress. The proxy needs no help."
+        "A stream of LiteLLM's Python router, with reports of progress. The proxy needs no wrapper."
         details = getattr(getattr(stream, "logging_obj", None), "model_call_details", None) or {}
         return self._streams.watched(stream, _metadata_of(details.get("litellm_params")))
 
@@ -722,7 +722,7 @@ class ArcpointLogger:
 
     @property
     def last_error(self) -> str | None:
-        "Why the engine was of no use last; None: it always was."
+        "Why the engine could not be used the last time that happened; None: it never did."
         return self._adviser.last_error
 
     @property
@@ -731,7 +731,7 @@ class ArcpointLogger:
         return self._shadow.seen
 
     def status(self) -> dict:  # fit for JSON
-        "What became of the questions, and what failed last."
+        "Counts of what became of the picks, and the last failure."
         return dict(self.counts, shadow=self.shadow, last_error=self.last_error)
 
     def close(self):

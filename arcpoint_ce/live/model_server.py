@@ -81,13 +81,13 @@ class _Batch:
         self.station, self.kv_tok = Station(sim, 0), kv_tok
         self.waiting: deque[Job] = deque()  # not yet handed to the station
         self.held_tok = 0.0  # of those that were
-        self.whole: dict[Job, asyncio.Event] = {}  # job -> is its answer whole
+        self.whole: dict[Job, asyncio.Event] = {}  # job -> set once its answer is complete
         self.random = Random(seed).random
         self.number = self.taken = 0  # of the newest event; requests accepted so far
         self.timer: asyncio.TimerHandle | None = None
 
-    def enter(self, tokens_in: int, tokens_out: int) -> Job | str:  # what it stumbled over
-        "A request comes in."
+    def enter(self, tokens_in: int, tokens_out: int) -> Job | str:  # or what refused it
+        "Take in a request. Returns its job, or the name of what refused it."
         now = self.loop.time()
         call = Call(self.number, tokens_in, tokens_out, "", inf, now, 0)
         job = Job(call, 0, 0, now)
@@ -103,7 +103,7 @@ class _Batch:
         return job
 
     def leave(self, job: Job):
-        "Its answer is whole, or its caller has gone."
+        "Remove a job: its answer is complete, or its caller has gone."
         now = self.loop.time()
         if self.whole.pop(job, None) is None:
             return
@@ -120,7 +120,7 @@ class _Batch:
         self._admit(now)
 
     def change(self, **conditions):
-        "Conditions of a station, from now on. ValueError on what makes no sense."
+        "Set conditions of the station from now on. ValueError on invalid ones."
         now, station = self.loop.time(), self.station
         station.now_is.change(**conditions)
         station.advance(now)
@@ -157,7 +157,7 @@ class _Batch:
         return not self.held_tok or self.held_tok + size_tok <= self.kv_tok
 
     def _admit(self, now: float):
-        "Whoever fits goes into the station; then wait for the next answer to be whole."
+        "Move requests that fit into the station, and set the timer for the next complete answer."
         while self.waiting and self._fits(self.waiting[0]):
             job = self.waiting.popleft()
             self.held_tok += job.call.tokens_in + job.call.tokens_out
@@ -170,7 +170,7 @@ class _Batch:
         self.timer = self.loop.call_at(ends_s, self._finish) if ends_s < inf else None
 
     def _finish(self):
-        "The time of the next answer has come."
+        "Called when the next answer should be complete."
         now = self.loop.time()
         while self.station.ends() <= now + 1e-4:
             job = self.station.step(now)
@@ -194,7 +194,7 @@ class _Asked:
 
 
 def _text_of(message) -> str:
-    "The text of a message; parts that are no text do not count."
+    "The text of a message; parts that are not text are ignored."
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
@@ -257,9 +257,9 @@ class _Meters:
         self.batch, self.client = batch, client
         self.registry = client.CollectorRegistry()
         self.model = model
-        # what the gauges say over what is true: running, waiting, time per token
+        # by how much the gauges lie, as factors: running, waiting, time per token
         self.lie: tuple[float, float, float] = (1.0, 1.0, 1.0)
-        self.frozen: bytes | None = None  # what they said last, where they stand still
+        self.frozen: bytes | None = None  # the last text, while the gauges are frozen
         self.running = self._gauge("num_requests_running", "Requests in the batch.")
         self.waiting = self._gauge("num_requests_waiting", "Requests in the queue.")
         self.kv = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0..1.")
@@ -283,7 +283,7 @@ class _Meters:
         )
 
     def gauge(self) -> Gauge:
-        "What it says of itself now, lies included."
+        "The gauges as published now, lies included."
         batch, station = self.batch, self.batch.station
         now = batch.loop.time()
         running, waiting, tpot = self.lie
@@ -302,7 +302,7 @@ class _Meters:
         return self.lie[0] * min(self.batch.held_tok / size_tok, 1.0)
 
     def ended(self, asked: _Asked, ttft_s: float, took_s: float):
-        "An answer is whole."
+        "Count a complete answer."
         name = self.model
         self.ttft.labels(name).observe(ttft_s)
         self.tpot.labels(name).observe((took_s - ttft_s) / max(asked.tokens_out - 1, 1))
@@ -322,13 +322,13 @@ class _Meters:
         return self.client.generate_latest(self.registry)
 
     def freeze(self, frozen: bool):
-        "Let them stand still, or run again."
+        "Freeze the metrics, or let them run again."
         if not frozen:
             self.frozen = None
         elif self.frozen is None:
             self.frozen = self.text()
 
-    def orca(self, format: str) -> str | None:  # None: a format that nobody knows
+    def orca(self, format: str) -> str | None:  # None: unknown format
         "The load report of one answer."
         gauge = self.gauge()
         named = dict(
@@ -374,7 +374,7 @@ class Exchange:
         self.receive, self.send = receive, send
 
     async def body(self, most: float = inf) -> bytes | None:
-        "What came in; None where that is more than `most` bytes."
+        "The body of the request; None if it has more than `most` bytes."
         parts, size = [], 0
         while True:
             message = await self.receive()
@@ -386,7 +386,7 @@ class Exchange:
                 return b"".join(parts)
 
     async def gone(self):
-        "Comes back when the caller has hung up."
+        "Return once the caller has hung up."
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
@@ -401,7 +401,7 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def whole(self, status: int, body: bytes, kind: str = "application/json", extra={}):
-        "An answer in one piece, with its length told."
+        "An answer in one piece, with its content length."
         await self.start(status, kind, {"content-length": str(len(body)), **extra})
         await self.part(body, more=False)
 
@@ -433,7 +433,7 @@ class _ModelApp:
         self.served = 0
 
     def heed(self, told: dict):
-        "A command of the testbed: conditions of the station, and what the gauges say."
+        "Obey a command of the testbed: conditions of the station, and lies of the gauges."
         told = dict(told)
         if "frozen" in told:
             self.meters.freeze(told.pop("frozen"))
@@ -458,7 +458,7 @@ class _ModelApp:
             await exchange.error(404, "not_found", f"there is no {exchange.path} here")
 
     def state(self) -> dict:
-        "What the testbed asks: how much is going on."
+        "The load of the server, as the testbed asks for it."
         batch = self.batch
         return dict(
             running=batch.station.n, waiting=batch.queued, taken=batch.taken, served=self.served
@@ -524,12 +524,12 @@ class _ModelApp:
             new = yield
 
     async def _nothing(self):
-        "An answer that is sent whole says nothing before."
+        "For an answer that does not stream: nothing is sent before its end."
         while True:
             yield
 
     async def _wait(self, job: Job, gone: asyncio.Future, sent: int) -> bool:
-        "Until there may be more of an answer. False: the caller has gone."
+        "Wait until there may be more of an answer. False: the caller has gone."
         step_s = self.chunk_s if sent else min(self.batch.first_in_s(job), 0.05)
         whole = self.batch.whole[job]
         ready = asyncio.ensure_future(whole.wait())
@@ -571,7 +571,7 @@ async def _serve_app(
     told: dict,  # settings of a server, its `SimBackend` among them
     make_batch: Callable[[SimBackend, dict], Any],  # of a backend and the other settings
 ):
-    "Serve until the pipe of commands ends; the first line out says on which port."
+    "Serve until the command pipe closes. The first line of output names the port."
     uvicorn = optional("uvicorn")
     sim = _sim_of(told)
     app = _ModelApp(sim, make_batch(sim, told), told.pop("chunk_s", 0.02))

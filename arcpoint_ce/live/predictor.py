@@ -65,7 +65,7 @@ def _check(row: object, index: int):
 
 
 def _table_of(rows: list) -> np.ndarray:
-    "Rows as they are; whatever Python raises where they are of another kind."
+    "Rows as an array, unchecked. Any error that Python raises if they have another form."
     needed = [[row[name] for name in _NEEDED] for row in rows]
     extra = [[row.get(name) or 0.0 for name in _EXTRA] for row in rows]
     values = [value for a, b in zip(needed, extra) for value in (*a, *b)]
@@ -75,7 +75,7 @@ def _table_of(rows: list) -> np.ndarray:
 
 
 def _numbers(rows: list) -> tuple[np.ndarray, list[str]]:  # a line per row, and its label
-    "Rows as an array. ValueError with the place of the first that cannot be used."
+    "Rows as an array. ValueError names the first row that cannot be used."
     try:
         table = _table_of(rows)
         labels = [row.get("pod_type") or "" for row in rows]
@@ -90,7 +90,7 @@ def _numbers(rows: list) -> tuple[np.ndarray, list[str]]:  # a line per row, and
 
 
 def _features(table: np.ndarray) -> dict[str, np.ndarray]:  # by target, a line per row
-    "What the times are taken to be linear in."
+    "The features in which the times are assumed to be linear."
     kv, tokens, waiting, running, generated, cached, *_, prefill, decode = table.T
     fresh = tokens * np.clip(1.0 - cached, 0.0, 1.0) / 1000.0
     one = np.ones_like(kv)
@@ -114,8 +114,8 @@ class _Line:
     "One time, in ms, as a line in its features, with bounds and a record of its errors."
 
     FORGET = 0.998  # weight of a row after the next one
-    LOW, HIGH = 0.05, 0.95  # the bounds that are told
-    WARM = 20  # rows before the record begins
+    LOW, HIGH = 0.05, 0.95  # the bounds that are reported, as quantiles
+    WARM = 20  # rows before errors are recorded
 
     def __init__(self, features: int, quantile: float):
         self.weights = np.zeros(features)
@@ -133,7 +133,7 @@ class _Line:
         return np.maximum(x @ self.weights, max(0.05 * self.mean_ms, 1e-3))
 
     def learn(self, x: np.ndarray, actual_ms: float):
-        "One row: judge what was foreseen, then take it in."
+        "Judge the prediction for a row, then learn from the row."
         foreseen_ms = float(self.foresee(x[None])[0])
         ratio = log(actual_ms / foreseen_ms)
         if self.rows >= self.WARM:
@@ -160,7 +160,7 @@ class _Line:
         for quantile in self.at.values():
             quantile.update(ratio, max(self.scale, 1e-3))
         self.drift.update(abs(ratio))
-        if self.drift.drift_detected:  # what was learned is of another time
+        if self.drift.drift_detected:  # what was learned is out of date
             self.drifts += 1
             self.products *= 0.02
             self.answers *= 0.02
@@ -182,11 +182,11 @@ class _Line:
 class _Model:
     "Both times for every label, and for all rows together."
 
-    ENOUGH = 30  # rows from which on a label stands on its own
+    ENOUGH = 30  # rows after which a label has a model of its own
     MOST_LABELS = 256
     ALL = "all rows"
 
-    def __init__(self, quantile: float | None = None):  # None: the mean is told
+    def __init__(self, quantile: float | None = None):  # None: the mean is predicted
         if quantile is not None and not 0 < quantile < 1:
             raise ValueError(f"quantile must lie between 0 and 1, got {quantile!r}")
         self.quantile = quantile
@@ -204,7 +204,7 @@ class _Model:
         return self.lines[key]
 
     def learn(self, rows: list, at: str) -> int:  # entries that taught something
-        "Take in training entries. ValueError with the place of one that cannot be used."
+        "Learn from training entries. ValueError names one that cannot be used."
         table, labels = _numbers(rows)
         taught = 0
         actual = {
@@ -227,7 +227,7 @@ class _Model:
         return None if full and (label, "ttft") not in self.lines else label
 
     def foresee(self, rows: list) -> dict[str, list]:  # by target: ms, low and high, per row
-        "Predictions. ValueError with the place of a row that cannot be used."
+        "Predictions. ValueError names a row that cannot be used."
         table, labels = _numbers(rows)
         places: dict[str, list[int]] = {}
         for i, label in enumerate(labels):
@@ -282,7 +282,7 @@ class _Servers:
 
     def __init__(
         self,
-        quantile: float | None = None,  # of the time that is told; None: its mean
+        quantile: float | None = None,  # of the time that is predicted; None: its mean
         training_url: str = "",
         clock: Callable[[], float] = time.time,
     ):
@@ -469,7 +469,7 @@ class _PredictorApp:
         await send(dict(type="http.response.body", body=answer.body))
 
     def _refused(self, scope) -> _Answer | None:
-        "What a web page in somebody's browser would send."
+        "Refuse what a web page in somebody's browser would send."
         if self.hosts is None:
             return None
         headers = dict(scope["headers"])
@@ -495,7 +495,7 @@ def serve_predictor(
     prediction_port: int = 8001,
     training_port: int = 8000,
     host: str = "127.0.0.1",  # address to listen on
-    quantile: float | None = None,  # of the time that is told; None: its mean
+    quantile: float | None = None,  # of the time that is predicted; None: its mean
     told: Callable[[str], None] = print,  # hears when it serves
 ):
     """Serve until somebody ends it. ValueError where both ports are the same,

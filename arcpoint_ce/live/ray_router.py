@@ -89,7 +89,7 @@ class ArcpointRequestRouter(*_BASES):  # type: ignore[misc]
         return [[by_name[first]], rest] if rest else [[by_name[first]]]
 
     def _join(self, replicas: Iterable[Any], now: float):
-        "The fleet is what Ray offers."
+        "Make the fleet equal to the replicas that Ray offers."
         known = {backend.name for backend in self.engine.router.backends}
         offered = {_name_of(replica.replica_id): replica for replica in replicas}
         for name in offered.keys() - known:

@@ -67,8 +67,8 @@ class _LiteLLMApp:
 
 
 async def _litellm(told: dict):
-    "Serve until the pipe of commands ends; the first line out says on which port."
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no look at the internet
+    "Serve until the command pipe closes. The first line of output names the port."
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no request to the internet
     litellm, uvicorn = optional("litellm", "litellm"), optional("uvicorn")
     models = []
     for name, url in told["urls"].items():

@@ -38,7 +38,7 @@ from ..telemetry.fleet_file import Fleet, Upstream
 
 # %% ../../nbs/live/66_trials.ipynb #5a72d291
 class _Fixed:
-    "Stands where an engine does: everything goes to one backend, nothing is learned."
+    "A stub in place of an engine: everything goes to one backend, nothing is learned."
 
     def __init__(self, fleet: Fleet, target: str):
         lane = SimpleNamespace(backend=fleet[target])
@@ -55,13 +55,13 @@ class _Fixed:
         return None
 
     def nothing(self, *told, **more):
-        "Whatever it is told."
+        "Ignore whatever is reported."
 
     observe = progress = cancel = start = stop = hear_limits = nothing
 
 
 async def _serve_gate(told: dict):
-    "Serve until the pipe of commands ends; the first line out says on which port."
+    "Serve until the command pipe closes. The first line of output names the port."
     uvicorn = optional("uvicorn")
     backends = [Backend(**{k: _tupled(v) for k, v in b.items()}) for b in told["backends"]]
     fleet = Fleet(backends, upstreams={n: Upstream(url) for n, url in told["urls"].items()})
@@ -98,7 +98,7 @@ def _gate(
     fixed: str | None = None,  # everything goes there; None: where the engine says
     number: int | None = None,  # its own, where several share a store
     config: Mapping = {},  # of the gateway
-    ahead_s: float = 0.0,  # its clock stands so far ahead of the machine's own, s
+    ahead_s: float = 0.0,  # its clock runs this far ahead of the machine's own, s
     **engine,  # of `ContextEngine`
 ) -> tuple[str, int]:  # its address, its process id
     "Start a gateway in front of a testbed. It ends with the testbed."
