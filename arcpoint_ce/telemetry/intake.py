@@ -77,6 +77,7 @@ from arcpoint_ce.telemetry.values import (
     _Field,
     _in_range_sql,
     _number_fault,
+    _time_remedy,
     _us_order,
     _value_sql,
 )
@@ -356,8 +357,7 @@ def _values_sql(src: _Source, texts: _Texts, fields: tuple[_Field, ...]) -> str:
     apart = texts.fields.get("apart", "NULL::INTEGER")
     kept = ", ".join(("line", "broken", *src.key_columns, *raw))
     rows = f"SELECT {kept}, {apart} AS apart_ FROM ({rows})"
-    said = [f"said(x_{f.name}) AS y_{f.name}" for f in fields if f.kind in _WORDS]
-    said.append("try_cast(x_ts AS DOUBLE) AS number_of_ts")
+    said = [*_words_sql(fields), "try_cast(x_ts AS DOUBLE) AS number_of_ts"]
     rows = f"SELECT *, {', '.join(said)} FROM ({rows})"
     values = [f"{_one_value_sql(f, texts)} AS v_{f.name}" for f in fields]
     values += [f"as_time(x{name}) AS v{name}" for name in ends]
@@ -365,6 +365,13 @@ def _values_sql(src: _Source, texts: _Texts, fields: tuple[_Field, ...]) -> str:
     return (
         f"SELECT *, {', '.join(f'{_kept_sql(f, texts)} AS {f.name}' for f in fields)} FROM ({rows})"
     )
+
+
+def _words_sql(fields: tuple[_Field, ...]) -> Iterator[str]:
+    "SQL of texts that are no word for nothing."
+    for f in fields:
+        if f.kind in _WORDS:
+            yield f"{'said' if f.kind == 'text' else 'told'}(x_{f.name}) AS y_{f.name}"
 
 
 def _stage_sql(src: _Source, texts: _Texts, *more: str) -> str:
@@ -438,7 +445,7 @@ def _lost_sql(fields: tuple[_Field, ...], texts: _Texts) -> str:
         if f.name in texts.fields:
             may_lack = f.kind in ("count", "duration")
             unknown = f" AND trim(x_{f.name}) NOT IN {_UNKNOWN}" if may_lack else ""
-            lost = f"CASE WHEN {f.name} IS NULL THEN said(x_{f.name}) IS NOT NULL{unknown} END"
+            lost = f"CASE WHEN {f.name} IS NULL THEN told(x_{f.name}) IS NOT NULL{unknown} END"
             bits.append(f"coalesce({lost}, false)::INTEGER * {1 << i}")
     return f"nullif({' + '.join(bits)}, 0)" if bits else "NULL"
 
@@ -1272,6 +1279,21 @@ def _unplaced_rows(intake: _Intake) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"line": "Int64", "file": int, "rule": int})
 
 
+def _reason(
+    f: _Field | None,  # the field that is bad; None: the whole line
+    why: str,  # the rule's reason; empty: the number tells
+    raw: str | None,  # the bad value
+) -> str:
+    "Why a row is bad, and what can be done about it where that is known."
+    if f is None or not raw:
+        return why
+    if f.kind == "time":
+        return why + _time_remedy(raw)
+    if why.startswith("is missing though"):
+        return f"{_number_fault(f, raw)}: {why}"
+    return why or _number_fault(f, raw)
+
+
 def _bad_rows(
     intake: _Intake,  # all rows are in and judged
 ) -> Iterator[tuple]:  # file, line, column, reason, raw: sorted by file and line
@@ -1302,9 +1324,7 @@ def _bad_rows(
             column = "line"
             if rule is not None:
                 column, why, _ = intake.rules[rule]
-                why = why or _number_fault(kinds[column], raw)
-                if why.startswith("is missing though") and raw:
-                    why = f"{_number_fault(kinds[column], raw)}: {why}"
+                why = _reason(kinds.get(column), why, raw)
             yield str(intake.files[file]), line, column, why, _visible(raw)
 
 # %% ../../nbs/telemetry/10f_intake.ipynb #fa556dea

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/telemetry/10b_values.ipynb #65a26372
+import re
 from dataclasses import dataclass
 
 import duckdb
@@ -75,6 +76,7 @@ _ABSENT = (
     r"\n",
     "(null)",
     "<nil>",
+    *("<na>", "nat", "#n/a", "<none>", "<null>", "[null]", "(none)", "(blank)"),
 )
 _MACROS: dict[str, str] = {}  # name and parameters -> SQL
 
@@ -84,7 +86,9 @@ def _among(words: tuple[str, ...]) -> str:  # SQL over the text `x`
     return f"contains('|{'|'.join(words)}|', '|' || lower(trim(x)) || '|')"
 
 
-_SPELT_ABSENT = dict.fromkeys(w for a in _ABSENT for w in (a, a.upper(), a.title(), "NaN", r"\N"))
+_SPELT_ABSENT = dict.fromkeys(
+    w for a in _ABSENT for w in (a, a.upper(), a.title(), "NaN", "NaT", r"\N")
+)
 _IS_ABSENT = " ".join(f"WHEN x = '{word}' THEN NULL" for word in _SPELT_ABSENT)
 # most texts begin with a character that no such word begins with
 _IS_TEXT = " OR ".join(f"(x >= '{a}' AND x < '{b}')" for a, b in ("0<", "an", "ou", "AN", "OU"))
@@ -93,6 +97,8 @@ _MACROS[
 ] = f"""CASE WHEN x IS NULL THEN NULL WHEN {_IS_TEXT} OR length(x) >= 10 THEN x {_IS_ABSENT}
     WHEN x LIKE ' %' OR x LIKE '% ' THEN CASE WHEN {_among(_ABSENT)} THEN NULL ELSE x END
     ELSE x END"""
+# R writes NA where there is no value; a backend or a tenant may be called so
+_MACROS["told(x)"] = "CASE WHEN x = 'NA' THEN NULL ELSE said(x) END"
 
 # %% ../../nbs/telemetry/10b_values.ipynb #0baf373d
 _TIME_FORMATS = (
@@ -108,6 +114,7 @@ _TIME_FORMATS = (
     "|%Y.%m.%d %H:%M:%S|%Y.%m.%d %H:%M:%S.%f|%Y-%m-%d_%H:%M:%S|%Y-%b-%d %H:%M:%S|%Y-%m-%dT%H%M%S"
     "|%a %d %b %Y %I:%M:%S %p|%a %d %b %Y %H:%M:%S|%Y-%jT%H:%M:%S|%Y-%jT%H:%M:%S.%f"
     "|%b %d, %Y @ %H:%M:%S.%f|%b %d, %Y @ %H:%M:%S|%B %d, %Y %H:%M:%S|%B %d, %Y %I:%M:%S %p"
+    "|%B %d, %Y, %I:%M:%S %p|%B %d, %Y at %I:%M:%S %p"
 ).split("|")
 _ZONED = (  # a clock time, then an offset or UTC by one of its names
     r"^(.*\d:\d\d.*?|.*\dT\d{4,6}(?:\.\d+)?) ?"
@@ -125,6 +132,7 @@ _MACROS["offset_us(z)"] = """CASE WHEN z = '' OR upper(z) IN ('Z', 'UTC', 'GMT')
         * (60 * z[2:3]::BIGINT + coalesce(try_cast(right(replace(z, ':', ''), 2) AS BIGINT), 0)
             * (length(z) > 3)::BIGINT) END"""
 _TIDY = (  # what is written around a time, or in another place than elsewhere
+    ("[\u00a0\u202f]", " "),  # blanks that do not break
     (r" m=[+-][0-9.]+$", ""),  # Go's monotonic clock
     (r"([0-9]),([0-9])", r"\1.\2"),  # a decimal comma
     (r"(\.[0-9]{6})[0-9]+", r"\1"),  # nanoseconds
@@ -152,7 +160,12 @@ _MACROS["time_of_tidy(y)"] = f"""list_transform([regexp_extract(y, '{_ZONED}', [
     lambda p: time_of_parts(p, y))[1]"""
 _MACROS["time_of_text(x)"] = """CASE WHEN regexp_matches(x, '[0-9]{2}')
     THEN list_transform([tidy_time(x)], lambda y: time_of_tidy(y))[1] END"""
-_MACROS["time_of(x, d)"] = """CASE WHEN d IS NOT NULL THEN time_of_number(x, d)
+# zones whose names mean several: British or Bangladesh, Central or China, India or Israel
+_AMBIGUOUS_ZONE = (
+    r"[ T]\d{1,2}:\d\d(:\d\d([.,]\d+)?)? ?(BST|CST|IST|AST|ART|SST|ECT|ACT|AGT|BET|NST|PRT)$"
+)
+_MACROS["time_of(x, d)"] = f"""CASE WHEN d IS NOT NULL THEN time_of_number(x, d)
+    WHEN x LIKE '%T' AND regexp_matches(x, '{_AMBIGUOUS_ZONE}') THEN NULL
     WHEN x LIKE '/Date(%)/' THEN 1000 * try_cast(regexp_extract(x, '[0-9]+') AS BIGINT)
     WHEN x LIKE '____-__-%' THEN coalesce(epoch_us(try_cast(x AS TIMESTAMPTZ)), time_of_text(x))
     ELSE time_of_text(x) END"""
@@ -240,6 +253,7 @@ _GOOD = (
     *("completed", "done", "finished", "fulfilled", "unset", "status_code_ok", "status_code_unset"),
     *("statuscode.ok", "statuscode.unset", "default", "debug", "info", "warning", "warn", "2xx"),
     *("stop", "length", "tool_calls", "tool_use", "end_turn", "max_tokens", "stop_sequence"),
+    *("eos", "eos_token", "function_call", "pause_turn"),
     *("3xx", "good", "normal", "healthy", "served"),
 )
 _POOR = (
@@ -270,10 +284,17 @@ _MACROS["status_word(x)"] = f"""CASE WHEN x IS NULL THEN NULL
     WHEN {_among(_YES[:4])} THEN 'ok'
     WHEN {_among(_NO[:4])} THEN 'failed'
     WHEN regexp_matches(lower(x), '{_NAMED}') THEN left(trim(x), 100) END"""
-_NO_ERROR = ("false", "0", "0.0", "{}", "[]", '""', "ok", "no", "no error", "success", "200")
+_NO_ERROR = (
+    *("false", "0", "0.0", "{}", "[]", '""', "ok", "no", "no error", "success", "200"),
+    *("200 ok", "no errors", "no_error", "noerror", "none.", "na"),
+)
+_NOTHING_INSIDE = (  # {"code": 0, "message": null}
+    r'^\{(\s*"[^"]*"\s*:\s*(null|""|0|"0"|200|false|"ok"|"none"|"success"|\[\]|\{\})\s*,?)+\s*\}$'
+)
 _MACROS[
     "as_error(x)"
 ] = f"""CASE WHEN x IS NULL THEN NULL WHEN length(x) < 10 AND {_among(_NO_ERROR)} THEN NULL
+    WHEN x LIKE '{{%' AND regexp_matches(lower(x), '{_NOTHING_INSIDE}') THEN NULL
     ELSE left(x, 500) END"""
 
 # %% ../../nbs/telemetry/10b_values.ipynb #f5e167f4
@@ -352,7 +373,7 @@ def _told_sql(
     x: str,  # SQL of its text
 ) -> str:  # SQL that is true where the text means to be a number
     "SQL that tells a bad number from one that is not there."
-    told = f"{x} IS NOT NULL" if f.value else f"said({x}) IS NOT NULL"
+    told = f"{x} IS NOT NULL" if f.value else f"told({x}) IS NOT NULL"
     return f"{told} AND trim({x}) NOT IN {_UNKNOWN}" if f.kind == "duration" else told
 
 
@@ -366,6 +387,15 @@ def _in_range_sql(
     return f"{in_range} AND {v} = floor({v})" if f.kind == "count" else in_range
 
 # %% ../../nbs/telemetry/10b_values.ipynb #ed3ac51d
+_WITH_COMMAS = r"\s*-?\d[\d.]*,[\d.,]+\s*$"
+
+
+def _no_number(raw: str) -> str:
+    "The reason why a text is no number."
+    commas = " (write it without commas: 1250.5, not 1,250.5 or 1250,5)"
+    return f"is not a number{commas if re.match(_WITH_COMMAS, raw) else ''}"
+
+
 def _number_fault(
     f: _Field,  # a field of numbers
     raw: str,  # a text that is not a good value of it
@@ -374,7 +404,7 @@ def _number_fault(
     try:
         v = float(raw)
     except ValueError:
-        return "is not a number"
+        return _no_number(raw)
     if v != v:
         return "is NaN"
     if v in (float("inf"), float("-inf")):
@@ -385,3 +415,16 @@ def _number_fault(
         day = " (a day; if it counts µs or ns, name the unit: name[us], name[ns])"
         return f"is above {f.hi:g}{day if f.hi == _DAY_MS else ''}"
     return "is not a whole number" if f.kind == "count" and v != int(v) else "is not a number"
+
+
+_SHORT_YEAR = r"\d{1,2}[/.-](\d{1,2}|[A-Za-z]{3})[/.-]\d{2}\b"  # 3/2/26
+
+
+def _time_remedy(raw: str) -> str:  # empty: none is known
+    "How to write a time of a form that is not read."
+    if re.match(_SHORT_YEAR, raw):
+        return "; write the year in four digits and first, 2026-03-02"
+    zone = re.search(_AMBIGUOUS_ZONE, raw)
+    if zone:
+        return f"; {zone[3]} is the name of several zones: write an offset, such as +01:00"
+    return ""

@@ -1,0 +1,135 @@
+"""Logs of many tools and hands: what is read wrong in silence, or refused without a way to go.
+
+Every case is a few lines, as the tool that is named beside it writes them.
+"""
+
+import json
+import warnings
+
+import pandas as pd
+import pytest
+
+from arcpoint_ce.telemetry.requests import load_requests
+
+T0 = 1772409600  # 2026-03-02 00:00:00 UTC
+
+
+def saved(tmp_path, text, name="log.csv"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def table(head, *rows):
+    "A CSV file of rows whose first two cells, a time and a backend, are given."
+    made = [f"{T0 + i},{'ab'[i % 2]},{row}" for i, row in enumerate(rows)]
+    return "\n".join([f"ts,backend,{head}", *made]) + "\n"
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read(path, **options):
+    "Rows in order of time, and everything that was said about them."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with load_requests(path, **options) as log:
+            return log.df(), " | ".join(str(w.message) for w in said)
+
+
+# ---- words for nothing
+
+NOTHING = {
+    "R": ("NA", "NA"),
+    "pandas": ("<NA>", "NaT"),
+    "Excel": ("#N/A", "#n/a"),
+    "kubectl": ("<none>", "<NONE>"),
+    "database browsers": ("<null>", "[NULL]"),
+    "pivot tables": ("(blank)", "(none)"),
+    "people": ("No Error", "no errors"),
+    "enumerations": ("NO_ERROR", "None."),
+    "statuses": ("200 OK", "200"),
+}
+
+
+@pytest.mark.parametrize("who", NOTHING)
+def test_an_error_that_says_nothing_is_no_failure(tmp_path, who):
+    words = NOTHING[who]
+    rows, _ = read(saved(tmp_path, table("latency_ms,error", f"5,{words[0]}", f"5,{words[1]}")))
+    assert rows.kind.to_list() == ["success"] * 2
+
+
+@pytest.mark.parametrize(
+    "error,kind",
+    [
+        ({"code": None, "message": None}, "success"),
+        ({"code": 0, "message": "OK"}, "success"),
+        ({"type": "", "details": []}, "success"),
+        ({"code": 0, "message": "connection reset"}, "backend"),
+        ({"code": "rate_limit_exceeded", "message": None}, "throttled"),
+        ({"code": 503}, "backend"),
+    ],
+)
+def test_an_error_object_fails_a_request_only_where_it_holds_something(tmp_path, error, kind):
+    row = {"ts": T0, "backend": "a", "latency_ms": 5, "error": error}
+    path = saved(tmp_path, lines([row, row | {"ts": T0 + 1}]), "log.jsonl")
+    assert read(path)[0].kind.to_list() == [kind] * 2
+
+
+@pytest.mark.parametrize("word", ["NA", "<NA>", "#N/A", "NaT", "(blank)"])
+def test_a_number_that_is_a_word_for_nothing_is_missing(tmp_path, word):
+    text = table("latency_ms,tokens_in,status", f"900,{word},200", f"{word},7,503")
+    rows, said = read(saved(tmp_path, text))
+    assert rows.latency_ms.isna().to_list() == [False, True] and "left out" not in said
+
+
+def test_a_backend_may_be_called_NA(tmp_path):
+    rows, _ = read(saved(tmp_path, f"ts,backend,latency_ms\n{T0},NA,5\n{T0},EU,5\n"))
+    assert sorted(rows.backend) == ["EU", "NA"]
+
+
+@pytest.mark.parametrize("word", ["eos_token", "function_call", "pause_turn"])
+def test_the_reason_why_an_answer_ended_is_a_success(tmp_path, word):
+    rows, _ = read(saved(tmp_path, table("latency_ms,status", f"5,{word}", "5,stop")))
+    assert rows.ok.all()
+
+
+# ---- times
+
+SAME = "2026-03-02 12:00:01"
+ZONED = [
+    "2026-03-02\u00a012:00:01",
+    "3/14/2026, 12:00:01\u202fPM",  # browsers since 2023
+    "March 2, 2026, 12:00:01 PM",
+    "March 2, 2026 at 12:00:01 PM",
+    "2026-03-02 17:30:01 +0530 IST",
+    "2026-03-02 07:00:01 EST",
+]
+
+
+@pytest.mark.parametrize("text", ZONED)
+def test_a_time_is_read(tmp_path, text):
+    rows, _ = read(saved(tmp_path, f'ts,backend,latency_ms\n"{text}",a,5\n"{text}",b,5\n'))
+    day = 14 if "14" in text else 2
+    assert rows.ts[0] == pd.Timestamp(SAME.replace("02 ", f"{day:02d} "), tz="UTC")
+
+
+@pytest.mark.parametrize("zone", ["BST", "CST", "IST", "AST"])
+def test_a_zone_that_may_be_another_is_refused(tmp_path, zone):
+    text = f"ts,backend,latency_ms\n2026-07-02 12:00:01 {zone},a,5\n2026-07-02 12:00 {zone},b,5\n"
+    with pytest.raises(ValueError, match=f"{zone} is the name of several zones: write an offset"):
+        read(saved(tmp_path, text))
+
+
+def test_a_year_of_two_digits_is_refused_with_the_way_to_write_it(tmp_path):
+    text = "ts,backend,latency_ms\n3/2/26 0:00,a,5\n3/2/26 0:01,b,5\n"
+    with pytest.raises(ValueError, match="write the year in four digits"):
+        read(saved(tmp_path, text))
+
+
+@pytest.mark.parametrize("value", ["1,250", "1250,5", "1.250,50", "900,000,000"])
+def test_a_comma_in_a_number_is_named(tmp_path, value):
+    text = f"ts;backend;latency_ms\n{T0};a;{value}\n{T0};b;5\n"
+    with pytest.raises(ValueError, match="is not a number .write it without commas"):
+        read(saved(tmp_path, text))
