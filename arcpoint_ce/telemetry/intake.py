@@ -59,6 +59,7 @@ from arcpoint_ce.telemetry.layouts import (
     _Columns,
     _converted_sql,
     _csv_source,
+    _is_nameless,
     _json_source,
     _Layout,
     _parquet_source,
@@ -243,7 +244,7 @@ _OUTCOMES = {  # canonical field -> everyday names of such a column, without cas
     "status": (
         *("status", "statuscode", "httpstatus", "httpstatuscode", "httpcode", "responsecode"),
         *("responsestatus", "responsestatuscode", "respcode", "resultcode", "requeststatus"),
-        *("outcome", "result"),
+        *("outcome", "result", "code", "httpresponsecode", "respstatus", "grpcstatus"),
     ),
     "ok": ("ok", "success", "succeeded", "successful", "issuccess", "issuccessful", "isok"),
     "error": (
@@ -283,6 +284,7 @@ def _note_names(intake: "_Intake", src: _Source, columns: dict):
         name = columns.get(f.name) if f.kind == "duration" else None
         if not name or _is_difference(src, name):
             continue
+        intake.nameless |= f.name == "latency_ms" and _is_nameless(name)
         if not _split_unit(name, src.names.__contains__)[1] and _unit_in_name(name):
             unit = _unit_in_name(name)
             intake.note(
@@ -530,6 +532,7 @@ class _Intake:
     notes: list[str] = field(default_factory=list)  # what was assumed
     # columns that seem to say who failed and were not read -> canonical field
     unread: dict[str, str] = field(default_factory=dict)
+    nameless: bool = False  # is the latency mapped to a column whose name tells no unit
     rows_in: int = 0  # rows judged
     dates: bool = False  # are times written as dates, as far as the first rows show
     present: set[str] = field(default_factory=set)  # canonical columns that some file has

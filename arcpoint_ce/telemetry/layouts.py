@@ -371,6 +371,12 @@ _NAMED_UNIT = re.compile(  # latency_s, latency (s), durationMs
 )
 
 
+_UNIT_WORD = re.compile(  # seconds_taken
+    r"(?:^|[_\-. (])((?i:seconds|secs|milliseconds|millis|microseconds|micros|nanoseconds|nanos))"
+    r"(?=[_\-. )])"
+)
+
+
 def _split_unit(
     name: str,  # a source column, perhaps with a unit
     has: Callable[[str], bool],  # whether such a column exists
@@ -383,13 +389,18 @@ def _split_unit(
 
 
 def _unit_in_name(name: str) -> str:  # s, us or ns; empty: ms, or none that is clear
-    "The unit in which a column's own name ends, where it is another one than ours."
-    found = _NAMED_UNIT.search(name)
+    "The unit in a column's own name, where it is another one than ours."
+    found = _NAMED_UNIT.search(name) or _UNIT_WORD.search(name)
     if not found:
         return ""
-    word = (found[1] or found[2]).lower()
+    word = next(filter(None, found.groups())).lower()
     unit = _UNIT_NAMES.get(word, word)
     return "" if unit == "ms" else unit
+
+
+def _is_nameless(name: str) -> bool:
+    "Whether a column's name tells no unit at all."
+    return not (_WITH_UNIT.fullmatch(name) or _NAMED_UNIT.search(name) or _UNIT_WORD.search(name))
 
 
 def _converted_sql(

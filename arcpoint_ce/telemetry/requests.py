@@ -235,33 +235,91 @@ def _fold_steps(
 
 # %% ../../nbs/telemetry/11_requests.ipynb #1ee5217b
 _FEW_MS = 20.0  # a lower median is probably in seconds, ms
+_FEW_NAMELESS_MS = 60.0  # the same where the column's name tells no unit, ms
+_MANY_MS = 300_000.0  # a median as high is probably in µs or ns, ms
+_MANY_TOKENS = 10_000.0  # that no model writes in a second
 
 
 def _doubts(log) -> list[str]:  # sentences
     "Signs that a log was not meant as it was read. ValueError on times that cannot be meant."
     _check_times(log)
     out = [*log._intake.notes, *_unread(log)]
-    median, n_ok, n_failed = log.con.execute("""SELECT
-        approx_quantile(latency_ms, 0.5) FILTER (ok), count(*) FILTER (ok), count(*) FILTER (NOT ok)
-        FROM log""").fetchall()[0]
-    if median is not None and median < _FEW_MS:
-        out.append(
-            f"latency_ms: the median is {median:.3g} ms, little for an answer of a model. If the "
-            "column holds seconds, say so: columns={'latency_ms': 'latency_ms[s]'} "
-            "(the name of your column before the bracket)"
-        )
+    out += _odd_latencies(log)
     if log.set_apart:
         apart = ", ".join(f"{n} {why}" for why, n in log.set_apart.items())
         out.append(f"{log.skipped} rows were set apart: {apart}")
     if log.lost:
         lost = ", ".join(f"{n} of {column}" for column, n in log.lost.items())
         out.append(f"values that could not be read were left out: {lost}; their rows stayed")
+    return out + _one_sided(log) + _unanswerable(log) + _odd_times(log) + _sparse(log)
+
+
+def _odd_latencies(log) -> list[str]:
+    "Latencies that no model has, so that their unit is another one."
+    median, per_second = log.con.execute("""SELECT
+        approx_quantile(latency_ms, 0.5) FILTER (ok),
+        approx_quantile(1e3 * tokens_out / latency_ms, 0.5) FILTER (ok AND latency_ms > 0)
+        FROM log""").fetchall()[0]
+    few = _FEW_NAMELESS_MS if log._intake.nameless else _FEW_MS
+    if median is None:
+        return []
+    if median < few:
+        odd, unit = f"the median is {median:.3g} ms, little for an answer of a model", "seconds"
+    elif per_second is not None and per_second > _MANY_TOKENS:
+        odd, unit = f"the median answer has {per_second:,.0f} tokens a second", "seconds"
+    elif median >= _MANY_MS:
+        odd, unit = f"the median is {median / 1e3:.3g} s, long for an answer of a model", "µs or ns"
+    else:
+        return []
+    mark = "s" if unit == "seconds" else "us"
+    return [
+        f"latency_ms: {odd}. If the column holds {unit}, say so: columns={{'latency_ms': "
+        f"'latency_ms[{mark}]'}} (the name of your column before the bracket)"
+    ]
+
+
+def _one_sided(log) -> list[str]:
+    "Outcomes that are all alike, and no successes."
+    check = "if that cannot be, check which column says so (ok, status, error)"
+    n_ok, n_failed = log.con.execute(
+        "SELECT count(*) FILTER (ok), count(*) FILTER (NOT ok) FROM log"
+    ).fetchall()[0]
     if n_failed and not n_ok:
-        out.append(
-            "every request failed: if that cannot be, check which column says so "
-            "(ok, status, error), and map another one or None"
-        )
-    return out + _unanswerable(log) + _sparse(log)
+        return [f"every request failed: {check}, and map another one or None"]
+    if log.rows and not n_ok and not n_failed:
+        return [
+            "no request counts, since all were cancelled or were callers' mistakes (a status of 0 "
+            "means that nobody waited for the answer; codes of gRPC are no HTTP statuses): "
+            f"{check}, and map another one or None"
+        ]
+    return []
+
+
+_BEFORE_MODELS = 946_684_800  # the year 2000, s since the epoch
+_DAY_US = 86_400_000_000
+
+
+def _odd_times(log) -> list[str]:
+    "Times that lie too early, or that have lost what was behind the day."
+    if log.rows > 1 and 3e7 < log.end_s < _BEFORE_MODELS:
+        day = pd.Timestamp(log.end_s, unit="s")
+        return [
+            f"ts: the last time is {day:%Y-%m-%d}. Numbers are taken to count from 1970; if these "
+            "do not (.NET ticks, Windows file times, seconds since 2001), export times as text"
+        ]
+    if log.rows < 3:
+        return []
+    first, last, late = log.con.execute(
+        f"SELECT min(ts), max(ts), count(*) FILTER (ts % {_DAY_US} <> 0) FROM log"
+    ).fetchall()[0]
+    if first == last:
+        return [
+            "ts: all rows are of the same moment: if a spreadsheet has rounded the times "
+            "(1.77241E+12), export them as text; a date needs the time of day beside it"
+        ]
+    if not late:
+        return ["ts: every time is midnight: map a column that holds the time of day, too"]
+    return []
 
 
 def _unread(log) -> list[str]:

@@ -133,3 +133,82 @@ def test_a_comma_in_a_number_is_named(tmp_path, value):
     text = f"ts;backend;latency_ms\n{T0};a;{value}\n{T0};b;5\n"
     with pytest.raises(ValueError, match="is not a number .write it without commas"):
         read(saved(tmp_path, text))
+
+
+# ---- units that cannot be meant
+
+
+def durations(*values, name="latency_ms", more=""):
+    head = f"{name}{',tokens_out' if more else ''}"
+    return table(head, *(f"{v}{more}" for v in values))
+
+
+SECONDS, MICROS = "holds seconds.*latency_ms.s.", "holds µs or ns.*latency_ms.us."
+LONG = (31.5, 45.25, 28.75)  # seconds
+DOUBTED = {
+    "more tokens than a model writes": (durations(*LONG, more=",1500"), None, SECONDS),
+    "a name without a unit": (durations(*LONG, name="duration"), "duration", SECONDS),
+    "microseconds": (durations(1_250_000, 980_000), None, MICROS),
+    "nanoseconds": (durations(400_000_000 / 1e3), None, MICROS),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTED)
+def test_a_latency_that_no_model_has_is_doubted(tmp_path, name):
+    text, column, words = DOUBTED[name]
+    columns = {"latency_ms": column} if column else None
+    with pytest.warns(UserWarning, match=words):
+        load_requests(saved(tmp_path, text), columns=columns).close()
+
+
+UNDOUBTED = {
+    "a fast answer": (durations(*LONG), None),
+    "few tokens": (durations(1250, 980, more=",90"), None),
+    "a name with a unit": (durations(*LONG, name="took_ms"), "took_ms"),
+    "a minute": (durations(61_000, 70_000), None),
+}
+
+
+@pytest.mark.parametrize("name", UNDOUBTED)
+def test_a_latency_that_a_model_may_have_is_not_doubted(tmp_path, name):
+    text, column = UNDOUBTED[name]
+    columns = {"latency_ms": column} if column else None
+    assert "If the column holds" not in read(saved(tmp_path, text), columns=columns)[1]
+
+
+@pytest.mark.parametrize("name", ["total_seconds_spent", "secs_taken", "Seconds (all)"])
+def test_a_unit_within_a_name_counts(tmp_path, name):
+    path = saved(tmp_path, durations(2.5, name=name))
+    rows, said = read(path, columns={"latency_ms": name})
+    assert rows.latency_ms.to_list() == [2500.0] and f"'{name}[ms]'" in said
+
+
+# ---- times and outcomes that cannot be meant
+
+
+@pytest.mark.parametrize(
+    "times,words",
+    [
+        (["639080064000000000", "639080064010000000"], "1990.*count from 1970"),  # .NET
+        (["134168832000000000", "134168832010000000"], "1974.*count from 1970"),  # Windows
+        (["794102400", "794102401"], "1995.*count from 1970"),  # since 2001
+        (["1.77241E+12"] * 3, "rows are of the same moment"),
+        (["2026-03-02"] * 3, "rows are of the same moment"),
+        (["2026-03-02", "2026-03-03", "2026-03-04"], "every time is midnight"),
+    ],
+)
+def test_times_that_cannot_be_meant_are_doubted(tmp_path, times, words):
+    text = "ts,backend,latency_ms\n" + "".join(f"{t},a,500\n" for t in times)
+    with pytest.warns(UserWarning, match=words):
+        load_requests(saved(tmp_path, text)).close()
+
+
+def test_a_log_in_which_no_request_counts_says_so(tmp_path):
+    path = saved(tmp_path, table("latency_ms,grpc_code", "5,0", "5,0"))
+    rows, said = read(path, columns={"status": "grpc_code"})
+    assert rows.ok.isna().all() and "codes of gRPC are no HTTP statuses" in said
+
+
+def test_a_column_called_code_is_named_where_nothing_says_who_failed(tmp_path):
+    said = read(saved(tmp_path, table("latency_ms,code", "5,200", "5,500")))[1]
+    assert "columns={'status': 'code'}" in said
