@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from .layouts import _broken_off
+from .layouts import _APART, _PROBED, _PROBES, _broken_off
 
 # %% ../../nbs/telemetry/10e_documents.ipynb #a5084ece
 class _Span(NamedTuple):
@@ -717,7 +717,8 @@ def _nginx_tail(rest: str) -> tuple[str | None, str | None]:  # seconds; who ans
     if seconds is not None:
         return seconds.split(", ")[-1], upstream and upstream.split(", ")[-1]
     tokens = [t.strip('",') for t in rest.split()]
-    seconds = next((t for t in tokens if _BARE_S.fullmatch(t)), None)
+    # the whole request lasts longest, whatever the order
+    seconds = max((t for t in tokens if _BARE_S.fullmatch(t)), key=float, default=None)
     answered = None  # the last of several where the request was tried again
     for token in tokens:
         if _ADDRESS.fullmatch(token):
@@ -746,9 +747,16 @@ def _server_of(
     if all(row["latency_ms"] is None for row in rows):
         raise ValueError(
             f"an access log ({kind}) without the time that a request took; add $request_time and "
-            "$upstream_addr to nginx's log_format, or %D to that of another server"
+            "$upstream_addr to nginx's log_format. Write the log of another server, such as "
+            "Apache's with %D, as CSV with a line of names: ts, backend, latency_ms, status"
         )
     return None if any(row["backend"] for row in rows) else kind.split("_")[0]
+
+
+def _probe_of(path: str, line: str) -> dict:  # empty: it is a call
+    "That the request of a line is a health check, by its path or its agent."
+    probed = re.match(_PROBED, path) or re.search(_PROBES, line)
+    return {"apart": _APART.index("a health check")} if probed else {}
 
 
 def _line_row(
@@ -773,4 +781,4 @@ def _line_row(
     if flags in ("DC", "DPE") and row["status"] == "0":
         row["status"] = "499"
     row["error"] = _broken_off(flags, found["status"])
-    return row
+    return row | _probe_of(found["path"], line)

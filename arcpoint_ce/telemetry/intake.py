@@ -52,6 +52,8 @@ from arcpoint_ce.telemetry.documents import (
 from arcpoint_ce.telemetry.layouts import (
     _APART,
     _NONE,
+    _PROBED,
+    _PROBES,
     _TABLES,
     _bare,
     _began_sql,
@@ -939,7 +941,8 @@ def _span_rows(intake: _Intake, values, columns: dict) -> Iterator[tuple[int, di
 
 def _helpers(get: _Columns) -> dict[str, str]:
     "The layout of rows that documents were turned into."
-    return {name: get(name) for name in ("_ended", "_first", "latency_ms", "ttft_ms")}
+    own = {name: get(name) for name in ("_ended", "_first", "latency_ms", "ttft_ms")}
+    return own | {"apart": f"try_cast({get('apart')} AS INTEGER)"}
 
 
 def _ended_rows(get: _Columns) -> dict[str, str]:
@@ -997,6 +1000,7 @@ def _laid_out(intake: _Intake, src: _Source, columns: dict, preset) -> _Layout |
     if preset is None and any(f.name == "ok" for f in intake.fields):
         _refuse_if_other(intake.files[-1], src, columns)
         _note_names(intake, src, columns)
+        _note_strangers(intake, src, columns)
     _note_thousands(intake, src, columns)
     name = next((n for n, known in PRESETS.items() if known is preset), "columns")
     _note_layout(intake, name, columns)
@@ -1022,6 +1026,43 @@ def _note_thousands(intake: _Intake, src: _Source, columns: dict):
             f"latency_ms: {n_dotted} values such as {example!r} were read as decimals, and all "
             "others are whole: if the dots separate thousands, write the column without them"
         )
+
+
+_STRANGERS = (  # everyday names of a column, without case and separators; what its rows are; SQL
+    (
+        *("cached cachehit fromcache iscached cachestatus cacheresult xcache".split(),),
+        "answered from a cache",
+        "lower(x) IN ('true', 't', '1', 'yes', 'y') OR regexp_matches(lower(x), '\\bhit\\b|_hit$')",
+    ),
+    (
+        *("path uri url requesturi requestpath requesturl endpoint route httppath".split(),),
+        "of a health check",
+        f"regexp_matches(x, '{_PROBED}')",
+    ),
+    (
+        *("useragent httpuseragent agent".split(),),
+        "of a health check",
+        f"regexp_matches(x, '{_PROBES}')",
+    ),
+)
+
+
+def _note_strangers(intake: _Intake, src: _Source, columns: dict):
+    "Notes of rows that may be no answers of a backend, as columns say that nobody reads."
+    for known, what, condition in _STRANGERS:
+        name = next((n for n in _names_inside(src) if _bare(n) in known), None)
+        if name is None or name in columns.values():
+            continue
+        rows = f"SELECT trim(said({src.get(name)})) AS x FROM {src.sql()}"
+        try:
+            n = intake.con.execute(f"SELECT count(*) FROM ({rows}) WHERE {condition}").fetchall()
+        except duckdb.Error:
+            continue  # a damaged file is judged line by line
+        if n[0][0]:
+            intake.note(
+                f"{n[0][0]} rows seem to be {what} (column {name!r}) and count like all others: "
+                "take them out of the file if no backend worked for them"
+            )
 
 
 def _refuse_if_other(path: Path, src: _Source, columns: dict):

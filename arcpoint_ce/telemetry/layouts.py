@@ -607,6 +607,23 @@ def _broken_off_sql(flags: str, status: str) -> str:
     return f"CASE WHEN {status} SIMILAR TO '[123].*' THEN CASE {' '.join(cases)} END END"
 
 
+_PROBED = (  # of a path, perhaps with its method: GET /healthz HTTP/1.1
+    r"^([A-Z]+ )?([^ ?]*/)?"
+    r"(health|healthz|healthcheck|health[_-]check|livez|liveness|readyz|readiness|ping|metrics)"
+    r"/?([? ].*)?$"
+)
+_PROBES = r"kube-probe/|ELB-HealthChecker|GoogleHC/|Consul Health Check|Prometheus/"  # agents
+
+
+def _probe_sql(get: _Columns, paths: tuple, agents: tuple) -> str:
+    "The reason for which a request of a health check is set apart, by its path or its agent."
+    path, agent = _first_sql(get, paths, ""), _first_sql(get, agents, "")
+    probed = f"regexp_matches({path}, '{_PROBED}')"
+    return _apart_sql(
+        (probed, "a health check"), (f"regexp_matches({agent}, '{_PROBES}')", "a health check")
+    )
+
+
 def _envoy(get: _Columns) -> dict[str, str]:
     "Envoy's access log as JSON; who ended an answer too early shows in the response flags."
     out = _table(
@@ -624,7 +641,7 @@ def _envoy(get: _Columns) -> dict[str, str]:
     hung_up = f"regexp_matches({flags}, '\\b(DC|DPE)\\b') AND {status} = '0'"
     out["error"] = _broken_off_sql(flags, status)
     out["status"] = f"CASE WHEN coalesce({hung_up}, false) THEN '499' ELSE {status} END"
-    return out
+    return out | {"apart": _probe_sql(get, ("path", "x_envoy_original_path"), ("user_agent",))}
 
 
 def _nginx(get: _Columns) -> dict[str, str]:
@@ -637,6 +654,8 @@ def _nginx(get: _Columns) -> dict[str, str]:
         model=("model",),
     )(get)
     out["ts"] = _began_sql(out["ts"], out["latency_ms"])
+    paths = ("request", "request_uri", "uri", "path")
+    out["apart"] = _probe_sql(get, paths, ("http_user_agent", "user_agent"))
     upstream = _first_there(get, "upstream_addr", "upstream")
     if upstream == _NONE:
         return out | {"backend": quoted("nginx")}  # one server, which its log does not name
@@ -672,19 +691,23 @@ def _kong(get: _Columns) -> dict[str, str]:
         backend = _first_sql(get, ("service.name", "service.host"), "")
     provider = _first_sql(get, noted("meta.provider_name"), "")
     served = f"CASE WHEN {provider} IS NOT NULL THEN concat_ws('/', {provider}, {out['model']}) END"
-    return out | {"backend": f"coalesce({served}, {backend})"}
+    probe = _probe_sql(get, ("request.uri",), ("request.headers.user-agent",))
+    return out | {"backend": f"coalesce({served}, {backend})", "apart": probe}
 
 
-_traefik = _table(
-    ts=("StartUTC", "StartLocal", "time"),
-    backend=(
-        *("ServiceAddr", "ServiceURL.Host", "ServiceURL", "ServiceName"),
-        *("BackendAddr", "BackendURL.Host", "BackendName"),  # version 1
-    ),
-    latency_ms=("Duration[ns]",),
-    status=("DownstreamStatus", "OriginStatus"),
-    request_id=("request_X-Request-Id", "TraceId"),
-)
+def _traefik(get: _Columns) -> dict[str, str]:
+    "Traefik's access log as JSON."
+    out = _table(
+        ts=("StartUTC", "StartLocal", "time"),
+        backend=(
+            *("ServiceAddr", "ServiceURL.Host", "ServiceURL", "ServiceName"),
+            *("BackendAddr", "BackendURL.Host", "BackendName"),  # version 1
+        ),
+        latency_ms=("Duration[ns]",),
+        status=("DownstreamStatus", "OriginStatus"),
+        request_id=("request_X-Request-Id", "TraceId"),
+    )(get)
+    return out | {"apart": _probe_sql(get, ("RequestPath",), ("request_User-Agent",))}
 
 
 _APIM_URL = ("BackendUrl", "backendUrl_s", "properties.backendUrl")

@@ -212,3 +212,83 @@ def test_a_log_in_which_no_request_counts_says_so(tmp_path):
 def test_a_column_called_code_is_named_where_nothing_says_who_failed(tmp_path):
     said = read(saved(tmp_path, table("latency_ms,code", "5,200", "5,500")))[1]
     assert "columns={'status': 'code'}" in said
+
+
+# ---- health checks and caches among the calls
+
+
+def web_line(i, request, seconds, agent="py"):
+    at = pd.Timestamp(T0 + i, unit="s").strftime("%d/%b/%Y:%H:%M:%S +0000")
+    return f'10.0.0.7 - - [{at}] "{request} HTTP/1.1" 200 9 "-" "{agent}" {seconds} 10.0.0.1:80\n'
+
+
+def envoy(i, path, agent="py"):
+    at = pd.Timestamp(T0 + i, unit="s").isoformat() + "Z"
+    row = {"start_time": at, "response_code": 200, "duration": 900, "upstream_host": "10.0.0.1:80"}
+    return row | {"path": path, "user_agent": agent, "method": "POST", "request_id": f"r{i}"}
+
+
+def traefik(i, path):
+    at = pd.Timestamp(T0 + i, unit="s").isoformat() + "Z"
+    row = {"StartUTC": at, "Duration": 900_000_000, "DownstreamStatus": 200}
+    return row | {"ServiceAddr": "10.0.0.1:80", "RequestPath": path}
+
+
+PROBED = {
+    "nginx": "".join(
+        [
+            web_line(1, "POST /v1/chat", "0.900"),
+            web_line(2, "GET /healthz", "0.001"),
+            web_line(3, "GET /v1/models", "0.001", "kube-probe/1.29"),
+            web_line(4, "GET /metrics?x=1", "0.001"),
+            web_line(5, "POST /v1/health-advice", "0.900"),
+        ]
+    ),
+    "envoy": lines(
+        [
+            envoy(0, "/v1/chat"),
+            envoy(1, "/livez"),
+            envoy(2, "/", "ELB-HealthChecker/2.0"),
+            envoy(3, "/gw/ping/"),
+            envoy(4, "/v1/pingpong"),
+        ]
+    ),
+    "traefik": lines(
+        traefik(i, p)
+        for i, p in enumerate(["/v1/chat", "/ping", "/health", "/ready/x/ping", "/v1"])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_health_checks_in_access_logs_are_set_apart(tmp_path, name):
+    rows, said = read(saved(tmp_path, PROBED[name]))
+    assert rows.latency_ms.to_list() == [900.0] * 2 and "3 a health check" in said
+
+
+def test_the_longest_of_several_bare_seconds_is_the_request(tmp_path):
+    line = web_line(1, "POST /v1/chat", "0.100 1.500").replace(" 1.500", ' "-" 1.500')
+    assert read(saved(tmp_path, line * 2))[0].latency_ms.to_list() == [1500.0] * 2
+
+
+MARKED = {
+    "cached": ("false", "true", "answered from a cache"),
+    "Cache-Status": ("MISS", "SEMANTIC HIT", "answered from a cache"),
+    "path": ("/v1/chat", "/healthz", "of a health check"),
+    "user_agent": ("py", "kube-probe/1.29", "of a health check"),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_rows_that_a_column_marks_as_no_answers_are_said(tmp_path, name):
+    real, other, words = MARKED[name]
+    path = saved(tmp_path, table(f"latency_ms,{name}", f"900,{real}", f"5,{other}", f"900,{real}"))
+    assert f"1 rows seem to be {words} (column '{name}')" in read(path)[1]
+    path = saved(tmp_path, table(f"latency_ms,{name}", f"900,{real}", f"900,{real}"))
+    assert "seem to be" not in read(path)[1]
+
+
+def test_the_advice_for_an_access_log_without_times_works(tmp_path):
+    line = '10.0.0.7 - - [02/Mar/2026:00:00:00 +0000] "POST /v1 HTTP/1.1" 200 9 "-" "py" 700000\n'
+    with pytest.raises(ValueError, match="Apache's with %D, as CSV"):
+        read(saved(tmp_path, line * 3))
