@@ -7,7 +7,7 @@ __all__ = ['Budget', 'read_limits', 'Holdback']
 
 # %% ../../nbs/routing/04a_limits.ipynb #5257cd59
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -370,9 +370,19 @@ def _until(text: object) -> float | None:
     if told and parts:
         amounts = {unit: _amount(value) for unit, value in parts.groupdict().items() if value}
         return sum((amount or 0.0) * _UNITS_S[unit] for unit, amount in amounts.items())
-    listed = [_amount(part) for part in told.split(",")]  # a proxy has joined two headers
-    waits = [wait for wait in listed if wait is not None]
-    return max(waits) if len(waits) == len(listed) else _moment(told)
+    longest = _longest(told)
+    return _moment(told) if longest is None else longest
+
+
+def _longest(text: str) -> float | None:  # None: not all of them are numbers
+    "The longest of several waits, s: a proxy has joined two headers."
+    waits = []
+    for part in text.split(","):
+        wait = _amount(part)
+        if wait is None:
+            return None
+        waits.append(wait)
+    return max(waits)
 
 
 def _left_of(text: object) -> float | None:
@@ -415,26 +425,38 @@ def _wait_of(said: Mapping[str, str]) -> float | None:  # s
     return 1.0 if full_percent is not None and full_percent >= 100.0 else None
 
 
-def read_limits(
-    headers: Mapping[str, Any],  # of one HTTP answer; names in any case
-) -> _LimitsLeft:  # what they say is left
-    "Rate-limit headers of the usual providers. What is no number is passed over."
-    said = {_text(name).lower(): _text(value) for name, value in headers.items()}
-    left: dict[str, float] = {}
-    resets: list[float | None] = []  # of limits that are spent
-    for name, value in said.items():
-        rest = _left_of(value) if "ratelimit" in name and "remaining" in name else None
-        if rest is None:
-            continue
-        limit = _limit_of(name)
-        if limit:
-            left[limit] = min(rest, left.get(limit, inf))
+def _resets_of(said: Mapping[str, str]) -> list[float | None]:
+    "When each limit that is spent is full again, as `_until`; None: nobody says."
+    resets: list[float | None] = []
+    for name, rest in _rests_of(said):
         again_s = _reset_of(name, said) if rest == 0 else None
         if again_s is not None or (rest == 0 and name not in _ANY_WINDOW):
             resets.append(again_s)
     for rest_told, reset_told in _ONE_LINE.findall(said.get("ratelimit", "")):
         if int(rest_told) == 0:
             resets.append(float(reset_told))
+    return resets
+
+
+def _rests_of(said: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+    "Headers that say what is left of a limit, and how much."
+    for name, value in said.items():
+        rest = _left_of(value) if "ratelimit" in name and "remaining" in name else None
+        if rest is not None:
+            yield name, rest
+
+
+def read_limits(
+    headers: Mapping[str, Any],  # of one HTTP answer; names in any case
+) -> _LimitsLeft:  # what they say is left
+    "Rate-limit headers of the usual providers. What is no number is passed over."
+    said = {_text(name).lower(): _text(value) for name, value in headers.items()}
+    left: dict[str, float] = {}
+    for name, rest in _rests_of(said):
+        limit = _limit_of(name)
+        if limit:
+            left[limit] = min(rest, left.get(limit, inf))
+    resets = _resets_of(said)
     known = [x for x in resets if x is not None]
     return _LimitsLeft(
         **left, wait_s=_wait_of(said), spent=bool(resets), reset_s=max(known, default=None)

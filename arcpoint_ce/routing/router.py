@@ -903,19 +903,17 @@ class _Lessons:
         policy: Policy,
     ) -> None:
         "Move the averages of a backend: errors, pace, latency."
-        s = self.signals
-        slot = lane.slot
-        smoothing = self.config.smoothing
         lane.judged += 1
         if recovered:
-            s.error[slot] = 0.0  # on trial and well: what was before is over
-            s.tell_failed(slot, 0.0)
-            lane.recovered_s = end_s
-        elif not o.ok or s.error[slot] or s.failed[slot]:
-            self._count_error(slot, not o.ok, lane.judged)
+            self._is_well(lane, end_s)
+        else:
+            self._count_error(lane, not o.ok)
         if took_ms is None:
             return
 
+        s = self.signals
+        slot = lane.slot
+        smoothing = self.config.smoothing
         if self.paces.gamma:
             silent_s = end_s - lane.nowcast.streamed_s
             # while streams tell, whole answers are old news
@@ -930,23 +928,25 @@ class _Lessons:
         if end_s > s.stamp[slot]:
             s.stamp[slot] = end_s
 
-    def _count_error(
-        self,
-        slot: int,
-        failed: bool,  # did the newest attempt
-        judged: int,  # attempts so far, this one included
-    ) -> None:
-        """Move both averages of errors of a backend.
+    def _is_well(self, lane: Lane, now: float) -> None:
+        "A backend on trial has answered: what was before is over."
+        self.signals.error[lane.slot] = 0.0
+        self.signals.tell_failed(lane.slot, 0.0)
+        lane.recovered_s = now
+
+    def _count_error(self, lane: Lane, failed: bool) -> None:
+        """Move both averages of errors of a backend by its newest attempt.
 
         The one that rules go by fades with time. The one that people are told is the plain share
         of the first few attempts, and then weights the newest like the other.
         """
-        s = self.signals
+        s, slot = self.signals, lane.slot
+        error, share = s.error[slot], s.failed[slot]
+        if not (failed or error or share):
+            return
         smoothing = self.config.smoothing
-        error = s.error[slot]
         s.error[slot] = error + smoothing * (failed - error)
-        share = s.failed[slot]
-        share += max(smoothing, 1.0 / judged) * (failed - share)
+        share += max(smoothing, 1.0 / lane.judged) * (failed - share)
         s.tell_failed(slot, share if share > 1e-4 else 0.0)
 
     @staticmethod
@@ -1643,9 +1643,7 @@ class Router:
                 view.since_s <= now < view.until_s
                 and 0 <= tokens_in <= tokens_in + request.tokens_out < view.sure_tok
             ):
-                _check_request(request)
-                if not self._views.holds(view, request, now):
-                    view = self._fresh_view(key, request, now, policy)
+                view = self._looked_again(view, key, request, now, policy)
 
             paces = self._paces
             if paces.told:
@@ -1664,6 +1662,15 @@ class Router:
             raise
         finally:
             self._lock.release()
+
+    def _looked_again(
+        self, view: View, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
+    ) -> View:
+        "The same view where it still holds for this request, else a fresh one."
+        _check_request(request)
+        if self._views.holds(view, request, now):
+            return view
+        return self._fresh_view(key, request, now, policy)
 
     def _fresh_view(
         self, key: tuple[Any, ...], request: Request, now: float, policy: Policy | None
