@@ -207,7 +207,7 @@ _STORED = {
         "policies",
         "wins families on worlds that nobody had looked at, and loses none",
         "arcpoint record",
-        "ad34e2bab035faf053740397ed00d5ebd08126c824a9e8e443cfb10c26a8a45d",
+        "0c73eeb9c7e160b90975b876c2a39d7bb7bc485b6630401fe0a7ab3829ea82d0",
     ),
     "drift": (
         "drift",
