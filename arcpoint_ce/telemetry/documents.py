@@ -251,13 +251,24 @@ _FAILED = ("2", "ERROR", "STATUS_CODE_ERROR", "STATUSCODE.ERROR")  # as statuses
 def _error_of(span: _Span) -> str | None:
     "The name of a failure; None where the call succeeded."
     a = span.attributes
-    kind, tag = _first(a, "error.type"), _tagged(a)
-    if kind is None and tag is None and span.status.upper() not in _FAILED:
+    kind, tag, code = _first(a, "error.type"), _tagged(a), _http_code(a)
+    status = span.status or str(_first(a, "otel.status_code") or "")
+    refused = code is not None and code >= 400  # where the exporter sets no status
+    if kind is None and tag is None and not refused and status.upper() not in _FAILED:
         return None
     for event in span.events:
         kind = kind or _first(_attributes(event.get("attributes")), "exception.type")
-    kind = str(kind or span.message or tag or "error")
+    told = (
+        span.message or _first(a, "otel.status_description") or tag or (code if refused else None)
+    )
+    kind = str(kind or told or "error")
     return "timeout" if "timeout" in kind.lower() else kind
+
+
+def _http_code(a: dict) -> int | None:
+    "The HTTP status of a call; None where no attribute says it."
+    told = str(_first(a, "http.response.status_code", "http.status_code"))
+    return int(told) if told.isdigit() else None
 
 
 _TTFT_S = (

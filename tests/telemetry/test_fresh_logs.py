@@ -292,3 +292,44 @@ def test_the_advice_for_an_access_log_without_times_works(tmp_path):
     line = '10.0.0.7 - - [02/Mar/2026:00:00:00 +0000] "POST /v1 HTTP/1.1" 200 9 "-" "py" 700000\n'
     with pytest.raises(ValueError, match="Apache's with %D, as CSV"):
         read(saved(tmp_path, line * 3))
+
+
+def spans_of(tmp_path, *told: dict):
+    "A log of model calls as OTLP JSON; each given as its attributes, with `status` beside them."
+    spans = []
+    for k, given in enumerate(told):
+        named = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", **given}
+        status = named.pop("status", {})
+        attributes = [
+            dict(key=key, value={"intValue" if isinstance(value, int) else "stringValue": value})
+            for key, value in named.items()
+        ]
+        began_ns = (1_770_000_000 + k) * 10**9
+        spans.append(
+            dict(
+                traceId=f"{k:032x}",
+                spanId=f"{k:016x}",
+                name="chat m",
+                startTimeUnixNano=str(began_ns),
+                endTimeUnixNano=str(began_ns + 10**9),
+                attributes=attributes,
+                status=status,
+            )
+        )
+    path = tmp_path / "spans.json"
+    path.write_text(json.dumps(dict(resourceSpans=[dict(scopeSpans=[dict(spans=spans)])])))
+    return load_requests(path).df()
+
+
+def test_a_span_that_failed_says_so_in_its_status_a_tag_or_its_http_code(tmp_path):
+    rows = spans_of(
+        tmp_path,
+        {},
+        {"http.response.status_code": 200},
+        {"otel.status_code": "OK"},
+        {"otel.status_code": "ERROR", "otel.status_description": "upstream reset"},
+        {"http.response.status_code": 503},
+        {"http.status_code": 429},
+        {"http.response.status_code": 400},
+    )
+    assert list(rows.kind) == [*["success"] * 3, "backend", "backend", "throttled", "caller"]
