@@ -190,8 +190,8 @@ class Facts:
         where: str | Path | Store,  # a file, the address of a Redis, or an open store
         # the backends, where the store does not name them; a `Fleet` brings its tiers along
         fleet: Iterable[Backend] | None = None,
-        clock: Callable[[], float]
-        | None = None,  # clock of a live engine, s; None: no engine is running
+        # of a live engine, s; None: no engine is running
+        clock: Callable[[], float] | None = None,
         # slo_ms and slo_tok_ms to judge by, in place of those that the store names, ms
         limits: Mapping[str, float] | None = None,
     ):
