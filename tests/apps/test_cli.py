@@ -226,7 +226,7 @@ def test_wrong_report_calls(tmp_path, monkeypatch, capsys, args, says):
         (["serve", "--store", "s.sqlite", "--slo-ms", "-3"], "--slo-ms"),
         (["train", "none.csv"], "none.csv"),
         (["train", "sample", "--preset", "petshopp"], "unknown preset"),
-        (["train", "exercise", "--horizon-min", "2.5"], "no multiple of the step"),
+        (["train", "exercise", "--horizon-min", "2.5"], "not a multiple of the step"),
         (["bench", "--json", "none/x.json"], "no such folder"),
         (["dance"], "dance"),
     ],
