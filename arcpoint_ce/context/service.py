@@ -60,7 +60,9 @@ class _ObserveArgs(Asked):
     error: str | None = Field(
         None, max_length=2000, description="exception name, provider's code or message"
     )
-    status: int | None = Field(None, ge=100, le=599, description="of HTTP; 500 is a failure")
+    status: int | None = Field(
+        None, ge=0, le=599, description="of HTTP; 500 is a failure, 0: none came"
+    )
     retry_after_s: float | None = Field(
         None, ge=0, le=1e9, allow_inf_nan=False, description="the backend asked for this pause, s"
     )

@@ -13,7 +13,7 @@ from math import inf, isfinite
 from typing import Any
 
 from .outcomes import displayed
-from .records import Request
+from .records import Request, _check_number
 
 # %% ../../nbs/routing/04d_spending.ipynb #d1654f63
 _PERIODS = ("hour", "day", "month")
@@ -34,9 +34,11 @@ class SpendLimit:
     tok_per_month: float | None = None
 
     def __post_init__(self) -> None:
-        "ValueError where nothing is limited, or by what is no amount."
+        "ValueError where nothing is limited, or by what is no amount; TypeError on no number."
         amounts = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
         for name, amount in amounts.items():
+            if amount is not None:
+                _check_number(f"budget of {self.whose}: {name}", amount)
             if amount is not None and not (isfinite(amount) and amount >= 0):
                 raise ValueError(
                     f"budget of {self.whose}: {name} must be 0 or more, got {amount!r}"

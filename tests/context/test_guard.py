@@ -391,3 +391,16 @@ def test_the_answer_of_an_act_needs_no_server(tmp_path):
 
     id, status, running = asyncio.run(two())
     assert id and status == 200 and running == 1
+
+
+def test_a_status_of_0_is_one_where_none_came(tmp_path):
+    "Envoy and nginx write 0 where no answer came, or the caller had left."
+    service = service_of(tmp_path)
+    with TestClient(make_app(service), base_url="http://127.0.0.1") as http:
+        told = http.post("/decide", json={}).json()
+        ended = dict(decision=told["decision"], backend=told["backend"], latency_ms=5, ok=False)
+        answer = http.post("/observe", json=ended | dict(status=0, error="DC"))
+        assert (answer.status_code, answer.json()) == (200, dict(taken=True))
+        assert held(service) == 0
+        wrong = http.post("/observe", json=ended | dict(status=99))
+        assert wrong.status_code == 422 and "status" in wrong.text

@@ -392,6 +392,7 @@ def test_signals_that_say_nothing_of_work_left_count_each_request_whole():
         0.5,
         0.5,
         0.0,
+        (0.0, 0.0),  # failures among the newest outcomes
     )
     assert full.frozen(lean=True)[2:4] == ((), ())
     assert Signals(*frozen).frozen() == frozen

@@ -290,3 +290,9 @@ def test_a_person_holds_a_breaker_open_whatever_the_budget():
     r.force("own", OPEN, 1.0, "maintenance")
     with pytest.raises(NoBackend, match="dear budget of all requests for the hour is used up"):
         r.decide(ASKED, 2.0)
+
+
+@pytest.mark.parametrize("bad", ["5", [5.0], True])
+def test_an_amount_that_is_no_number_is_named(bad):
+    with pytest.raises(TypeError, match="budget of tenant x: usd_per_day"):
+        SpendLimit(tenant="x", usd_per_day=bad)
