@@ -126,6 +126,9 @@ class RouterConfig:
                 raise TypeError(f"RouterConfig.{name} must be True or False")
         if not isinstance(self.budgets, tuple):
             raise TypeError(f"RouterConfig.budgets must be a tuple, got {self.budgets!r:.80}")
+        for limit in self.budgets:
+            if not isinstance(limit, SpendLimit):
+                raise TypeError(f"RouterConfig.budgets holds SpendLimit values, got {limit!r:.80}")
 
 
 _DAY_S = 86_400.0

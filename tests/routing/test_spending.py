@@ -296,3 +296,8 @@ def test_a_person_holds_a_breaker_open_whatever_the_budget():
 def test_an_amount_that_is_no_number_is_named(bad):
     with pytest.raises(TypeError, match="budget of tenant x: usd_per_day"):
         SpendLimit(tenant="x", usd_per_day=bad)
+
+
+def test_a_config_says_which_of_its_budgets_is_none():
+    with pytest.raises(TypeError, match="RouterConfig.budgets holds SpendLimit values, got 'x'"):
+        RouterConfig(budgets=("x",))
