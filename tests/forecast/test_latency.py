@@ -203,7 +203,7 @@ def test_holes_and_missing_steps(table):
     assert {"a", "b", "c"} == set(said.backend)
     with pytest.raises(ValueError, match="no backend has enough"):
         small().fit(table.assign(n_lat=0))
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         small(horizon_s=90).fit(table)
 
 
