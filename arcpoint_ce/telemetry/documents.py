@@ -248,19 +248,24 @@ def _tagged(a: dict) -> str | None:
 _FAILED = ("2", "ERROR", "STATUS_CODE_ERROR", "STATUSCODE.ERROR")  # as statuses of a span
 
 
+def _has_failed(span: _Span) -> bool:
+    "Whether its status, a tag or its HTTP code says so; some exporters set only one of them."
+    a, code = span.attributes, _http_code(span.attributes)
+    if _first(a, "error.type") is not None or _tagged(a) is not None:
+        return True
+    status = span.status or str(_first(a, "otel.status_code") or "")
+    return status.upper() in _FAILED or (code is not None and code >= 400)
+
+
 def _error_of(span: _Span) -> str | None:
     "The name of a failure; None where the call succeeded."
-    a = span.attributes
-    kind, tag, code = _first(a, "error.type"), _tagged(a), _http_code(a)
-    status = span.status or str(_first(a, "otel.status_code") or "")
-    refused = code is not None and code >= 400  # where the exporter sets no status
-    if kind is None and tag is None and not refused and status.upper() not in _FAILED:
+    if not _has_failed(span):
         return None
+    a = span.attributes
+    kind = _first(a, "error.type")
     for event in span.events:
         kind = kind or _first(_attributes(event.get("attributes")), "exception.type")
-    told = (
-        span.message or _first(a, "otel.status_description") or tag or (code if refused else None)
-    )
+    told = span.message or _first(a, "otel.status_description") or _tagged(a) or _http_code(a)
     kind = str(kind or told or "error")
     return "timeout" if "timeout" in kind.lower() else kind
 
