@@ -70,7 +70,7 @@ class OrcaSidecar:
         state, left = self.engine.router.health(name, now)
         if state != "closed":
             return 0.0
-        return self.capacity[name] * left * (1.0 - status["error_rate"]) ** 4
+        return self.capacity[name] * left * (1.0 - status["error_average"]) ** 4
 
     def header(self, now: float) -> bytes:
         "The value of `endpoint-load-metrics`. Envoy's weight is the rate over the utilization."

@@ -234,6 +234,7 @@ class Lane:
             pace_ms=1000.0 * self.nowcast.known_s or None,
             work_left=round(s.load[self.slot], 2),
             error_rate=round(s.failed[self.slot], 4),
+            error_average=round(s.error[self.slot], 4),  # what rules go by: it fades
             features=self.features.read(now),
         )
 
