@@ -52,6 +52,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "routing.spending": (),
     "routing.decisions": (),
     "routing.measured": (),
+    "routing.shared_limits": (),
     "routing.paces": (),
     "routing.router": (),
     "forecast.trust": (),

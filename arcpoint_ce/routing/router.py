@@ -39,7 +39,7 @@ from arcpoint_ce.routing.decisions import (
     _free_share,
     _tried_first,
 )
-from .limits import Budget, read_limits
+from .limits import Budget
 from .measured import _measured_of, _remeasure
 from .nowcast import Nowcast
 from .outcomes import displayed
@@ -61,6 +61,7 @@ from arcpoint_ce.routing.records import (
     foreseen_change,
     serves,
 )
+from .shared_limits import _SharedLimits
 from .spending import Spending, SpendLimit, _Purse
 from .steps import BackendFeatures
 
@@ -1315,55 +1316,6 @@ class _Strays:
         ts_us = int(o.ts_s * 1e6 + 0.5)
         if self.lessons.learn(o, lane, -1, 0, None, ts_us, None, None, policy):
             self.views.outdate()
-
-# %% ../../nbs/routing/06_router.ipynb #7730f694
-class _SharedLimits:
-    "Rate limits that others spend as well: what providers say is left, and what gateways claim."
-
-    def __init__(self, lanes: Mapping[str, Lane]) -> None:
-        self.lanes = lanes
-
-    def hear(self, backend: str, headers: Mapping[str, Any], now: float) -> None:
-        "What a provider says is left of its limits. KeyError on an unknown backend."
-        lane, left = self.lanes[backend], read_limits(headers)
-        if lane.budget:
-            lane.budget.told(left, now)
-        if left.wait_s is not None:
-            lane.hold.throttle(now, left.wait_s)
-        elif left.spent:
-            lane.hold.throttle(now, left.reset_s)
-
-    def claims(self, now: float) -> dict[str, dict[str, Any]]:  # by backend, fit for JSON
-        "What was taken and is claimed of every limit, and which backends are held back."
-        told: dict[str, dict[str, Any]] = {}
-        for name, lane in self.lanes.items():
-            hold = lane.hold
-            if lane.budget:
-                told[name] = dict(limits=lane.budget.claims(now))
-            if hold.until_s > now:
-                held = [hold.until_s, hold.why, hold.named]
-                told.setdefault(name, {})["held"] = held
-        return told
-
-    def share(
-        self,
-        others: Sequence[Mapping[str, Mapping[str, Any]]],  # `claims` of other gateways
-        count: int,  # gateways in all, this one included
-        turn: bool,  # may this one take what is too little to be divided
-        now: float,
-        own: Mapping[str, Mapping[str, Any]],  # `claims` of this one before it was restarted
-    ) -> None:
-        "Leave to others what they claim, and hold back what they hold back."
-        for name, lane in self.lanes.items():
-            for told in others:
-                until_s, why, named = told.get(name, {}).get("held", (-inf, "", False))
-                lane.hold.follow(until_s, why, named, now)
-            if not lane.budget:
-                continue
-            said = [told.get(name, {}).get("limits") for told in others]
-            if "limits" in own.get(name, {}):
-                lane.budget.adopt(own[name]["limits"], now)
-            lane.budget.share([limits for limits in said if limits], count, turn, now)
 
 # %% ../../nbs/routing/06_router.ipynb #95a983a2
 _ID_GAP = 1_000_000  # decision ids left out after a restart; more than are made between two memos
